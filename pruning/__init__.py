@@ -1,0 +1,17 @@
+"""The verbs on a model: score, mask, remove, scan, measure, encode."""
+
+from pruning.calibrate import recalibrate_
+from pruning.channels import RemovalMismatch, RemovalPlan, plan_removal, shrink, trace_channels
+from pruning.codec import encode_model, read_sparse, write_sparse
+from pruning.cost import measure_cost
+from pruning.masks import apply_masks_, make_mask
+from pruning.prune import prune
+from pruning.scan import scan_sensitivity
+from pruning.schedule import sparsity_at
+from pruning.structure import Structure, apply_structure
+
+__all__ = [
+    "RemovalMismatch", "RemovalPlan", "Structure", "apply_masks_", "apply_structure", "encode_model", "make_mask",
+    "measure_cost", "plan_removal", "prune", "read_sparse", "recalibrate_", "scan_sensitivity", "shrink",
+    "sparsity_at", "trace_channels", "write_sparse",
+]  # fmt: skip

@@ -1,0 +1,56 @@
+"""What a model costs as it stands: parameters, nonzeros, encoded bytes, MACs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pruning.codec import encode_model, prunable_weights
+from spaces.size import Footprint
+
+
+def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
+    """Count a model's costs from its own tensors and one forward pass in eval mode.
+
+    The same counts `spaces.size.footprint` computes from a policy before training, here read back from
+    the real weights: zeros are elements equal to 0 in prunable weights, `encoded_bytes` is the length of
+    the file `pruning.codec` would write, MACs are those of convolutions and linear layers for one
+    example. The model is not changed.
+
+    Args:
+        example_input: a batch the model accepts; MACs are divided by its first dimension.
+    """
+    weights = prunable_weights(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+    macs = macs_nonzero = 0
+    for name, positions in output_positions(model, example_input).items():
+        macs += positions * weights[name].numel()
+        macs_nonzero += positions * (weights[name].numel() - zeros[name])
+    return Footprint(parameters, parameters - sum(zeros.values()), len(encode_model(model)), macs, macs_nonzero)
+
+
+@torch.inference_mode()
+def output_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Prunable weight -> output positions of one example, summed over calls; 0 if never called.
+
+    Positions times the weight's elements are the layer's dense MACs.
+    """
+    names = {id(weight): name for name, weight in prunable_weights(model).items()}
+    positions = dict.fromkeys(names.values(), 0)
+
+    def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        per_channel = output.numel() // module.weight.shape[0]
+        positions[names[id(module.weight)]] += per_channel // example_input.shape[0]
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if id(getattr(m, "weight", None)) in names]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        model(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return positions

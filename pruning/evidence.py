@@ -1,0 +1,31 @@
+"""What static allocators know of trained weights: the squared norm of every unit."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from pruning.channels import ChannelGraph, group_scores
+from pruning.codec import prunable_weights
+from pruning.criteria import element_scores
+from pruning.granularity import unit_scores
+
+
+def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
+    """Layer -> squared L2 norm of each of its units (n,).
+
+    With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
+    (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
+    cannot lose channels are left out.
+    """
+    if granularity == "channel":
+        return {
+            name: group_scores(model, graph, number, "magnitude-l2") ** 2
+            for number, group in enumerate(graph.network.groups)
+            if group.obstacle is None
+            for name in group.layers
+        }
+    return {
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity).numpy()
+        for name, weight in prunable_weights(model).items()
+    }

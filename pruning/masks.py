@@ -1,0 +1,73 @@
+"""Masks: bool tensors, True = kept, held outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruning.criteria import element_scores
+from pruning.granularity import expand_units, unit_scores
+from spaces.policy import removed_count
+
+
+def make_mask(
+    weight: Tensor,
+    sparsity: float,
+    granularity: str = "fine-grained",
+    criterion: str = "magnitude-l1",
+    scores: Tensor | None = None,
+) -> Tensor:
+    """Choose the units of one weight that stay.
+
+    Exactly `floor(sparsity * units + 0.5)` units go, but at least one stays; lowest score first, ties by
+    lowest index. `weight` is not changed.
+
+    Args:
+        weight: any shape with at least one element.
+        sparsity: share of units removed, 0 <= sparsity < 1.
+        granularity: the unit; see `pruning.granularity`.
+        criterion: ignored when `scores` are given.
+        scores: one score an element, of `weight`'s shape, finite; larger is kept.
+
+    Returns:
+        Bool tensor of `weight`'s shape and device; True = kept.
+
+    Raises:
+        ValueError: sparsity outside [0, 1), unknown words, empty weight, NaN weights or scores,
+            scores of another shape.
+
+    >>> make_mask(torch.tensor([3.0, -1.0, 2.0, 0.5]), sparsity=0.25).tolist()
+    [True, True, True, False]
+    """
+    if scores is None:
+        scores = element_scores(weight, criterion)
+    elif scores.shape != weight.shape:
+        raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
+    elif not torch.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinite values: every element needs a finite score")
+    by_unit = unit_scores(scores, granularity)
+    removed = removed_count(sparsity, by_unit.numel())
+    return expand_units(keep_highest(by_unit, removed), weight.shape, granularity)
+
+
+def keep_highest(scores: Tensor, removed: int) -> Tensor:
+    """Bool tensor (units,) with exactly `removed` False: the lowest scores, ties by lowest index."""
+    kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    if removed:
+        kept[torch.argsort(scores.flatten(), stable=True)[:removed]] = False
+    return kept
+
+
+@torch.no_grad()
+def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set the masked parameters of `model` to zero in place; names as in `named_parameters()`."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        parameters[name].mul_(mask)
+
+
+def achieved_sparsity(mask: Tensor) -> float:
+    """Share of False elements, read back from a mask."""
+    return 1.0 - float(mask.sum()) / mask.numel()

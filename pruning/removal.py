@@ -1,0 +1,267 @@
+"""Removing output channels from a model, and the mask every removal must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.structure import Structure, apply_structure
+from spaces.layers import Network
+from spaces.policy import removed_count
+
+TOLERANCE = 1e-4
+"""Largest difference between mask and removal, relative to the largest |output|."""
+TRIAL_SHARE = 0.25
+"""Share of every group's units removed when a traced graph is tried out."""
+NEVER_RUNS = "it never runs in the forward pass"
+"""Obstacle of layers that only training uses, or nothing at all."""
+
+
+class RemovalMismatch(ValueError):
+    """Removing the channels would not equal masking them; the message says by how much or why."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What removing output channels would touch, and a batch to check it on.
+
+    Attributes:
+        network: tensors, layers and channel groups as plain data.
+        owners: (tensor name, dimension) -> int array (length, 2): number of the group and of the unit
+            each index leaves with; (-1, -1) where it always stays. Only groups without an obstacle own.
+        example_input: a copy of the batch the model was traced on.
+    """
+
+    network: Network
+    owners: Mapping[tuple[str, int], np.ndarray]
+    example_input: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalPlan:
+    """Which output channels go, worked out to the last tensor.
+
+    Attributes:
+        graph: the traced model the plan is for.
+        structure: kept indices of every tensor dimension that shrinks.
+        skipped: requested layer -> why it loses no channel.
+    """
+
+    graph: ChannelGraph
+    structure: Structure
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Every weight whose first dimension shrinks -> the sorted indices that stay."""
+        dimensions = self.structure.kept.items()
+        return {name: dims[0] for name, dims in dimensions if 0 in dims and name.rpartition(".")[2] == "weight"}
+
+    @cached_property
+    def removed(self) -> dict[str, float]:
+        """Every prunable layer -> achieved share of its output channels removed."""
+        kept, layers = self.kept, self.graph.network.layers
+        return {x.name: 1 - len(kept[x.name]) / x.shape[0] if x.name in kept else 0.0 for x in layers}
+
+
+def plan_units(
+    graph: ChannelGraph, removed_units: Mapping[int, Iterable[int]], skipped: Mapping[str, str] | None = None
+) -> RemovalPlan:
+    """The plan that removes the given units: number of a group -> numbers of its units.
+
+    Raises:
+        ValueError: no such group or unit, a group with an obstacle, or no unit left.
+    """
+    goes = {number: _unit_flags(graph.network, number, units) for number, units in removed_units.items()}
+    kept: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
+    for (name, dim), owners in graph.owners.items():
+        stays = np.ones(len(owners), dtype=bool)
+        for number, flags in goes.items():
+            mine = owners[:, 0] == number
+            stays[mine] = ~flags[owners[mine, 1]]
+        if not stays.all():
+            kept[name][dim] = tuple(np.flatnonzero(stays).tolist())
+    return RemovalPlan(graph, Structure(kept), dict(skipped or {}))
+
+
+def shrink(model: nn.Module, plan: RemovalPlan) -> nn.Module:
+    """A new model with the plan's channels gone, checked against the mask on the plan's example input.
+
+    Args:
+        model: the traced model or one of the same architecture with other weights; stays as it is.
+
+    Raises:
+        RemovalMismatch: in eval mode the outputs differ by more than 1e-4 of the largest |output|.
+        ValueError: a model of other tensors than the traced one.
+    """
+    masked = mask_removed(model, plan)
+    small = apply_structure(model, plan.structure)
+    difference = _difference(masked, copy.deepcopy(small), plan.graph.example_input)
+    if difference is not None:
+        raise RemovalMismatch(difference)
+    return small
+
+
+def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
+    """A new model of dense shape with everything of the removed channels zero; buffers stay.
+
+    That is: weight rows, biases, norm scale and shift. Raises `ValueError` for a model of other tensors
+    than the traced one.
+    """
+    check_fits(model, plan.graph.network)
+    masked = copy.deepcopy(model)
+    parameters = dict(masked.named_parameters())
+    with torch.no_grad():
+        for name, mask in removal_masks(plan).items():
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+    return masked
+
+
+def removal_masks(plan: RemovalPlan) -> dict[str, Tensor]:
+    """Parameter name -> bool mask of its dense shape, False on what `mask_removed` sets to zero."""
+    masks = {}
+    for tensor in plan.graph.network.tensors:
+        rows = plan.structure.kept.get(tensor.name, {}).get(0)
+        if tensor.parameter and rows is not None:
+            masks[tensor.name] = torch.zeros(tensor.shape, dtype=torch.bool)
+            masks[tensor.name][list(rows)] = True
+    return masks
+
+
+def find_offenders(model: nn.Module, graph: ChannelGraph) -> dict[int, str]:
+    """Try a traced graph out: usable groups whose removal goes wrong -> how.
+
+    A quarter of every usable group's units is removed at once; where that fails, groups are halved.
+
+    Args:
+        model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their
+            initial values, which would hide a wrong removal.
+    """
+    _perturb_(model)
+    return _offenders(model, graph, [n for n, group in enumerate(graph.network.groups) if group.obstacle is None])
+
+
+def _perturb_(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.numel() and (tensor.ndim == 1 or not tensor.any()):
+            scale = 0.1 * float(tensor.abs().mean()) or 0.1
+            tensor += scale * torch.rand(tensor.shape, generator=generator).to(tensor)
+
+
+def _offenders(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> dict[int, str]:
+    """Groups among `numbers` whose removal differs from the mask -> how; found by halving."""
+    reason = _try_out(model, graph, numbers)
+    if reason is None:
+        return {}
+    half = len(numbers) // 2
+    found = _offenders(model, graph, numbers[:half]) | _offenders(model, graph, numbers[half:]) if half else {}
+    if not found:
+        return dict.fromkeys(numbers, reason)
+    return found | _offenders(model, graph, [number for number in numbers if number not in found])
+
+
+def _try_out(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> str | None:
+    """Remove some units of these groups; what goes wrong, or None."""
+    chosen = {}
+    for number in numbers:
+        units = graph.network.groups[number].units
+        shuffled = np.random.default_rng(number).permutation(units)
+        chosen[number] = shuffled[: removed_count(TRIAL_SHARE, units)]
+    plan = plan_units(graph, chosen)
+    masked, small = mask_removed(model, plan), apply_structure(model, plan.structure)
+    reason = _difference(masked, small, graph.example_input)
+    if reason is None and any(layer.obstacle == NEVER_RUNS for layer in graph.network.layers):
+        return _training_failure(masked, small, graph.example_input)
+    return reason
+
+
+def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
+    """How the smaller network fails in training mode although the dense one runs; None if it does not."""
+    pair = torch.cat([example, example])
+    try:
+        _outputs(masked, pair, training=True)
+    except Exception:
+        return None
+    try:
+        _outputs(small, pair, training=True)
+    except Exception as error:
+        return f"layers that run only in training mode need it: {one_line(error)}"
+    return None
+
+
+def _difference(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
+    """How the two models' outputs differ in eval mode, in one line; None if they agree. Changes their mode."""
+    fault = "removal does not equal the mask"
+    expected = _outputs(masked, example)
+    try:
+        actual = _outputs(small, example)
+    except Exception as error:
+        return f"{fault}: the smaller network does not run, {one_line(error)}"
+    if not expected:
+        return f"{fault}: the network gives no tensors that could be compared"
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
+        return f"{fault}: the shape of the network's outputs changes"
+    for wanted, got in zip(expected, actual, strict=True):
+        largest, error = float(wanted.abs().max()), float((wanted - got).abs().max())
+        if not error <= TOLERANCE * largest:
+            return f"{fault}: outputs differ by {error:.2g}, the largest is {largest:.2g}"
+    return None
+
+
+def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[Tensor]:
+    """The nonempty output tensors as float64, in at least 32-bit precision; changes the mode of `model`."""
+    model.train(training)
+    if example.dtype in (torch.float16, torch.bfloat16):
+        model, example = model.float(), example.float()
+    device = next((tensor.device for tensor in model.state_dict().values()), example.device)
+    exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), exact:
+        return [tensor.double() for tensor in tensors_in(model(example.to(device))) if tensor.numel()]
+
+
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """Every tensor in nested mappings, lists and tuples."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from tensors_in(part)
+
+
+def one_line(error: Exception) -> str:
+    """An exception's type and the first line of its message."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:120]}"
+
+
+def _unit_flags(network: Network, number: int, units: Iterable[int]) -> np.ndarray:
+    """Bool array (units of the group,), True = goes."""
+    if not 0 <= number < len(network.groups):
+        raise ValueError(f"no channel group {number}: there are {len(network.groups)}, counted from 0")
+    group, chosen = network.groups[number], np.asarray(list(units), dtype=np.int64)
+    if group.obstacle:
+        raise ValueError(f"channel group {number} ({group.layers[0]}) stays whole: {group.obstacle}")
+    if chosen.size and not (chosen.min() >= 0 and chosen.max() < group.units):
+        raise ValueError(f"channel group {number} has units 0 to {group.units - 1}, got {chosen.tolist()}")
+    flags = np.zeros(group.units, dtype=bool)
+    flags[chosen] = True
+    if flags.all():
+        raise ValueError(f"channel group {number} ({group.layers[0]}) would lose all {group.units} units: keep one")
+    return flags
+
+
+def check_fits(model: nn.Module, network: Network) -> None:
+    """Raise `ValueError` if `model` lacks a tensor of the traced network or has it in another shape."""
+    state = model.state_dict()
+    for tensor in network.tensors:
+        shape = tuple(state[tensor.name].shape) if tensor.name in state else None
+        if shape != tensor.shape:
+            raise ValueError(f"not the traced model: {tensor.name!r} has shape {shape}, traced was {tensor.shape}")

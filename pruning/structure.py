@@ -1,0 +1,162 @@
+"""What is left of a network after channels were removed, written down so that it can be rebuilt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from spaces.errors import unknown
+
+STRUCTURE_VERSION = 1
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The indices that stay, for every tensor dimension that shrinks.
+
+    Attributes:
+        kept: state_dict name -> dimension -> sorted kept indices of the dense tensor. Dimensions and
+            tensors that stay whole are absent, so an empty mapping is the dense model.
+
+    Raises `ValueError` for a name that is no text, and for indices that are not whole numbers >= 0 in
+    strictly rising order, at least one a dimension.
+
+    >>> Structure({"conv.weight": {0: (0, 2)}}).to_dict()
+    {'version': 1, 'kept': {'conv.weight': {'0': [0, 2]}}}
+    """
+
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kept, Mapping):
+            raise ValueError(f"kept must map tensor names to dimensions, got {type(self.kept).__name__}")
+        checked = {name: _checked_dimensions(name, dimensions) for name, dimensions in self.kept.items()}
+        object.__setattr__(self, "kept", checked)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a `version`, sorted by tensor name; `from_dict` undoes it."""
+        kept = {
+            name: {str(dim): list(indices) for dim, indices in sorted(dimensions.items())}
+            for name, dimensions in sorted(self.kept.items())
+        }
+        return {"version": STRUCTURE_VERSION, "kept": kept}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Structure:
+        """Read what `to_dict` wrote; unknown keys, other versions and bad indices raise `ValueError`."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"structure must be an object, got {type(data).__name__}")
+        for key in data:
+            if key not in ("version", "kept"):
+                raise ValueError(unknown("structure key", key, ("version", "kept")))
+        version = data.get("version")
+        if isinstance(version, bool) or version != STRUCTURE_VERSION:
+            raise ValueError(f"structure version must be {STRUCTURE_VERSION}, got {version!r}")
+        if not isinstance(data.get("kept"), Mapping):
+            raise ValueError("structure has no 'kept': add {tensor: {dimension: [indices that stay]}}")
+        return cls({name: _parsed_dimensions(name, dimensions) for name, dimensions in data["kept"].items()})
+
+
+def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
+    """A new model whose tensors hold only the kept indices and whose modules know their new sizes.
+
+    Applied to a freshly built dense model and followed by `load_state_dict(strict=True)` it reproduces a
+    shrunk model. Data type, `requires_grad`, training flags and memory format stay; `model` does too.
+
+    Raises:
+        ValueError: a tensor the model does not have (nearest match named), a dimension or index out of
+            its range, or a module that cannot change its size (only convolutions, linear layers, batch
+            and instance norms and PReLU can).
+    """
+    small = copy.deepcopy(model)
+    state = small.state_dict()
+    resized: dict[nn.Module, None] = {}
+    for name, dimensions in structure.kept.items():
+        if name not in state:
+            raise ValueError(unknown("tensor", name, state))
+        _check_range(name, tuple(state[name].shape), dimensions)
+        path, _, attribute = name.rpartition(".")
+        module = small.get_submodule(path)
+        _replace_tensor(module, attribute, dimensions)
+        resized[module] = None
+    for module in resized:
+        _update_sizes(module)
+    return small
+
+
+def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int, ...]]:
+    if not isinstance(name, str):
+        raise ValueError(f"structure must have tensor names as keys, got {name!r}")
+    if not isinstance(dimensions, Mapping) or not dimensions:
+        raise ValueError(f"{name!r} must map at least one dimension to its kept indices, got {dimensions!r}")
+    for dim, indices in dimensions.items():
+        if type(dim) is not int or dim < 0:
+            raise ValueError(f"{name!r} has dimension {dim!r}: use a whole number >= 0")
+        if not isinstance(indices, (list, tuple)) or not indices:
+            raise ValueError(f"{name!r} dimension {dim} must list at least one kept index, got {indices!r}")
+        for index in indices:
+            if type(index) is not int or index < 0:
+                raise ValueError(f"{name!r} dimension {dim} has index {index!r}: use whole numbers >= 0")
+        for before, after in pairwise(indices):
+            if after <= before:
+                raise ValueError(f"{name!r} dimension {dim} has {after} after {before}: sort, and name each index once")
+    return {dim: tuple(indices) for dim, indices in dimensions.items()}
+
+
+def _parsed_dimensions(name: object, dimensions: object) -> object:
+    """JSON's text keys as numbers; whatever else is wrong is left to `_checked_dimensions`."""
+    if not isinstance(dimensions, Mapping):
+        return dimensions
+    for key in dimensions:
+        if not (isinstance(key, str) and key.isascii() and key.isdigit() and str(int(key)) == key):
+            raise ValueError(f"{name!r} has dimension {key!r}: use a whole number >= 0 as text")
+    return {int(key): indices for key, indices in dimensions.items()}
+
+
+def _check_range(name: str, shape: tuple[int, ...], dimensions: Mapping[int, tuple[int, ...]]) -> None:
+    for dim, indices in dimensions.items():
+        if dim >= len(shape):
+            raise ValueError(f"{name!r} has no dimension {dim}: its shape is {shape}")
+        if indices[-1] >= shape[dim]:
+            raise ValueError(f"{name!r} has no index {indices[-1]} in dimension {dim}: the last is {shape[dim] - 1}")
+
+
+def _replace_tensor(module: nn.Module, attribute: str, dimensions: Mapping[int, tuple[int, ...]]) -> None:
+    dense = getattr(module, attribute)
+    kept = _select(dense.detach(), dimensions)
+    setattr(module, attribute, nn.Parameter(kept, dense.requires_grad) if isinstance(dense, nn.Parameter) else kept)
+
+
+def _select(tensor: Tensor, dimensions: Mapping[int, tuple[int, ...]]) -> Tensor:
+    """The kept indices, laid out in memory in the same order of dimensions (such as channels_last)."""
+    order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1))
+    selected = tensor.permute(order)
+    for dim, indices in dimensions.items():
+        selected = selected.index_select(order.index(dim), torch.tensor(indices, device=tensor.device))
+    return selected.permute([order.index(dim) for dim in range(tensor.ndim)])
+
+
+def _update_sizes(module: nn.Module) -> None:
+    """Bring a module's attributes in line with its tensors."""
+    if isinstance(module, _CONVOLUTIONS):
+        outputs, inputs = module.weight.shape[:2]
+        if module.groups == module.in_channels == module.out_channels:
+            module.groups = outputs if module.groups > 1 else 1
+        module.out_channels, module.in_channels = outputs, inputs * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        tensors = (module.weight, module.running_mean)
+        module.num_features = next(len(tensor) for tensor in tensors if tensor is not None)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    else:
+        raise ValueError(f"cannot shrink a {type(module).__name__}: rebuild it without this module's tensors")

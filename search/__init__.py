@@ -1,0 +1,30 @@
+"""Everything with side effects: data, training, Optuna, MLflow, results, the command line.
+
+Names are imported on first use, so that `prunefront --help` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "Recipe": "search.recipe",
+    "SearchConfig": "search.config",
+    "SearchResult": "search.run",
+    "Workload": "search.workloads",
+    "get_workload": "search.workloads",
+    "load_front": "search.open",
+    "run_search": "search.run",
+}
+__all__ = sorted(_PLACES)  # noqa: PLE0605 - the names of _PLACES
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

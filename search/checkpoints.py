@@ -1,0 +1,92 @@
+"""Weights on disk: safetensors with the structure beside them, and users' weight files, never unpickled code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pruning.structure import Structure, apply_structure
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.journal import write_durably
+from spaces.errors import unknown
+
+
+def save_model(model: nn.Module, structure: Structure, path: Path) -> None:
+    """Write a model's state dict, with what was removed from the dense model as metadata; durable."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_durably(path, save(state, metadata={"structure": json.dumps(structure.to_dict())}))
+
+
+def load_model(dense: nn.Module, path: Path) -> nn.Module:
+    """Rebuild the model saved at `path` from a dense one of the same architecture.
+
+    Raises:
+        Refused: the file is damaged or belongs to another architecture.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        structure = Structure.from_dict(json.loads(metadata["structure"]))
+        return restore(dense, structure, load(path.read_bytes()))
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise Refused(f"damaged weights {path}: {_first_line(error)}") from None
+
+
+def restore(dense: nn.Module, structure: Structure, state: Mapping[str, Tensor]) -> nn.Module:
+    """A dense model shrunk by `structure` with `state` loaded strictly; eval mode."""
+    model = apply_structure(dense, structure)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def load_user_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict the user trained into `model`: safetensors, or a torch file without code.
+
+    Raises:
+        EnvironmentProblem: no such file.
+        Refused: a file that would need unpickling code, or is damaged.
+        UsageError: names or shapes that do not fit the model; the first is named.
+    """
+    if not path.is_file():
+        raise EnvironmentProblem(f"no weights file {str(path)!r}: check --weights")
+    state = _read_state(path)
+    expected = model.state_dict()
+    for name in state:
+        if name not in expected:
+            raise UsageError(f"weights {path.name}: {unknown('tensor', name, expected)}")
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UsageError(f"weights {path.name} lack tensor {name!r} of shape {tuple(tensor.shape)}")
+        if state[name].shape != tensor.shape:
+            raise UsageError(
+                f"weights {path.name}: tensor {name!r} has shape {tuple(state[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(state, strict=True)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as safetensors_error:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+            raise Refused(
+                f"weights {path} are neither safetensors ({_first_line(safetensors_error)}) nor a torch file that "
+                f"loads without running code ({_first_line(error)}); save model.state_dict() with safetensors"
+            ) from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise Refused(f"weights {path} hold no plain state dict: save model.state_dict()")
+    return dict(state)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,155 @@
+"""What a user asks of a study, checked before anything is computed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from search.errors import EnvironmentProblem, UsageError
+from spaces.errors import unknown
+from spaces.policy import CRITERIA, GRANULARITIES
+
+SAMPLERS = ("tpe", "nsga2", "gp", "random")
+BUDGETS = ("trials", "timeout", "finalists")
+"""Fields that may change when a study is resumed."""
+RESERVED = ("artifacts", "cache")
+"""Folders under the root that no study may be named after."""
+
+
+class SearchConfig(BaseModel):
+    """One study.
+
+    Attributes:
+        workload: built-in name, `package.module:factory` or `./file.py:factory`.
+        study: its name and folder under `root`; default the workload's name.
+        data: the only folder the workload looks for data in.
+        weights: trained weights of the dense model; without it the model is trained once and cached.
+        width: width factor of a built-in workload's network; default its own (1/8).
+        trials: finished trials in total (complete, stopped early, failed).
+        timeout: running seconds of the study after which no further trial starts.
+        max_size: the size limit, a share of the dense model.
+        size_metric: what the limit binds on: `encoded` (bytes of the sparse file) or `nonzero`.
+        speed: the third objective; `macs`.
+        granularity: choices, one for a whole policy, or one a layer when `mixed`.
+        mixed: let every layer have its own granularity.
+        criterion: which units go first.
+        sampler: `tpe`, `nsga2`, `gp` or `random`.
+        seeds: start with static allocations and the scan's, at most half of the trials.
+        seed: of sampling, data order and augmentation.
+        dense_seed: of the dense model's own training.
+        finalists: front members fine-tuned at full length and tested; 0 leaves out finals and baselines.
+        final_seeds: fine-tunes of each finalist and baseline.
+        root: folder that holds everything a command writes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    workload: str = "digits"
+    study: str | None = None
+    data: str | None = None
+    weights: str | None = None
+    width: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    trials: int = Field(default=24, ge=1)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_size: float = Field(default=0.25, gt=0, le=1, allow_inf_nan=False)
+    size_metric: Literal["encoded", "nonzero"] = "encoded"
+    speed: Literal["macs"] = "macs"
+    granularity: tuple[str, ...] = GRANULARITIES
+    mixed: bool = False
+    criterion: str = "magnitude-l2"
+    sampler: str = "tpe"
+    seeds: bool = True
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    dense_seed: int = Field(default=0, ge=0, lt=2**31)
+    finalists: int = Field(default=3, ge=0, le=20)
+    final_seeds: int = Field(default=3, ge=1, le=20)
+    root: str = "mlruns"
+
+    @field_validator("workload")
+    @classmethod
+    def _workload_file_is_absolute(cls, spec: str) -> str:
+        place, colon, name = spec.rpartition(":")
+        return f"{Path(place).expanduser().resolve()}:{name}" if colon and place.endswith(".py") else spec
+
+    @field_validator("study")
+    @classmethod
+    def _study_is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None:
+            check_study_name(name)
+        return name
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _granularities_exist(cls, value: Any) -> Any:
+        words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
+        for word in words:
+            if word not in GRANULARITIES:
+                raise ValueError(unknown("granularity", word, GRANULARITIES))
+        if not words or len(set(words)) < len(words):
+            raise ValueError(f"granularity needs one or more of {', '.join(GRANULARITIES)}, each once, got {words}")
+        return words
+
+    @field_validator("criterion")
+    @classmethod
+    def _criterion_exists(cls, word: str) -> str:
+        if word not in CRITERIA:
+            raise ValueError(unknown("criterion", word, CRITERIA))
+        return word
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_exists(cls, word: str) -> str:
+        if word not in SAMPLERS:
+            raise ValueError(unknown("sampler", word, SAMPLERS))
+        return word
+
+
+def check_study_name(name: str) -> str:
+    """Return the name if it can be a folder under the root, else raise `ValueError`."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name in RESERVED:
+        raise ValueError(
+            f"study name may hold 1 to 100 letters, digits, '.', '_' and '-', start with no '.' or '-', "
+            f"and be none of {', '.join(RESERVED)}; got {name!r}"
+        )
+    return name
+
+
+def make_config(**options: Any) -> SearchConfig:
+    """A checked config; raises `UsageError` in one line, naming the option, the value and the nearest valid one."""
+    for key in options:
+        if key not in SearchConfig.model_fields:
+            raise UsageError(unknown("option", key, SearchConfig.model_fields))
+    try:
+        return SearchConfig(**options)
+    except ValidationError as error:
+        raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def _one_line(problem: Any) -> str:
+    option = ".".join(str(part) for part in problem["loc"]) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{option.replace('_', '-')}: {message}" + ("" if "got" in message else f", got {problem['input']!r}")
+
+
+def read_study_file(path: Path) -> dict[str, Any]:
+    """Options of a STUDY.toml: the names of the command line, with `-` or `_`.
+
+    Raises:
+        EnvironmentProblem: no such file.
+        UsageError: not TOML, or an unknown key (nearest match named).
+    """
+    if not path.is_file():
+        raise EnvironmentProblem(f"no study file {str(path)!r}")
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    options = {key.replace("-", "_"): value for key, value in data.items()}
+    for key in options:
+        if key not in SearchConfig.model_fields:
+            raise UsageError(f"{path}: {unknown('key', key, SearchConfig.model_fields)}")
+    return options

@@ -1,0 +1,82 @@
+"""What a person sees while a command runs; everything here goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+
+
+class Watcher:
+    """Shows nothing; the interface of what follows a command."""
+
+    def note(self, text: str) -> None:
+        """One line the user should read."""
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A stretch of work; the function takes (steps done, steps in all)."""
+        yield lambda done, total: None
+
+    def headline(self, text: str) -> None:
+        """The live line of a study: best so far, trials, time left."""
+
+
+class TerminalWatcher(Watcher):
+    """Progress bars on a terminal; plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._headline = ""
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def headline(self, text: str) -> None:
+        self._headline = text
+        if not self._console.is_terminal:
+            self.note(text)
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        follow = self._bar if self._console.is_terminal else self._lines
+        with follow(label) as progress:
+            yield progress
+
+    @contextmanager
+    def _bar(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeRemainingColumn()
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            description = f"{self._headline}  {label}" if self._headline else label
+            task = progress.add_task(description, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    @contextmanager
+    def _lines(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        last = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PLAIN_INTERVAL:
+                last = time.monotonic()
+                self.note(f"{label}: {done}/{total}")
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them.
+
+    >>> duration(4.24), duration(75), duration(7384)
+    ('4.2 s', '1 min 15 s', '2 h 03 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

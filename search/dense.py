@@ -1,0 +1,118 @@
+"""The dense model of a workload: the user's weights, or trained once and cached."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pruning.structure import Structure
+from search.checkpoints import load_model, load_user_weights, save_model
+from search.console import Watcher
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.fingerprint import data_fingerprint, digest, model_fingerprint, weights_fingerprint
+from search.train import Diverged, train_dense
+from search.workloads.base import Workload
+
+log = logging.getLogger(__name__)
+FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate")
+"""Parts of a recipe the dense model does not depend on."""
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A trained dense model and the fingerprints that tell whether it is still the same.
+
+    Attributes:
+        trained_seconds: what training it took in this process; 0.0 if it was loaded.
+    """
+
+    model: nn.Module
+    architecture: str
+    data: str
+    weights: str
+    trained_seconds: float
+
+
+def dense_model(
+    workload: Workload,
+    seed: int,
+    cache: Path,
+    weights: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> DenseModel:
+    """Load the user's weights, the cached model, or train one on fit data and cache it.
+
+    Args:
+        seed: of the dense training; part of the cache's key with architecture, data and recipe.
+        cache: folder of cached models.
+        weights: a weights file; goes before the workload's own.
+        watcher: follows the training, if there is one.
+
+    Raises:
+        UsageError: the model cannot be built, does not run on its data, or its training diverges.
+        EnvironmentProblem, Refused: from reading weights.
+    """
+    model = build_model(workload, seed)
+    architecture, data = model_fingerprint(model), data_fingerprint(workload)
+    source = weights or workload.weights
+    seconds = 0.0
+    if source:
+        load_user_weights(model, Path(source))
+    else:
+        recipe = workload.recipe.to_dict()
+        of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
+        key = digest(architecture, data, of_training, seed)
+        path = cache / f"dense-{key}.safetensors"
+        cached = _cached(model, path)
+        if cached is None:
+            try:
+                with (watcher or Watcher()).stage(f"training the dense model of {workload.name}") as progress:
+                    trained = train_dense(workload, seed, progress)
+            except Diverged as error:
+                raise UsageError(f"training the dense model of {workload.name!r} failed: {error}") from None
+            cached, seconds = trained.model, trained.seconds_training + trained.seconds_scoring
+            try:
+                save_model(cached, Structure({}), path)
+            except OSError as error:
+                raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
+        model = cached
+    model = model.to(memory_format=torch.channels_last) if workload.example_input.dim() == 4 else model
+    model.eval()
+    return DenseModel(model, architecture, data, weights_fingerprint(model), seconds)
+
+
+def _cached(model: nn.Module, path: Path) -> nn.Module | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_model(model, path)
+    except Refused as error:
+        log.warning("%s; training the dense model again", error)
+        return None
+
+
+def build_model(workload: Workload, seed: int) -> nn.Module:
+    """An untrained model of the workload, known to run on its example input and to fit its loss.
+
+    Raises:
+        UsageError: it does not; the cause is named.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = workload.build_model()
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            outputs = model(workload.example_input)
+            workload.loss(outputs, workload.fit[1][: len(workload.example_input)])
+        return model.train(training)
+    except Exception as error:
+        raise UsageError(
+            f"workload {workload.name!r}: building the model, or its loss on the example input of shape "
+            f"{tuple(workload.example_input.shape)}, raised {type(error).__name__}: {error}"
+        ) from error
+

@@ -1,0 +1,112 @@
+"""From a policy to a result; repeatable from policy, workload, recipe and seed alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from pruning.channels import ChannelGraph, trace_channels
+from pruning.codec import prunable_weights
+from pruning.cost import measure_cost
+from pruning.structure import Structure
+from search.records import COMPLETE, FAILED, TrialResult
+from search.train import Diverged, Progress, Trained, fine_tune
+from search.workloads.base import Workload
+from spaces.layers import Network
+from spaces.policy import PruningPolicy
+from spaces.size import Footprint, dense_footprint, footprint, shares
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is being pruned: a workload's trained dense model and its channel groups."""
+
+    workload: Workload
+    dense: nn.Module
+    graph: ChannelGraph
+
+    @classmethod
+    def of(cls, workload: Workload, dense: nn.Module) -> Subject:
+        """Trace the channel groups of the trained model."""
+        return cls(workload, dense, trace_channels(dense, workload.example_input))
+
+    @property
+    def network(self) -> Network:
+        return self.graph.network
+
+    @cached_property
+    def dense_cost(self) -> Footprint:
+        return dense_footprint(self.network)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result with the network behind it; both None when the fine-tune failed."""
+
+    result: TrialResult
+    model: nn.Module | None = None
+    structure: Structure | None = None
+
+
+def evaluate_policy(
+    subject: Subject, policy: PruningPolicy, epochs: float, seed: int, progress: Progress | None = None
+) -> Evaluation:
+    """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
+
+    Reasons: `diverged: ...` (NaN or infinite loss), `out-of-memory`, `refused: ...` (a removal that cannot
+    equal its mask), `error: ...` (anything the workload's own code raised).
+    """
+    try:
+        trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
+        return _measured(subject, policy, trained)
+    except Diverged as error:
+        return _failed(f"diverged: {error}")
+    except (MemoryError, torch.OutOfMemoryError):
+        return _failed("out-of-memory")
+    except ValueError as error:
+        return _failed(f"refused: {error}")
+    except Exception as error:
+        return _failed(f"error: {type(error).__name__}: {error}")
+
+
+def _failed(reason: str) -> Evaluation:
+    return Evaluation(TrialResult(FAILED, reason.splitlines()[0][:500]))
+
+
+def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:
+    began = time.perf_counter()
+    cost = measure_cost(trained.model, subject.workload.example_input)
+    planned = footprint(subject.network, policy)
+    if cost.encoded_bytes > planned.encoded_bytes or cost.macs != planned.macs:
+        raise ValueError(f"the network costs {cost}, its policy promised {planned}")
+    result = TrialResult(
+        state=COMPLETE,
+        accuracy=trained.scores.accuracy,
+        loss=trained.scores.loss,
+        shares=shares(cost, subject.dense_cost),
+        achieved=_achieved(subject, policy, trained.model),
+        curve=trained.curve,
+        seconds={
+            "training": trained.seconds_training,
+            "scoring": trained.seconds_scoring,
+            "measuring": time.perf_counter() - began,
+        },
+    )
+    return Evaluation(result, trained.model, trained.structure)
+
+
+def _achieved(subject: Subject, policy: PruningPolicy, model: nn.Module) -> Mapping[str, float]:
+    """Layer -> share of its own units gone, read back from shapes and zeros."""
+    achieved = {}
+    dense = subject.network.by_name
+    for name, weight in prunable_weights(model).items():
+        if policy.granularity_of(name) == "channel":
+            achieved[name] = 1 - weight.shape[0] / dense[name].shape[0]
+        else:
+            achieved[name] = float((weight == 0).float().mean())
+    return achieved

@@ -1,0 +1,155 @@
+"""The folder of a study: its files, its identity, and whether a command still means the same study."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search.config import BUDGETS, RESERVED, SearchConfig, check_study_name
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.journal import Journal, write_durably
+from spaces.errors import unknown
+
+FOLDER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """`ROOT/STUDY/`: `study.json`, `study.db`, `journal/`, `checkpoints/`."""
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def database(self) -> Path:
+        return self.path / "study.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "study.lock"
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.path / "journal")
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "study.json").is_file()
+
+    def trial_weights(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"trial-{number:05d}.safetensors"
+
+    def final_weights(self, digest: str, seed: int) -> Path:
+        return self.path / "checkpoints" / f"final-{digest}-{seed}.safetensors"
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        write_durably(self.path / "study.json", json.dumps({"version": FOLDER_VERSION, **record}, indent=1).encode())
+
+    def read_record(self) -> dict[str, Any]:
+        """What `write_record` wrote.
+
+        Raises:
+            Refused: it is damaged or of another version.
+        """
+        try:
+            record = json.loads((self.path / "study.json").read_text())
+            if record.pop("version") != FOLDER_VERSION:
+                raise ValueError(f"version is not {FOLDER_VERSION}")
+            return record
+        except (ValueError, KeyError, OSError, AttributeError) as error:
+            raise Refused(f"damaged study record {self.path / 'study.json'}: {error}") from None
+
+    @property
+    def config(self) -> SearchConfig:
+        """The config the study was last run with."""
+        return SearchConfig(**{**self.read_record()["config"], "root": str(self.root)})
+
+
+def open_root(root: str | Path) -> Path:
+    """The root folder, made and known to be writable.
+
+    Raises:
+        EnvironmentProblem: it cannot be made or written.
+    """
+    path = Path(root)
+    probe = path / f".write-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root") from None
+    return path
+
+
+def find_study(root: str | Path, name: str) -> StudyFolder:
+    """An existing study.
+
+    Raises:
+        UsageError: there is none of this name; the nearest is named.
+    """
+    root = Path(root)
+    try:
+        folder = StudyFolder(root, check_study_name(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if folder.exists:
+        return folder
+    known = [path.parent.name for path in root.glob("*/study.json") if path.parent.name not in RESERVED]
+    raise UsageError(f"{unknown('study', name, known)} under root {str(root)!r}")
+
+
+def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a new study writes down about itself.
+
+    `identity` is what may not change besides the config: fingerprints, recipe, objectives.
+    """
+    return {
+        "study_id": uuid.uuid4().hex,
+        "created": time.time(),
+        "config": config.model_dump(mode="json", exclude={"root"}),
+        "identity": json.loads(json.dumps(identity)),
+    }
+
+
+def resumed_config(asked: SearchConfig, record: Mapping[str, Any]) -> SearchConfig:
+    """The stored config with the budgets asked for.
+
+    Options the user did not give keep the study's value.
+
+    Raises:
+        UsageError: an option given differs and is no budget; the difference is shown.
+    """
+    stored = SearchConfig(**{**record["config"], "root": asked.root})
+    given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", "root"}}
+    refuse_changes(
+        {key: getattr(stored, key) for key in given if key not in BUDGETS},
+        {key: value for key, value in given.items() if key not in BUDGETS},
+        asked.study or stored.study or "",
+    )
+    return stored.model_copy(update={key: value for key, value in given.items() if key in BUDGETS})
+
+
+def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:
+    """Raise `UsageError` with every difference; equal mappings pass."""
+    changes = [
+        f"{key.replace('_', '-')} was {stored.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*stored, *now})
+        if stored.get(key) != now.get(key)
+    ]
+    if changes:
+        raise UsageError(
+            f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
+            "only trials, timeout and finalists may change; name a new --study"
+        )

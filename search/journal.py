@@ -1,0 +1,62 @@
+"""The result journal: one JSON file a finished result, on disk before anyone hears of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from search.errors import Refused
+from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: after a crash the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Journal:
+    """The journal of one study, in its folder `journal/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_trial(self, record: TrialRecord) -> None:
+        self._write(f"trial-{record.number:05d}.json", record)
+
+    def write_final(self, record: FinalRecord) -> None:
+        self._write(f"final-{record.digest}-{record.seed}.json", record)
+
+    def trials(self) -> list[TrialRecord]:
+        """Finished trials by number.
+
+        Raises:
+            Refused: an entry is damaged; it is named.
+        """
+        return [self._read(path, trial_from_plain) for path in sorted(self.folder.glob("trial-*.json"))]
+
+    def finals(self) -> list[FinalRecord]:
+        """Finished finals by digest and seed; raises `Refused` like `trials`."""
+        return [self._read(path, final_from_plain) for path in sorted(self.folder.glob("final-*.json"))]
+
+    def _write(self, name: str, record: TrialRecord | FinalRecord) -> None:
+        write_durably(self.folder / name, json.dumps(to_plain(record), indent=1).encode())
+
+    @staticmethod
+    def _read(path: Path, parse: Any) -> Any:
+        try:
+            return parse(json.loads(path.read_text()))
+        except (ValueError, OSError) as error:
+            raise Refused(f"damaged journal entry {path}: {error}; delete it to repeat that trial") from None

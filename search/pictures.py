@@ -1,0 +1,108 @@
+"""Pictures: the front, sensitivity curves, weight histograms; PNG bytes without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from search.records import COMPLETE
+from spaces.profile import Profile
+
+if TYPE_CHECKING:
+    from search.finals import Comparison
+
+COLOURS = {"fine-grained": "#1f77b4", "channel": "#d95f02", "mixed": "#7570b3"}
+DOTS_PER_INCH = 120
+
+
+def front_png(
+    trials: pd.DataFrame, front: pd.DataFrame, max_size: float, comparison: Comparison | None = None
+) -> bytes:
+    """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line."""
+    figure, axes = _figure(8, 5)
+    complete = trials[trials["state"] == COMPLETE]
+    for granularity, rows in complete.groupby("granularity"):
+        colour = COLOURS.get(granularity, "grey")
+        axes.scatter(rows["size"] * 100, rows["accuracy"] * 100, s=16, color=colour, alpha=0.25, linewidths=0)
+        on_front = front[front["granularity"] == granularity].sort_values("size")
+        axes.scatter(
+            on_front["size"] * 100, on_front["accuracy"] * 100, s=42, color=colour, edgecolors="white",
+            label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
+        )  # fmt: skip
+    line = front[["size", "accuracy"]].astype(float).sort_values("size")
+    line = line[line["accuracy"] >= line["accuracy"].cummax()]
+    axes.step(line["size"] * 100, line["accuracy"] * 100, where="post", color="0.4", linewidth=1, zorder=2)
+    axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
+    if comparison is not None:
+        axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.xaxis.set_minor_formatter("{x:g} %")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.set_xlabel("size, share of the dense model")
+    axes.set_ylabel("validation accuracy of trials, %")
+    _zoom(axes, complete["accuracy"].astype(float).to_numpy() * 100)
+    axes.legend(frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def profile_png(profile: Profile) -> bytes:
+    """Accuracy against sparsity, one line a layer, one panel a granularity; dashed without recalibration."""
+    figure, panels = _figure(5 * len(profile.points), 4.2, columns=len(profile.points))
+    for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=True):
+        shown: dict[tuple[Any, ...], str] = {}
+        for layer, points in layers.items():
+            shown.setdefault(points, layer)  # layers of a group share their points
+        for points, layer in shown.items():
+            levels = [0.0, *(p.sparsity for p in points)]
+            recalibrated = [profile.dense_accuracy, *(p.recalibrated_accuracy for p in points)]
+            plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
+            (line,) = axes.plot(levels, np.array(recalibrated) * 100, marker=".", label=layer.removesuffix(".weight"))
+            axes.plot(levels, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
+        axes.set_title(f"{granularity} (dashed: BatchNorm not recalibrated)", fontsize=9)
+        axes.set_xlabel("sparsity of this layer alone")
+        axes.set_ylabel("calibration accuracy, %")
+        axes.legend(frameon=False, fontsize=7)
+    return _png(figure)
+
+
+def weights_png(weights: Mapping[str, np.ndarray]) -> bytes:
+    """A histogram of each layer's weights; zeros are left out and counted in the title."""
+    columns = min(3, len(weights))
+    rows = -(-len(weights) // columns)
+    figure, panels = _figure(4 * columns, 2.4 * rows, columns, rows)
+    for axes, (name, values) in zip(np.ravel(panels), weights.items(), strict=False):
+        nonzero = values[values != 0]
+        axes.hist(nonzero, bins=80, color=COLOURS["fine-grained"])
+        axes.set_title(f"{name}: {values.size:,}, {1 - nonzero.size / values.size:.1%} zero", fontsize=7)
+        axes.tick_params(labelsize=6)
+    for axes in np.ravel(panels)[len(weights) :]:
+        axes.set_visible(False)
+    return _png(figure)
+
+
+def _zoom(axes: Any, accuracies: np.ndarray) -> None:
+    """Leave out collapsed trials that would flatten everything else."""
+    if len(accuracies):
+        low = max(np.quantile(accuracies, 0.2) - 3, 0)
+        axes.set_ylim(bottom=low, top=min(accuracies.max() + 1, 100.5))
+
+
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(rows, columns)
+    for axes in np.ravel(panels):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,146 @@
+"""What a study writes down: frozen records with a version, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from spaces.policy import PruningPolicy
+from spaces.size import Shares
+
+RECORD_VERSION = 1
+COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
+FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Scores at one point of a fine-tune; `epoch` may be a fraction at the end."""
+
+    epoch: float
+    train_loss: float
+    validation_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What evaluating one policy gave.
+
+    Attributes:
+        state: `complete`, `stopped-early` or `failed`.
+        reason: why it is not complete; None if it is.
+        accuracy: metric on validation data after the last step; None unless complete.
+        loss: likewise.
+        shares: sizes and MACs over the dense model's; `encoded` is the written file's. None if failed.
+        achieved: layer -> sparsity read back from the model's shapes and zeros.
+        curve: one point an epoch.
+        seconds: phase -> seconds (`training`, `scoring`, `measuring`).
+    """
+
+    state: str
+    reason: str | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+    shares: Shares | None = None
+    achieved: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A finished trial of a study.
+
+    Attributes:
+        number: Optuna's, from 0 without gaps.
+        origin: `sampler`, or the allocator of a seed.
+        params: what Optuna sampled.
+        policy: what they were landed on.
+        sampled: layer -> sparsity before the common shift.
+        target: the sampled size.
+        started: running seconds since the dense model was ready, pauses left out.
+        finished: likewise.
+        proposing: seconds the sampler and the landing took.
+    """
+
+    number: int
+    origin: str
+    params: Mapping[str, Any]
+    policy: PruningPolicy
+    sampled: Mapping[str, float]
+    target: float
+    result: TrialResult
+    started: float
+    finished: float
+    proposing: float
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """One fine-tune of the recipe's final length, of a finalist or a static baseline, tested once.
+
+    Attributes:
+        digest: of the policy; finals are remembered by it.
+        seed: of the fine-tune.
+        result: on validation data.
+        test_accuracy: None if the fine-tune failed.
+        test_loss: likewise.
+        finished: running seconds since the dense model was ready.
+    """
+
+    digest: str
+    seed: int
+    policy: PruningPolicy
+    result: TrialResult
+    test_accuracy: float | None
+    test_loss: float | None
+    finished: float
+
+
+def to_plain(record: TrialRecord | FinalRecord) -> dict[str, Any]:
+    """JSON-able data with a `version`."""
+    data = {f.name: getattr(record, f.name) for f in fields(record)}
+    data["policy"] = record.policy.to_dict()
+    data["result"] = _result_to_plain(record.result)
+    for key in ("params", "sampled"):
+        if key in data:
+            data[key] = dict(data[key])
+    return {"version": RECORD_VERSION, **data}
+
+
+def _result_to_plain(result: TrialResult) -> dict[str, Any]:
+    return {
+        "state": result.state,
+        "reason": result.reason,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "shares": asdict(result.shares) if result.shares else None,
+        "achieved": dict(result.achieved),
+        "curve": [asdict(point) for point in result.curve],
+        "seconds": dict(result.seconds),
+    }
+
+
+def trial_from_plain(data: Mapping[str, Any]) -> TrialRecord:
+    """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
+    return TrialRecord(**_common(data))
+
+
+def final_from_plain(data: Mapping[str, Any]) -> FinalRecord:
+    """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
+    return FinalRecord(**_common(data))
+
+
+def _common(data: Mapping[str, Any]) -> dict[str, Any]:
+    data = dict(data)
+    if data.pop("version", None) != RECORD_VERSION:
+        raise ValueError(f"record version must be {RECORD_VERSION}")
+    try:
+        result = dict(data["result"])
+        result["shares"] = Shares(**result["shares"]) if result["shares"] else None
+        result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
+        return {**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"damaged record: {error}") from None

@@ -1,0 +1,171 @@
+"""Tables of a study: trials, front, finals, baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from search.records import COMPLETE, FinalRecord, TrialRecord
+
+FRONT_COLUMNS = (
+    "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded",
+    "macs", "latency", "granularity", "schedule", "exponent", "criterion", "origin", "digest", "sparsity",
+)  # fmt: skip
+TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "reason", "rung", "started", "finished")
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """Fine-tunes of full length of one policy: means over `n` seeds; sd is None for one seed.
+
+    Attributes:
+        best_seed: the seed of median validation accuracy (the lower one of two), which an export ships.
+    """
+
+    digest: str
+    n: int
+    final_accuracy: float
+    final_sd: float | None
+    test_accuracy: float
+    test_sd: float | None
+    size_encoded: float
+    size_nonzero: float
+    macs: float
+    best_seed: int
+
+
+def score_finals(finals: Sequence[FinalRecord], seeds: int) -> dict[str, FinalScore]:
+    """Policy digest -> scores, for policies whose `seeds` fine-tunes are all there and complete."""
+    by_digest: dict[str, list[FinalRecord]] = {}
+    for final in finals:
+        if final.result.state == COMPLETE:
+            by_digest.setdefault(final.digest, []).append(final)
+    return {digest: _score(runs) for digest, runs in by_digest.items() if len(runs) >= seeds}
+
+
+def _score(runs: Sequence[FinalRecord]) -> FinalScore:
+    ordered = sorted(runs, key=lambda run: (run.result.accuracy, run.seed))
+    validation = [run.result.accuracy for run in runs]
+    tests = [run.test_accuracy for run in runs]
+    median = ordered[(len(ordered) - 1) // 2]
+    return FinalScore(
+        digest=median.digest,
+        n=len(runs),
+        final_accuracy=fmean(validation),
+        final_sd=stdev(validation) if len(runs) > 1 else None,
+        test_accuracy=fmean(tests),
+        test_sd=stdev(tests) if len(runs) > 1 else None,
+        size_encoded=max(run.result.shares.encoded for run in runs),
+        size_nonzero=max(run.result.shares.nonzero for run in runs),
+        macs=median.result.shares.macs,
+        best_seed=median.seed,
+    )
+
+
+def trial_table(
+    trials: Sequence[TrialRecord], finals: Mapping[str, FinalScore], metric: str = "encoded"
+) -> pd.DataFrame:
+    """One row a finished trial, `TRIAL_COLUMNS`, by number; unmeasured values are None."""
+    rows = []
+    for trial in trials:
+        result, policy = trial.result, trial.policy
+        final, shares = finals.get(policy.digest), result.shares
+        row: dict[str, Any] = dict.fromkeys(TRIAL_COLUMNS)
+        row |= {
+            "trial": trial.number,
+            "accuracy": result.accuracy,
+            "granularity": policy.granularity_label,
+            "schedule": policy.schedule.kind,
+            "exponent": policy.schedule.exponent if policy.schedule.kind == "polynomial" else None,
+            "criterion": policy.criterion,
+            "origin": trial.origin,
+            "digest": policy.digest,
+            "sparsity": dict(policy.sparsity),
+            "state": result.state,
+            "reason": result.reason,
+            "started": trial.started,
+            "finished": trial.finished,
+        }
+        if shares:
+            row |= {
+                "size": shares.of(metric), "size_nonzero": shares.nonzero,
+                "size_encoded": shares.encoded, "macs": shares.macs,
+            }  # fmt: skip
+        if final:
+            row |= {
+                "final_accuracy": final.final_accuracy, "test_accuracy": final.test_accuracy, "test_sd": final.test_sd,
+            }  # fmt: skip
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
+
+
+def front_of(table: pd.DataFrame, max_size: float) -> pd.DataFrame:
+    """The non-dominated complete trials within `max_size`: accuracy up, size down, MACs down.
+
+    Equal points stay together; rows by falling accuracy, then rising size; `FRONT_COLUMNS`.
+    """
+    rows = table[(table["state"] == COMPLETE)]
+    rows = rows[[size is not None and size <= max_size for size in rows["size"]]]
+    if len(rows):
+        points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows["macs"].astype(float)], 1)
+        rows = rows[non_dominated(points)]
+        rows = rows.sort_values(["accuracy", "size", "trial"], ascending=[False, True, True])
+    return rows[list(FRONT_COLUMNS)].reset_index(drop=True)
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Which rows of (n, k), all minimised, no other row beats.
+
+    A row dominates another if it is nowhere larger and somewhere smaller; equal rows both stay. A row
+    with NaN is never on the front and dominates nothing.
+    """
+    valid = ~np.isnan(points).any(axis=1)
+    filled = np.where(valid[:, None], points, np.inf)
+    not_larger = (filled[:, None, :] <= filled[None, :, :]).all(axis=2)
+    smaller = (filled[:, None, :] < filled[None, :, :]).any(axis=2)
+    return valid & ~(not_larger & smaller).any(axis=0)
+
+
+def best_trial(front: pd.DataFrame) -> int | None:
+    """The trial of highest `final_accuracy` on the front; without finals, of highest accuracy. None if empty."""
+    if front.empty:
+        return None
+    key = "final_accuracy" if front["final_accuracy"].notna().any() else "accuracy"
+    return int(front.loc[front[key].astype(float).idxmax(), "trial"])
+
+
+def smallest_trial(front: pd.DataFrame) -> int | None:
+    """The smallest trial on the front; None if empty."""
+    return None if front.empty else int(front.loc[front["size"].astype(float).idxmin(), "trial"])
+
+
+def knee_trial(front: pd.DataFrame) -> int | None:
+    """The front's knee in (log size, accuracy); None if empty.
+
+    The point farthest above the straight line between the smallest and the most accurate one, both axes
+    scaled to [0, 1]; with fewer than three distinct points the most accurate.
+    """
+    if front.empty:
+        return None
+    sizes = np.array([math.log(size) for size in front["size"]])
+    accuracies = front["accuracy"].astype(float).to_numpy()
+    low, high = int(np.argmin(sizes)), int(np.argmax(accuracies))
+    width, height = sizes[high] - sizes[low], accuracies[high] - accuracies[low]
+    if width <= 0 or height <= 0:
+        return int(front.loc[high, "trial"])
+    above = (accuracies - accuracies[low]) / height - (sizes - sizes[low]) / width
+    return int(front.loc[int(np.argmax(above)), "trial"])
+
+
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON-able dicts; missing values are None."""
+    return [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in table.to_dict("records")
+    ]

@@ -1,0 +1,332 @@
+"""`run_search`: the coordinator of a study, from trained network to tested finalists."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pruning.channels import trace_channels
+from search.clock import StudyClock
+from search.config import SearchConfig
+from search.console import Watcher, duration
+from search.dense import DenseModel, build_model, dense_model
+from search.errors import UsageError
+from search.evaluate import Subject, evaluate_policy
+from search.finals import Comparison, compare_finals
+from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
+from search.locks import held_lock
+from search.pictures import front_png, profile_png
+from search.records import COMPLETE, FINISHED_STATES, TrialRecord
+from search.results import FinalScore, best_trial, front_of, score_finals, trial_table
+from search.scan import cached_profile
+from search.study import OBJECTIVES, OptunaStudy
+from search.tracking import Tracker
+from search.workloads import Workload, get_workload, is_built_in
+from search.checkpoints import save_model
+from pruning.evidence import unit_evidence
+from spaces.allocation import Evidence, Unreachable
+from spaces.profile import Profile
+from spaces.space import Seed, Space
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A study as it stands when `run_search` returns.
+
+    Attributes:
+        front: the non-dominated trials within the limit; columns as `prunefront front --format json`.
+        trials: all trials, with `state` and `reason`.
+        counts: trials by state.
+        best: the trial an export ships; None without a feasible trial.
+        comparison: dense model, int8 and static baselines; None when finals were left out.
+        seconds: phase -> seconds.
+    """
+
+    study: str
+    folder: Path
+    front: pd.DataFrame
+    trials: pd.DataFrame
+    counts: Mapping[str, int]
+    best: int | None
+    comparison: Comparison | None
+    finals: Mapping[str, FinalScore]
+    seconds: Mapping[str, float]
+
+
+def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchResult:
+    """Start or resume a study and run it to its budget.
+
+    The same config resumes; a finished study returns at once. Every finished trial is on disk before
+    anything else hears of it, so an interruption at any moment costs the running trial only.
+
+    Raises:
+        UsageError: wrong settings, a limit that cannot be reached, or a changed study; before training.
+        EnvironmentProblem: missing data, an unwritable root, a study in use.
+        Refused: unsafe weights or a damaged study.
+    """
+    watcher = watcher or Watcher()
+    torch.set_flush_denormal(True)  # decayed weights near zero slow CPU kernels many times
+    config = _with_stored_options(config)
+    root = open_root(config.root)
+    workload = get_workload(
+        config.workload, data=config.data, width=config.width, cache=str(root / "cache")
+    )
+    folder = StudyFolder(root, config.study or workload.name)
+    if folder.exists:
+        config = resumed_config(config, folder.read_record())
+    space = _space(config, workload)
+    with ExitStack() as stack:
+        _make_folder(folder)
+        stack.enter_context(held_lock(folder.lock))
+        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+        _settle_identity(folder, config, workload, dense)
+        return _Coordinator(config, folder, space, workload, dense, watcher).run()
+
+
+def resume_command(config: SearchConfig, study: str) -> str:
+    """The command line that resumes a study; its other settings are stored with it."""
+    parts = ["prunefront", "search", "--workload", config.workload, "--study", study]
+    if config.root != "mlruns":
+        parts += ["--root", config.root]
+    return shlex.join(parts)
+
+
+def _with_stored_options(config: SearchConfig) -> SearchConfig:
+    """When the name given is a stored study's, its workload need not be given again."""
+    name = config.study or (config.workload if is_built_in(config.workload) else None)
+    folder = StudyFolder(Path(config.root), name) if name else None
+    return resumed_config(config, folder.read_record()) if folder and folder.exists else config
+
+
+def _space(config: SearchConfig, workload: Workload) -> Space:
+    """The search space on the untrained network: whether the limit can be reached needs no training."""
+    graph = trace_channels(build_model(workload, config.dense_seed), workload.example_input)
+    try:
+        return Space(
+            graph.network, config.max_size, config.granularity, config.size_metric, config.mixed, config.criterion
+        )
+    except Unreachable as error:
+        raise UsageError(str(error)) from None
+
+
+def _make_folder(folder: StudyFolder) -> None:
+    for part in ("journal", "checkpoints"):
+        (folder.path / part).mkdir(parents=True, exist_ok=True)
+
+
+def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Workload, dense: DenseModel) -> None:
+    """Write a new study down, or refuse one whose model, data, recipe or objectives changed."""
+    identity = {
+        "architecture": dense.architecture,
+        "data": dense.data,
+        "dense model": dense.weights,
+        "recipe": workload.recipe.to_dict(),
+        "objectives": OBJECTIVES,
+    }
+    if folder.exists:
+        record = folder.read_record()
+        refuse_changes(record["identity"], identity, folder.name)
+        folder.write_record({**record, "config": config.model_dump(mode="json", exclude={"root"})})
+    else:
+        folder.write_record(new_record(config, identity))
+
+
+class _Coordinator:
+    """Owns ask and tell, the journal and MLflow of one running study."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: StudyFolder,
+        space: Space,
+        workload: Workload,
+        dense: DenseModel,
+        watcher: Watcher,
+    ) -> None:
+        self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
+        self.dense, self.journal = dense, folder.journal
+        self.subject = Subject.of(workload, dense.model)
+        self.trials = {trial.number: trial for trial in self.journal.trials()}
+        self.seconds = {"dense": dense.trained_seconds}
+
+    def run(self) -> SearchResult:
+        began = time.perf_counter()
+        profile = self._profile() if self.config.seeds else None
+        self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
+        self.seconds["scan"] = time.perf_counter() - began
+        self.seeds = list(self.space.seeds(self._evidence(profile))) if self.config.seeds else []
+        record = self.folder.read_record()
+        began = time.perf_counter()
+        self.study = OptunaStudy(self.folder.database, self.folder.name, self.config.sampler, self.config.seed)
+        self.tracker = Tracker(
+            self.folder.root, self.folder.name, record["study_id"], self.clock.to_time
+        )
+        self.tracker.start(self._settings())
+        self.seconds["storage"] = time.perf_counter() - began
+        try:
+            self._reconcile()
+            self._run_trials()
+            comparison = self._finals() if self.config.finalists else None
+            result = self._result(comparison)
+            self._publish(result, profile)
+        except BaseException as error:
+            self.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            raise
+        self.tracker.finish("FINISHED")
+        return result
+
+    def _finished_times(self) -> list[float]:
+        return [trial.finished for trial in self.trials.values()] + [f.finished for f in self.journal.finals()]
+
+    def _profile(self) -> Profile:
+        with self.watcher.stage("sensitivity scan") as progress:
+            return cached_profile(
+                self.subject, self.dense, self.config.criterion, self.space.usable, self.folder.root / "cache", progress
+            )
+
+    def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
+        return {
+            granularity: Evidence(unit_evidence(self.subject.dense, self.subject.graph, granularity), profile)
+            for granularity in self.space.usable
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", exclude={"root"})
+        return {key: value for key, value in settings.items() if value is not None}
+
+    def _reconcile(self) -> None:
+        """Bring Optuna and MLflow up to the journal, which is ahead after a crash, or alone if they were lost."""
+        for number in range(self.study.trial_count, len(self.trials)):
+            record = self.trials[number]
+            self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
+        for record in self.trials.values():
+            self._tell(record)
+            self.tracker.log_trial(record)
+
+    def _run_trials(self) -> None:
+        for trial in self.study.unfinished():
+            self._run_trial(trial)
+        while len(self.trials) < self.config.trials:
+            if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
+                self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
+                return
+            seed = self._next_seed()
+            self._run_trial(self.study.ask(seed.params, seed.allocator) if seed else self.study.ask())
+
+    def _next_seed(self) -> Seed | None:
+        """The next seed while seeds take at most half of the trials."""
+        used = self.study.seed_count
+        return self.seeds[used] if used < min(len(self.seeds), self.config.trials // 2) else None
+
+    def _run_trial(self, trial: Any) -> None:
+        started, began = self.clock.seconds, time.perf_counter()
+        proposal = self.space.suggest(trial)
+        proposing = time.perf_counter() - began
+        label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
+        recipe = self.subject.workload.recipe
+        with self.watcher.stage(label) as progress:
+            evaluation = evaluate_policy(
+                self.subject, proposal.policy, recipe.trial_epochs, self.config.seed, progress
+            )
+        if evaluation.model is not None:
+            save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
+        record = TrialRecord(
+            number=trial.number,
+            origin=self.study.origin(trial),
+            params=trial.params,
+            policy=proposal.policy,
+            sampled=proposal.sampled,
+            target=proposal.target,
+            result=evaluation.result,
+            started=started,
+            finished=self.clock.seconds,
+            proposing=proposing,
+        )
+        self.journal.write_trial(record)
+        self.trials[record.number] = record
+        self._tell(record)
+        self.tracker.log_trial(record)
+        self._drop_dominated_weights()
+        self._show(record)
+
+    def _tell(self, record: TrialRecord) -> None:
+        shares = record.result.shares
+        values = (record.result.accuracy, shares.of(self.config.size_metric), shares.macs) if shares else None
+        self.study.tell(record.number, record.result.state, values)
+
+    def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
+        return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)
+
+    def _drop_dominated_weights(self) -> None:
+        """Keep weights of the front and of finalists only."""
+        finals = {final.digest for final in self.journal.finals()}
+        front = set(front_of(self._table(), self.config.max_size)["trial"])
+        for number, record in self.trials.items():
+            if number not in front and record.policy.digest not in finals:
+                self.folder.trial_weights(number).unlink(missing_ok=True)
+
+    def _show(self, record: TrialRecord) -> None:
+        front = front_of(self._table(), self.config.max_size)
+        result, done, asked = record.result, len(self.trials), self.config.trials
+        if result.state == COMPLETE:
+            what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
+        else:
+            what = f"{result.state}: {result.reason}"
+        best = "none yet" if front.empty else f"{front['accuracy'][0]:.2%} at {front['size'][0]:.1%}"
+        left = (asked - done) * (self.clock.seconds - min(t.started for t in self.trials.values())) / done
+        self.watcher.headline(
+            f"trial {record.number}: {what} | {done}/{asked}, best {best}, front {len(front)}, {duration(left)} left"
+        )
+
+    def _finals(self) -> Comparison | None:
+        front = front_of(self._table(), self.config.max_size)
+        finalists = [self.trials[int(number)].policy for number in front["trial"][: self.config.finalists]]
+        return compare_finals(self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher)
+
+    def _result(self, comparison: Comparison | None) -> SearchResult:
+        finals = score_finals(self.journal.finals(), self.config.final_seeds)
+        table = self._table(finals)
+        front = front_of(table, self.config.max_size)
+        counts = {state: int((table["state"] == state).sum()) for state in FINISHED_STATES}
+        return SearchResult(
+            study=self.folder.name,
+            folder=self.folder.path,
+            front=front,
+            trials=table,
+            counts={**counts, "running": 0, "waiting": 0},
+            best=best_trial(front),
+            comparison=comparison,
+            finals=finals,
+            seconds=self._seconds(),
+        )
+
+    def _seconds(self) -> dict[str, float]:
+        """Phase -> seconds over the whole study, dense training and scan as far as this process ran them."""
+        total = dict(self.seconds)
+        for trial in self.trials.values():
+            for phase, seconds in {"proposing": trial.proposing, **trial.result.seconds}.items():
+                total[f"trials {phase}"] = total.get(f"trials {phase}", 0.0) + seconds
+        total["finals"] = sum(sum(final.result.seconds.values()) for final in self.journal.finals())
+        total["study"] = self.clock.seconds
+        return total
+
+    def _publish(self, result: SearchResult, profile: Profile | None) -> None:
+        """Front table and pictures on MLflow's parent run."""
+        files = {
+            "front.csv": result.front.to_csv(index=False).encode(),
+            "front.png": front_png(result.trials, result.front, self.config.max_size, result.comparison),
+        }
+        if profile is not None:
+            files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
+        metrics = {"front_size": len(result.front), **{f"trials_{k}": n for k, n in result.counts.items()}}
+        if not result.front.empty:
+            metrics["best_accuracy"] = result.front["accuracy"][0]
+        self.tracker.log_summary(metrics, files)

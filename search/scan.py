@@ -1,0 +1,53 @@
+"""The sensitivity scan of a workload's dense model, kept for later studies of the same model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pruning.scan import LEVELS, scan_sensitivity
+from search.dense import DenseModel
+from search.evaluate import Subject
+from search.fingerprint import digest
+from search.journal import write_durably
+from spaces.profile import Profile
+
+log = logging.getLogger(__name__)
+
+
+def cached_profile(
+    subject: Subject,
+    dense: DenseModel,
+    criterion: str,
+    granularities: Sequence[str],
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """The profile of this model and data from the cache, or a new scan on calibration data."""
+    path = profile_path(dense, criterion, granularities, cache)
+    if path.is_file():
+        try:
+            return Profile.from_json(path.read_text())
+        except ValueError as error:
+            log.warning("%s: %s", path.name, error)
+    workload = subject.workload
+    profile = scan_sensitivity(
+        subject.dense,
+        subject.graph,
+        workload.calibration,
+        workload.loss,
+        workload.metric,
+        granularities=granularities,
+        criterion=criterion,
+        fingerprint=dense.weights,
+        progress=progress,
+    )
+    write_durably(path, profile.to_json().encode())
+    return profile
+
+
+def profile_path(dense: DenseModel, criterion: str, granularities: Sequence[str], cache: Path) -> Path:
+    """Where the profile of this model is kept."""
+    key = digest(dense.weights, dense.data, criterion, sorted(granularities), LEVELS)
+    return cache / f"profile-{key}.json"

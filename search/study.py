@@ -1,0 +1,95 @@
+"""The Optuna side of a study: trials asked, told and found again after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import Trial, TrialState
+
+from search.errors import EnvironmentProblem
+from search.records import COMPLETE, FAILED, STOPPED_EARLY
+from search.sampler import make_sampler
+
+OBJECTIVES = {"accuracy": "maximize", "size": "minimize", "macs": "minimize"}
+ORIGIN = "origin"
+"""Trial attribute: the allocator of a seed; absent for what the sampler chose."""
+SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
+_STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
+
+
+class OptunaStudy:
+    """One multi-objective Optuna study in one SQLite file, written by one process.
+
+    Raises:
+        EnvironmentProblem: the file cannot be opened, or is no Optuna storage.
+    """
+
+    def __init__(self, path: Path, name: str, sampler: str, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._sampler, self._seed = sampler, seed
+        try:
+            storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
+            )
+            self._study.set_metric_names(list(OBJECTIVES))
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise EnvironmentProblem(
+                f"cannot use {path}: {reason}; delete the file to rebuild it from the journal"
+            ) from None
+
+    @property
+    def trial_count(self) -> int:
+        """Trials of any state; the next new trial has this number."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    @property
+    def seed_count(self) -> int:
+        """Trials that came from seeds."""
+        return sum(ORIGIN in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
+
+    def unfinished(self) -> list[Trial]:
+        """Trials that were begun and neither told nor failed, by number."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [self._trial(trial._trial_id, trial.number) for trial in trials]
+
+    def ask(self, params: Mapping[str, Any] | None = None, origin: str | None = None) -> Trial:
+        """The next trial; with `params` it takes those values. An enqueued trial not begun yet goes first."""
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if params is not None and not waiting:
+            self._study.enqueue_trial(dict(params), user_attrs={ORIGIN: origin} if origin else None)
+        number = waiting[0].number if waiting else self.trial_count - (params is not None)
+        self._study.sampler = make_sampler(self._sampler, self._seed, number)
+        return self._study.ask()
+
+    def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
+        """Finish a trial; telling a finished one again changes nothing."""
+        self._study.tell(number, values if state == COMPLETE else None, state=_STATES[state], skip_if_finished=True)
+
+    @staticmethod
+    def origin(trial: Trial) -> str:
+        """The allocator behind a seed trial, else `sampler`."""
+        return trial.user_attrs.get(ORIGIN, "sampler")
+
+    def _trial(self, trial_id: int, number: int) -> Trial:
+        self._study.sampler = make_sampler(self._sampler, self._seed, number)
+        return Trial(self._study, trial_id)
+
+
+def begun_trials(path: Path, name: str) -> list[int]:
+    """Numbers of the trials in a study's database, finished or not; empty if there is no database yet."""
+    if not path.is_file():
+        return []
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
+        study = optuna.load_study(storage=storage, study_name=name)
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, KeyError) as error:
+        raise EnvironmentProblem(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    return [trial.number for trial in study.get_trials(deepcopy=False)]

@@ -1,0 +1,183 @@
+"""Training and scoring of one network: the only loops over data."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning.channels import ChannelGraph
+from pruning.prune import GradualPruner
+from pruning.structure import Structure
+from search.recipe import Recipe, one_cycle
+from search.records import CurvePoint
+from search.workloads.base import Split, Workload
+from spaces.policy import PruningPolicy
+
+SCORING_BATCH = 1000
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean loss and metric of a model on a split."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network: what was removed from the dense one, its curve, and its scores on validation."""
+
+    model: nn.Module
+    structure: Structure
+    curve: tuple[CurvePoint, ...]
+    scores: Scores
+    seconds_training: float
+    seconds_scoring: float
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs of the whole split in eval mode; the model's training flags are left as they were."""
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(batch) for batch in inputs.split(SCORING_BATCH)])
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def score(model: nn.Module, split: Split, workload: Workload) -> Scores:
+    """Loss and metric on a split."""
+    outputs = predict(model, split[0])
+    return Scores(float(workload.loss(outputs, split[1])), float(workload.metric(outputs, split[1])))
+
+
+def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
+    """Train the workload's model from fresh weights on fit data; weights, order and augmentation follow `seed`."""
+    torch.manual_seed(seed)
+    model = workload.build_model()
+    return _train(
+        model, None, workload, workload.recipe.dense_epochs, workload.recipe.dense_learning_rate, seed, progress
+    )
+
+
+def fine_tune(
+    dense: nn.Module,
+    policy: PruningPolicy,
+    workload: Workload,
+    graph: ChannelGraph,
+    epochs: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Prune a copy of `dense` along the policy's schedule while fine-tuning it on fit data.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+        ValueError: a removal that cannot equal its mask.
+    """
+    model = copy.deepcopy(dense)
+    pruner = GradualPruner(model, policy, step_count(workload, epochs), graph)
+    return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
+
+
+def step_count(workload: Workload, epochs: float) -> int:
+    """Optimizer steps in that many epochs, at least 1."""
+    return max(1, round(epochs * _epoch_steps(workload)))
+
+
+def _epoch_steps(workload: Workload) -> int:
+    return max(1, len(workload.fit[0]) // workload.recipe.batch)
+
+
+def _train(
+    model: nn.Module,
+    pruner: GradualPruner | None,
+    workload: Workload,
+    epochs: float,
+    peak: float,
+    seed: int,
+    progress: Progress | None,
+) -> Trained:
+    recipe, per_epoch = workload.recipe, _epoch_steps(workload)
+    steps = step_count(workload, epochs)
+    torch.manual_seed(seed)  # dropout and the like
+    optimizer = _optimizer(model, recipe)
+    curve, losses, scores, scoring = [], [], None, 0.0
+    began = time.perf_counter()
+    for step, (inputs, targets) in enumerate(_batches(workload, steps, seed)):
+        if pruner and pruner.advance(step):
+            model = pruner.model
+            optimizer = _optimizer(model, recipe)
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = one_cycle(step, steps, peak, recipe.warmup)
+        losses.append(_step(model, optimizer, workload, inputs, targets, step))
+        if pruner:
+            pruner.hold()
+        if progress:
+            progress(step + 1, steps)
+        if (step + 1) % per_epoch == 0 or step + 1 == steps:
+            if pruner and step + 1 == steps and pruner.advance(steps):
+                model = pruner.model
+            entered = time.perf_counter()
+            scores = score(model, workload.validation, workload)
+            scoring += time.perf_counter() - entered
+            curve.append(
+                CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy)
+            )
+            losses = []
+    if not math.isfinite(scores.loss):
+        raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
+    model.eval()
+    structure = pruner.structure if pruner else Structure({})
+    return Trained(model, structure, tuple(curve), scores, time.perf_counter() - began - scoring, scoring)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, workload: Workload, inputs: Tensor, targets: Tensor, step: int
+) -> float:
+    loss = workload.loss(model(inputs), targets)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise Diverged(f"training loss is {value} at step {step}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return value
+
+
+def _batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same order and augmentation for the same seed, whatever is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = workload.fit
+    per_epoch = _epoch_steps(workload)
+    for step in range(steps):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(inputs), generator=generator)
+        place = step % per_epoch * workload.recipe.batch
+        picked = order[place : place + workload.recipe.batch]
+        batch = inputs[picked]
+        if workload.augment is not None:
+            batch = workload.augment(batch, generator)
+        yield batch, targets[picked]

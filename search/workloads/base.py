@@ -1,0 +1,86 @@
+"""The workload: a model with its data, recipe, metric and example input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from search.recipe import Recipe
+
+Split = tuple[Tensor, Tensor]
+SPLITS = ("fit", "calibration", "validation", "test")
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of rows whose largest output is the target: outputs (n, classes), targets (n,) -> [0, 1]."""
+    return float((outputs.argmax(dim=1) == targets).float().mean())
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a study searches on.
+
+    Attributes:
+        name: short; letters, digits, `.`, `_` and `-`.
+        build_model: makes the untrained model; two calls give the same names and shapes.
+        fit: data the weights are trained on: (inputs (n, ...), targets (n, ...)) or a map-style dataset
+            of such pairs, which is read once into tensors.
+        calibration: what scans and data-driven scores see.
+        validation: what trials are compared on.
+        test: read once a finalist, by nothing else.
+        recipe: how networks are trained and fine-tuned.
+        loss: (outputs, targets) -> scalar tensor; default cross-entropy.
+        metric: (outputs, targets) of a whole split -> float in [0, 1], higher is better; default accuracy.
+        weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only); without
+            it the dense model is trained once, on `fit` only, and cached.
+        example_input: a batch for tracing; default the first two fit inputs.
+        augment: (inputs, generator) -> inputs, applied to each training batch.
+
+    Raises:
+        ValueError: an empty split, or one whose inputs and targets differ in length.
+    """
+
+    name: str
+    build_model: Callable[[], nn.Module]
+    fit: Split | Dataset
+    calibration: Split | Dataset
+    validation: Split | Dataset
+    test: Split | Dataset
+    recipe: Recipe = field(default_factory=Recipe)
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    metric: Callable[[Tensor, Tensor], float] = accuracy
+    weights: str | Path | None = None
+    example_input: Tensor | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+            raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
+        for split in SPLITS:
+            object.__setattr__(self, split, _as_tensors(getattr(self, split), split))
+        if self.example_input is None:
+            object.__setattr__(self, "example_input", self.fit[0][:2].clone())
+
+
+def _as_tensors(split: Split | Dataset, name: str) -> Split:
+    if not isinstance(split, tuple):
+        if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
+            raise ValueError(
+                f"split {name!r} must be a pair of tensors or a map-style dataset, got {type(split).__name__}"
+            )
+        if len(split) == 0:
+            raise ValueError(f"split {name!r} is empty: it needs at least one example")
+        split = tuple(next(iter(DataLoader(split, batch_size=len(split)))))
+    if len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
+        raise ValueError(f"split {name!r} must be a pair of tensors (inputs, targets)")
+    inputs, targets = split
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(f"split {name!r} needs as many inputs as targets, got {len(inputs)} and {len(targets)}")
+    if inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs, targets

@@ -1,0 +1,12 @@
+"""The nouns: what may be chosen, and how a choice is written down."""
+
+from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
+from spaces.policy import CRITERIA, GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
+from spaces.profile import Profile, ProfilePoint
+from spaces.size import Footprint, Shares, footprint
+from spaces.space import Space
+
+__all__ = [
+    "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "Profile",
+    "ProfilePoint", "PruningPolicy", "Schedule", "Shares", "Space", "StoredTensor", "footprint", "removed_count",
+]  # fmt: skip

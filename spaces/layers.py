@@ -1,0 +1,127 @@
+"""What a network is to the search: its stored tensors, prunable layers and channel groups, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from spaces.errors import unknown
+
+ITEM_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+"""Bytes of one element by safetensors type code."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A parameter or buffer of the dense model, as its file holds it.
+
+    Attributes:
+        name: key in `state_dict()`.
+        shape: of the dense model.
+        dtype: safetensors type code, a key of `ITEM_BYTES`.
+        parameter: False for buffers, which the `nonzero` measure leaves out.
+        owners: one entry a dimension: pairs (number of a channel group, how many indices of this
+            dimension belong to it). An empty entry is a dimension no removal changes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+    parameter: bool = True
+    owners: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def shrunk(self, kept_units: Mapping[int, int], units: Mapping[int, int]) -> tuple[int, ...]:
+        """The shape once group g keeps `kept_units[g]` of its `units[g]`; absent groups keep all."""
+        if not any(self.owners):
+            return self.shape
+        lengths = []
+        for length, owners in zip(self.shape, self.owners, strict=True):
+            for group, indices in owners:
+                if group in kept_units:
+                    length -= indices // units[group] * (units[group] - kept_units[group])
+            lengths.append(length)
+        return tuple(lengths)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight, named as in `model.named_parameters()`.
+
+    Attributes:
+        kind: `conv1d`, `conv2d`, `conv3d` or `linear`.
+        positions: output positions of one example (height x width of a convolution's output, 1 for a
+            linear layer on vectors), so that dense MACs are `positions * numel`.
+        convolution_groups: `groups` of the convolution.
+        channel_group: number of the group its output channels belong to; None if they are in none.
+        obstacle: why its output channels stay whole; None if they can be removed.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    positions: int
+    convolution_groups: int = 1
+    channel_group: int | None = None
+    obstacle: str | None = None
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Layers whose output channels can only be removed together.
+
+    A unit is the smallest set of channels that leaves as one: one channel, or for grouped
+    convolutions one local index in every group.
+    """
+
+    layers: tuple[str, ...]
+    units: int
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything sizes and MACs are computed from before any training.
+
+    Attributes:
+        tensors: in `state_dict()` order, shared storage once.
+        layers: the prunable weights, in the order of `named_parameters()`.
+        groups: the channel groups; a group's number is its place here.
+        aliases: further `state_dict()` names of shared tensors, name -> the name in `tensors`.
+    """
+
+    tensors: tuple[StoredTensor, ...]
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def removable(self) -> tuple[str, ...]:
+        """Names of the layers whose output channels can be removed."""
+        return tuple(layer.name for layer in self.layers if layer.obstacle is None and layer.channel_group is not None)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise `ValueError` with the nearest match for the first name that is no prunable layer."""
+        for name in names:
+            if name not in self.by_name:
+                raise ValueError(unknown("layer", name, self.by_name))

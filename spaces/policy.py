@@ -1,0 +1,252 @@
+"""The pruning policy: which share of which layer goes, in which pattern, by which schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+from spaces.errors import unknown
+
+POLICY_VERSION = 1
+GRANULARITIES = ("fine-grained", "channel")
+CRITERIA = ("magnitude-l1", "magnitude-l2", "random")
+SCHEDULES = ("one-shot", "polynomial")
+
+
+def removed_count(sparsity: float, units: int) -> int:
+    """Units to remove: `floor(sparsity * units + 0.5)`, but at least one unit stays.
+
+    >>> removed_count(0.75, 25), removed_count(0.5, 5), removed_count(0.99, 3)
+    (19, 3, 2)
+    """
+    check_sparsity(sparsity)
+    if units < 1:
+        raise ValueError(f"nothing to prune: {units} units, need at least 1")
+    return min(math.floor(sparsity * units + 0.5), units - 1)
+
+
+def check_sparsity(value: object, where: str = "sparsity") -> float:
+    """Return `value` as float if it is a number with 0 <= value < 1, else raise `ValueError`.
+
+    Booleans, strings and NaN are refused: sparsity is the share removed.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{where} must be a number with 0 <= sparsity < 1, got {value!r}")
+    number = float(value)
+    if not 0.0 <= number < 1.0:
+        nearest = "0.0" if number < 0 else "0.99" if number >= 1 else "a finite number"
+        raise ValueError(f"{where} must satisfy 0 <= sparsity < 1, got {number!r}; nearest valid: {nearest}")
+    return number + 0.0  # turns -0.0 into 0.0
+
+
+def _checked_layers(field_name: str, mapping: Mapping[str, float]) -> Mapping[str, float]:
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{field_name} must map layer names to shares, got {type(mapping).__name__}")
+    for name in mapping:
+        if not isinstance(name, str):
+            raise ValueError(f"{field_name} must have layer names as keys, got {name!r}")
+    return MappingProxyType({name: check_sparsity(v, f"{field_name} of {name!r}") for name, v in mapping.items()})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a policy's shares are reached during fine-tuning.
+
+    Attributes:
+        kind: `one-shot` (all at the start) or `polynomial`, v(t) = v_f (1 - (1 - p)^exponent).
+        exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Of no effect when one-shot.
+        ramp: share of the fine-tune's steps the polynomial takes, 0 < ramp <= 1; masks hold after it.
+    """
+
+    kind: str = "polynomial"
+    exponent: float = 3.0
+    ramp: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.kind, SCHEDULES))
+        for name in ("exponent", "ramp"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ValueError(f"schedule {name} must be a number, got {value!r}")
+        if not (math.isfinite(self.exponent) and self.exponent > 0):
+            raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}; the default is 0.6")
+
+
+@dataclass(frozen=True)
+class PruningPolicy:
+    """A complete, model-independent decision; immutable, comparable and JSON-able.
+
+    Attributes:
+        sparsity: layer -> share of its units removed, 0 <= s < 1; layers not named stay whole. With
+            granularity `channel` it is the share of output channels removed.
+        granularity: one of `GRANULARITIES` for all layers, or layer -> granularity (a layer with
+            sparsity but no entry is `fine-grained`).
+        removal: layer -> share of output channels removed first; masks then act on what stays.
+        criterion: one of `CRITERIA`; which units go first.
+        schedule: a `Schedule`, or its kind as a string.
+
+    Raises `ValueError` for shares outside [0, 1), unknown words, and a layer with granularity
+    `channel` that asks for a removal as well (its sparsity is the removal).
+
+    >>> PruningPolicy({"conv.weight": 0.5}).to_dict()["sparsity"]
+    {'conv.weight': 0.5}
+    """
+
+    sparsity: Mapping[str, float]
+    granularity: str | Mapping[str, str] = "fine-grained"
+    removal: Mapping[str, float] = field(default_factory=dict)
+    criterion: str = "magnitude-l2"
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", _checked_layers("sparsity", self.sparsity))
+        object.__setattr__(self, "removal", _checked_layers("removal", self.removal))
+        if isinstance(self.granularity, Mapping):
+            object.__setattr__(self, "granularity", MappingProxyType(dict(self.granularity)))
+        words = self.granularity.values() if isinstance(self.granularity, Mapping) else [self.granularity]
+        for word in words:
+            if word not in GRANULARITIES:
+                raise ValueError(unknown("granularity", word, GRANULARITIES))
+        if self.criterion not in CRITERIA:
+            raise ValueError(unknown("criterion", self.criterion, CRITERIA))
+        if isinstance(self.schedule, str):
+            object.__setattr__(self, "schedule", Schedule(self.schedule))
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        for name in self.removal:
+            if self.sparsity.get(name, 0.0) > 0 and self.granularity_of(name) == "channel":
+                raise ValueError(
+                    f"layer {name!r} has granularity 'channel' and a removal of {self.removal[name]}: "
+                    "its sparsity is the removal; leave one of them out"
+                )
+
+    def granularity_of(self, layer: str) -> str:
+        """The granularity that holds for `layer`."""
+        if isinstance(self.granularity, Mapping):
+            return self.granularity.get(layer, "fine-grained")
+        return self.granularity
+
+    def channel_requests(self) -> dict[str, float]:
+        """Layer -> share of its output channels asked to go, from removals and channel sparsities."""
+        asked = {name: share for name, share in self.removal.items() if share > 0}
+        for name, share in self.sparsity.items():
+            if share > 0 and self.granularity_of(name) == "channel":
+                asked[name] = share
+        return asked
+
+    def mask_requests(self) -> dict[str, float]:
+        """Layer -> share of the units of what stays that masks set to zero."""
+        return {n: s for n, s in self.sparsity.items() if s > 0 and self.granularity_of(n) != "channel"}
+
+    @property
+    def granularity_label(self) -> str:
+        """One word for tables: the granularity, or `mixed` when layers differ."""
+        used = {self.granularity_of(name) for name, share in self.sparsity.items() if share > 0}
+        if not isinstance(self.granularity, Mapping):
+            return self.granularity
+        return used.pop() if len(used) == 1 else "mixed" if used else "fine-grained"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a `version`, sorted by layer name; `from_dict` undoes it."""
+        granularity = self.granularity if isinstance(self.granularity, str) else dict(sorted(self.granularity.items()))
+        return {
+            "version": POLICY_VERSION,
+            "sparsity": dict(sorted(self.sparsity.items())),
+            "granularity": granularity,
+            "removal": dict(sorted(self.removal.items())),
+            "criterion": self.criterion,
+            "schedule": {
+                "kind": self.schedule.kind,
+                "exponent": float(self.schedule.exponent),
+                "ramp": float(self.schedule.ramp),
+            },
+        }
+
+    def to_json(self) -> str:
+        """Indented JSON text with sorted layers, ending in a newline."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruningPolicy:
+        """Read what `to_dict` wrote; unknown keys and other versions raise `ValueError`."""
+        fields = {"version", "sparsity", "granularity", "removal", "criterion", "schedule"}
+        for key in data:
+            if key not in fields:
+                raise ValueError(unknown("policy key", key, fields))
+        if data.get("version") != POLICY_VERSION:
+            raise ValueError(f"policy version must be {POLICY_VERSION}, got {data.get('version')!r}")
+        if "sparsity" not in data:
+            raise ValueError("policy has no 'sparsity': add {layer: share removed}")
+        rest = {key: data[key] for key in ("granularity", "removal", "criterion") if key in data}
+        if "schedule" in data:
+            schedule = data["schedule"]
+            if isinstance(schedule, Mapping):
+                for key in schedule:
+                    if key not in {"kind", "exponent", "ramp"}:
+                        raise ValueError(unknown("schedule key", key, ("kind", "exponent", "ramp")))
+                schedule = Schedule(**schedule)
+            rest["schedule"] = schedule
+        return cls(sparsity=data["sparsity"], **rest)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPolicy:
+        """Read what `to_json` wrote; duplicate keys, NaN and non-objects raise `ValueError`."""
+        return cls.from_dict(parse_object(text))
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits naming the policy's content.
+
+        Layers asked for nothing, and the exponent and ramp of a one-shot schedule, do not change it.
+        """
+        data = self.to_dict()
+        for key in ("sparsity", "removal"):
+            data[key] = {name: share for name, share in data[key].items() if share > 0}
+        data["granularity"] = {name: self.granularity_of(name) for name in data["sparsity"]}
+        if self.schedule.kind == "one-shot":
+            data["schedule"] = {"kind": "one-shot"}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object strictly: duplicate keys, NaN, Infinity and non-objects raise `ValueError`.
+
+    >>> parse_object('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: duplicate key 'a': keep one of them
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"duplicate key {key!r}: keep one of them")
+            result[key] = value
+        return result
+
+    def no_constants(word: str) -> Any:
+        raise ValueError(f"{word} is not a valid number here: use a finite number")
+
+    try:
+        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not valid here: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"must be a JSON object, got {type(data).__name__}")
+    return data
+
+
+def parse_sparsity(text: str) -> dict[str, float]:
+    """Read the flat dict of the pruning labs, `{"layer": share removed, ...}`, every value checked."""
+    return {name: check_sparsity(value, f"sparsity of {name!r}") for name, value in parse_object(text).items()}

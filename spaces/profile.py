@@ -1,0 +1,94 @@
+"""The profile: what a sensitivity scan found, as data with a version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spaces.errors import unknown
+from spaces.policy import parse_object
+
+PROFILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ProfilePoint:
+    """Loss and accuracy on calibration data with one layer pruned, nothing trained.
+
+    The `recalibrated` pair is taken after BatchNorm recalibration; for a model without BatchNorm it
+    repeats the other. `sparsity` is the achieved one.
+    """
+
+    sparsity: float
+    loss: float
+    accuracy: float
+    recalibrated_loss: float
+    recalibrated_accuracy: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sensitivity of every layer, one at a time.
+
+    Attributes:
+        model: fingerprint of the trained model and data it was taken on.
+        examples: calibration examples scored.
+        dense_loss: on those examples, nothing pruned.
+        dense_accuracy: likewise, a share in [0, 1].
+        points: granularity -> layer -> points by rising sparsity; layers that cannot be pruned in a
+            granularity are absent from it.
+        seconds: what the scan took.
+    """
+
+    model: str
+    examples: int
+    dense_loss: float
+    dense_accuracy: float
+    points: Mapping[str, Mapping[str, tuple[ProfilePoint, ...]]]
+    seconds: float
+
+    def damage(self, granularity: str, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Sparsities (k,) from 0 up and the loss increase there (k,), after recalibration.
+
+        The increase is made non-decreasing and starts at 0: a layer that gains by pruning counts as
+        free, and NaN counts as the worst finite increase of the layer (or 0 without one).
+        """
+        points = self.points[granularity][layer]
+        levels = np.array([0.0, *(p.sparsity for p in points)])
+        losses = np.array([self.dense_loss, *(p.recalibrated_loss for p in points)]) - self.dense_loss
+        finite = losses[np.isfinite(losses)]
+        losses = np.where(np.isfinite(losses), losses, finite.max(initial=0.0))
+        return levels, np.maximum.accumulate(np.maximum(losses, 0.0))
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` undoes it."""
+        return json.dumps({"version": PROFILE_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Profile:
+        """Read what `to_json` wrote; another version or missing fields raise `ValueError`."""
+        data: dict[str, Any] = parse_object(text)
+        if data.pop("version", None) != PROFILE_VERSION:
+            raise ValueError(f"profile version must be {PROFILE_VERSION}: scan again")
+        try:
+            points = {
+                granularity: {layer: tuple(ProfilePoint(**p) for p in layer_points) for layer, layer_points in by.items()}
+                for granularity, by in data.pop("points").items()
+            }
+            return cls(points=points, **data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"damaged profile ({error}): scan again") from None
+
+    def table(self, granularity: str) -> list[tuple[str, ProfilePoint]]:
+        """(layer, point) rows of one granularity, in the order scanned.
+
+        Raises:
+            ValueError: the profile does not hold this granularity.
+        """
+        if granularity not in self.points:
+            raise ValueError(unknown("granularity in this profile", granularity, self.points))
+        return [(layer, point) for layer, points in self.points[granularity].items() for point in points]

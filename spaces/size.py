@@ -1,0 +1,205 @@
+"""Sizes and MACs of a policy, exact before any training.
+
+Two measures of stored size, both shares of the dense model:
+
+- `nonzero`: the pruning labs' measure, (parameters - zeros in prunable weights) x 32 bit over all
+  parameters x 32 bit. Biases and norms count whole, buffers do not count.
+- `encoded`: bytes of the file `pruning.codec` writes, header and buffers included. A weight takes the
+  smallest of the encodings below; gap codes are an upper bound until the zeros' places are known.
+
+The file is a safetensors container: 8 bytes of header length, a JSON header padded with spaces to a
+multiple of 8, then the tensors without holes. `container_header` is the only place that knows it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from spaces.layers import ITEM_BYTES, Network, StoredTensor
+from spaces.policy import PruningPolicy, removed_count
+
+SIZE_METRICS = ("encoded", "nonzero")
+GAP_ESCAPE = 255
+"""A gap code of 255 skips 255 zeros and stores no value; codes 0..254 skip that many before a value."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: `note` is None for a dense tensor, else how its bytes are encoded."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    note: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Absolute counts of a network under a policy; MACs are those of one example.
+
+    `macs` counts dense kernels on what remains; `macs_nonzero` assumes every zero is skipped.
+    """
+
+    parameters: int
+    nonzero: int
+    encoded_bytes: int
+    macs: int
+    macs_nonzero: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A footprint over the dense model's."""
+
+    encoded: float
+    nonzero: float
+    macs: float
+    macs_nonzero: float
+
+    def of(self, metric: str) -> float:
+        """The share by the name of a size metric."""
+        return {"encoded": self.encoded, "nonzero": self.nonzero}[metric]
+
+
+def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int]:
+    """Group number -> units kept, for the groups that lose some.
+
+    `requests` is the share of output channels asked to go by layer. Inside a group the smallest request
+    holds and an unnamed member asks for 0; groups with an obstacle keep all.
+    """
+    kept = {}
+    for number, group in enumerate(network.groups):
+        share = min((requests.get(name, 0.0) for name in group.layers), default=0.0)
+        if group.obstacle is None and share > 0 and (removed := removed_count(share, group.units)):
+            kept[number] = group.units - removed
+    return kept
+
+
+def encoding_of(numel: int, nonzero: int, item_bytes: int) -> tuple[str, int]:
+    """The smallest encoding of a weight and its bytes: `dense`, `bitmask` or `gap8`; ties in that order.
+
+    Bytes of `gap8` are exact only where no gap exceeds 254; otherwise at most
+    `(numel - nonzero) // 255` escape codes come on top, which are counted.
+    """
+    sizes = {
+        "dense": numel * item_bytes,
+        "bitmask": -(-numel // 8) + nonzero * item_bytes,
+        "gap8": nonzero * (item_bytes + 1) + (numel - nonzero) // GAP_ESCAPE,
+    }
+    return min(sizes.items(), key=lambda item: item[1])
+
+
+def encoding_note(encoding: str, dtype: str, shape: Iterable[int], nonzero: int) -> str:
+    """What the header says of an encoded tensor, such as `gap8 F32 64,3,3,3 512`."""
+    return f"{encoding} {dtype} {','.join(map(str, shape))} {nonzero}"
+
+
+def container_header(entries: Iterable[Entry], aliases: Mapping[str, str] | None = None) -> tuple[bytes, list[Entry]]:
+    """The file's first bytes, and its tensors in file order (widest type first, then by name).
+
+    >>> header, order = container_header([Entry("w", "F32", (2, 3))])
+    >>> len(header) % 8, header[8:].decode().rstrip()
+    (0, '{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}')
+    """
+    order = sorted(entries, key=lambda entry: (-ITEM_BYTES[entry.dtype], entry.name))
+    header: dict[str, object] = {}
+    metadata = {entry.name: entry.note for entry in order if entry.note is not None}
+    metadata |= {name: f"same {target}" for name, target in sorted((aliases or {}).items())}
+    if metadata:
+        header["__metadata__"] = metadata
+    offset = 0
+    for entry in order:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.bytes],
+        }
+        offset += entry.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def container_bytes(entries: Iterable[Entry], aliases: Mapping[str, str] | None = None) -> int:
+    """Bytes of the whole file."""
+    header, order = container_header(entries, aliases)
+    return len(header) + sum(entry.bytes for entry in order)
+
+
+def encoded_entry(tensor: StoredTensor, shape: tuple[int, ...], nonzero: int) -> Entry:
+    """The entry of a prunable weight of this shape with `nonzero` elements kept."""
+    encoding, size = encoding_of(prod(shape), nonzero, ITEM_BYTES[tensor.dtype])
+    if encoding == "dense":
+        return Entry(tensor.name, tensor.dtype, shape)
+    return Entry(tensor.name, "U8", (size,), encoding_note(encoding, tensor.dtype, shape, nonzero))
+
+
+def footprint(network: Network, policy: PruningPolicy) -> Footprint:
+    """Counts of `network` under `policy`.
+
+    Raises:
+        ValueError: the policy names a layer the network does not have (nearest match named).
+    """
+    network.require(policy.sparsity)
+    network.require(policy.removal)
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    kept = kept_units(network, policy.channel_requests())
+    masks = policy.mask_requests()
+
+    entries, parameters, zeros = [], 0, 0
+    macs = macs_nonzero = 0
+    for tensor in network.tensors:
+        shape = tensor.shrunk(kept, units)
+        numel = prod(shape)
+        parameters += numel if tensor.parameter else 0
+        layer = network.by_name.get(tensor.name)
+        if layer is None:
+            entries.append(Entry(tensor.name, tensor.dtype, shape))
+            continue
+        removed = removed_count(masks[layer.name], numel) if layer.name in masks else 0
+        zeros += removed
+        macs += layer.positions * numel
+        macs_nonzero += layer.positions * (numel - removed)
+        entries.append(encoded_entry(tensor, shape, numel - removed))
+    return Footprint(parameters, parameters - zeros, container_bytes(entries, network.aliases), macs, macs_nonzero)
+
+
+def dense_footprint(network: Network) -> Footprint:
+    """Counts of the whole, unpruned network."""
+    return footprint(network, PruningPolicy({}))
+
+
+def shares(part: Footprint, dense: Footprint) -> Shares:
+    """`part` over `dense`; MACs are 1.0 when the dense model has none."""
+    return Shares(
+        encoded=part.encoded_bytes / dense.encoded_bytes,
+        nonzero=part.nonzero / dense.parameters,
+        macs=part.macs / dense.macs if dense.macs else 1.0,
+        macs_nonzero=part.macs_nonzero / dense.macs if dense.macs else 1.0,
+    )
+
+
+def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
+    """Layer -> share of its own units the policy really removes, after group rule and rounding."""
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    kept = kept_units(network, policy.channel_requests())
+    masks = policy.mask_requests()
+    result = {}
+    for tensor in network.tensors:
+        layer = network.by_name.get(tensor.name)
+        if layer is None:
+            continue
+        if policy.granularity_of(layer.name) == "channel":
+            group = layer.channel_group
+            result[layer.name] = 1 - kept[group] / units[group] if group in kept else 0.0
+        else:
+            numel = prod(tensor.shrunk(kept, units))
+            result[layer.name] = removed_count(masks.get(layer.name, 0.0), numel) / numel
+    return result
