@@ -148,10 +148,14 @@ def _decode_tensor(payload: Tensor, note: str) -> Tensor:
         raise ValueError(f"impossible note {note!r}")
     if size * dtype.itemsize > MAX_DECODED_BYTES:
         raise ValueError(f"note {note!r} claims more than {MAX_DECODED_BYTES} bytes")
+    if payload.dtype != torch.uint8 or payload.dim() != 1:
+        raise ValueError(f"note {note!r} belongs to bytes, not to {payload.dtype} of shape {tuple(payload.shape)}")
     data = payload.numpy()
     values = torch.from_numpy(data[: nonzero * dtype.itemsize].copy()).view(dtype)
     codes = data[nonzero * dtype.itemsize :]
     if encoding == "bitmask":
+        if len(codes) != -(-size // 8):
+            raise ValueError(f"note {note!r} promises {-(-size // 8)} mask bytes, there are {len(codes)}")
         places = np.flatnonzero(np.unpackbits(codes, count=size, bitorder="little"))
     else:
         places = (np.cumsum(codes.astype(np.int64) + (codes != GAP_ESCAPE)) - 1)[codes != GAP_ESCAPE]

@@ -65,7 +65,8 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set the masked parameters of `model` to zero in place; names as in `named_parameters()`."""
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        parameters[name].mul_(mask)
+        parameter = parameters[name]
+        parameter.masked_fill_(~mask.to(parameter.device), 0)  # a product would leave NaN and -0.0
 
 
 def achieved_sparsity(mask: Tensor) -> float:

@@ -25,7 +25,7 @@ def quantize_int8(model: nn.Module) -> tuple[nn.Module, int]:
     for name, weight in prunable_weights(rounded).items():
         scale = weight.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / INT8_LARGEST
         by_row = scale.view(-1, *[1] * (weight.dim() - 1))
-        levels = (weight / by_row).round_()
+        levels = (weight / by_row).round_().clamp_(-INT8_LARGEST, INT8_LARGEST)  # bfloat16 scales round
         state[name] = levels.to(torch.int8)
         state[f"{name}.scale"] = scale
         weight.copy_(levels * by_row)

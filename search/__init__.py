@@ -17,7 +17,7 @@ _PLACES = {
     "load_front": "search.open",
     "run_search": "search.run",
 }
-__all__ = sorted(_PLACES)  # noqa: PLE0605 - the names of _PLACES
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,8 @@ def save_model(model: nn.Module, structure: Structure, path: Path) -> None:
     write_durably(path, save(state, metadata={"structure": json.dumps(structure.to_dict())}))
 
 
-def load_model(dense: nn.Module, path: Path) -> nn.Module:
-    """Rebuild the model saved at `path` from a dense one of the same architecture.
+def load_model(dense: nn.Module, path: Path) -> tuple[nn.Module, Structure]:
+    """Rebuild the model saved at `path` from a dense one of the same architecture; eval mode.
 
     Raises:
         Refused: the file is damaged or belongs to another architecture.
@@ -34,7 +34,7 @@ def load_model(dense: nn.Module, path: Path) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         structure = Structure.from_dict(json.loads(metadata["structure"]))
-        return restore(dense, structure, load(path.read_bytes()))
+        return restore(dense, structure, load(path.read_bytes())), structure
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise Refused(f"damaged weights {path}: {_first_line(error)}") from None
 

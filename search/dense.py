@@ -89,7 +89,7 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
     if not path.is_file():
         return None
     try:
-        return load_model(model, path)
+        return load_model(model, path)[0]
     except Refused as error:
         log.warning("%s; training the dense model again", error)
         return None
@@ -115,4 +115,3 @@ def build_model(workload: Workload, seed: int) -> nn.Module:
             f"workload {workload.name!r}: building the model, or its loss on the example input of shape "
             f"{tuple(workload.example_input.shape)}, raised {type(error).__name__}: {error}"
         ) from error
-

@@ -20,7 +20,7 @@ from search.evaluate import Subject, evaluate_policy
 from search.folder import StudyFolder
 from search.journal import write_durably
 from search.records import FinalRecord
-from search.results import FinalScore, score_finals
+from search.results import FinalScore
 from search.train import score
 from spaces.allocation import Evidence, Unreachable, allocate
 from spaces.policy import PruningPolicy
@@ -88,9 +88,14 @@ def compare_finals(
                 save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
         folder.journal.write_final(
             FinalRecord(
-                digest, seed, policy, evaluation.result,
-                tested.accuracy if tested else None, tested.loss if tested else None, clock.seconds,
-            )  # fmt: skip
+                digest,
+                seed,
+                policy,
+                evaluation.result,
+                tested.accuracy if tested else None,
+                tested.loss if tested else None,
+                clock.seconds,
+            )
         )
     known = read_comparison(folder)
     comparison = Comparison(
@@ -199,8 +204,10 @@ def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | N
     if best.digest == static[name].digest:
         return f"The best finalist is the static policy '{name}': the search found nothing better on validation data."
     if best.test_sd is None or static[name].test_sd is None:
-        return f"The best finalist is {points} {'above' if difference >= 0 else 'below'} '{name}' on test, one seed each."
-    error = math.sqrt(fmean([best.test_sd**2, static[name].test_sd**2]) * 2 / min(best.n, static[name].n))
+        return (
+            f"The best finalist is {points} {'above' if difference >= 0 else 'below'} '{name}' on test, one seed each."
+        )
+    error = math.sqrt(fmean([best.test_sd**2, static[name].test_sd ** 2]) * 2 / min(best.n, static[name].n))
     if abs(difference) <= NOISE_FACTOR * error:
         return f"The best finalist and '{name}' differ by {points} on test, within noise ({best.n} seeds)."
     return f"The best finalist is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({best.n} seeds)."

@@ -89,7 +89,9 @@ def open_root(root: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        raise EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root") from None
+        raise EnvironmentProblem(
+            f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root"
+        ) from None
     return path
 
 

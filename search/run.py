@@ -14,6 +14,8 @@ import pandas as pd
 import torch
 
 from pruning.channels import trace_channels
+from pruning.evidence import unit_evidence
+from search.checkpoints import save_model
 from search.clock import StudyClock
 from search.config import SearchConfig
 from search.console import Watcher, duration
@@ -30,8 +32,6 @@ from search.scan import cached_profile
 from search.study import OBJECTIVES, OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload, get_workload, is_built_in
-from search.checkpoints import save_model
-from pruning.evidence import unit_evidence
 from spaces.allocation import Evidence, Unreachable
 from spaces.profile import Profile
 from spaces.space import Seed, Space
@@ -76,9 +76,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     torch.set_flush_denormal(True)  # decayed weights near zero slow CPU kernels many times
     config = _with_stored_options(config)
     root = open_root(config.root)
-    workload = get_workload(
-        config.workload, data=config.data, width=config.width, cache=str(root / "cache")
-    )
+    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     folder = StudyFolder(root, config.study or workload.name)
     if folder.exists:
         config = resumed_config(config, folder.read_record())
@@ -91,9 +89,10 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         return _Coordinator(config, folder, space, workload, dense, watcher).run()
 
 
-def resume_command(config: SearchConfig, study: str) -> str:
+def resume_command(config: SearchConfig) -> str:
     """The command line that resumes a study; its other settings are stored with it."""
-    parts = ["prunefront", "search", "--workload", config.workload, "--study", study]
+    parts = ["prunefront", "search", "--workload", config.workload]
+    parts += ["--study", config.study] if config.study else []
     if config.root != "mlruns":
         parts += ["--root", config.root]
     return shlex.join(parts)
@@ -166,9 +165,7 @@ class _Coordinator:
         record = self.folder.read_record()
         began = time.perf_counter()
         self.study = OptunaStudy(self.folder.database, self.folder.name, self.config.sampler, self.config.seed)
-        self.tracker = Tracker(
-            self.folder.root, self.folder.name, record["study_id"], self.clock.to_time
-        )
+        self.tracker = Tracker(self.folder.root, self.folder.name, record["study_id"], self.clock.to_time)
         self.tracker.start(self._settings())
         self.seconds["storage"] = time.perf_counter() - began
         try:
@@ -233,9 +230,7 @@ class _Coordinator:
         label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
         recipe = self.subject.workload.recipe
         with self.watcher.stage(label) as progress:
-            evaluation = evaluate_policy(
-                self.subject, proposal.policy, recipe.trial_epochs, self.config.seed, progress
-            )
+            evaluation = evaluate_policy(self.subject, proposal.policy, recipe.trial_epochs, self.config.seed, progress)
         if evaluation.model is not None:
             save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
         record = TrialRecord(

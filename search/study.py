@@ -37,7 +37,6 @@ class OptunaStudy:
             self._study = optuna.create_study(
                 storage=storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
             )
-            self._study.set_metric_names(list(OBJECTIVES))
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise EnvironmentProblem(

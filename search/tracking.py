@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +47,10 @@ def open_store(root: Path) -> Any:
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     root.mkdir(parents=True, exist_ok=True)
     with held_lock(root / "mlflow.lock", wait=True):
@@ -101,7 +103,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         with self._forgiven():
-            now = _milliseconds(self._to_time(0.0))
+            now = _milliseconds(time.time())
             self._client.log_batch(self.parent, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
             self._log_files(self.parent, files)
 
@@ -118,7 +120,7 @@ class Tracker:
         return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
 
     def _create_child(self, record: TrialRecord) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
         result, policy = record.result, record.policy
         started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
@@ -145,7 +147,9 @@ class Tracker:
             "size_target": record.target,
             "layers": len(policy.sparsity),
         }
-        summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {"seconds_proposing": record.proposing}
+        summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {
+            "seconds_proposing": record.proposing
+        }
         if result.state == COMPLETE:
             summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
             summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}
@@ -157,7 +161,6 @@ class Tracker:
             run,
             metrics=metrics[:BATCH_METRICS],
             params=[Param(k, str(v)) for k, v in params.items()],
-            tags=[RunTag("sparsity", "artifact sparsity.json")],
         )
         self._log_files(
             run,

@@ -137,9 +137,7 @@ def _train(
             entered = time.perf_counter()
             scores = score(model, workload.validation, workload)
             scoring += time.perf_counter() - entered
-            curve.append(
-                CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy)
-            )
+            curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
             losses = []
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")

@@ -188,7 +188,8 @@ def last_layers_only(target: Target, evidence: Evidence) -> dict[str, float]:
     free enough, the output layer last of all.
     """
     output = target.network.layers[-1].name
-    order = sorted(reversed(target.layers), key=lambda layer: layer.name == output)
+    from_last = target.layers[::-1]
+    order = sorted(from_last, key=lambda layer: layer.name == output)
     held = list(accumulate(layer.numel for layer in order))
     enough = next(n for n, weights in enumerate(held, 1) if weights >= LAST_LAYERS_SHARE * held[-1])
     for count in range(enough, len(order) + 1):
@@ -246,9 +247,7 @@ def _by_threshold(scores: Mapping[str, np.ndarray], target: Target) -> dict[str,
         if t >= 1:
             return dict.fromkeys(ascending, ALMOST_ALL)
         threshold = pooled[np.searchsorted(below, t)]
-        return {
-            name: min(float(np.searchsorted(s, threshold)) / len(s), ALMOST_ALL) for name, s in ascending.items()
-        }
+        return {name: min(float(np.searchsorted(s, threshold)) / len(s), ALMOST_ALL) for name, s in ascending.items()}
 
     return land(family, target)
 

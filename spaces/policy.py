@@ -129,6 +129,9 @@ class PruningPolicy:
                     "its sparsity is the removal; leave one of them out"
                 )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PruningPolicy.from_dict, (self.to_dict(),)
+
     def granularity_of(self, layer: str) -> str:
         """The granularity that holds for `layer`."""
         if isinstance(self.granularity, Mapping):

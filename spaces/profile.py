@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,8 +66,9 @@ class Profile:
         return levels, np.maximum.accumulate(np.maximum(losses, 0.0))
 
     def to_json(self) -> str:
-        """JSON text; `from_json` undoes it."""
-        return json.dumps({"version": PROFILE_VERSION, **asdict(self)}, indent=1) + "\n"
+        """JSON text; `from_json` undoes it. Losses that are not finite become null, and NaN when read."""
+        data = _nan_as_null({"version": PROFILE_VERSION, **asdict(self)})
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
@@ -76,7 +78,9 @@ class Profile:
             raise ValueError(f"profile version must be {PROFILE_VERSION}: scan again")
         try:
             points = {
-                granularity: {layer: tuple(ProfilePoint(**p) for p in layer_points) for layer, layer_points in by.items()}
+                granularity: {
+                    layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()
+                }
                 for granularity, by in data.pop("points").items()
             }
             return cls(points=points, **data)
@@ -92,3 +96,16 @@ class Profile:
         if granularity not in self.points:
             raise ValueError(unknown("granularity in this profile", granularity, self.points))
         return [(layer, point) for layer, points in self.points[granularity].items() for point in points]
+
+
+def _nan_as_null(value: Any) -> Any:
+    """Plain data with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _nan_as_null(inner) for key, inner in value.items()}
+    return [_nan_as_null(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_point(data: Mapping[str, Any]) -> ProfilePoint:
+    return ProfilePoint(**{name: math.nan if number is None else number for name, number in data.items()})

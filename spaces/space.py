@@ -85,7 +85,7 @@ class Space:
         if not self.usable:
             smallest = min(self.floors.values())
             raise Unreachable(
-                f"size limit {self.max_size:g} cannot be reached ({self.metric} size, {', '.join(self.granularities)}): "
+                f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(self.granularities)}: "
                 f"reachable is {smallest:.4f} to 1; set --max-size to at least {smallest * FLOOR_MARGIN:.4f}"
             )
 
@@ -131,9 +131,7 @@ class Space:
         choices = list(self.usable)
         if not self.mixed:
             return trial.suggest_categorical("granularity", choices)
-        return {
-            name: trial.suggest_categorical(f"granularity.{name}", choices) for name in self.network.layer_names
-        }
+        return {name: trial.suggest_categorical(f"granularity.{name}", choices) for name in self.network.layer_names}
 
     def propose(
         self, target: float, granularity: str | Mapping[str, str], preferences: Mapping[str, float], schedule: Schedule
@@ -141,16 +139,26 @@ class Space:
         """The policy nearest to the preferences whose size is within the target.
 
         A channel group asks for its first member's preference. Where whole layers (preference 0) make the
-        target unreachable, they are asked for a little as well.
+        target unreachable, they are asked for a little as well. Where a mixture cannot reach it (its floor may
+        lie above those of its granularities: a group not wholly `channel` loses no channel), all layers take
+        the granularity with the lowest floor.
         """
         where = self.target(target, granularity)
         sampled = self._by_layer(where, preferences)
         try:
-            sparsity = land_by_shift(sampled, where)
+            sparsity = self._land(sampled, where)
         except Unreachable:
-            sparsity = land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, where)
+            if isinstance(granularity, str):
+                raise
+            return self.propose(target, min(self.usable, key=self.floors.__getitem__), preferences, schedule)
         policy = PruningPolicy(sparsity, granularity, criterion=self.criterion, schedule=schedule)
         return Proposal(policy, sampled, target)
+
+    def _land(self, sampled: Mapping[str, float], target: Target) -> dict[str, float]:
+        try:
+            return land_by_shift(sampled, target)
+        except Unreachable:
+            return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float]) -> dict[str, float]:
         frame, sampled = PruningPolicy({}, target.granularity), {}

@@ -624,18 +624,20 @@ def test_chain_keeps_the_largest_norms(criterion, order):
 
 def test_group_score_is_the_mean_of_relative_norms():
     model, x = built(Residual)
-    generator = torch.Generator().manual_seed(4)
-    total, squared = np.zeros(12), np.zeros(12)
-    for name, scale in (("b2.0.weight", 1), ("shortcut.0.weight", 100)):
+    norms = {"b2.0.weight": np.arange(1.0, 13.0), "shortcut.0.weight": 100 * np.arange(12.0, 0.0, -1.0) ** 2}
+    for name, wanted in norms.items():
         weight = model.get_parameter(name)
-        weight.data *= scale * torch.randn(12, generator=generator).exp()[:, None, None, None]
-        norms = weight.detach().double().flatten(1).norm(dim=1).numpy()
-        total += norms / norms.mean()
-        squared += norms**2 / (norms**2).mean()
+        scale = torch.from_numpy(wanted) / weight.detach().double().flatten(1).norm(dim=1)
+        weight.data *= scale[:, None, None, None]
+
+    def kept_by(score):
+        return tuple(sorted(np.argsort(score)[6:].tolist()))
+
     plan = plan_removal(model, {"b2.0.weight": 0.5, "shortcut.0.weight": 0.5}, x)
-    expected = set(np.argsort(total)[6:].tolist())
-    assert expected != set(np.argsort(squared)[6:].tolist()), "the weights do not tell the two rules apart"
-    assert plan.kept["b2.0.weight"] == tuple(sorted(expected))
+    expected = kept_by(sum(n / n.mean() for n in norms.values()))
+    assert plan.kept["b2.0.weight"] == expected
+    assert expected != kept_by(sum(n**2 / (n**2).mean() for n in norms.values()))
+    assert expected != kept_by(sum(norms.values()))
 
 
 def test_grouped_units_sum_over_their_channels():

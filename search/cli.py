@@ -1,0 +1,208 @@
+"""The command line: what can be asked, and how every error ends in one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from search.errors import PrunefrontError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class _Terminated(SystemExit):
+    """SIGTERM or SIGHUP: end like Ctrl-C, resumable."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"prunefront: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 done, 1 goal missed, 2 usage, 3 environment, 4 refused)."""
+    arguments = _parser().parse_args(argv)
+    if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
+        arguments.root = "mlruns"
+    out = sys.stdout
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGHUP, _terminate)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # whatever user code prints
+            reply = getattr(importlib.import_module("search.commands"), arguments.command)(arguments)
+        text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
+        if text:
+            print(text, file=out, flush=True)
+        return reply.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # the reader left; say nothing more
+        return 0
+    except PrunefrontError as error:
+        return _report(str(error), error.exit_code, arguments)
+    except KeyboardInterrupt:
+        return _report("interrupted" + _how_to_resume(arguments), INTERRUPTED, arguments)
+    except _Terminated:
+        return _report("terminated" + _how_to_resume(arguments), TERMINATED, arguments)
+    except OSError as error:
+        where = f" ({error.filename!r})" if error.filename else ""
+        return _report(f"{error.strerror or error}{where}: free space or choose another place", 3, arguments)
+    except Exception as error:
+        what = (str(error).splitlines() or [""])[0]
+        return _report(f"unexpected {type(error).__name__}: {what}; run again with --debug for the place", 1, arguments)
+
+
+def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
+    if arguments.debug and code not in (INTERRUPTED, TERMINATED):
+        raise
+    print("prunefront: " + " ".join(message.splitlines()), file=sys.stderr)
+    return code
+
+
+def _terminate(_signal: int, _frame: Any) -> NoReturn:
+    raise _Terminated(TERMINATED)
+
+
+def _how_to_resume(arguments: argparse.Namespace) -> str:
+    command = getattr(arguments, "resume", None)
+    return f"; finished trials are kept, resume with: {command}" if command else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="prunefront",
+        description="Find the Pareto set of pruning policies of a trained network: accuracy, stored size, speed.",
+    )
+    parser.add_argument("--version", action="version", version=_Version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_search(commands)
+    _add_scan(commands)
+    _add_inspect(commands)
+    _add_front(commands)
+    _add_status(commands)
+    _add_view(commands)
+    _add_export(commands)
+    _add_apply(commands)
+    _add_verify(commands)
+    return parser
+
+
+class _Version(str):
+    """The installed version, looked up only when printed."""
+
+    def __mod__(self, _values: object) -> str:
+        from importlib.metadata import version
+
+        return f"prunefront {version('prunefront')}"
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    everywhere = parser.add_argument_group("every command")
+    everywhere.add_argument("--root", metavar="DIR", help="holds everything written (mlruns)")
+    everywhere.add_argument("--json", action="store_true", help="exactly one JSON object on stdout")
+    everywhere.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
+    return parser
+
+
+def _add_workload_options(parser: argparse.ArgumentParser) -> None:
+    """Options left out stay None, so that a resumed study keeps its own values."""
+    parser.add_argument(
+        "--workload", metavar="W", help="digits, fashion-mnist, package.module:factory, ./file.py:factory"
+    )
+    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
+    parser.add_argument("--weights", metavar="FILE", help="trained weights, .safetensors or .pt without code")
+    parser.add_argument("--width", type=float, metavar="F", help="width factor of a built-in network (1/8)")
+
+
+def _add_search(commands: Any) -> None:
+    parser = _command(commands, "search", "start or resume a study; the same command resumes")
+    parser.add_argument("study_file", nargs="?", metavar="STUDY.toml", help="options from a file; flags go before it")
+    parser.add_argument("--study", metavar="NAME", help="name of the study (the workload's)")
+    _add_workload_options(parser)
+    parser.add_argument("--trials", type=int, metavar="N", help="finished trials in total (24)")
+    parser.add_argument("--timeout", type=float, metavar="S", help="running seconds after which no trial starts")
+    parser.add_argument("--max-size", type=float, metavar="SHARE", help="size limit, a share of the dense model (0.25)")
+    parser.add_argument("--size-metric", metavar="M", help="what the limit binds on: encoded (default) or nonzero")
+    parser.add_argument("--speed", metavar="S", help="the third objective: macs")
+    parser.add_argument("--granularity", metavar="A,B", help="choices (fine-grained,channel)")
+    parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
+    parser.add_argument("--criterion", metavar="C", help="magnitude-l2 (default), magnitude-l1 or random")
+    parser.add_argument("--sampler", metavar="S", help="tpe (default), nsga2, gp or random")
+    parser.add_argument("--seeds", choices=("on", "off"), help="begin with static allocations and the scan's (on)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of sampling, data order and augmentation (0)")
+    parser.add_argument(
+        "--finalists", type=int, metavar="N", help="front members tuned at full length (3); 0: no finals"
+    )
+    parser.add_argument("--final-seeds", type=int, metavar="N", help="full fine-tunes of each finalist (3)")
+
+
+def _add_scan(commands: Any) -> None:
+    parser = _command(commands, "scan", "sensitivity of every layer, one at a time: table, picture, profile")
+    _add_workload_options(parser)
+    parser.add_argument("--granularity", metavar="A,B", help="what to scan (fine-grained,channel)")
+    parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2)")
+    parser.add_argument("--out", metavar="DIR", help="where profile.json and profile.png go (ROOT/cache)")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays whole")
+    parser.add_argument("subject", nargs="?", metavar="WORKLOAD", help="as --workload")
+    _add_workload_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="also write weights.png: histograms of the trained weights")
+
+
+def _add_front(commands: Any) -> None:
+    parser = _command(commands, "front", "the Pareto set of a study")
+    parser.add_argument("study", metavar="STUDY")
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument("--max-size", type=float, metavar="SHARE", help="re-slice by another limit, without new trials")
+    parser.add_argument("--all", action="store_true", help="every trial, with its state")
+
+
+def _add_status(commands: Any) -> None:
+    parser = _command(commands, "status", "trials by state and reason, best so far, time left")
+    parser.add_argument("study", metavar="STUDY")
+
+
+def _add_view(commands: Any) -> None:
+    parser = _command(commands, "view", "MLflow's UI on this store, on 127.0.0.1 only")
+    parser.add_argument("--port", type=int, default=5000, metavar="N")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(commands, "export", "write a trial's sparsity dict, sparse file and runnable model")
+    parser.add_argument("study", metavar="STUDY")
+    parser.add_argument("--trial", default="best", metavar="T", help="best (default), knee, smallest, or a number")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
+
+
+def _add_apply(commands: Any) -> None:
+    parser = _command(commands, "apply", "prune by a sparsity dict or policy without a study, fine-tune, export")
+    parser.add_argument("file", metavar="sparsity.json|policy.json")
+    _add_workload_options(parser)
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--granularity", metavar="G", help="of a bare dict (fine-grained)")
+    parser.add_argument("--criterion", metavar="C", help="of a bare dict (magnitude-l2)")
+    parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default) or one-shot")
+    parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial (3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
+    parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", "reload an export: hashes, size, accuracy, equal outputs")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--workload", metavar="W", help="needed when the export is of your own workload")
+    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

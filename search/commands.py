@@ -1,0 +1,345 @@
+"""What each command does: options in, a reply out. Imported only once a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import socket
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pruning.channels import trace_channels
+from pruning.codec import encode_model, prunable_weights
+from search.config import SearchConfig, make_config, read_study_file
+from search.console import TerminalWatcher, duration
+from search.dense import build_model, dense_model
+from search.errors import EnvironmentProblem, UsageError
+from search.evaluate import Subject
+from search.export import Export, choose_trial, export_of_trial, fine_tuned, prepare_folder, write_export
+from search.finals import closing_rows, verdict
+from search.folder import open_root
+from search.journal import write_durably
+from search.open import open_study
+from search.pictures import profile_png, weights_png
+from search.results import best_trial, plain_rows
+from search.run import SearchResult, resume_command, run_search
+from search.scan import cached_profile, profile_path
+from search.tables import (
+    closing_table,
+    counts_line,
+    front_table,
+    layer_table,
+    percent,
+    profile_table,
+    render,
+)
+from search.tracking import open_store, serve_ui, ui_command
+from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
+from search.workloads import Workload, get_workload, is_built_in
+from spaces.policy import PruningPolicy, Schedule, parse_object, parse_sparsity
+from spaces.size import dense_footprint
+
+WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
+MAX_POLICY_BYTES = 64 * 2**20
+"""A sparsity file above this is refused before it is read."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes to stdout, as data for `--json` and as text, and the exit code."""
+
+    data: Mapping[str, Any]
+    text: str
+    code: int = 0
+
+
+def search(arguments: argparse.Namespace) -> Reply:
+    """Start or resume a study."""
+    options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}
+    options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}
+    if isinstance(options.get("seeds"), str):
+        options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
+    config = make_config(**options)
+    arguments.resume = resume_command(config)
+    result = run_search(config, TerminalWatcher())
+    return Reply(_search_data(result), _search_text(result), 0 if not result.front.empty else 1)
+
+
+def _search_data(result: SearchResult) -> dict[str, Any]:
+    return {
+        "study": result.study,
+        "trials": dict(result.counts),
+        "best": result.best,
+        "front": plain_rows(result.front),
+        "finals": [asdict(row) for row in _closing(result.comparison, result.finals, result.trials)],
+        "verdict": verdict(result.comparison, result.finals) if result.comparison else None,
+        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+    }
+
+
+def _search_text(result: SearchResult) -> str:
+    parts = [f"Study {result.study}: {counts_line(result.counts)}; front of {len(result.front)}"]
+    if result.front.empty:
+        return parts[0] + ": no feasible trial; see `prunefront front --all`"
+    parts.append(front_table(result.front))
+    if result.comparison:
+        parts.append(closing_table(_closing(result.comparison, result.finals, result.trials)))
+        parts += [verdict(result.comparison, result.finals) or ""]
+    parts.append(_speed_remark(result))
+    parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
+    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR    or: prunefront view")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _speed_remark(result: SearchResult) -> str:
+    if (result.front["granularity"] == "fine-grained").any():
+        return "Masks (fine-grained) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+    return ""
+
+
+def _closing(comparison: Any, finals: Mapping[str, Any], trials: Any) -> list[Any]:
+    if comparison is None:
+        return []
+    trial_of = {digest: int(number) for number, digest in zip(trials["trial"], trials["digest"], strict=True)}
+    return closing_rows(comparison, finals, trial_of)
+
+
+def scan(arguments: argparse.Namespace) -> Reply:
+    """Sensitivity of every layer."""
+    config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=arguments.criterion)
+    watcher = TerminalWatcher()
+    dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+    subject = Subject.of(workload, dense.model)
+    with watcher.stage("sensitivity scan") as progress:
+        profile = cached_profile(subject, dense, config.criterion, config.granularity, root / "cache", progress)
+    stored = profile_path(dense, config.criterion, config.granularity, root / "cache")
+    folder = Path(arguments.out) if arguments.out else stored.parent
+    target = folder / ("profile.json" if arguments.out else stored.name)
+    write_durably(target, profile.to_json().encode())
+    write_durably(target.with_suffix(".png"), profile_png(profile))
+    tables = [profile_table(profile, granularity) for granularity in profile.points]
+    head = (
+        f"{workload.name}: dense {percent(profile.dense_accuracy, 2)} on {profile.examples} calibration examples; "
+        "below, accuracy with one layer pruned to a sparsity, BatchNorm recalibrated, nothing trained"
+    )
+    data = {**json.loads(profile.to_json()), "profile": str(target), "picture": str(target.with_suffix(".png"))}
+    return Reply(data, "\n\n".join([head, *tables, f"Written: {target} and {target.with_suffix('.png').name}"]))
+
+
+def inspect(arguments: argparse.Namespace) -> Reply:
+    """Layers, costs, groups, obstacles."""
+    if arguments.subject and arguments.workload:
+        raise UsageError("give the workload once: as argument or by --workload")
+    arguments.workload = arguments.subject or arguments.workload
+    config, root, workload = _workload(arguments)
+    model = build_model(workload, config.dense_seed)
+    network = trace_channels(model, workload.example_input).network
+    whole = dense_footprint(network)
+    head = (
+        f"{workload.name}: {whole.parameters:,} parameters, {whole.encoded_bytes:,} bytes, {whole.macs:,} MACs; "
+        f"{len(network.layers)} prunable layers, {len(network.groups)} channel groups"
+    )
+    data = {
+        "workload": workload.name,
+        "parameters": whole.parameters,
+        "bytes": whole.encoded_bytes,
+        "macs": whole.macs,
+        "layers": [{**asdict(layer), "macs": layer.positions * layer.numel} for layer in network.layers],
+        "groups": [asdict(group) for group in network.groups],
+    }
+    parts = [head, layer_table(network)]
+    if arguments.out:
+        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher())
+        picture = Path(arguments.out) / "weights.png"
+        weights = {name: weight.detach().numpy().ravel() for name, weight in prunable_weights(dense.model).items()}
+        write_durably(picture, weights_png(weights))
+        data["picture"] = str(picture)
+        parts.append(f"Written: {picture}")
+    return Reply(data, "\n\n".join(parts))
+
+
+def front(arguments: argparse.Namespace) -> Reply:
+    """The Pareto set, or all trials."""
+    if arguments.max_size is not None and not 0 < arguments.max_size <= 1:
+        raise UsageError(f"--max-size must satisfy 0 < share <= 1, got {arguments.max_size!r}")
+    view = open_study(arguments.root, arguments.study, arguments.max_size)
+    table = view.trials if arguments.all else view.front
+    rows = plain_rows(table)
+    if arguments.format == "json":
+        text = json.dumps(rows, allow_nan=False)
+    elif arguments.format == "csv":
+        text = table.assign(sparsity=table["sparsity"].map(json.dumps)).to_csv(index=False).rstrip("\n")
+    else:
+        text = front_table(table, with_state=arguments.all) if rows else "no feasible trial yet"
+    return Reply({"study": arguments.study, "front": rows}, text)
+
+
+def status(arguments: argparse.Namespace) -> Reply:
+    """Counts, best so far, time left."""
+    view = open_study(arguments.root, arguments.study)
+    config = view.folder.config
+    done = sum(view.counts[state] for state in ("complete", "stopped-early", "failed"))
+    finished = [float(f) for f in view.trials["finished"].dropna()]
+    started = [float(s) for s in view.trials["started"].dropna()]
+    left = (max(finished) - min(started)) / done * max(config.trials - done, 0) if done else None
+    reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
+    best = best_trial(view.front)
+    row = plain_rows(view.front[view.front["trial"] == best])[0] if best is not None else None
+    data = {
+        "study": arguments.study,
+        "trials": view.counts,
+        "asked": config.trials,
+        "reasons": dict(reasons),
+        "running": view.running,
+        "front_size": len(view.front),
+        "best": row,
+        "seconds_left": left,
+    }
+    lines = [
+        f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
+        + ("running" if view.running else "not running"),
+        *(f"  {number} x {reason}" for reason, number in reasons.items()),
+        f"Best: trial {best}, {percent(row['accuracy'], 2)} at {percent(row['size'])}" if row else "Best: none yet",
+        f"Front: {len(view.front)} trials",
+    ]
+    if left:
+        lines.append(f"About {duration(left)} of trials left, finals not counted")
+    if not view.running and done < config.trials:
+        lines.append(f"Resume: {resume_command(config)}")
+    return Reply(data, "\n".join(lines))
+
+
+def view(arguments: argparse.Namespace) -> Reply:
+    """Serve MLflow's UI; does not return while it runs."""
+    root = open_root(arguments.root)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except (OSError, OverflowError) as error:
+            raise EnvironmentProblem(
+                f"port {arguments.port} cannot be used ({error}): choose another by --port"
+            ) from None
+    open_store(root)
+    url = f"http://127.0.0.1:{arguments.port}"
+    command = ui_command(root, arguments.port)
+    reply = {"url": url, "command": command}
+    text = json.dumps(reply) if arguments.json else f"MLflow UI: {url}\nThe plain command: {shlex.join(command)}"
+    print(text, file=sys.__stdout__, flush=True)
+    serve_ui(root, arguments.port)
+    raise AssertionError("serve_ui replaces this process")
+
+
+def export(arguments: argparse.Namespace) -> Reply:
+    """Write a trial."""
+    seen = open_study(arguments.root, arguments.study)
+    number = choose_trial(seen, arguments.trial)
+    made, workload, config = export_of_trial(seen, number, TerminalWatcher())
+    return _written(made, workload, config, arguments)
+
+
+def apply(arguments: argparse.Namespace) -> Reply:
+    """Prune by a dict, fine-tune at the recipe's final length, export."""
+    policy = _read_policy(arguments)
+    config, root, workload = _workload(arguments)
+    network = trace_channels(build_model(workload, config.dense_seed), workload.example_input).network
+    try:
+        network.require([*policy.sparsity, *policy.removal])
+    except ValueError as error:
+        raise UsageError(f"{arguments.file}: {error}") from None
+    prepare_folder(Path(arguments.out))
+    watcher = TerminalWatcher()
+    for name in policy.channel_requests():
+        if obstacle := network.by_name[name].obstacle:
+            watcher.note(f"{name} keeps all its channels: {obstacle}")
+    dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+    subject = Subject.of(workload, dense.model)
+    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher)
+    made = Export(
+        policy, tuned.model, tuned.structure, tuned.result, None, None,
+        {"file": Path(arguments.file).name, "seed": arguments.seed},
+    )  # fmt: skip
+    return _written(made, workload, config, arguments)
+
+
+def verify(arguments: argparse.Namespace) -> Reply:
+    """Check an export."""
+    folder = Path(arguments.folder)
+    manifest = read_manifest(folder)
+    made_for = manifest.get("workload", {})
+    spec = arguments.workload or made_for.get("workload")
+    if not arguments.workload and not (isinstance(spec, str) and is_built_in(spec)):
+        raise UsageError(
+            f"the export names workload {spec!r}, and code named in a file is not run: name it yourself by --workload"
+        )
+    root = open_root(arguments.root)
+    workload = get_workload(
+        spec, data=arguments.data or made_for.get("data"), width=made_for.get("width"), cache=str(root / "cache")
+    )
+    checks = verify_files(folder, manifest)
+    if all(check.passed for check in checks):
+        checks += verify_contents(folder, manifest, workload)
+    passed = all(check.passed for check in checks)
+    text = render(["check", "result", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks])
+    closing = "verified" if passed else _failures(checks)
+    return Reply({"verified": passed, "checks": as_json(checks)}, f"{text}\n\n{folder}: {closing}", 0 if passed else 1)
+
+
+def _failures(checks: list[Check]) -> str:
+    return "NOT verified: " + ", ".join(check.name for check in checks if not check.passed)
+
+
+def _workload(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig, Path, Workload]:
+    """Config, root and workload of a command that runs outside a study."""
+    options = {key: getattr(arguments, key, None) for key in WORKLOAD_OPTIONS} | more
+    config = make_config(root=arguments.root, **{k: v for k, v in options.items() if v is not None})
+    root = open_root(config.root)
+    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
+    return config, root, workload
+
+
+def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
+    """A policy from either file form; the flags complete a bare dict only."""
+    path = Path(arguments.file)
+    if not path.is_file():
+        raise UsageError(f"no file {str(path)!r}")
+    if path.stat().st_size > MAX_POLICY_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes: a sparsity dict has at most {MAX_POLICY_BYTES}")
+    flags = {
+        k: v for k in ("granularity", "criterion", "schedule", "exponent") if (v := getattr(arguments, k)) is not None
+    }
+    try:
+        text = path.read_text()
+        if "sparsity" in (data := parse_object(text)) and isinstance(data["sparsity"], dict):
+            if flags:
+                raise ValueError(f"it is a whole policy, which --{next(iter(flags))} cannot change: leave the flag out")
+            return PruningPolicy.from_dict(data)
+        exponent = {"exponent": flags.pop("exponent")} if "exponent" in flags else {}
+        schedule = Schedule(flags.pop("schedule", "polynomial"), **exponent)
+        return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _written(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Reply:
+    out = Path(arguments.out)
+    dense_bytes = len(encode_model(build_model(workload, config.dense_seed)))
+    options = {key: getattr(config, key) for key in ("workload", "data", "width")}
+    manifest = write_export(made, workload, options, out, dense_bytes, arguments.onnx)
+    test = percent(manifest["test_accuracy"], 2)
+    text = (
+        f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
+        + (f", test {test}" if test else "")
+        + f", {manifest['sparse_bytes']:,} of {dense_bytes:,} bytes = {percent(manifest['size_encoded'], 2)}, "
+        f"MACs {percent(manifest['macs'])}\n"
+        f"Files: {', '.join(manifest['files'])}, manifest.json\n"
+        f"Check: prunefront verify {out}"
+    )
+    return Reply({"out": str(out), **manifest}, text)

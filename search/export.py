@@ -1,0 +1,195 @@
+"""Exports: a folder that holds a pruned network, the policy behind it, and what it is worth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from pruning.codec import prunable_weights, write_sparse
+from pruning.structure import Structure
+from search.checkpoints import load_model
+from search.config import SearchConfig
+from search.console import Watcher
+from search.dense import build_model, dense_model
+from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.evaluate import Subject, evaluate_policy
+from search.fingerprint import model_fingerprint
+from search.open import StudyView
+from search.records import COMPLETE, TrialResult
+from search.results import best_trial, knee_trial, smallest_trial
+from search.train import predict
+from search.workloads import Workload, get_workload
+from spaces.policy import PruningPolicy
+
+MANIFEST_VERSION = 1
+SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
+WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
+OUTPUT_ROWS = 2
+"""Rows of recorded outputs on the example input."""
+CHOICES = {"best": best_trial, "knee": knee_trial, "smallest": smallest_trial}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network ready to be written.
+
+    Attributes:
+        result: on validation data.
+        test_accuracy: None where the test split was not read for this network.
+        limit: the size limit its encoded size is within; None without one.
+        origin: study, trial and seed, or the file a policy came from.
+    """
+
+    policy: PruningPolicy
+    model: nn.Module
+    structure: Structure
+    result: TrialResult
+    test_accuracy: float | None
+    limit: float | None
+    origin: Mapping[str, Any]
+
+
+def choose_trial(view: StudyView, choice: str) -> int:
+    """The trial number `best`, `knee`, `smallest` or a number stands for.
+
+    Raises:
+        UsageError: no such word, or no complete trial of that number (the nearest is named).
+        GoalMissed: the front is empty.
+    """
+    if choice in CHOICES:
+        number = CHOICES[choice](view.front)
+        if number is None:
+            raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
+        return number
+    complete = [int(n) for n in view.trials.loc[view.trials["state"] == COMPLETE, "trial"]]
+    if not choice.lstrip("-").isdigit():
+        raise UsageError(f"--trial takes {', '.join(CHOICES)} or a trial's number, got {choice!r}")
+    if int(choice) not in complete:
+        near = min(complete, key=lambda n: abs(n - int(choice)), default=None)
+        raise UsageError(f"trial {choice} is no complete trial of {view.folder.name!r}; nearest: {near}")
+    return int(choice)
+
+
+def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
+    """The network of a trial: of a finalist its full-length run of median validation accuracy.
+
+    Weights kept by the study are loaded; without them the trial's fine-tune is repeated and said so.
+    """
+    folder, config = view.folder, view.folder.config
+    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
+    record = next(trial for trial in folder.journal.trials() if trial.number == number)
+    origin = {"study": folder.name, "trial": number}
+    limit = config.max_size if config.size_metric == "encoded" else None
+    final = view.finals.get(record.policy.digest)
+    if final is not None:
+        run = next(f for f in folder.journal.finals() if f.digest == final.digest and f.seed == final.best_seed)
+        path = folder.final_weights(run.digest, run.seed)
+        if path.is_file():
+            model, structure = load_model(build_model(workload, config.dense_seed), path)
+            made = Export(
+                record.policy, model, structure, run.result, run.test_accuracy, limit, {**origin, "seed": run.seed}
+            )
+            return made, workload, config
+    path = folder.trial_weights(number)
+    if path.is_file():
+        model, structure = load_model(build_model(workload, config.dense_seed), path)
+        result = record.result
+    else:
+        watcher.note(f"trial {number} kept no weights: repeating its fine-tune")
+        dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
+        evaluation = fine_tuned(Subject.of(workload, dense.model), record.policy, workload.recipe.trial_epochs,
+                                config.seed, watcher)  # fmt: skip
+        model, structure, result = evaluation.model, evaluation.structure, evaluation.result
+    return (
+        Export(record.policy, model, structure, result, None, limit, {**origin, "seed": config.seed}),
+        workload,
+        config,
+    )
+
+
+def fine_tuned(subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher) -> Any:
+    """An evaluation that must succeed.
+
+    Raises:
+        GoalMissed: the fine-tune failed; its reason.
+    """
+    with watcher.stage("fine-tuning") as progress:
+        evaluation = evaluate_policy(subject, policy, epochs, seed, progress)
+    if evaluation.model is None:
+        raise GoalMissed(f"the fine-tune failed: {evaluation.result.reason}")
+    return evaluation
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder an export goes to; an earlier export there is replaced, anything else refused."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {str(out)!r} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise UsageError(f"--out {str(out)!r} holds files that are no export: name a new or empty folder")
+    try:
+        if out.is_dir():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
+
+
+def write_export(
+    export: Export, workload: Workload, workload_options: Mapping[str, Any], out: Path, dense_bytes: int, onnx: bool
+) -> dict[str, Any]:
+    """Write all files and the manifest that names them; returns the manifest.
+
+    Raises:
+        EnvironmentProblem: `out` cannot be written, or `onnx` without its extra.
+    """
+    prepare_folder(out)
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in export.model.state_dict().items()}
+    (out / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
+    (out / POLICY).write_text(export.policy.to_json())
+    (out / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
+    (out / WEIGHTS).write_bytes(save(state))
+    sparse_bytes = write_sparse(export.model, out / SPARSE)
+    if onnx:
+        from search.onnx_file import write_onnx
+
+        write_onnx(export.model, workload.example_input, out / ONNX)
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "prunefront": version("prunefront"),
+        "torch": torch.__version__,
+        "workload": dict(workload_options),
+        "architecture": model_fingerprint(workload.build_model()),
+        "origin": dict(export.origin),
+        "accuracy": export.result.accuracy,
+        "loss": export.result.loss,
+        "test_accuracy": export.test_accuracy,
+        "dense_bytes": dense_bytes,
+        "sparse_bytes": sparse_bytes,
+        "size_encoded": sparse_bytes / dense_bytes,
+        "size_nonzero": export.result.shares.nonzero,
+        "macs": export.result.shares.macs,
+        "limit": export.limit,
+        "outputs": predict(export.model, workload.example_input[:OUTPUT_ROWS]).tolist(),
+        "files": {path.name: _described(path) for path in sorted(out.iterdir())},
+    }
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _all_layers(workload: Workload, export: Export) -> dict[str, float]:
+    """The policy's request for every prunable layer of the dense model, whole ones 0.0."""
+    return {name: export.policy.sparsity.get(name, 0.0) for name in prunable_weights(workload.build_model())}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}

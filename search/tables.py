@@ -1,0 +1,113 @@
+"""Tables and lines a person reads on stdout."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from search.finals import ClosingRow
+from spaces.layers import Network
+from spaces.profile import Profile
+
+WIDTH = 120
+"""Columns of a table, on a terminal or not, so that output compares line by line."""
+
+
+def render(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
+    """A plain table; numbers are right-aligned, None is a dash."""
+    rows = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    table = Table(title=title, box=None, header_style="bold", title_justify="left", pad_edge=False)
+    for place, name in enumerate(columns):
+        numeric = all(_is_number(row[place]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, markup=False, highlight=False)
+    console.print(table, markup=False)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _is_number(text: str) -> bool:
+    return (
+        text == "-"
+        or text.replace(",", "").replace(".", "").replace("%", "").replace("±", "").replace(" ", "").isdigit()
+    )
+
+
+def percent(share: float | None, digits: int = 1) -> str | None:
+    """A share as percent; None and NaN stay None."""
+    return None if share is None or share != share else f"{share * 100:.{digits}f} %"
+
+
+def spread(mean: float | None, sd: float | None) -> str | None:
+    """Mean and standard deviation in percent."""
+    if mean is None or mean != mean:
+        return None
+    return f"{mean * 100:.2f} %" if sd is None or sd != sd else f"{mean * 100:.2f} ± {sd * 100:.2f} %"
+
+
+def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
+    """The front, or with `with_state` all trials."""
+    columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
+    body = []
+    for row in rows.to_dict("records"):
+        schedule = row["schedule"]
+        if schedule == "polynomial":
+            schedule = f"E = {row['exponent']:.2g}"
+        cells = [
+            row["trial"], percent(row["accuracy"], 2), percent(row["final_accuracy"], 2),
+            spread(row["test_accuracy"], row["test_sd"]), percent(row["size_encoded"]), percent(row["size_nonzero"]),
+            percent(row["macs"]), row["granularity"], schedule, row["origin"],
+        ]  # fmt: skip
+        body.append([*cells, row["state"], row["reason"]] if with_state else cells)
+    return render([*columns, "state", "reason"] if with_state else columns, body)
+
+
+def closing_table(rows: Sequence[ClosingRow]) -> str:
+    """Dense, int8, static baselines and finalists side by side."""
+    return render(
+        ["network", "runs", "validation", "test", "encoded", "nonzero"],
+        [
+            [
+                row.name, row.runs, spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
+                percent(row.size_encoded), percent(row.size_nonzero),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def layer_table(network: Network) -> str:
+    """Every prunable layer with its costs, its channel group and what keeps it whole."""
+    return render(
+        ["layer", "kind", "shape", "parameters", "MACs", "group", "channels cannot go because"],
+        [
+            [
+                layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.numel:,}",
+                f"{layer.positions * layer.numel:,}", layer.channel_group, layer.obstacle,
+            ]
+            for layer in network.layers
+        ],
+    )  # fmt: skip
+
+
+def profile_table(profile: Profile, granularity: str) -> str:
+    """Calibration accuracy by layer and sparsity, after BatchNorm recalibration."""
+    layers: dict[str, list[Any]] = {}
+    for layer, point in profile.table(granularity):
+        layers.setdefault(layer, []).append(point)
+    levels = max(layers.values(), key=len, default=[])
+    return render(
+        [granularity, *(percent(point.sparsity, 0) for point in levels)],
+        [[layer, *(percent(point.recalibrated_accuracy) for point in points)] for layer, points in layers.items()],
+    )
+
+
+def counts_line(counts: Mapping[str, int]) -> str:
+    """`12 complete, 1 failed`; states without trials are left out."""
+    return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no trials"
