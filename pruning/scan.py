@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pruning.calibrate import recalibrate_
 from pruning.channels import ChannelGraph
-from pruning.prune import prune
+from pruning.masks import apply_masks_
+from pruning.prune import policy_masks
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved
@@ -38,7 +39,7 @@ def scan_sensitivity(
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration.
 
-    Channel groups are scanned once, as a whole, and reported for each of their layers; layers that
+    Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole, and reported for each of their layers; layers that
     cannot be pruned in a granularity are left out of it.
 
     Args:
@@ -67,7 +68,8 @@ def scan_sensitivity(
         row = []
         for place, level in enumerate(levels):
             policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
-            pruned = prune(dense, policy, graph=graph)
+            pruned = copy.deepcopy(dense)
+            apply_masks_(pruned, policy_masks(dense, policy, graph=graph)[0])
             plain = scored(pruned)
             recalibrated = scored(pruned) if recalibrate_(pruned, inputs.split(SCAN_BATCH)) else plain
             row.append(ProfilePoint(achieved(graph.network, policy)[names[0]], *plain, *recalibrated))

@@ -20,7 +20,7 @@ from search.console import TerminalWatcher, duration
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, UsageError
 from search.evaluate import Subject
-from search.export import Export, choose_trial, export_of_trial, fine_tuned, prepare_folder, write_export
+from search.export import Export, check_folder, choose_trial, export_of_trial, fine_tuned, write_export
 from search.finals import closing_rows, verdict
 from search.folder import open_root
 from search.journal import write_durably
@@ -252,7 +252,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
         network.require([*policy.sparsity, *policy.removal])
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
-    prepare_folder(Path(arguments.out))
+    check_folder(Path(arguments.out))
     watcher = TerminalWatcher()
     for name in policy.channel_requests():
         if obstacle := network.by_name[name].obstacle:

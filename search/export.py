@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -130,18 +131,33 @@ def fine_tuned(subject: Subject, policy: PruningPolicy, epochs: float, seed: int
     return evaluation
 
 
-def prepare_folder(out: Path) -> None:
-    """Make the folder an export goes to; an earlier export there is replaced, anything else refused."""
+def check_folder(out: Path) -> None:
+    """Refuse, before anything is computed, a folder an export cannot go to.
+
+    An earlier export there will be replaced; other files are never touched.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a file: name a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise UsageError(f"--out {str(out)!r} holds files that are no export: name a new or empty folder")
+
+
+@contextmanager
+def _filled_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place once everything is written."""
+    check_folder(out)
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
         if out.is_dir():
             shutil.rmtree(out)
-        out.mkdir(parents=True)
+        partial.rename(out)
     except OSError as error:
         raise EnvironmentProblem(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_export(
@@ -150,20 +166,35 @@ def write_export(
     """Write all files and the manifest that names them; returns the manifest.
 
     Raises:
+        UsageError: `out` is a file, or holds files that are no export.
         EnvironmentProblem: `out` cannot be written, or `onnx` without its extra.
     """
-    prepare_folder(out)
     state = {name: t.detach().cpu().contiguous().clone() for name, t in export.model.state_dict().items()}
-    (out / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
-    (out / POLICY).write_text(export.policy.to_json())
-    (out / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
-    (out / WEIGHTS).write_bytes(save(state))
-    sparse_bytes = write_sparse(export.model, out / SPARSE)
-    if onnx:
-        from search.onnx_file import write_onnx
+    with _filled_whole(out) as folder:
+        (folder / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
+        (folder / POLICY).write_text(export.policy.to_json())
+        (folder / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
+        (folder / WEIGHTS).write_bytes(save(state))
+        write_sparse(export.model, folder / SPARSE)
+        if onnx:
+            from search.onnx_file import write_onnx
 
-        write_onnx(export.model, workload.example_input, out / ONNX)
-    manifest = {
+            write_onnx(export.model, workload.example_input, folder / ONNX)
+        files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+        manifest = _manifest(export, workload, workload_options, dense_bytes, files)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _manifest(
+    export: Export,
+    workload: Workload,
+    workload_options: Mapping[str, Any],
+    dense_bytes: int,
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    sparse_bytes = files[SPARSE]["bytes"]
+    return {
         "version": MANIFEST_VERSION,
         "prunefront": version("prunefront"),
         "torch": torch.__version__,
@@ -180,10 +211,8 @@ def write_export(
         "macs": export.result.shares.macs,
         "limit": export.limit,
         "outputs": predict(export.model, workload.example_input[:OUTPUT_ROWS]).tolist(),
-        "files": {path.name: _described(path) for path in sorted(out.iterdir())},
+        "files": dict(files),
     }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
 
 
 def _all_layers(workload: Workload, export: Export) -> dict[str, float]:

@@ -78,9 +78,7 @@ class Profile:
             raise ValueError(f"profile version must be {PROFILE_VERSION}: scan again")
         try:
             points = {
-                granularity: {
-                    layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()
-                }
+                granularity: {layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()}
                 for granularity, by in data.pop("points").items()
             }
             return cls(points=points, **data)

@@ -1,0 +1,97 @@
+"""Profiles: the file, and the damage read off it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spaces import Profile, ProfilePoint
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "profile-v1.json"
+GOLDEN_PROFILE = Profile(
+    model="0123456789abcdef",
+    examples=137,
+    dense_loss=0.25,
+    dense_accuracy=0.9375,
+    points={
+        "fine-grained": {
+            "conv.weight": (ProfilePoint(0.3, 0.26, 0.93, 0.255, 0.9375), ProfilePoint(0.9, 2.5, 0.25, 1.5, 0.5)),
+            "classifier.weight": (ProfilePoint(0.3, 0.25, 0.9375, 0.25, 0.9375),),
+        },
+        "channel": {"conv.weight": (ProfilePoint(0.3125, 0.5, 0.75, math.nan, 0.125),)},
+    },
+    seconds=1.5,
+)
+
+
+def profile_of(losses: list[float], dense: float = 1.0) -> Profile:
+    points = tuple(ProfilePoint((i + 1) / 10, -7.0, 0.5, loss, 0.5) for i, loss in enumerate(losses))
+    return Profile("", 10, dense, 0.9, {"channel": {"w": points}}, 0.0)
+
+
+def test_golden_file_of_version_1():
+    assert GOLDEN_PROFILE.to_json() == GOLDEN.read_text()
+    back = Profile.from_json(GOLDEN.read_text())
+    assert back.points["fine-grained"] == GOLDEN_PROFILE.points["fine-grained"]
+    assert repr(back) == repr(GOLDEN_PROFILE)  # NaN equals nothing, not even itself
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_survives_the_file_as_nan(loss):
+    back = Profile.from_json(profile_of([2.0, loss]).to_json())
+    assert math.isnan(back.points["channel"]["w"][1].recalibrated_loss)
+    assert back.damage("channel", "w")[1].tolist() == [0.0, 1.0, 1.0]
+
+
+def test_damage_by_hand():
+    levels, damage = profile_of([0.5, 1.25, 1.125, 3.0]).damage("channel", "w")
+    assert levels.tolist() == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert damage.tolist() == [0.0, 0.0, 0.25, 0.25, 2.0]
+
+
+def test_damage_without_a_finite_loss():
+    assert profile_of([math.nan, math.inf]).damage("channel", "w")[1].tolist() == [0.0, 0.0, 0.0]
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=7), st.floats(0, 10))
+def test_damage_is_finite_starts_at_zero_and_never_falls(losses, dense):
+    levels, damage = profile_of(losses, dense).damage("channel", "w")
+    assert levels.shape == damage.shape == (len(losses) + 1,)
+    assert damage[0] == 0
+    assert np.isfinite(damage).all()
+    assert (np.diff(damage) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": 2}', "profile version must be 1: scan again"),
+        ("{}", "profile version must be 1"),
+        ('{"version": 1}', r"damaged profile \('points'\): scan again"),
+        ('{"version": 1, "points": 3}', "damaged profile"),
+        ('{"version": 1, "points": {"channel": {"w": [{"sparsity": 1}]}}}', "damaged profile"),
+        ('{"version": 1, "points": {}, "unknown": 3}', "damaged profile"),
+        ("[]", "must be a JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Profile.from_json(text)
+
+
+def test_table():
+    rows = GOLDEN_PROFILE.table("fine-grained")
+    assert [(layer, point.sparsity) for layer, point in rows] == [
+        ("conv.weight", 0.3),
+        ("conv.weight", 0.9),
+        ("classifier.weight", 0.3),
+    ]
+    with pytest.raises(ValueError, match="unknown granularity in this profile 'chanel': did you mean 'channel'"):
+        GOLDEN_PROFILE.table("chanel")

@@ -1,0 +1,172 @@
+"""Every proposal lands within its target; seeds land on their own allocation."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.evidence import unit_evidence
+from spaces import PruningPolicy, Schedule, Space
+from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.size import achieved, dense_footprint, footprint, shares
+from spaces.space import EXPONENTS, FLOOR_MARGIN, SIZE_SPAN
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def real_size(space: Space, policy: PruningPolicy) -> float:
+    return shares(footprint(space.network, policy), dense_footprint(space.network)).of(space.metric)
+
+
+@pytest.fixture(scope="module")
+def vgg_evidence(vgg, vgg_graph):
+    return {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in ("fine-grained", "channel")}
+
+
+SPACES = [
+    {"max_size": 0.25},
+    {"max_size": 0.25, "metric": "nonzero", "mixed": True},
+    {"max_size": 0.05, "granularities": ("channel",)},
+    {"max_size": 0.03, "granularities": ("fine-grained",)},
+]
+
+
+class TestProposals:
+    @pytest.mark.parametrize("options", SPACES, ids=str)
+    def test_random_studies_never_end_over_the_target(self, options, vgg_graph):
+        space = Space(vgg_graph.network, **options)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), directions=["minimize"])
+        low, high = space.size_range
+        for _ in range(12):
+            trial = study.ask()
+            proposal = space.suggest(trial)
+            size = real_size(space, proposal.policy)
+            assert size <= proposal.target <= space.max_size
+            assert low <= proposal.target <= high
+            if "channel" not in space.usable:
+                assert size >= 0.97 * proposal.target
+            assert proposal.policy.criterion == "magnitude-l2"
+            assert EXPONENTS[0] <= proposal.policy.schedule.exponent <= EXPONENTS[1]
+            study.tell(trial, size)
+
+    @settings(deadline=None, max_examples=25, derandomize=True)
+    @given(st.data())
+    def test_any_preferences_any_mixture(self, data, vgg_graph, residual_graph):
+        """Also zeros and ones everywhere, and mixtures inside a channel group."""
+        network = data.draw(st.sampled_from([vgg_graph.network, residual_graph.network]))
+        metric = data.draw(st.sampled_from(["encoded", "nonzero"]))
+        space = Space(network, 0.3, metric=metric, mixed=True)
+        low, high = space.size_range
+        target = low * (high / low) ** data.draw(st.floats(0, 1))
+        preference = st.one_of(st.sampled_from([0.0, 1e-9, 1.0]), st.floats(0, 1))
+        preferences = {knob: data.draw(preference) for knob in space.knobs}
+        granularity = {name: data.draw(st.sampled_from(space.usable)) for name in network.layer_names}
+        proposal = space.propose(target, granularity, preferences, Schedule())
+        assert real_size(space, proposal.policy) <= target
+
+    def test_preferences_order_the_layers(self, vgg_graph):
+        space = Space(vgg_graph.network, 0.25)
+        names = list(space.knobs)
+        preferences = {name: 0.1 + 0.08 * i for i, name in enumerate(names)}
+        sparsity = space.propose(0.2, "fine-grained", preferences, Schedule()).policy.sparsity
+        assert sorted(names, key=sparsity.__getitem__) == names
+        logits = [math.log(s / (1 - s)) - math.log(p / (1 - p)) for p, s in zip(preferences.values(), sparsity.values(), strict=True)]
+        assert max(logits) - min(logits) < 1e-6
+
+    def test_a_group_has_one_channel_request(self, residual_graph):
+        space = Space(residual_graph.network, 0.4, ("channel",))
+        assert set(space.knobs) == {"first.weight", "inner.weight"}
+        policy = space.propose(0.4, "channel", {"first.weight": 0.25, "inner.weight": 0.75}, Schedule()).policy
+        assert policy.sparsity["first.weight"] == policy.sparsity["last.weight"] < policy.sparsity["inner.weight"]
+        assert "classifier.weight" not in policy.sparsity
+
+    def test_whole_layers_are_asked_only_where_they_must(self, vgg_graph):
+        space = Space(vgg_graph.network, 0.25, ("fine-grained",))
+        names = vgg_graph.network.layer_names
+        relaxed = space.propose(0.25, "fine-grained", dict.fromkeys(names, 0.5) | {names[0]: 0.0}, Schedule())
+        assert relaxed.policy.sparsity[names[0]] == 0.0
+        forced = space.propose(0.03, "fine-grained", {names[-1]: 0.5}, Schedule())
+        assert forced.sampled[names[0]] == 0.0 < forced.policy.sparsity[names[0]]
+
+
+class TestLimits:
+    def test_refused(self, vgg_graph):
+        network = vgg_graph.network
+        for limit in (0.0, -0.1, 1.2, math.nan):
+            with pytest.raises(ValueError, match="max_size must satisfy 0 < max_size <= 1, got"):
+                Space(network, limit)
+        for granularities in ((), ("channel", "channel")):
+            with pytest.raises(ValueError, match="granularities must be one or more of fine-grained, channel, each once"):
+                Space(network, 0.25, granularities)
+        with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
+            Space(network, 0.25, ("chanel",))
+
+    def test_unreachable_names_the_range(self, vgg_graph):
+        floor = Target(vgg_graph.network, 1.0, "fine-grained").floor
+        with pytest.raises(Unreachable) as caught:
+            Space(vgg_graph.network, 0.001, ("fine-grained",))
+        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {floor * FLOOR_MARGIN:.4f}" in str(caught.value)
+        advised = math.ceil(floor * FLOOR_MARGIN * 1e4) / 1e4
+        assert Space(vgg_graph.network, advised, ("fine-grained",)).usable == ("fine-grained",)
+
+    def test_granularities_that_cannot_reach_the_limit_are_left_out(self, vgg_graph):
+        floors = Space(vgg_graph.network, 1.0).floors
+        assert floors["channel"] < floors["fine-grained"]
+        between = FLOOR_MARGIN * (floors["channel"] + floors["fine-grained"]) / 2
+        space = Space(vgg_graph.network, between)
+        assert space.usable == ("channel",)
+        assert set(space.knobs) == set(vgg_graph.network.removable)
+
+    def test_size_range(self, vgg_graph):
+        wide = Space(vgg_graph.network, 0.9)
+        assert wide.size_range == (0.9 / SIZE_SPAN, 0.9)
+        tight = Space(vgg_graph.network, 0.03, ("fine-grained",))
+        assert tight.size_range == (tight.floors["fine-grained"] * FLOOR_MARGIN, 0.03)
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("mixed", [False, True])
+    @pytest.mark.parametrize("limit", [0.25, 0.05])
+    def test_land_on_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_evidence, mixed, limit):
+        space = Space(vgg_graph.network, limit, mixed=mixed)
+        for seed in list(space.seeds(vgg_evidence))[:14]:
+            trial = optuna.trial.FixedTrial(seed.params)
+            proposal = space.suggest(trial)
+            assert set(trial.params) == set(seed.params)
+            for name, distribution in trial.distributions.items():
+                assert distribution._contains(distribution.to_internal_repr(seed.params[name])), name
+            target = space.target(seed.params["size"], seed.granularity)
+            wanted = PruningPolicy(allocate(seed.allocator, target, vgg_evidence[seed.granularity]), seed.granularity)
+            found, expected = (achieved(space.network, p) for p in (proposal.policy, wanted))
+            for layer in space.network.layers:
+                units = layer.shape[0] if seed.granularity == "channel" else layer.numel
+                assert found[layer.name] == pytest.approx(expected[layer.name], abs=max(2 / units, 2e-4)), seed
+            assert real_size(space, proposal.policy) <= seed.params["size"] <= limit
+
+    def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
+        space = Space(vgg_graph.network, 0.25)
+        seeds = list(space.seeds(vgg_evidence))
+        assert len({tuple(seed.params.items()) for seed in seeds}) == len(seeds)
+        assert {seed.granularity for seed in seeds[:2]} == {"fine-grained", "channel"}
+        assert len({seed.allocator for seed in seeds[:10]}) == 5
+        sizes = {seed.params["size"] for seed in seeds[:10]}
+        assert len(sizes) >= 4
+        low, high = space.size_range
+        assert max(sizes) == high
+        assert min(sizes) < math.sqrt(low * high)
+
+    def test_study_accepts_them(self, vgg_graph, vgg_evidence):
+        space = Space(vgg_graph.network, 0.25)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        seeds = list(space.seeds(vgg_evidence))[:4]
+        for seed in seeds:
+            study.enqueue_trial(seed.params)
+        for seed in seeds:
+            trial = study.ask()
+            space.suggest(trial)
+            assert trial.params == dict(seed.params)
+            study.tell(trial, 0.0)
