@@ -17,7 +17,8 @@ RECIPE = Recipe(batch=50, dense_epochs=20, dense_learning_rate=0.2, trial_epochs
 """Found on the uniform policy at encoded sizes 25, 10 and 5 % (fine-grained) and 25 and 10 % (channel), 2 seeds
 each, by summed validation loss: a fine-tune's peak learning rate of 0.05, 0.1 and 0.2, for 4 and for 8 epochs (0.2
 was lowest at both), and dense training at 0.1 and 0.2 with batches of 50 and 100, for 20 and 40 epochs
-(means of 3 seeds all between 98.2 and 98.7 %). The epochs are what a study of 24 trials can spend in a minute and a half."""
+(means of 3 seeds all between 98.2 and 98.7 %). The epochs are what a study of 24 trials can spend in a minute and
+a half."""
 
 
 def digits(width: float = 1 / 8) -> Workload:

@@ -46,7 +46,7 @@ def random_scores(seed: int = 0) -> dict[str, np.ndarray]:
     """Squared weights of layers on different scales."""
     generator = np.random.default_rng(seed)
     return {
-        name: (generator.normal(size=math.prod(shape)) * 3.0**i) ** 2 for i, (name, shape) in enumerate(SHAPES.items())
+        name: (generator.normal(size=math.prod(shape)) * 1.3**i) ** 2 for i, (name, shape) in enumerate(SHAPES.items())
     }
 
 

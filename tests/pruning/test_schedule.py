@@ -1,0 +1,91 @@
+"""The ramp against exact fractions, and its laws for every exponent."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning import sparsity_at
+from pruning.schedule import progress_at, ramp_end
+from spaces import Schedule
+
+EXPONENTS = [0.5, 1, 2, 2.5, 3, 4, 7.5]
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3, 4])
+@pytest.mark.parametrize(("start", "end"), [(0, 100), (13, 90)])
+@pytest.mark.parametrize(("initial", "final"), [(0.0, 0.75), (0.2, 0.9), (0.6, 0.1)])
+def test_polynomial_in_exact_fractions(exponent, start, end, initial, final):
+    for step in range(-5, 110):
+        p = min(max(Fraction(step - start, end - start), Fraction(0)), Fraction(1))
+        exact = Fraction(final) + (Fraction(initial) - Fraction(final)) * (1 - p) ** exponent
+        got = sparsity_at(step, start, end, initial, final, exponent)
+        assert got == pytest.approx(float(exact), abs=1e-15)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("initial", [0.0, 0.25])
+def test_ends_are_exact_and_the_way_is_monotone_and_real(exponent, initial):
+    values = [sparsity_at(step, 3, 17, initial, 0.9, exponent) for step in range(25)]
+    assert all(type(value) is float for value in values)
+    assert values[:4] == [initial] * 4
+    assert values[17:] == [0.9] * 8
+    assert all(a < b for a, b in zip(values[3:17], values[4:18], strict=True))
+
+
+def test_higher_exponents_run_ahead():
+    at_a_quarter = [sparsity_at(25, 0, 100, 0.0, 0.75, e) for e in EXPONENTS]
+    assert at_a_quarter == sorted(at_a_quarter)
+    assert sparsity_at(25, 0, 100, 0.0, 0.75, 1) == 0.1875
+
+
+def test_jump():
+    assert [sparsity_at(s, 5, 5, 0.25, 0.75) for s in (4, 5, 6)] == [0.25, 0.75, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exponent": 0}, "exponent must be finite and > 0, got 0; 1 is linear, 3 cubic"),
+        ({"exponent": -1}, "got -1"),
+        ({"exponent": math.nan}, "got nan"),
+        ({"exponent": math.inf}, "got inf"),
+        ({"start": 5, "end": 4}, "end must not come before start, got start=5, end=4"),
+        ({"final": 1.0}, r"final must satisfy 0 <= final < 1, got 1\.0"),
+        ({"initial": -0.1}, r"initial must satisfy 0 <= initial < 1, got -0\.1"),
+        ({"final": math.nan}, "final must satisfy"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sparsity_at(1, **options)
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.integers(1, 5000), st.floats(0.001, 1), st.floats(0.1, 20))
+def test_progress_is_the_same_ramp_and_reaches_one(steps, ramp, exponent):
+    schedule = Schedule("polynomial", exponent, ramp)
+    end = ramp_end(steps, schedule)
+    assert 1 <= end <= steps
+    assert end - 1 < Fraction(ramp) * steps + Fraction(1, 10**9)
+    assert end >= Fraction(ramp) * steps - Fraction(1, 10**9)
+    for step in {0, 1, end // 3, end - 1, end, end + 1, steps}:
+        ratio = sparsity_at(step, 0, end, 0.0, 0.75, exponent) / 0.75
+        assert progress_at(step, steps, schedule) == pytest.approx(ratio, abs=1e-12)
+    assert progress_at(end, steps, schedule) == 1.0
+    assert progress_at(-3, steps, schedule) == progress_at(0, steps, schedule) == 0.0
+
+
+def test_one_shot_is_due_at_once():
+    schedule = Schedule("one-shot")
+    assert ramp_end(100, schedule) == 0
+    assert [progress_at(step, 100, schedule) for step in (0, 1, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_default_ramp_is_three_fifths():
+    assert ramp_end(100, Schedule()) == 60
+    assert ramp_end(7, Schedule()) == 5
