@@ -151,7 +151,8 @@ def _decode_tensor(payload: Tensor, note: str) -> Tensor:
     if payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ValueError(f"note {note!r} belongs to bytes, not to {payload.dtype} of shape {tuple(payload.shape)}")
     data = payload.numpy()
-    values = torch.from_numpy(data[: nonzero * dtype.itemsize].copy()).view(dtype)
+    held = torch.from_numpy(data[: nonzero * dtype.itemsize].copy())
+    values = held.view(dtype) if nonzero else torch.empty(0, dtype=dtype)  # views of nothing are refused
     codes = data[nonzero * dtype.itemsize :]
     if encoding == "bitmask":
         if len(codes) != -(-size // 8):

@@ -75,12 +75,11 @@ def policy_masks(
         if share := policy.mask_requests().get(name, 0.0) * progress:
             generator = torch.Generator().manual_seed(number)
             scores = element_scores(weights[name], policy.criterion, generator)
-            among = masks.get(name)
             stays = _staying(weights[name].shape, plan.structure if plan else None, name)
             inside = make_mask(weights[name][stays], share, policy.granularity_of(name), scores=scores[stays])
             mask = torch.zeros(weights[name].shape, dtype=torch.bool, device=weights[name].device)
             mask[stays] = inside
-            masks[name] = mask if among is None else mask & among
+            masks[name] = mask
     return masks, plan
 
 

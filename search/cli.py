@@ -7,12 +7,15 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from search.errors import PrunefrontError
+from spaces.errors import unknown
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -23,6 +26,9 @@ class _Terminated(SystemExit):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if wrong := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            valid = wrong[3].replace("'", "").split(", ")
+            message = unknown(wrong[1].lower().lstrip("-"), wrong[2], valid)
         self.exit(2, f"prunefront: {message}; see {self.prog} --help\n")
 
 
@@ -31,18 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
         arguments.root = "mlruns"
-    out = sys.stdout
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # whatever user code prints
+        with _everything_to_stderr():
             reply = getattr(importlib.import_module("search.commands"), arguments.command)(arguments)
         text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
         if text:
-            print(text, file=out, flush=True)
+            print(text, flush=True)
+        if reply.then:
+            with _everything_to_stderr():
+                reply.then()
         return reply.code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # the reader left; say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
         return 0
     except PrunefrontError as error:
         return _report(str(error), error.exit_code, arguments)
@@ -58,9 +66,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(f"unexpected {type(error).__name__}: {what}; run again with --debug for the place", 1, arguments)
 
 
+@contextlib.contextmanager
+def _everything_to_stderr() -> Iterator[None]:
+    """Keep stdout for the reply: what user code, its child processes or a library print goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
     if arguments.debug and code not in (INTERRUPTED, TERMINATED):
-        raise
+        traceback.print_exc()
     print("prunefront: " + " ".join(message.splitlines()), file=sys.stderr)
     return code
 
@@ -79,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="prunefront",
         description="Find the Pareto set of pruning policies of a trained network: accuracy, stored size, speed.",
     )
-    parser.add_argument("--version", action="version", version=_Version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="the installed version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_search(commands)
     _add_scan(commands)
@@ -93,13 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Version(str):
-    """The installed version, looked up only when printed."""
+class _ShowVersion(argparse.Action):
+    """Print the installed version, looked up only now, and leave."""
 
-    def __mod__(self, _values: object) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import version
 
-        return f"prunefront {version('prunefront')}"
+        print(f"prunefront {version('prunefront')}")
+        parser.exit()
 
 
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:

@@ -6,9 +6,8 @@ import argparse
 import json
 import shlex
 import socket
-import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +50,12 @@ MAX_POLICY_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes to stdout, as data for `--json` and as text, and the exit code."""
+    """What goes to stdout, as data for `--json` and as text, the exit code, and what happens after that."""
 
     data: Mapping[str, Any]
     text: str
     code: int = 0
+    then: Callable[[], None] | None = None
 
 
 def search(arguments: argparse.Namespace) -> Reply:
@@ -215,7 +215,7 @@ def status(arguments: argparse.Namespace) -> Reply:
 
 
 def view(arguments: argparse.Namespace) -> Reply:
-    """Serve MLflow's UI; does not return while it runs."""
+    """Serve MLflow's UI in place of this process."""
     root = open_root(arguments.root)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -228,11 +228,8 @@ def view(arguments: argparse.Namespace) -> Reply:
     open_store(root)
     url = f"http://127.0.0.1:{arguments.port}"
     command = ui_command(root, arguments.port)
-    reply = {"url": url, "command": command}
-    text = json.dumps(reply) if arguments.json else f"MLflow UI: {url}\nThe plain command: {shlex.join(command)}"
-    print(text, file=sys.__stdout__, flush=True)
-    serve_ui(root, arguments.port)
-    raise AssertionError("serve_ui replaces this process")
+    text = f"MLflow UI: {url}\nThe plain command: {shlex.join(command)}"
+    return Reply({"url": url, "command": command}, text, then=lambda: serve_ui(root, arguments.port))
 
 
 def export(arguments: argparse.Namespace) -> Reply:

@@ -85,6 +85,8 @@ class SearchConfig(BaseModel):
     @field_validator("granularity", mode="before")
     @classmethod
     def _granularities_exist(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(f"granularity needs words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
         for word in words:
             if word not in GRANULARITIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from pruning.channels import ChannelGraph, trace_channels
+from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
 from pruning.structure import Structure
@@ -20,6 +21,10 @@ from search.workloads.base import Workload
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
 from spaces.size import Footprint, dense_footprint, footprint, shares
+
+
+class BrokenPromise(Exception):
+    """A network costs more than its policy said before training."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def evaluate_policy(
 ) -> Evaluation:
     """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
 
-    Reasons: `diverged: ...` (NaN or infinite loss), `out-of-memory`, `refused: ...` (a removal that cannot
-    equal its mask), `error: ...` (anything the workload's own code raised).
+    Reasons: `diverged: ...` (NaN or infinite loss), `out-of-memory`, `refused: ...` (a removal that does
+    not equal its mask, or a network larger than planned), `error: ...` (anything the workload's own code raised).
     """
     try:
         trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
@@ -68,7 +73,7 @@ def evaluate_policy(
         return _failed(f"diverged: {error}")
     except (MemoryError, torch.OutOfMemoryError):
         return _failed("out-of-memory")
-    except ValueError as error:
+    except (RemovalMismatch, BrokenPromise) as error:
         return _failed(f"refused: {error}")
     except Exception as error:
         return _failed(f"error: {type(error).__name__}: {error}")
@@ -79,11 +84,13 @@ def _failed(reason: str) -> Evaluation:
 
 
 def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:
+    if not math.isfinite(trained.scores.accuracy):
+        return _failed(f"diverged: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
     cost = measure_cost(trained.model, subject.workload.example_input)
     planned = footprint(subject.network, policy)
     if cost.encoded_bytes > planned.encoded_bytes or cost.macs != planned.macs:
-        raise ValueError(f"the network costs {cost}, its policy promised {planned}")
+        raise BrokenPromise(f"the network costs {cost}, its policy promised {planned}")
     result = TrialResult(
         state=COMPLETE,
         accuracy=trained.scores.accuracy,

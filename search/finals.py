@@ -16,6 +16,7 @@ from search.checkpoints import save_model
 from search.clock import StudyClock
 from search.config import SearchConfig
 from search.console import Watcher
+from search.errors import Refused
 from search.evaluate import Subject, evaluate_policy
 from search.folder import StudyFolder
 from search.journal import write_durably
@@ -143,17 +144,22 @@ def _write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
 
 
 def read_comparison(folder: StudyFolder) -> Comparison | None:
-    """What the study's last finals were compared with; None before them, or if it was written by another version."""
+    """What the study's last finals were compared with; None before them, or if it was written by another version.
+
+    Raises:
+        Refused: it is damaged.
+    """
     path = folder.path / "comparison.json"
     if not path.is_file():
         return None
-    data: dict[str, Any] = json.loads(path.read_text())
-    if data.pop("version", None) != COMPARISON_VERSION:
-        return None
-    return Comparison(
-        **{**data, "dense": Reference(**data["dense"]), "int8": Reference(**data["int8"]),
-           "finalists": tuple(data["finalists"])}
-    )  # fmt: skip
+    try:
+        data: dict[str, Any] = dict(json.loads(path.read_text()))
+        if data.pop("version", None) != COMPARISON_VERSION:
+            return None
+        references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
+        return Comparison(**references, finalists=tuple(data.pop("finalists")), **data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"damaged {path}: {error}; delete it to compare again") from None
 
 
 @dataclass(frozen=True)

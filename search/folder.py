@@ -66,13 +66,13 @@ class StudyFolder:
             if record.pop("version") != FOLDER_VERSION:
                 raise ValueError(f"version is not {FOLDER_VERSION}")
             return record
-        except (ValueError, KeyError, OSError, AttributeError) as error:
+        except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
             raise Refused(f"damaged study record {self.path / 'study.json'}: {error}") from None
 
     @property
     def config(self) -> SearchConfig:
-        """The config the study was last run with."""
-        return SearchConfig(**{**self.read_record()["config"], "root": str(self.root)})
+        """The config the study was last run with; raises `Refused` like `read_record`."""
+        return stored_config(self.read_record(), str(self.root))
 
 
 def open_root(root: str | Path) -> Path:
@@ -125,20 +125,29 @@ def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def resumed_config(asked: SearchConfig, record: Mapping[str, Any]) -> SearchConfig:
-    """The stored config with the budgets asked for.
+def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
+    """The config in a study's record; raises `Refused` if it is none."""
+    try:
+        return SearchConfig(**{**record["config"], "root": root})
+    except (KeyError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise Refused(f"damaged study record of {root!r}: its config is none ({reason})") from None
+
+
+def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
+    """The stored config of `study` with the budgets asked for.
 
     Options the user did not give keep the study's value.
 
     Raises:
         UsageError: an option given differs and is no budget; the difference is shown.
     """
-    stored = SearchConfig(**{**record["config"], "root": asked.root})
+    stored = stored_config(record, asked.root)
     given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", "root"}}
     refuse_changes(
         {key: getattr(stored, key) for key in given if key not in BUDGETS},
         {key: value for key, value in given.items() if key not in BUDGETS},
-        asked.study or stored.study or "",
+        study,
     )
     return stored.model_copy(update={key: value for key, value in given.items() if key in BUDGETS})
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from search.errors import EnvironmentProblem
+
+
+PATIENCE = 0.3
+"""Seconds a busy lock is tried again: a reader that asks whether it is held does so for an instant."""
 
 
 @contextmanager
@@ -19,15 +25,35 @@ def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
         EnvironmentProblem: another process holds it and `wait` is False; its process number is named.
     """
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not _taken(file, fcntl.LOCK_EX, PATIENCE):
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise EnvironmentProblem(
                 f"study folder {str(path.parent)!r} is in use by process {owner}: wait for it, or name another --study"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock; any number may ask at once."""
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        return not _taken(file, fcntl.LOCK_SH)
+
+
+def _taken(file: IO[str], kind: int, patience: float = 0.0) -> bool:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.errors import EnvironmentProblem
 from search.finals import Comparison, read_comparison
 from search.folder import StudyFolder, find_study
-from search.locks import held_lock
+from search.locks import is_held
 from search.records import FINISHED_STATES
 from search.results import TRIAL_COLUMNS, FinalScore, front_of, score_finals, trial_table
 
@@ -52,7 +51,7 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     journal = folder.journal
     finals = score_finals(journal.finals(), config.final_seeds)
     trials = trial_table(journal.trials(), finals, config.size_metric)
-    running = _is_running(folder)
+    running = is_held(folder.lock)
     begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
     table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
     front = front_of(trials, config.max_size if max_size is None else max_size)
@@ -62,14 +61,6 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
 def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:
     """The Pareto set of a study, as `prunefront front` shows it; `max_size` re-slices it."""
     return open_study(root, study, max_size).front
-
-
-def _is_running(folder: StudyFolder) -> bool:
-    try:
-        with held_lock(folder.lock):
-            return False
-    except EnvironmentProblem:
-        return True
 
 
 def _begun_rows(folder: StudyFolder, finished: set[int], state: str) -> pd.DataFrame:

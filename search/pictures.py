@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"fine-grained": "#1f77b4", "channel": "#d95f02", "mixed": "#7570b3"}
 DOTS_PER_INCH = 120
+SHOWN_POINTS = 15
+"""Points of accuracy below the best that a front's picture shows."""
 
 
 def front_png(
@@ -39,13 +41,15 @@ def front_png(
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
     if comparison is not None:
         axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
+        int8 = comparison.int8
+        axes.plot(int8.size_encoded * 100, int8.validation_accuracy * 100, "kx", label="dense int8")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.xaxis.set_minor_formatter("{x:g} %")
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_xlabel("size, share of the dense model")
     axes.set_ylabel("validation accuracy of trials, %")
-    _zoom(axes, complete["accuracy"].astype(float).to_numpy() * 100)
+    _zoom(axes, complete["accuracy"].astype(float).to_numpy() * 100, front["accuracy"].astype(float).to_numpy() * 100)
     axes.legend(frameon=False, loc="lower right")
     return _png(figure)
 
@@ -85,11 +89,14 @@ def weights_png(weights: Mapping[str, np.ndarray]) -> bytes:
     return _png(figure)
 
 
-def _zoom(axes: Any, accuracies: np.ndarray) -> None:
-    """Leave out collapsed trials that would flatten everything else."""
-    if len(accuracies):
-        low = max(np.quantile(accuracies, 0.2) - 3, 0)
-        axes.set_ylim(bottom=low, top=min(accuracies.max() + 1, 100.5))
+def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
+    """Leave out what lies far below the front's best, and say how many trials that are."""
+    near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
+    if len(near):
+        low = near.min() - 2
+        axes.set_ylim(low, min(front.max() + 2, 100.5))
+        if below := int((trials < low).sum()):
+            axes.annotate(f"{below} trials below", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 
 
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:

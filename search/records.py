@@ -125,22 +125,22 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
 
 def trial_from_plain(data: Mapping[str, Any]) -> TrialRecord:
     """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
-    return TrialRecord(**_common(data))
+    return _built(TrialRecord, data)
 
 
 def final_from_plain(data: Mapping[str, Any]) -> FinalRecord:
     """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
-    return FinalRecord(**_common(data))
+    return _built(FinalRecord, data)
 
 
-def _common(data: Mapping[str, Any]) -> dict[str, Any]:
-    data = dict(data)
-    if data.pop("version", None) != RECORD_VERSION:
-        raise ValueError(f"record version must be {RECORD_VERSION}")
+def _built(kind: Any, data: Mapping[str, Any]) -> Any:
     try:
+        data = dict(data)
+        if data.pop("version", None) != RECORD_VERSION:
+            raise ValueError(f"record version must be {RECORD_VERSION}")
         result = dict(data["result"])
         result["shares"] = Shares(**result["shares"]) if result["shares"] else None
         result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
-        return {**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)}
+        return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})
     except (KeyError, TypeError) as error:
         raise ValueError(f"damaged record: {error}") from None

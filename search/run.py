@@ -79,7 +79,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     folder = StudyFolder(root, config.study or workload.name)
     if folder.exists:
-        config = resumed_config(config, folder.read_record())
+        config = resumed_config(config, folder.read_record(), folder.name)
     space = _space(config, workload)
     with ExitStack() as stack:
         _make_folder(folder)
@@ -92,7 +92,9 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
 def resume_command(config: SearchConfig) -> str:
     """The command line that resumes a study; its other settings are stored with it."""
     parts = ["prunefront", "search", "--workload", config.workload]
-    parts += ["--study", config.study] if config.study else []
+    for option in ("study", "data", "width"):  # what finds the study, and what its workload is made from
+        value = getattr(config, option)
+        parts += [f"--{option}", str(value)] if value is not None else []
     if config.root != "mlruns":
         parts += ["--root", config.root]
     return shlex.join(parts)
@@ -102,7 +104,7 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     """When the name given is a stored study's, its workload need not be given again."""
     name = config.study or (config.workload if is_built_in(config.workload) else None)
     folder = StudyFolder(Path(config.root), name) if name else None
-    return resumed_config(config, folder.read_record()) if folder and folder.exists else config
+    return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
 def _space(config: SearchConfig, workload: Workload) -> Space:
@@ -201,9 +203,11 @@ class _Coordinator:
 
     def _reconcile(self) -> None:
         """Bring Optuna and MLflow up to the journal, which is ahead after a crash, or alone if they were lost."""
-        for number in range(self.study.trial_count, len(self.trials)):
-            record = self.trials[number]
-            self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
+        for number in range(self.study.trial_count, max(self.trials, default=-1) + 1):
+            if record := self.trials.get(number):
+                self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
+            else:  # its journal entry was deleted: it stays begun, and is run again
+                self.study.ask()
         for record in self.trials.values():
             self._tell(record)
             self.tracker.log_trial(record)
@@ -323,5 +327,9 @@ class _Coordinator:
             files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
         metrics = {"front_size": len(result.front), **{f"trials_{k}": n for k, n in result.counts.items()}}
         if not result.front.empty:
-            metrics["best_accuracy"] = result.front["accuracy"][0]
+            best = result.front.set_index("trial").loc[result.best]
+            measured = {
+                f"best_{key}": best[key] for key in ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
+            }
+            metrics |= {key: value for key, value in measured.items() if value is not None}
         self.tracker.log_summary(metrics, files)

@@ -72,13 +72,12 @@ class Tracker:
         self._study, self._study_id, self._to_time = study, study_id, epoch_of_start
         self._logged: set[int] = set()
         self._client = self.parent = None
+        self._warned = False
         with self._forgiven():
             self._client = open_store(root)
             self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
             self.parent = self._find_or_create_parent()
-            self._logged = {
-                int(run.data.tags["trial"]) for run in self._runs(f"tags.`mlflow.parentRunId` = '{self.parent}'")
-            }
+            self._logged = self._complete_children()
 
     def start(self, params: Mapping[str, Any]) -> None:
         """Mark the parent run as running, with the study's settings."""
@@ -118,6 +117,14 @@ class Tracker:
             return runs[0].info.run_id
         tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
         return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
+
+    def _complete_children(self) -> set[int]:
+        """Trials already logged; runs a kill left half-written are deleted, to be logged anew."""
+        children = self._runs(f"tags.`mlflow.parentRunId` = '{self.parent}'")
+        for run in children:
+            if run.info.status == "RUNNING":
+                self._client.delete_run(run.info.run_id)
+        return {int(run.data.tags["trial"]) for run in children if run.info.status != "RUNNING"}
 
     def _create_child(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param
@@ -193,7 +200,9 @@ class Tracker:
             yield
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("MLflow could not be written (%s): the study goes on, its next start logs the rest", reason)
+            if not self._warned:
+                log.warning("MLflow could not be written (%s): the study goes on, its next start logs the rest", reason)
+            self._warned = True
 
 
 def serve_ui(root: Path, port: int) -> None:

@@ -1,14 +1,25 @@
-"""Small networks that many tests look at and none may change."""
+"""Small networks and a finished study that many tests look at and none may change; the installed command."""
 
 from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from pruning import trace_channels
+from search import cli
 from search.workloads.vgg import VGG9
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 torch.set_num_threads(1)
 
 
@@ -67,3 +78,62 @@ def residual() -> nn.Module:
 @pytest.fixture(scope="session")
 def residual_graph(residual, images):
     return trace_channels(residual, images)
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """The installed command, as users run it."""
+    found = shutil.which("prunefront", path=Path(sys.executable).parent)
+    if found is None:
+        pytest.skip("prunefront is not installed in this environment: pip install -e .")
+    return found
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A user's folder with a workload of their own in `tiny.py`."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copy(Path(__file__).with_name("tiny_workload.py"), folder / "tiny.py")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(program, place):
+    """Run the installed command in the user's folder, to its end."""
+
+    def command(*words: object, cwd: Path = place, **options) -> subprocess.CompletedProcess:
+        options = {"capture_output": True, "text": True, "timeout": 180, "env": ENVIRONMENT} | options
+        return subprocess.run([program, *map(str, words)], cwd=cwd, **options)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def finished(run, place) -> SimpleNamespace:
+    """A finished study, `mlruns/tiny` in the user's folder, which no test may change."""
+    ended = run("search", "--workload", "./tiny.py:tiny", "--trials", 8, "--max-size", 0.5, "--finalists", 2, "--json")
+    assert ended.returncode == 0, ended.stderr
+    return SimpleNamespace(
+        root=place / "mlruns", path=place / "mlruns" / "tiny", name="tiny", limit=0.5, stdout=ended.stdout,
+        stderr=ended.stderr, reply=json.loads(ended.stdout),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def main(place, monkeypatch, capfd):
+    """Run a command inside this process, in the user's folder: exit code, stdout, stderr."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.chdir(place)
+
+    def command(*words: object) -> SimpleNamespace:
+        capfd.readouterr()
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    yield command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -55,7 +55,8 @@ def get_workload(spec: str, **options: Any) -> Workload:
         raise
     except ValueError as error:
         raise UsageError(f"workload {spec!r}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        _pass_signals_on(error)
         raise UsageError(f"workload {spec!r}: its factory raised {type(error).__name__}: {error}") from error
     if not isinstance(workload, Workload):
         raise UsageError(f"workload {spec!r}: its factory must return a search.Workload, got {type(workload).__name__}")
@@ -80,6 +81,9 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise EnvironmentProblem(f"cannot import workload module {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:
+        _pass_signals_on(error)
+        raise UsageError(f"workload module {name} raised {type(error).__name__}: {error}") from error
 
 
 def _module_of_file(path: Path) -> Any:
@@ -93,8 +97,15 @@ def _module_of_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        _pass_signals_on(error)
         raise UsageError(f"workload file {path.name} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _pass_signals_on(error: BaseException) -> None:
+    """`sys.exit` in a user's code is an error of that code; the command's own subclass of it, for SIGTERM, is not."""
+    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        raise error

@@ -25,7 +25,9 @@ def by_sorting(scores: np.ndarray, removed: int) -> list[bool]:
     return [place not in gone for place in range(len(scores))]
 
 
-small_weights = st.lists(st.integers(-3, 3), min_size=1, max_size=40).map(lambda v: torch.tensor(v, dtype=torch.float32))
+small_weights = st.lists(st.integers(-3, 3), min_size=1, max_size=40).map(
+    lambda v: torch.tensor(v, dtype=torch.float32)
+)
 
 
 class TestCounts:

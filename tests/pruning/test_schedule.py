@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def test_ends_are_exact_and_the_way_is_monotone_and_real(exponent, initial):
     assert all(type(value) is float for value in values)
     assert values[:4] == [initial] * 4
     assert values[17:] == [0.9] * 8
-    assert all(a < b for a, b in zip(values[3:17], values[4:18], strict=True))
+    assert all(a < b for a, b in pairwise(values[3:18]))
 
 
 def test_higher_exponents_run_ahead():

@@ -80,13 +80,18 @@ class TestExactly:
         assert len({round(s, 12) for s in found.values()}) == 1
 
     def test_global_is_pytorchs_global_unstructured(self, share):
+        """PyTorch may empty a layer, so its largest weight is given an infinite score there."""
         scores = random_scores()
         modules = {name: nn.Linear(1, 1) for name in SHAPES}
+        importance = {}
         for name, module in modules.items():
             module.weight = nn.Parameter(torch.tensor(np.sqrt(scores[name])))
+            importance[module, "weight"] = module.weight.detach().clone()
+            importance[module, "weight"][module.weight.argmax()] = math.inf
         torch_prune.global_unstructured(
             [(module, "weight") for module in modules.values()],
             pruning_method=torch_prune.L1Unstructured,
+            importance_scores=importance,
             amount=least_removals(share),
         )
         expected = {name: int((module.weight_mask == 0).sum()) for name, module in modules.items()}
@@ -263,7 +268,9 @@ class TestShift:
             assert all(abs(counts(back)[n] - counts(sparsity)[n]) <= 3 for n in SHAPES)
 
     def test_whole_layers_stay_whole(self):
-        landed = land_by_shift({"a.weight": 0.0, "b.weight": 0.25, "c.weight": 0.5, "d.weight": 0.0}, nonzero_target(0.5))
+        landed = land_by_shift(
+            {"a.weight": 0.0, "b.weight": 0.25, "c.weight": 0.5, "d.weight": 0.0}, nonzero_target(0.5)
+        )
         assert (landed["a.weight"], landed["d.weight"]) == (0.0, 0.0)
         with pytest.raises(Unreachable):
             land_by_shift({"d.weight": 0.5}, nonzero_target(0.5))

@@ -26,7 +26,7 @@ GOLDEN_POLICY = PruningPolicy(
     schedule=Schedule("polynomial", 2.5, 0.75),
 )
 
-layer_names = st.sampled_from(["a.weight", "b.weight", "c.d.weight", "ü\"\n.weight"])
+layer_names = st.sampled_from(["a.weight", "b.weight", "c.d.weight", 'ü"\n.weight'])
 shares = st.floats(0, 1, exclude_max=True, allow_nan=False)
 schedules = st.builds(
     Schedule, st.sampled_from(SCHEDULES), st.floats(0.01, 50), st.floats(0, 1, exclude_min=True, allow_nan=False)
@@ -127,9 +127,15 @@ class TestValidation:
         [
             (lambda: PruningPolicy({}, "chanel"), "unknown granularity 'chanel': did you mean 'channel'"),
             (lambda: PruningPolicy({}, {"a": "finegrained"}), "unknown granularity 'finegrained': .*'fine-grained'"),
-            (lambda: PruningPolicy({}, criterion="magnitude-l3"), "unknown criterion 'magnitude-l3': did you mean 'mag"),
+            (
+                lambda: PruningPolicy({}, criterion="magnitude-l3"),
+                "unknown criterion 'magnitude-l3': did you mean 'mag",
+            ),
             (lambda: PruningPolicy({}, schedule="oneshot"), "unknown schedule 'oneshot': did you mean 'one-shot'"),
-            (lambda: PruningPolicy({}, schedule=3), "schedule must be a Schedule or one of one-shot, polynomial, got 3"),
+            (
+                lambda: PruningPolicy({}, schedule=3),
+                "schedule must be a Schedule or one of one-shot, polynomial, got 3",
+            ),
             (lambda: PruningPolicy([0.5]), "sparsity must map layer names to shares, got list"),
             (lambda: PruningPolicy({}, removal=0.5), "removal must map layer names to shares, got float"),
             (lambda: PruningPolicy({3: 0.5}), "sparsity must have layer names as keys, got 3"),
@@ -192,7 +198,8 @@ class TestFile:
     @settings(deadline=None, max_examples=150, derandomize=True)
     @given(policies())
     def test_round_trips(self, policy):
-        for back in (PruningPolicy.from_json(policy.to_json()), copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):  # noqa: S301 - our own bytes
+        pickled = pickle.loads(pickle.dumps(policy))  # noqa: S301 - our own bytes
+        for back in (PruningPolicy.from_json(policy.to_json()), copy.deepcopy(policy), pickled):
             assert back == policy
             assert back.digest == policy.digest
 

@@ -54,7 +54,7 @@ class TestProposals:
             study.tell(trial, size)
 
     @settings(deadline=None, max_examples=25, derandomize=True)
-    @given(st.data())
+    @given(data=st.data())
     def test_any_preferences_any_mixture(self, data, vgg_graph, residual_graph):
         """Also zeros and ones everywhere, and mixtures inside a channel group."""
         network = data.draw(st.sampled_from([vgg_graph.network, residual_graph.network]))
@@ -74,7 +74,10 @@ class TestProposals:
         preferences = {name: 0.1 + 0.08 * i for i, name in enumerate(names)}
         sparsity = space.propose(0.2, "fine-grained", preferences, Schedule()).policy.sparsity
         assert sorted(names, key=sparsity.__getitem__) == names
-        logits = [math.log(s / (1 - s)) - math.log(p / (1 - p)) for p, s in zip(preferences.values(), sparsity.values(), strict=True)]
+        logits = [
+            math.log(s / (1 - s)) - math.log(p / (1 - p))
+            for p, s in zip(preferences.values(), sparsity.values(), strict=True)
+        ]
         assert max(logits) - min(logits) < 1e-6
 
     def test_a_group_has_one_channel_request(self, residual_graph):
@@ -100,7 +103,7 @@ class TestLimits:
             with pytest.raises(ValueError, match="max_size must satisfy 0 < max_size <= 1, got"):
                 Space(network, limit)
         for granularities in ((), ("channel", "channel")):
-            with pytest.raises(ValueError, match="granularities must be one or more of fine-grained, channel, each once"):
+            with pytest.raises(ValueError, match=r"granularities must be one or more of .*, each once"):
                 Space(network, 0.25, granularities)
         with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
             Space(network, 0.25, ("chanel",))
@@ -109,7 +112,9 @@ class TestLimits:
         floor = Target(vgg_graph.network, 1.0, "fine-grained").floor
         with pytest.raises(Unreachable) as caught:
             Space(vgg_graph.network, 0.001, ("fine-grained",))
-        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {floor * FLOOR_MARGIN:.4f}" in str(caught.value)
+        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {floor * FLOOR_MARGIN:.4f}" in str(
+            caught.value
+        )
         advised = math.ceil(floor * FLOOR_MARGIN * 1e4) / 1e4
         assert Space(vgg_graph.network, advised, ("fine-grained",)).usable == ("fine-grained",)
 

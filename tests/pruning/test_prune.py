@@ -1,0 +1,262 @@
+"""A policy carried out at once and along its schedule."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pruning import measure_cost, prune, trace_channels
+from pruning.prune import GradualPruner, policy_masks
+from pruning.structure import apply_structure
+from spaces import PruningPolicy, Schedule, footprint
+from spaces.size import achieved
+
+CONV0, CONV1, CONV2 = (f"backbone.conv{i}.weight" for i in range(3))
+
+
+def zeros(model: nn.Module, name: str) -> int:
+    return int((model.get_parameter(name) == 0).sum())
+
+
+def close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    first, second = first.detach(), second.detach()
+    return float((first - second).abs().max()) <= 1e-4 * float(second.abs().max())
+
+
+class TestPrune:
+    def test_fine_grained_by_sorting(self, vgg):
+        policy = PruningPolicy({CONV0: 0.25, "classifier.weight": 0.9})
+        pruned = prune(vgg, policy)
+        for name, dense in vgg.named_parameters():
+            weight = pruned.get_parameter(name).detach()
+            share = policy.sparsity.get(name, 0.0)
+            removed = math.floor(share * dense.numel() + 0.5)
+            lowest = dense.detach().abs().flatten().sort().values[removed - 1] if removed else -1.0
+            assert torch.equal(weight, torch.where(dense.abs() > lowest, dense, torch.zeros(())))
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            PruningPolicy({CONV0: 0.75, CONV1: 0.25}, {CONV1: "channel"}, removal={CONV0: 0.25}),
+            PruningPolicy({CONV0: 0.75}, criterion="random"),
+            PruningPolicy({}),
+        ],
+    )
+    def test_the_callers_model_stays(self, vgg, images, policy):
+        before = copy.deepcopy(vgg.state_dict())
+        for options in ({}, {"example_input": images}):
+            pruned = prune(vgg, policy, **options)
+            assert pruned is not vgg
+            assert not {p.data_ptr() for p in pruned.parameters()} & {p.data_ptr() for p in vgg.parameters()}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in vgg.state_dict().items())
+        assert not vgg.training
+
+    def test_empty_policy_is_the_identity(self, vgg, images):
+        for pruned in (prune(vgg, PruningPolicy({})), prune(vgg, PruningPolicy({CONV0: 0.0}, "channel"), images)):
+            assert all(torch.equal(t, vgg.state_dict()[n]) for n, t in pruned.state_dict().items())
+
+    def test_channels_without_example_keep_their_shape(self, vgg):
+        pruned = prune(vgg, PruningPolicy({CONV1: 0.25}, "channel"))
+        norms = vgg.get_parameter(CONV1).detach().flatten(1).norm(dim=1)
+        gone = set(norms.argsort()[:4].tolist())
+        weight = pruned.get_parameter(CONV1)
+        assert weight.shape == vgg.get_parameter(CONV1).shape
+        assert {i for i in range(16) if not weight[i].any()} == gone
+
+    @pytest.mark.parametrize("criterion", ["magnitude-l1", "magnitude-l2", "random"])
+    def test_removal_equals_masks_on_the_dense_shape(self, vgg, vgg_graph, images, criterion):
+        """The law mask = shrink, with fine-grained masks on what stays."""
+        policy = PruningPolicy(
+            {CONV0: 0.75, CONV1: 0.25, CONV2: 0.5}, {CONV1: "channel"}, removal={CONV2: 0.25}, criterion=criterion
+        )
+        small = prune(vgg, policy, graph=vgg_graph)
+        masks, _ = policy_masks(vgg, policy, graph=vgg_graph)
+        masked = copy.deepcopy(vgg)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                masked.get_parameter(name).masked_fill_(~mask, 0.0)
+        probe = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        assert close(small(probe), masked(probe))
+        assert not close(small(probe), vgg(probe))
+        cost = measure_cost(small, images)
+        expected = footprint(vgg_graph.network, policy)
+        assert (cost.parameters, cost.nonzero, cost.macs) == (expected.parameters, expected.nonzero, expected.macs)
+
+    def test_removal_then_masks_counts_what_stays(self, vgg, images):
+        """conv1 keeps 12 of 16 rows and 6 of 8 columns; half of what is left of it is masked."""
+        small = prune(vgg, PruningPolicy({CONV1: 0.5}, removal={CONV0: 0.25, CONV1: 0.25}), images)
+        assert small.get_parameter(CONV1).shape == (12, 6, 3, 3)
+        assert zeros(small, CONV1) == 12 * 6 * 9 // 2
+        kept = small.get_parameter(CONV1).detach().abs().flatten()
+        stays = prune(vgg, PruningPolicy({}, removal={CONV0: 0.25, CONV1: 0.25}), images).get_parameter(CONV1)
+        lowest = stays.detach().abs().flatten().sort().values[324]
+        assert float(kept[kept > 0].min()) == float(lowest)
+
+    def test_group_and_output_rules(self, residual, images):
+        policy = PruningPolicy({"first.weight": 0.5, "last.weight": 0.25, "classifier.weight": 0.5}, "channel")
+        small = prune(residual, policy, images)
+        assert small.first.weight.shape[0] == small.last.weight.shape[0] == 12
+        assert small.classifier.weight.shape == (10, 12)
+        assert small(images).shape == (2, 10)
+        assert torch.equal(small.classifier.bias, residual.classifier.bias)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_flags_stay(self, residual, images, training):
+        model = copy.deepcopy(residual).train(training)
+        model.first.weight.requires_grad_(False)
+        small = prune(model, PruningPolicy({"inner.weight": 0.25}, "channel"), images)
+        assert small.training is training
+        assert not small.first.weight.requires_grad
+        assert small.inner.weight.requires_grad
+        assert model.training is training
+
+    def test_refused(self, vgg, images):
+        for options in ({}, {"example_input": images}):
+            with pytest.raises(ValueError, match=r"unknown layer 'backbone\.conv0\.wieght': did you mean"):
+                prune(vgg, PruningPolicy({"backbone.conv0.wieght": 0.5}), **options)
+            with pytest.raises(ValueError, match="unknown layer"):
+                prune(vgg, PruningPolicy({}, removal={"backbone.bn0.weight": 0.5}), **options)
+        broken = copy.deepcopy(vgg)
+        broken.backbone.conv0.weight.data[0, 0, 0, 0] = math.nan
+        with pytest.raises(ValueError, match="1 NaN or infinite"):
+            prune(broken, PruningPolicy({CONV0: 0.5}))
+
+
+def small_net() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Conv2d(1, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 8, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 4),
+    )  # fmt: skip
+    return model, torch.randn(6, 1, 4, 4)
+
+
+FINE = {"0.weight": 0.25, "3.weight": 0.8, "6.weight": 0.9, "8.weight": 0.1}
+POLICIES = {
+    "fine": (FINE, "fine-grained", {}),
+    "channel": ({"0.weight": 0.3, "3.weight": 0.5}, "channel", {}),
+    "mixed": ({"0.weight": 0.3, "3.weight": 0.5, "6.weight": 0.75}, {"0.weight": "channel"}, {"3.weight": 0.25}),
+}
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+
+
+class TestGradualPruner:
+    @settings(deadline=None, max_examples=40, derandomize=True)
+    @given(
+        st.integers(1, 90),
+        st.floats(0.01, 1),
+        st.sampled_from([0.5, 1, 2, 2.5, 3, 4]),
+        st.sampled_from(["one-shot", "polynomial"]),
+        st.sampled_from(sorted(POLICIES)),
+    )
+    def test_reaches_exactly_the_target(self, steps, ramp, exponent, kind, policy_name):
+        """Updates come every few steps; the last one may never be missed, whatever does not divide."""
+        model, example = small_net()
+        graph = trace_channels(model, example)
+        policy = PruningPolicy(*POLICIES[policy_name], schedule=Schedule(kind, exponent, ramp))
+        pruner = GradualPruner(model, policy, steps, graph)
+        new = [step for step in range(steps + 1) if pruner.advance(step)]
+        end = 0 if kind == "one-shot" else max(1, math.ceil(ramp * steps))
+        assert new == ([] if policy_name == "fine" else [end])
+        expected = footprint(graph.network, policy)
+        cost = measure_cost(pruner.model, example)
+        assert (cost.parameters, cost.nonzero) == (expected.parameters, expected.nonzero)
+        shares = achieved(graph.network, policy)
+        for name, mask in pruner.masks.items():
+            weight = pruner.model.get_parameter(name)
+            assert mask.shape == weight.shape
+            assert 1 - float(mask.sum()) / mask.numel() == pytest.approx(shares[name], abs=1e-9)
+            assert torch.equal(weight == 0, ~mask)
+        assert apply_structure(small_net()[0], pruner.structure)(example).shape == (6, 4)
+
+    @pytest.mark.parametrize("optimizer", [sgd, adamw])
+    @pytest.mark.parametrize("policy_name", POLICIES)
+    @pytest.mark.parametrize("criterion", ["magnitude-l2", "magnitude-l1"])
+    def test_masked_weights_never_come_back(self, optimizer, policy_name, criterion):
+        """Momentum and weight decay push at them in every step."""
+        model, inputs = small_net()
+        targets = torch.arange(6) % 4
+        policy = PruningPolicy(*POLICIES[policy_name], criterion=criterion, schedule=Schedule(exponent=2.0, ramp=0.5))
+        pruner = GradualPruner(model, policy, 30, trace_channels(model, inputs))
+        optimize = optimizer(pruner.model.parameters())
+        dead: dict[str, torch.Tensor] = {}
+        shares, losses = [], []
+        for step in range(31):
+            if pruner.advance(step):
+                optimize, dead = optimizer(pruner.model.parameters()), {}
+            for name, mask in pruner.masks.items():
+                assert not (mask & dead.get(name, ~mask)).any(), (step, name)
+                dead[name] = ~mask
+            shares.append(sum(float((~mask).sum()) for mask in pruner.masks.values()))
+            if step == 30:
+                break
+            pruner.model.train()
+            loss = nn.functional.cross_entropy(pruner.model(inputs), targets)
+            optimize.zero_grad()
+            loss.backward()
+            optimize.step()
+            pruner.hold()
+            losses.append(loss.item())
+            for name, mask in pruner.masks.items():
+                assert not pruner.model.get_parameter(name)[~mask].any(), (step, name)
+        ramp = shares[:15] if policy_name != "fine" else shares
+        assert ramp == sorted(ramp)
+        assert ramp[0] == 0 < ramp[10]
+        expected = footprint(trace_channels(*small_net()).network, policy)
+        assert measure_cost(pruner.model, inputs).nonzero == expected.nonzero
+        assert losses[-1] < losses[15]  # the optimizer made after the removal still trains
+
+    def test_without_hold_weights_do_come_back(self):
+        """The test above can fail: this is what it guards against."""
+        model, inputs = small_net()
+        pruner = GradualPruner(model, PruningPolicy(FINE, schedule="one-shot"), 5, trace_channels(model, inputs))
+        pruner.advance(0)
+        optimize = sgd(model.parameters())
+        nn.functional.cross_entropy(model(inputs), torch.arange(6) % 4).backward()
+        optimize.step()
+        assert model[6].weight[~pruner.masks["6.weight"]].any()
+
+    @pytest.mark.parametrize("policy_name", ["channel", "mixed"])
+    def test_removal_at_the_ramps_end_changes_no_output(self, policy_name):
+        model, example = small_net()
+        graph = trace_channels(model, example)
+        policy = PruningPolicy(*POLICIES[policy_name], schedule=Schedule(ramp=0.5))
+        pruner = GradualPruner(model, policy, 20, graph)
+        for step in range(10):
+            assert not pruner.advance(step)
+            assert pruner.model is model
+        masks, plan = policy_masks(model, policy, 1.0, graph)
+        masked = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            for name, mask in masks.items():
+                masked.get_parameter(name).masked_fill_(~mask, 0.0)
+        assert pruner.advance(10)
+        assert pruner.model is not model
+        assert pruner.structure == plan.structure
+        probe = torch.randn(9, 1, 4, 4)
+        assert close(pruner.model.eval()(probe), masked(probe))
+
+    def test_ramp_is_the_schedules(self):
+        """At every update the masks hold the share due, by the count rule."""
+        model, example = small_net()
+        schedule = Schedule("polynomial", 3.0, 0.6)
+        pruner = GradualPruner(model, PruningPolicy(FINE, schedule=schedule), 50, trace_channels(model, example))
+        n = model[6].weight.numel()
+        for step in range(51):
+            pruner.advance(step)
+            due = 0.9 * (1 - (1 - min(step, 30) / 30) ** 3)
+            found = int((~pruner.masks["6.weight"]).sum()) if pruner.masks else 0
+            assert found == math.floor(due * n + 0.5)

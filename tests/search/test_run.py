@@ -1,0 +1,473 @@
+"""Studies from start to front: numbering, seeds, interruptions of every kind, resumption, the samplers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from search.config import make_config
+from search.console import Watcher
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.folder import StudyFolder
+from search.journal import Journal
+from search.run import resume_command, run_search
+
+QUICK = {"max_size": 0.5, "finalists": 0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """One root for the studies of this module, so that MLflow's store is made once."""
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.fixture(scope="module")
+def search(root, place):
+    """Run a study of the tiny workload under the shared root."""
+
+    def go(study: str, watcher: Watcher | None = None, factory: str = "tiny", **options):
+        options = QUICK | options
+        return run_search(
+            make_config(workload=f"{place / 'tiny.py'}:{factory}", study=study, root=str(root), **options), watcher
+        )
+
+    return go
+
+
+class Interrupt(Watcher):
+    """Ctrl-C after some trials, or in the middle of one."""
+
+    def __init__(self, after: int | None = None, within: int | None = None) -> None:
+        self.after, self.within, self.shown, self.asked = after, within, 0, []
+
+    def headline(self, text):
+        self.shown += 1
+        if self.shown == self.after:
+            raise KeyboardInterrupt
+
+    def stage(self, label):
+        if label.startswith("trial"):
+            self.asked.append(label)
+        return _Stage(label.startswith(f"trial {self.within} "))
+
+
+class _Stage:
+    def __init__(self, stops: bool) -> None:
+        self.stops = stops
+
+    def __enter__(self):
+        return self.step
+
+    def __exit__(self, *_):
+        return None
+
+    def step(self, done, total):
+        if self.stops and done == 5:
+            raise KeyboardInterrupt
+
+
+def records(root: Path, study: str) -> list:
+    return Journal(root / study / "journal").trials()
+
+
+def proposed(root: Path, study: str) -> list[dict]:
+    return [dict(trial.params) for trial in records(root, study)]
+
+
+def stored(root: Path, study: str) -> list[optuna.trial.FrozenTrial]:
+    """What Optuna itself reads from the study's database."""
+    url = f"sqlite:///{root / study / 'study.db'}"
+    return optuna.load_study(study_name=study, storage=url).get_trials()
+
+
+def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(search, root):
+    result = search("whole", trials=7)
+    found = records(root, "whole")
+    assert [trial.number for trial in found] == list(range(7)) == [trial.number for trial in stored(root, "whole")]
+    origins = [trial.origin for trial in found]
+    assert origins[3:] == ["sampler"] * 4 and "sampler" not in origins[:3]
+    assert result.counts["complete"] == 7
+    for trial, theirs in zip(found, stored(root, "whole"), strict=True):
+        shares = trial.result.shares
+        assert theirs.values == [trial.result.accuracy, shares.encoded, shares.macs]
+        assert theirs.params == dict(trial.params)
+
+
+def test_the_front_is_optunas(search, root):
+    result = search("whole", trials=7)
+    best = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}").best_trials
+    assert set(result.front["trial"]) == {trial.number for trial in best}
+
+
+def test_every_trial_is_within_the_limit(search, root):
+    search("whole", trials=7)
+    assert all(trial.result.shares.encoded <= trial.target <= 0.5 for trial in records(root, "whole"))
+
+
+def test_only_the_front_keeps_weights(search, root):
+    result = search("whole", trials=7)
+    kept = {int(path.stem[-5:]) for path in (root / "whole" / "checkpoints").iterdir()}
+    assert kept == set(result.front["trial"])
+
+
+def test_seeds_can_be_left_out(search, root):
+    search("unseeded", trials=3, seeds=False)
+    assert {trial.origin for trial in records(root, "unseeded")} == {"sampler"}
+
+
+def test_a_finished_study_returns_at_once_and_changes_no_file(search, root):
+    search("whole", trials=7)
+    before = {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()}
+    watcher = Interrupt()
+    search("whole", watcher, trials=7)
+    assert watcher.asked == []
+    assert {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()} == before
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+def test_every_sampler_runs_and_repeats_itself(search, root, sampler):
+    for study in (f"{sampler}-a", f"{sampler}-b"):
+        assert search(study, trials=4, sampler=sampler, seed=3).counts["complete"] == 4
+    assert proposed(root, f"{sampler}-a") == proposed(root, f"{sampler}-b")
+    assert len({json.dumps(params) for params in proposed(root, f"{sampler}-a")}) == 4
+
+
+def test_another_seed_proposes_otherwise(search, root):
+    search("tpe-a", trials=4, sampler="tpe", seed=3)
+    search("other", trials=4, sampler="tpe", seed=4)
+    assert proposed(root, "other")[2:] != proposed(root, "tpe-a")[2:]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_resumed_study_proposes_what_it_would_have_proposed(search, root, sampler):
+    """14 trials, so that TPE's 10 random ones are over and NSGA-II has a second generation."""
+    options = {"trials": 14, "sampler": sampler}
+    search(f"{sampler}-straight", **options)
+    with pytest.raises(KeyboardInterrupt):
+        search(f"{sampler}-broken", Interrupt(after=4), **options)
+    with pytest.raises(KeyboardInterrupt):
+        search(f"{sampler}-broken", Interrupt(after=8), **options)
+    assert len(records(root, f"{sampler}-broken")) == 12
+    search(f"{sampler}-broken", **options)
+    assert proposed(root, f"{sampler}-broken") == proposed(root, f"{sampler}-straight")
+
+
+def test_a_longer_budget_goes_on_where_it_ended(search, root):
+    search("straight", trials=8, seeds=False)
+    search("longer", trials=4, seeds=False)
+    first = [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())]
+    search("longer", trials=8)
+    assert proposed(root, "longer") == proposed(root, "straight")
+    assert [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())][:4] == first
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_an_interrupted_trial_is_run_again_with_its_own_params(search, root, number):
+    """Trial 1 is a seed, trial 5 the sampler's."""
+    study = f"midway-{number}"
+    with pytest.raises(KeyboardInterrupt):
+        search(study, Interrupt(within=number), trials=8)
+    begun = stored(root, study)
+    assert len(begun) == number + 1 and begun[number].state.name == "RUNNING"
+    watcher = Interrupt()
+    search(study, watcher, trials=8)
+    found = records(root, study)
+    assert [trial.number for trial in found] == list(range(8))
+    assert dict(found[number].params) == begun[number].params
+    assert (found[number].origin == "sampler") == (number == 5)
+    assert sum(label.startswith(f"trial {number} ") for label in watcher.asked) == 1
+    assert not any(label.startswith(f"trial {number - 1} ") for label in watcher.asked)
+
+
+def test_a_lost_database_is_rebuilt_from_the_journal(search, root):
+    search("whole", trials=7)
+    shutil.copytree(root / "whole", root / "rebuilt")
+    record = json.loads((root / "rebuilt" / "study.json").read_text())
+    record["config"]["study"] = "rebuilt"
+    (root / "rebuilt" / "study.json").write_text(json.dumps(record))
+    (root / "rebuilt" / "study.db").unlink()
+    journal = {path.name: path.read_bytes() for path in (root / "rebuilt" / "journal").iterdir()}
+    watcher = Interrupt()
+    search("rebuilt", watcher, trials=7)
+    assert watcher.asked == []
+    assert {path.name: path.read_bytes() for path in (root / "rebuilt" / "journal").iterdir()} == journal
+    ours, theirs = stored(root, "rebuilt"), stored(root, "whole")
+    assert [(t.number, t.state, t.params, t.values) for t in ours] == [
+        (t.number, t.state, t.params, t.values) for t in theirs
+    ]
+
+
+def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(search, root):
+    """A kill between the journal and tell leaves the trial RUNNING."""
+    search("adopted", trials=3)
+    folder = StudyFolder(root, "adopted")
+    other = optuna.load_study(study_name="adopted", storage=f"sqlite:///{folder.database}")
+    with pytest.raises(KeyboardInterrupt):
+        search("adopted", Interrupt(within=3), trials=5)
+    ahead = json.loads((folder.path / "journal" / "trial-00002.json").read_text())
+    ahead |= {"number": 3, "params": other.get_trials()[3].params, "origin": "sampler"}
+    (folder.path / "journal" / "trial-00003.json").write_text(json.dumps(ahead))
+    watcher = Interrupt()
+    search("adopted", watcher, trials=5)
+    assert [label.split()[1] for label in watcher.asked] == ["4"]
+    assert other.get_trials()[3].values[0] == ahead["result"]["accuracy"]
+
+
+def test_a_deleted_journal_entry_is_repeated(search, root):
+    """As the message about a damaged one advises."""
+    search("hole", trials=4)
+    path = root / "hole" / "journal" / "trial-00001.json"
+    before = records(root, "hole")[1]
+    path.write_text("{")
+    with pytest.raises(Refused, match=r"trial-00001\.json.*delete it to repeat"):
+        search("hole", trials=4)
+    path.unlink()
+    watcher = Interrupt()
+    search("hole", watcher, trials=4)
+    after = records(root, "hole")
+    assert [trial.number for trial in after] == [0, 1, 2, 3]
+    assert [label.split()[1] for label in watcher.asked] == ["1"]
+    assert (after[1].params, after[1].result.accuracy) == (before.params, before.result.accuracy)
+    assert (after[1].origin, after[1].policy) == (before.origin, before.policy)
+
+
+def test_a_garbage_database_is_an_environment_problem_and_stays(search, root):
+    search("garbage", trials=2)
+    path = root / "garbage" / "study.db"
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(EnvironmentProblem, match=r"study\.db.*rebuild"):
+        search("garbage", trials=3)
+    assert path.read_bytes() == b"no database" * 100
+    path.unlink()
+    assert search("garbage", trials=3).counts["complete"] == 3
+
+
+def test_a_workload_that_fails_late_costs_trials_not_the_study(search, root, place):
+    (place / "faulty.py").write_text(
+        "from tiny import tiny\nfrom search import accuracy_of\n"
+        if False
+        else (
+            "import torch\nfrom tiny import tiny\n"
+            "from search.workloads import accuracy\n"
+            "calls = {'metric': 0}\n"
+            "def metric(outputs, targets):\n"
+            "    if len(targets) == 200:\n"
+            "        calls['metric'] += 1\n"
+            "        if calls['metric'] == 6: raise KeyError('no such class')\n"
+            "        if calls['metric'] == 7: return float('nan')\n"
+            "    return accuracy(outputs, targets)\n"
+            "def faulty(): return tiny(name='faulty', metric=metric)\n"
+        )
+    )
+    config = make_config(workload=f"{place / 'faulty.py'}:faulty", root=str(root), trials=4, seeds=False, **QUICK)
+    result = run_search(config)
+    states = [(trial.result.state, trial.result.reason) for trial in records(root, "faulty")]
+    assert result.counts["failed"] == 2 and result.counts["complete"] == 2
+    assert any(reason and reason.startswith("error: KeyError") for _, reason in states)
+    assert any(reason and reason.startswith("diverged") and "nan" in reason for _, reason in states)
+    assert {t.state.name for t in stored(root, "faulty")} == {"COMPLETE", "FAIL"}
+    assert set(result.front["trial"]) <= {n for n, (state, _) in enumerate(states) if state == "complete"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"max_size": 0.4}, "max-size was 0.5, is 0.4"),
+        ({"sampler": "random"}, "sampler was 'tpe', is 'random'"),
+        ({"granularity": ("channel",)}, "granularity was"),
+        ({"seeds": False}, "seeds was True, is False"),
+        ({"criterion": "random"}, "criterion was"),
+        ({"size_metric": "nonzero"}, "size-metric was"),
+        ({"seed": 9}, "seed was 0, is 9"),
+        ({"final_seeds": 2}, "final-seeds was 3, is 2"),
+        ({"mixed": True}, "mixed was False, is True"),
+    ],
+)
+def test_only_budgets_may_change(search, root, change, said):
+    search("whole", trials=7)
+    with pytest.raises(UsageError) as raised:
+        search("whole", trials=7, **change)
+    assert said in str(raised.value)
+    kept = json.loads((root / "whole" / "study.json").read_text())["config"]
+    assert kept["max_size"] == 0.5 and kept["trials"] == 7
+
+
+def test_a_changed_recipe_or_model_is_refused(search, root, place):
+    code = (place / "tiny.py").read_text()
+    for name, old, new, said in (
+        ("recipe", "trial_epochs=1", "trial_epochs=2", "recipe was"),
+        ("model", "nn.Conv2d(8, 16, 3", "nn.Conv2d(8, 16, 3, bias=True", None),
+        ("data", '("fit", 400)', '("fit", 380)', "data was"),
+    ):
+        file = place / f"changed_{name}.py"
+        file.write_text(code)
+        options = {"study": f"changed-{name}", "root": str(root), "trials": 2, "seeds": False, **QUICK}
+        run_search(make_config(workload=f"{file}:tiny", **options))
+        file.write_text(code.replace(old, new).replace("padding=1, bias=False)\n        self.bn1", "padding=1)\n        self.bn1")
+                        if said is None else code.replace(old, new))  # fmt: skip
+        with pytest.raises(UsageError, match=said or "architecture was"):
+            run_search(make_config(workload=f"{file}:tiny", **options))
+        file.write_text("# a comment changes nothing\n" + code)
+        assert run_search(make_config(workload=f"{file}:tiny", **options)).counts["complete"] == 2
+
+
+def test_settings_not_given_keep_the_stored_values(search, root, place):
+    search("kept", trials=2, granularity=("channel",), seed=5)
+    config = make_config(workload=f"{place / 'tiny.py'}:tiny", study="kept", root=str(root), trials=3, finalists=0)
+    run_search(config)
+    found = records(root, "kept")
+    assert len(found) == 3 and {trial.policy.granularity_label for trial in found} == {"channel"}
+    by_name_alone = make_config(study="kept", root=str(root), trials=4)
+    assert run_search(by_name_alone).counts["complete"] == 4
+
+
+def test_the_resume_command_repeats_what_makes_the_workload():
+    config = make_config(workload="./my file.py:make", data="some where", trials=9, root="r")
+    command = resume_command(config)
+    assert f"--workload '{Path('my file.py').resolve()}:make'" in command
+    assert "--data 'some where'" in command and "--root r" in command and "trials" not in command
+    assert resume_command(make_config()) == "prunefront search --workload digits"
+
+
+def test_a_time_limit_starts_no_further_trial(search, root):
+    result = search("timed", trials=50, timeout=1e-6, seeds=False)
+    assert sum(result.counts.values()) == 0 and result.front.empty and result.best is None
+
+
+# Real signals to the installed command
+
+
+class Running:
+    """A `prunefront search` in a process of its own."""
+
+    def __init__(self, program, place, root, *words):
+        self.root, self.log = root, root.with_suffix(".log")
+        self.file = self.log.open("w")
+        self.process = subprocess.Popen(
+            [program, "search", "--root", str(root), "--max-size", "0.5", "--finalists", "0", *words], cwd=place,
+            stdout=subprocess.DEVNULL, stderr=self.file, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def wait_for(self, happened) -> None:
+        for _ in range(6000):
+            if happened():
+                return
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+        raise AssertionError("it never happened: " + self.log.read_text())
+
+    def stop(self, number: int) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        self.file.close()
+        return code
+
+    def journal(self, study: str = "slow") -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.root / study / "journal").glob("trial-*.json")}
+
+
+@pytest.fixture
+def running(program, place, root, tmp_path):
+    """Start a study of four slow trials in a root of its own; MLflow's store is copied to save making it."""
+    begun = []
+
+    def go(*words):
+        own = tmp_path / "mlruns"
+        if not own.exists() and (root / "mlflow.db").is_file():
+            own.mkdir()
+            shutil.copy(root / "mlflow.db", own / "mlflow.db")
+        begun.append(Running(program, place, own, "--workload", "./tiny.py:slow", "--trials", "4", *words))
+        return begun[-1]
+
+    yield go
+    for process in begun:
+        if process.process.poll() is None:
+            process.process.kill()
+            process.process.wait()
+
+
+def assert_whole(study: Running, run, kept: dict[str, bytes]) -> None:
+    """The same command ends the study: nothing lost, nothing twice, what was finished untouched."""
+    ended = run("search", "--root", study.root, "--workload", "./tiny.py:slow", "--max-size", 0.5, "--trials", 4,
+                "--finalists", 0, "--json")  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    reply = json.loads(ended.stdout)
+    assert reply["trials"] == {"complete": 4, "stopped-early": 0, "failed": 0, "running": 0, "waiting": 0}
+    journal = study.journal()
+    assert sorted(journal) == [f"trial-{n:05d}.json" for n in range(4)]
+    assert {name: journal[name] for name in kept} == kept
+    repeated = [line for line in ended.stderr.splitlines() if line.startswith("trial ")]
+    assert len(repeated) == 4 - len(kept)
+    numbers = [(trial.number, trial.state.name) for trial in stored(study.root, "slow")]
+    assert numbers == [(n, "COMPLETE") for n in range(4)]
+    points = {n: json.loads(journal[f"trial-{n:05d}.json"])["result"] for n in range(4)}
+    assert {row["trial"] for row in reply["front"]} == {
+        n for n, a in points.items()
+        if not any(_beats(b, a) for b in points.values())
+    }  # fmt: skip
+
+
+def _beats(a: dict, b: dict) -> bool:
+    pairs = [(-a["accuracy"], -b["accuracy"])] + [(a["shares"][k], b["shares"][k]) for k in ("encoded", "macs")]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+def test_kill_during_dense_training(running, run, search):
+    search("whole", trials=7)  # makes MLflow's store, if this test runs alone
+    study = running()
+    study.wait_for(lambda: (study.root / "slow" / "journal").is_dir())
+    assert study.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert not list((study.root / "cache").glob("dense-*.safetensors"))
+    assert_whole(study, run, {})
+
+
+def test_kill_in_the_middle_of_a_trial(running, run, search):
+    search("whole", trials=7)
+    study = running()
+    study.wait_for(lambda: len(study.journal()) == 1 and (study.root / "slow" / "journal").is_dir())
+    time.sleep(0.4)  # a trial takes a second
+    assert study.stop(signal.SIGKILL) == -signal.SIGKILL
+    kept = study.journal()
+    assert len(kept) == 1
+    assert_whole(study, run, kept)
+
+
+def test_kill_right_after_a_result_is_written(running, run, search):
+    search("whole", trials=7)
+    study = running()
+    study.wait_for(lambda: "trial-00001.json" in study.journal())
+    assert study.stop(signal.SIGKILL) == -signal.SIGKILL
+    kept = study.journal()
+    assert len(kept) == 2
+    assert_whole(study, run, kept)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+)
+def test_signals_end_resumable_with_their_code(running, run, search, number, code, word):
+    search("whole", trials=7)
+    study = running()
+    study.wait_for(lambda: len(study.journal()) >= 1)
+    if number == signal.SIGINT:
+        second = run("search", "--root", study.root, "--workload", "./tiny.py:slow", "--finalists", 0)
+        assert second.returncode == 3 and str(study.process.pid) in second.stderr, second.stderr
+        assert study.process.poll() is None or "second process came too late" == study.log.read_text()
+    assert study.stop(number) == code
+    last = study.log.read_text().splitlines()[-1]
+    assert last.startswith("prunefront: ") and word in last and "Traceback" not in study.log.read_text()
+    command = last.partition("resume with: ")[2].split()
+    assert command[:2] == ["prunefront", "search"]
+    if number == signal.SIGTERM:
+        kept = study.journal()
+        ended = run(*command[1:])
+        assert ended.returncode == 0 and len(study.journal()) == 4, ended.stderr
+        assert {name: study.journal()[name] for name in kept} == kept

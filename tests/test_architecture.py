@@ -1,0 +1,149 @@
+"""What the folders may import and call, read from their syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("spaces", "pruning", "search")
+BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
+ONLY_IN = {
+    "optuna": {"search/sampler.py", "search/study.py"},
+    "mlflow": {"search/tracking.py"},
+    "torch_pruning": {"pruning/channels.py"},
+}
+IMPORT_NAMES = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
+NOT_IMPORTED = {"scipy": "Optuna's GPSampler needs it", "onnxscript": "torch.onnx.export needs it"}
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every imported module, wherever in the file, also by a literal name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def top_imports(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
+
+
+def unsafe_calls(tree: ast.AST) -> Iterator[str]:
+    """Calls that could execute what was read, and imports that would hide such a call."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "dill", "joblib", "marshal", "shelve"):
+            yield node.module
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if re.fullmatch(r"(\w*[pP]ickle|dill|joblib|marshal|shelve)\.\w+|eval|exec|os\.(system|popen)", name):
+            yield name
+        if re.fullmatch(r"yaml\.(unsafe_|full_)?load(_all)?", name):
+            yield name
+        if re.fullmatch(r"(torch|th)\.load", name) and options.get("weights_only") != "True":
+            yield name
+        if re.fullmatch(r"(np|numpy)\.load", name) and options.get("allow_pickle", "False") != "False":
+            yield name
+        if options.get("shell", "False") != "False":
+            yield f"{name}(shell=...)"
+
+
+def test_there_is_something_to_look_at():
+    assert len(FILES) > 30
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(FOLDERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+class TestEveryFile:
+    def test_imports_go_one_way(self, path):
+        folder = path.relative_to(ROOT).parts[0]
+        assert top_imports(path) & set(FOLDERS) <= BELOW[folder] | {folder}
+        assert "tests" not in top_imports(path)
+
+    def test_libraries_stay_in_their_rooms(self, path):
+        here = str(path.relative_to(ROOT))
+        for library, rooms in ONLY_IN.items():
+            assert library not in top_imports(path) or here in rooms, f"{here} imports {library}"
+
+    def test_nothing_read_is_executed(self, path):
+        assert list(unsafe_calls(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "eval('1')", "yaml.load(s)",
+        "subprocess.run(c, shell=True)", "np.load(p, allow_pickle=True)", "os.system('x')", "from pickle import loads",
+    ],
+)  # fmt: skip
+def test_unsafe_calls_are_seen(code):
+    assert list(unsafe_calls(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(s)", "json.load(f)"]
+)
+def test_safe_calls_are_not(code):
+    assert not list(unsafe_calls(ast.parse(code)))
+
+
+def test_spaces_needs_only_numpy():
+    used = set().union(*(top_imports(path) for path in FILES if path.is_relative_to(ROOT / "spaces")))
+    assert used - set(sys.stdlib_module_names) - {"spaces"} == {"numpy"}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_name_is_ours(name):
+    """Nobody else's package of that name is found first."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert Path(spec.origin) == ROOT / name / "__init__.py"
+
+
+def requirements() -> dict[str, tuple[str, str]]:
+    """Requirement -> its name and the comment behind it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    listed = project["dependencies"] + [
+        r for name, g in project["optional-dependencies"].items() if name != "test" for r in g
+    ]
+    found = {}
+    for requirement in listed:
+        comment = re.search(rf'^ *"{re.escape(requirement)}",? *# *(.+)$', text, re.MULTILINE)
+        found[requirement] = re.match(r"[A-Za-z0-9_-]+", requirement)[0], comment[1] if comment else ""
+    return found
+
+
+@pytest.mark.parametrize(("requirement", "named"), requirements().items())
+def test_every_dependency_names_a_file_that_imports_it(requirement, named):
+    name, comment = named
+    paths = [ROOT / word for word in re.findall(r"[\w/]+(?:\.py|/)(?=[,:\s]|$)", comment)]
+    assert paths, f"{requirement} carries no comment that names a file"
+    for path in paths:
+        assert path.exists(), f"{path.relative_to(ROOT)} does not exist"
+        if name in NOT_IMPORTED:
+            assert NOT_IMPORTED[name] in comment
+            continue
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        assert any(IMPORT_NAMES.get(name, name) in top_imports(file) for file in files), (
+            f"{path} does not import {name}"
+        )
+
+
+def test_every_import_is_a_dependency():
+    declared = {IMPORT_NAMES.get(name, name) for name, _ in requirements().values()}
+    used = set().union(*(top_imports(path) for path in FILES))
+    assert used - set(sys.stdlib_module_names) - set(FOLDERS) <= declared

@@ -1,0 +1,562 @@
+"""The contract of the command line, on the installed command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
+COMMANDS = ("search", "scan", "inspect", "front", "status", "view", "export", "apply", "verify")
+CONTRACT_COLUMNS = {
+    "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded", "macs",
+    "latency", "granularity", "schedule", "exponent", "criterion", "sparsity",
+}  # fmt: skip
+LAYERS = {"conv0.weight", "conv1.weight", "classifier.weight"}
+EXPORTED = ["model.safetensors", "model.sparse.safetensors", "policy.json", "sparsity.json", "structure.json"]
+
+
+def one_line_error(reply, code: int, *said: str) -> None:
+    """An expected error: its exit code, one line on stderr that says all of `said`, nothing on stdout."""
+    err, out = (reply.err, reply.out) if hasattr(reply, "err") else (reply.stderr, reply.stdout)
+    found = reply.code if hasattr(reply, "code") else reply.returncode
+    assert found == code, err
+    lines = [line for line in err.splitlines() if line.startswith("prunefront: ")]
+    assert len(lines) == 1 and err.splitlines()[-1] == lines[0], err
+    assert "Traceback" not in err and "unexpected" not in lines[0], err
+    for words in said:
+        assert words in lines[0], f"{words!r} not in {lines[0]!r}"
+    assert out == ""
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_imports_nothing_heavy(program, command):
+    words = ["--help"] if command is None else [command, "--help"]
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['prunefront', *{words!r}]\n"
+        "try: runpy.run_path(%r, run_name='__main__')\n"
+        "except SystemExit as stop: print('CODE', stop.code)\n"
+        "print('MODULES', *{name.split('.')[0] for name in sys.modules})" % program
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "CODE 0" in ended.stdout and "usage: prunefront" in ended.stdout, ended.stderr
+    modules = set(ended.stdout.split("MODULES", 1)[1].split())
+    assert "search" in modules and not modules & HEAVY
+
+
+def test_help_lists_every_command(run):
+    ended = run("--help")
+    assert ended.returncode == 0
+    listed = re.findall(r"^ {4}([a-z]+) ", ended.stdout, flags=re.M)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_version_is_the_installed_one(run):
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"prunefront {version('prunefront')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ["COMMAND"]),
+        (["serach"], ["serach", "search"]),
+        (["front"], ["STUDY"]),
+        (["search", "--trails", 3], ["--trails"]),
+        (["search", "--trial", 3], ["--trial"]),  # abbreviations are not guessed
+        (["search", "--trials", "many"], ["--trials", "many"]),
+        (["search", "--trials", 0], ["trials", "0"]),
+        (["search", "--max-size", 0], ["max-size", "0"]),
+        (["search", "--max-size", 1.5], ["max-size", "1.5"]),
+        (["search", "--max-size", "nan"], ["max-size", "nan"]),
+        (["search", "--size-metric", "bytes"], ["size-metric", "encoded", "nonzero", "bytes"]),
+        (["search", "--speed", "latency"], ["speed", "macs", "latency"]),
+        (["search", "--granularity", "chanel"], ["chanel", "'channel'"]),
+        (["search", "--granularity", "channel,channel"], ["granularity", "once"]),
+        (["search", "--criterion", "magnitude"], ["criterion", "magnitude-l"]),
+        (["search", "--sampler", "tpee"], ["tpee", "'tpe'"]),
+        (["search", "--seeds", "maybe"], ["--seeds", "maybe", "on", "off"]),
+        (["search", "--seed", -1], ["seed", "-1"]),
+        (["search", "--timeout", -5], ["timeout", "-5"]),
+        (["search", "--study", "../outside"], ["../outside"]),
+        (["search", "--study", "/absolute"], ["/absolute"]),
+        (["search", "--study", "x" * 300], ["xxx", "100"]),
+        (["search", "--study", "artifacts"], ["artifacts"]),
+        (["search", "--workload", "digit"], ["digit", "'digits'", "file.py:factory"]),
+        (["search", "--workload", "./tiny.py:tinny"], ["tinny", "'tiny'"]),
+        (["search", "--workload", "./absent.py:tiny"], ["absent.py"]),
+        (["search", "--workload", "./tiny.py:RECIPE"], ["RECIPE"]),
+        (["search", "--workload", "./tiny.py:tiny", "--width", 0.5, "--study", "w"], ["width"]),
+        (["search", "--workload", "./tiny.py:leaving"], ["leaving", "SystemExit"]),
+        (["inspect", "digits", "--workload", "digits"], ["once"]),
+        (["search", "--workload", "digits", "--width", 0.001], ["width", "0.001"]),
+        (["verify", "no-such-folder"], ["no-such-folder", "manifest.json"]),
+    ],
+)  # fmt: skip
+def test_wrong_options_end_in_one_line_and_code_2(main, place, words, said):
+    root = place / "unused"
+    reply = main(*words[:1], *(["--root", root] if words and words[0] in COMMANDS else []), *words[1:])
+    one_line_error(reply, 2, *said)
+    assert not list(root.glob("*/study.json"))
+
+
+@pytest.mark.parametrize("command", ["front", "status", "export"])
+def test_an_unknown_study_names_the_nearest(main, finished, command, tmp_path):
+    out = ["--out", tmp_path / "out"] if command == "export" else []
+    one_line_error(main(command, "tinny", *out), 2, "'tinny'", "'tiny'")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/etc", "tiny/../tiny", "", "x" * 300, ".hidden"])
+def test_a_study_name_is_no_path(main, finished, name):
+    one_line_error(main("front", name), 2, repr(name)[:40])
+
+
+def test_an_unreachable_limit_names_the_range_before_any_training(main, place):
+    root = place / "unreachable"
+    reply = main("search", "--root", root, "--workload", "./tiny.py:tiny", "--max-size", 0.01)
+    one_line_error(reply, 2, "0.01", "cannot be reached", "--max-size")
+    smallest = float(re.search(r"reachable is ([\d.]+) to 1", reply.err).group(1))
+    needed = float(re.search(r"at least ([\d.]+)", reply.err).group(1))
+    assert 0.01 < smallest < needed < 1
+    assert not (root / "cache").exists() and not (root / "tiny").exists()
+
+
+def test_missing_data_is_an_environment_problem_before_any_study_exists(main, place):
+    root = place / "nodata"
+    reply = main("search", "--root", root, "--workload", "fashion-mnist", "--data", place / "nowhere")
+    one_line_error(reply, 3, "nowhere", "--data")
+    assert not (root / "fashion-mnist").exists()
+
+
+def test_a_file_as_root_is_an_environment_problem(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    one_line_error(run("search", "--root", tmp_path / "file", "--trials", 1), 3, "file", "--root")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_missing_weights_file_is_an_environment_problem(main, place):
+    reply = main("search", "--root", place / "w", "--workload", "./tiny.py:tiny", "--weights", "absent.pt")
+    one_line_error(reply, 3, "absent.pt", "--weights")
+
+
+def test_unsafe_weights_are_refused_and_never_run(run, place, tmp_path):
+    canary = tmp_path / "canary"
+    bad = tmp_path / "weights.pt"
+    torch.save({"conv0.weight": _Touch(canary)}, bad)
+    ended = run("search", "--root", tmp_path / "root", "--workload", "./tiny.py:tiny", "--weights", bad)
+    one_line_error(ended, 4, "weights.pt", "safetensors")
+    assert not canary.exists()
+    torch.load(bad, weights_only=False)
+    assert canary.exists()  # the file would have run its code
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_study_file_is_checked_key_by_key(main, place, tmp_path):
+    file = tmp_path / "study.toml"
+    for text, said in (
+        ("trails = 3", ["trails", "'trials'"]),
+        ("trials = 'many'", ["trials", "many"]),
+        ("trials = 3\ntrials = 4", ["not valid TOML"]),
+        ("[search]\ntrials = 3", ["search"]),
+        ("granularity = 5", ["granularity", "5"]),
+        ("granularity = [1]", ["granularity", "1"]),
+        ("root = 5", ["root", "5"]),
+        ("seeds = 'maybe'", ["seeds", "maybe"]),
+    ):
+        file.write_text(text)
+        one_line_error(main("search", file), 2, *said)
+    file.write_bytes(b"\xff\xfe")
+    one_line_error(main("search", file), 2, "study.toml", "not valid TOML")
+
+
+def test_a_study_file_says_what_the_flags_do_not(main, tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(f'root = "{tmp_path / "root"}"\nmax-size = 0.01\nworkload = "./tiny.py:tiny"\n')
+    one_line_error(main("search", file), 2, "0.01", "cannot be reached")
+    one_line_error(main("search", "--max-size", 0.02, file), 2, "0.02", "cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"conv0.wieght": 0.5}', ["conv0.wieght", "'conv0.weight'"]),
+        ('{"module.conv0.weight": 0.5}', ["module.conv0.weight", "'conv0.weight'"]),
+        ('{"bn0.weight": 0.5}', ["bn0.weight"]),
+        ('{"conv0.weight": 1.2}', ["conv0.weight", "1.2"]),
+        ('{"conv0.weight": 1.0}', ["conv0.weight", "1.0"]),
+        ('{"conv0.weight": -0.1}', ["conv0.weight", "-0.1"]),
+        ('{"conv0.weight": NaN}', ["NaN"]),
+        ('{"conv0.weight": Infinity}', ["Infinity"]),
+        ('{"conv0.weight": "0.5"}', ["conv0.weight", "'0.5'"]),
+        ('{"conv0.weight": true}', ["conv0.weight", "True"]),
+        ('{"conv0.weight": null}', ["conv0.weight", "None"]),
+        ('{"conv0.weight": 0.5, "conv0.weight": 0.6}', ["duplicate", "conv0.weight"]),
+        ("[0.5]", ["object", "list"]),
+        ("{", ["not valid JSON"]),
+        ("", ["not valid JSON"]),
+        ('{"a":' * 100_000, ["nested"]),
+        ('{"version": 9, "sparsity": {}}', ["version", "9"]),
+        ('{"version": 1, "sparsity": {}, "granularty": "channel"}', ["granularty", "'granularity'"]),
+    ],
+)
+def test_a_wrong_sparsity_file_names_layer_and_value(main, tmp_path, text, said):
+    file = tmp_path / "sparsity.json"
+    file.write_text(text)
+    reply = main("apply", file, "--workload", "./tiny.py:tiny", "--out", tmp_path / "out", "--root", tmp_path / "root")
+    one_line_error(reply, 2, "sparsity.json", *said)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "root" / "cache").exists()
+
+
+def test_search_json_is_one_object_with_the_front_and_finals(finished):
+    reply = finished.reply
+    assert finished.stdout.count("\n") == 1
+    assert reply["study"] == "tiny" and reply["trials"] == {
+        "complete": 8, "stopped-early": 0, "failed": 0, "running": 0, "waiting": 0,
+    }  # fmt: skip
+    assert reply["best"] in {row["trial"] for row in reply["front"]}
+    names = {row["name"] for row in reply["finals"]}
+    assert {"dense", "dense int8", "uniform (fine-grained)"} <= names and any("trial" in name for name in names)
+    assert all(row["size"] <= finished.limit for row in reply["front"])
+
+
+def test_front_json_has_the_contract_columns_and_honest_values(run, finished):
+    rows = json.loads(run("front", "tiny", "--format", "json").stdout)
+    assert rows and isinstance(rows, list)
+    for row in rows:
+        assert row.keys() >= CONTRACT_COLUMNS
+        assert row["sparsity"].keys() <= LAYERS and all(0 <= s < 1 for s in row["sparsity"].values())
+        assert row["size"] == row["size_encoded"] <= finished.limit and row["latency"] is None
+        assert all(type(row[key]) is float for key in ("accuracy", "size", "size_nonzero", "macs"))
+        assert type(row["trial"]) is int and "state" not in row
+        journal = json.loads((finished.path / "journal" / f"trial-{row['trial']:05d}.json").read_text())
+        assert row["accuracy"] == journal["result"]["accuracy"] and row["sparsity"] == journal["policy"]["sparsity"]
+    measured = [row for row in rows if row["final_accuracy"] is not None]
+    assert 1 <= len(measured) <= 2 and all(0 <= row["test_accuracy"] <= 1 for row in measured)
+
+
+def test_front_csv_and_table_show_the_same_trials(main, finished):
+    rows = json.loads(main("front", "tiny", "--format", "json").out)
+    shown = list(csv.DictReader(io.StringIO(main("front", "tiny", "--format", "csv").out)))
+    assert [int(row["trial"]) for row in shown] == [row["trial"] for row in rows]
+    assert [json.loads(row["sparsity"]) for row in shown] == [row["sparsity"] for row in rows]
+    table = main("front", "tiny").out.splitlines()
+    assert [int(line.split()[0]) for line in table[1:]] == [row["trial"] for row in rows]
+
+
+def test_front_json_flag_wraps_the_rows_in_one_object(main, finished):
+    wrapped = json.loads(main("front", "tiny", "--json").out)
+    assert wrapped["study"] == "tiny"
+    assert wrapped["front"] == json.loads(main("front", "tiny", "--format", "json").out)
+
+
+def test_front_all_lists_every_trial_with_state_and_running_seconds(main, finished):
+    rows = json.loads(main("front", "tiny", "--all", "--format", "json").out)
+    assert [row["trial"] for row in rows] == list(range(8))
+    assert {row["state"] for row in rows} == {"complete"}
+    assert rows[0].keys() >= {"state", "reason", "rung", "started", "finished"} | CONTRACT_COLUMNS
+    for before, after in zip(rows, rows[1:], strict=False):
+        assert 0 <= before["started"] < before["finished"] <= after["started"]
+    assert [row["reason"] for row in rows] == [None] * 8
+
+
+def test_front_can_be_sliced_by_another_limit(main, finished):
+    whole = json.loads(main("front", "tiny", "--all", "--format", "json").out)
+    sizes = sorted(row["size"] for row in whole)
+    for limit in (sizes[3], 1.0):
+        within = [row for row in whole if row["size"] <= limit]
+        expected = {
+            row["trial"]
+            for row in within
+            if not any(
+                other["accuracy"] >= row["accuracy"] and other["size"] <= row["size"] and other["macs"] <= row["macs"]
+                and (other["accuracy"], other["size"], other["macs"]) != (row["accuracy"], row["size"], row["macs"])
+                for other in within
+            )
+        }  # fmt: skip
+        sliced = json.loads(main("front", "tiny", "--format", "json", "--max-size", limit).out)
+        assert {row["trial"] for row in sliced} == expected
+    nothing = main("front", "tiny", "--format", "json", "--max-size", sizes[0] / 2)
+    assert (nothing.code, json.loads(nothing.out)) == (0, [])
+    for wrong in ("0", "1.5", "nan", "-1"):
+        one_line_error(main("front", "tiny", f"--max-size={wrong}"), 2, "--max-size")
+
+
+def test_status_counts_and_names_the_best(main, finished):
+    reply = json.loads(main("status", "tiny", "--json").out)
+    assert reply["trials"] == finished.reply["trials"] and reply["asked"] == 8
+    assert reply["best"]["trial"] == finished.reply["best"] and reply["running"] is False
+    text = main("status", "tiny").out
+    assert "8 complete of 8 asked" in text and f"trial {finished.reply['best']}" in text and "Resume" not in text
+
+
+def test_reading_a_study_changes_nothing_of_it(main, finished):
+    def content():
+        return {
+            path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file() and "lock" not in path.name
+        }
+
+    before = content()
+    for words in (["front", "tiny"], ["status", "tiny"], ["front", "tiny", "--all"]):
+        assert main(*words).code == 0
+    assert content() == before
+
+
+def test_a_changed_study_is_refused_with_the_difference(main, finished):
+    before = (finished.path / "study.json").read_bytes()
+    words = ["search", "--workload", "./tiny.py:tiny"]
+    one_line_error(main(*words, "--max-size", 0.3), 2, "max-size was 0.5, is 0.3", "--study")
+    one_line_error(main(*words, "--sampler", "random", "--seed", 4), 2, "sampler was 'tpe'", "seed was 0, is 4")
+    one_line_error(main("search", "--study", "tiny", "--workload", "digits"), 2, "workload was", "'digits'")
+    assert (finished.path / "study.json").read_bytes() == before
+
+
+def test_json_stdout_holds_nothing_a_workload_prints(run, tmp_path):
+    ended = run("inspect", "--root", tmp_path, "--json", "./tiny.py:chatty")
+    reply = json.loads(ended.stdout)
+    assert reply["workload"] == "chatty" and {layer["name"] for layer in reply["layers"]} == LAYERS
+    assert "hello from the factory" in ended.stderr and "hello from a child process" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["front", "tiny", "--all", "--format", "json"]])
+def test_a_reader_that_leaves_early_gets_no_complaint(program, place, finished, words):
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([program, *words], cwd=place, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert ended.stderr == "" and ended.returncode in (0, 141)
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(run, place):
+    ended = run("front", "--debug", "nothing")
+    assert ended.returncode == 2 and "Traceback" in ended.stderr and "UsageError" in ended.stderr
+
+
+def test_inspect_knows_layers_groups_and_costs(main, tmp_path):
+    reply = json.loads(main("inspect", "--root", tmp_path, "--json", "./tiny.py:tiny").out)
+    assert reply["parameters"] == 8 * 9 + 16 + 16 * 8 * 9 + 32 + 16 * 10 + 10
+    assert reply["macs"] == 72 * 64 + 1152 * 16 + 160
+    by_name = {layer["name"]: layer for layer in reply["layers"]}
+    assert by_name["conv1.weight"]["shape"] == [16, 8, 3, 3] and by_name["conv1.weight"]["obstacle"] is None
+    assert "output" in by_name["classifier.weight"]["obstacle"]
+
+
+def test_scan_writes_profile_and_picture(main, finished, tmp_path):
+    reply = main("scan", "--workload", "./tiny.py:tiny", "--out", tmp_path / "scan", "--json")
+    assert reply.code == 0, reply.err
+    data = json.loads(reply.out)
+    stored = json.loads((tmp_path / "scan" / "profile.json").read_text())
+    assert set(stored["points"]) == {"fine-grained", "channel"} and stored["points"] == data["points"]
+    assert set(stored["points"]["fine-grained"]) == LAYERS and "classifier.weight" not in stored["points"]["channel"]
+    assert (tmp_path / "scan" / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def exported(run, finished, place) -> Path:
+    ended = run("export", "tiny", "--trial", "best", "--out", "best", "--json")
+    assert ended.returncode == 0, ended.stderr
+    reply = json.loads(ended.stdout)
+    assert reply["origin"]["trial"] == finished.reply["best"]
+    return place / "best"
+
+
+def test_an_export_holds_every_file_with_its_hash(exported, finished):
+    import hashlib
+
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == EXPORTED
+    assert sorted(path.name for path in exported.iterdir()) == sorted([*EXPORTED, "manifest.json"])
+    for name, described in manifest["files"].items():
+        content = (exported / name).read_bytes()
+        assert described == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    flat = json.loads((exported / "sparsity.json").read_text())
+    policy = json.loads((exported / "policy.json").read_text())
+    assert flat.keys() == LAYERS
+    assert flat == {name: policy["sparsity"].get(name, 0.0) for name in LAYERS}
+    size = (exported / "model.sparse.safetensors").stat().st_size
+    assert manifest["size_encoded"] == size / manifest["dense_bytes"] <= finished.limit
+
+
+def test_verify_passes_in_a_fresh_process(run, exported):
+    ended = run("verify", exported, "--workload", "./tiny.py:tiny", "--json")
+    reply = json.loads(ended.stdout)
+    assert ended.returncode == 0 and reply["verified"] is True
+    assert all(check["passed"] for check in reply["checks"]) and len(reply["checks"]) == 5 + 6
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_verify_sees_one_flipped_byte(main, exported, tmp_path, name):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    reply = main("verify", copy, "--workload", "./tiny.py:tiny", "--json")
+    data = json.loads(reply.out)
+    assert reply.code == 1 and data["verified"] is False
+    assert [check["name"] for check in data["checks"] if not check["passed"]] == [f"hash of {name}"]
+
+
+@pytest.mark.parametrize("key", ["accuracy", "size_encoded", "limit", "outputs", "architecture"])
+def test_verify_sees_a_manifest_that_promises_something_else(main, exported, tmp_path, key):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest[key] = {
+        "accuracy": manifest["accuracy"] - 0.02,
+        "size_encoded": manifest["size_encoded"] * 0.999,
+        "limit": manifest["size_encoded"] * 0.99,
+        "outputs": [[value * 1.01 for value in row] for row in manifest["outputs"]],
+        "architecture": "0" * 16,
+    }[key]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    reply = main("verify", copy, "--workload", "./tiny.py:tiny", "--json")
+    assert reply.code == 1, reply.err
+    assert sum(not check["passed"] for check in json.loads(reply.out)["checks"]) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2, "files": {}}', '{"version": 1, "files": []}'])
+def test_a_damaged_manifest_is_refused(main, exported, tmp_path, text):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "manifest.json").write_text(text)
+    one_line_error(main("verify", copy, "--workload", "./tiny.py:tiny"), 4, "manifest.json")
+
+
+def test_a_missing_file_is_not_verified(main, exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "structure.json").unlink()
+    assert main("verify", copy, "--workload", "./tiny.py:tiny").code == 1
+
+
+def test_verify_runs_no_code_an_export_names(main, exported, tmp_path):
+    canary = tmp_path / "imported"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\ndef factory(): pass\n")
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for spec in (f"{tmp_path / 'evil.py'}:factory", "os:getcwd", None, 5):
+        manifest["workload"]["workload"] = spec
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        one_line_error(main("verify", copy), 2, "--workload")
+    assert not canary.exists()
+
+
+def test_export_leaves_foreign_files_alone(main, finished, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    one_line_error(main("export", "tiny", "--out", tmp_path), 2, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    one_line_error(main("export", "tiny", "--out", tmp_path / "thesis.tex"), 2, "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_exporting_again_replaces_an_earlier_export(main, finished, tmp_path):
+    out = tmp_path / "out"
+    assert main("export", "tiny", "--out", out, "--trial", "smallest").code == 0
+    first = json.loads((out / "manifest.json").read_text())["origin"]["trial"]
+    rows = json.loads(main("front", "tiny", "--format", "json").out)
+    assert first == min(rows, key=lambda row: row["size"])["trial"]
+    (out / "model.onnx").write_text("left over")
+    assert main("export", "tiny", "--out", out, "--trial", "knee").code == 0
+    assert not (out / "model.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_exporting_a_trial_without_weights_repeats_its_fine_tune(main, finished, tmp_path):
+    kept = {int(path.stem.removeprefix("trial-")) for path in (finished.path / "checkpoints").glob("trial-*")}
+    front = {row["trial"] for row in finished.reply["front"]}
+    assert front <= kept
+    number = min(set(range(8)) - kept)
+    reply = main("export", "tiny", "--trial", number, "--out", tmp_path / "out", "--json")
+    assert reply.code == 0 and f"trial {number} kept no weights" in reply.err
+    journal = json.loads((finished.path / "journal" / f"trial-{number:05d}.json").read_text())
+    assert json.loads(reply.out)["accuracy"] == journal["result"]["accuracy"]
+
+
+@pytest.mark.parametrize("trial", ["worst", "99", "-1", "1.5"])
+def test_a_wrong_trial_names_what_there_is(main, finished, tmp_path, trial):
+    one_line_error(main("export", "tiny", "--out", tmp_path / "out", f"--trial={trial}"), 2, trial)
+
+
+@pytest.mark.parametrize("source", ["sparsity.json", "policy.json"])
+def test_apply_prunes_by_an_exported_dict(main, exported, place, tmp_path, source):
+    asked = json.loads((exported / "sparsity.json").read_text())
+    out = tmp_path / "applied"
+    reply = main("apply", exported / source, "--workload", "./tiny.py:tiny", "--out", out, "--json")
+    assert reply.code == 0, reply.err
+    assert json.loads((out / "sparsity.json").read_text()) == asked
+    policy = json.loads((out / "policy.json").read_text())
+    if source == "policy.json":
+        assert policy == json.loads((exported / "policy.json").read_text())
+    else:
+        assert policy["granularity"] == "fine-grained" and policy["schedule"]["kind"] == "polynomial"
+    assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
+
+
+def test_flags_complete_a_bare_dict_and_cannot_change_a_policy(main, exported, tmp_path):
+    file = tmp_path / "dict.json"
+    file.write_text('{"conv1.weight": 0.5}')
+    words = ["--workload", "./tiny.py:tiny", "--out", tmp_path / "out", "--granularity", "channel"]
+    reply = main("apply", file, *words, "--criterion", "magnitude-l1", "--schedule", "one-shot", "--json")
+    assert reply.code == 0, reply.err
+    policy = json.loads((tmp_path / "out" / "policy.json").read_text())
+    assert (policy["granularity"], policy["criterion"]) == ("channel", "magnitude-l1")
+    assert policy["schedule"]["kind"] == "one-shot"
+    kept = json.loads(reply.out)
+    assert kept["macs"] == pytest.approx((72 * 64 + 1152 * 8 + 80) / (72 * 64 + 1152 * 16 + 160))
+    one_line_error(main("apply", exported / "policy.json", *words), 2, "granularity")
+
+
+def test_view_answers_on_this_machine_only(program, place, finished):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [program, "view", "--port", str(port), "--json"], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        reply = json.loads(server.stdout.readline())
+        assert reply["url"] == f"http://127.0.0.1:{port}" and "127.0.0.1" in reply["command"]
+        assert _answers(reply["url"], server) == 200
+        listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        hosts = {row.split()[1].split(":")[0] for row in listening if int(row.split()[1].split(":")[1], 16) == port}
+        assert hosts == {"0100007F"}
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+def _answers(url: str, server: subprocess.Popen) -> int | None:
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(url, timeout=5) as page:
+                return page.status
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.5)
+    return None
+
+
+def test_a_port_in_use_is_an_environment_problem(main, finished):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        one_line_error(main("view", "--port", taken.getsockname()[1]), 3, "--port")

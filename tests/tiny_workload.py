@@ -1,0 +1,73 @@
+"""Workloads for tests: a small BatchNorm network on part of scikit-learn's digits, and variants that misbehave.
+
+A fixture copies this file to `tiny.py` in a folder of its own, since a user's workload is code in the user's folder.
+"""
+
+import os
+import time
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from search import Recipe, Workload
+
+RECIPE = Recipe(batch=20, dense_epochs=4, trial_epochs=1, final_epochs=1)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv0 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn0 = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, images):
+        images = nn.functional.max_pool2d(self.bn0(self.conv0(images)).relu(), 2)
+        return self.classifier(self.bn1(self.conv1(images)).relu().mean(dim=(2, 3)))
+
+
+def tiny(**changes):
+    pixels, targets = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels).float().reshape(-1, 1, 8, 8) / 16, torch.tensor(targets)
+    parts, start = {}, 0
+    for name, size in (("fit", 400), ("calibration", 60), ("validation", 200), ("test", 150)):
+        parts[name] = images[start : start + size], labels[start : start + size]
+        start += size
+    return Workload(**{"name": "tiny", "build_model": Tiny, "recipe": RECIPE, **parts, **changes})
+
+
+def slow():
+    """A second of fine-tuning a trial, and as many of dense training as it has epochs."""
+
+    def augment(inputs, generator):
+        time.sleep(0.05)
+        return inputs
+
+    return tiny(name="slow", augment=augment)
+
+
+def chatty():
+    """Prints from Python, from a child process, and to the bare file descriptor."""
+    print("hello from the factory")
+    os.system("echo hello from a child process")
+    os.write(1, b"hello from below\n")
+
+    def augment(inputs, generator):
+        print("hello from a training step")
+        return inputs
+
+    return tiny(name="chatty", augment=augment)
+
+
+def with_data(data):
+    """Needs its `--data`: a file that says how many fit examples to take."""
+    whole = tiny()
+    count = int(open(os.path.join(data, "count.txt")).read())
+    return tiny(name="with-data", fit=tuple(part[:count] for part in whole.fit))
+
+
+def leaving():
+    raise SystemExit(7)
