@@ -131,12 +131,12 @@ def plan_removal(
         graph = trace_channels(model, example_input)
     graph.network.require(shares)
     check_fits(model, graph.network)
-    generator = torch.Generator().manual_seed(seed)
     removed_units, skipped = {}, {}
     for number, group in enumerate(graph.network.groups):
         share = min(shares.get(name, 0.0) for name in group.layers)
         count = 0 if group.obstacle else removed_count(share, group.units)
         if count:
+            generator = torch.Generator().manual_seed(seed + number)  # the same scores at every step of a ramp
             scores = group_scores(model, graph, number, criterion, generator)
             removed_units[number] = np.argsort(scores, kind="stable")[:count]
         else:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note
+from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, worth_encoding
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -127,17 +127,17 @@ def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, byte
     if tensor.dtype not in DTYPE_CODES:
         raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which the sparse file cannot hold")
     code, shape = DTYPE_CODES[tensor.dtype], tuple(tensor.shape)
-    best = Entry(name, code, shape), _raw(tensor)
+    dense = Entry(name, code, shape), _raw(tensor)
     if not sparse or not tensor.numel():
-        return best
+        return dense
     flat = tensor.detach().cpu().contiguous().flatten()
     kept = (flat != 0).numpy()
-    nonzero = int(kept.sum())
-    for encoding, encode in ENCODERS.items():
-        payload = encode(flat, kept)
-        if len(payload) < len(best[1]):
-            best = Entry(name, "U8", (len(payload),), encoding_note(encoding, code, shape, nonzero)), payload
-    return best
+    payloads = {encoding: encode(flat, kept) for encoding, encode in ENCODERS.items()}
+    encoding = min(payloads, key=lambda name: len(payloads[name]))
+    note = encoding_note(encoding, code, shape, int(kept.sum()))
+    if not worth_encoding(name, note, len(payloads[encoding]), len(dense[1])):
+        return dense
+    return Entry(name, "U8", (len(payloads[encoding]),), note), payloads[encoding]
 
 
 def _decode_tensor(payload: Tensor, note: str) -> Tensor:

@@ -25,6 +25,8 @@ SIZE_METRICS = ("encoded", "nonzero")
 GAP_ESCAPE = 255
 """A gap code of 255 skips 255 zeros and stores no value; codes 0..254 skip that many before a value."""
 
+HEADER_SLACK = len('"":"",') + len('"__metadata__":{},') + 7
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -133,12 +135,23 @@ def container_bytes(entries: Iterable[Entry], aliases: Mapping[str, str] | None 
     return len(header) + sum(entry.bytes for entry in order)
 
 
+def worth_encoding(name: str, note: str, payload: int, dense: int) -> bool:
+    """Whether an encoding saves more bytes than its note can cost the header.
+
+    `HEADER_SLACK` bounds what the note's punctuation, the first note's frame and padding take, so a file
+    never grows because a weight has more zeros.
+    """
+    return payload + len(name) + len(note) + HEADER_SLACK < dense
+
+
 def encoded_entry(tensor: StoredTensor, shape: tuple[int, ...], nonzero: int) -> Entry:
     """The entry of a prunable weight of this shape with `nonzero` elements kept."""
     encoding, size = encoding_of(prod(shape), nonzero, ITEM_BYTES[tensor.dtype])
-    if encoding == "dense":
-        return Entry(tensor.name, tensor.dtype, shape)
-    return Entry(tensor.name, "U8", (size,), encoding_note(encoding, tensor.dtype, shape, nonzero))
+    note = encoding_note(encoding, tensor.dtype, shape, nonzero)
+    dense = Entry(tensor.name, tensor.dtype, shape)
+    if encoding == "dense" or not worth_encoding(tensor.name, note, size, dense.bytes):
+        return dense
+    return Entry(tensor.name, "U8", (size,), note)
 
 
 def footprint(network: Network, policy: PruningPolicy) -> Footprint:
