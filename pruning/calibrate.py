@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,17 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Returns:
         The number of BatchNorm layers recalibrated.
+
+    Raises:
+        ValueError: `batches` is empty.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("recalibration needs at least one batch of inputs, got none")
     training = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     model.eval()
@@ -33,7 +41,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
         norm.momentum = None  # cumulative average
         norm.train()
     try:
-        for batch in batches:
+        for batch in chain([first], batches):
             model(batch)
     finally:
         for norm, momentum in momenta.items():

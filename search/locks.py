@@ -12,7 +12,6 @@ from typing import IO
 
 from search.errors import EnvironmentProblem
 
-
 PATIENCE = 0.3
 """Seconds a busy lock is tried again: a reader that asks whether it is held does so for an instant."""
 

@@ -111,7 +111,7 @@ def front_of(table: pd.DataFrame, max_size: float) -> pd.DataFrame:
     Equal points stay together; rows by falling accuracy, then rising size; `FRONT_COLUMNS`.
     """
     rows = table[(table["state"] == COMPLETE)]
-    rows = rows[[size is not None and size <= max_size for size in rows["size"]]]
+    rows = rows[np.array([size is not None and size <= max_size for size in rows["size"]], dtype=bool)]
     if len(rows):
         points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows["macs"].astype(float)], 1)
         rows = rows[non_dominated(points)]

@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from spaces.allocation import ALLOCATORS, Evidence, Target, Unreachable, allocate, centred, land_by_shift
+from spaces.errors import unknown
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule
+from spaces.size import SIZE_METRICS
 
 SIZE_SPAN = 10.0
 """The smallest size target is the limit over this, or the floor below."""
@@ -78,6 +80,8 @@ class Space:
     criterion: str = "magnitude-l2"
 
     def __post_init__(self) -> None:
+        if self.metric not in SIZE_METRICS:
+            raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
         if not 0 < self.max_size <= 1:
             raise ValueError(f"max_size must satisfy 0 < max_size <= 1, got {self.max_size!r}")
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
