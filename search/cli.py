@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from search.errors import PrunefrontError
-from spaces.errors import unknown
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -27,6 +26,8 @@ class _Terminated(SystemExit):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if wrong := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            from spaces.errors import unknown  # spaces imports numpy, which --help does not need
+
             valid = wrong[3].replace("'", "").split(", ")
             message = unknown(wrong[1].lower().lstrip("-"), wrong[2], valid)
         self.exit(2, f"prunefront: {message}; see {self.prog} --help\n")

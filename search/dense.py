@@ -14,7 +14,7 @@ from search.checkpoints import load_model, load_user_weights, save_model
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import data_fingerprint, digest, model_fingerprint, weights_fingerprint
-from search.train import Diverged, train_dense
+from search.train import Diverged, in_fast_layout, train_dense
 from search.workloads.base import Workload
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,7 @@ def dense_model(
             except OSError as error:
                 raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
         model = cached
-    model = model.to(memory_format=torch.channels_last) if workload.example_input.dim() == 4 else model
-    model.eval()
+    model = in_fast_layout(model).eval()
     return DenseModel(model, architecture, data, weights_fingerprint(model), seconds)
 
 

@@ -70,22 +70,23 @@ def evaluate_policy(
         trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
         return _measured(subject, policy, trained)
     except Diverged as error:
-        return _failed(f"diverged: {error}")
+        return failed(f"diverged: {error}")
     except (MemoryError, torch.OutOfMemoryError):
-        return _failed("out-of-memory")
+        return failed("out-of-memory")
     except (RemovalMismatch, BrokenPromise) as error:
-        return _failed(f"refused: {error}")
+        return failed(f"refused: {error}")
     except Exception as error:
-        return _failed(f"error: {type(error).__name__}: {error}")
+        return failed(f"error: {type(error).__name__}: {error}")
 
 
-def _failed(reason: str) -> Evaluation:
+def failed(reason: str) -> Evaluation:
+    """A failed result without a network; only the first line of the reason is kept."""
     return Evaluation(TrialResult(FAILED, reason.splitlines()[0][:500]))
 
 
 def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:
     if not math.isfinite(trained.scores.accuracy):
-        return _failed(f"diverged: the metric is {trained.scores.accuracy}")
+        return failed(f"diverged: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
     cost = measure_cost(trained.model, subject.workload.example_input)
     planned = footprint(subject.network, policy)

@@ -60,5 +60,6 @@ class Journal:
             return parse(json.loads(path.read_text()))
         except (ValueError, OSError) as error:
             raise Refused(
-                f"damaged journal entry {path}: {error}; delete it and the study.db above it, and the same command repeats that trial"
+                f"damaged journal entry {path}: {error}; "
+                "delete it and the study.db above it, and the same command repeats that trial"
             ) from None

@@ -21,7 +21,7 @@ from search.config import SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_policy
+from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
 from search.locks import held_lock
@@ -34,7 +34,10 @@ from search.tracking import Tracker
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
 from spaces.profile import Profile
-from spaces.space import Seed, Space
+from spaces.space import Proposal, Seed, Space
+
+MAX_STARTS = 4
+"""A trial whose evaluation ended the process this often is failed, so that resuming does not crash for ever."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +234,7 @@ class _Coordinator:
         started, began = self.clock.seconds, time.perf_counter()
         proposal = self.space.suggest(trial)
         proposing = time.perf_counter() - began
-        label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
-        recipe = self.subject.workload.recipe
-        with self.watcher.stage(label) as progress:
-            evaluation = evaluate_policy(self.subject, proposal.policy, recipe.trial_epochs, self.config.seed, progress)
+        evaluation = self._evaluate(trial, proposal)
         if evaluation.model is not None:
             save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
         record = TrialRecord(
@@ -255,6 +255,19 @@ class _Coordinator:
         self.tracker.log_trial(record)
         self._drop_dominated_weights()
         self._show(record)
+
+    def _evaluate(self, trial: Any, proposal: Proposal) -> Evaluation:
+        """Evaluate a trial, unless evaluating it has ended this process too often (a crash of native code)."""
+        if self.study.count_start(trial) > MAX_STARTS:
+            return failed(f"crashed: the process ended {MAX_STARTS} times in this trial")
+        label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
+        epochs = self.subject.workload.recipe.trial_epochs
+        try:
+            with self.watcher.stage(label) as progress:
+                return evaluate_policy(self.subject, proposal.policy, epochs, self.config.seed, progress)
+        except (KeyboardInterrupt, SystemExit):
+            self.study.count_start(trial, -1)
+            raise
 
     def _tell(self, record: TrialRecord) -> None:
         shares = record.result.shares

@@ -18,6 +18,8 @@ from search.sampler import make_sampler
 OBJECTIVES = {"accuracy": "maximize", "size": "minimize", "macs": "minimize"}
 ORIGIN = "origin"
 """Trial attribute: the allocator of a seed; absent for what the sampler chose."""
+STARTS = "starts"
+"""Trial attribute: how often its evaluation was begun."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
 _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -70,6 +72,13 @@ class OptunaStudy:
     def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
         """Finish a trial; telling a finished one again changes nothing."""
         self._study.tell(number, values if state == COMPLETE else None, state=_STATES[state], skip_if_finished=True)
+
+    @staticmethod
+    def count_start(trial: Trial, change: int = 1) -> int:
+        """Note that a trial's evaluation begins (or, with -1, was interrupted in good order); returns the count."""
+        starts = trial.user_attrs.get(STARTS, 0) + change
+        trial.set_user_attr(STARTS, starts)
+        return starts
 
     @staticmethod
     def origin(trial: Trial) -> str:

@@ -119,6 +119,16 @@ def finished(run, place) -> SimpleNamespace:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def exported(run, finished, place) -> Path:
+    """The export of that study's best trial, which no test may change."""
+    ended = run("export", "tiny", "--trial", "best", "--out", "best", "--json")
+    assert ended.returncode == 0, ended.stderr
+    reply = json.loads(ended.stdout)
+    assert reply["origin"]["trial"] == finished.reply["best"]
+    return place / "best"
+
+
 @pytest.fixture
 def main(place, monkeypatch, capfd):
     """Run a command inside this process, in the user's folder: exit code, stdout, stderr."""

@@ -81,6 +81,4 @@ def _as_tensors(split: Split | Dataset, name: str) -> Split:
     inputs, targets = split
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"split {name!r} needs as many inputs as targets, got {len(inputs)} and {len(targets)}")
-    if inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs, targets
+    return inputs.contiguous(), targets

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -20,6 +21,7 @@ from search.folder import StudyFolder
 from search.journal import Journal
 from search.run import resume_command, run_search
 
+TRACKER = ("start", "log_trial", "log_summary", "finish")
 QUICK = {"max_size": 0.5, "finalists": 0}
 
 
@@ -29,8 +31,15 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
+@pytest.fixture(autouse=True)
+def _without_mlflow(monkeypatch):
+    """MLflow is a projection with tests of its own; studies in this process are much faster without it."""
+    silent = SimpleNamespace(**dict.fromkeys(TRACKER, lambda *_: None))
+    monkeypatch.setattr("search.run.Tracker", lambda *_: silent)
+
+
 @pytest.fixture(scope="module")
-def search(root, place):
+def begin(root, place):
     """Run a study of the tiny workload under the shared root."""
 
     def go(study: str, watcher: Watcher | None = None, factory: str = "tiny", **options):
@@ -88,8 +97,8 @@ def stored(root: Path, study: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=study, storage=url).get_trials()
 
 
-def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(search, root):
-    result = search("whole", trials=7)
+def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(begin, root):
+    result = begin("whole", trials=7)
     found = records(root, "whole")
     assert [trial.number for trial in found] == list(range(7)) == [trial.number for trial in stored(root, "whole")]
     origins = [trial.origin for trial in found]
@@ -101,84 +110,84 @@ def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(search, ro
         assert theirs.params == dict(trial.params)
 
 
-def test_the_front_is_optunas(search, root):
-    result = search("whole", trials=7)
+def test_the_front_is_optunas(begin, root):
+    result = begin("whole", trials=7)
     best = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}").best_trials
     assert set(result.front["trial"]) == {trial.number for trial in best}
 
 
-def test_every_trial_is_within_the_limit(search, root):
-    search("whole", trials=7)
+def test_every_trial_is_within_the_limit(begin, root):
+    begin("whole", trials=7)
     assert all(trial.result.shares.encoded <= trial.target <= 0.5 for trial in records(root, "whole"))
 
 
-def test_only_the_front_keeps_weights(search, root):
-    result = search("whole", trials=7)
+def test_only_the_front_keeps_weights(begin, root):
+    result = begin("whole", trials=7)
     kept = {int(path.stem[-5:]) for path in (root / "whole" / "checkpoints").iterdir()}
     assert kept == set(result.front["trial"])
 
 
-def test_seeds_can_be_left_out(search, root):
-    search("unseeded", trials=3, seeds=False)
+def test_seeds_can_be_left_out(begin, root):
+    begin("unseeded", trials=3, seeds=False)
     assert {trial.origin for trial in records(root, "unseeded")} == {"sampler"}
 
 
-def test_a_finished_study_returns_at_once_and_changes_no_file(search, root):
-    search("whole", trials=7)
+def test_a_finished_study_returns_at_once_and_changes_no_file(begin, root):
+    begin("whole", trials=7)
     before = {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()}
     watcher = Interrupt()
-    search("whole", watcher, trials=7)
+    begin("whole", watcher, trials=7)
     assert watcher.asked == []
     assert {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()} == before
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-def test_every_sampler_runs_and_repeats_itself(search, root, sampler):
+def test_every_sampler_runs_and_repeats_itself(begin, root, sampler):
     for study in (f"{sampler}-a", f"{sampler}-b"):
-        assert search(study, trials=4, sampler=sampler, seed=3).counts["complete"] == 4
+        assert begin(study, trials=4, sampler=sampler, seed=3).counts["complete"] == 4
     assert proposed(root, f"{sampler}-a") == proposed(root, f"{sampler}-b")
     assert len({json.dumps(params) for params in proposed(root, f"{sampler}-a")}) == 4
 
 
-def test_another_seed_proposes_otherwise(search, root):
-    search("tpe-a", trials=4, sampler="tpe", seed=3)
-    search("other", trials=4, sampler="tpe", seed=4)
+def test_another_seed_proposes_otherwise(begin, root):
+    begin("tpe-a", trials=4, sampler="tpe", seed=3)
+    begin("other", trials=4, sampler="tpe", seed=4)
     assert proposed(root, "other")[2:] != proposed(root, "tpe-a")[2:]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
-def test_a_resumed_study_proposes_what_it_would_have_proposed(search, root, sampler):
-    """14 trials, so that TPE's 10 random ones are over and NSGA-II has a second generation."""
-    options = {"trials": 14, "sampler": sampler}
-    search(f"{sampler}-straight", **options)
+def test_a_resumed_study_proposes_what_it_would_have_proposed(begin, root, sampler):
+    """13 trials, so that TPE's 10 random ones are over and NSGA-II has a second generation."""
+    options = {"trials": 13, "sampler": sampler}
+    begin(f"{sampler}-straight", **options)
     with pytest.raises(KeyboardInterrupt):
-        search(f"{sampler}-broken", Interrupt(after=4), **options)
+        begin(f"{sampler}-broken", Interrupt(after=4), **options)
     with pytest.raises(KeyboardInterrupt):
-        search(f"{sampler}-broken", Interrupt(after=8), **options)
+        begin(f"{sampler}-broken", Interrupt(after=8), **options)
     assert len(records(root, f"{sampler}-broken")) == 12
-    search(f"{sampler}-broken", **options)
+    begin(f"{sampler}-broken", **options)
     assert proposed(root, f"{sampler}-broken") == proposed(root, f"{sampler}-straight")
 
 
-def test_a_longer_budget_goes_on_where_it_ended(search, root):
-    search("straight", trials=8, seeds=False)
-    search("longer", trials=4, seeds=False)
+def test_a_longer_budget_goes_on_where_it_ended(begin, root):
+    begin("straight", trials=8, seeds=False)
+    begin("longer", trials=4, seeds=False)
     first = [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())]
-    search("longer", trials=8)
+    begin("longer", trials=8)
     assert proposed(root, "longer") == proposed(root, "straight")
     assert [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())][:4] == first
 
 
 @pytest.mark.parametrize("number", [1, 5])
-def test_an_interrupted_trial_is_run_again_with_its_own_params(search, root, number):
+def test_an_interrupted_trial_is_run_again_with_its_own_params(begin, root, number):
     """Trial 1 is a seed, trial 5 the sampler's."""
     study = f"midway-{number}"
     with pytest.raises(KeyboardInterrupt):
-        search(study, Interrupt(within=number), trials=8)
+        begin(study, Interrupt(within=number), trials=8)
     begun = stored(root, study)
     assert len(begun) == number + 1 and begun[number].state.name == "RUNNING"
     watcher = Interrupt()
-    search(study, watcher, trials=8)
+    begin(study, watcher, trials=8)
     found = records(root, study)
     assert [trial.number for trial in found] == list(range(8))
     assert dict(found[number].params) == begun[number].params
@@ -187,8 +196,8 @@ def test_an_interrupted_trial_is_run_again_with_its_own_params(search, root, num
     assert not any(label.startswith(f"trial {number - 1} ") for label in watcher.asked)
 
 
-def test_a_lost_database_is_rebuilt_from_the_journal(search, root):
-    search("whole", trials=7)
+def test_a_lost_database_is_rebuilt_from_the_journal(begin, root):
+    begin("whole", trials=7)
     shutil.copytree(root / "whole", root / "rebuilt")
     record = json.loads((root / "rebuilt" / "study.json").read_text())
     record["config"]["study"] = "rebuilt"
@@ -196,7 +205,7 @@ def test_a_lost_database_is_rebuilt_from_the_journal(search, root):
     (root / "rebuilt" / "study.db").unlink()
     journal = {path.name: path.read_bytes() for path in (root / "rebuilt" / "journal").iterdir()}
     watcher = Interrupt()
-    search("rebuilt", watcher, trials=7)
+    begin("rebuilt", watcher, trials=7)
     assert watcher.asked == []
     assert {path.name: path.read_bytes() for path in (root / "rebuilt" / "journal").iterdir()} == journal
     ours, theirs = stored(root, "rebuilt"), stored(root, "whole")
@@ -205,74 +214,69 @@ def test_a_lost_database_is_rebuilt_from_the_journal(search, root):
     ]
 
 
-def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(search, root):
+def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(begin, root):
     """A kill between the journal and tell leaves the trial RUNNING."""
-    search("adopted", trials=3)
+    begin("adopted", trials=3)
     folder = StudyFolder(root, "adopted")
     other = optuna.load_study(study_name="adopted", storage=f"sqlite:///{folder.database}")
     with pytest.raises(KeyboardInterrupt):
-        search("adopted", Interrupt(within=3), trials=5)
+        begin("adopted", Interrupt(within=3), trials=5)
     ahead = json.loads((folder.path / "journal" / "trial-00002.json").read_text())
     ahead |= {"number": 3, "params": other.get_trials()[3].params, "origin": "sampler"}
     (folder.path / "journal" / "trial-00003.json").write_text(json.dumps(ahead))
     watcher = Interrupt()
-    search("adopted", watcher, trials=5)
+    begin("adopted", watcher, trials=5)
     assert [label.split()[1] for label in watcher.asked] == ["4"]
     assert other.get_trials()[3].values[0] == ahead["result"]["accuracy"]
 
 
-def test_a_deleted_journal_entry_is_repeated(search, root):
-    """As the message about a damaged one advises."""
-    search("hole", trials=4)
+def test_a_deleted_journal_entry_is_repeated(begin, root):
+    """As the message about a damaged one advises; what it sampled went with it, so it is proposed anew."""
+    begin("hole", trials=4)
     path = root / "hole" / "journal" / "trial-00001.json"
-    before = records(root, "hole")[1]
+    before = records(root, "hole")
     path.write_text("{")
-    with pytest.raises(Refused, match=r"trial-00001\.json.*delete it to repeat"):
-        search("hole", trials=4)
+    with pytest.raises(Refused, match=r"trial-00001\.json.*delete it and the study\.db"):
+        begin("hole", trials=4)
     path.unlink()
+    (root / "hole" / "study.db").unlink()
     watcher = Interrupt()
-    search("hole", watcher, trials=4)
+    begin("hole", watcher, trials=4)
     after = records(root, "hole")
     assert [trial.number for trial in after] == [0, 1, 2, 3]
     assert [label.split()[1] for label in watcher.asked] == ["1"]
-    assert (after[1].params, after[1].result.accuracy) == (before.params, before.result.accuracy)
-    assert (after[1].origin, after[1].policy) == (before.origin, before.policy)
+    assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
 
 
-def test_a_garbage_database_is_an_environment_problem_and_stays(search, root):
-    search("garbage", trials=2)
+def test_a_garbage_database_is_an_environment_problem_and_stays(begin, root):
+    begin("garbage", trials=2)
     path = root / "garbage" / "study.db"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(EnvironmentProblem, match=r"study\.db.*rebuild"):
-        search("garbage", trials=3)
+        begin("garbage", trials=3)
     assert path.read_bytes() == b"no database" * 100
     path.unlink()
-    assert search("garbage", trials=3).counts["complete"] == 3
+    assert begin("garbage", trials=3).counts["complete"] == 3
 
 
-def test_a_workload_that_fails_late_costs_trials_not_the_study(search, root, place):
+def test_a_workload_that_fails_late_costs_trials_not_the_study(begin, root, place):
+    begin("whole", trials=7)  # leaves a dense model in the cache, so that only trials use the metric
     (place / "faulty.py").write_text(
-        "from tiny import tiny\nfrom search import accuracy_of\n"
-        if False
-        else (
-            "import torch\nfrom tiny import tiny\n"
-            "from search.workloads import accuracy\n"
-            "calls = {'metric': 0}\n"
-            "def metric(outputs, targets):\n"
-            "    if len(targets) == 200:\n"
-            "        calls['metric'] += 1\n"
-            "        if calls['metric'] == 6: raise KeyError('no such class')\n"
-            "        if calls['metric'] == 7: return float('nan')\n"
-            "    return accuracy(outputs, targets)\n"
-            "def faulty(): return tiny(name='faulty', metric=metric)\n"
-        )
+        "from tiny import changed\n"
+        "from search.workloads import accuracy\n"
+        "calls = []\n"
+        "def metric(outputs, targets):\n"
+        "    calls.append(len(targets))\n"
+        "    if len(calls) == 2: raise KeyError('no such class')\n"
+        "    return float('nan') if len(calls) == 3 else accuracy(outputs, targets)\n"
+        "def faulty(): return changed(name='faulty', metric=metric)\n"
     )
     config = make_config(workload=f"{place / 'faulty.py'}:faulty", root=str(root), trials=4, seeds=False, **QUICK)
     result = run_search(config)
     states = [(trial.result.state, trial.result.reason) for trial in records(root, "faulty")]
-    assert result.counts["failed"] == 2 and result.counts["complete"] == 2
-    assert any(reason and reason.startswith("error: KeyError") for _, reason in states)
-    assert any(reason and reason.startswith("diverged") and "nan" in reason for _, reason in states)
+    assert [state for state, _ in states] == ["complete", "failed", "failed", "complete"]
+    assert states[1][1].startswith("error: KeyError") and states[2][1] == "diverged: the metric is nan"
+    assert result.counts["failed"] == 2
     assert {t.state.name for t in stored(root, "faulty")} == {"COMPLETE", "FAIL"}
     assert set(result.front["trial"]) <= {n for n, (state, _) in enumerate(states) if state == "complete"}
 
@@ -291,36 +295,35 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(search, root, pla
         ({"mixed": True}, "mixed was False, is True"),
     ],
 )
-def test_only_budgets_may_change(search, root, change, said):
-    search("whole", trials=7)
+def test_only_budgets_may_change(begin, root, change, said):
+    begin("whole", trials=7)
     with pytest.raises(UsageError) as raised:
-        search("whole", trials=7, **change)
+        begin("whole", trials=7, **change)
     assert said in str(raised.value)
     kept = json.loads((root / "whole" / "study.json").read_text())["config"]
     assert kept["max_size"] == 0.5 and kept["trials"] == 7
 
 
-def test_a_changed_recipe_or_model_is_refused(search, root, place):
+def test_a_changed_recipe_or_model_is_refused(begin, root, place):
     code = (place / "tiny.py").read_text()
     for name, old, new, said in (
         ("recipe", "trial_epochs=1", "trial_epochs=2", "recipe was"),
-        ("model", "nn.Conv2d(8, 16, 3", "nn.Conv2d(8, 16, 3, bias=True", None),
+        ("model", "nn.functional.max_pool2d", "nn.functional.avg_pool2d", "architecture was"),
         ("data", '("fit", 400)', '("fit", 380)', "data was"),
     ):
         file = place / f"changed_{name}.py"
         file.write_text(code)
         options = {"study": f"changed-{name}", "root": str(root), "trials": 2, "seeds": False, **QUICK}
         run_search(make_config(workload=f"{file}:tiny", **options))
-        file.write_text(code.replace(old, new).replace("padding=1, bias=False)\n        self.bn1", "padding=1)\n        self.bn1")
-                        if said is None else code.replace(old, new))  # fmt: skip
-        with pytest.raises(UsageError, match=said or "architecture was"):
+        file.write_text(code.replace(old, new))
+        with pytest.raises(UsageError, match=said):
             run_search(make_config(workload=f"{file}:tiny", **options))
         file.write_text("# a comment changes nothing\n" + code)
         assert run_search(make_config(workload=f"{file}:tiny", **options)).counts["complete"] == 2
 
 
-def test_settings_not_given_keep_the_stored_values(search, root, place):
-    search("kept", trials=2, granularity=("channel",), seed=5)
+def test_settings_not_given_keep_the_stored_values(begin, root, place):
+    begin("kept", trials=2, granularity=("channel",), seed=5)
     config = make_config(workload=f"{place / 'tiny.py'}:tiny", study="kept", root=str(root), trials=3, finalists=0)
     run_search(config)
     found = records(root, "kept")
@@ -337,8 +340,8 @@ def test_the_resume_command_repeats_what_makes_the_workload():
     assert resume_command(make_config()) == "prunefront search --workload digits"
 
 
-def test_a_time_limit_starts_no_further_trial(search, root):
-    result = search("timed", trials=50, timeout=1e-6, seeds=False)
+def test_a_time_limit_starts_no_further_trial(begin, root):
+    result = begin("timed", trials=50, timeout=1e-6, seeds=False)
     assert sum(result.counts.values()) == 0 and result.front.empty and result.best is None
 
 
@@ -375,15 +378,14 @@ class Running:
 
 
 @pytest.fixture
-def running(program, place, root, tmp_path):
+def running(program, place, finished, tmp_path):
     """Start a study of four slow trials in a root of its own; MLflow's store is copied to save making it."""
     begun = []
 
     def go(*words):
         own = tmp_path / "mlruns"
-        if not own.exists() and (root / "mlflow.db").is_file():
-            own.mkdir()
-            shutil.copy(root / "mlflow.db", own / "mlflow.db")
+        own.mkdir()
+        shutil.copy(finished.root / "mlflow.db", own / "mlflow.db")
         begun.append(Running(program, place, own, "--workload", "./tiny.py:slow", "--trials", "4", *words))
         return begun[-1]
 
@@ -420,8 +422,7 @@ def _beats(a: dict, b: dict) -> bool:
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
-def test_kill_during_dense_training(running, run, search):
-    search("whole", trials=7)  # makes MLflow's store, if this test runs alone
+def test_kill_during_dense_training(running, run):
     study = running()
     study.wait_for(lambda: (study.root / "slow" / "journal").is_dir())
     assert study.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -429,19 +430,17 @@ def test_kill_during_dense_training(running, run, search):
     assert_whole(study, run, {})
 
 
-def test_kill_in_the_middle_of_a_trial(running, run, search):
-    search("whole", trials=7)
+def test_kill_in_the_middle_of_a_trial(running, run):
     study = running()
     study.wait_for(lambda: len(study.journal()) == 1 and (study.root / "slow" / "journal").is_dir())
-    time.sleep(0.4)  # a trial takes a second
+    time.sleep(0.2)  # a trial takes half a second
     assert study.stop(signal.SIGKILL) == -signal.SIGKILL
     kept = study.journal()
     assert len(kept) == 1
     assert_whole(study, run, kept)
 
 
-def test_kill_right_after_a_result_is_written(running, run, search):
-    search("whole", trials=7)
+def test_kill_right_after_a_result_is_written(running, run):
     study = running()
     study.wait_for(lambda: "trial-00001.json" in study.journal())
     assert study.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -453,9 +452,8 @@ def test_kill_right_after_a_result_is_written(running, run, search):
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
 )
-def test_signals_end_resumable_with_their_code(running, run, search, number, code, word):
-    search("whole", trials=7)
-    study = running()
+def test_signals_end_resumable_with_their_code(running, run, number, code, word):
+    study = running("--trials", "60")
     study.wait_for(lambda: len(study.journal()) >= 1)
     if number == signal.SIGINT:
         second = run("search", "--root", study.root, "--workload", "./tiny.py:slow", "--finalists", 0)
@@ -468,6 +466,6 @@ def test_signals_end_resumable_with_their_code(running, run, search, number, cod
     assert command[:2] == ["prunefront", "search"]
     if number == signal.SIGTERM:
         kept = study.journal()
-        ended = run(*command[1:])
-        assert ended.returncode == 0 and len(study.journal()) == 4, ended.stderr
+        ended = run(*command[1:], "--trials", len(kept) + 1)
+        assert ended.returncode == 0 and len(study.journal()) == len(kept) + 1, ended.stderr
         assert {name: study.journal()[name] for name in kept} == kept

@@ -1,0 +1,160 @@
+"""The study folder, its config, its lock and its clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from search.clock import StudyClock
+from search.config import SearchConfig, make_config, read_study_file
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.folder import StudyFolder, find_study, new_record, open_root, refuse_changes, resumed_config
+from search.locks import held_lock, is_held
+
+
+@pytest.fixture
+def folder(tmp_path) -> StudyFolder:
+    made = StudyFolder(tmp_path, "mine")
+    made.write_record(new_record(make_config(study="mine", max_size=0.3, trials=6), {"data": "abc", "pair": (1, 2)}))
+    return made
+
+
+def test_a_record_comes_back(folder, tmp_path):
+    assert folder.exists and find_study(tmp_path, "mine") == folder
+    assert folder.config == SearchConfig(study="mine", max_size=0.3, trials=6, root=str(tmp_path))
+    record = folder.read_record()
+    assert record["identity"] == {"data": "abc", "pair": [1, 2]} and "root" not in record["config"]
+    assert len(record["study_id"]) == 32
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"version": 2}', '{"version": null, "config": {}}'])
+def test_a_damaged_record_is_refused(folder, text):
+    (folder.path / "study.json").write_text(text)
+    with pytest.raises(Refused, match=r"study\.json"):
+        folder.read_record()
+
+
+@pytest.mark.parametrize("config", [None, 5, {"trials": 0}, {"unheard": 1}])
+def test_a_record_with_a_damaged_config_is_refused(folder, config):
+    folder.write_record({**folder.read_record(), "config": config})
+    with pytest.raises(Refused, match="damaged"):
+        _ = folder.config
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/b", "", ".", "..", "-x", "x" * 101, "artifacts", "cache", "a\0b", "a\n"]
+)
+def test_study_names_cannot_leave_the_root(tmp_path, name):
+    with pytest.raises(UsageError, match="study"):
+        make_config(study=name)
+    with pytest.raises(UsageError, match="study name"):
+        find_study(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["x" * 100, "a.b-c_d", "0", "Ab"])
+def test_plain_study_names_are_taken(name):
+    assert make_config(study=name).study == name
+
+
+def test_not_given_options_keep_the_stored_values(folder):
+    record = folder.read_record()
+    asked = make_config(study="mine", root=str(folder.root), trials=9, timeout=5)
+    resumed = resumed_config(asked, record, "mine")
+    assert (resumed.trials, resumed.timeout, resumed.max_size) == (9, 5.0, 0.3)
+    same = make_config(study="mine", max_size=0.3)
+    assert resumed_config(same, record, "mine").trials == 6
+
+
+def test_a_difference_is_shown_from_both_sides():
+    with pytest.raises(UsageError) as raised:
+        refuse_changes({"a_b": 1, "gone": 2, "same": 3}, {"a_b": 4, "new": 5, "same": 3}, "mine")
+    for said in ("'mine'", "a-b was 1, is 4", "gone was 2, is None", "new was None, is 5", "--study"):
+        assert said in str(raised.value)
+    assert "same" not in str(raised.value)
+    refuse_changes({"a": 1}, {"a": 1}, "mine")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trails": 3}, ["'trails'", "'trials'"]), ({"trials": 0}, ["trials", "got 0"]),
+        ({"max_size": float("nan")}, ["max-size", "nan"]), ({"width": float("inf")}, ["width", "inf"]),
+        ({"finalists": 21}, ["finalists", "21"]), ({"granularity": "chanel"}, ["'chanel'", "'channel'"]),
+        ({"granularity": ""}, ["granularity"]), ({"granularity": 3}, ["granularity", "3"]),
+        ({"seed": 2**31}, ["seed", str(2**31)]), ({"criterion": "l1"}, ["'l1'", "magnitude-l1"]),
+        ({"size_metric": "bytes"}, ["size-metric", "'encoded'", "'nonzero'", "'bytes'"]),
+    ],
+)  # fmt: skip
+def test_config_errors_are_one_line_with_the_value(options, said):
+    with pytest.raises(UsageError) as raised:
+        make_config(**options)
+    assert "\n" not in str(raised.value)
+    for words in said:
+        assert words in str(raised.value)
+
+
+def test_all_wrong_options_are_told_at_once():
+    with pytest.raises(UsageError, match=r"trials: .*; finalists: "):
+        make_config(trials=0, finalists=-1)
+
+
+def test_a_study_file_takes_dashes_and_underscores(tmp_path):
+    file = tmp_path / "s.toml"
+    file.write_text('max-size = 0.1\nfinal_seeds = 2\ngranularity = ["channel"]\n')
+    assert read_study_file(file) == {"max_size": 0.1, "final_seeds": 2, "granularity": ["channel"]}
+    assert make_config(**read_study_file(file)).granularity == ("channel",)
+
+
+def test_a_root_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match="file"):
+        open_root(tmp_path / "file" / "below")
+    made = open_root(tmp_path / "a" / "b")
+    assert made.is_dir() and not list(made.iterdir())
+
+
+HOLDER = (
+    "import sys, time\nfrom pathlib import Path\nfrom search.locks import held_lock\n"
+    "with held_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+def test_a_lock_names_its_owner_and_dies_with_it(tmp_path):
+    path = tmp_path / "study.lock"
+    assert not is_held(path) and not path.exists()
+    owner = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        assert is_held(path)
+        with pytest.raises(EnvironmentProblem, match=str(owner.pid)), held_lock(path):
+            pass
+    finally:
+        owner.kill()
+        owner.wait()
+    assert not is_held(path)
+    with held_lock(path):
+        assert path.read_text().strip().isdigit() and is_held(path)
+    assert not is_held(path)
+
+
+def test_the_clock_leaves_pauses_and_changed_system_time_out(monkeypatch):
+    now = {"monotonic": 100.0, "wall": 5000.0}
+    monkeypatch.setattr(time, "monotonic", lambda: now["monotonic"])
+    monkeypatch.setattr(time, "time", lambda: now["wall"])
+    clock = StudyClock(30.0)
+    assert clock.seconds == 30.0
+    now["monotonic"] += 12.0
+    now["wall"] -= 86400.0  # somebody set the clock back by a day
+    assert clock.seconds == 42.0
+    assert clock.to_time(42.0) - clock.to_time(30.0) == 12.0 and clock.to_time(30.0) == 5000.0
+
+
+def test_reading_a_record_leaves_it_as_it_is(folder):
+    before = (folder.path / "study.json").read_bytes()
+    folder.read_record().pop("config")
+    _ = folder.config
+    assert (folder.path / "study.json").read_bytes() == before and json.loads(before)["version"] == 1

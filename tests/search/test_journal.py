@@ -1,0 +1,173 @@
+"""The journal and its records: golden files, round trips, damage, and a crash in the middle of a write."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from search.errors import Refused
+from search.finals import read_comparison
+from search.folder import StudyFolder
+from search.journal import Journal, write_durably
+from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
+from spaces.policy import PruningPolicy, Schedule
+from spaces.size import Shares
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHARES = {"encoded": 0.24, "nonzero": 0.125, "macs": 0.5}
+
+
+def shares() -> Shares:
+    return Shares(**{name: SHARES.get(name, 0.0625) for name in Shares.__dataclass_fields__})
+
+
+def trial_record() -> TrialRecord:
+    return TrialRecord(
+        number=7,
+        origin="lamp",
+        params={"size": 0.25, "granularity": "channel", "sparsity.conv0.weight": 0.5},
+        policy=PruningPolicy(
+            {"conv0.weight": 0.5, "head.weight": 0.0}, "channel", schedule=Schedule("polynomial", 1.5)
+        ),
+        sampled={"conv0.weight": 0.625},
+        target=0.25,
+        result=TrialResult(
+            "complete",
+            None,
+            0.875,
+            0.5,
+            shares(),
+            {"conv0.weight": 0.5},
+            (CurvePoint(1.0, 0.75, 0.5, 0.875),),
+            {"training": 1.5},
+        ),
+        started=2.0,
+        finished=4.5,
+        proposing=0.25,
+    )
+
+
+def final_record() -> FinalRecord:
+    policy = trial_record().policy
+    return FinalRecord(policy.digest, 3, policy, TrialResult("failed", "diverged: nan"), None, None, 9.5)
+
+
+def test_a_trial_is_written_as_in_version_1(tmp_path):
+    Journal(tmp_path).write_trial(trial_record())
+    (path,) = tmp_path.iterdir()
+    assert path.name == "trial-00007.json"
+    assert json.loads(path.read_text()) == json.loads((GOLDEN / "journal-trial-v1.json").read_text())
+
+
+def test_a_final_is_written_as_in_version_1(tmp_path):
+    Journal(tmp_path).write_final(final_record())
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"final-{final_record().digest}-3.json"
+    assert json.loads(path.read_text()) == json.loads((GOLDEN / "journal-final-v1.json").read_text())
+
+
+def test_records_of_version_1_are_read(tmp_path):
+    (tmp_path / "trial-00007.json").write_bytes((GOLDEN / "journal-trial-v1.json").read_bytes())
+    (tmp_path / "final-0123456789abcdef-3.json").write_bytes((GOLDEN / "journal-final-v1.json").read_bytes())
+    assert Journal(tmp_path).trials() == [trial_record()]
+    assert Journal(tmp_path).finals() == [final_record()]
+
+
+def test_a_comparison_of_version_1_is_read(tmp_path):
+    folder = StudyFolder(tmp_path, "study")
+    folder.path.mkdir()
+    (folder.path / "comparison.json").write_bytes((GOLDEN / "comparison-v1.json").read_bytes())
+    found = read_comparison(folder)
+    assert (found.dense.test_accuracy, found.int8.size_encoded, found.granularity) == (0.875, 0.3125, "fine-grained")
+    assert dict(found.baselines) == {"uniform": "0123456789abcdef"} and found.finalists == ("fedcba9876543210",)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"version": 1}', '{"version": 1, "dense": 5}'])
+def test_a_damaged_comparison_is_refused(tmp_path, text):
+    folder = StudyFolder(tmp_path, "study")
+    folder.path.mkdir()
+    (folder.path / "comparison.json").write_text(text)
+    with pytest.raises(Refused, match=r"comparison\.json"):
+        read_comparison(folder)
+
+
+def shape(data: object) -> object:
+    """Keys down to the leaves; what lies below a layer's or baseline's name does not count."""
+    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares"}
+    if isinstance(data, dict):
+        return {key: None if key in free else shape(value) for key, value in data.items()}
+    return [shape(data[0])] if isinstance(data, list) and data and isinstance(data[0], dict) else None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "golden"),
+    [
+        ("journal/trial-00000.json", "journal-trial-v1.json"),
+        ("comparison.json", "comparison-v1.json"),
+        ("study.json", "study-v1.json"),
+        ("../../best/manifest.json", "manifest-v1.json"),
+    ],
+)
+def test_a_real_study_writes_the_golden_keys(finished, exported, pattern, golden):
+    written = json.loads((finished.path / pattern).read_text())
+    assert shape(written) == shape(json.loads((GOLDEN / golden).read_text()))
+
+
+def test_entries_come_back_by_number(tmp_path):
+    journal = Journal(tmp_path)
+    for number in (10, 2, 100, 0):
+        journal.write_trial(TrialRecord(**{**trial_record().__dict__, "number": number}))
+    assert [trial.number for trial in journal.trials()] == [0, 2, 10, 100]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "", lambda text: text[: len(text) // 2], lambda text: "[1]", lambda text: "5",
+        lambda text: text.replace('"version": 1', '"version": 2'), lambda text: text.replace('"origin"', '"orgin"'),
+        lambda text: text.replace('"policy"', '"polcy"'), lambda text: text.replace('"accuracy"', '"acuracy"'),
+        lambda text: '{"version": 1}', lambda text: '{"version": 1, "result": 5}',
+        lambda text: text.replace("0.625", "NaN").replace('"sparsity"', '"sparsty"'),
+    ],
+)  # fmt: skip
+def test_a_damaged_entry_is_refused_by_name(tmp_path, damage):
+    journal = Journal(tmp_path)
+    journal.write_trial(trial_record())
+    path = tmp_path / "trial-00007.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(Refused, match=r"trial-00007\.json"):
+        journal.trials()
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "trial-00000.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Refused, match=r"trial-00000\.json"):
+        Journal(tmp_path).trials()
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_crash_in_the_middle_of_a_write_leaves_the_old_file(tmp_path, monkeypatch, broken):
+    path = tmp_path / "journal" / "trial-00000.json"
+    write_durably(path, b"old")
+
+    def crash(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, crash)
+    with pytest.raises(OSError, match="No space"):
+        write_durably(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.glob("trial-*")) == [path]  # a half-written file is no entry
+
+
+def test_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append(os.readlink(f"/proc/self/fd/{fd}")))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b)))
+    write_durably(tmp_path / "entry.json", b"data")
+    assert len(order) == 3 and order[1] == "rename"
+    assert Path(order[0]).name != "entry.json" and Path(order[2]) == tmp_path.resolve()

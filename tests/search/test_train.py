@@ -1,0 +1,274 @@
+"""Training, evaluation, the dense model's cache and weights from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning.codec import encode_model
+from search.checkpoints import load_model, load_user_weights
+from search.console import Watcher
+from search.dense import build_model, dense_model
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.evaluate import Subject, evaluate_policy
+from search.recipe import Recipe, one_cycle
+from search.train import step_count, train_dense
+from search.workloads import get_workload
+from spaces.policy import PruningPolicy, Schedule
+from spaces.size import footprint
+
+FINE = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.7, "classifier.weight": 0.5}, schedule=Schedule())
+CHANNEL = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.5}, "channel", schedule=Schedule("one-shot"))
+
+
+@pytest.fixture(scope="module")
+def workload(place):
+    return get_workload(f"{place / 'tiny.py'}:tiny")
+
+
+@pytest.fixture(scope="module")
+def subject(workload, tmp_path_factory) -> Subject:
+    return Subject.of(workload, dense_model(workload, 0, tmp_path_factory.mktemp("cache")).model)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("policy", [FINE, CHANNEL], ids=["fine-grained", "channel"])
+def test_the_same_seed_repeats_bit_by_bit_and_another_does_not(subject, policy):
+    before = {name: tensor.clone() for name, tensor in subject.dense.state_dict().items()}
+    first = evaluate_policy(subject, policy, 1, 3)
+    torch.rand(5)  # whatever else happened in between
+    second, other = evaluate_policy(subject, policy, 1, 3), evaluate_policy(subject, policy, 1, 4)
+    assert first.result.state == "complete", first.result.reason
+    assert same(first.model, second.model) and not same(first.model, other.model)
+    for field in ("accuracy", "loss", "shares", "achieved", "curve"):
+        assert getattr(first.result, field) == getattr(second.result, field)
+    assert all(torch.equal(before[name], tensor) for name, tensor in subject.dense.state_dict().items())
+
+
+def test_masks_hold_and_channels_are_gone(subject):
+    masked, removed = evaluate_policy(subject, FINE, 1, 0), evaluate_policy(subject, CHANNEL, 1, 0)
+    zeros = {n: int((p == 0).sum()) for n, p in masked.model.named_parameters() if n in FINE.sparsity}
+    assert zeros == {"conv0.weight": 18, "conv1.weight": 806, "classifier.weight": 80}  # floor(s n + 0.5)
+    shapes = {name: tuple(p.shape) for name, p in removed.model.named_parameters()}
+    assert shapes["conv0.weight"] == (6, 1, 3, 3) and shapes["conv1.weight"] == (8, 6, 3, 3)
+    assert shapes["classifier.weight"] == (10, 8) and shapes["bn1.weight"] == (8,)
+    assert dict(masked.result.achieved) == {
+        "conv0.weight": 18 / 72, "conv1.weight": pytest.approx(806 / 1152), "classifier.weight": 0.5,
+    }  # fmt: skip
+    assert removed.result.achieved["conv1.weight"] == 0.5
+
+
+@pytest.mark.parametrize("policy", [FINE, CHANNEL], ids=["fine-grained", "channel"])
+def test_the_size_before_training_is_never_below_the_written_one(subject, policy):
+    evaluation = evaluate_policy(subject, policy, 0.2, 0)
+    written, dense = len(encode_model(evaluation.model)), len(encode_model(subject.dense))
+    assert written <= footprint(subject.network, policy).encoded_bytes
+    assert evaluation.result.shares.encoded == written / dense
+
+
+def test_a_curve_has_a_point_an_epoch_and_ends_with_the_result(subject):
+    result = evaluate_policy(subject, FINE, 2.5, 0).result
+    assert [point.epoch for point in result.curve] == [1.0, 2.0, 2.5]
+    assert result.curve[-1].accuracy == result.accuracy and result.curve[-1].validation_loss == result.loss
+
+
+def failing(subject: Subject, **changes) -> Subject:
+    return dataclasses.replace(subject, workload=dataclasses.replace(subject.workload, **changes))
+
+
+def boom(*_):
+    raise KeyError("no such class")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"loss": lambda o, t: o.sum() * float("nan")}, "diverged: training loss is nan at step 0"),
+        ({"loss": lambda o, t: o.sum() * float("inf")}, "diverged"),
+        ({"recipe": Recipe(batch=20, learning_rate=1e30)}, "diverged"),
+        ({"metric": boom}, "error: KeyError"),
+        ({"metric": lambda o, t: float("nan")}, "diverged: the metric is nan"),
+        ({"augment": boom}, "error: KeyError"),
+    ],
+)
+def test_failures_are_results_with_a_reason(subject, changes, reason):
+    evaluation = evaluate_policy(failing(subject, **changes), CHANNEL, 1, 0)
+    assert evaluation.result.state == "failed" and evaluation.result.reason.startswith(reason)
+    assert evaluation.model is None and evaluation.result.accuracy is None and evaluation.result.shares is None
+
+
+def test_running_out_of_memory_is_a_reason(subject):
+    def full(inputs, generator):
+        raise torch.OutOfMemoryError("cannot allocate")
+
+    assert evaluate_policy(failing(subject, augment=full), FINE, 1, 0).result.reason == "out-of-memory"
+
+
+def test_interruptions_are_no_failures(subject):
+    def stop(inputs, generator):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_policy(failing(subject, augment=stop), FINE, 1, 0)
+
+
+def test_training_never_reads_validation_or_test(workload):
+    other = dataclasses.replace(workload, validation=workload.test, test=workload.validation)
+    assert same(train_dense(workload, 0).model, train_dense(other, 0).model)
+
+
+def test_an_incomplete_last_batch_is_dropped(workload):
+    assert step_count(workload, 1) == 20 and step_count(workload, 0.01) == 1 and step_count(workload, 2.5) == 50
+    odd = dataclasses.replace(workload, fit=tuple(part[:395] for part in workload.fit))
+    assert step_count(odd, 1) == 19
+
+
+def test_one_cycle_rises_and_falls_to_almost_nothing():
+    rates = [one_cycle(step, 50, 0.4, 0.2) for step in range(50)]
+    top = rates.index(max(rates))
+    assert top in (9, 10) and max(rates) == pytest.approx(0.4)
+    assert rates[:10] == sorted(rates[:10]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 <= rates[-1] < 0.01 * 0.4 and rates[0] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("warmup", 1.0), ("learning_rate", float("nan")),
+                                             ("dense_epochs", -1), ("final_epochs", float("inf"))])  # fmt: skip
+def test_a_wrong_recipe_names_the_part(name, value):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**{name: value})
+
+
+class Counting(Watcher):
+    """Counts trainings."""
+
+    def __init__(self):
+        self.labels = []
+
+    def stage(self, label):
+        self.labels.append(label)
+        return super().stage(label)
+
+
+def test_the_dense_model_is_trained_once_for_its_code_data_recipe_and_seed(place, tmp_path):
+    code = (place / "tiny.py").read_text()
+
+    def trained(text: str = code, seed: int = 0) -> bool:
+        file = tmp_path / "variant.py"
+        file.write_text(text)
+        importlib.invalidate_caches()
+        watcher = Counting()
+        dense_model(get_workload(f"{file}:tiny"), seed, tmp_path / "cache", watcher=watcher)
+        return bool(watcher.labels)
+
+    assert trained() and not trained()
+    assert trained(seed=1) and not trained(seed=1)
+    assert not trained("# a comment\n" + code.replace("trial_epochs=1", "trial_epochs=3"))
+    assert trained(code.replace("dense_epochs=4", "dense_epochs=3"))
+    assert trained(code.replace("nn.functional.max_pool2d", "nn.functional.avg_pool2d"))
+    assert trained(code.replace('("calibration", 60)', '("calibration", 61)'))
+    assert not trained()
+
+
+def test_a_damaged_cache_is_trained_again(workload, tmp_path):
+    first = dense_model(workload, 0, tmp_path)
+    (path,) = tmp_path.glob("dense-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-50])
+    watcher = Counting()
+    again = dense_model(workload, 0, tmp_path, watcher=watcher)
+    assert watcher.labels and again.weights == first.weights
+    with pytest.raises(Refused, match="dense-"):
+        path.write_bytes(b"")
+        load_model(build_model(workload, 0), path)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "old-pt"])
+def test_users_weights_are_taken_without_training(workload, tmp_path, form):
+    source = train_dense(workload, 5).model
+    path = tmp_path / f"weights.{form}"
+    if form == "safetensors":
+        save_file(source.state_dict(), path)
+    else:
+        torch.save(source.state_dict(), path, _use_new_zipfile_serialization=form == "pt")
+    watcher = Counting()
+    found = dense_model(workload, 0, tmp_path / "cache", path, watcher)
+    assert same(found.model, source) and not watcher.labels and not (tmp_path / "cache").exists()
+
+
+def test_weights_that_do_not_fit_name_the_first_tensor(workload, tmp_path):
+    state = build_model(workload, 0).state_dict()
+    cases = {
+        "renamed": ({**{k: v for k, v in state.items() if k != "conv0.weight"}, "conv0.wieght": state["conv0.weight"]},
+                    r"conv0\.wieght.*conv0\.weight"),
+        "lacking": ({k: v for k, v in state.items() if k != "bn1.bias"}, r"lack.*bn1\.bias.*\(16,\)"),
+        "reshaped": ({**state, "conv1.weight": torch.zeros(16, 8, 1, 1)}, r"conv1\.weight.*\(16, 8, 1, 1\)"),
+        "prefixed": ({f"module.{k}": v for k, v in state.items()}, r"module\."),
+    }  # fmt: skip
+    for name, (wrong, said) in cases.items():
+        save_file(wrong, tmp_path / f"{name}.safetensors")
+        with pytest.raises(UsageError, match=said):
+            load_user_weights(build_model(workload, 0), tmp_path / f"{name}.safetensors")
+    with pytest.raises(EnvironmentProblem, match="absent"):
+        load_user_weights(build_model(workload, 0), tmp_path / "absent.pt")
+
+
+class Canary:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors"])
+@pytest.mark.parametrize("form", ["torch", "pickle", "whole-model"])
+def test_files_that_would_run_code_are_refused_unrun(workload, tmp_path, suffix, form):
+    canary, path = tmp_path / "canary", tmp_path / f"weights{suffix}"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"conv0.weight": Canary(canary)}))
+    else:
+        torch.save({"conv0.weight": Canary(canary)} if form == "torch" else build_model(workload, 0), path)
+    with pytest.raises(Refused, match="weights"):
+        load_user_weights(build_model(workload, 0), path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_garbage_is_refused_whatever_it_is(workload, tmp_path, seed):
+    generator = torch.Generator().manual_seed(seed)
+    random = bytes(torch.randint(0, 256, (400,), generator=generator, dtype=torch.uint8).tolist())
+    torch.save(build_model(workload, 0).state_dict(), tmp_path / "good.pt")
+    good = bytearray((tmp_path / "good.pt").read_bytes())
+    path = tmp_path / "bad.pt"
+    if seed % 3 == 0:
+        path.write_bytes([b"", b"\x80\x02", b"PK\x03\x04", b"\x80\x02]q\x00.", b"{}"][seed // 3 % 5] + random[:seed])
+    elif seed % 3 == 1:
+        path.write_bytes(bytes(good[: len(good) * (seed + 1) // 32]))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", random[: 40 * (seed % 5)])
+            archive.writestr("archive/version", "3\n")
+    with pytest.raises(Refused):
+        load_user_weights(build_model(workload, 0), path)
+    path.write_bytes(pickle.dumps([1, 2, 3]))
+    with pytest.raises(Refused, match="bad"):
+        load_user_weights(build_model(workload, 0), path)
+
+
+def test_a_model_that_does_not_run_on_its_data_is_named(workload):
+    wrong = dataclasses.replace(workload, example_input=torch.zeros(2, 3, 8, 8))
+    with pytest.raises(UsageError, match=r"'tiny'.*\(2, 3, 8, 8\).*RuntimeError"):
+        build_model(wrong, 0)
