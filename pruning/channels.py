@@ -162,7 +162,7 @@ def group_scores(
         try:
             elements = element_scores(model.get_parameter(name).detach().cpu().double(), criterion, generator)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
         units = graph.owners[name, 0][:, 1]
         scores = np.bincount(units, weights=elements.flatten(1).sum(1).numpy(), minlength=group.units)
         if criterion == "magnitude-l2":

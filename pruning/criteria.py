@@ -9,6 +9,10 @@ from spaces.errors import unknown
 from spaces.policy import CRITERIA
 
 
+class NotFiniteError(ValueError):
+    """Weights or scores hold NaN or infinite values, so nothing can be ranked."""
+
+
 def element_scores(weight: Tensor, criterion: str, generator: torch.Generator | None = None) -> Tensor:
     """Score every element of `weight`; a unit's score is the sum over its elements.
 
@@ -21,7 +25,7 @@ def element_scores(weight: Tensor, criterion: str, generator: torch.Generator | 
         A detached tensor of `weight`'s shape, float32 or wider, all values >= 0.
 
     Raises:
-        ValueError: unknown criterion; empty weight; NaN or infinite weights.
+        ValueError: unknown criterion; empty weight; NaN or infinite weights (`NotFiniteError`).
 
     >>> element_scores(torch.tensor([1.0, -2.0]), "magnitude-l2").tolist()
     [1.0, 4.0]
@@ -35,7 +39,9 @@ def element_scores(weight: Tensor, criterion: str, generator: torch.Generator | 
         values = values.float()
     if not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"weight has {bad} NaN or infinite elements of {values.numel()}: retrain or repair it first")
+        raise NotFiniteError(
+            f"weight has {bad} NaN or infinite elements of {values.numel()}: retrain or repair it first"
+        )
     if criterion == "magnitude-l1":
         return values.abs()
     if criterion == "magnitude-l2":

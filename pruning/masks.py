@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pruning.criteria import element_scores
+from pruning.criteria import NotFiniteError, element_scores
 from pruning.granularity import expand_units, unit_scores
 from spaces.policy import removed_count
 
@@ -46,7 +46,7 @@ def make_mask(
     elif scores.shape != weight.shape:
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not torch.isfinite(scores).all():
-        raise ValueError("scores hold NaN or infinite values: every element needs a finite score")
+        raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
     by_unit = unit_scores(scores, granularity)
     removed = removed_count(sparsity, by_unit.numel())
     return expand_units(keep_highest(by_unit, removed), weight.shape, granularity)

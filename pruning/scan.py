@@ -39,8 +39,8 @@ def scan_sensitivity(
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration.
 
-    Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole, and reported for each of their layers; layers that
-    cannot be pruned in a granularity are left out of it.
+    Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
+    and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
 
     Args:
         model: trained; stays as it is.

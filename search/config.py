@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from search.errors import EnvironmentProblem, UsageError
+from search.errors import UsageError
 from spaces.errors import unknown
 from spaces.policy import CRITERIA, GRANULARITIES
 
@@ -141,11 +141,10 @@ def read_study_file(path: Path) -> dict[str, Any]:
     """Options of a STUDY.toml: the names of the command line, with `-` or `_`.
 
     Raises:
-        EnvironmentProblem: no such file.
-        UsageError: not TOML, or an unknown key (nearest match named).
+        UsageError: no such file, not TOML, or an unknown key (nearest match named).
     """
     if not path.is_file():
-        raise EnvironmentProblem(f"no study file {str(path)!r}")
+        raise UsageError(f"no study file {str(path)!r}: check the path, or leave it out")
     try:
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

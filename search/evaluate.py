@@ -14,6 +14,7 @@ from torch import nn
 from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
+from pruning.criteria import NotFiniteError
 from pruning.structure import Structure
 from search.records import COMPLETE, FAILED, TrialResult
 from search.train import Diverged, Progress, Trained, fine_tune
@@ -63,13 +64,13 @@ def evaluate_policy(
 ) -> Evaluation:
     """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
 
-    Reasons: `diverged: ...` (NaN or infinite loss), `out-of-memory`, `refused: ...` (a removal that does
+    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a removal that does
     not equal its mask, or a network larger than planned), `error: ...` (anything the workload's own code raised).
     """
     try:
         trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
         return _measured(subject, policy, trained)
-    except Diverged as error:
+    except (Diverged, NotFiniteError) as error:
         return failed(f"diverged: {error}")
     except (MemoryError, torch.OutOfMemoryError):
         return failed("out-of-memory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def choose_trial(view: StudyView, choice: str) -> int:
             raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
         return number
     complete = [int(n) for n in view.trials.loc[view.trials["state"] == COMPLETE, "trial"]]
-    if not choice.lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]{1,9}", choice):
         raise UsageError(f"--trial takes {', '.join(CHOICES)} or a trial's number, got {choice!r}")
     if int(choice) not in complete:
         near = min(complete, key=lambda n: abs(n - int(choice)), default=None)

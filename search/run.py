@@ -84,6 +84,9 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
     space = _space(config, workload)
+    for granularity, floor in space.floors.items():
+        if granularity not in space.usable:
+            watcher.note(f"granularity {granularity} is left out: its smallest size is {floor:.4f}")
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))

@@ -87,9 +87,9 @@ class Space:
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
             raise ValueError(f"granularities must be one or more of {', '.join(GRANULARITIES)}, each once")
         if not self.usable:
-            smallest = min(self.floors.values())
+            smallest, words = min(self.floors.values()), ", ".join(self.granularities)
             raise Unreachable(
-                f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(self.granularities)}: "
+                f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {words}: "
                 f"reachable is {smallest:.4f} to 1; set --max-size to at least {smallest * FLOOR_MARGIN:.4f}"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,8 @@ def _factory(spec: str) -> Callable[..., Workload]:
 
 
 def _imported(name: str) -> Any:
+    if os.getcwd() not in sys.path:  # the command's own path holds no working directory
+        sys.path.append(os.getcwd())
     try:
         return importlib.import_module(name)
     except ImportError as error:
