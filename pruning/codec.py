@@ -73,6 +73,11 @@ def encode_state(state: Mapping[str, Tensor], sparse: set[str] = frozenset()) ->
     return header + b"".join(payloads[entry.name] for entry in order)
 
 
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of the dense file from the same writer: what `encoded` sizes are shares of."""
+    return len(encode_state(model.state_dict()))
+
+
 def write_sparse(model: nn.Module, path: Path) -> int:
     """Write the sparse file of `model` to `path`; returns its bytes."""
     return path.write_bytes(encode_model(model))

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 """Largest difference between mask and removal, relative to the largest |output|."""
 TRIAL_SHARE = 0.25
 """Share of every group's units removed when a traced graph is tried out."""
-NEVER_RUNS = "it never runs in the forward pass"
+NEVER_RUNS = "no call of its module was seen in the forward pass, so its MACs are not counted either"
 """Obstacle of layers that only training uses, or nothing at all."""
 
 

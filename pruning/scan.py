@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,7 @@ from spaces.size import achieved
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
 SCAN_BATCH = 500
-"""Examples a forward pass; also how many one BatchNorm statistic is averaged over."""
+"""Examples a forward pass at most; the data is cut into equal parts, each one BatchNorm statistic."""
 
 Scorer = Callable[[nn.Module], tuple[float, float]]
 
@@ -53,10 +54,11 @@ def scan_sensitivity(
         progress: called with (points done, points in all).
     """
     inputs, targets = data
+    batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
 
     @torch.inference_mode()
     def scored(candidate: nn.Module) -> tuple[float, float]:
-        outputs = torch.cat([candidate(batch) for batch in inputs.split(SCAN_BATCH)])
+        outputs = torch.cat([candidate(batch) for batch in batches])
         return float(loss(outputs, targets)), float(metric(outputs, targets))
 
     began = time.perf_counter()
@@ -71,7 +73,7 @@ def scan_sensitivity(
             pruned = copy.deepcopy(dense)
             apply_masks_(pruned, policy_masks(dense, policy, graph=graph)[0])
             plain = scored(pruned)
-            recalibrated = scored(pruned) if recalibrate_(pruned, inputs.split(SCAN_BATCH)) else plain
+            recalibrated = scored(pruned) if recalibrate_(pruned, batches) else plain
             row.append(ProfilePoint(achieved(graph.network, policy)[names[0]], *plain, *recalibrated))
             if progress:
                 progress(number * len(levels) + place + 1, len(subjects) * len(levels))

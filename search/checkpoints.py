@@ -68,6 +68,8 @@ def load_user_weights(model: nn.Module, path: Path) -> None:
                 f"weights {path.name}: tensor {name!r} has shape {tuple(state[name].shape)}, "
                 f"the model needs {tuple(tensor.shape)}"
             )
+        if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")
     model.load_state_dict(state, strict=True)
 
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -36,6 +37,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 done, 1 goal missed, 2 usage, 3 environment, 4 refused)."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "search":
+        arguments.resume = shlex.join(["prunefront", *(sys.argv[1:] if argv is None else argv)])
     if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
         arguments.root = "mlruns"
     signal.signal(signal.SIGTERM, _terminate)

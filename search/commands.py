@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.channels import trace_channels
-from pruning.codec import encode_model, prunable_weights
+from pruning.codec import dense_bytes, prunable_weights
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
 from search.dense import build_model, dense_model
@@ -65,7 +65,6 @@ def search(arguments: argparse.Namespace) -> Reply:
     if isinstance(options.get("seeds"), str):
         options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
     config = make_config(**options)
-    arguments.resume = resume_command(config)
     result = run_search(config, TerminalWatcher())
     return Reply(_search_data(result), _search_text(result), 0 if not result.front.empty else 1)
 
@@ -117,7 +116,7 @@ def scan(arguments: argparse.Namespace) -> Reply:
     subject = Subject.of(workload, dense.model)
     with watcher.stage("sensitivity scan") as progress:
         profile = cached_profile(subject, dense, config.criterion, config.granularity, root / "cache", progress)
-    stored = profile_path(dense, config.criterion, config.granularity, root / "cache")
+    stored = profile_path(workload, dense, config.criterion, config.granularity, root / "cache")
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
     write_durably(target, profile.to_json().encode())
@@ -188,8 +187,8 @@ def status(arguments: argparse.Namespace) -> Reply:
     started = [float(s) for s in view.trials["started"].dropna()]
     left = (max(finished) - min(started)) / done * max(config.trials - done, 0) if done else None
     reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
-    best = best_trial(view.front)
-    row = plain_rows(view.front[view.front["trial"] == best])[0] if best is not None else None
+    best = best_trial(view.front, view.trials, config.max_size)
+    row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
     data = {
         "study": arguments.study,
         "trials": view.counts,
@@ -327,14 +326,14 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
 
 def _written(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Reply:
     out = Path(arguments.out)
-    dense_bytes = len(encode_model(build_model(workload, config.dense_seed)))
+    whole = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
-    manifest = write_export(made, workload, options, out, dense_bytes, arguments.onnx)
+    manifest = write_export(made, workload, options, out, whole, arguments.onnx)
     test = percent(manifest["test_accuracy"], 2)
     text = (
         f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
         + (f", test {test}" if test else "")
-        + f", {manifest['sparse_bytes']:,} of {dense_bytes:,} bytes = {percent(manifest['size_encoded'], 2)}, "
+        + f", {manifest['sparse_bytes']:,} of {whole:,} bytes = {percent(manifest['size_encoded'], 2)}, "
         f"MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"
         f"Check: prunefront verify {out}"

@@ -16,8 +16,8 @@ from spaces.policy import CRITERIA, GRANULARITIES
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 BUDGETS = ("trials", "timeout", "finalists")
 """Fields that may change when a study is resumed."""
-RESERVED = ("artifacts", "cache")
-"""Folders under the root that no study may be named after."""
+RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
+"""Names under the root that no study may take."""
 
 
 class SearchConfig(BaseModel):

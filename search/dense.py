@@ -13,7 +13,7 @@ from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.fingerprint import data_fingerprint, digest, model_fingerprint, weights_fingerprint
+from search.fingerprint import data_fingerprint, digest, model_fingerprint, training_fingerprint, weights_fingerprint
 from search.train import Diverged, in_fast_layout, train_dense
 from search.workloads.base import Workload
 
@@ -65,7 +65,7 @@ def dense_model(
     else:
         recipe = workload.recipe.to_dict()
         of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
-        key = digest(architecture, data, of_training, seed)
+        key = digest(architecture, training_fingerprint(workload), data, of_training, seed)
         path = cache / f"dense-{key}.safetensors"
         cached = _cached(model, path)
         if cached is None:
@@ -80,7 +80,7 @@ def dense_model(
             except OSError as error:
                 raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
         model = cached
-    model = in_fast_layout(model).eval()
+    model = in_fast_layout(model, workload.example_input).eval()
     return DenseModel(model, architecture, data, weights_fingerprint(model), seconds)
 
 

@@ -38,7 +38,7 @@ SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
 WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
 OUTPUT_ROWS = 2
 """Rows of recorded outputs on the example input."""
-CHOICES = {"best": best_trial, "knee": knee_trial, "smallest": smallest_trial}
+CHOICES = ("best", "knee", "smallest")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Export:
     Attributes:
         result: on validation data.
         test_accuracy: None where the test split was not read for this network.
-        limit: the size limit its encoded size is within; None without one.
+        limit: the size limit it is within, and the measure that binds on; None without one.
         origin: study, trial and seed, or the file a policy came from.
     """
 
@@ -57,7 +57,7 @@ class Export:
     structure: Structure
     result: TrialResult
     test_accuracy: float | None
-    limit: float | None
+    limit: tuple[float, str] | None
     origin: Mapping[str, Any]
 
 
@@ -69,7 +69,11 @@ def choose_trial(view: StudyView, choice: str) -> int:
         GoalMissed: the front is empty.
     """
     if choice in CHOICES:
-        number = CHOICES[choice](view.front)
+        number = {
+            "best": lambda front: best_trial(front, view.trials, view.folder.config.max_size),
+            "knee": knee_trial,
+            "smallest": smallest_trial,
+        }[choice](view.front)
         if number is None:
             raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
         return number
@@ -91,7 +95,7 @@ def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Exp
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
     record = next(trial for trial in folder.journal.trials() if trial.number == number)
     origin = {"study": folder.name, "trial": number}
-    limit = config.max_size if config.size_metric == "encoded" else None
+    limit = config.max_size, config.size_metric
     final = view.finals.get(record.policy.digest)
     if final is not None:
         run = next(f for f in folder.journal.finals() if f.digest == final.digest and f.seed == final.best_seed)
@@ -135,12 +139,24 @@ def fine_tuned(subject: Subject, policy: PruningPolicy, epochs: float, seed: int
 def check_folder(out: Path) -> None:
     """Refuse, before anything is computed, a folder an export cannot go to.
 
-    An earlier export there will be replaced; other files are never touched.
+    An earlier export there, with nothing else beside it, will be replaced; other files are never touched.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {str(out)!r} is a file: name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UsageError(f"--out {str(out)!r} holds files that are no export: name a new or empty folder")
+    if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _files_of_export(out)):
+        raise UsageError(
+            f"--out {str(out)!r} holds {min(foreign)!r}, which is no part of an export: name a new or empty folder"
+        )
+
+
+def _files_of_export(folder: Path) -> set[str]:
+    """Names an export's own manifest gives; empty if there is none of ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        ours = manifest["version"] == MANIFEST_VERSION and "prunefront" in manifest
+        return {*manifest["files"], MANIFEST} if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 @contextmanager
@@ -210,7 +226,8 @@ def _manifest(
         "size_encoded": sparse_bytes / dense_bytes,
         "size_nonzero": export.result.shares.nonzero,
         "macs": export.result.shares.macs,
-        "limit": export.limit,
+        "limit": export.limit[0] if export.limit else None,
+        "size_metric": export.limit[1] if export.limit else None,
         "outputs": predict(export.model, workload.example_input[:OUTPUT_ROWS]).tolist(),
         "files": dict(files),
     }

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from pruning.codec import encode_model
+from pruning.codec import dense_bytes
 from pruning.evidence import unit_evidence
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from search.checkpoints import save_model
@@ -85,7 +85,7 @@ def compare_finals(
         tested = None
         if evaluation.model is not None:
             tested = score(evaluation.model, subject.workload.test, subject.workload)
-            if name not in baselines:
+            if digest in {policy.digest for policy in finalists}:
                 save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
         folder.journal.write_final(
             FinalRecord(
@@ -134,8 +134,7 @@ def _int8(subject: Subject) -> Reference:
     workload = subject.workload
     rounded, size = quantize_int8(subject.dense)
     validation, test = (score(rounded, s, workload).accuracy for s in (workload.validation, workload.test))
-    dense_bytes = len(encode_model(subject.dense))
-    return Reference(validation, test, size / dense_bytes, nonzero_share_int8(subject.dense))
+    return Reference(validation, test, size / dense_bytes(subject.dense), nonzero_share_int8(subject.dense))
 
 
 def _write_comparison(folder: StudyFolder, comparison: Comparison) -> None:

@@ -6,9 +6,10 @@ import ast
 import hashlib
 import inspect
 import json
-import textwrap
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from search.workloads.base import SPLITS, Workload
@@ -22,14 +23,17 @@ def digest(*parts: Any) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Of the architecture: names, shapes, dtypes, module settings, and the code of the user's own modules.
+    """Of the architecture: names, shapes, dtypes, module settings, and the modules the user's classes are written in.
 
     Comments and formatting of that code do not count, nor do the weights.
     """
     tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()]
-    classes = {type(m) for m in model.modules() if type(m).__module__.split(".")[0] not in _OUTSIDE}
-    code = sorted(_code(cls) for cls in classes)
-    return digest(tensors, repr(model), code)
+    return digest(tensors, repr(model), _codes(type(m) for m in model.modules()))
+
+
+def training_fingerprint(workload: Workload) -> str:
+    """Of what else decides a result: the code behind loss, metric and augmentation."""
+    return digest(_codes([workload.loss, workload.metric, workload.augment]))
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -52,11 +56,25 @@ def data_fingerprint(workload: Workload) -> str:
 
 
 def _update(hasher: Any, tensor: Tensor) -> None:
-    hasher.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
+    if tensor.numel():
+        hasher.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
 
 
-def _code(cls: type) -> str:
+def _codes(objects: Iterable[Any]) -> list[str]:
+    """The names of functions or classes, with the whole source of the modules they are written in."""
+    found = set()
+    for thing in objects:
+        thing = getattr(thing, "func", thing)  # of a functools.partial
+        named = thing if hasattr(thing, "__qualname__") else type(thing)
+        module = inspect.getmodule(named)
+        found.add(named.__qualname__)
+        if module is not None and module.__name__.split(".")[0] not in _OUTSIDE:
+            found.add(_syntax(module))
+    return sorted(found)
+
+
+def _syntax(module: Any) -> str:
     try:
-        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(cls))))
+        return ast.dump(ast.parse(inspect.getsource(module)))
     except (OSError, TypeError, SyntaxError):
-        return cls.__qualname__
+        return module.__name__

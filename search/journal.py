@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain,
 def write_durably(path: Path, data: bytes) -> None:
     """Write, fsync, rename, fsync the folder: after a crash the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

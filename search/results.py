@@ -132,12 +132,20 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     return valid & ~(not_larger & smaller).any(axis=0)
 
 
-def best_trial(front: pd.DataFrame) -> int | None:
-    """The trial of highest `final_accuracy` on the front; without finals, of highest accuracy. None if empty."""
+def best_trial(front: pd.DataFrame, trials: pd.DataFrame | None = None, max_size: float = 1.0) -> int | None:
+    """The trial of highest `final_accuracy`; without finals, of highest accuracy on the front. None if empty.
+
+    Args:
+        trials: all trials; a finalist that a later trial pushed off the front can still be the best within
+            `max_size`.
+    """
     if front.empty:
         return None
-    key = "final_accuracy" if front["final_accuracy"].notna().any() else "accuracy"
-    return int(front.loc[front[key].astype(float).idxmax(), "trial"])
+    tuned = front if trials is None else trials
+    tuned = tuned[[f is not None and f == f for f in tuned["final_accuracy"]]]
+    tuned = tuned[[size <= max_size for size in tuned["size"]]]
+    candidates, key = (front, "accuracy") if tuned.empty else (tuned, "final_accuracy")
+    return int(candidates.loc[candidates[key].astype(float).idxmax(), "trial"])
 
 
 def smallest_trial(front: pd.DataFrame) -> int | None:

@@ -7,22 +7,23 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from pruning.channels import trace_channels
 from pruning.evidence import unit_evidence
 from search.checkpoints import save_model
 from search.clock import StudyClock
-from search.config import SearchConfig
+from search.config import SearchConfig, check_study_name
 from search.console import Watcher, duration
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals
+from search.fingerprint import training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
 from search.locks import held_lock
 from search.pictures import front_png, profile_png
@@ -76,11 +77,10 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         Refused: unsafe weights or a damaged study.
     """
     watcher = watcher or Watcher()
-    torch.set_flush_denormal(True)  # decayed weights near zero slow CPU kernels many times
     config = _with_stored_options(config)
     root = open_root(config.root)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
-    folder = StudyFolder(root, config.study or workload.name)
+    folder = StudyFolder(root, _study_name(config, workload))
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
     space = _space(config, workload)
@@ -93,6 +93,13 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
         _settle_identity(folder, config, workload, dense)
         return _Coordinator(config, folder, space, workload, dense, watcher).run()
+
+
+def _study_name(config: SearchConfig, workload: Workload) -> str:
+    try:
+        return check_study_name(config.study or workload.name)
+    except ValueError as error:
+        raise UsageError(f"{error}; name another by --study") from None
 
 
 def resume_command(config: SearchConfig) -> str:
@@ -133,6 +140,7 @@ def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Worklo
     """Write a new study down, or refuse one whose model, data, recipe or objectives changed."""
     identity = {
         "architecture": dense.architecture,
+        "loss, metric and augmentation": training_fingerprint(workload),
         "data": dense.data,
         "dense model": dense.weights,
         "recipe": workload.recipe.to_dict(),
@@ -169,7 +177,7 @@ class _Coordinator:
         profile = self._profile() if self.config.seeds else None
         self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
         self.seconds["scan"] = time.perf_counter() - began
-        self.seeds = list(self.space.seeds(self._evidence(profile))) if self.config.seeds else []
+        self.seeds = self._first_seeds(profile) if self.config.seeds else []
         record = self.folder.read_record()
         began = time.perf_counter()
         self.study = OptunaStudy(self.folder.database, self.folder.name, self.config.sampler, self.config.seed)
@@ -213,7 +221,7 @@ class _Coordinator:
             if record := self.trials.get(number):
                 self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
             else:  # its journal entry was deleted: it stays begun, and is run again
-                self.study.ask()
+                self._ask(number)
         for record in self.trials.values():
             self._tell(record)
             self.tracker.log_trial(record)
@@ -225,13 +233,17 @@ class _Coordinator:
             if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
                 self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
                 return
-            seed = self._next_seed()
-            self._run_trial(self.study.ask(seed.params, seed.allocator) if seed else self.study.ask())
+            self._run_trial(self._ask(self.study.trial_count))
 
-    def _next_seed(self) -> Seed | None:
-        """The next seed while seeds take at most half of the trials."""
-        used = self.study.seed_count
-        return self.seeds[used] if used < min(len(self.seeds), self.config.trials // 2) else None
+    def _first_seeds(self, profile: Profile | None) -> list[Seed]:
+        """Seeds of the first half of the trials."""
+        return list(islice(self.space.seeds(self._evidence(profile)), self.config.trials // 2))
+
+    def _ask(self, number: int) -> Any:
+        """Trial `number`: a seed if it has one, else what the sampler proposes."""
+        if number < len(self.seeds):
+            return self.study.ask(self.seeds[number].params, self.seeds[number].allocator)
+        return self.study.ask()
 
     def _run_trial(self, trial: Any) -> None:
         started, began = self.clock.seconds, time.perf_counter()
@@ -317,7 +329,7 @@ class _Coordinator:
             front=front,
             trials=table,
             counts={**counts, "running": 0, "waiting": 0},
-            best=best_trial(front),
+            best=best_trial(front, table, self.config.max_size),
             comparison=comparison,
             finals=finals,
             seconds=self._seconds(),
@@ -343,7 +355,7 @@ class _Coordinator:
             files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
         metrics = {"front_size": len(result.front), **{f"trials_{k}": n for k, n in result.counts.items()}}
         if not result.front.empty:
-            best = result.front.set_index("trial").loc[result.best]
+            best = result.trials.set_index("trial").loc[result.best]
             measured = {
                 f"best_{key}": best[key] for key in ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
             }

@@ -9,8 +9,9 @@ from pathlib import Path
 from pruning.scan import LEVELS, scan_sensitivity
 from search.dense import DenseModel
 from search.evaluate import Subject
-from search.fingerprint import digest
+from search.fingerprint import digest, training_fingerprint
 from search.journal import write_durably
+from search.workloads.base import Workload
 from spaces.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def cached_profile(
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """The profile of this model and data from the cache, or a new scan on calibration data."""
-    path = profile_path(dense, criterion, granularities, cache)
+    path = profile_path(subject.workload, dense, criterion, granularities, cache)
     if path.is_file():
         try:
             return Profile.from_json(path.read_text())
@@ -47,7 +48,17 @@ def cached_profile(
     return profile
 
 
-def profile_path(dense: DenseModel, criterion: str, granularities: Sequence[str], cache: Path) -> Path:
+def profile_path(
+    workload: Workload, dense: DenseModel, criterion: str, granularities: Sequence[str], cache: Path
+) -> Path:
     """Where the profile of this model is kept."""
-    key = digest(dense.weights, dense.data, criterion, sorted(granularities), LEVELS)
+    key = digest(
+        dense.weights,
+        dense.architecture,
+        training_fingerprint(workload),
+        dense.data,
+        criterion,
+        sorted(granularities),
+        LEVELS,
+    )
     return cache / f"profile-{key}.json"

@@ -50,11 +50,6 @@ class OptunaStudy:
         """Trials of any state; the next new trial has this number."""
         return len(self._study.get_trials(deepcopy=False))
 
-    @property
-    def seed_count(self) -> int:
-        """Trials that came from seeds."""
-        return sum(ORIGIN in trial.user_attrs for trial in self._study.get_trials(deepcopy=False))
-
     def unfinished(self) -> list[Trial]:
         """Trials that were begun and neither told nor failed, by number."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))

@@ -69,7 +69,7 @@ def score(model: nn.Module, split: Split, workload: Workload) -> Scores:
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
     """Train the workload's model from fresh weights on fit data; weights, order and augmentation follow `seed`."""
     torch.manual_seed(seed)
-    model = in_fast_layout(workload.build_model())
+    model = in_fast_layout(workload.build_model(), workload.example_input)
     return _train(
         model, None, workload, workload.recipe.dense_epochs, workload.recipe.dense_learning_rate, seed, progress
     )
@@ -95,14 +95,26 @@ def fine_tune(
     return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
 
 
-def in_fast_layout(model: nn.Module) -> nn.Module:
+def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
     """The model in channels_last, which convolutions on a CPU run faster in; moved in place.
 
-    Models with a strided 1x1 convolution stay as they are: once channels are removed, their backward pass
-    in channels_last writes outside its memory for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
+    Models that do not run in it (a `view` needs the default layout) stay as they are. So do models with a strided
+    1x1 convolution: once channels are removed, their backward pass in channels_last writes outside its memory
+    for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
     """
     strided = any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 for m in model.modules())
-    return model if strided else model.to(memory_format=torch.channels_last)
+    if strided or not _runs(copy.deepcopy(model), example_input):
+        return model
+    return model.to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _runs(model: nn.Module, example_input: Tensor) -> bool:
+    try:
+        model.eval().to(memory_format=torch.channels_last)(example_input)
+        return True
+    except RuntimeError:
+        return False
 
 
 def step_count(workload: Workload, epochs: float) -> int:
@@ -126,6 +138,7 @@ def _train(
     recipe, per_epoch = workload.recipe, _epoch_steps(workload)
     steps = step_count(workload, epochs)
     torch.manual_seed(seed)  # dropout and the like
+    torch.set_flush_denormal(True)  # decayed weights near zero slow CPU kernels many times
     optimizer = _optimizer(model, recipe)
     curve, losses, scores, scoring = [], [], None, 0.0
     began = time.perf_counter()

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from pruning.codec import DamagedFile, encode_model, read_sparse
+from pruning.codec import DamagedFile, dense_bytes, read_sparse
+from pruning.cost import measure_cost
 from pruning.structure import Structure
 from search.checkpoints import restore
 from search.dense import build_model
@@ -29,6 +30,11 @@ OUTPUT_TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output: what another CPU may round differently."""
 ACCURACY_TOLERANCE_EXAMPLES = 1.0
 """Validation examples that may fall on the other side on another CPU."""
+
+_MANIFEST_TYPES = {
+    "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
+    "size_encoded": float, "size_nonzero": float, "limit": float | None, "size_metric": str | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = parse_object(path.read_text())
     except (ValueError, OSError) as error:
         raise Refused(f"damaged manifest {path}: {error}; export again") from None
-    if manifest.get("version") != MANIFEST_VERSION or not isinstance(manifest.get("files"), Mapping):
+    if manifest.get("version") != MANIFEST_VERSION:
         raise Refused(f"manifest {path} is not of version {MANIFEST_VERSION}; export again")
+    if wrong := [key for key, kinds in _MANIFEST_TYPES.items() if not isinstance(manifest.get(key), kinds)]:
+        raise Refused(f"damaged manifest {path}: {wrong[0]!r} is missing or of a wrong type; export again")
+    if not all(isinstance(described, Mapping) for described in manifest["files"].values()):
+        raise Refused(f"damaged manifest {path}: 'files' must describe each file; export again")
     return manifest
 
 
@@ -86,6 +96,7 @@ def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workloa
             lambda: _policy(folder),
             lambda: _sparse_equals_plain(plain, sparse),
             lambda: _size(folder, dense, manifest),
+            lambda: _nonzero(model, dense, workload, manifest),
             lambda: _outputs(model, restore(dense, structure, sparse), workload, manifest),
             lambda: _accuracy(model, workload, manifest),
         ]
@@ -114,12 +125,20 @@ def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tenso
 
 
 def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
-    found, whole = (folder / SPARSE).stat().st_size, len(encode_model(dense))
+    found, whole = (folder / SPARSE).stat().st_size, dense_bytes(dense)
     share, limit = found / whole, manifest["limit"]
     recorded = abs(share - manifest["size_encoded"]) < 1e-9
-    within = limit is None or share <= limit
-    detail = f"{found} of {whole} bytes = {share:.2%}" + (f", limit {limit:.2%}" if limit is not None else "")
-    return Check("size on disk", recorded and within, detail)
+    bound = limit is not None and manifest["size_metric"] == "encoded"
+    detail = f"{found} of {whole} bytes = {share:.2%}" + (f", limit {limit:.2%}" if bound else "")
+    return Check("size on disk", recorded and (not bound or share <= limit), detail)
+
+
+def _nonzero(model: nn.Module, dense: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
+    share = measure_cost(model, workload.example_input).nonzero / sum(p.numel() for p in dense.parameters())
+    bound = manifest["limit"] is not None and manifest["size_metric"] == "nonzero"
+    within = abs(share - manifest["size_nonzero"]) < 1e-9 and (not bound or share <= manifest["limit"])
+    detail = f"{share:.2%} of the parameters" + (f", limit {manifest['limit']:.2%}" if bound else "")
+    return Check("nonzero size", within, detail)
 
 
 def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Any, Protocol
 
 from spaces.allocation import ALLOCATORS, Evidence, Target, Unreachable, allocate, centred, land_by_shift
@@ -41,7 +42,7 @@ class Proposal:
     Attributes:
         policy: feasible: its size is at most `target`.
         sampled: layer -> sampled preference, a sparsity before the common shift.
-        target: the sampled size, a share of the dense model.
+        target: the sampled size, a share of the dense model, or the smallest its granularity reaches.
     """
 
     policy: PruningPolicy
@@ -90,7 +91,7 @@ class Space:
             smallest, words = min(self.floors.values()), ", ".join(self.granularities)
             raise Unreachable(
                 f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {words}: "
-                f"reachable is {smallest:.4f} to 1; set --max-size to at least {smallest * FLOOR_MARGIN:.4f}"
+                f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
             )
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
@@ -104,14 +105,20 @@ class Space:
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
-        """Granularities whose floor, with its margin, lies within the limit."""
-        return tuple(g for g in self.granularities if self.floors[g] * FLOOR_MARGIN <= self.max_size)
+        """Granularities whose floor lies within the limit."""
+        return tuple(g for g in self.granularities if self.floors[g] <= self.max_size)
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
         """Smallest and largest size target."""
-        floor = max(self.floors[g] for g in self.usable) * FLOOR_MARGIN
+        floor = min(self.floors[g] for g in self.usable) * FLOOR_MARGIN
         return min(max(self.max_size / SIZE_SPAN, floor), self.max_size), self.max_size
+
+    def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
+        """The size, or where one granularity cannot go that low, the smallest sensible one of it."""
+        if not isinstance(granularity, str):
+            return size
+        return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)
 
     @cached_property
     def knobs(self) -> dict[str, tuple[str, ...]]:
@@ -147,6 +154,7 @@ class Space:
         lie above those of its granularities: a group not wholly `channel` loses no channel), all layers take
         the granularity with the lowest floor.
         """
+        target = self.reachable(target, granularity)
         where = self.target(target, granularity)
         sampled = self._by_layer(where, preferences)
         try:
@@ -185,7 +193,7 @@ class Space:
             size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn) % len(SEED_SIZES)]
             name = names[turn % len(names)]
             for granularity in self.usable:
-                seed = self._seed(name, granularity, size, evidence[granularity])
+                seed = self._seed(name, granularity, self.reachable(size, granularity), evidence[granularity])
                 if seed is not None and (key := tuple(seed.params.items())) not in seen:
                     seen.add(key)
                     yield seed

@@ -97,14 +97,13 @@ def _module_of_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
-    sys.path.insert(0, str(path.parent))
+    if str(path.parent) not in sys.path:  # stays: a factory may import its neighbours when it is called
+        sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         _pass_signals_on(error)
         raise UsageError(f"workload file {path.name} raised {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 
