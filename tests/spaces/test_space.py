@@ -112,11 +112,18 @@ class TestLimits:
         floor = Target(vgg_graph.network, 1.0, "fine-grained").floor
         with pytest.raises(Unreachable) as caught:
             Space(vgg_graph.network, 0.001, ("fine-grained",))
-        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {floor * FLOOR_MARGIN:.4f}" in str(
-            caught.value
-        )
-        advised = math.ceil(floor * FLOOR_MARGIN * 1e4) / 1e4
+        advised = math.ceil(floor * 1e4) / 1e4
+        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {advised:.4f}" in str(caught.value)
         assert Space(vgg_graph.network, advised, ("fine-grained",)).usable == ("fine-grained",)
+
+    def test_each_granularity_goes_as_low_as_it_can(self, vgg_graph):
+        space = Space(vgg_graph.network, 0.25)
+        low = space.size_range[0]
+        assert low == pytest.approx(max(0.25 / SIZE_SPAN, space.floors["channel"] * FLOOR_MARGIN))
+        for granularity, floor in space.floors.items():
+            assert space.reachable(1e-6, granularity) == pytest.approx(floor * FLOOR_MARGIN)
+            names = dict.fromkeys(space.knobs, 0.5)
+            assert space.propose(floor / 2, granularity, names, Schedule()).target <= floor * FLOOR_MARGIN * 1.001
 
     def test_granularities_that_cannot_reach_the_limit_are_left_out(self, vgg_graph):
         floors = Space(vgg_graph.network, 1.0).floors
