@@ -164,11 +164,9 @@ class Tracker:
         for number, point in enumerate(result.curve, 1):
             curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
             metrics += [Metric(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
-        self._client.log_batch(
-            run,
-            metrics=metrics[:BATCH_METRICS],
-            params=[Param(k, str(v)) for k, v in params.items()],
-        )
+        self._client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self._client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
         self._log_files(
             run,
             {
