@@ -394,7 +394,7 @@ def test_verify_passes_in_a_fresh_process(run, exported):
     ended = run("verify", exported, "--workload", "./tiny.py:tiny", "--json")
     reply = json.loads(ended.stdout)
     assert ended.returncode == 0 and reply["verified"] is True
-    assert all(check["passed"] for check in reply["checks"]) and len(reply["checks"]) == 5 + 6
+    assert all(check["passed"] for check in reply["checks"]) and len(reply["checks"]) == 5 + 7
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -465,9 +465,13 @@ def test_exporting_again_replaces_an_earlier_export(main, finished, tmp_path):
     first = json.loads((out / "manifest.json").read_text())["origin"]["trial"]
     rows = json.loads(main("front", "tiny", "--format", "json").out)
     assert first == min(rows, key=lambda row: row["size"])["trial"]
-    (out / "model.onnx").write_text("left over")
+    (out / "thesis.txt").write_text("mine")
+    refused = main("export", "tiny", "--out", out, "--trial", "knee")
+    assert refused.code == 2 and "thesis.txt" in refused.err
+    assert (out / "thesis.txt").read_text() == "mine"
+    (out / "thesis.txt").unlink()
     assert main("export", "tiny", "--out", out, "--trial", "knee").code == 0
-    assert not (out / "model.onnx").exists()
+    assert json.loads((out / "manifest.json").read_text())["origin"]["trial"] != first
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

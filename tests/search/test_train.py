@@ -174,7 +174,8 @@ def test_the_dense_model_is_trained_once_for_its_code_data_recipe_and_seed(place
 
     assert trained() and not trained()
     assert trained(seed=1) and not trained(seed=1)
-    assert not trained("# a comment\n" + code.replace("trial_epochs=1", "trial_epochs=3"))
+    assert not trained("# a comment\n" + code)
+    assert trained(code.replace("trial_epochs=1", "trial_epochs=3"))  # any code of the user's file counts
     assert trained(code.replace("dense_epochs=4", "dense_epochs=3"))
     assert trained(code.replace("nn.functional.max_pool2d", "nn.functional.avg_pool2d"))
     assert trained(code.replace('("calibration", 60)', '("calibration", 61)'))
@@ -198,7 +199,7 @@ def test_users_weights_are_taken_without_training(workload, tmp_path, form):
     source = train_dense(workload, 5).model
     path = tmp_path / f"weights.{form}"
     if form == "safetensors":
-        save_file(source.state_dict(), path)
+        save_file({name: tensor.contiguous() for name, tensor in source.state_dict().items()}, path)
     else:
         torch.save(source.state_dict(), path, _use_new_zipfile_serialization=form == "pt")
     watcher = Counting()
