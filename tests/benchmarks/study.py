@@ -3,9 +3,8 @@
     python tests/benchmarks/study.py digits
     python tests/benchmarks/study.py fashion-mnist --max-size 0.10 --root mlruns --picture front.png
 
-Runs `prunefront search` in a subprocess (an existing study of the root is resumed, and its recorded seconds are
-shown), prints the closing table and ends with one JSON line. Nothing is tuned on these numbers: the recipes come
-from the uniform policy on validation data.
+Runs `prunefront search` in a subprocess, prints the closing table and ends with one JSON line. Nothing is tuned on
+these numbers: the recipes come from the uniform policy on validation data.
 """
 
 from __future__ import annotations
@@ -18,13 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from search.open import open_study
+from search.finals import closing_rows, verdict
+from search.open import StudyView, open_study
 from search.pictures import front_png
+from search.results import best_trial
 
 PACKAGES = ("prunefront", "torch", "optuna", "mlflow")
 
@@ -37,42 +39,62 @@ def main() -> None:
     parser.add_argument("--max-size", type=float, default=0.25)
     parser.add_argument("--finalists", type=int, default=3)
     parser.add_argument("--root", help="default: a temporary folder, so that everything is done from nothing")
+    parser.add_argument("--show", action="store_true", help="show the study of --root as it is, run nothing")
     parser.add_argument("--picture", type=Path, help="where the front's picture goes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(options.root or temporary)
         began = time.perf_counter()
-        found = _search(options, root)
-        wall = time.perf_counter() - began
-        view = open_study(root, found["study"])
+        if not options.show:
+            _search(options, root)
+        wall = None if options.show else round(time.perf_counter() - began, 1)
+        view = open_study(root, options.workload)
         if options.picture:
             options.picture.write_bytes(front_png(view.trials, view.front, options.max_size, view.comparison))
-    _print_table(found)
+        seconds = _seconds(view)
+    trial_of = {digest: int(n) for n, digest in zip(view.trials["trial"], view.trials["digest"], strict=True)}
+    finals = [asdict(row) for row in closing_rows(view.comparison, view.finals, trial_of)] if view.comparison else []
+    _print_table(finals)
     summary = {
-        "command": f"prunefront search --workload {options.workload} --trials {options.trials} "
-        f"--max-size {options.max_size} --finalists {options.finalists}",
+        "workload": options.workload,
+        "max_size": options.max_size,
         "hardware": hardware(),
         "versions": {name: version(name) for name in PACKAGES},
-        "wall_seconds": round(wall, 1),
-        "front": len(found["front"]),
+        "wall_seconds": wall,
+        "seconds": seconds,
+        "trials": view.counts,
+        "front": len(view.front),
         "granularities_tried": sorted(set(view.trials["granularity"].dropna())),
         "largest_trial": max(float(size) for size in view.trials["size"].dropna()),
-        **{key: found[key] for key in ("trials", "best", "finals", "verdict", "seconds")},
+        "best": best_trial(view.front, view.trials, options.max_size),
+        "finals": finals,
+        "verdict": verdict(view.comparison, view.finals) if view.comparison else None,
     }
     print(json.dumps(summary))
 
 
-def _search(options: argparse.Namespace, root: Path) -> Mapping[str, Any]:
-    command = [shutil.which("prunefront", path=str(Path(sys.executable).parent)) or "prunefront", "search", "--json"]
+def _search(options: argparse.Namespace, root: Path) -> None:
+    command = [shutil.which("prunefront", path=str(Path(sys.executable).parent)) or "prunefront", "search"]
     for name in ("workload", "trials", "max_size", "finalists"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    done = subprocess.run([*command, "--root", str(root)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    subprocess.run([*command, "--root", str(root)], stdout=subprocess.DEVNULL, check=True)
 
 
-def _print_table(found: Mapping[str, Any]) -> None:
+def _seconds(view: StudyView) -> dict[str, float]:
+    """Seconds by phase, from the journal; `before trials` is the scan with what surrounds it."""
+    trials, finals = view.folder.journal.trials(), view.folder.journal.finals()
+    phases = {"before trials": min(trial.started for trial in trials), "proposing": sum(t.proposing for t in trials)}
+    for trial in trials:
+        for phase, seconds in trial.result.seconds.items():
+            phases[phase] = phases.get(phase, 0.0) + seconds
+    phases["finals"] = sum(sum(final.result.seconds.values()) for final in finals)
+    phases["study"] = max(run.finished for run in [*trials, *finals])
+    return {phase: round(seconds, 1) for phase, seconds in phases.items()}
+
+
+def _print_table(finals: Sequence[Mapping[str, Any]]) -> None:
     print("| network | runs | validation % | test % | encoded % | nonzero % |\n|---|---|---|---|---|---|")
-    for row in found["finals"]:
+    for row in finals:
         cells = [_with_spread(row[split], row[f"{split}_sd"]) for split in ("validation", "test")]
         sizes = [f"{row[size] * 100:.2f}" for size in ("size_encoded", "size_nonzero")]
         print("| " + " | ".join([row["name"], str(row["runs"]), *cells, *sizes]) + " |")
