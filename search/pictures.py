@@ -94,7 +94,7 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
-        axes.set_ylim(low, min(front.max() + 2, 100.5))
+        axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
         if below := int((trials < low).sum()):
             axes.annotate(f"{below} trials below", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 

@@ -135,10 +135,26 @@ def _train(
     seed: int,
     progress: Progress | None,
 ) -> Trained:
+    """One run from first to last step; subnormal numbers count as zero meanwhile (decayed weights slow CPU kernels)."""
+    torch.set_flush_denormal(True)
+    try:
+        return _run(model, pruner, workload, epochs, peak, seed, progress)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _run(
+    model: nn.Module,
+    pruner: GradualPruner | None,
+    workload: Workload,
+    epochs: float,
+    peak: float,
+    seed: int,
+    progress: Progress | None,
+) -> Trained:
     recipe, per_epoch = workload.recipe, _epoch_steps(workload)
     steps = step_count(workload, epochs)
     torch.manual_seed(seed)  # dropout and the like
-    torch.set_flush_denormal(True)  # decayed weights near zero slow CPU kernels many times
     optimizer = _optimizer(model, recipe)
     curve, losses, scores, scoring = [], [], None, 0.0
     began = time.perf_counter()

@@ -13,7 +13,7 @@ from search.workloads.base import Workload
 from search.workloads.vgg import VGG9
 
 SPLIT_SEED = 0
-RECIPE = Recipe(batch=50, dense_epochs=20, dense_learning_rate=0.2, trial_epochs=4, final_epochs=8, learning_rate=0.2)
+RECIPE = Recipe(batch=50, dense_epochs=20, dense_learning_rate=0.2, trial_epochs=3, final_epochs=5, learning_rate=0.2)
 """Found on the uniform policy at encoded sizes 25, 10 and 5 % (fine-grained) and 25 and 10 % (channel), 2 seeds
 each, by summed validation loss: a fine-tune's peak learning rate of 0.05, 0.1 and 0.2, for 4 and for 8 epochs (0.2
 was lowest at both), and dense training at 0.1 and 0.2 with batches of 50 and 100, for 20 and 40 epochs

@@ -326,7 +326,7 @@ def pooled(run, **modules):
                 a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(3, 6, 1), fc=nn.Linear(6, 2)),
          "c.weight", "unequal units"),
         (pooled(lambda m, x: m.a(x), a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(3, 6, 1), fc=nn.Linear(6, 2)),
-         "b.weight", "never runs"),
+         "b.weight", "no call of its module"),
         (pooled(lambda m, x: torch.no_grad()(m.a)(x), a=nn.Conv2d(3, 6, 1), fc=nn.Linear(6, 2)),
          "a.weight", "does not reach it"),
         (pooled(lambda m, x: torch.sigmoid(m.a(x)), a=nn.Conv2d(3, 6, 1), fc=nn.Linear(6, 2)),
