@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -126,24 +127,18 @@ def _epoch_steps(workload: Workload) -> int:
     return max(1, len(workload.fit[0]) // workload.recipe.batch)
 
 
-def _train(
-    model: nn.Module,
-    pruner: GradualPruner | None,
-    workload: Workload,
-    epochs: float,
-    peak: float,
-    seed: int,
-    progress: Progress | None,
-) -> Trained:
-    """One run from first to last step; subnormal numbers count as zero meanwhile (decayed weights slow CPU kernels)."""
+@contextmanager
+def _subnormals_as_zero() -> Iterator[None]:
+    """Decayed weights near zero slow CPU kernels many times."""
     torch.set_flush_denormal(True)
     try:
-        return _run(model, pruner, workload, epochs, peak, seed, progress)
+        yield
     finally:
         torch.set_flush_denormal(False)
 
 
-def _run(
+@_subnormals_as_zero()
+def _train(
     model: nn.Module,
     pruner: GradualPruner | None,
     workload: Workload,

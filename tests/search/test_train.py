@@ -273,3 +273,9 @@ def test_a_model_that_does_not_run_on_its_data_is_named(workload):
     wrong = dataclasses.replace(workload, example_input=torch.zeros(2, 3, 8, 8))
     with pytest.raises(UsageError, match=r"'tiny'.*\(2, 3, 8, 8\).*RuntimeError"):
         build_model(wrong, 0)
+
+
+def test_training_leaves_the_float_mode_of_the_process(workload):
+    """Subnormal numbers are flushed while training only: other code of the process may need them."""
+    train_dense(workload, 0)
+    assert float(torch.tensor(1e-40) * 1.0) > 0.0
