@@ -3,18 +3,75 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
+from search.guide import Guide
 from spaces.errors import unknown
+from spaces.space import Axis
 
 NSGA2_POPULATION = 12
 """Half of a 24-trial study: with Optuna's 50, such a study would be random search."""
 
 
-_SAMPLERS = {
+class GuidedSampler(BaseSampler):
+    """Samples what a guide suggests; parameters outside the guide's space are sampled by TPE.
+
+    Args:
+        guide: suggests values of all axes of one space; None samples every parameter by independent TPE.
+        axes: of that space.
+        seed: of TPE.
+    """
+
+    def __init__(self, guide: Guide | None = None, axes: tuple[Axis, ...] = (), seed: int | None = None) -> None:
+        self._guide, self._space = guide, {axis.name: _distribution(axis) for axis in axes}
+        self._fallback = TPESampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if self._guide is None or search_space != self._space:
+            return {name: self.sample_independent(study, trial, name, of) for name, of in search_space.items()}
+        self._learn(study)
+        return dict(self._guide.suggest(trial.number).params)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        self._fallback.reseed_rng()
+
+    def _learn(self, study: Study) -> None:
+        """Tell the guide of the trials it does not know yet; a failed one counts as no accuracy at all."""
+        finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        for trial in study.get_trials(deepcopy=False, states=finished):
+            if self._guide.known(trial.number) or self._space.keys() - trial.params.keys():
+                continue
+            if trial.state == TrialState.COMPLETE:
+                self._guide.learn(trial.number, trial.params, 1 - trial.values[0])
+            elif trial.state == TrialState.FAIL:
+                self._guide.learn(trial.number, trial.params, 1.0)
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if axis.choices:
+        return CategoricalDistribution(axis.choices)
+    return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+_STOCK: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=NSGA2_POPULATION),
     "gp": lambda seed: GPSampler(seed=seed),
@@ -22,16 +79,24 @@ _SAMPLERS = {
 }
 
 
-def make_sampler(name: str, seed: int, trial: int) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, trial: int, guide: Guide | None = None, axes: tuple[Axis, ...] = ()
+) -> BaseSampler:
     """The sampler of one trial, seeded by study seed and trial number.
 
     A study that was interrupted therefore proposes what it would have proposed without the interruption.
 
+    Args:
+        guide: of `guided`, with the axes of its space.
+
     Raises:
         ValueError: unknown name.
     """
-    if name not in _SAMPLERS:
-        raise ValueError(unknown("sampler", name, _SAMPLERS))
+    derived = int(np.random.SeedSequence([seed, trial]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _SAMPLERS[name](int(np.random.SeedSequence([seed, trial]).generate_state(1)[0]))
+        if name == "guided":
+            return GuidedSampler(guide, axes, derived)
+        if name not in _STOCK:
+            raise ValueError(unknown("sampler", name, ("guided", *_STOCK)))
+        return _STOCK[name](derived)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from typing import Any, Protocol
 
+import numpy as np
+
 from spaces.allocation import ALLOCATORS, Evidence, Target, Unreachable, allocate, centred, land_by_shift
 from spaces.errors import unknown
+from spaces.landing import REACH, STEPS, Costs, Requests, sigmoid
+from spaces.landing import centred as centred_logits
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule
 from spaces.size import SIZE_METRICS
@@ -36,6 +40,22 @@ class Suggests(Protocol):
 
 
 @dataclass(frozen=True)
+class Axis:
+    """One parameter of a trial: a number in [low, high], or one of `choices`."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def suggest(self, trial: Suggests) -> Any:
+        if self.choices:
+            return trial.suggest_categorical(self.name, list(self.choices))
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
 class Proposal:
     """A sampled point and the policy it was landed on.
 
@@ -48,6 +68,49 @@ class Proposal:
     policy: PruningPolicy
     sampled: Mapping[str, float]
     target: float
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A point of a space before it is landed.
+
+    Attributes:
+        source: how it was drawn.
+        size: target.
+        granularity: one, or layer -> granularity where layers may differ.
+        logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
+    """
+
+    source: str
+    size: float
+    granularity: str | Mapping[str, str]
+    logits: np.ndarray
+    schedule: Schedule
+
+    @property
+    def label(self) -> str:
+        """The granularity in one word."""
+        return self.granularity if isinstance(self.granularity, str) else "mixed"
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
+
+    drafts: tuple[Draft, ...]
+    requests: Requests
+    sizes: np.ndarray
+    speeds: np.ndarray
+
+    def __add__(self, other: Landed) -> Landed:
+        masked = np.concatenate([self.requests.masked, other.requests.masked])
+        removed = np.concatenate([self.requests.removed, other.requests.removed])
+        return Landed(
+            self.drafts + other.drafts,
+            Requests(masked, removed),
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.speeds, other.speeds]),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,21 +191,48 @@ class Space:
         groups = [group for group in self.network.groups if group.obstacle is None]
         return {group.layers[0]: group.layers for group in groups}
 
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """What a trial samples, in order."""
+        low, high = self.size_range
+        layers = self.network.layer_names if self.mixed else ()
+        return (
+            Axis("size", low, high, log=True),
+            *(Axis(f"granularity.{name}", choices=self.usable) for name in layers),
+            *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
+            *(Axis(f"sparsity.{knob}") for knob in self.knobs),
+            Axis("schedule", choices=SCHEDULES),
+            Axis("exponent", *EXPONENTS, log=True),
+        )
+
     def suggest(self, trial: Suggests) -> Proposal:
         """Sample a point and land it on its size target."""
-        low, high = self.size_range
-        target = trial.suggest_float("size", low, high, log=True)
-        granularity = self._suggest_granularity(trial)
-        preferences = {knob: trial.suggest_float(f"sparsity.{knob}", 0.0, 1.0) for knob in self.knobs}
-        schedule = trial.suggest_categorical("schedule", list(SCHEDULES))
-        exponent = trial.suggest_float("exponent", *EXPONENTS, log=True)
-        return self.propose(target, granularity, preferences, Schedule(schedule, exponent))
+        return self.read({axis.name: axis.suggest(trial) for axis in self.axes})
 
-    def _suggest_granularity(self, trial: Suggests) -> str | dict[str, str]:
-        choices = list(self.usable)
-        if not self.mixed:
-            return trial.suggest_categorical("granularity", choices)
-        return {name: trial.suggest_categorical(f"granularity.{name}", choices) for name in self.network.layer_names}
+    def read(self, params: Mapping[str, Any]) -> Proposal:
+        """The proposal that these values of all `axes` stand for."""
+        granularity = params.get("granularity") or {
+            name: params[f"granularity.{name}"] for name in self.network.layer_names
+        }
+        preferences = {knob: params[f"sparsity.{knob}"] for knob in self.knobs}
+        return self.propose(
+            params["size"], granularity, preferences, Schedule(params["schedule"], float(params["exponent"]))
+        )
+
+    def params(
+        self, size: float, granularity: str | Mapping[str, str], preferences: Mapping[str, float], schedule: Schedule
+    ) -> dict[str, Any]:
+        """Values of all `axes`, each within its range; `read` undoes it. Knobs not named are at 0."""
+        low, high = self.size_range
+        if self.mixed:
+            frame = PruningPolicy({}, granularity)
+            words = {f"granularity.{name}": frame.granularity_of(name) for name in self.network.layer_names}
+        else:
+            words = {"granularity": granularity}
+        knobs = {f"sparsity.{knob}": min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs}
+        exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
+        values = {"size": min(max(size, low), high), **words, **knobs, "schedule": schedule.kind, "exponent": exponent}
+        return {axis.name: values[axis.name] for axis in self.axes}
 
     def propose(
         self, target: float, granularity: str | Mapping[str, str], preferences: Mapping[str, float], schedule: Schedule
@@ -180,6 +270,83 @@ class Space:
             sampled[layer.name] = min(preferences.get(lead, 0.0), 1 - LIFTED**2)
         return sampled
 
+    def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
+        """The point that values of all `axes` stand for."""
+        granularity = params.get("granularity") or {
+            name: params[f"granularity.{name}"] for name in self.network.layer_names
+        }
+        shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
+        schedule = Schedule(params["schedule"], float(params["exponent"]))
+        return Draft(source, params["size"], granularity, _logits(shares), schedule)
+
+    def params_of(self, draft: Draft) -> dict[str, Any]:
+        """Values of all `axes` for a point; the mean logit of its knobs becomes 0."""
+        shares = sigmoid(centred_logits(draft.logits))
+        preferences = dict(zip(self.knobs, map(float, shares), strict=True))
+        return self.params(draft.size, draft.granularity, preferences, draft.schedule)
+
+    def logits(self, sparsity: Mapping[str, float]) -> np.ndarray:
+        """Logit of each knob's sparsity (knobs,), read from its first layer."""
+        return _logits(np.array([sparsity.get(knob, 0.0) for knob in self.knobs]))
+
+    def land(self, drafts: Sequence[Draft]) -> Landed:
+        """Shift each point's logits until its size is within its target; see `spaces.landing` for how exactly."""
+        logits = np.stack([draft.logits for draft in drafts])
+        channel = np.stack([self._is_channel(draft.granularity) for draft in drafts])
+        targets = np.array([self.reachable(draft.size, draft.granularity) for draft in drafts])
+        logits = centred_logits(logits)
+        reach = self._sizes_at(logits, channel, np.full(len(drafts), REACH))[0]
+        lifted = np.maximum(logits, _logits(np.array([LIFTED])))
+        logits = np.where((reach > targets)[:, None], lifted, logits)
+        over, under = np.full(len(drafts), -REACH), np.full(len(drafts), REACH)
+        for _ in range(STEPS):
+            middle = (over + under) / 2
+            fits = self._sizes_at(logits, channel, middle)[0] <= targets
+            over, under = np.where(fits, over, middle), np.where(fits, middle, under)
+        sizes, speeds, requests = self._sizes_at(logits, channel, under)
+        return Landed(tuple(drafts), requests, sizes, speeds)
+
+    def _sizes_at(
+        self, logits: np.ndarray, channel: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Requests]:
+        shares = sigmoid(logits + shift[:, None])
+        own, lead = self._knob_of_layer
+        masked = np.where(channel, 0.0, shares[:, own]) * self._maskable
+        whole = channel @ self._members < self._members.sum(axis=0)
+        removed = np.where(whole, 0.0, shares[:, lead]) * self._removable
+        requests = Requests(masked, removed)
+        return *self._costs.of(requests), requests
+
+    @cached_property
+    def _costs(self) -> Costs:
+        return Costs(self.network, self.metric)
+
+    def _is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
+        frame = PruningPolicy({}, granularity)
+        return np.array([frame.granularity_of(name) == "channel" for name in self.network.layer_names])
+
+    @cached_property
+    def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
+        """Place of the knob of each layer (layers,), and of each channel group (groups,)."""
+        place = {layer: n for n, layers in enumerate(self.knobs.values()) for layer in layers}
+        layers = np.array([place.get(name, 0) for name in self.network.layer_names])
+        return layers, np.array([place.get(group.layers[0], 0) for group in self.network.groups], dtype=int)
+
+    @cached_property
+    def _members(self) -> np.ndarray:
+        """Which layer belongs to which channel group (layers, groups)."""
+        return np.array(
+            [[name in group.layers for group in self.network.groups] for name in self.network.layer_names], dtype=float
+        ).reshape(len(self.network.layers), len(self.network.groups))
+
+    @cached_property
+    def _maskable(self) -> np.ndarray:
+        return np.array([layer.numel > 1 for layer in self.network.layers])
+
+    @cached_property
+    def _removable(self) -> np.ndarray:
+        return np.array([group.obstacle is None for group in self.network.groups])
+
     def seeds(self, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
         """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
 
@@ -204,12 +371,9 @@ class Space:
             sparsity = allocate(allocator, target, evidence)
         except Unreachable:
             return None
-        preferences = centred(sparsity)
-        params: dict[str, Any] = {"size": size}
-        if self.mixed:
-            params |= {f"granularity.{name}": granularity for name in self.network.layer_names}
-        else:
-            params["granularity"] = granularity
-        params |= {f"sparsity.{knob}": min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs}
-        params |= {"schedule": SEED_SCHEDULE.kind, "exponent": SEED_SCHEDULE.exponent}
-        return Seed(allocator, granularity, params)
+        return Seed(allocator, granularity, self.params(size, granularity, centred(sparsity), SEED_SCHEDULE))
+
+
+def _logits(shares: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(shares) - np.log1p(-shares)

@@ -1,0 +1,202 @@
+"""The guided search: from what a study knows to the point it evaluates next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from search.features import Features
+from search.hypervolume import DominatedSpace, non_dominated, ranks
+from search.pool import Pool, Prior
+from search.surrogate import MOST_ROWS, Surrogate
+from spaces.policy import PruningPolicy
+from spaces.space import Draft, Landed, Space
+
+POOL, ROUNDS, KEPT = 96, 2, 16
+"""Candidates drawn; rounds of moving the best ones further; how many are moved."""
+PARENTS = 24
+"""Members of the best ranks that candidates are bred from."""
+FEWEST = 5
+"""Observations before a surrogate is fitted; until then allocations are proposed."""
+AT_BEST = 4
+"""Every so many proposals one asks for the most accurate network within the limit, not for volume."""
+LEAST_ERROR = 1e-3
+"""Errors are kept this far from 0 and 1, where their logits end."""
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+WORST_SPEED = 1.05
+"""Speed of the reference point, a little beyond the dense model's."""
+BEYOND_LIMIT = 1.1
+"""Size of the reference point over the limit."""
+SCREENED = 8
+"""Candidates a proposal scores without training."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A finished trial as the guide sees it.
+
+    Attributes:
+        draft: the point, as it was landed.
+        error: 1 - metric on validation data; 1.0 for a failed trial.
+        size: exact share of the dense size.
+        speed: the third objective's share of the dense model's.
+        noise: variance over that of a full fine-tune.
+        divergence: zero-shot score, if it was screened.
+    """
+
+    draft: Draft
+    features: np.ndarray
+    error: float
+    size: float
+    speed: float
+    noise: float = 1.0
+    divergence: float | None = None
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to evaluate next, and why.
+
+    Attributes:
+        params: values of all axes of the space.
+        source: which part of the pool it came from.
+        scores: numbers behind the choice: predicted accuracy with its interval of one deviation, expected gain.
+    """
+
+    params: Mapping[str, Any]
+    source: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class Guide:
+    """Proposes points of a space.
+
+    A pool of candidates is drawn around the scan's and static allocations and around the best trials, a fifth of
+    it free of both. A Gaussian process predicts each candidate's error from what it asks of each layer; size and
+    speed are exact. The one with the largest expected gain in dominated volume is taken; every `AT_BEST`-th time
+    the one with the largest expected gain in accuracy within the limit.
+
+    Args:
+        space: every proposal lands within its limits.
+        prior: allocations known before the first fine-tune.
+        dense_error: 1 - metric of the dense model.
+        seed: of all draws; together with a trial's number it fixes them.
+        screen: policy -> zero-shot divergence; None where screening does not pay.
+        smallest: with an accuracy asked for, its error: what is searched is the smallest network below it.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        prior: Prior,
+        dense_error: float,
+        seed: int = 0,
+        screen: Callable[[PruningPolicy], float] | None = None,
+        largest_error: float | None = None,
+    ) -> None:
+        self._space, self._pool, self._seed, self._screen = space, Pool(space, prior), seed, screen
+        self._largest_error = largest_error
+        self._features = Features(space)
+        worst = (1 + dense_error) / 2 if largest_error is None else largest_error
+        low, high = space.size_range
+        self._reference = np.array([worst, np.log(high * BEYOND_LIMIT), WORST_SPEED])
+        self._one_size = high <= low * 1.001
+        self._observed: dict[int, Observation] = {}
+
+    def learn(self, number: int, params: Mapping[str, Any], error: float, noise: float = 1.0) -> None:
+        """Take note of a finished trial; a number already known is replaced."""
+        draft = self._space.draft(params)
+        landed = self._space.land([draft])
+        features = self._features.of(landed)[0]
+        self._observed[number] = Observation(
+            draft,
+            features,
+            min(max(error, LEAST_ERROR), 1 - LEAST_ERROR),
+            float(landed.sizes[0]),
+            float(landed.speeds[0]),
+            noise,
+        )
+
+    def known(self, number: int) -> bool:
+        """Whether a trial has been learnt."""
+        return number in self._observed
+
+    def suggest(self, number: int) -> Suggestion:
+        """The point trial `number` evaluates."""
+        random = np.random.default_rng([self._seed, number])
+        seen = list(self._observed.values())
+        drafts = self._pool.draw(POOL, self._parents(seen), random)
+        landed = self._space.land(drafts)
+        fresh = self._fresh(landed, seen)
+        if len(seen) < FEWEST:
+            return self._suggestion(drafts[int(np.argmax(fresh))], {})
+        rows = self._relevant(seen)
+        surrogate = Surrogate(
+            np.array([o.features for o in rows]), logit([o.error for o in rows]), np.array([o.noise for o in rows])
+        )
+        for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
+        front = self._posterior(rows, surrogate)
+        gains = self._gains(landed, surrogate, front, for_best)
+        for _ in range(ROUNDS):
+            best = np.argsort(-np.where(fresh, gains, -1))[:KEPT]
+            moved = [self._pool.swap(drafts[i], random) for i in best for _ in range(2)]
+            drafts, landed = drafts + moved, landed + self._space.land(moved)
+            fresh = self._fresh(landed, seen)
+            gains = self._gains(landed, surrogate, front, for_best)
+        chosen = int(np.argmax(np.where(fresh, gains, -1)))
+        prediction = surrogate.predict(self._features.of(landed)[[chosen]])
+        low, middle, high = expit(prediction.mean[0] + prediction.sd[0] * np.array([-1.0, 0.0, 1.0]))
+        scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
+        return self._suggestion(drafts[chosen], {name: float(value) for name, value in scores.items()})
+
+    def _suggestion(self, draft: Draft, scores: Mapping[str, float]) -> Suggestion:
+        return Suggestion(self._space.params_of(draft), draft.source, scores)
+
+    def _fresh(self, landed: Landed, seen: Sequence[Observation]) -> np.ndarray:
+        """Which candidates are not what a trial has already been."""
+        if not seen:
+            return np.ones(len(landed.sizes), dtype=bool)
+        features = self._features.of(landed)
+        known = np.array([o.features for o in seen])
+        distance = np.abs(features[:, None] - known).max(axis=2)
+        return distance.min(axis=1) > 1e-3
+
+    def _parents(self, seen: Sequence[Observation]) -> list[Draft]:
+        """The points of the best non-dominated ranks, of each granularity by itself."""
+        parents: list[Draft] = []
+        for word in {o.draft.label for o in seen}:
+            own = [o for o in seen if o.draft.label == word]
+            rank = ranks(np.array([[o.error, np.log(o.size), o.speed] for o in own]))
+            best = np.argsort(rank, kind="stable")[: PARENTS // max(1, len(self._space.usable))]
+            parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
+        return parents
+
+    def _relevant(self, seen: Sequence[Observation]) -> list[Observation]:
+        """The observations a surrogate is fitted to: all, or the best ranks and the latest of very many."""
+        if len(seen) <= MOST_ROWS:
+            return list(seen)
+        latest = list(seen)[-MOST_ROWS // 2 :]
+        earlier = list(seen)[: -MOST_ROWS // 2]
+        front = non_dominated(np.array([[o.error, np.log(o.size), o.speed] for o in earlier]))
+        order = sorted(range(len(earlier)), key=lambda i: (not front[i], earlier[i].error))
+        return latest + [earlier[i] for i in order[: MOST_ROWS - len(latest)]]
+
+    def _posterior(self, rows: Sequence[Observation], surrogate: Surrogate) -> np.ndarray:
+        """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned in full."""
+        full = [o for o in rows if o.noise <= 1.0]
+        error = expit(surrogate.predict(np.array([o.features for o in full])).mean)
+        return np.column_stack([error, np.log([o.size for o in full]), [o.speed for o in full]])
+
+    def _gains(self, landed: Landed, surrogate: Surrogate, front: np.ndarray, for_best: bool) -> np.ndarray:
+        """Expected gain (p,) of each candidate, over the surrogate's uncertainty."""
+        prediction = surrogate.predict(self._features.of(landed))
+        errors = expit(prediction.mean[:, None] + prediction.sd[:, None] * NODES)
+        if for_best:
+            return np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
+        space = DominatedSpace(front, self._reference)
+        return space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS

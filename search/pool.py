@@ -1,0 +1,168 @@
+"""Candidates of a proposal: where a study looks next, before anything chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from spaces.allocation import Evidence, Unreachable, allocate
+from spaces.landing import centred
+from spaces.policy import Schedule
+from spaces.space import EXPONENTS, SEED_SCHEDULE, Draft, Space
+from spaces.tradeoff import Tradeoff
+
+PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
+SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
+"""What part of a pool comes from where; without a scan the prior's part is free, without a front the swaps' too."""
+ALLOCATIONS = ("lamp", "global", "erk", "uniform", "last-layers")
+AT_LIMIT = 0.25
+"""Share of the candidates whose size target is the limit itself."""
+GRID = 7
+"""Log-spaced sizes static allocations are computed at; in between the nearest is taken."""
+FREE_DEVIATION, SWAP_DEVIATION, JITTERS = 1.5, 0.7, (0.0, 0.15, 0.4, 0.8)
+"""Standard deviations in logits: of free candidates, of a swapped knob, of moves around an allocation."""
+SIZE_DEVIATION = 0.15
+"""Standard deviation of the logarithm of a swapped candidate's size, over its parent's."""
+LOWEST = -4.0
+"""Where a knob that leaves its layers whole starts from when it is moved."""
+NEW_SCHEDULE = 0.15
+"""Chance that a candidate does not take over its parent's schedule."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of the dense model before any fine-tune.
+
+    Attributes:
+        evidence: by granularity, for static allocations.
+        tables: by granularity, of the scan; empty without one.
+    """
+
+    evidence: Mapping[str, Evidence]
+    tables: Mapping[str, Tradeoff]
+
+
+class Pool:
+    """Draws candidates of a space.
+
+    Args:
+        space: every candidate lands within its limits.
+        prior: allocations to start from.
+    """
+
+    def __init__(self, space: Space, prior: Prior) -> None:
+        self._space, self._prior = space, prior
+        self._static: dict[tuple[str, str, int], np.ndarray | None] = {}
+
+    def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
+        """`count` candidates from all sources; `parents` are the best known, in any order."""
+        sources = [self._source(share, parents) for share in random.permutation(np.linspace(0, 1, count, False))]
+        return [self._draw(source, parents, random) for source in sources]
+
+    def swap(self, parent: Draft, random: np.random.Generator) -> Draft:
+        """A parent with one to three knobs moved; the common shift of the landing gives back the size."""
+        logits = centred(parent.logits)
+        moved = random.choice(len(logits), size=min(len(logits), int(random.integers(1, 4))), replace=False)
+        logits[moved] = np.maximum(logits[moved], LOWEST) + random.normal(0, SWAP_DEVIATION, len(moved))
+        codes = self._other_granularity(parent.granularity, random)
+        size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
+        return Draft(SWAP, self._within(size, random), codes, logits, self._schedule(parent.schedule, random))
+
+    def _source(self, place: float, parents: Sequence[Draft]) -> str:
+        ends = np.cumsum(list(SHARES.values()))
+        source = list(SHARES)[min(int(np.searchsorted(ends, place, side="right")), len(SHARES) - 1)]
+        if source == PRIOR and not self._prior.tables:
+            return FREE
+        return STATIC if source in (SWAP, CROSSOVER) and not parents else source
+
+    def _draw(self, source: str, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
+        if source == SWAP:
+            return self.swap(parents[random.integers(len(parents))], random)
+        if source == CROSSOVER:
+            return self._crossover(parents, random)
+        size, granularity = self._size(random), self._one_granularity(random)
+        if source == FREE:
+            logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
+            return Draft(FREE, size, self._codes(granularity, random), logits, self._schedule(None, random))
+        logits = self._from_table(granularity, size, random) if source == PRIOR else None
+        while logits is None:
+            logits = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
+        logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
+        return Draft(source, size, granularity, logits, self._schedule(SEED_SCHEDULE, random))
+
+    def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
+        """Two parents of neighbouring size and one granularity, knob by knob from one of them."""
+        first = parents[random.integers(len(parents))]
+        mates = [p for p in parents if p is not first and (p.granularity == first.granularity or self._space.mixed)]
+        if not mates:
+            return self.swap(first, random)
+        mates.sort(key=lambda p: abs(np.log(p.size / first.size)))
+        second = mates[min(int(random.exponential(1.0)), len(mates) - 1)]
+        take = random.random(len(first.logits)) < 0.5
+        logits = np.where(take, centred(first.logits), centred(second.logits))
+        size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
+        return Draft(CROSSOVER, self._within(size, random), first.granularity, logits, first.schedule)
+
+    def _size(self, random: np.random.Generator) -> float:
+        low, high = self._space.size_range
+        return high if random.random() < AT_LIMIT else float(low * (high / low) ** random.random())
+
+    def _within(self, size: float, random: np.random.Generator) -> float:
+        low, high = self._space.size_range
+        return high if random.random() < AT_LIMIT else float(min(max(size, low), high))
+
+    def _schedule(self, parent: Schedule | None, random: np.random.Generator) -> Schedule:
+        if parent is not None and random.random() >= NEW_SCHEDULE:
+            return parent
+        if random.random() < 0.25:
+            return Schedule("one-shot", SEED_SCHEDULE.exponent)
+        low, high = EXPONENTS
+        return Schedule("polynomial", float(low * (high / low) ** random.random()))
+
+    def _one_granularity(self, random: np.random.Generator) -> str:
+        return str(random.choice(self._space.usable))
+
+    def _codes(self, granularity: str, random: np.random.Generator) -> str | dict[str, str]:
+        """One granularity, or where layers may differ, often one a layer."""
+        if not self._space.mixed or random.random() < 0.5:
+            return granularity
+        return {name: self._one_granularity(random) for name in self._space.network.layer_names}
+
+    def _other_granularity(self, granularity: str | Mapping[str, str], random: np.random.Generator) -> Any:
+        """Where layers may differ, one channel group or layer takes another granularity now and then."""
+        if not self._space.mixed or random.random() < 0.5:
+            return granularity
+        network = self._space.network
+        names = network.layer_names
+        words = dict.fromkeys(names, granularity) if isinstance(granularity, str) else dict(granularity)
+        layer = network.by_name[names[random.integers(len(names))]]
+        together = network.groups[layer.channel_group].layers if layer.channel_group is not None else (layer.name,)
+        return words | dict.fromkeys(together, self._one_granularity(random))
+
+    def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> np.ndarray | None:
+        table = self._prior.tables.get(granularity)
+        if table is None:
+            return None
+        return self._space.logits(table.at(size, float(random.choice(table.mixes))))
+
+    @cached_property
+    def _grid(self) -> np.ndarray:
+        low, high = self._space.size_range
+        return np.geomspace(low, high, GRID) if high > low else np.array([high])
+
+    def _allocated(self, name: str, granularity: str, size: float) -> np.ndarray | None:
+        """Logits of a static allocation at the grid's nearest size; None where it cannot be reached."""
+        place = int(np.argmin(np.abs(np.log(self._grid / size))))
+        key = (name, granularity, place)
+        if key not in self._static:
+            wanted = self._space.reachable(float(self._grid[place]), granularity)
+            try:
+                found = allocate(name, self._space.target(wanted, granularity), self._prior.evidence[granularity])
+                self._static[key] = self._space.logits(found)
+            except Unreachable:
+                self._static[key] = None
+        return self._static[key]
