@@ -14,25 +14,37 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
+from scipy.special import logit
+from scipy.stats import spearmanr
 from small_fashion import TRIAL_EPOCHS, small_fashion
 
 from pruning.calibrate import recalibrate_
+from pruning.channels import trace_channels
 from pruning.evidence import unit_evidence
 from pruning.prune import prune
 from pruning.screen import Screener
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy
+from search.features import Features
+from search.scan import cached_profile
+from search.surrogate import Surrogate
 from search.train import score
 from spaces.allocation import Evidence, Target, Unreachable, allocate, shifted
+from spaces.layers import Network
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.profile import Profile
+from spaces.space import SEED_SCHEDULE, Draft, Space
 
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}
 GRANULARITIES = ("fine-grained", "channel")
@@ -151,6 +163,104 @@ def _append(row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
+SCORES: Mapping[str, Callable[[Mapping[str, str]], float]] = {
+    "size alone": lambda row: -float(row["size"]),
+    "KL 500": lambda row: float(row["kl_500"]),
+    "KL 2000": lambda row: float(row["kl_2000"]),
+    "zero-shot accuracy": lambda row: -float(row["zero_shot_accuracy"]),
+    "first rung": lambda row: -float(row["rung_accuracy"]),
+}
+"""Cheap scores, smaller is better. KL and zero-shot accuracy follow BatchNorm recalibration."""
+
+
+def show(root: Path) -> None:
+    """Rank correlations with the error after the fine-tune (mean of the seeds), cell by cell, never pooled."""
+    rows = _rows()
+    network, scores = _network(root), {name: np.array([of(row) for row in rows]) for name, of in SCORES.items()}
+    profile = _profile(root)
+    by_layer = np.array([_damages(profile, row) for row in rows])
+    errors = logit(np.array([[1 - float(row[f"accuracy_{seed}"]) for seed in SEEDS] for row in rows]))
+    scores |= {"scan, added up": by_layer.sum(axis=1), "scan, calibrated": _calibrated(by_layer, errors[:, 0], rows)}
+    scores |= {"surrogate": _left_out(network, rows, errors[:, 0]), "noise ceiling": errors[:, 0]}
+    cells, table = list(product(GRANULARITIES, BANDS)), {}
+    print(f"{'':20}" + "".join(f"{granularity[:8]:>10} {band:<10}" for granularity, band in cells))
+    for name, values in scores.items():
+        found = [
+            _correlation(rows, cell, values, errors[:, 1] if name == "noise ceiling" else errors.mean(1))
+            for cell in cells
+        ]
+        table[name] = [None if math.isnan(rho) else round(rho, 2) for rho, _ in found]
+        print(f"{name:20}" + "".join(f"{rho:10.2f} ({p:.3f})   " for rho, p in found))
+    counts = [sum(_in(row, cell) for row in rows) for cell in cells]
+    print(f"{'policies':20}" + "".join(f"{count:10d}{'':11}" for count in counts))
+    print(json.dumps({"benchmark": "proxies", "cells": cells, "n": counts, "spearman": table, **environment()}))
+
+
+def _in(row: Mapping[str, str], cell: tuple[str, str]) -> bool:
+    return (row["granularity"], row["band"]) == cell
+
+
+def _correlation(
+    rows: Sequence[Mapping[str, str]], cell: tuple[str, str], values: np.ndarray, errors: np.ndarray
+) -> tuple[float, float]:
+    """Spearman's rho in one cell, and its two-sided p."""
+    chosen = np.array([_in(row, cell) for row in rows])
+    found = spearmanr(values[chosen], errors[chosen])
+    return float(found.statistic), float(found.pvalue)
+
+
+def _network(root: Path) -> Network:
+    workload = small_fashion()
+    return trace_channels(dense_model(workload, 0, root / "cache").model, workload.example_input).network
+
+
+def _profile(root: Path) -> Profile:
+    workload = small_fashion()
+    dense = dense_model(workload, 0, root / "cache")
+    return cached_profile(Subject.of(workload, dense.model), dense, "magnitude-l2", GRANULARITIES, root / "cache")
+
+
+def _damages(profile: Profile, row: Mapping[str, str]) -> list[float]:
+    """What the scan says of each layer's sparsity alone."""
+    damages = []
+    for layer, sparsity in json.loads(row["sparsity"]).items():
+        if layer in profile.points[row["granularity"]]:
+            levels, damage = profile.damage(row["granularity"], layer)
+            damages.append(float(np.interp(-np.log1p(-sparsity), -np.log1p(-levels), damage)))
+        else:
+            damages.append(0.0)
+    return damages
+
+
+def _calibrated(by_layer: np.ndarray, errors: np.ndarray, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+    """Non-negative weights of the layers' damages, fitted to the other policies' errors of the same granularity."""
+    predicted = np.zeros(len(rows))
+    words = np.array([row["granularity"] for row in rows])
+    for place in range(len(rows)):
+        others = (words == words[place]) & (np.arange(len(rows)) != place)
+        columns = np.column_stack([by_layer[others], np.ones(others.sum()), -np.ones(others.sum())])
+        weights, _ = nnls(columns, errors[others])
+        predicted[place] = np.append(by_layer[place], [1.0, -1.0]) @ weights
+    return predicted
+
+
+def _left_out(network: Network, rows: Sequence[Mapping[str, str]], errors: np.ndarray) -> np.ndarray:
+    """The surrogate's prediction of each policy from all others, both granularities together."""
+    space = Space(network, 0.25)
+    features = Features(space)
+    drafts = [
+        Draft("", float(r["size"]), r["granularity"], space.logits(json.loads(r["sparsity"])), SEED_SCHEDULE)
+        for r in rows
+    ]
+    columns, places = features.of(space.land(drafts)), np.arange(len(rows))
+    left = [Surrogate(columns[places != n], errors[places != n]).predict(columns[[n]]).mean[0] for n in places]
+    return np.array(left)
+
+
+def environment() -> dict[str, str]:
+    return {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "show"))
@@ -160,6 +270,8 @@ def main() -> None:
     part, parts = map(int, options.part.split("/"))
     if options.command == "run":
         run(part, parts, options.root)
+    else:
+        show(options.root)
 
 
 if __name__ == "__main__":

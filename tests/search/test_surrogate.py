@@ -1,0 +1,78 @@
+"""The surrogate against scikit-learn's Gaussian process, and laws it keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
+
+import search.surrogate as subject
+from search.surrogate import Surrogate
+
+
+def data(rows: int = 14, columns: int = 3, seed: int = 0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(rows, columns)) * [1.0, 5.0, 0.2] + [0.0, 30.0, -1.0]
+    return x, np.sin(x[:, 0]) + 0.1 * x[:, 1] + 3 * x[:, 2] ** 2
+
+
+def test_one_combination_equals_scikit_learn(monkeypatch):
+    monkeypatch.setattr(subject, "LENGTHS", (1.7,))
+    monkeypatch.setattr(subject, "LINEAR_SHARES", (0.3,))
+    monkeypatch.setattr(subject, "NOISES", (0.05,))
+    x, y = data()
+    at = data(5, seed=1)[0]
+    scaled, where = ((part - x.mean(0)) / x.std(0) / np.sqrt(3) for part in (x, at))
+    z = (y - y.mean()) / y.std()
+    kernel = ConstantKernel(0.3) * DotProduct(1.0) + ConstantKernel(0.7) * Matern(1.7, nu=2.5)
+    oracle = GaussianProcessRegressor(kernel, alpha=0.05 + 1e-8, optimizer=None).fit(scaled, z)
+    scale = z @ np.linalg.solve(kernel(scaled) + (0.05 + 1e-8) * np.eye(len(z)), z) / len(z)
+    mean, sd = oracle.predict(where, return_std=True)
+    found = Surrogate(x, y).predict(at)
+    np.testing.assert_allclose(found.mean, mean * y.std() + y.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.sd, sd * np.sqrt(scale) * y.std(), rtol=1e-5)
+
+
+def test_columns_in_other_units_change_nothing():
+    x, y = data()
+    at = data(4, seed=2)[0]
+    changed = Surrogate(x * [10, 0.1, 1] + [1, 2, 3], y).predict(at * [10, 0.1, 1] + [1, 2, 3])
+    np.testing.assert_allclose(changed.mean, Surrogate(x, y).predict(at).mean, rtol=1e-6)
+
+
+def test_values_in_other_units_scale_with_them():
+    x, y = data()
+    at = data(4, seed=2)[0]
+    plain, scaled = Surrogate(x, y).predict(at), Surrogate(x, 4 * y - 1).predict(at)
+    np.testing.assert_allclose(scaled.mean, 4 * plain.mean - 1, rtol=1e-6)
+    np.testing.assert_allclose(scaled.sd, 4 * plain.sd, rtol=1e-6)
+
+
+def test_a_column_that_does_not_vary_is_ignored():
+    x, y = data()
+    with_constant = Surrogate(np.column_stack([x, np.full(len(x), 7.0)]), y)
+    at = data(4, seed=2)[0]
+    found = with_constant.predict(np.column_stack([at, np.full(4, -100.0)]))
+    np.testing.assert_allclose(found.mean, Surrogate(x, y).predict(at).mean)
+
+
+def test_follows_a_line_beyond_the_data_and_is_less_sure_there():
+    x = np.linspace(0, 1, 12)[:, None]
+    found = Surrogate(x, 2 * x[:, 0] + 1).predict(np.array([[0.5], [2.0]]))
+    assert found.mean == pytest.approx([2.0, 5.0], abs=0.05)
+    assert found.sd[1] > found.sd[0]
+
+
+def test_noisy_observations_pull_less():
+    x = np.array([[0.0], [1.0], [2.0], [3.0], [1.5]])
+    y = np.array([0.0, 1.0, 2.0, 3.0, 9.0])
+    sure = Surrogate(x, y).predict(np.array([[1.5]])).mean[0]
+    unsure = Surrogate(x, y, np.array([1, 1, 1, 1, 1000.0])).predict(np.array([[1.5]])).mean[0]
+    assert unsure < 0.5 * sure
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_few_and_equal_observations_are_no_error(rows):
+    found = Surrogate(np.zeros((rows, 2)), np.ones(rows)).predict(np.array([[0.0, 0.0], [5.0, 1.0]]))
+    assert np.isfinite(found.mean).all() and np.isfinite(found.sd).all() and found.mean == pytest.approx([1.0, 1.0])
