@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search.errors import UsageError
 from spaces.errors import unknown
 from spaces.policy import CRITERIA, GRANULARITIES
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
+GUIDED = "guided"
+SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
 BUDGETS = ("trials", "timeout", "finalists")
 """Fields that may change when a study is resumed."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
@@ -32,12 +34,17 @@ class SearchConfig(BaseModel):
         trials: finished trials in total (complete, stopped early, failed).
         timeout: running seconds of the study after which no further trial starts.
         max_size: the size limit, a share of the dense model.
+        min_size: smallest size target; default a tenth of the limit. Equal to the limit, accuracy at that size
+            is all that is searched.
+        max_macs: a further limit, a share of the dense MACs.
+        min_accuracy: the smallest network of at least this validation accuracy is wanted: a share, or
+            `dense-0.005` for 0.5 points below the dense model's.
         size_metric: what the limit binds on: `encoded` (bytes of the sparse file) or `nonzero`.
         speed: the third objective; `macs`.
         granularity: choices, one for a whole policy, or one a layer when `mixed`.
         mixed: let every layer have its own granularity.
         criterion: which units go first.
-        sampler: `tpe`, `nsga2`, `gp` or `random`.
+        sampler: `guided`, or one of Optuna's: `tpe`, `nsga2`, `gp`, `random`.
         seeds: start with static allocations and the scan's, at most half of the trials.
         seed: of sampling, data order and augmentation.
         dense_seed: of the dense model's own training.
@@ -56,12 +63,15 @@ class SearchConfig(BaseModel):
     trials: int = Field(default=24, ge=1)
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_size: float = Field(default=0.25, gt=0, le=1, allow_inf_nan=False)
+    min_size: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    max_macs: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    min_accuracy: str | None = None
     size_metric: Literal["encoded", "nonzero"] = "encoded"
     speed: Literal["macs"] = "macs"
     granularity: tuple[str, ...] = GRANULARITIES
     mixed: bool = False
     criterion: str = "magnitude-l2"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     seeds: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
     dense_seed: int = Field(default=0, ge=0, lt=2**31)
@@ -94,6 +104,35 @@ class SearchConfig(BaseModel):
         if not words or len(set(words)) < len(words):
             raise ValueError(f"granularity needs one or more of {', '.join(GRANULARITIES)}, each once, got {words}")
         return words
+
+    @field_validator("min_accuracy", mode="before")
+    @classmethod
+    def _min_accuracy_is_a_share_or_below_dense(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        number = str(value).strip().removeprefix("dense-")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share < 1:
+            raise ValueError(
+                f"min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got {value!r}"
+            )
+        return str(value).strip()
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> SearchConfig:
+        if self.min_size is not None and self.min_size > self.max_size:
+            raise ValueError(f"min-size must be at most max-size {self.max_size:g}, got {self.min_size:g}")
+        return self
+
+    def least_accuracy(self, dense_accuracy: float) -> float | None:
+        """The accuracy asked for, given the dense model's on validation; None if none was."""
+        if self.min_accuracy is None:
+            return None
+        below = self.min_accuracy.removeprefix("dense-")
+        return dense_accuracy - float(below) if below != self.min_accuracy else float(below)
 
     @field_validator("criterion")
     @classmethod

@@ -14,7 +14,11 @@ LEAST_KEPT = 1e-3
 
 
 class Features:
-    """Columns: -log of the share kept by masks and by removals along the network, log size, schedule."""
+    """Columns: (share kept)^-1/2 by masks and by removals along the network, log size, schedule.
+
+    A layer's column is 0 where it is pruned in another way. Of the powers and the logarithm of the share kept, -1/2
+    predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`).
+    """
 
     def __init__(self, space: Space) -> None:
         network = space.network
@@ -23,8 +27,9 @@ class Features:
 
     def of(self, landed: Landed) -> np.ndarray:
         """(p, columns)."""
-        masked = -np.log(np.maximum(1 - landed.requests.masked, LEAST_KEPT)) @ self._by_mask
-        removed = -np.log(np.maximum(1 - landed.requests.removed, LEAST_KEPT)) @ self._by_removal
+        asked = landed.requests
+        masked = (asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT))) @ self._by_mask
+        removed = (asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))) @ self._by_removal
         schedule = np.array([_schedule(draft.schedule) for draft in landed.drafts])
         return np.column_stack([masked, removed, np.log(landed.sizes), schedule])
 

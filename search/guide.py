@@ -11,8 +11,9 @@ from scipy.special import expit, logit
 
 from search.features import Features
 from search.hypervolume import DominatedSpace, non_dominated, ranks
-from search.pool import Pool, Prior
+from search.pool import Pool
 from search.surrogate import MOST_ROWS, Surrogate
+from spaces.allocation import Evidence
 from spaces.policy import PruningPolicy
 from spaces.space import Draft, Landed, Space
 
@@ -83,23 +84,23 @@ class Guide:
 
     Args:
         space: every proposal lands within its limits.
-        prior: allocations known before the first fine-tune.
+        evidence: by granularity, what is known before the first fine-tune.
         dense_error: 1 - metric of the dense model.
         seed: of all draws; together with a trial's number it fixes them.
         screen: policy -> zero-shot divergence; None where screening does not pay.
-        smallest: with an accuracy asked for, its error: what is searched is the smallest network below it.
+        largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
     """
 
     def __init__(
         self,
         space: Space,
-        prior: Prior,
+        evidence: Mapping[str, Evidence],
         dense_error: float,
         seed: int = 0,
         screen: Callable[[PruningPolicy], float] | None = None,
         largest_error: float | None = None,
     ) -> None:
-        self._space, self._pool, self._seed, self._screen = space, Pool(space, prior), seed, screen
+        self._space, self._pool, self._seed, self._screen = space, Pool(space, evidence), seed, screen
         self._largest_error = largest_error
         self._features = Features(space)
         worst = (1 + dense_error) / 2 if largest_error is None else largest_error
@@ -107,6 +108,7 @@ class Guide:
         self._reference = np.array([worst, np.log(high * BEYOND_LIMIT), WORST_SPEED])
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
+        self._suggested: dict[int, Suggestion] = {}
 
     def learn(self, number: int, params: Mapping[str, Any], error: float, noise: float = 1.0) -> None:
         """Take note of a finished trial; a number already known is replaced."""
@@ -126,8 +128,16 @@ class Guide:
         """Whether a trial has been learnt."""
         return number in self._observed
 
+    def suggested(self, number: int) -> Suggestion | None:
+        """What was suggested for a trial by this guide, if anything."""
+        return self._suggested.get(number)
+
     def suggest(self, number: int) -> Suggestion:
         """The point trial `number` evaluates."""
+        self._suggested[number] = self._choose(number)
+        return self._suggested[number]
+
+    def _choose(self, number: int) -> Suggestion:
         random = np.random.default_rng([self._seed, number])
         seen = list(self._observed.values())
         drafts = self._pool.draw(POOL, self._parents(seen), random)

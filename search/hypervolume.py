@@ -6,21 +6,16 @@ import numpy as np
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Which rows of `points` (n, k) no other row dominates, all to be minimised; of equal rows the first.
+    """Which rows of (n, k), all minimised, no other row beats.
 
-    Rows with NaN are never kept.
-
-    >>> non_dominated(np.array([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
-    [True, True, False, False]
+    A row dominates another if it is nowhere larger and somewhere smaller; equal rows both stay. A row
+    with NaN is never on the front and dominates nothing.
     """
-    points = np.asarray(points, dtype=float)
-    kept = ~np.isnan(points).any(axis=1)
-    for i in np.flatnonzero(kept):
-        others = points[kept]
-        better = (others <= points[i]).all(axis=1) & (others < points[i]).any(axis=1)
-        first_of_equals = not (points[:i][kept[:i]] == points[i]).all(axis=1).any()
-        kept[i] = not better.any() and first_of_equals
-    return kept
+    valid = ~np.isnan(points).any(axis=1)
+    filled = np.where(valid[:, None], points, np.inf)
+    not_larger = (filled[:, None, :] <= filled[None, :, :]).all(axis=2)
+    smaller = (filled[:, None, :] < filled[None, :, :]).any(axis=2)
+    return valid & ~(not_larger & smaller).any(axis=0)
 
 
 def ranks(points: np.ndarray) -> np.ndarray:

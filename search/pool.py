@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +12,6 @@ from spaces.allocation import Evidence, Unreachable, allocate
 from spaces.landing import centred
 from spaces.policy import Schedule
 from spaces.space import EXPONENTS, SEED_SCHEDULE, Draft, Space
-from spaces.tradeoff import Tradeoff
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
 SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
@@ -33,29 +31,16 @@ NEW_SCHEDULE = 0.15
 """Chance that a candidate does not take over its parent's schedule."""
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What is known of the dense model before any fine-tune.
-
-    Attributes:
-        evidence: by granularity, for static allocations.
-        tables: by granularity, of the scan; empty without one.
-    """
-
-    evidence: Mapping[str, Evidence]
-    tables: Mapping[str, Tradeoff]
-
-
 class Pool:
     """Draws candidates of a space.
 
     Args:
         space: every candidate lands within its limits.
-        prior: allocations to start from.
+        evidence: by granularity, what allocations start from.
     """
 
-    def __init__(self, space: Space, prior: Prior) -> None:
-        self._space, self._prior = space, prior
+    def __init__(self, space: Space, evidence: Mapping[str, Evidence]) -> None:
+        self._space, self._evidence = space, evidence
         self._static: dict[tuple[str, str, int], np.ndarray | None] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
@@ -75,7 +60,7 @@ class Pool:
     def _source(self, place: float, parents: Sequence[Draft]) -> str:
         ends = np.cumsum(list(SHARES.values()))
         source = list(SHARES)[min(int(np.searchsorted(ends, place, side="right")), len(SHARES) - 1)]
-        if source == PRIOR and not self._prior.tables:
+        if source == PRIOR and not all(e.tradeoff for e in self._evidence.values()):
             return FREE
         return STATIC if source in (SWAP, CROSSOVER) and not parents else source
 
@@ -144,10 +129,8 @@ class Pool:
         return words | dict.fromkeys(together, self._one_granularity(random))
 
     def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> np.ndarray | None:
-        table = self._prior.tables.get(granularity)
-        if table is None:
-            return None
-        return self._space.logits(table.at(size, float(random.choice(table.mixes))))
+        table = self._evidence[granularity].tradeoff
+        return None if table is None else self._space.logits(table.at(size, float(random.choice(table.mixes))))
 
     @cached_property
     def _grid(self) -> np.ndarray:
@@ -161,7 +144,7 @@ class Pool:
         if key not in self._static:
             wanted = self._space.reachable(float(self._grid[place]), granularity)
             try:
-                found = allocate(name, self._space.target(wanted, granularity), self._prior.evidence[granularity])
+                found = allocate(name, self._space.target(wanted, granularity), self._evidence[granularity])
                 self._static[key] = self._space.logits(found)
             except Unreachable:
                 self._static[key] = None

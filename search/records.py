@@ -55,7 +55,7 @@ class TrialRecord:
 
     Attributes:
         number: Optuna's, from 0 without gaps.
-        origin: `sampler`, or the allocator of a seed.
+        origin: the allocator of a seed, the source of a guided proposal, or `sampler`.
         params: what Optuna sampled.
         policy: what they were landed on.
         sampled: layer -> sparsity before the common shift.
@@ -63,6 +63,7 @@ class TrialRecord:
         started: running seconds since the dense model was ready, pauses left out.
         finished: likewise.
         proposing: seconds the sampler and the landing took.
+        scores: what the guided sampler knew of it before it was evaluated, by name; empty for others.
     """
 
     number: int
@@ -75,6 +76,7 @@ class TrialRecord:
     started: float
     finished: float
     proposing: float
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def to_plain(record: TrialRecord | FinalRecord) -> dict[str, Any]:
     data = {f.name: getattr(record, f.name) for f in fields(record)}
     data["policy"] = record.policy.to_dict()
     data["result"] = _result_to_plain(record.result)
-    for key in ("params", "sampled"):
+    for key in ("params", "sampled", "scores"):
         if key in data:
             data[key] = dict(data[key])
     return {"version": RECORD_VERSION, **data}

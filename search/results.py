@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from search.hypervolume import non_dominated
 from search.records import COMPLETE, FinalRecord, TrialRecord
 
 FRONT_COLUMNS = (
@@ -117,19 +118,6 @@ def front_of(table: pd.DataFrame, max_size: float) -> pd.DataFrame:
         rows = rows[non_dominated(points)]
         rows = rows.sort_values(["accuracy", "size", "trial"], ascending=[False, True, True])
     return rows[list(FRONT_COLUMNS)].reset_index(drop=True)
-
-
-def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Which rows of (n, k), all minimised, no other row beats.
-
-    A row dominates another if it is nowhere larger and somewhere smaller; equal rows both stay. A row
-    with NaN is never on the front and dominates nothing.
-    """
-    valid = ~np.isnan(points).any(axis=1)
-    filled = np.where(valid[:, None], points, np.inf)
-    not_larger = (filled[:, None, :] <= filled[None, :, :]).all(axis=2)
-    smaller = (filled[:, None, :] < filled[None, :, :]).any(axis=2)
-    return valid & ~(not_larger & smaller).any(axis=0)
 
 
 def best_trial(front: pd.DataFrame, trials: pd.DataFrame | None = None, max_size: float = 1.0) -> int | None:

@@ -17,7 +17,7 @@ from pruning.channels import trace_channels
 from pruning.evidence import unit_evidence
 from search.checkpoints import save_model
 from search.clock import StudyClock
-from search.config import SearchConfig, check_study_name
+from search.config import GUIDED, SearchConfig, check_study_name
 from search.console import Watcher, duration
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
@@ -25,6 +25,7 @@ from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals
 from search.fingerprint import training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
+from search.guide import Guide
 from search.locks import held_lock
 from search.pictures import front_png, profile_png
 from search.records import COMPLETE, FINISHED_STATES, TrialRecord
@@ -32,6 +33,7 @@ from search.results import FinalScore, best_trial, front_of, score_finals, trial
 from search.scan import cached_profile
 from search.study import OBJECTIVES, OptunaStudy
 from search.tracking import Tracker
+from search.train import score
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
 from spaces.profile import Profile
@@ -174,13 +176,18 @@ class _Coordinator:
 
     def run(self) -> SearchResult:
         began = time.perf_counter()
-        profile = self._profile() if self.config.seeds else None
+        guided = self.config.sampler == GUIDED
+        profile = self._profile() if self.config.seeds or guided else None
         self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
         self.seconds["scan"] = time.perf_counter() - began
-        self.seeds = self._first_seeds(profile) if self.config.seeds else []
+        evidence = self._evidence(profile)
+        self.seeds = self._first_seeds(evidence) if self.config.seeds else []
+        guide = self._guide(evidence) if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
-        self.study = OptunaStudy(self.folder.database, self.folder.name, self.config.sampler, self.config.seed)
+        self.study = OptunaStudy(
+            self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes
+        )
         self.tracker = Tracker(self.folder.root, self.folder.name, record["study_id"], self.clock.to_time)
         self.tracker.start(self._settings())
         self.seconds["storage"] = time.perf_counter() - began
@@ -207,7 +214,13 @@ class _Coordinator:
 
     def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
         return {
-            granularity: Evidence(unit_evidence(self.subject.dense, self.subject.graph, granularity), profile)
+            granularity: Evidence.of(
+                self.subject.network,
+                granularity,
+                unit_evidence(self.subject.dense, self.subject.graph, granularity),
+                profile,
+                self.space.metric,
+            )
             for granularity in self.space.usable
         }
 
@@ -235,9 +248,14 @@ class _Coordinator:
                 return
             self._run_trial(self._ask(self.study.trial_count))
 
-    def _first_seeds(self, profile: Profile | None) -> list[Seed]:
+    def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
         """Seeds of the first half of the trials."""
-        return list(islice(self.space.seeds(self._evidence(profile)), self.config.trials // 2))
+        return list(islice(self.space.seeds(evidence), self.config.trials // 2))
+
+    def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
+        dense = score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
+        least = self.config.least_accuracy(dense)
+        return Guide(self.space, evidence, 1 - dense, self.config.seed, None if least is None else 1 - least)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""
@@ -248,6 +266,7 @@ class _Coordinator:
     def _run_trial(self, trial: Any) -> None:
         started, began = self.clock.seconds, time.perf_counter()
         proposal = self.space.suggest(trial)
+        self.study.explain(trial)
         proposing = time.perf_counter() - began
         evaluation = self._evaluate(trial, proposal)
         if evaluation.model is not None:
@@ -263,6 +282,7 @@ class _Coordinator:
             started=started,
             finished=self.clock.seconds,
             proposing=proposing,
+            scores=self.study.scores(trial),
         )
         self.journal.write_trial(record)
         self.trials[record.number] = record

@@ -12,12 +12,16 @@ from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
 from search.errors import EnvironmentProblem
+from search.guide import Guide
 from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.sampler import make_sampler
+from spaces.space import Axis
 
 OBJECTIVES = {"accuracy": "maximize", "size": "minimize", "macs": "minimize"}
 ORIGIN = "origin"
-"""Trial attribute: the allocator of a seed; absent for what the sampler chose."""
+"""Trial attribute: the allocator of a seed, or the source of a guided proposal; absent for other samplers."""
+SCORES = "scores"
+"""Trial attribute: what the guide knew of a trial before it was evaluated."""
 STARTS = "starts"
 """Trial attribute: how often its evaluation was begun."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
@@ -27,13 +31,25 @@ _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAIL
 class OptunaStudy:
     """One multi-objective Optuna study in one SQLite file, written by one process.
 
+    Args:
+        sampler: by name; see `search.sampler`.
+        guide: of the sampler `guided`, with the axes of its space.
+
     Raises:
         EnvironmentProblem: the file cannot be opened, or is no Optuna storage.
     """
 
-    def __init__(self, path: Path, name: str, sampler: str, seed: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        sampler: str,
+        seed: int,
+        guide: Guide | None = None,
+        axes: tuple[Axis, ...] = (),
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._sampler, self._seed = sampler, seed
+        self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
         try:
             storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
             self._study = optuna.create_study(
@@ -61,7 +77,7 @@ class OptunaStudy:
         if params is not None and not waiting:
             self._study.enqueue_trial(dict(params), user_attrs={ORIGIN: origin} if origin else None)
         number = waiting[0].number if waiting else self.trial_count - (params is not None)
-        self._study.sampler = make_sampler(self._sampler, self._seed, number)
+        self._take_sampler(number)
         return self._study.ask()
 
     def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
@@ -75,14 +91,28 @@ class OptunaStudy:
         trial.set_user_attr(STARTS, starts)
         return starts
 
+    def explain(self, trial: Trial) -> None:
+        """Write down why the guide proposed a trial that has just been sampled."""
+        if self._guide is not None and (why := self._guide.suggested(trial.number)) is not None:
+            trial.set_user_attr(ORIGIN, why.source)
+            trial.set_user_attr(SCORES, dict(why.scores))
+
     @staticmethod
     def origin(trial: Trial) -> str:
-        """The allocator behind a seed trial, else `sampler`."""
+        """The allocator behind a seed trial, the source of a guided proposal, else `sampler`."""
         return trial.user_attrs.get(ORIGIN, "sampler")
 
+    @staticmethod
+    def scores(trial: Trial) -> dict[str, float]:
+        """What the guide knew of a trial before it was evaluated."""
+        return trial.user_attrs.get(SCORES, {})
+
     def _trial(self, trial_id: int, number: int) -> Trial:
-        self._study.sampler = make_sampler(self._sampler, self._seed, number)
+        self._take_sampler(number)
         return Trial(self._study, trial_id)
+
+    def _take_sampler(self, number: int) -> None:
+        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes)
 
 
 def begun_trials(path: Path, name: str) -> list[int]:

@@ -157,6 +157,7 @@ class Tracker:
         summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {
             "seconds_proposing": record.proposing
         }
+        summary |= {f"guide_{name}": score for name, score in record.scores.items()}
         if result.state == COMPLETE:
             summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
             summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}

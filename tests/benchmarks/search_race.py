@@ -15,10 +15,7 @@ import argparse
 import csv
 import json
 import math
-import platform
-import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,7 +37,6 @@ from pruning.prune import prune
 from search.dense import DenseModel, dense_model
 from search.evaluate import Subject, evaluate_policy
 from search.guide import Guide
-from search.hypervolume import hypervolume
 from search.sampler import make_sampler
 from search.scan import cached_profile
 from search.train import score
