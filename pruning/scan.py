@@ -13,17 +13,24 @@ from torch import Tensor, nn
 from pruning.calibrate import recalibrate_
 from pruning.channels import ChannelGraph
 from pruning.masks import apply_masks_
-from pruning.prune import policy_masks
+from pruning.prefix import RecordedPass
+from pruning.rankings import Rankings
+from pruning.working_copy import WorkingCopy
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
+SCAN_EXAMPLES = 1000
+"""Examples scored at most: a scan ranks layers and levels, whose losses lie far apart."""
 SCAN_BATCH = 500
 """Examples a forward pass at most; the data is cut into equal parts, each one BatchNorm statistic."""
+PREFIX_BYTES = 2**30
+"""Memory spent at most on tensors of the dense model that candidates start from."""
 
-Scorer = Callable[[nn.Module], tuple[float, float]]
+_Scores = tuple[float, float]
+"""Loss and metric."""
 
 
 def scan_sensitivity(
@@ -42,43 +49,115 @@ def scan_sensitivity(
 
     Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
     and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
+    What the network computes before a pruned layer is taken from the dense model, where its forward pass
+    allows it.
 
     Args:
         model: trained; stays as it is.
         graph: its traced channel groups.
-        data: calibration inputs (n, ...) and targets (n, ...).
-        loss: (outputs, targets) -> scalar; of all of `data` at once.
+        data: calibration inputs (n, ...) and targets (n, ...); of more than `SCAN_EXAMPLES`, 1000, that many
+            evenly spaced ones are used.
+        loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
         levels: sparsities, each in [0, 1); the achieved ones are reported.
         fingerprint: kept in the profile, to tell whose it is.
         progress: called with (points done, points in all).
     """
-    inputs, targets = data
-    batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
-
-    @torch.inference_mode()
-    def scored(candidate: nn.Module) -> tuple[float, float]:
-        outputs = torch.cat([candidate(batch) for batch in batches])
-        return float(loss(outputs, targets)), float(metric(outputs, targets))
-
     began = time.perf_counter()
+    inputs, targets = (_evenly_spaced(part, SCAN_EXAMPLES) for part in data)
+    batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
     dense = copy.deepcopy(model).eval()
-    dense_loss, dense_accuracy = scored(dense)
+    scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
+    rankings = Rankings(dense, graph)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
-    points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
-    for number, (granularity, names) in enumerate(subjects):
+
+    def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:
+        policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
+        return policy, rankings.masks(policy)
+
+    order = sorted(subjects, key=lambda subject: scorer.start(masks_at(max(levels, default=0.0), *subject)[1]))
+    rows: dict[tuple[str, tuple[str, ...]], tuple[ProfilePoint, ...]] = {}
+    for number, subject in enumerate(order):
         row = []
         for place, level in enumerate(levels):
-            policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
-            pruned = copy.deepcopy(dense)
-            apply_masks_(pruned, policy_masks(dense, policy, graph=graph)[0])
-            plain = scored(pruned)
-            recalibrated = scored(pruned) if recalibrate_(pruned, batches) else plain
-            row.append(ProfilePoint(achieved(graph.network, policy)[names[0]], *plain, *recalibrated))
+            policy, masks = masks_at(level, *subject)
+            plain, recalibrated = scorer.scores(masks)
+            row.append(ProfilePoint(achieved(graph.network, policy)[subject[1][0]], *plain, *recalibrated))
             if progress:
                 progress(number * len(levels) + place + 1, len(subjects) * len(levels))
-        points[granularity].update(dict.fromkeys(names, tuple(row)))
-    return Profile(fingerprint, len(targets), dense_loss, dense_accuracy, points, time.perf_counter() - began)
+        rows[subject] = tuple(row)
+    points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
+    for granularity, names in subjects:
+        points[granularity].update(dict.fromkeys(names, rows[granularity, names]))
+    return Profile(fingerprint, len(targets), *scorer.dense, points, time.perf_counter() - began)
+
+
+class _Scorer:
+    """Scores one network under changing masks, plainly and after BatchNorm recalibration.
+
+    Attributes:
+        dense: scores without masks.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Tensor], _Scores]) -> None:
+        self._model, self._batches, self._score = dense, batches, score
+        self.dense = self._plainly(copy.deepcopy(dense))
+        self._copy = WorkingCopy(dense)
+        try:
+            self._passes = self._recorded()
+        except Exception:  # whatever a module does that cannot be recorded, it is scored without
+            self._passes = None
+
+    def start(self, masks: dict[str, Tensor]) -> int:
+        """Where in the forward pass a candidate begins to differ; scores are cheapest in this order."""
+        return self._passes[0].start(set(masks)) if self._passes else 0
+
+    def scores(self, masks: dict[str, Tensor]) -> tuple[_Scores, _Scores]:
+        """Loss and metric under the masks, without recalibration and with."""
+        if self._passes:
+            try:
+                with self._copy.masked(masks) as candidate:
+                    return self._from_prefix(candidate, set(masks))
+            except Exception:  # the passes deviate; if the network itself fails, it does so again below
+                self._passes = None
+        candidate = copy.deepcopy(self._model)
+        apply_masks_(candidate, masks)
+        plain = self._plainly(candidate)
+        return plain, self._plainly(candidate) if self._recalibrate(candidate) else plain
+
+    @torch.inference_mode()
+    def _recorded(self) -> tuple[RecordedPass, ...]:
+        """The dense model's passes: plain, recalibrating, and plain again with the new statistics."""
+        limit = PREFIX_BYTES // 3
+        plain = RecordedPass(self._model, self._forward, limit)
+        fitting = RecordedPass(self._model, self._recalibrate, limit)
+        if not fitting.result:
+            return (plain,)
+        return plain, fitting, RecordedPass(fitting.model, self._forward, limit)
+
+    @torch.inference_mode()
+    def _from_prefix(self, candidate: nn.Module, changed: set[str]) -> tuple[_Scores, _Scores]:
+        outputs, changed = self._passes[0].repeat(candidate, changed)
+        plain = again = self._score(torch.cat(outputs))
+        if len(self._passes) > 1:
+            _, changed = self._passes[1].repeat(candidate, changed)
+            again = self._score(torch.cat(self._passes[2].repeat(candidate, changed)[0]))
+        return plain, again
+
+    @torch.inference_mode()
+    def _plainly(self, candidate: nn.Module) -> _Scores:
+        return self._score(torch.cat(self._forward(candidate)))
+
+    def _forward(self, candidate: nn.Module) -> list[Tensor]:
+        return [candidate(batch) for batch in self._batches]
+
+    def _recalibrate(self, candidate: nn.Module) -> int:
+        return recalibrate_(candidate, self._batches)
+
+
+def _evenly_spaced(part: Tensor, most: int) -> Tensor:
+    """At most that many of the rows; all classes are met even where rows are sorted by class."""
+    return part if len(part) <= most else part[torch.arange(most) * len(part) // most]
 
 
 def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,10 @@ import numpy as np
 from scipy.special import expit, logit
 
 from search.features import Features
-from search.hypervolume import DominatedSpace, non_dominated, ranks
+from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
-from search.surrogate import MOST_ROWS, Surrogate
+from search.surrogate import Surrogate
 from spaces.allocation import Evidence
-from spaces.policy import PruningPolicy
 from spaces.space import Draft, Landed, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
@@ -33,8 +32,8 @@ WORST_SPEED = 1.05
 """Speed of the reference point, a little beyond the dense model's."""
 BEYOND_LIMIT = 1.1
 """Size of the reference point over the limit."""
-SCREENED = 8
-"""Candidates a proposal scores without training."""
+MOST_ROWS = 120
+"""Observations a surrogate is fitted to: the front's and the latest."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Observation:
         size: exact share of the dense size.
         speed: the third objective's share of the dense model's.
         noise: variance over that of a full fine-tune.
-        divergence: zero-shot score, if it was screened.
     """
 
     draft: Draft
@@ -56,7 +54,11 @@ class Observation:
     size: float
     speed: float
     noise: float = 1.0
-    divergence: float | None = None
+
+    @property
+    def point(self) -> np.ndarray:
+        """Error, log size and speed (3,)."""
+        return np.array([self.error, np.log(self.size), self.speed])
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,6 @@ class Guide:
         evidence: by granularity, what is known before the first fine-tune.
         dense_error: 1 - metric of the dense model.
         seed: of all draws; together with a trial's number it fixes them.
-        screen: policy -> zero-shot divergence; None where screening does not pay.
         largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
     """
 
@@ -97,10 +98,9 @@ class Guide:
         evidence: Mapping[str, Evidence],
         dense_error: float,
         seed: int = 0,
-        screen: Callable[[PruningPolicy], float] | None = None,
         largest_error: float | None = None,
     ) -> None:
-        self._space, self._pool, self._seed, self._screen = space, Pool(space, evidence), seed, screen
+        self._space, self._pool, self._seed = space, Pool(space, evidence), seed
         self._largest_error = largest_error
         self._features = Features(space)
         worst = (1 + dense_error) / 2 if largest_error is None else largest_error
@@ -108,6 +108,8 @@ class Guide:
         self._reference = np.array([worst, np.log(high * BEYOND_LIMIT), WORST_SPEED])
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
+        self._front: list[int] = []
+        self._asked: set[bytes] = set()
         self._suggested: dict[int, Suggestion] = {}
 
     def learn(self, number: int, params: Mapping[str, Any], error: float, noise: float = 1.0) -> None:
@@ -139,16 +141,14 @@ class Guide:
 
     def _choose(self, number: int) -> Suggestion:
         random = np.random.default_rng([self._seed, number])
-        seen = list(self._observed.values())
-        drafts = self._pool.draw(POOL, self._parents(seen), random)
+        rows = self._relevant()
+        drafts = self._pool.draw(POOL, self._parents(rows), random)
         landed = self._space.land(drafts)
-        fresh = self._fresh(landed, seen)
-        if len(seen) < FEWEST:
+        fresh = self._fresh(landed)
+        if len(rows) < FEWEST:
             return self._suggestion(drafts[int(np.argmax(fresh))], {})
-        rows = self._relevant(seen)
-        surrogate = Surrogate(
-            np.array([o.features for o in rows]), logit([o.error for o in rows]), np.array([o.noise for o in rows])
-        )
+        features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
+        surrogate = Surrogate(features, logit(errors), np.array([o.noise for o in rows]))
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
         gains = self._gains(landed, surrogate, front, for_best)
@@ -156,7 +156,7 @@ class Guide:
             best = np.argsort(-np.where(fresh, gains, -1))[:KEPT]
             moved = [self._pool.swap(drafts[i], random) for i in best for _ in range(2)]
             drafts, landed = drafts + moved, landed + self._space.land(moved)
-            fresh = self._fresh(landed, seen)
+            fresh = self._fresh(landed)
             gains = self._gains(landed, surrogate, front, for_best)
         chosen = int(np.argmax(np.where(fresh, gains, -1)))
         prediction = surrogate.predict(self._features.of(landed)[[chosen]])
@@ -167,34 +167,37 @@ class Guide:
     def _suggestion(self, draft: Draft, scores: Mapping[str, float]) -> Suggestion:
         return Suggestion(self._space.params_of(draft), draft.source, scores)
 
-    def _fresh(self, landed: Landed, seen: Sequence[Observation]) -> np.ndarray:
-        """Which candidates are not what a trial has already been."""
-        if not seen:
-            return np.ones(len(landed.sizes), dtype=bool)
-        features = self._features.of(landed)
-        known = np.array([o.features for o in seen])
-        distance = np.abs(features[:, None] - known).max(axis=2)
-        return distance.min(axis=1) > 1e-3
+    def _join_front(self, number: int) -> None:
+        """Keep the numbers of the trials none of the known ones dominates."""
+        point = self._observed[number].point
+        points = np.array([self._observed[n].point for n in self._front if n != number]).reshape(-1, 3)
+        others = [n for n in self._front if n != number]
+        if ((points <= point).all(axis=1) & (points < point).any(axis=1)).any():
+            self._front = others
+            return
+        beaten = (points >= point).all(axis=1) & (points > point).any(axis=1)
+        self._front = [n for n, worse in zip(others, beaten, strict=True) if not worse] + [number]
 
-    def _parents(self, seen: Sequence[Observation]) -> list[Draft]:
+    def _fresh(self, landed: Landed) -> np.ndarray:
+        """Which candidates are not what a trial has already been."""
+        return np.array([_key(row) not in self._asked for row in self._features.of(landed)], dtype=bool)
+
+    def _relevant(self) -> list[Observation]:
+        """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
+        latest = sorted(self._observed)[-MOST_ROWS // 2 :]
+        chosen = {*latest, *self._front[-MOST_ROWS // 2 :]}
+        left = [number for number in sorted(self._observed, reverse=True) if number not in chosen]
+        return [self._observed[number] for number in sorted(chosen | {*left[: MOST_ROWS - len(chosen)]})]
+
+    def _parents(self, rows: Sequence[Observation]) -> list[Draft]:
         """The points of the best non-dominated ranks, of each granularity by itself."""
         parents: list[Draft] = []
-        for word in {o.draft.label for o in seen}:
-            own = [o for o in seen if o.draft.label == word]
-            rank = ranks(np.array([[o.error, np.log(o.size), o.speed] for o in own]))
-            best = np.argsort(rank, kind="stable")[: PARENTS // max(1, len(self._space.usable))]
+        for word in sorted({o.draft.label for o in rows}):
+            own = [o for o in rows if o.draft.label == word]
+            rank = ranks(np.array([o.point for o in own]))
+            best = np.argsort(rank, kind="stable")[: PARENTS // len(self._space.usable)]
             parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
         return parents
-
-    def _relevant(self, seen: Sequence[Observation]) -> list[Observation]:
-        """The observations a surrogate is fitted to: all, or the best ranks and the latest of very many."""
-        if len(seen) <= MOST_ROWS:
-            return list(seen)
-        latest = list(seen)[-MOST_ROWS // 2 :]
-        earlier = list(seen)[: -MOST_ROWS // 2]
-        front = non_dominated(np.array([[o.error, np.log(o.size), o.speed] for o in earlier]))
-        order = sorted(range(len(earlier)), key=lambda i: (not front[i], earlier[i].error))
-        return latest + [earlier[i] for i in order[: MOST_ROWS - len(latest)]]
 
     def _posterior(self, rows: Sequence[Observation], surrogate: Surrogate) -> np.ndarray:
         """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned in full."""
@@ -210,3 +213,7 @@ class Guide:
             return np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         space = DominatedSpace(front, self._reference)
         return space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
+
+
+def _key(features: np.ndarray) -> bytes:
+    return np.round(features, 3).tobytes()

@@ -23,10 +23,9 @@ def ranks(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, dtype=float)
     left, result = np.arange(len(points)), np.full(len(points), len(points))
     for rank in range(len(points)):
-        rows = points[left]
-        dominated = np.array([((rows <= row).all(axis=1) & (rows < row).any(axis=1)).any() for row in rows], dtype=bool)
-        result[left[~dominated]] = rank
-        left = left[dominated]
+        front = non_dominated(points[left])
+        result[left[front]] = rank
+        left = left[~front]
         if not len(left):
             break
     return result

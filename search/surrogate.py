@@ -8,14 +8,12 @@ from itertools import product
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-LENGTHS = (0.7, 1.5, 3.0, 6.0)
+LENGTHS = (0.7, 2.0, 6.0)
 """Length scales tried, in standard deviations of the features' distances."""
-LINEAR_SHARES = (0.2, 0.6, 0.9)
+LINEAR_SHARES = (0.2, 0.8)
 """Shares of the prior variance that a linear trend takes."""
 NOISES = (0.002, 0.02, 0.15)
 """Noise variances tried, over the prior variance."""
-MOST_ROWS = 160
-"""Observations a fit uses; the caller chooses which."""
 
 
 @dataclass(frozen=True)

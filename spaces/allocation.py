@@ -7,18 +7,22 @@ An allocator is a family of sparsity dicts along one number, from nothing remove
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spaces.errors import unknown
 from spaces.layers import Layer, Network
-from spaces.policy import PruningPolicy, Schedule
+from spaces.policy import PruningPolicy
 from spaces.profile import Profile
-from spaces.size import Footprint, dense_footprint, footprint, shares
+from spaces.size import Footprint, Shares, shares
+from spaces.sizing import Pruned, Sizer, sizer_of
+from spaces.tradeoff import Tradeoff, scan_damages
 
 BISECTIONS = 40
 """Halvings of a family's number: far below one weight in any network."""
@@ -26,11 +30,17 @@ LOGIT_REACH = 16.0
 """A shift of this many logits empties or fills a layer up to its last unit."""
 ALMOST_ALL = 1 - 1e-9
 """Asks for everything; the count rule leaves one unit."""
+SPEED_MIX = 0.5
+"""Share of the price on MACs in the allocation for speed."""
+LEAST_LIFTED = 0.005
+"""Layers the scan would leave whole ask for this little where its size cannot be reached without them."""
 LAST_LAYERS_SHARE = 0.85
 """`last-layers-only` starts from the fewest last layers that hold this share of the weights."""
 
 Family = Callable[[float], dict[str, float]]
 """t in [0, 1] -> sparsity by layer, growing with t in every layer."""
+
+Worked = TypeVar("Worked")
 
 
 class Unreachable(ValueError):
@@ -45,16 +55,35 @@ class Target:
         share: of the dense model in the measure `metric`, 0 < share <= 1.
         granularity: one for all layers, or layer -> granularity.
         metric: `encoded` or `nonzero`.
+        max_macs: share of the dense MACs to stay within as well, 0 < max_macs <= 1.
     """
 
     network: Network
     share: float
     granularity: str | Mapping[str, str] = "fine-grained"
     metric: str = "encoded"
+    max_macs: float = 1.0
 
     @cached_property
+    def sizer(self) -> Sizer:
+        """Shared by all targets of one network object."""
+        return sizer_of(self.network)
+
+    @property
     def dense(self) -> Footprint:
-        return dense_footprint(self.network)
+        return self.sizer.dense
+
+    @cached_property
+    def kind(self) -> Hashable:
+        """All of the target but its share."""
+        granularity = self.granularity if isinstance(self.granularity, str) else frozenset(self.granularity.items())
+        return self.sizer, granularity, self.metric
+
+    @cached_property
+    def channel(self) -> np.ndarray:
+        """Which layers have granularity `channel` (n,), bool, in the network's order."""
+        frame = PruningPolicy({}, self.granularity)
+        return np.array([frame.granularity_of(name) == "channel" for name in self.sizer.places], dtype=bool)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -66,36 +95,98 @@ class Target:
             if layer.numel > 1 and (frame.granularity_of(layer.name) != "channel" or layer.name in removable)
         )
 
+    def vector(self, sparsity: Mapping[str, float]) -> np.ndarray:
+        """Sparsity of every layer of the network (n,), 0 for those not named.
+
+        Raises:
+            ValueError: a share outside [0, 1), or a layer the network does not have (nearest match named).
+        """
+        vector = np.zeros(len(self.sizer.places))
+        if not isinstance(sparsity, Mapping) or not set(map(type, sparsity.values())) <= {float}:
+            sparsity = PruningPolicy(sparsity).sparsity
+        vector[self.places(sparsity)] = list(sparsity.values())
+        if not (vector >= 0).all() or not (vector < 1).all():
+            PruningPolicy(sparsity)
+        return vector
+
+    def places(self, names: Mapping[str, float]) -> list[int]:
+        """Places of these layers in a `vector`; `ValueError` with the nearest match for an unknown one."""
+        if not names.keys() <= self.sizer.places.keys():
+            self.network.require(PruningPolicy(names).sparsity)
+        return [self.sizer.places[name] for name in names]
+
+    def pruned(self, vector: np.ndarray) -> Pruned:
+        """What the network keeps under a `vector` of sparsities."""
+        return self.sizer.prune(vector, self.channel)
+
     def size(self, sparsity: Mapping[str, float]) -> float:
         """Exact share of the dense size under these sparsities."""
-        policy = PruningPolicy(sparsity, self.granularity, schedule=Schedule("one-shot"))
-        return shares(footprint(self.network, policy), self.dense).of(self.metric)
+        return self.sizer.share(self.pruned(self.vector(sparsity)), self.metric)
+
+    def macs(self, sparsity: Mapping[str, float]) -> float:
+        """Exact share of the dense MACs under these sparsities; masks change nothing."""
+        return self.cost(sparsity).macs
+
+    def cost(self, sparsity: Mapping[str, float]) -> Shares:
+        """Both sizes and the MACs under these sparsities, exact, as shares of the dense network's."""
+        return shares(self.sizer.footprint(self.pruned(self.vector(sparsity))), self.dense)
 
     @cached_property
     def floor(self) -> float:
         """The smallest reachable share: one unit left everywhere."""
-        return self.size({layer.name: ALMOST_ALL for layer in self.layers})
+        return self.size(self._least)
+
+    @cached_property
+    def macs_floor(self) -> float:
+        """The smallest reachable share of the dense MACs."""
+        return self.macs(self._least)
+
+    @property
+    def _least(self) -> dict[str, float]:
+        return {layer.name: ALMOST_ALL for layer in self.layers}
+
+    def excess(self, pruned: Pruned) -> float:
+        """How far beyond the tighter limit, as a factor less 1; 0 or below is within both."""
+        size = self.sizer.share(pruned, self.metric) / self.share
+        return max(size, self.sizer.macs(pruned) / self.max_macs if self.max_macs < 1 else 0.0) - 1
 
 
 def land(family: Family, target: Target) -> dict[str, float]:
-    """The largest member of the family whose size is at most `target.share`.
+    """The largest member of the family within the target's size and MACs.
 
     Raises:
         Unreachable: even `family(1.0)` is larger.
     """
-    if target.size(family(0.0)) <= target.share:
-        return family(0.0)
-    smallest = target.size(family(1.0))
-    if smallest > target.share:
-        raise Unreachable(f"size {target.share:.4g} cannot be reached: the smallest is {smallest:.4g}")
+    return family(_landing(lambda t: target.vector(family(t)), target))
+
+
+def _landing(family: Callable[[float], np.ndarray], target: Target) -> float:
+    """The number of that member, in a family of vectors; members with equal counts are sized once."""
+    found: dict[bytes, float] = {}
+
+    def excess(t: float) -> float:
+        pruned = target.pruned(family(t))
+        if pruned.key not in found:
+            found[pruned.key] = target.excess(pruned)
+        return found[pruned.key]
+
+    if excess(0.0) <= 0:
+        return 0.0
+    if excess(1.0) > 0:
+        least = target.pruned(family(1.0))
+        smallest, macs = target.sizer.share(least, target.metric), target.sizer.macs(least)
+        raise Unreachable(
+            f"size {target.share:.4g} with MACs {target.max_macs:.4g} cannot be reached: "
+            f"the smallest is {smallest:.4g} with MACs {macs:.4g}"
+        )
     over, under = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (over + under) / 2
-        if target.size(family(middle)) <= target.share:
+        if excess(middle) <= 0:
             under = middle
         else:
             over = middle
-    return family(under)
+    return under
 
 
 def shifted(sparsity: Mapping[str, float], shift: float) -> dict[str, float]:
@@ -106,9 +197,17 @@ def shifted(sparsity: Mapping[str, float], shift: float) -> dict[str, float]:
     >>> {name: round(s, 3) for name, s in shifted({"a": 0.5, "b": 0.9, "c": 0.0}, 1.0).items()}
     {'a': 0.731, 'b': 0.961, 'c': 0.0}
     """
-    return {
-        name: min(s / (s + (1 - s) * math.exp(-shift)), ALMOST_ALL) if s > 0 else 0.0 for name, s in sparsity.items()
-    }
+    return dict(zip(sparsity, _shifted(_values(sparsity), shift).tolist(), strict=True))
+
+
+def _shifted(values: np.ndarray, shift: float) -> np.ndarray:
+    moved = np.zeros_like(values)
+    np.divide(values, values + (1 - values) * math.exp(-shift), out=moved, where=values > 0)
+    return np.minimum(moved, ALMOST_ALL)
+
+
+def _values(sparsity: Mapping[str, float]) -> np.ndarray:
+    return np.array(list(sparsity.values()), dtype=float)
 
 
 def land_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, float]:
@@ -117,7 +216,17 @@ def land_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, fl
     Raises:
         Unreachable: the layers with sparsity above 0 cannot free enough.
     """
-    return land(lambda t: shifted(sparsity, (2 * t - 1) * LOGIT_REACH), target)
+    values, places, nothing = _values(sparsity), target.places(sparsity), np.zeros(len(target.sizer.places))
+
+    def shift(t: float) -> float:
+        return (2 * t - 1) * LOGIT_REACH
+
+    def family(t: float) -> np.ndarray:
+        vector = nothing.copy()
+        vector[places] = _shifted(values, shift(t))
+        return vector
+
+    return shifted(sparsity, shift(_landing(family, target)))
 
 
 def centred(sparsity: Mapping[str, float]) -> dict[str, float]:
@@ -135,12 +244,82 @@ class Evidence:
 
     Attributes:
         scores: layer -> score of each of its units (n,), squared L2 norms; larger is kept. Layers of one
-            channel group share their scores.
-        profile: of a sensitivity scan, if there was one.
+            channel group share their scores. They must not change: what allocators work out is kept.
+        tradeoff: least damage over size and MACs by a sensitivity scan, if there was one.
     """
 
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    profile: Profile | None = None
+    tradeoff: Tradeoff | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        granularity: str,
+        scores: Mapping[str, np.ndarray],
+        profile: Profile | None = None,
+        metric: str = "encoded",
+    ) -> Evidence:
+        """Evidence of one granularity, with the tradeoff a profile gives."""
+        if profile is None:
+            return cls(scores)
+        return cls(scores, Tradeoff(network, granularity, scan_damages(profile, network, granularity), metric))
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[Hashable, Any]]:
+        return {}
+
+    def worked_out(self, what: str, kind: Hashable, work: Callable[[], Worked]) -> Worked:
+        """What `work` gives, kept until the same is asked for another `kind` of target."""
+        if what not in self._kept or self._kept[what][0] != kind:
+            self._kept[what] = kind, work()
+        return self._kept[what][1]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores of all units, sorted once: the family that removes everything below one threshold.
+
+    Attributes:
+        ascending: layer -> its scores (n,).
+        pooled: those of all layers (m,), ascending.
+        below: share of all weights in the units up to each of `pooled` (m,); None where every unit is one
+            weight: these shares are easily counted, and would outgrow the network.
+    """
+
+    ascending: Mapping[str, np.ndarray]
+    pooled: np.ndarray
+    below: np.ndarray | None
+
+    @classmethod
+    def of(cls, scores: Mapping[str, np.ndarray], numel: Mapping[str, int]) -> Ranking:
+        """Rank all units; those of a layer hold equal parts of its `numel` weights."""
+        pooled = np.concatenate(list(scores.values()))
+        ends = list(accumulate(map(len, scores.values())))
+        ascending = dict(zip(scores, np.split(pooled, ends[:-1]), strict=True))
+        for values in ascending.values():
+            values.sort()
+        if all(len(values) == numel[name] for name, values in ascending.items()):
+            return cls(ascending, np.sort(pooled), None)
+        weight = np.concatenate([np.full(len(s), numel[name] / len(s)) for name, s in ascending.items()])
+        order = np.argsort(pooled, kind="stable")
+        return cls(ascending, pooled[order], np.cumsum(weight[order]) / weight.sum())
+
+    def place(self, t: float) -> int:
+        """Place in `pooled` of the threshold below which the share t of all weights lies; past the end for t = 1."""
+        units = len(self.pooled)
+        if t >= 1:
+            return units
+        if self.below is not None:
+            return int(self.below.searchsorted(t))
+        return bisect_left(range(units), t, key=lambda place: (place + 1) / units)
+
+    def sparsity(self, place: int) -> dict[str, float]:
+        """Layer -> share of its units below the threshold at this place; almost all of them past the end."""
+        if place >= len(self.pooled):
+            return dict.fromkeys(self.ascending, ALMOST_ALL)
+        threshold = self.pooled[place]
+        return {name: min(int(s.searchsorted(threshold)) / len(s), ALMOST_ALL) for name, s in self.ascending.items()}
 
 
 def uniform(target: Target, evidence: Evidence) -> dict[str, float]:
@@ -150,10 +329,13 @@ def uniform(target: Target, evidence: Evidence) -> dict[str, float]:
 
 def global_magnitude(target: Target, evidence: Evidence) -> dict[str, float]:
     """One threshold on the magnitude of all units; channels are compared after division by their layer's mean."""
-    scores = {layer.name: evidence.scores[layer.name] for layer in target.layers}
-    if target.granularity == "channel":
-        scores = {name: s / max(float(s.mean()), np.finfo(float).tiny) for name, s in scores.items()}
-    return _by_threshold(scores, target)
+
+    def score(squares: np.ndarray) -> np.ndarray:
+        if target.granularity != "channel":
+            return squares
+        return squares / max(float(squares.mean()), np.finfo(float).tiny)
+
+    return _by_threshold("global", score, target, evidence)
 
 
 def lamp(target: Target, evidence: Evidence) -> dict[str, float]:
@@ -161,12 +343,13 @@ def lamp(target: Target, evidence: Evidence) -> dict[str, float]:
 
     Each layer's largest unit scores 1, so no layer is emptied.
     """
-    scores = {}
-    for layer in target.layers:
-        ascending = np.sort(evidence.scores[layer.name])
+
+    def score(squares: np.ndarray) -> np.ndarray:
+        ascending = np.sort(squares)
         tail = np.cumsum(ascending[::-1])[::-1]
-        scores[layer.name] = ascending / np.maximum(tail, np.finfo(float).tiny)
-    return _by_threshold(scores, target)
+        return ascending / np.maximum(tail, np.finfo(float).tiny)
+
+    return _by_threshold("lamp", score, target, evidence)
 
 
 def erdos_renyi_kernel(target: Target, evidence: Evidence) -> dict[str, float]:
@@ -202,65 +385,52 @@ def last_layers_only(target: Target, evidence: Evidence) -> dict[str, float]:
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def scan_lagrangian(target: Target, evidence: Evidence) -> dict[str, float]:
-    """Least summed damage of the scan for the size: each layer minimises damage + price x bytes.
+def scan(target: Target, evidence: Evidence) -> dict[str, float]:
+    """Least summed damage of the scan for the size; see `spaces.tradeoff`."""
+    return _least_damage(target, evidence, 0.0)
 
-    Damages are read off the profile between its levels by the logarithm of the share kept; bytes of a
-    layer are those with only this layer pruned. The price is bisected, and the remaining gap to the
-    target closed by one shift.
-    """
-    if evidence.profile is None:
-        raise ValueError("scan_lagrangian needs a profile: scan the model first")
-    levels, choices = 1 - np.geomspace(1, 0.005, 33), {}
-    for layer in target.layers:
-        granularity = PruningPolicy({}, target.granularity).granularity_of(layer.name)
-        scanned, damage = evidence.profile.damage(granularity, layer.name)
-        damages = np.interp(-np.log1p(-levels), -np.log1p(-scanned), damage)
-        choices[layer.name] = damages, np.array([target.size({layer.name: float(s)}) for s in levels])
-    scale = max((float(d.max()) for d, _ in choices.values()), default=1.0) or 1.0
-    steepest = max(1.0, 1 / min(float(np.ptp(b)) or 1.0 for _, b in choices.values())) * 1e3
 
-    def family(t: float) -> dict[str, float]:
-        price = scale * steepest * (math.expm1(40 * t) / math.expm1(40))
-        return {
-            name: float(min(levels[np.argmin(damages + price * sizes)], ALMOST_ALL))
-            for name, (damages, sizes) in choices.items()
-        }
+def scan_for_speed(target: Target, evidence: Evidence) -> dict[str, float]:
+    """Least summed damage of the scan for the size, where MACs cost as much as bytes."""
+    return _least_damage(target, evidence, SPEED_MIX)
 
+
+def _least_damage(target: Target, evidence: Evidence, mix: float) -> dict[str, float]:
+    if evidence.tradeoff is None:
+        raise ValueError("an allocation by the scan needs a profile: scan the model first")
+    rough = evidence.tradeoff.at(target.share, mix)
     try:
-        rough = land(family, target)
+        return land_by_shift(rough, target)
     except Unreachable:
-        rough = family(1.0)
-    return land_by_shift(rough, target)
+        return land_by_shift({layer.name: max(rough[layer.name], LEAST_LIFTED) for layer in target.layers}, target)
 
 
-def _by_threshold(scores: Mapping[str, np.ndarray], target: Target) -> dict[str, float]:
-    """Remove everything below one threshold; t is the share of all weights below it."""
-    ascending = {name: np.sort(s) for name, s in scores.items()}
-    numel = {layer.name: layer.numel for layer in target.layers}
-    pooled = np.concatenate(list(ascending.values()))
-    weight = np.concatenate([np.full(len(s), numel[name] / len(s)) for name, s in ascending.items()])
-    order = np.argsort(pooled, kind="stable")
-    pooled, below = pooled[order], np.cumsum(weight[order]) / weight.sum()
+def _by_threshold(
+    name: str, score: Callable[[np.ndarray], np.ndarray], target: Target, evidence: Evidence
+) -> dict[str, float]:
+    """Remove everything below one threshold on the `score` of all units."""
 
-    def family(t: float) -> dict[str, float]:
-        if t >= 1:
-            return dict.fromkeys(ascending, ALMOST_ALL)
-        threshold = pooled[np.searchsorted(below, t)]
-        return {name: min(float(np.searchsorted(s, threshold)) / len(s), ALMOST_ALL) for name, s in ascending.items()}
+    def rank() -> Ranking:
+        scores = {layer.name: score(evidence.scores[layer.name]) for layer in target.layers}
+        return Ranking.of(scores, {layer.name: layer.numel for layer in target.layers})
 
-    return land(family, target)
+    ranking = evidence.worked_out(name, target.kind, rank)
+    at = cache(ranking.sparsity)
+    return land(lambda t: at(ranking.place(t)), target)
 
 
 Allocator = Callable[[Target, Evidence], dict[str, float]]
 ALLOCATORS: Mapping[str, Allocator] = {
-    "scan": scan_lagrangian,
+    "scan": scan,
     "lamp": lamp,
     "global": global_magnitude,
     "last-layers": last_layers_only,
     "erk": erdos_renyi_kernel,
     "uniform": uniform,
+    "scan-speed": scan_for_speed,
 }
+SCANNED = ("scan", "scan-speed")
+"""Allocators that need a profile."""
 
 
 def allocate(name: str, target: Target, evidence: Evidence) -> dict[str, float]:

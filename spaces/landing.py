@@ -7,7 +7,7 @@ point that is chosen is landed again, exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -17,8 +17,8 @@ from spaces.size import GAP_ESCAPE, dense_footprint
 
 REACH = 16.0
 """Shifts lie within this many logits of 0, as in `spaces.allocation.land_by_shift`."""
-STEPS = 18
-"""Bisections of the shift: to 1e-4 of a logit."""
+STEPS = 13
+"""Bisections of the shift: to 1/250 of a logit."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,18 @@ class Requests:
     Attributes:
         masked: share of its elements each layer has masked (p, layers).
         removed: share of its units each channel group loses (p, groups).
+        by_mask: layers whose granularity is a mask's (p, layers), bool.
+        by_removal: groups wholly of granularity `channel` (p, groups), bool.
     """
 
     masked: np.ndarray
     removed: np.ndarray
+    by_mask: np.ndarray
+    by_removal: np.ndarray
+
+    def __add__(self, other: Requests) -> Requests:
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Requests(*(np.concatenate(pair) for pair in pairs))
 
 
 class Costs:
@@ -101,7 +109,7 @@ class Costs:
         gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
         numel = np.ones((len(gone), len(self._network.layers)))
         for length, per_unit in zip(*self._lengths, strict=True):
-            numel = numel * (length - gone @ per_unit)
+            numel = numel * (length - gone @ per_unit if per_unit.any() else length)
         nonzero = numel - np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
         whole, per_unit = self._others
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)

@@ -8,7 +8,8 @@ Two measures of stored size, both shares of the dense model:
   smallest of the encodings below; gap codes are an upper bound until the zeros' places are known.
 
 The file is a safetensors container: 8 bytes of header length, a JSON header padded with spaces to a
-multiple of 8, then the tensors without holes. `container_header` is the only place that knows it.
+multiple of 8, then the tensors without holes. `container_header` is the only place that writes it, and
+`spaces.sizing` counts its characters.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
+
+import numpy as np
 
 from spaces.layers import ITEM_BYTES, Network, StoredTensor
 from spaces.policy import PruningPolicy, removed_count
+
+Count = TypeVar("Count", int, np.ndarray)
 
 SIZE_METRICS = ("encoded", "nonzero")
 GAP_ESCAPE = 255
@@ -84,18 +90,22 @@ def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int
     return kept
 
 
-def encoding_of(numel: int, nonzero: int, item_bytes: int) -> tuple[str, int]:
-    """The smallest encoding of a weight and its bytes: `dense`, `bitmask` or `gap8`; ties in that order.
+def encoding_sizes(numel: Count, nonzero: Count, item_bytes: Count) -> dict[str, Count]:
+    """Bytes of a weight by encoding, `dense` first; of many weights when the counts are arrays.
 
     Bytes of `gap8` are exact only where no gap exceeds 254; otherwise at most
     `(numel - nonzero) // 255` escape codes come on top, which are counted.
     """
-    sizes = {
+    return {
         "dense": numel * item_bytes,
         "bitmask": -(-numel // 8) + nonzero * item_bytes,
         "gap8": nonzero * (item_bytes + 1) + (numel - nonzero) // GAP_ESCAPE,
     }
-    return min(sizes.items(), key=lambda item: item[1])
+
+
+def encoding_of(numel: int, nonzero: int, item_bytes: int) -> tuple[str, int]:
+    """The smallest encoding of a weight and its bytes; ties in the order of `encoding_sizes`."""
+    return min(encoding_sizes(numel, nonzero, item_bytes).items(), key=lambda item: item[1])
 
 
 def encoding_note(encoding: str, dtype: str, shape: Iterable[int], nonzero: int) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.allocation import ALLOCATORS, Evidence, Target, Unreachable, allocate, centred, land_by_shift
+from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Target, Unreachable, allocate, centred, land_by_shift
 from spaces.errors import unknown
 from spaces.landing import REACH, STEPS, Costs, Requests, sigmoid
 from spaces.landing import centred as centred_logits
@@ -103,11 +103,9 @@ class Landed:
     speeds: np.ndarray
 
     def __add__(self, other: Landed) -> Landed:
-        masked = np.concatenate([self.requests.masked, other.requests.masked])
-        removed = np.concatenate([self.requests.removed, other.requests.removed])
         return Landed(
             self.drafts + other.drafts,
-            Requests(masked, removed),
+            self.requests + other.requests,
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.speeds, other.speeds]),
         )
@@ -130,10 +128,13 @@ class Space:
         max_size: the limit, a share of the dense model in `metric`.
         granularities: choices, one for a whole policy, or one a layer when `mixed`.
         criterion: fixed in a study.
+        min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
+        max_macs: a further limit, a share of the dense MACs.
+        evidence: by granularity; networks of more than `MOST_KNOBS` layers need it, see `bases`.
 
     Raises:
         ValueError: a granularity is unknown or repeated, or `max_size` is no share in (0, 1].
-        Unreachable: no granularity reaches `max_size`; the message names the reachable range.
+        Unreachable: no granularity reaches the limits; the message names the reachable range.
     """
 
     network: Network
@@ -142,16 +143,30 @@ class Space:
     metric: str = "encoded"
     mixed: bool = False
     criterion: str = "magnitude-l2"
+    min_size: float | None = None
+    max_macs: float = 1.0
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.metric not in SIZE_METRICS:
             raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
         if not 0 < self.max_size <= 1:
             raise ValueError(f"max_size must satisfy 0 < max_size <= 1, got {self.max_size!r}")
+        if self.min_size is not None and not 0 < self.min_size <= self.max_size:
+            raise ValueError(f"min_size must satisfy 0 < min_size <= {self.max_size:g}, got {self.min_size!r}")
+        if not 0 < self.max_macs <= 1:
+            raise ValueError(f"max_macs must satisfy 0 < max_macs <= 1, got {self.max_macs!r}")
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
             raise ValueError(f"granularities must be one or more of {', '.join(GRANULARITIES)}, each once")
+        words = ", ".join(self.granularities)
+        if not any(floor <= self.max_macs for floor in self._macs_floors.values()):
+            smallest = min(self._macs_floors.values())
+            raise Unreachable(
+                f"MACs limit {self.max_macs:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1; only "
+                f"removed channels lower MACs; set --max-macs to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+            )
         if not self.usable:
-            smallest, words = min(self.floors.values()), ", ".join(self.granularities)
+            smallest = min(self.floors.values())
             raise Unreachable(
                 f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {words}: "
                 f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
@@ -159,7 +174,7 @@ class Space:
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
         """A size to land on in this space."""
-        return Target(self.network, share, granularity, self.metric)
+        return Target(self.network, share, granularity, self.metric, self.max_macs)
 
     @cached_property
     def floors(self) -> dict[str, float]:
@@ -168,14 +183,20 @@ class Space:
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
-        """Granularities whose floor lies within the limit."""
-        return tuple(g for g in self.granularities if self.floors[g] <= self.max_size)
+        """Granularities that can be within the limits."""
+        return tuple(
+            g for g in self.granularities if self.floors[g] <= self.max_size and self._macs_floors[g] <= self.max_macs
+        )
+
+    @cached_property
+    def _macs_floors(self) -> dict[str, float]:
+        return {g: self.target(1.0, g).macs_floor for g in self.granularities}
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
         """Smallest and largest size target."""
         floor = min(self.floors[g] for g in self.usable) * FLOOR_MARGIN
-        return min(max(self.max_size / SIZE_SPAN, floor), self.max_size), self.max_size
+        return min(max(self.min_size or self.max_size / SIZE_SPAN, floor), self.max_size), self.max_size
 
     def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
         """The size, or where one granularity cannot go that low, the smallest sensible one of it."""
@@ -301,7 +322,8 @@ class Space:
         over, under = np.full(len(drafts), -REACH), np.full(len(drafts), REACH)
         for _ in range(STEPS):
             middle = (over + under) / 2
-            fits = self._sizes_at(logits, channel, middle)[0] <= targets
+            sizes, macs, _ = self._sizes_at(logits, channel, middle)
+            fits = (sizes <= targets) & (macs <= self.max_macs * (1 + 1e-9))
             over, under = np.where(fits, over, middle), np.where(fits, middle, under)
         sizes, speeds, requests = self._sizes_at(logits, channel, under)
         return Landed(tuple(drafts), requests, sizes, speeds)
@@ -312,9 +334,9 @@ class Space:
         shares = sigmoid(logits + shift[:, None])
         own, lead = self._knob_of_layer
         masked = np.where(channel, 0.0, shares[:, own]) * self._maskable
-        whole = channel @ self._members < self._members.sum(axis=0)
-        removed = np.where(whole, 0.0, shares[:, lead]) * self._removable
-        requests = Requests(masked, removed)
+        by_removal = (channel @ self._members == self._members.sum(axis=0)) & self._removable
+        removed = np.where(by_removal, shares[:, lead], 0.0)
+        requests = Requests(masked, removed, ~channel & self._maskable, by_removal)
         return *self._costs.of(requests), requests
 
     @cached_property
@@ -322,8 +344,9 @@ class Space:
         return Costs(self.network, self.metric)
 
     def _is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
-        frame = PruningPolicy({}, granularity)
-        return np.array([frame.granularity_of(name) == "channel" for name in self.network.layer_names])
+        if isinstance(granularity, str):
+            return np.full(len(self.network.layers), granularity == "channel")
+        return np.array([granularity.get(name) == "channel" for name in self.network.layer_names])
 
     @cached_property
     def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
@@ -353,13 +376,16 @@ class Space:
         Args:
             evidence: by granularity.
         """
-        names = [name for name in ALLOCATORS if name != "scan" or all(e.profile for e in evidence.values())]
+        scanned = all(e.tradeoff for e in evidence.values())
+        names = [name for name in ALLOCATORS if scanned or name not in SCANNED]
         low, high = self.size_range
         seen = set()
         for turn in range(len(SEED_SIZES) * len(names)):
             size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn) % len(SEED_SIZES)]
             name = names[turn % len(names)]
             for granularity in self.usable:
+                if name == "scan-speed" and granularity != "channel":
+                    continue  # masks change no MACs
                 seed = self._seed(name, granularity, self.reachable(size, granularity), evidence[granularity])
                 if seed is not None and (key := tuple(seed.params.items())) not in seen:
                     seen.add(key)

@@ -12,7 +12,6 @@ from optuna.testing.pytest_samplers import (
 
 from pruning.evidence import unit_evidence
 from search.guide import Guide
-from search.pool import Prior
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation import Evidence
@@ -23,8 +22,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 @pytest.fixture(scope="module")
 def guided(vgg, vgg_graph):
     space = Space(vgg_graph.network, 0.25)
-    prior = Prior({g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}, {})
-    return lambda: GuidedSampler(Guide(space, prior, dense_error=0.08, seed=3), space.axes, seed=3)
+    evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
+    return lambda: GuidedSampler(Guide(space, evidence, dense_error=0.08, seed=3), space.axes, seed=3)
 
 
 class TestOptunasSuitesWithoutSpace(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):

@@ -17,7 +17,9 @@ from pruning.evidence import unit_evidence
 from spaces import Layer, Network, Profile, ProfilePoint, StoredTensor, removed_count
 from spaces.allocation import (
     ALLOCATORS,
+    ALMOST_ALL,
     Evidence,
+    Ranking,
     Target,
     Unreachable,
     allocate,
@@ -39,6 +41,7 @@ def plain_network(shapes=SHAPES) -> Network:
 
 NETWORK = plain_network()
 PARAMETERS = sum(math.prod(shape) for shape in SHAPES.values()) + BIAS
+STATIC = [name for name in ALLOCATORS if not name.startswith("scan")]
 SHARES = [0.9, 0.61, 0.37, 0.252, 0.113, 0.041]
 
 
@@ -159,6 +162,69 @@ def test_lands_within_and_near(name, granularity, metric, vgg_graph, evidence):
         assert size >= share * (0.998 if granularity == "fine-grained" else 0.9)
 
 
+class Read(dict):
+    """A mapping that counts how often its values are looked up."""
+
+    lookups = 0
+
+    def __getitem__(self, key):
+        self.lookups += 1
+        return super().__getitem__(key)
+
+
+class TestEvidenceIsWorkedOutOnce:
+    @pytest.mark.parametrize("name", STATIC)
+    def test_shared_evidence_gives_what_fresh_evidence_gives(self, name):
+        """Sizes, metrics and networks in turn."""
+        other, scores = plain_network(dict(list(SHAPES.items())[:3])), random_scores(5)
+        shared = Evidence(scores)
+        for share in (0.61, 0.252):
+            for network, metric in ((NETWORK, "nonzero"), (other, "nonzero"), (NETWORK, "encoded")):
+                target = Target(network, share, metric=metric)
+                assert allocate(name, target, shared) == allocate(name, target, Evidence(scores))
+
+    @pytest.mark.parametrize("name", ["lamp", "global"])
+    def test_scores_are_looked_up_for_the_first_size_only(self, name):
+        scores = Read(random_scores())
+        before = {key: values.copy() for key, values in scores.items()}
+        evidence = Evidence(scores)
+        for share in SHARES:
+            allocate(name, nonzero_target(share), evidence)
+        assert scores.lookups == len(SHAPES)
+        assert all((scores[key] == before[key]).all() for key in before)
+
+    def test_lamp_and_global_are_told_apart(self):
+        evidence, share = Evidence(random_scores()), 0.252
+        found = [allocate(name, nonzero_target(share), evidence) for name in ("lamp", "global", "lamp")]
+        assert found[0] == found[2] != found[1]
+
+
+class TestRanking:
+    @settings(deadline=None, max_examples=50, derandomize=True)
+    @given(
+        st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=4),
+        st.lists(st.sampled_from([1, 1, 3, 16]), min_size=4, max_size=4),
+        st.integers(0, 999),
+    )
+    def test_threshold_by_definition(self, rows, weights, thousandths):
+        """The smallest score such that units up to it hold the share t of all weights; ties and unequal units."""
+        scores = {f"l{i}": np.array(row, dtype=float) for i, row in enumerate(rows)}
+        numel = {f"l{i}": weights[i] * len(row) for i, row in enumerate(rows)}
+        units = sorted((score, weights[i]) for i, row in enumerate(rows) for score in row)
+        total, t = sum(numel.values()), thousandths / 1000
+        held = np.cumsum([weight for _, weight in units])
+        threshold = next(score for (score, _), h in zip(units, held, strict=True) if 1000 * h >= thousandths * total)
+        ranking = Ranking.of(scores, numel)
+        assert ranking.sparsity(ranking.place(t)) == {
+            f"l{i}": min(sum(score < threshold for score in row) / len(row), ALMOST_ALL) for i, row in enumerate(rows)
+        }
+
+    @pytest.mark.parametrize("weights", [1, 9])
+    def test_everything_at_the_end(self, weights):
+        ranking = Ranking.of({"a": np.array([3.0, 1.0]), "b": np.ones(3)}, {"a": 2 * weights, "b": 3})
+        assert ranking.sparsity(ranking.place(1.0)) == dict.fromkeys("ab", ALMOST_ALL)
+
+
 class TestScan:
     @staticmethod
     def profile(**damages: float) -> Profile:
@@ -252,6 +318,10 @@ class TestShift:
     def test_centred_has_mean_logit_zero(self, values):
         middle = [s for s in centred(dict(zip(SHAPES, values, strict=True))).values() if s > 0]
         assert sum(math.log(s / (1 - s)) for s in middle) / len(middle) == pytest.approx(0, abs=1e-6)
+
+    def test_far_shifts_leave_one_unit_and_whole_layers(self):
+        assert shifted({"a": 0.5, "b": 0.0}, 800.0) == {"a": ALMOST_ALL, "b": 0.0}
+        assert shifted({"a": 0.5, "b": 0.0}, -600.0)["b"] == 0.0 < shifted({"a": 0.5}, -600.0)["a"] < 1e-200
 
     def test_nothing_to_centre(self):
         assert centred({"a": 0.0}) == {"a": 0.0}

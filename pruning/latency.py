@@ -1,0 +1,290 @@
+"""Measure the latency table of a network: every layer alone at many sizes, and whole networks beside them."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.channels import ChannelGraph, plan_units
+from pruning.codec import prunable_weights
+from pruning.removal import check_fits, one_line
+from pruning.structure import Structure, apply_structure
+from spaces.latency import LatencyTable, LayerLatency, RestLatency, remaining, timed_layers
+from spaces.layers import Network
+from spaces.policy import check_sparsity, removed_count
+
+LEVELS = (0.25, 0.5, 0.75, 0.875)
+"""Sparsities of the grid; the dense sizes and one unit of every group are always in it."""
+HALF_LEVEL = 0.75
+"""Two more networks lose this share in the first or the second half of their groups, which tells the cost of
+activations, mostly in the first, from that of weights, mostly in the second."""
+REPEATS = 30
+WARM_UP_ROUNDS = 2
+NETWORK_RUNS = 4
+"""Times a round runs each whole network: the rest is a difference, so its terms need to be exact."""
+KERNEL_STEP = 8
+"""Kernels run 10 to 20 % faster at multiples of their vector length. Few policies hit one, so beyond the first no grid
+point does but the dense size."""
+
+Clock = Callable[[], float]
+Task = Callable[[], object]
+
+
+def measure_latency_table(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example_input: Tensor,
+    batch: int = 1,
+    levels: Sequence[float] = LEVELS,
+    repeats: int = REPEATS,
+    fingerprint: str = "",
+    progress: Callable[[int, int], None] | None = None,
+    clock: Clock = time.perf_counter,
+) -> LatencyTable:
+    """Time layers and networks, each in inference mode, in shuffled rounds that drift hits all alike.
+
+    A round times every layer at every pair of kept outputs and inputs, the dense network, and the network with all
+    or half of its groups at some levels. Each is run once untimed just before, as kernels of a new size take longer.
+    The fastest round counts: other work on the machine only adds, and more to long runs than to short ones, so that
+    medians distort shares. What a network takes beyond its layers is the rest, never below 0. All layers of the
+    grid are in memory at once: about eight times the model.
+
+    Args:
+        model: stays as it is; timed on the device its weights are on.
+        graph: its traced channel groups.
+        example_input: a batch the model accepts; its examples are repeated to fill `batch`.
+        batch: examples of one forward pass, at least 1.
+        levels: sparsities of the grid, each in [0, 1).
+        repeats: rounds that count, at least 1.
+        fingerprint: kept in the table, to tell whose it is.
+        progress: called with (rounds done, rounds in all).
+        clock: seconds, rising.
+
+    Raises:
+        ValueError: a level, `repeats` or `batch` out of its range, a graph of another model, or a model that does
+            not run on such a batch.
+    """
+    for value, word in ((batch, "batch"), (repeats, "repeats")):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{word} must be a whole number >= 1, got {value!r}; nearest valid: 1")
+    levels = [check_sparsity(level, "level") for level in levels]
+    network = graph.network
+    check_fits(model, network)
+    dense = copy.deepcopy(model).eval()
+    device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
+    example = example_input.detach()[torch.arange(batch) % len(example_input)].to(device)
+    sizes = _sizes(network, levels)
+    tasks = _layer_tasks(dense, network, sizes, _observed_calls(dense, example))
+    tasks |= {number: _network_task(dense, graph, kept, example) for number, kept in enumerate(sizes)}
+    seconds = _time_in_rounds(tasks, repeats, device, clock, progress)
+    fastest = {key: min(times) for key, times in seconds.items()}
+    low, middle, high = np.quantile(seconds[0], (0.25, 0.5, 0.75))
+    return LatencyTable(
+        model=fingerprint,
+        device=describe_device(device),
+        threads=torch.get_num_threads(),
+        batch=batch,
+        layers={layer.name: _grid(layer.name, fastest) for layer in timed_layers(network)},
+        rest=_rest(network, sizes, fastest),
+        dense_seconds=fastest[0],
+        spread=float((high - low) / middle) if middle else 0.0,
+    )
+
+
+def describe_device(device: torch.device) -> str:
+    """The processor's name as the system gives it; for the CPU with the instructions PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, "") or platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One grid point of a layer: its weight's first two dimensions."""
+
+    layer: str
+    outputs: int
+    inputs: int
+
+
+Kept = Mapping[int, int]
+"""Group number -> units kept; absent groups keep all."""
+
+
+def _sizes(network: Network, levels: Sequence[float]) -> list[Kept]:
+    """What the usable groups keep in each network: first all; equal sizes once."""
+    groups = {number: group.units for number, group in enumerate(network.groups) if group.obstacle is None}
+    sizes = [groups, *({n: _beside_step(u, level) for n, u in groups.items()} for level in levels)]
+    sizes.append(dict.fromkeys(groups, 1))
+    small, half = {n: _beside_step(u, HALF_LEVEL) for n, u in groups.items()}, list(groups)[: len(groups) // 2]
+    sizes += [groups | {n: small[n] for n in groups if (n in half) == first} for first in (True, False)]
+    return [kept for place, kept in enumerate(sizes) if kept not in sizes[:place]]
+
+
+def _beside_step(units: int, level: float) -> int:
+    """Units kept at a level, one fewer where that is a multiple of `KERNEL_STEP`; all at level 0."""
+    removed = removed_count(level, units)
+    kept = units - removed
+    return kept - 1 if removed and kept > KERNEL_STEP and kept % KERNEL_STEP == 0 else kept
+
+
+def _shapes(network: Network, kept: Kept) -> dict[str, _Point]:
+    """Layer -> its grid point once the groups keep these units."""
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    tensors = {tensor.name: tensor for tensor in network.tensors}
+    shapes = {layer.name: tensors[layer.name].shrunk(kept, units) for layer in timed_layers(network)}
+    return {name: _Point(name, *shape[:2]) for name, shape in shapes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    module: nn.Module
+    input: Tensor
+
+
+def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
+    """Layer -> every call of its module in one forward pass."""
+    names = {id(weight): name for name, weight in prunable_weights(model).items()}
+    calls = defaultdict(list)
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        calls[names[id(module.weight)]].append(_Call(module, (args or tuple(kwargs.values()))[0]))
+
+    called = [module for module in model.modules() if id(getattr(module, "weight", None)) in names]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
+    try:
+        with torch.inference_mode():
+            model(example)
+    except Exception as error:
+        raise ValueError(f"the model does not run on a batch of {len(example)}: {one_line(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _layer_tasks(
+    model: nn.Module, network: Network, sizes: Sequence[Kept], calls: Mapping[str, Sequence[_Call]]
+) -> dict[Hashable, Task]:
+    """Every layer at every pair of the outputs and inputs that some sizes give it."""
+    shapes = [_shapes(network, kept) for kept in sizes]
+    tasks = {}
+    for layer in timed_layers(network):
+        for outputs in {points[layer.name].outputs for points in shapes}:
+            for inputs in {points[layer.name].inputs for points in shapes}:
+                tasks[_Point(layer.name, outputs, inputs)] = _layer_task(calls[layer.name], outputs, inputs)
+    return tasks
+
+
+@torch.inference_mode()
+def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
+    """Run standalone layers of these sizes, once for each call, in the memory format of the originals."""
+    small = [_resized(call, outputs, inputs) for call in calls]
+
+    def run() -> None:
+        for call in small:
+            call.module(call.input)
+
+    return run
+
+
+def _resized(call: _Call, outputs: int, inputs: int) -> _Call:
+    kept = {"weight": {0: tuple(range(outputs)), 1: tuple(range(inputs))}}
+    if call.module.bias is not None:
+        kept["bias"] = {0: tuple(range(outputs))}
+    module = apply_structure(call.module, Structure(kept))
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    dim = call.input.ndim - (module.weight.ndim - 1)
+    taken = call.input.narrow(dim, 0, channels)
+    return _Call(module, taken.clone(memory_format=_layout(call.input)))
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """The tensor's memory format; the default one where it has several or none."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
+
+
+def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Tensor) -> Task:
+    """Run the whole network with each group's first units kept."""
+    gone = {number: range(units, graph.network.groups[number].units) for number, units in kept.items()}
+    small = apply_structure(dense, plan_units(graph, gone).structure)
+    return lambda: small(example)
+
+
+@torch.inference_mode()
+def _time_in_rounds(
+    tasks: Mapping[Hashable, Task],
+    repeats: int,
+    device: torch.device,
+    clock: Clock,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Hashable, list[float]]:
+    """Seconds of every task in every round that counts."""
+    order = [key for key in tasks for _ in range(1 if isinstance(key, _Point) else NETWORK_RUNS)]
+    shuffler = random.Random(0)
+    seconds: dict[Hashable, list[float]] = {key: [] for key in tasks}
+    for number in range(WARM_UP_ROUNDS + repeats):
+        shuffler.shuffle(order)
+        for key in order:
+            spent = _timed(tasks[key], device, clock)
+            if number >= WARM_UP_ROUNDS:
+                seconds[key].append(spent)
+        if progress:
+            progress(number + 1, WARM_UP_ROUNDS + repeats)
+    return seconds
+
+
+def _timed(task: Task, device: torch.device, clock: Clock) -> float:
+    task()
+    _wait_for(device)
+    began = clock()
+    task()
+    _wait_for(device)
+    return clock() - began
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has when a call returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _grid(name: str, fastest: Mapping[Hashable, float]) -> LayerLatency:
+    points = [key for key in fastest if isinstance(key, _Point) and key.layer == name]
+    outputs, inputs = sorted({point.outputs for point in points}), sorted({point.inputs for point in points})
+    seconds = tuple(tuple(fastest[_Point(name, o, i)] for i in inputs) for o in outputs)
+    return LayerLatency(tuple(outputs), tuple(inputs), seconds)
+
+
+def _rest(network: Network, sizes: Sequence[Kept], fastest: Mapping[Hashable, float]) -> tuple[RestLatency, ...]:
+    """What the networks of these sizes take beyond their layers."""
+    layers = timed_layers(network)
+    elements = [layer.positions * layer.shape[0] for layer in layers], [layer.numel for layer in layers]
+    rest = []
+    for number, kept in enumerate(sizes):
+        points = _shapes(network, kept)
+        outputs = [layer.positions * points[layer.name].outputs for layer in layers]
+        weights = [prod((p.outputs, p.inputs, *x.shape[2:])) for x, p in zip(layers, points.values(), strict=True)]
+        beyond = fastest[number] - sum(fastest[point] for point in points.values())
+        rest.append(RestLatency(remaining(elements[0], outputs), remaining(elements[1], weights), max(beyond, 0.0)))
+    return tuple(rest)

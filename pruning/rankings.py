@@ -1,0 +1,118 @@
+"""Which units of a model go first, sorted once for all the policies that are tried on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.channels import ChannelGraph, group_scores
+from pruning.codec import prunable_weights
+from pruning.criteria import element_scores
+from pruning.granularity import expand_units, unit_scores
+from pruning.masks import make_mask
+from pruning.removal import check_fits
+from pruning.structure import Structure
+from spaces.errors import unknown
+from spaces.policy import PruningPolicy, removed_count
+from spaces.size import kept_units
+
+_Stays = dict[tuple[str, int], np.ndarray]
+"""(tensor name, dimension) -> bool array, True = stays; only of dimensions that shrink."""
+
+
+class Rankings:
+    """Masks and structures of policies on one model; each order is worked out when first needed.
+
+    Args:
+        model: stays as it is, and must not change while this is in use.
+        graph: its traced channel groups.
+
+    Raises:
+        ValueError: a graph of another model.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        check_fits(model, graph.network)
+        self._model, self._graph = model, graph
+        self._weights = prunable_weights(model)
+        self._numbers = {name: number for number, name in enumerate(self._weights)}
+        self._scores: dict[tuple[str, str], Tensor] = {}
+        self._ranks: dict[tuple[str, str, str], Tensor] = {}
+        self._unit_ranks: dict[tuple[int, str], np.ndarray] = {}
+
+    def masks(self, policy: PruningPolicy) -> dict[str, Tensor]:
+        """The masks of `pruning.prune.policy_masks` at the end of the schedule: parameter name -> bool mask.
+
+        Raises:
+            ValueError: an unknown layer (nearest match named), NaN or infinite weights.
+        """
+        for name in (*policy.sparsity, *policy.removal):
+            if name not in self._weights:
+                raise ValueError(unknown("layer", name, self._weights))
+        stays = self._stays(policy)
+        masks = {}
+        for tensor in self._graph.network.tensors:
+            if tensor.parameter and (tensor.name, 0) in stays:
+                rows = torch.from_numpy(stays[tensor.name, 0]).view(-1, *[1] * (len(tensor.shape) - 1))
+                masks[tensor.name] = rows.expand(tensor.shape)
+        for name, share in policy.mask_requests().items():
+            masks[name] = self._mask(name, share, policy, stays)
+        return masks
+
+    def structure(self, policy: PruningPolicy) -> Structure:
+        """The indices that stay once the policy's channels are removed."""
+        kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        for (name, dim), flags in self._stays(policy).items():
+            kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(flags).tolist())
+        return Structure(kept)
+
+    def _mask(self, name: str, share: float, policy: PruningPolicy, stays: _Stays) -> Tensor:
+        """Mask of one layer, chosen among the elements no removal takes."""
+        shape, granularity = self._weights[name].shape, policy.granularity_of(name)
+        axes = [stays.get((name, dim), np.ones(length, dtype=bool)) for dim, length in enumerate(shape)]
+        if all(axis.all() for axis in axes):
+            ranks = self._ranking(name, granularity, policy.criterion)
+            return expand_units(ranks >= removed_count(share, len(ranks)), shape, granularity)
+        index = np.ix_(*axes)
+        weight, scores = self._weights[name][index], self._elements(name, policy.criterion)[index]
+        mask = torch.zeros(shape, dtype=torch.bool, device=weight.device)
+        mask[index] = make_mask(weight, share, granularity, scores=scores)
+        return mask
+
+    def _stays(self, policy: PruningPolicy) -> _Stays:
+        network = self._graph.network
+        kept = kept_units(network, policy.channel_requests())
+        stays: _Stays = {}
+        for place, owners in self._graph.owners.items() if kept else ():
+            flags = np.ones(len(owners), dtype=bool)
+            for number in kept.keys() & set(owners[:, 0].tolist()):
+                mine = owners[:, 0] == number
+                first_kept = network.groups[number].units - kept[number]
+                flags[mine] = self._unit_ranking(number, policy.criterion)[owners[mine, 1]] >= first_kept
+            if not flags.all():
+                stays[place] = flags
+        return stays
+
+    def _elements(self, name: str, criterion: str) -> Tensor:
+        if (name, criterion) not in self._scores:
+            generator = torch.Generator().manual_seed(self._numbers[name])
+            self._scores[name, criterion] = element_scores(self._weights[name], criterion, generator)
+        return self._scores[name, criterion]
+
+    def _ranking(self, name: str, granularity: str, criterion: str) -> Tensor:
+        """The place of each unit of a layer in the order they go (units,)."""
+        if (name, granularity, criterion) not in self._ranks:
+            order = torch.argsort(unit_scores(self._elements(name, criterion), granularity), stable=True)
+            ranks = torch.empty(len(order), dtype=torch.int32, device=order.device)
+            ranks[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
+            self._ranks[name, granularity, criterion] = ranks
+        return self._ranks[name, granularity, criterion]
+
+    def _unit_ranking(self, number: int, criterion: str) -> np.ndarray:
+        """The place of each unit of a channel group in the order they go (units,)."""
+        if (number, criterion) not in self._unit_ranks:
+            generator = torch.Generator().manual_seed(number)
+            scores = group_scores(self._model, self._graph, number, criterion, generator)
+            self._unit_ranks[number, criterion] = np.argsort(np.argsort(scores, kind="stable"))
+        return self._unit_ranks[number, criterion]

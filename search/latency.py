@@ -1,0 +1,77 @@
+"""The latency table of a workload's dense model, kept for later studies of the same model on the same machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table
+from search.dense import DenseModel
+from search.evaluate import Subject
+from search.fingerprint import digest
+from search.journal import write_durably
+from spaces.latency import LatencyTable
+
+log = logging.getLogger(__name__)
+QUIET_SPREAD = 0.2
+"""Above this spread of the dense network's times the machine was not quiet, and the table is in doubt."""
+
+
+def cached_latency_table(
+    subject: Subject,
+    dense: DenseModel,
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+    batch: int = 1,
+) -> LatencyTable:
+    """The table of this architecture on this machine from the cache, or a new measurement.
+
+    A cached file that is damaged or of another network is measured again, with a warning. So does a measurement
+    warn that was taken on a busy machine.
+
+    Args:
+        progress: called with (rounds done, rounds in all) while measuring.
+        batch: examples of one forward pass.
+    """
+    path = latency_path(subject, dense, cache, batch)
+    if path.is_file():
+        try:
+            table = LatencyTable.from_json(path.read_text())
+            table.require(subject.network)
+            return table
+        except ValueError as error:
+            log.warning("%s: %s", path.name, error)
+    table = measure_latency_table(
+        subject.dense,
+        subject.graph,
+        subject.workload.example_input,
+        batch=batch,
+        fingerprint=dense.architecture,
+        progress=progress,
+    )
+    if table.spread > QUIET_SPREAD:
+        log.warning(
+            "the machine was busy while latency was measured (spread %.0f %%): delete %s to measure again in quiet",
+            100 * table.spread,
+            path,
+        )
+    write_durably(path, table.to_json().encode())
+    return table
+
+
+def latency_path(subject: Subject, dense: DenseModel, cache: Path, batch: int = 1) -> Path:
+    """Where the table is kept: by architecture, layout and input of the model, device, threads and PyTorch."""
+    tensors = subject.dense.state_dict().values()
+    example = subject.workload.example_input
+    device = next((tensor.device for tensor in tensors), example.device)
+    key = digest(
+        dense.architecture,
+        [(str(tensor.dtype), tensor.stride()) for tensor in tensors],
+        [tuple(example.shape[1:]), str(example.dtype)],
+        [describe_device(device), torch.get_num_threads(), torch.__version__],
+        [batch, LEVELS, KERNEL_STEP, REPEATS],
+    )
+    return cache / f"latency-{key}.json"

@@ -1,0 +1,313 @@
+"""Sizes and MACs of many sparsity dicts of one network: what `spaces.size.footprint` counts, vectorised.
+
+`Sizer` holds as arrays everything of a network that no sparsity changes. Of the container's header it
+counts the characters instead of writing them, so one size takes a few dozen array operations.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spaces.layers import ITEM_BYTES, Network
+from spaces.size import HEADER_SLACK, SIZE_METRICS, Footprint, dense_footprint, encoding_sizes
+
+POWERS_OF_TEN = 10 ** np.arange(1, 19)
+"""Up to the longest number int64 holds."""
+ENTRY_FRAME = len(':{"dtype":"","shape":[],"data_offsets":[,]}')
+METADATA_FRAME = len('"__metadata__":{}')
+ENCODINGS = tuple(encoding_sizes(0, 0, 1))
+WORD_LENGTHS = np.array([len(encoding) for encoding in ENCODINGS])
+
+
+def digits(numbers: np.ndarray) -> np.ndarray:
+    """Decimal digits of whole numbers >= 0, of their shape.
+
+    >>> digits(np.array([0, 9, 10, 1234567])).tolist()
+    [1, 1, 2, 7]
+    """
+    return np.searchsorted(POWERS_OF_TEN, numbers, side="right") + 1
+
+
+def removed_counts(sparsity: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """`removed_count` of many layers or groups of at least one unit, int64 of their shape.
+
+    >>> removed_counts(np.array([0.75, 0.5, 0.99]), np.array([25, 5, 3])).tolist()
+    [19, 3, 2]
+    """
+    return np.minimum((sparsity * units + 0.5).astype(np.int64), units - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What a network's sparsities come to, in counts; sizes follow from nothing else.
+
+    Attributes:
+        groups: units removed (g,), by channel group that can lose some.
+        numel: elements left (s,), by distinct shape of the dense network.
+        characters: what these shapes take in a header (s,), brackets left out.
+        zeros: elements that masks set to zero (n,), by prunable tensor.
+    """
+
+    groups: np.ndarray
+    numel: np.ndarray
+    characters: np.ndarray
+    zeros: np.ndarray
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal counts, of one network."""
+        return self.groups.tobytes() + self.zeros.tobytes()
+
+
+class Sizer:
+    """Exact sizes and MACs of one network, for any sparsities.
+
+    Weights without elements and groups without units have nothing to lose, whatever is asked of them.
+
+    Attributes:
+        places: layer -> its place in the vectors `prune` takes.
+        dense: counts of the whole network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.dense: Footprint = dense_footprint(network)
+        self.places = {name: place for place, name in enumerate(network.by_name)}
+        self._groups = _Groups(network, self.places)
+        self._shapes = _Shapes(network, self._groups)
+        stored = [n for n, tensor in enumerate(network.tensors) if tensor.name in self.places and tensor.numel]
+        self._file = _File(network, stored, self._shapes)
+        layers = [network.by_name[network.tensors[number].name] for number in stored]
+        self._layer_place = _whole(self.places[layer.name] for layer in layers)
+        self._layer_shape = self._shapes.of_tensor[stored]
+        self._positions = _whole(layer.positions for layer in layers)
+        parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
+        self._parameter_tensors = np.bincount(self._shapes.of_tensor[parameters], minlength=self._shapes.count)
+
+    def prune(self, sparsity: np.ndarray, channel: np.ndarray) -> Pruned:
+        """Counts under these sparsities.
+
+        Args:
+            sparsity: by layer (n,), each in [0, 1).
+            channel: which layers have granularity `channel` (n,), bool; the others get masks.
+        """
+        requests = sparsity * channel
+        groups = self._groups.removed(requests)
+        numel, characters = self._shapes.after(groups)
+        masks = (sparsity - requests)[self._layer_place]
+        return Pruned(groups, numel, characters, removed_counts(masks, numel[self._layer_shape]))
+
+    def share(self, pruned: Pruned, metric: str) -> float:
+        """The share of the dense size by the name of a size metric."""
+        if metric not in SIZE_METRICS:
+            raise KeyError(metric)
+        if metric == "nonzero":
+            return (self._parameters(pruned) - int(pruned.zeros.sum())) / self.dense.parameters
+        return self._file.bytes(pruned) / self.dense.encoded_bytes
+
+    def macs(self, pruned: Pruned) -> float:
+        """The share of the dense MACs; 1.0 when the dense network has none."""
+        return float(self._positions @ pruned.numel[self._layer_shape]) / self.dense.macs if self.dense.macs else 1.0
+
+    def footprint(self, pruned: Pruned) -> Footprint:
+        """All counts, equal to those of `spaces.size.footprint`."""
+        parameters, numel = self._parameters(pruned), pruned.numel[self._layer_shape]
+        return Footprint(
+            parameters=parameters,
+            nonzero=parameters - int(pruned.zeros.sum()),
+            encoded_bytes=self._file.bytes(pruned),
+            macs=int(self._positions @ numel),
+            macs_nonzero=int(self._positions @ (numel - pruned.zeros)),
+        )
+
+    def _parameters(self, pruned: Pruned) -> int:
+        return int(self._parameter_tensors @ pruned.numel)
+
+
+_SIZERS: dict[int, Sizer] = {}
+
+
+def sizer_of(network: Network) -> Sizer:
+    """The sizer of this very object, built once and kept as long as the network lives."""
+    key = id(network)
+    if key not in _SIZERS:
+        _SIZERS[key] = Sizer(network)
+        weakref.finalize(network, _SIZERS.pop, key, None)
+    return _SIZERS[key]
+
+
+class _Groups:
+    """The channel groups that can lose units: no obstacle, and every member is a layer that can ask for it.
+
+    Attributes:
+        places: group number -> its place among them.
+        units: by place (g,).
+    """
+
+    def __init__(self, network: Network, layers: dict[str, int]) -> None:
+        able = {
+            number: group
+            for number, group in enumerate(network.groups)
+            if group.obstacle is None
+            and group.units > 1
+            and group.layers
+            and all(name in layers for name in group.layers)
+        }
+        self.places = {number: place for place, number in enumerate(able)}
+        self.units = _whole(group.units for group in able.values())
+        self._members = _whole(layers[name] for group in able.values() for name in group.layers)
+        self._starts = np.cumsum([0, *(len(group.layers) for group in able.values())])[:-1]
+
+    def removed(self, requests: np.ndarray) -> np.ndarray:
+        """Units removed (g,) for the share of channels asked by layer: the smallest request holds."""
+        if not len(self.units) or not requests.any():
+            return np.zeros(len(self.units), np.int64)
+        return removed_counts(np.minimum.reduceat(requests[self._members], self._starts), self.units)
+
+
+class _Shapes:
+    """The distinct shapes of a network's tensors, told apart by who owns their dimensions.
+
+    A shape is a column of `_dimensions`: places among the distinct lengths, filled up with place 0, a
+    length of 1 that takes no characters.
+
+    Attributes:
+        of_tensor: shape of every tensor (t,).
+        count: of the shapes.
+    """
+
+    def __init__(self, network: Network, groups: _Groups) -> None:
+        lengths: dict[tuple[object, ...], int] = {(1, "filler"): 0}
+        shapes: dict[tuple[int, ...], int] = {}
+        of_tensor = []
+        for tensor in network.tensors:
+            owners = tensor.owners if any(tensor.owners) else ((),) * len(tensor.shape)
+            shape = []
+            for length, owned in zip(tensor.shape, owners, strict=True):
+                shrinking = tuple(
+                    (groups.places[group], indices // network.groups[group].units)
+                    for group, indices in owned
+                    if group in groups.places
+                )
+                shape.append(lengths.setdefault((length, shrinking), len(lengths)))
+            of_tensor.append(shapes.setdefault(tuple(shape), len(shapes)))
+        self.of_tensor, self.count = _whole(of_tensor), len(shapes)
+        rank = max(map(len, shapes), default=0)
+        self._dimensions = np.zeros((rank, len(shapes)), np.int64)
+        for number, shape in enumerate(shapes):
+            self._dimensions[: len(shape), number] = shape
+        self._commas = _whole(max(len(shape) - 1, 0) for shape in shapes)
+        self._lengths = _whole(length for length, _ in lengths)
+        terms = [(place, *term) for (_, owned), place in lengths.items() if place for term in owned]
+        self._owned, self._owner, self._per_unit = _whole(np.reshape(terms, (-1, 3)).T)
+        self._whole_network = self._counted(self._lengths)
+
+    def after(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Elements and characters of every shape (s,) once the groups lost `removed` units (g,)."""
+        if not removed.any():
+            return self._whole_network
+        lengths = self._lengths.copy()
+        np.subtract.at(lengths, self._owned, self._per_unit * removed[self._owner])
+        return self._counted(lengths)
+
+    def _counted(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        characters = digits(lengths)
+        characters[0] = 0
+        return lengths[self._dimensions].prod(axis=0), characters[self._dimensions].sum(axis=0) + self._commas
+
+
+class _File:
+    """Bytes of the container `spaces.size.container_header` begins.
+
+    Its tensors are laid out in slots, in file order: one for every tensor, and one more for every weight that
+    may be encoded, where it lies then. Of the two, one is empty; so is a slot in front of all others.
+    """
+
+    def __init__(self, network: Network, weights: Sequence[int], shapes: _Shapes) -> None:
+        """`weights` are the places of prunable weights among the tensors."""
+        tensors = network.tensors
+        names = [tensors[number].name for number in weights]
+        self._shape = shapes.of_tensor[weights]
+        self._item = _whole(ITEM_BYTES[tensors[number].dtype] for number in weights)
+        self._dtype = _whole(len(tensors[number].dtype) for number in weights)
+        self._note_cost = self._dtype + len("   ") + _whole(len(name) for name in names) + HEADER_SLACK
+        self._note_text = self._dtype + len("   ") + _whole(_quoted(name) + len(':""') for name in names)
+        self._lay_out(network, weights, shapes)
+
+        others = sorted(set(range(len(tensors))) - set(weights))
+        self._others = np.bincount(shapes.of_tensor[others], minlength=shapes.count)
+        self._tensors, self._aliases = len(tensors), len(network.aliases)
+        self._fixed = (
+            len("{}")
+            + sum(_quoted(tensor.name) + ENTRY_FRAME for tensor in tensors)
+            + sum(len(tensors[number].dtype) for number in others)
+            + sum(_quoted(name) + len(":") + _quoted(f"same {target}") for name, target in network.aliases.items())
+        )
+
+    def _lay_out(self, network: Network, weights: Sequence[int], shapes: _Shapes) -> None:
+        tensors = network.tensors
+        dense = [(-ITEM_BYTES[tensor.dtype], tensor.name, False, number) for number, tensor in enumerate(tensors)]
+        encoded = [(-ITEM_BYTES["U8"], tensors[number].name, True, number) for number in weights]
+        order = [slot[2:] for slot in sorted(dense + encoded)]
+        place = {slot: number for number, slot in enumerate(order, 1)}
+        self._dense_slot = _whole(place[False, number] for number in weights)
+        self._encoded_slot = _whole(place[True, number] for number in weights)
+        self._slot_shape = _whole([0, *(shapes.of_tensor[number] for _, number in order)])
+        self._slot_item = _whole([0, *(ITEM_BYTES[tensors[number].dtype] for _, number in order)])
+        self._slot_used = _whole([0, *(not encoded for encoded, _ in order)])
+
+    def bytes(self, pruned: Pruned) -> int:
+        """Bytes of the whole file."""
+        if not self._tensors:
+            return 8 + _padded(self._fixed + self._punctuation(0))
+        numel, shape = pruned.numel[self._shape], pruned.characters[self._shape]
+        nonzero = numel - pruned.zeros
+        sizes = np.array([*encoding_sizes(numel, nonzero, self._item).values()])
+        payload, dense = sizes.min(axis=0), sizes[0]
+        words = WORD_LENGTHS[sizes.argmin(axis=0)] + shape + digits(nonzero)
+        encoded = payload + words + self._note_cost < dense
+
+        length, used = pruned.numel[self._slot_shape] * self._slot_item, self._slot_used.copy()
+        length[self._dense_slot], used[self._dense_slot] = np.where(encoded, 0, dense), ~encoded
+        length[self._encoded_slot], used[self._encoded_slot] = payload * encoded, encoded
+        ends = length.cumsum()
+
+        entries = np.where(encoded, len("U8") + digits(payload) + words + self._note_text, self._dtype + shape)
+        text = self._fixed + int(entries.sum() + self._others @ pruned.characters)
+        text += self._punctuation(np.count_nonzero(encoded)) + self._offsets(ends, used)
+        return 8 + _padded(text) + int(ends[-1])
+
+    def _punctuation(self, encoded: int) -> int:
+        """Characters of the metadata's frame and of the commas between entries and between notes."""
+        notes = encoded + self._aliases
+        between_entries = max(self._tensors + (notes > 0) - 1, 0)
+        return between_entries + (METADATA_FRAME + notes - 1 if notes else 0)
+
+    def _offsets(self, ends: np.ndarray, used: np.ndarray) -> int:
+        """Digits of where every tensor begins and ends.
+
+        Each begins where another ends, but the first, at 0. An empty slot ends where the slot before does, so
+        the first slot to reach a power of ten is never empty.
+        """
+        reached = ends.searchsorted(POWERS_OF_TEN)
+        short = used.cumsum()[reached - 1]
+        digits_of_ends = self._tensors * (1 + len(short)) - int(short.sum())
+        digits_of_last = 1 + np.count_nonzero(reached < len(ends))
+        return 2 * digits_of_ends + 1 - digits_of_last
+
+
+def _padded(length: int) -> int:
+    return length + -length % 8
+
+
+def _quoted(text: str) -> int:
+    """Characters of a text as JSON."""
+    return len(json.dumps(text))
+
+
+def _whole(numbers: Iterable[int] | np.ndarray) -> np.ndarray:
+    return np.array(numbers if isinstance(numbers, np.ndarray) else list(numbers), dtype=np.int64)

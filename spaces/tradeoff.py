@@ -1,0 +1,420 @@
+"""The allocations of least damage for every size and speed at once, where the damages of the knobs add up.
+
+A knob moves one channel group, or one layer when masks do the pruning. Prices come from the solutions: at the
+price where two neighbours on the hull of damage against cost tie, either a third one is found below them, or
+there is none between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from spaces.choices import Choices, Knobs
+from spaces.errors import unknown
+from spaces.layers import ITEM_BYTES, Network, StoredTensor
+from spaces.policy import GRANULARITIES, removed_count
+from spaces.profile import Profile
+from spaces.size import SIZE_METRICS, dense_footprint, encoded_entry
+
+LEVELS = tuple(float(1 - kept) for kept in np.geomspace(1.0, 0.01, 25))
+"""Sparsities in even steps of the logarithm of what is kept."""
+ROUNDS = 4
+"""Rounds the prices of a mix are spread over; a later round sees what the earlier ones found."""
+FLAT = 1e-13
+"""Bend of a hull, as a share of the box around it, below which three solutions lie on one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Damage:
+    """What the levels of a knob cost in accuracy.
+
+    Attributes:
+        levels: sparsities (k,), rising from 0, below 1.
+        values: damage (k,) at each level: finite, >= 0, never falling, in one unit for all knobs.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    levels: np.ndarray
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        levels, values = np.asarray(self.levels, float), np.asarray(self.values, float)
+        if levels.ndim != 1 or levels.shape != values.shape or not len(levels):
+            raise ValueError(
+                f"levels and values must be lists of one length, got shapes {levels.shape}, {values.shape}"
+            )
+        if levels[0] != 0 or not (np.diff(levels) > 0).all() or not levels[-1] < 1:
+            raise ValueError(f"levels must rise from 0 and stay below 1, got {levels.tolist()}")
+        if not np.isfinite(values).all() or values[0] < 0 or (np.diff(values) < 0).any():
+            raise ValueError(f"damages must be finite, >= 0 and never fall, got {values.tolist()}")
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "values", values)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What moves together: the layers of a channel group (`group` is its number), or one layer."""
+
+    layers: tuple[str, ...]
+    units: int
+    group: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.layers[0]
+
+    def removed(self, levels: Sequence[float]) -> np.ndarray:
+        """Units gone at each level; one stays."""
+        return np.array([removed_count(float(level), self.units) for level in levels])
+
+
+def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
+    """Knob by name, its first layer's: the channel groups without obstacle, or the layers of two weights or more.
+
+    Raises:
+        ValueError: unknown granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(unknown("granularity", granularity, GRANULARITIES))
+    if granularity == "channel":
+        groups = enumerate(network.groups)
+        knobs = [Knob(group.layers, group.units, number) for number, group in groups if group.obstacle is None]
+    else:
+        knobs = [Knob((layer.name,), layer.numel) for layer in network.layers if layer.numel > 1]
+    return {knob.name: knob for knob in knobs}
+
+
+def scan_damages(
+    profile: Profile,
+    network: Network,
+    granularity: str,
+    weights: Mapping[str, float] | None = None,
+    levels: Sequence[float] = LEVELS,
+) -> dict[str, Damage]:
+    """Knob -> its damage by the scan at `levels`, each rounded to whole units.
+
+    Between the levels scanned, and beyond them with the last slope, damage is linear in the logarithm of the
+    share kept. Knobs the profile does not hold are left out.
+
+    Args:
+        weights: knob -> factor >= 0 on its damage; 1 where absent.
+        levels: sparsities, each in [0, 1); 0 is among them.
+
+    Raises:
+        ValueError: a granularity the profile does not hold, an unknown knob in `weights`, or a factor that is
+            negative or not finite.
+    """
+    knobs, weights = knobs_of(network, granularity), weights or {}
+    if granularity not in profile.points:
+        raise ValueError(unknown("granularity in this profile", granularity, profile.points))
+    for name, factor in weights.items():
+        if name not in knobs:
+            raise ValueError(unknown("knob", name, knobs))
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"weight of {name!r} must be a finite number >= 0, got {factor!r}; 1.0 changes nothing")
+    damages = {}
+    for name in knobs.keys() & profile.points[granularity].keys():
+        reached = np.unique(knobs[name].removed(levels)) / knobs[name].units
+        values = _between_scanned(reached, *profile.damage(granularity, name))
+        damages[name] = Damage(reached, values * weights.get(name, 1.0))
+    return {name: damages[name] for name in knobs if name in damages}
+
+
+def _between_scanned(levels: np.ndarray, scanned: np.ndarray, damage: np.ndarray) -> np.ndarray:
+    scanned, first = np.unique(scanned, return_index=True)
+    lost, damage, wanted = -np.log1p(-scanned), damage[first], -np.log1p(-levels)
+    slope = (damage[-1] - damage[-2]) / (lost[-1] - lost[-2]) if len(lost) > 1 else 0.0
+    return np.interp(wanted, lost, damage) + slope * np.maximum(wanted - lost[-1], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The levels of a knob that differ: sparsities, damages and units kept (k,)."""
+
+    levels: np.ndarray
+    damage: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def of(cls, knob: Knob, damage: Damage) -> _Steps:
+        removed, first = np.unique(knob.removed(damage.levels), return_index=True)
+        return cls(damage.levels[first], damage.values[first], knob.units - removed)
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A level for every knob with a damage.
+
+    Attributes:
+        sparsity: knob -> its level.
+        damage: summed over the knobs.
+        size: share of the dense size, without the notes the file's header keeps on encodings.
+        macs: share of the dense MACs.
+    """
+
+    sparsity: Mapping[str, float]
+    damage: float
+    size: float
+    macs: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Combinations found so far: level numbers (c, knobs), damage (c,), size and MACs as shares (c, 2)."""
+
+    rows: np.ndarray
+    damage: np.ndarray
+    shares: np.ndarray
+
+    def hull(self, weights: np.ndarray) -> np.ndarray:
+        """Places, by falling cost = weights x shares, of the lower convex hull of damage over cost."""
+        cost = self.shares @ weights
+        box = max(float(np.ptp(cost)) * float(np.ptp(self.damage)), np.finfo(float).tiny)
+        hull: list[int] = []
+        for place in np.lexsort((self.damage, cost)):
+            if hull and cost[place] == cost[hull[-1]]:
+                continue
+            while len(hull) > 1:
+                first, second = hull[-2:]
+                run, rise = cost[place] - cost[first], self.damage[place] - self.damage[first]
+                bend = run * (self.damage[second] - self.damage[first]) - rise * (cost[second] - cost[first])
+                if bend < -FLAT * box:
+                    break
+                hull.pop()
+            hull.append(place)
+        return np.array(hull[::-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Tradeoff:
+    """Least summed damage over size and MACs, for a network pruned in one granularity.
+
+    Attributes:
+        network: what is pruned.
+        granularity: `fine-grained` (MACs stay, so that the mix changes nothing) or `channel`.
+        damages: knob (see `knobs_of`) -> its damage; knobs that are absent or None stay whole. Of levels that
+            ask for the same number of units the first counts.
+        metric: of the size, `encoded` or `nonzero`.
+        mixes: shares of the price that are on MACs, rising within [0, 1]; the rest is on size.
+        prices: prices tried for each mix, >= 1.
+
+    Raises:
+        ValueError: an unknown granularity, metric or knob, mixes that do not rise within [0, 1], no price.
+    """
+
+    network: Network
+    granularity: str
+    damages: Mapping[str, Damage | None]
+    metric: str = "encoded"
+    mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    prices: int = 60
+
+    def __post_init__(self) -> None:
+        knobs = self._knobs
+        if self.metric not in SIZE_METRICS:
+            raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
+        if not self.mixes or sorted(set(self.mixes)) != [*self.mixes] or not 0 <= self.mixes[0] <= self.mixes[-1] <= 1:
+            raise ValueError(f"mixes must rise within [0, 1], got {self.mixes!r}; all on size: (0.0,)")
+        if self.prices < 1:
+            raise ValueError(f"prices must be >= 1, got {self.prices!r}; the default is 60")
+        for name in self.damages:
+            if name not in knobs:
+                raise ValueError(unknown("knob", name, knobs))
+
+    @cached_property
+    def choices(self) -> Choices:
+        """The model in numbers; its knobs are those with a damage, in the network's order."""
+        return _choices(self.network, self._moving, self._steps, self.metric)
+
+    @cached_property
+    def solutions(self) -> tuple[Allocation, ...]:
+        """Of the hulls of all mixes, what no other beats in damage, size and MACs at once, by falling size."""
+        places = np.unique(np.concatenate([self._pool.hull(weights) for weights in self._weights.values()]))
+        values = np.column_stack([self._pool.shares, self._pool.damage])[places]
+        beaten = np.array([((values <= one).all(1) & (values < one).any(1)).any() for one in values])
+        order = np.lexsort(-values[~beaten].T[::-1])
+        return tuple(self._allocation(self._pool.rows[place]) for place in places[~beaten][order])
+
+    def optimum(self, size_price: float, macs_price: float = 0.0) -> Allocation:
+        """The least damage + size_price x size + macs_price x macs, both shares of dense, prices >= 0.
+
+        Exact where `choices.exact` is; elsewhere no block of knobs can improve it alone, and it is no worse than
+        any combination the table has met, uniform levels among them.
+        """
+        if not (0 <= size_price < math.inf and 0 <= macs_price < math.inf):
+            raise ValueError(f"prices must be finite numbers >= 0, got {size_price!r} and {macs_price!r}")
+        prices = np.array([size_price, macs_price])
+        start = np.argmin(self._pool.damage + self._pool.shares @ prices)
+        return self._allocation(self.choices.minimum((prices / self._dense)[None], self._pool.rows[[start]])[0])
+
+    def at(self, size: float, mix: float = 0.0) -> dict[str, float]:
+        """Layer -> sparsity near this size, for every layer that can lose units in the granularity.
+
+        Between neighbouring solutions the logarithm of each share kept is linear in the logarithm of the size,
+        and between the table's mixes linear in the mix, so that nothing jumps. Beyond the smallest and largest
+        solution, and beyond the mixes, the nearest holds. `spaces.allocation.land_by_shift` meets the size.
+
+        Args:
+            size: share of the dense size, > 0.
+            mix: share of the price that is on MACs, in [0, 1].
+        """
+        if not 0 < size < math.inf:
+            raise ValueError(f"size must be a share > 0 of the dense model, got {size!r}; nearest valid: 0.01")
+        if not 0 <= mix <= 1:
+            raise ValueError(f"mix must satisfy 0 <= mix <= 1, got {mix!r}; 0 is all on size, 1 all on MACs")
+        paths = [_between(math.log(size), *path) for path in self._paths.values()]
+        log_kept = _between(mix, np.array([*self._paths]), np.array(paths))
+        sparsity = {layer: 0.0 for knob in self._knobs.values() for layer in knob.layers}
+        for knob, value in zip(self._moving, 0.0 - np.expm1(log_kept), strict=True):
+            sparsity |= dict.fromkeys(knob.layers, float(value))
+        return sparsity
+
+    @cached_property
+    def _knobs(self) -> dict[str, Knob]:
+        return knobs_of(self.network, self.granularity)
+
+    @cached_property
+    def _moving(self) -> list[Knob]:
+        return [knob for name, knob in self._knobs.items() if self.damages.get(name) is not None]
+
+    @cached_property
+    def _steps(self) -> list[_Steps]:
+        return [_Steps.of(knob, self.damages[knob.name]) for knob in self._moving]
+
+    @cached_property
+    def _dense(self) -> np.ndarray:
+        """Size and MACs (2,) of the dense model."""
+        dense = dense_footprint(self.network)
+        return np.array([dense.encoded_bytes if self.metric == "encoded" else dense.parameters, max(dense.macs, 1)])
+
+    @cached_property
+    def _weights(self) -> dict[float, np.ndarray]:
+        """Mix -> what size and MACs (2,) weigh in the price; where MACs stay, all mixes are the first."""
+        if self.granularity != "channel":
+            return {self.mixes[0]: np.array([1.0, 0.0])}
+        return {mix: np.array([1 - mix, mix]) for mix in self.mixes}
+
+    @cached_property
+    def _pool(self) -> _Pool:
+        """The combinations the prices of all mixes found, and the uniform ones the search starts from."""
+        pool = self._pooled(_uniform(self._steps))
+        left, tried = dict.fromkeys(self._weights, self.prices), set()
+        while gaps := list(self._gaps(pool, left, tried)):
+            prices = np.array([price for price, _ in gaps]) / self._dense
+            found = self.choices.minimum(prices, pool.rows[[start for _, (start, _) in gaps]])
+            pool = self._pooled(np.concatenate([pool.rows, found]))
+        return pool
+
+    def _pooled(self, rows: np.ndarray) -> _Pool:
+        """Each row once, in the order they come, so that places found earlier hold."""
+        first = {row.tobytes(): place for place, row in reversed([*enumerate(rows)])}
+        rows = rows[sorted(first.values())]
+        return _Pool(rows, self.choices.damage_of(rows), self.choices.cost_of(rows) / self._dense)
+
+    def _gaps(
+        self, pool: _Pool, left: dict[float, int], tried: set[tuple[float, int, int]]
+    ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """The prices (2,) at which hull neighbours tie, and those; of each mix the widest gaps not yet tried."""
+        for mix, weights in self._weights.items():
+            cost = pool.shares @ weights
+            hull = [tuple(ends) for ends in pairwise(pool.hull(weights).tolist())]
+            new = [ends for ends in hull if (mix, *ends) not in tried and pool.damage[ends[0]] < pool.damage[ends[1]]]
+            new.sort(key=lambda ends: cost[ends[1]] / cost[ends[0]])
+            for first, second in new[: min(left[mix], -(-self.prices // ROUNDS))]:
+                tried.add((mix, first, second))
+                left[mix] -= 1
+                price = (pool.damage[second] - pool.damage[first]) / (cost[first] - cost[second])
+                yield price * weights, (first, second)
+
+    @cached_property
+    def _paths(self) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+        """Mix -> logarithms of size (m,), rising, and of each knob's share kept there (m, knobs)."""
+        paths = {}
+        for mix, weights in self._weights.items():
+            hull = self._pool.hull(weights)
+            sizes = self._pool.shares[hull, 0]
+            falls = np.append(True, sizes[1:] < np.minimum.accumulate(sizes)[:-1])
+            rows = self._pool.rows[hull[falls]][::-1]
+            columns = [np.log1p(-steps.levels)[column] for steps, column in zip(self._steps, rows.T, strict=True)]
+            paths[mix] = np.log(sizes[falls][::-1]), np.array(columns).T.reshape(len(rows), -1)
+        return paths
+
+    def _allocation(self, row: np.ndarray) -> Allocation:
+        size, macs = self.choices.cost_of(row[None])[0] / self._dense
+        levels = zip(self._moving, self._steps, row, strict=True)
+        sparsity = {knob.name: float(steps.levels[level]) for knob, steps, level in levels}
+        return Allocation(sparsity, float(self.choices.damage_of(row[None])[0]), float(size), float(macs))
+
+
+def _between(at: float, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Linear between the rows (m, n) that belong to the rising places (m,); beyond them the nearest row."""
+    part = np.interp(at, places, np.arange(len(places)))
+    below = min(int(part), max(len(places) - 2, 0))
+    above = min(below + 1, len(places) - 1)
+    return rows[below] + (part - below) * (rows[above] - rows[below])
+
+
+def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
+    """Combinations (c, knobs) at one sparsity everywhere (the next lower level of each knob), whole first."""
+    every = np.unique(np.concatenate([[0.0], *(one.levels for one in steps)]))
+    columns = [np.searchsorted(one.levels, every, side="right") - 1 for one in steps]
+    return np.array(columns, dtype=int).reshape(len(steps), len(every)).T
+
+
+def _choices(network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str) -> Choices:
+    """Count size and MACs: what no knob changes, what one changes, what several do together."""
+    masked = {knob.name: place for place, knob in enumerate(knobs) if knob.group is None}
+    groups = {knob.group: (place, knob.units) for place, knob in enumerate(knobs) if knob.group is not None}
+    terms: dict[Knobs, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    alone = [np.zeros((len(one.kept), 2)) for one in steps]
+    for tensor in network.tensors:
+        layer = network.by_name.get(tensor.name)
+        unit = np.array([_unit_size(tensor, metric), layer.positions if layer else 0], dtype=float)
+        if tensor.name in masked:
+            kept = steps[masked[tensor.name]].kept
+            sizes = kept if metric == "nonzero" else [encoded_entry(tensor, tensor.shape, int(n)).bytes for n in kept]
+            alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
+            continue
+        for places, count in _numel_terms(tensor, groups).items():
+            terms[places] += count * unit
+    if metric == "encoded":
+        tensors = sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in network.tensors)
+        terms[()] += [dense_footprint(network).encoded_bytes - tensors, 0]  # the header
+    for places, pair in terms.items():
+        if len(set(places)) == 1:
+            alone[places[0]] += (steps[places[0]].kept ** len(places))[:, None] * pair
+    joint = {places: pair for places, pair in terms.items() if len(set(places)) > 1}
+    kept = tuple(one.kept.astype(float) for one in steps)
+    return Choices(tuple(one.damage for one in steps), kept, tuple(alone), joint, terms[()])
+
+
+def _unit_size(tensor: StoredTensor, metric: str) -> int:
+    return ITEM_BYTES[tensor.dtype] if metric == "encoded" else int(tensor.parameter)
+
+
+def _numel_terms(tensor: StoredTensor, groups: Mapping[int, tuple[int, int]]) -> dict[Knobs, int]:
+    """The tensor's elements as a polynomial in units kept; `groups`: number -> (place of its knob, units)."""
+    terms: dict[Knobs, int] = {(): 1}
+    for dimension, length in enumerate(tensor.shape):
+        factors: dict[Knobs, int] = {(): length}
+        for group, indices in tensor.owners[dimension] if tensor.owners else ():
+            if group in groups:
+                place, units = groups[group]
+                factors[(place,)] = factors.get((place,), 0) + indices // units
+                factors[()] -= indices // units * units
+        product: dict[Knobs, int] = defaultdict(int)
+        for places, count in terms.items():
+            for more, times in factors.items():
+                if count * times:
+                    product[tuple(sorted(places + more))] += count * times
+        terms = dict(product)
+    return terms

@@ -1,0 +1,133 @@
+"""The cache of latency tables: what is read again, and what makes a new measurement."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.latency import measure_latency_table
+from search import Workload
+from search.dense import DenseModel
+from search.evaluate import Subject
+from search.latency import cached_latency_table, latency_path
+from spaces.latency import LatencyTable
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    torch.manual_seed(0)
+    split = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    workload = Workload("tiny", Tiny, split, split, split, split)
+    return Subject.of(workload, Tiny().eval())
+
+
+@pytest.fixture(scope="module")
+def dense(subject) -> DenseModel:
+    return DenseModel(subject.dense, "architecture", "data", "weights", 0.0)
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[LatencyTable]:
+    """Every table measured, in few rounds; its spread is that of a quiet machine."""
+    tables: list[LatencyTable] = []
+
+    def quick(*args: object, **options: object) -> LatencyTable:
+        table = measure_latency_table(*args, **options, repeats=1, levels=())
+        tables.append(replace(table, spread=0.01))
+        return tables[-1]
+
+    monkeypatch.setattr("search.latency.measure_latency_table", quick)
+    return tables
+
+
+def test_measured_once(subject, dense, measured, tmp_path):
+    seen = []
+    first = cached_latency_table(subject, dense, tmp_path / "cache", lambda *numbers: seen.append(numbers))
+    assert seen[-1][0] == seen[-1][1] > 0
+    second = cached_latency_table(subject, dense, tmp_path / "cache")
+    assert measured == [first]
+    assert second == first
+    assert (first.model, first.batch) == ("architecture", 1)
+    assert LatencyTable.from_json(latency_path(subject, dense, tmp_path / "cache").read_text()) == first
+
+
+def test_weights_and_data_do_not_matter(subject, dense, tmp_path):
+    other = replace(dense, weights="other", data="other", trained_seconds=3.0)
+    assert latency_path(subject, other, tmp_path) == latency_path(subject, dense, tmp_path)
+
+
+def test_what_makes_another_table(subject, dense, monkeypatch):
+    cache = Path("cache")
+    paths = [latency_path(subject, dense, cache), latency_path(subject, dense, cache, batch=2)]
+    paths.append(latency_path(subject, replace(dense, architecture="other"), cache))
+    wider = replace(subject.workload, example_input=torch.zeros(2, 1, 6, 7))
+    paths.append(latency_path(replace(subject, workload=wider), dense, cache))
+    halves = copy.deepcopy(subject.dense).to(torch.bfloat16)
+    paths.append(latency_path(replace(subject, dense=halves), dense, cache))
+    last = nn.Sequential(nn.Conv2d(3, 4, 3))
+    paths += [
+        latency_path(replace(subject, dense=model), dense, cache)
+        for model in (last, copy.deepcopy(last).to(memory_format=torch.channels_last))
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("search.latency.describe_device", lambda _: "another processor")
+        paths.append(latency_path(subject, dense, cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        paths.append(latency_path(subject, dense, cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        paths.append(latency_path(subject, dense, cache))
+    assert len(set(paths)) == len(paths)
+    assert paths[0] == latency_path(subject, dense, cache)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"version": 1}', "damaged latency table"),
+        (
+            '{"version": 1, "model": "", "device": "", "threads": 1, "batch": 1, "layers": {}, "dense_seconds": 1.0, '
+            '"rest": [{"activations": 1, "weights": 1, "seconds": 0.1}], "spread": 0.1}',
+            "the latency table lacks layer 'conv.weight'",
+        ),
+    ],
+)
+def test_damaged_files_are_measured_again(subject, dense, measured, tmp_path, caplog, text, message):
+    path = latency_path(subject, dense, tmp_path)
+    path.write_text(text)
+    table = cached_latency_table(subject, dense, tmp_path)
+    assert [table] == measured
+    [record] = caplog.records
+    assert message in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert LatencyTable.from_json(path.read_text()) == table
+
+
+def test_a_busy_machine_is_told(subject, dense, measured, monkeypatch, tmp_path, caplog):
+    cached_latency_table(subject, dense, tmp_path / "quiet")
+    assert not caplog.records
+    busy = replace(measured[0], spread=0.5)
+    monkeypatch.setattr("search.latency.measure_latency_table", lambda *_, **__: busy)
+    assert cached_latency_table(subject, dense, tmp_path / "busy") == busy
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "spread 50 %" in record.getMessage()
+    assert str(latency_path(subject, dense, tmp_path / "busy")) in record.getMessage()

@@ -1,0 +1,333 @@
+"""The vectorised sizes against `footprint`, which writes every header, on networks of any make."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import weakref
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
+from spaces.allocation import ALMOST_ALL, BISECTIONS, LOGIT_REACH, Target, Unreachable, land, land_by_shift, shifted
+from spaces.layers import ITEM_BYTES
+from spaces.size import dense_footprint, shares
+from spaces.sizing import digits, removed_counts
+
+WORDS = ("w", "net.layer.weight", 'quo"te\\', "größe", "深", "\n")
+
+
+@st.composite
+def networks(draw) -> Network:
+    """Dimensions are owned by no group, by one (an index or several a unit), or by several side by side.
+
+    A layer whose first dimension one group owns is a member of it, so groups of several layers arise, as in
+    residual sums; some groups have an obstacle or a member that is no prunable layer.
+    """
+    units = draw(st.lists(st.integers(1, 40), max_size=4))
+    members: list[list[str]] = [[] for _ in units]
+    tensors, layers = [], []
+    for number in range(draw(st.integers(1, 7))):
+        name = f"{draw(st.sampled_from(WORDS))}{number}"
+        dimensions = [draw(_dimension(units)) for _ in range(draw(st.integers(0, 4)))]
+        shape, owners = tuple(length for length, _ in dimensions), tuple(owned for _, owned in dimensions)
+        prunable = bool(shape) and draw(st.booleans())
+        if prunable:
+            group = owners[0][0][0] if len(owners[0]) == 1 and draw(st.booleans()) else None
+            if group is not None:
+                members[group].append(name)
+            layers.append(Layer(name, "conv2d", shape, draw(st.integers(1, 2000)), channel_group=group))
+        dtype = draw(st.sampled_from(["F32"] * 6 + sorted(ITEM_BYTES)))
+        stored = StoredTensor(name, shape, dtype, prunable or draw(st.booleans()), owners if any(owners) else ())
+        if not prunable or draw(st.integers(0, 9)):
+            tensors.append(stored)
+    groups = tuple(
+        ChannelGroup(
+            (*names, *draw(st.sampled_from([(), (), (), ("no layer",)]))),
+            count,
+            draw(st.sampled_from([None, None, None, "its outputs are the network's outputs"])),
+        )
+        for names, count in zip(members, units, strict=True)
+    )
+    if not tensors:
+        tensors.append(StoredTensor("last", (3,)))
+    aliases = {f"also {name}": tensors[0].name for name in draw(st.lists(st.sampled_from(WORDS), max_size=2))}
+    return Network(tuple(tensors), tuple(layers), groups, aliases)
+
+
+@st.composite
+def _dimension(draw, units: list[int]) -> tuple[int, tuple[tuple[int, int], ...]]:
+    if not units or draw(st.booleans()):
+        return draw(st.one_of(st.integers(1, 12), st.integers(1, 600))), ()
+    owners = draw(st.lists(st.integers(0, len(units) - 1), min_size=1, max_size=2))
+    owned = tuple((group, units[group] * draw(st.sampled_from([1, 1, 1, 4, 9]))) for group in owners)
+    return sum(indices for _, indices in owned) + draw(st.sampled_from([0, 0, 5])), owned
+
+
+share = st.one_of(st.just(0.0), st.floats(0, 0.999), st.floats(0.9, 1, exclude_max=True), st.just(ALMOST_ALL))
+
+
+def granularities(network: Network) -> st.SearchStrategy:
+    mixtures = st.dictionaries(
+        st.sampled_from(network.layer_names or ["-"]), st.sampled_from(["fine-grained", "channel"])
+    )
+    return st.one_of(st.sampled_from(["fine-grained", "channel"]), mixtures)
+
+
+def sparsities(network: Network) -> st.SearchStrategy:
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(network.layer_names, share))
+
+
+def dense_parameters(network: Network) -> int:
+    return sum(tensor.numel for tensor in network.tensors if tensor.parameter)
+
+
+def block() -> Network:
+    """A residual sum, a depthwise and a grouped convolution, a concatenation, norms, biases and half precision.
+
+    Groups: 0 the sum's 24 channels, 1 the depthwise pair's 18, 2 the grouped convolution's (5 units of 4
+    channels), 3 with a member that is no layer, 4 with an obstacle.
+    """
+    weights = [
+        ("stem.weight", (24, 3, 3, 3), "F32", (((0, 24),), (), (), ()), 0),
+        ("expand.weight", (18, 24, 1, 1), "F32", (((1, 18),), ((0, 24),), (), ()), 1),
+        ("depthwise.weight", (18, 1, 3, 3), "F32", (((1, 18),), (), (), ()), 1),
+        ("project.weight", (24, 18, 1, 1), "F16", (((0, 24),), ((1, 18),), (), ()), 0),
+        ("grouped.weight", (20, 6, 3, 3), "F32", (((2, 20),), (), (), ()), 2),
+        ("joined.weight", (16, 44, 3, 3), "F32", (((3, 16),), ((0, 24), (2, 20)), (), ()), 3),
+        ("classifier.weight", (10, 16 * 49), "F64", (((4, 10),), ((3, 16 * 49),)), 4),
+    ]
+    layers = tuple(
+        Layer(name, "conv2d", shape, positions, channel_group=group)
+        for positions, (name, shape, _, _, group) in zip((64, 64, 64, 64, 16, 16, 1), weights, strict=True)
+    )
+    tensors = []
+    for name, shape, dtype, owners, _ in weights:
+        path = name.removesuffix("weight")
+        tensors += [StoredTensor(name, shape, dtype, owners=owners)]
+        tensors += [StoredTensor(path + "bias", shape[:1], dtype, owners=owners[:1])]
+        tensors += [StoredTensor(path + "norm.running_var", shape[:1], "F32", False, owners[:1])]
+        tensors += [StoredTensor(path + "norm.num_batches_tracked", (), "I64", False)]
+    members = [tuple(name for name, *_, group in weights if group == number) for number in range(5)]
+    groups = (
+        ChannelGroup(members[0], 24),
+        ChannelGroup(members[1], 18),
+        ChannelGroup(members[2], 5),
+        ChannelGroup((*members[3], "scale"), 16),
+        ChannelGroup(members[4], 10, "its outputs are the network's outputs"),
+    )
+    return Network(tuple(tensors), layers, groups, {"tied.bias": "stem.bias", "tied.weight": "stem.weight"})
+
+
+BLOCK = block()
+
+
+def chain(widths: list[int]) -> Network:
+    """Linear layers with biases, one group each; the last has an obstacle."""
+    tensors, layers, groups = [], [], []
+    for number in range(len(widths) - 1):
+        inputs, outputs = widths[number : number + 2]
+        before = ((number - 1, inputs),) if number else ()
+        obstacle = None if number < len(widths) - 2 else "its outputs are the network's outputs"
+        name = f"{number}.weight"
+        tensors += [
+            StoredTensor(name, (outputs, inputs), owners=(((number, outputs),), before)),
+            StoredTensor(f"{number}.bias", (outputs,), owners=(((number, outputs),),)),
+        ]
+        layers.append(Layer(name, "linear", (outputs, inputs), 1, channel_group=number, obstacle=obstacle))
+        groups.append(ChannelGroup((name,), outputs, obstacle))
+    return Network(tuple(tensors), tuple(layers), tuple(groups))
+
+
+class TestEqualsFootprint:
+    @settings(deadline=None, max_examples=120, derandomize=True)
+    @given(st.data())
+    def test_on_any_network(self, data):
+        network = data.draw(networks().filter(dense_parameters))
+        granularity, dense = data.draw(granularities(network)), dense_footprint(network)
+        encoded, nonzero = (Target(network, 0.5, granularity, metric) for metric in ("encoded", "nonzero"))
+        assert encoded.dense == dense
+        for sparsity in data.draw(st.lists(sparsities(network), min_size=1, max_size=4)):
+            expected = shares(footprint(network, PruningPolicy(sparsity, granularity)), dense)
+            assert encoded.cost(sparsity) == nonzero.cost(sparsity) == expected
+            assert encoded.size(sparsity) == expected.encoded
+            assert nonzero.size(sparsity) == expected.nonzero
+            assert encoded.macs(sparsity) == expected.macs
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_on_a_block_with_every_kind_of_dimension(self, seed):
+        """Many requests in random mixtures: smallest request of a group, several indices a unit, joined inputs."""
+        generator = np.random.default_rng(seed)
+        dense, names = dense_footprint(BLOCK), BLOCK.layer_names
+        for _ in range(60):
+            words = dict(
+                zip(names, generator.choice(["channel", "channel", "fine-grained"], len(names)).tolist(), strict=True)
+            )
+            granularity = "channel" if generator.random() < 0.5 else words
+            sparsity = dict(
+                zip(names, (generator.random(len(names)) ** generator.choice([0.1, 1, 3])).tolist(), strict=True)
+            )
+            expected = shares(footprint(BLOCK, PruningPolicy(sparsity, granularity)), dense)
+            assert Target(BLOCK, 0.5, granularity).cost(sparsity) == expected
+
+    @pytest.mark.parametrize("dtype", ["F32", "F16", "I8"])
+    def test_at_every_count_of_small_weights(self, dtype):
+        """Where encoding begins to pay for its note, and where another encoding is smaller."""
+        for numel in (1, 2, 7, 24, 40, 100, 300):
+            layer = Layer("a.weight", "linear", (numel, 1), 1)
+            network = Network((StoredTensor("a.weight", (numel, 1), dtype), StoredTensor("b", (2,))), (layer,))
+            target, dense = Target(network, 1.0), dense_footprint(network)
+            for removed in range(numel):
+                sparsity = {"a.weight": removed / numel}
+                assert target.cost(sparsity) == shares(footprint(network, PruningPolicy(sparsity)), dense)
+
+    @pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
+    def test_on_a_large_network(self, granularity):
+        """Offsets of 10 and 11 digits; the notes of one layer after another appear."""
+        network = chain(widths=[8, 300, 3, 20_000, 50_000, 1_000])
+        target, dense = Target(network, 1.0, granularity), dense_footprint(network)
+        for percent in range(0, 100, 3):
+            sparsity = dict.fromkeys(network.layer_names, percent / 100)
+            assert target.cost(sparsity) == shares(footprint(network, PruningPolicy(sparsity, granularity)), dense)
+
+    @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "I8"])
+    def test_an_encoded_weight_moves_to_the_end_of_the_file(self, dtype):
+        """One by one, the weights of any type become bytes behind everything wider than a byte."""
+        names = ["b", "a", "d", "c"]
+        tensors = [StoredTensor(name, (30, 40), dtype) for name in names]
+        layers = [Layer(name, "linear", (30, 40), 1) for name in names]
+        network = Network((*tensors, StoredTensor("bb", (7,)), StoredTensor("count", (), "I64", False)), tuple(layers))
+        target, seen = Target(network, 1.0), set()
+        for count in range(5):
+            sparsity = dict.fromkeys(names[:count], 0.8)
+            part = footprint(network, PruningPolicy(sparsity))
+            assert target.size(sparsity) == part.encoded_bytes / dense_footprint(network).encoded_bytes
+            seen.add(part.encoded_bytes)
+        assert len(seen) == 5
+
+    @pytest.mark.parametrize("aliases", [{}, {"tied": "t"}])
+    def test_without_anything_to_prune(self, aliases):
+        network = Network((StoredTensor("t", (3,)),), (), aliases=aliases)
+        assert Target(network, 1.0).size({}) == Target(network, 1.0, "channel").floor == 1.0
+        assert Target(Network((), ()), 1.0).size({}) == 1.0
+
+
+def plainly_landed(family, network: Network, target: Target) -> dict[str, float]:
+    """Bisection that counts the whole footprint every time."""
+    dense = dense_footprint(network)
+
+    def fits(t: float) -> bool:
+        policy = PruningPolicy(family(t), target.granularity)
+        return shares(footprint(network, policy), dense).of(target.metric) <= target.share
+
+    if fits(0.0):
+        return family(0.0)
+    if not fits(1.0):
+        raise Unreachable
+    over, under = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (over + under) / 2
+        over, under = (over, middle) if fits(middle) else (middle, under)
+    return family(under)
+
+
+CHAIN = chain([6, 40, 25, 60, 10])
+some_layers = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(CHAIN.layer_names, st.one_of(st.just(0.0), st.floats(0.01, 0.99)))
+)
+targets = st.builds(
+    Target, st.just(CHAIN), st.floats(0.05, 1.0), granularities(CHAIN), st.sampled_from(["encoded", "nonzero"])
+)
+
+
+class TestLanding:
+    """Not only the same counts as plain bisection: the same numbers, so that a study goes on as it began."""
+
+    @settings(deadline=None, max_examples=30, derandomize=True)
+    @given(some_layers, targets)
+    def test_of_a_family(self, sparsity, target):
+        def family(t: float) -> dict[str, float]:
+            return {name: t * s for name, s in sparsity.items()}
+
+        self.check(lambda: land(family, target), family, target)
+
+    @settings(deadline=None, max_examples=30, derandomize=True)
+    @given(some_layers, targets)
+    def test_by_shift(self, sparsity, target):
+        def family(t: float) -> dict[str, float]:
+            return shifted(sparsity, (2 * t - 1) * LOGIT_REACH)
+
+        self.check(lambda: land_by_shift(sparsity, target), family, target)
+
+    @staticmethod
+    def check(landed, family, target: Target) -> None:
+        try:
+            expected = plainly_landed(family, target.network, target)
+        except Unreachable:
+            with pytest.raises(Unreachable):
+                landed()
+        else:
+            assert landed() == expected
+
+
+class TestArguments:
+    TARGET = Target(chain([6, 40, 25]), 0.5)
+
+    @pytest.mark.parametrize("value", [1.0, -0.1, math.nan, math.inf, 1, True, False, "0.5", None])
+    def test_bad_shares(self, value):
+        with pytest.raises(ValueError, match=r"sparsity of '0\.weight' must"):
+            self.TARGET.size({"1.weight": 0.5, "0.weight": value})
+
+    @pytest.mark.parametrize("measure", ["size", "macs", "cost"])
+    def test_unknown_layers(self, measure):
+        with pytest.raises(ValueError, match=r"unknown layer '0\.wieght': did you mean '0\.weight'"):
+            getattr(self.TARGET, measure)({"0.wieght": 0.5})
+        with pytest.raises(ValueError, match=r"unknown layer '0\.wieght': did you mean '0\.weight'"):
+            land_by_shift({"0.wieght": 0.5}, self.TARGET)
+        with pytest.raises(ValueError, match=r"unknown layer '0\.bias'"):
+            getattr(self.TARGET, measure)({"0.bias": 0.0})
+
+    def test_other_mappings_and_numbers(self):
+        expected = self.TARGET.size({"0.weight": 0.75})
+        for number in (np.float64(0.75), np.float32(0.75), Fraction(3, 4)):
+            assert self.TARGET.size({"0.weight": number}) == expected
+        assert self.TARGET.size(PruningPolicy({"0.weight": 0.75}).sparsity) == expected
+        with pytest.raises(ValueError, match="sparsity must map layer names to shares, got list"):
+            self.TARGET.size([0.75])
+
+    def test_unknown_words(self):
+        with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
+            Target(self.TARGET.network, 0.5, "chanel").size({})
+        with pytest.raises(KeyError, match="encodde"):
+            Target(self.TARGET.network, 0.5, metric="encodde").size({})
+
+
+class TestSharing:
+    def test_one_sizer_a_network_object(self):
+        first, second = chain([6, 40, 25]), chain([6, 40, 25])
+        assert Target(first, 0.5).sizer is Target(first, 0.2, "channel", "nonzero").sizer
+        assert Target(first, 0.5).sizer is not Target(second, 0.5).sizer
+
+    def test_goes_with_its_network(self):
+        target = Target(chain([6, 40, 25]), 0.5)
+        sizer = weakref.ref(target.sizer)
+        assert sizer() is not None
+        del target
+        gc.collect()
+        assert sizer() is None
+
+
+@settings(max_examples=100, derandomize=True)
+@given(share, st.integers(1, 10**9))
+def test_counts_by_the_count_rule(sparsity, units):
+    assert removed_counts(np.array([sparsity]), np.array([units])).tolist() == [removed_count(sparsity, units)]
+
+
+def test_digits_of_every_length():
+    numbers = [0, *(10**k + step for k in range(18) for step in (-1, 0, 1)), 2**63 - 1]
+    assert digits(np.array(numbers)).tolist() == [len(json.dumps(number)) for number in numbers]
