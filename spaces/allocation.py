@@ -162,23 +162,21 @@ def land(family: Family, target: Target) -> dict[str, float]:
 
 def _landing(family: Callable[[float], np.ndarray], target: Target) -> float:
     """The number of that member, in a family of vectors; members with equal counts are sized once."""
-    found: dict[bytes, float] = {}
+    sized: dict[bytes, float] = {}
 
     def excess(t: float) -> float:
         pruned = target.pruned(family(t))
-        if pruned.key not in found:
-            found[pruned.key] = target.excess(pruned)
-        return found[pruned.key]
+        if pruned.key not in sized:
+            sized[pruned.key] = target.excess(pruned)
+        return sized[pruned.key]
 
     if excess(0.0) <= 0:
         return 0.0
     if excess(1.0) > 0:
         least = target.pruned(family(1.0))
         smallest, macs = target.sizer.share(least, target.metric), target.sizer.macs(least)
-        raise Unreachable(
-            f"size {target.share:.4g} with MACs {target.max_macs:.4g} cannot be reached: "
-            f"the smallest is {smallest:.4g} with MACs {macs:.4g}"
-        )
+        asked, found = (f" with MACs {value:.4g}" if target.max_macs < 1 else "" for value in (target.max_macs, macs))
+        raise Unreachable(f"size {target.share:.4g}{asked} cannot be reached: the smallest is {smallest:.4g}{found}")
     over, under = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (over + under) / 2

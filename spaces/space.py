@@ -381,7 +381,7 @@ class Space:
         low, high = self.size_range
         seen = set()
         for turn in range(len(SEED_SIZES) * len(names)):
-            size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn) % len(SEED_SIZES)]
+            size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn % len(names)) % len(SEED_SIZES)]
             name = names[turn % len(names)]
             for granularity in self.usable:
                 if name == "scan-speed" and granularity != "channel":

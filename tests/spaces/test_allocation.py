@@ -153,7 +153,7 @@ def evidence(vgg, vgg_graph):
 
 @pytest.mark.parametrize("metric", ["encoded", "nonzero"])
 @pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
-@pytest.mark.parametrize("name", [name for name in ALLOCATORS if name != "scan"])
+@pytest.mark.parametrize("name", [name for name in ALLOCATORS if not name.startswith("scan")])
 def test_lands_within_and_near(name, granularity, metric, vgg_graph, evidence):
     for share in (0.6, 0.25, 0.1):
         target = Target(vgg_graph.network, share, granularity, metric)
@@ -227,18 +227,19 @@ class TestRanking:
 
 class TestScan:
     @staticmethod
-    def profile(**damages: float) -> Profile:
+    def evidence(target: Target, **damages: float) -> Evidence:
         levels = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
         points = {
             name: tuple(ProfilePoint(s, 0, 0, 1 + damage * (1 / (1 - s) - 1), 0) for s in levels)
             for name, damage in damages.items()
         }
-        return Profile("", 1, 1.0, 1.0, {"fine-grained": points}, 0.0)
+        profile = Profile("", 1, 1.0, 1.0, {"fine-grained": points}, 0.0)
+        return Evidence.of(target.network, "fine-grained", {}, profile, target.metric)
 
     def test_spares_what_the_scan_found_sensitive(self):
         shapes = {"frail": (20, 50), "tough": (20, 50), "free": (20, 50)}
         target = Target(plain_network(shapes), 0.25, metric="nonzero")
-        found = allocate("scan", target, Evidence(profile=self.profile(frail=4.0, tough=0.25, free=0.0)))
+        found = allocate("scan", target, self.evidence(target, frail=4.0, tough=0.25, free=0.0))
         assert found["frail"] < found["tough"] < found["free"]
         assert 0.248 < target.size(found) <= 0.25
 
@@ -247,7 +248,7 @@ class TestScan:
         shapes = {"p": (40, 50), "q": (40, 50)}
         target = Target(plain_network(shapes), 0.3, metric="nonzero")
         weights = {"p": 1.0, "q": 0.04}
-        found = allocate("scan", target, Evidence(profile=self.profile(**weights)))
+        found = allocate("scan", target, self.evidence(target, **weights))
 
         def damage(sparsity):
             return sum(w * sparsity[n] / (1 - sparsity[n]) for n, w in weights.items())
@@ -259,7 +260,7 @@ class TestScan:
         assert damage(found) < 0.85 * damage(uniform)
 
     def test_needs_a_profile(self):
-        with pytest.raises(ValueError, match="scan_lagrangian needs a profile: scan the model first"):
+        with pytest.raises(ValueError, match="an allocation by the scan needs a profile: scan the model first"):
             allocate("scan", nonzero_target(0.25), Evidence())
 
 
