@@ -158,11 +158,12 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--max-size", type=float, metavar="SHARE", help="size limit, a share of the dense model (0.25)")
     parser.add_argument("--min-size", metavar="SHARE", type=float, help="smallest size searched (a tenth of the limit)")
     parser.add_argument("--max-macs", metavar="SHARE", type=float, help="limit on MACs, a share of the dense model's")
+    parser.add_argument("--max-latency", metavar="SHARE", type=float, help="limit on predicted latency, likewise")
     parser.add_argument(
         "--min-accuracy", metavar="A", help="find the smallest network this accurate: 0.92, or dense-0.005"
     )
     parser.add_argument("--size-metric", metavar="M", help="what the limit binds on: encoded (default) or nonzero")
-    parser.add_argument("--speed", metavar="S", help="the third objective: macs")
+    parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
     parser.add_argument("--granularity", metavar="A,B", help="choices (fine-grained,channel)")
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
     parser.add_argument("--criterion", metavar="C", help="magnitude-l2 (default), magnitude-l1 or random")

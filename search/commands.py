@@ -25,7 +25,7 @@ from search.folder import open_root
 from search.journal import write_durably
 from search.open import open_study
 from search.pictures import profile_png, weights_png
-from search.results import best_trial, plain_rows
+from search.results import plain_rows
 from search.run import SearchResult, resume_command, run_search
 from search.scan import cached_profile, profile_path
 from search.tables import (
@@ -66,7 +66,8 @@ def search(arguments: argparse.Namespace) -> Reply:
         options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
     config = make_config(**options)
     result = run_search(config, TerminalWatcher())
-    return Reply(_search_data(result), _search_text(result), 0 if not result.front.empty else 1)
+    met = not result.front.empty and _is_accurate(result)
+    return Reply(_search_data(result), _search_text(result), 0 if met else 1)
 
 
 def _search_data(result: SearchResult) -> dict[str, Any]:
@@ -89,10 +90,29 @@ def _search_text(result: SearchResult) -> str:
     if result.comparison:
         parts.append(closing_table(_closing(result.comparison, result.finals, result.trials)))
         parts += [verdict(result.comparison, result.finals) or ""]
+    parts.append(_accuracy_remark(result))
     parts.append(_speed_remark(result))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
     parts.append(f"Next: prunefront export {result.study} --trial best --out DIR    or: prunefront view")
     return "\n\n".join(part for part in parts if part)
+
+
+def _accuracy_remark(result: SearchResult) -> str:
+    if result.least_accuracy is None:
+        return ""
+    best = result.trials.set_index("trial").loc[result.best]
+    wanted = f"at least {result.least_accuracy:.2%} on validation data"
+    if not _is_accurate(result):
+        return f"No network is {wanted}: trial {result.best} comes nearest; give the study more --trials or room."
+    return f"The smallest network found of {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
+
+
+def _is_accurate(result: SearchResult) -> bool:
+    """Whether the best trial has the accuracy asked for; True if none was."""
+    best = result.trials.set_index("trial").loc[result.best]
+    final = best["final_accuracy"]
+    accuracy = final if final is not None and final == final else best["accuracy"]
+    return result.least_accuracy is None or accuracy >= result.least_accuracy
 
 
 def _speed_remark(result: SearchResult) -> str:
@@ -187,7 +207,7 @@ def status(arguments: argparse.Namespace) -> Reply:
     started = [float(s) for s in view.trials["started"].dropna()]
     left = (max(finished) - min(started)) / done * max(config.trials - done, 0) if done else None
     reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
-    best = best_trial(view.front, view.trials, config.max_size)
+    best = view.best
     row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
     data = {
         "study": arguments.study,

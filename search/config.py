@@ -37,10 +37,11 @@ class SearchConfig(BaseModel):
         min_size: smallest size target; default a tenth of the limit. Equal to the limit, accuracy at that size
             is all that is searched.
         max_macs: a further limit, a share of the dense MACs.
+        max_latency: a further limit, a share of the dense latency, predicted.
         min_accuracy: the smallest network of at least this validation accuracy is wanted: a share, or
             `dense-0.005` for 0.5 points below the dense model's.
         size_metric: what the limit binds on: `encoded` (bytes of the sparse file) or `nonzero`.
-        speed: the third objective; `macs`.
+        speed: the third objective: `macs`, or `latency` as a table measured once on this machine predicts it.
         granularity: choices, one for a whole policy, or one a layer when `mixed`.
         mixed: let every layer have its own granularity.
         criterion: which units go first.
@@ -65,9 +66,10 @@ class SearchConfig(BaseModel):
     max_size: float = Field(default=0.25, gt=0, le=1, allow_inf_nan=False)
     min_size: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     max_macs: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    max_latency: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     min_accuracy: str | None = None
     size_metric: Literal["encoded", "nonzero"] = "encoded"
-    speed: Literal["macs"] = "macs"
+    speed: Literal["macs", "latency"] = "macs"
     granularity: tuple[str, ...] = GRANULARITIES
     mixed: bool = False
     criterion: str = "magnitude-l2"
@@ -127,13 +129,6 @@ class SearchConfig(BaseModel):
             raise ValueError(f"min-size must be at most max-size {self.max_size:g}, got {self.min_size:g}")
         return self
 
-    def least_accuracy(self, dense_accuracy: float) -> float | None:
-        """The accuracy asked for, given the dense model's on validation; None if none was."""
-        if self.min_accuracy is None:
-            return None
-        below = self.min_accuracy.removeprefix("dense-")
-        return dense_accuracy - float(below) if below != self.min_accuracy else float(below)
-
     @field_validator("criterion")
     @classmethod
     def _criterion_exists(cls, word: str) -> str:
@@ -147,6 +142,18 @@ class SearchConfig(BaseModel):
         if word not in SAMPLERS:
             raise ValueError(unknown("sampler", word, SAMPLERS))
         return word
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether a latency table has to be measured."""
+        return self.speed == "latency" or self.max_latency < 1
+
+    def least_accuracy(self, dense_accuracy: float) -> float | None:
+        """The accuracy asked for, given the dense model's on validation; None if none was."""
+        if self.min_accuracy is None:
+            return None
+        below = self.min_accuracy.removeprefix("dense-")
+        return dense_accuracy - float(below) if below != self.min_accuracy else float(below)
 
 
 def check_study_name(name: str) -> str:

@@ -28,7 +28,7 @@ from search.evaluate import Subject, evaluate_policy
 from search.fingerprint import model_fingerprint
 from search.open import StudyView
 from search.records import COMPLETE, TrialResult
-from search.results import best_trial, knee_trial, smallest_trial
+from search.results import knee_trial, smallest_trial
 from search.train import predict
 from search.workloads import Workload, get_workload
 from spaces.policy import PruningPolicy
@@ -70,7 +70,7 @@ def choose_trial(view: StudyView, choice: str) -> int:
     """
     if choice in CHOICES:
         number = {
-            "best": lambda front: best_trial(front, view.trials, view.folder.config.max_size),
+            "best": lambda front: view.best,
             "knee": knee_trial,
             "smallest": smallest_trial,
         }[choice](view.front)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table
-from search.dense import DenseModel
 from search.evaluate import Subject
 from search.fingerprint import digest
 from search.journal import write_durably
@@ -22,7 +21,7 @@ QUIET_SPREAD = 0.2
 
 def cached_latency_table(
     subject: Subject,
-    dense: DenseModel,
+    architecture: str,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
     batch: int = 1,
@@ -33,10 +32,11 @@ def cached_latency_table(
     warn that was taken on a busy machine.
 
     Args:
+        architecture: fingerprint of the model's; its weights play no part.
         progress: called with (rounds done, rounds in all) while measuring.
         batch: examples of one forward pass.
     """
-    path = latency_path(subject, dense, cache, batch)
+    path = latency_path(subject, architecture, cache, batch)
     if path.is_file():
         try:
             table = LatencyTable.from_json(path.read_text())
@@ -49,7 +49,7 @@ def cached_latency_table(
         subject.graph,
         subject.workload.example_input,
         batch=batch,
-        fingerprint=dense.architecture,
+        fingerprint=architecture,
         progress=progress,
     )
     if table.spread > QUIET_SPREAD:
@@ -62,13 +62,13 @@ def cached_latency_table(
     return table
 
 
-def latency_path(subject: Subject, dense: DenseModel, cache: Path, batch: int = 1) -> Path:
+def latency_path(subject: Subject, architecture: str, cache: Path, batch: int = 1) -> Path:
     """Where the table is kept: by architecture, layout and input of the model, device, threads and PyTorch."""
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
     device = next((tensor.device for tensor in tensors), example.device)
     key = digest(
-        dense.architecture,
+        architecture,
         [(str(tensor.dtype), tensor.stride()) for tensor in tensors],
         [tuple(example.shape[1:]), str(example.dtype)],
         [describe_device(device), torch.get_num_threads(), torch.__version__],

@@ -12,7 +12,7 @@ from search.finals import Comparison, read_comparison
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
 from search.records import FINISHED_STATES
-from search.results import TRIAL_COLUMNS, FinalScore, front_of, score_finals, trial_table
+from search.results import TRIAL_COLUMNS, FinalScore, best_trial, front_of, score_finals, trial_table
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StudyView:
         trials: finished trials, then those begun (`running`, or `waiting` when no process runs the study).
         front: non-dominated trials within the limit.
         running: whether a process has the study open.
+        least_accuracy: the validation accuracy asked for, if one was.
     """
 
     folder: StudyFolder
@@ -31,6 +32,12 @@ class StudyView:
     finals: Mapping[str, FinalScore]
     comparison: Comparison | None
     running: bool
+    least_accuracy: float | None = None
+
+    @property
+    def best(self) -> int | None:
+        """The trial an export ships; None without a feasible one."""
+        return best_trial(self.front, self.trials, self.folder.config.max_size, self.least_accuracy)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,8 +61,9 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     running = is_held(folder.lock)
     begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
     table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
-    front = front_of(trials, config.max_size if max_size is None else max_size)
-    return StudyView(folder, table, front, finals, read_comparison(folder), running)
+    front = front_of(trials, config.max_size if max_size is None else max_size, config.speed)
+    least = folder.read_record().get("least_accuracy")
+    return StudyView(folder, table, front, finals, read_comparison(folder), running, least)
 
 
 def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:

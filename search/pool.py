@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from spaces.allocation import Evidence, Unreachable, allocate
+from spaces.allocation import SCANNED, Evidence, Unreachable, allocate
 from spaces.landing import centred
 from spaces.policy import Schedule
-from spaces.space import EXPONENTS, SEED_SCHEDULE, Draft, Space
+from spaces.space import EVEN, EXPONENTS, SEED_SCHEDULE, Draft, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
 SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
@@ -41,7 +41,7 @@ class Pool:
 
     def __init__(self, space: Space, evidence: Mapping[str, Evidence]) -> None:
         self._space, self._evidence = space, evidence
-        self._static: dict[tuple[str, str, int], np.ndarray | None] = {}
+        self._static: dict[tuple[str, str, int], tuple[np.ndarray, str] | None] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
         """`count` candidates from all sources; `parents` are the best known, in any order."""
@@ -55,7 +55,8 @@ class Pool:
         logits[moved] = np.maximum(logits[moved], LOWEST) + random.normal(0, SWAP_DEVIATION, len(moved))
         codes = self._other_granularity(parent.granularity, random)
         size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
-        return Draft(SWAP, self._within(size, random), codes, logits, self._schedule(parent.schedule, random))
+        schedule = self._schedule(parent.schedule, random)
+        return Draft(SWAP, self._within(size, random), codes, logits, schedule, parent.base)
 
     def _source(self, place: float, parents: Sequence[Draft]) -> str:
         ends = np.cumsum(list(SHARES.values()))
@@ -72,17 +73,19 @@ class Pool:
         size, granularity = self._size(random), self._one_granularity(random)
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
-            return Draft(FREE, size, self._codes(granularity, random), logits, self._schedule(None, random))
-        logits = self._from_table(granularity, size, random) if source == PRIOR else None
-        while logits is None:
-            logits = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
+            codes, base = self._codes(granularity, random), str(random.choice(self._space.bases))
+            return Draft(FREE, size, codes, logits, self._schedule(None, random), base)
+        found = self._from_table(granularity, size, random) if source == PRIOR else None
+        while found is None:
+            found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
+        logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
-        return Draft(source, size, granularity, logits, self._schedule(SEED_SCHEDULE, random))
+        return Draft(source, size, granularity, logits, self._schedule(SEED_SCHEDULE, random), base)
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
-        """Two parents of neighbouring size and one granularity, knob by knob from one of them."""
+        """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
         first = parents[random.integers(len(parents))]
-        mates = [p for p in parents if p is not first and (p.granularity == first.granularity or self._space.mixed)]
+        mates = [p for p in parents if p is not first and (p.granularity, p.base) == (first.granularity, first.base)]
         if not mates:
             return self.swap(first, random)
         mates.sort(key=lambda p: abs(np.log(p.size / first.size)))
@@ -90,7 +93,7 @@ class Pool:
         take = random.random(len(first.logits)) < 0.5
         logits = np.where(take, centred(first.logits), centred(second.logits))
         size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
-        return Draft(CROSSOVER, self._within(size, random), first.granularity, logits, first.schedule)
+        return Draft(CROSSOVER, self._within(size, random), first.granularity, logits, first.schedule, first.base)
 
     def _size(self, random: np.random.Generator) -> float:
         low, high = self._space.size_range
@@ -128,24 +131,29 @@ class Pool:
         together = network.groups[layer.channel_group].layers if layer.channel_group is not None else (layer.name,)
         return words | dict.fromkeys(together, self._one_granularity(random))
 
-    def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> np.ndarray | None:
+    def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
         table = self._evidence[granularity].tradeoff
-        return None if table is None else self._space.logits(table.at(size, float(random.choice(table.mixes))))
+        if table is None:
+            return None
+        if len(self._space.bases) > 1:
+            return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
+        return self._space.logits(table.at(size, float(random.choice(table.mixes)))), EVEN
 
     @cached_property
     def _grid(self) -> np.ndarray:
         low, high = self._space.size_range
         return np.geomspace(low, high, GRID) if high > low else np.array([high])
 
-    def _allocated(self, name: str, granularity: str, size: float) -> np.ndarray | None:
-        """Logits of a static allocation at the grid's nearest size; None where it cannot be reached."""
+    def _allocated(self, name: str, granularity: str, size: float) -> tuple[np.ndarray, str] | None:
+        """Knobs and base of a static allocation at the grid's nearest size; None where it cannot be reached."""
+        if len(self._space.bases) > 1:
+            return np.zeros(len(self._space.knobs)), name
         place = int(np.argmin(np.abs(np.log(self._grid / size))))
-        key = (name, granularity, place)
-        if key not in self._static:
+        if (key := (name, granularity, place)) not in self._static:
             wanted = self._space.reachable(float(self._grid[place]), granularity)
             try:
                 found = allocate(name, self._space.target(wanted, granularity), self._evidence[granularity])
-                self._static[key] = self._space.logits(found)
+                self._static[key] = self._space.logits(found), EVEN
             except Unreachable:
                 self._static[key] = None
         return self._static[key]

@@ -63,6 +63,7 @@ class TrialRecord:
         started: running seconds since the dense model was ready, pauses left out.
         finished: likewise.
         proposing: seconds the sampler and the landing took.
+        latency: predicted share of the dense model's; None where it plays no part.
         scores: what the guided sampler knew of it before it was evaluated, by name; empty for others.
     """
 
@@ -76,6 +77,7 @@ class TrialRecord:
     started: float
     finished: float
     proposing: float
+    latency: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -86,6 +86,7 @@ def trial_table(
             "exponent": policy.schedule.exponent if policy.schedule.kind == "polynomial" else None,
             "criterion": policy.criterion,
             "origin": trial.origin,
+            "latency": trial.latency,
             "digest": policy.digest,
             "sparsity": dict(policy.sparsity),
             "state": result.state,
@@ -106,26 +107,32 @@ def trial_table(
     return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
 
 
-def front_of(table: pd.DataFrame, max_size: float) -> pd.DataFrame:
-    """The non-dominated complete trials within `max_size`: accuracy up, size down, MACs down.
+def front_of(table: pd.DataFrame, max_size: float, speed: str = "macs") -> pd.DataFrame:
+    """The non-dominated complete trials within `max_size`: accuracy up, size and `speed` (a column) down.
 
     Equal points stay together; rows by falling accuracy, then rising size; `FRONT_COLUMNS`.
     """
     rows = table[(table["state"] == COMPLETE)]
     rows = rows[np.array([size is not None and size <= max_size for size in rows["size"]], dtype=bool)]
     if len(rows):
-        points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows["macs"].astype(float)], 1)
+        points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows[speed].astype(float)], 1)
         rows = rows[non_dominated(points)]
         rows = rows.sort_values(["accuracy", "size", "trial"], ascending=[False, True, True])
     return rows[list(FRONT_COLUMNS)].reset_index(drop=True)
 
 
-def best_trial(front: pd.DataFrame, trials: pd.DataFrame | None = None, max_size: float = 1.0) -> int | None:
+def best_trial(
+    front: pd.DataFrame,
+    trials: pd.DataFrame | None = None,
+    max_size: float = 1.0,
+    least_accuracy: float | None = None,
+) -> int | None:
     """The trial of highest `final_accuracy`; without finals, of highest accuracy on the front. None if empty.
 
     Args:
         trials: all trials; a finalist that a later trial pushed off the front can still be the best within
             `max_size`.
+        least_accuracy: if asked for, the smallest trial at least this accurate; the most accurate if none is.
     """
     if front.empty:
         return None
@@ -133,7 +140,20 @@ def best_trial(front: pd.DataFrame, trials: pd.DataFrame | None = None, max_size
     tuned = tuned[[f is not None and f == f for f in tuned["final_accuracy"]]]
     tuned = tuned[[size <= max_size for size in tuned["size"]]]
     candidates, key = (front, "accuracy") if tuned.empty else (tuned, "final_accuracy")
+    accurate = candidates[candidates[key].astype(float) >= (2.0 if least_accuracy is None else least_accuracy)]
+    if not accurate.empty:
+        return smallest_trial(accurate)
     return int(candidates.loc[candidates[key].astype(float).idxmax(), "trial"])
+
+
+def finalists_of(front: pd.DataFrame, count: int, least_accuracy: float | None = None) -> list[int]:
+    """Trials to fine-tune at full length: the most accurate of the front, best first.
+
+    With `least_accuracy` the smallest at least that accurate; the most accurate if none is.
+    """
+    accurate = front[front["accuracy"].astype(float) >= (2.0 if least_accuracy is None else least_accuracy)]
+    chosen = front if accurate.empty else accurate.sort_values("size", kind="stable")
+    return [int(number) for number in chosen["trial"][:count]]
 
 
 def smallest_trial(front: pd.DataFrame) -> int | None:

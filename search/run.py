@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,21 @@ from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals
-from search.fingerprint import training_fingerprint
+from search.fingerprint import model_fingerprint, training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
 from search.guide import Guide
+from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.pictures import front_png, profile_png
 from search.records import COMPLETE, FINISHED_STATES, TrialRecord
-from search.results import FinalScore, best_trial, front_of, score_finals, trial_table
+from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 from search.scan import cached_profile
-from search.study import OBJECTIVES, OptunaStudy
+from search.study import OptunaStudy
 from search.tracking import Tracker
-from search.train import score
+from search.train import in_fast_layout, score
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
+from spaces.latency import Predictor
 from spaces.profile import Profile
 from spaces.space import Proposal, Seed, Space
 
@@ -52,6 +54,7 @@ class SearchResult:
         trials: all trials, with `state` and `reason`.
         counts: trials by state.
         best: the trial an export ships; None without a feasible trial.
+        least_accuracy: the validation accuracy asked for, if one was.
         comparison: dense model, int8 and static baselines; None when finals were left out.
         seconds: phase -> seconds.
     """
@@ -62,6 +65,7 @@ class SearchResult:
     trials: pd.DataFrame
     counts: Mapping[str, int]
     best: int | None
+    least_accuracy: float | None
     comparison: Comparison | None
     finals: Mapping[str, FinalScore]
     seconds: Mapping[str, float]
@@ -85,7 +89,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     folder = StudyFolder(root, _study_name(config, workload))
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
-    space = _space(config, workload)
+    space = _space(config, workload, root / "cache", watcher)
     for granularity, floor in space.floors.items():
         if granularity not in space.usable:
             watcher.note(f"granularity {granularity} is left out: its smallest size is {floor:.4f}")
@@ -122,12 +126,28 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
-def _space(config: SearchConfig, workload: Workload) -> Space:
-    """The search space on the untrained network: whether the limit can be reached needs no training."""
-    graph = trace_channels(build_model(workload, config.dense_seed), workload.example_input)
+def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher) -> Space:
+    """The search space on the untrained network: whether the limits can be reached needs no training."""
+    model = build_model(workload, config.dense_seed)
+    graph = trace_channels(model, workload.example_input)
+    latency = None
+    if config.needs_latency:
+        subject = Subject(workload, in_fast_layout(model, workload.example_input).eval(), graph)
+        with watcher.stage("latency table") as progress:
+            latency = Predictor(cached_latency_table(subject, model_fingerprint(model), cache, progress), graph.network)
     try:
         return Space(
-            graph.network, config.max_size, config.granularity, config.size_metric, config.mixed, config.criterion
+            network=graph.network,
+            max_size=config.max_size,
+            granularities=config.granularity,
+            metric=config.size_metric,
+            mixed=config.mixed,
+            criterion=config.criterion,
+            min_size=config.min_size,
+            max_macs=config.max_macs,
+            max_latency=config.max_latency,
+            latency=latency,
+            speed=config.speed,
         )
     except Unreachable as error:
         raise UsageError(str(error)) from None
@@ -146,7 +166,7 @@ def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Worklo
         "data": dense.data,
         "dense model": dense.weights,
         "recipe": workload.recipe.to_dict(),
-        "objectives": OBJECTIVES,
+        "objectives": {"accuracy": "maximize", "size": "minimize", config.speed: "minimize"},
     }
     if folder.exists:
         record = folder.read_record()
@@ -173,6 +193,10 @@ class _Coordinator:
         self.subject = Subject.of(workload, dense.model)
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.seconds = {"dense": dense.trained_seconds}
+        self.dense_accuracy = score(self.subject.dense, workload.validation, workload).accuracy
+        self.least_accuracy = config.least_accuracy(self.dense_accuracy)
+        if self.least_accuracy is not None:
+            folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
 
     def run(self) -> SearchResult:
         began = time.perf_counter()
@@ -181,6 +205,7 @@ class _Coordinator:
         self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
         self.seconds["scan"] = time.perf_counter() - began
         evidence = self._evidence(profile)
+        self.space = replace(self.space, evidence=evidence)
         self.seeds = self._first_seeds(evidence) if self.config.seeds else []
         guide = self._guide(evidence) if guided else None
         record = self.folder.read_record()
@@ -253,9 +278,8 @@ class _Coordinator:
         return list(islice(self.space.seeds(evidence), self.config.trials // 2))
 
     def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
-        dense = score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
-        least = self.config.least_accuracy(dense)
-        return Guide(self.space, evidence, 1 - dense, self.config.seed, None if least is None else 1 - least)
+        largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
+        return Guide(self.space, evidence, 1 - self.dense_accuracy, self.config.seed, largest_error)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""
@@ -282,6 +306,7 @@ class _Coordinator:
             started=started,
             finished=self.clock.seconds,
             proposing=proposing,
+            latency=self.space.latency.share(proposal.policy) if self.space.latency else None,
             scores=self.study.scores(trial),
         )
         self.journal.write_trial(record)
@@ -306,7 +331,10 @@ class _Coordinator:
 
     def _tell(self, record: TrialRecord) -> None:
         shares = record.result.shares
-        values = (record.result.accuracy, shares.of(self.config.size_metric), shares.macs) if shares else None
+        values = None
+        if shares:
+            speed = record.latency if self.config.speed == "latency" else shares.macs
+            values = (record.result.accuracy, shares.of(self.config.size_metric), speed)
         self.study.tell(record.number, record.result.state, values)
 
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
@@ -315,13 +343,13 @@ class _Coordinator:
     def _drop_dominated_weights(self) -> None:
         """Keep weights of the front and of finalists only."""
         finals = {final.digest for final in self.journal.finals()}
-        front = set(front_of(self._table(), self.config.max_size)["trial"])
+        front = set(front_of(self._table(), self.config.max_size, self.config.speed)["trial"])
         for number, record in self.trials.items():
             if number not in front and record.policy.digest not in finals:
                 self.folder.trial_weights(number).unlink(missing_ok=True)
 
     def _show(self, record: TrialRecord) -> None:
-        front = front_of(self._table(), self.config.max_size)
+        front = front_of(self._table(), self.config.max_size, self.config.speed)
         result, done, asked = record.result, len(self.trials), self.config.trials
         if result.state == COMPLETE:
             what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
@@ -334,14 +362,15 @@ class _Coordinator:
         )
 
     def _finals(self) -> Comparison | None:
-        front = front_of(self._table(), self.config.max_size)
-        finalists = [self.trials[int(number)].policy for number in front["trial"][: self.config.finalists]]
+        front = front_of(self._table(), self.config.max_size, self.config.speed)
+        chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
+        finalists = [self.trials[number].policy for number in chosen]
         return compare_finals(self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher)
 
     def _result(self, comparison: Comparison | None) -> SearchResult:
         finals = score_finals(self.journal.finals(), self.config.final_seeds)
         table = self._table(finals)
-        front = front_of(table, self.config.max_size)
+        front = front_of(table, self.config.max_size, self.config.speed)
         counts = {state: int((table["state"] == state).sum()) for state in FINISHED_STATES}
         return SearchResult(
             study=self.folder.name,
@@ -349,7 +378,8 @@ class _Coordinator:
             front=front,
             trials=table,
             counts={**counts, "running": 0, "waiting": 0},
-            best=best_trial(front, table, self.config.max_size),
+            best=best_trial(front, table, self.config.max_size, self.least_accuracy),
+            least_accuracy=self.least_accuracy,
             comparison=comparison,
             finals=finals,
             seconds=self._seconds(),

@@ -17,7 +17,8 @@ from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.sampler import make_sampler
 from spaces.space import Axis
 
-OBJECTIVES = {"accuracy": "maximize", "size": "minimize", "macs": "minimize"}
+DIRECTIONS = ("maximize", "minimize", "minimize")
+"""Of accuracy, size and speed."""
 ORIGIN = "origin"
 """Trial attribute: the allocator of a seed, or the source of a guided proposal; absent for other samplers."""
 SCORES = "scores"
@@ -53,7 +54,7 @@ class OptunaStudy:
         try:
             storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
             self._study = optuna.create_study(
-                storage=storage, study_name=name, directions=list(OBJECTIVES.values()), load_if_exists=True
+                storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True
             )
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

@@ -54,7 +54,9 @@ def spread(mean: float | None, sd: float | None) -> str | None:
 def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
     """The front, or with `with_state` all trials."""
     columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
-    body = []
+    body, predicted = [], any(latency is not None and latency == latency for latency in rows["latency"])
+    if predicted:
+        columns.insert(7, "latency")
     for row in rows.to_dict("records"):
         schedule = row["schedule"]
         if schedule == "polynomial":
@@ -64,6 +66,8 @@ def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
             spread(row["test_accuracy"], row["test_sd"]), percent(row["size_encoded"]), percent(row["size_nonzero"]),
             percent(row["macs"]), row["granularity"], schedule, row["origin"],
         ]  # fmt: skip
+        if predicted:
+            cells.insert(7, percent(row["latency"]))
         body.append([*cells, row["state"], row["reason"]] if with_state else cells)
     return render([*columns, "state", "reason"] if with_state else columns, body)
 

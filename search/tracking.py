@@ -158,6 +158,8 @@ class Tracker:
             "seconds_proposing": record.proposing
         }
         summary |= {f"guide_{name}": score for name, score in record.scores.items()}
+        if record.latency is not None:
+            summary["latency"] = record.latency
         if result.state == COMPLETE:
             summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
             summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}

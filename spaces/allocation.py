@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spaces.errors import unknown
+from spaces.latency import Predictor
 from spaces.layers import Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile
@@ -56,6 +57,7 @@ class Target:
         granularity: one for all layers, or layer -> granularity.
         metric: `encoded` or `nonzero`.
         max_macs: share of the dense MACs to stay within as well, 0 < max_macs <= 1.
+        max_latency: share of the dense latency to stay within as well, by `latency`, 0 < max_latency <= 1.
     """
 
     network: Network
@@ -63,6 +65,8 @@ class Target:
     granularity: str | Mapping[str, str] = "fine-grained"
     metric: str = "encoded"
     max_macs: float = 1.0
+    max_latency: float = 1.0
+    latency: Predictor | None = None
 
     @cached_property
     def sizer(self) -> Sizer:
@@ -141,18 +145,28 @@ class Target:
         """The smallest reachable share of the dense MACs."""
         return self.macs(self._least)
 
+    @cached_property
+    def latency_floor(self) -> float:
+        """The smallest reachable share of the dense latency; 1.0 without a predictor."""
+        pruned = self.pruned(self.vector(self._least))
+        return float(self.latency.share_after(self.sizer.removed(pruned))) if self.latency else 1.0
+
     @property
     def _least(self) -> dict[str, float]:
         return {layer.name: ALMOST_ALL for layer in self.layers}
 
     def excess(self, pruned: Pruned) -> float:
         """How far beyond the tighter limit, as a factor less 1; 0 or below is within both."""
-        size = self.sizer.share(pruned, self.metric) / self.share
-        return max(size, self.sizer.macs(pruned) / self.max_macs if self.max_macs < 1 else 0.0) - 1
+        ratios = [self.sizer.share(pruned, self.metric) / self.share]
+        if self.max_macs < 1:
+            ratios.append(self.sizer.macs(pruned) / self.max_macs)
+        if self.max_latency < 1 and self.latency:
+            ratios.append(float(self.latency.share_after(self.sizer.removed(pruned))) / self.max_latency)
+        return max(ratios) - 1
 
 
 def land(family: Family, target: Target) -> dict[str, float]:
-    """The largest member of the family within the target's size and MACs.
+    """The largest member of the family within all the target's limits.
 
     Raises:
         Unreachable: even `family(1.0)` is larger.
@@ -173,10 +187,10 @@ def _landing(family: Callable[[float], np.ndarray], target: Target) -> float:
     if excess(0.0) <= 0:
         return 0.0
     if excess(1.0) > 0:
-        least = target.pruned(family(1.0))
-        smallest, macs = target.sizer.share(least, target.metric), target.sizer.macs(least)
-        asked, found = (f" with MACs {value:.4g}" if target.max_macs < 1 else "" for value in (target.max_macs, macs))
-        raise Unreachable(f"size {target.share:.4g}{asked} cannot be reached: the smallest is {smallest:.4g}{found}")
+        smallest = target.sizer.share(target.pruned(family(1.0)), target.metric)
+        limits = {"MACs": target.max_macs, "latency": target.max_latency}
+        also = "".join(f" with {name} {limit:.4g}" for name, limit in limits.items() if limit < 1)
+        raise Unreachable(f"size {target.share:.4g}{also} cannot be reached: the smallest is {smallest:.4g}")
     over, under = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (over + under) / 2

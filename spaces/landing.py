@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from spaces.latency import Predictor
 from spaces.layers import ITEM_BYTES, Network
 from spaces.size import GAP_ESCAPE, dense_footprint
 
@@ -19,6 +20,15 @@ REACH = 16.0
 """Shifts lie within this many logits of 0, as in `spaces.allocation.land_by_shift`."""
 STEPS = 13
 """Bisections of the shift: to 1/250 of a logit."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the dense network's (p,); latency is None without a predictor."""
+
+    size: np.ndarray
+    macs: np.ndarray
+    latency: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,11 @@ class Costs:
 
     Args:
         metric: `encoded` or `nonzero`.
+        latency: predicts it, if it matters.
     """
 
-    def __init__(self, network: Network, metric: str) -> None:
-        self._network, self._metric = network, metric
+    def __init__(self, network: Network, metric: str, latency: Predictor | None = None) -> None:
+        self._network, self._metric, self._latency = network, metric, latency
         dense = dense_footprint(network)
         self._dense_macs = max(dense.macs, 1)
         self._dense = dense.encoded_bytes if metric == "encoded" else dense.parameters
@@ -104,8 +115,8 @@ class Costs:
             return 0.0
         return self._dense - sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in self._network.tensors)
 
-    def of(self, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
-        """Shares of the dense size (p,) and of the dense MACs (p,)."""
+    def of(self, requests: Requests) -> Shares:
+        """What the requests leave of the dense network."""
         gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
         numel = np.ones((len(gone), len(self._network.layers)))
         for length, per_unit in zip(*self._lengths, strict=True):
@@ -114,7 +125,8 @@ class Costs:
         whole, per_unit = self._others
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)
         size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
-        return size, numel @ self._positions / self._dense_macs
+        latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
+        return Shares(size, numel @ self._positions / self._dense_macs, latency)
 
     def _encoded(self, numel: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
         gaps = nonzero * (self._item + 1) + (numel - nonzero) // GAP_ESCAPE

@@ -168,7 +168,7 @@ class Predictor:
         self._positions = np.array([layer.positions for layer in timed], dtype=np.int64)
         self._kernels = np.array([prod(layer.shape[2:]) for layer in timed], dtype=np.int64)
         self._rest = _fit_rest(table.rest)
-        self._dense_seconds = self._seconds({})
+        self._dense_seconds = float(self._seconds(np.zeros(len(self._units), dtype=np.int64)))
 
     def share(self, policy: PruningPolicy) -> float:
         """Latency over the dense network's: exactly 1.0 for a policy that removes no channel.
@@ -180,22 +180,31 @@ class Predictor:
         self._network.require(policy.removal)
         if self._dense_seconds == 0:
             return 1.0
-        return self._seconds(kept_units(self._network, policy.channel_requests())) / self._dense_seconds
-
-    def _seconds(self, kept: Mapping[int, int]) -> float:
         removed = np.zeros(len(self._units), dtype=np.int64)
-        for number, units in kept.items():
+        for number, units in kept_units(self._network, policy.channel_requests()).items():
             removed[number] = self._units[number] - units
+        return float(self.share_after(removed))
+
+    def share_after(self, removed: np.ndarray) -> np.ndarray:
+        """The same (...,) for the units gone of each channel group (..., groups), of many policies at once."""
+        if self._dense_seconds == 0:
+            return np.ones(removed.shape[:-1])
+        return self._seconds(removed) / self._dense_seconds
+
+    def _seconds(self, removed: np.ndarray) -> np.ndarray:
         outputs, inputs = self._outputs.after(removed), self._inputs.after(removed)
         dense_outputs, dense_inputs = self._outputs.dense, self._inputs.dense
         activations = remaining(self._positions * dense_outputs, self._positions * outputs)
         weights = remaining(self._kernels * dense_outputs * dense_inputs, self._kernels * outputs * inputs)
-        return float(self._grids.at(outputs, inputs).sum() + self._rest @ (1.0, activations, weights))
+        constant, by_activations, by_weights = self._rest
+        rest = constant + by_activations * activations + by_weights * weights
+        return self._grids.at(outputs, inputs).sum(axis=-1) + rest
 
 
-def remaining(dense: Sequence[int], kept: Sequence[int]) -> float:
-    """Share of all layers' elements (L,) that remain; 1 if there are none."""
-    return float(np.sum(kept) / np.sum(dense)) if np.sum(dense) else 1.0
+def remaining(dense: Sequence[int], kept: Sequence[int]) -> np.ndarray:
+    """Share of all layers' elements that remain, of dense (L,) and kept (..., L) ones; 1 if there are none."""
+    total, left = np.sum(dense), np.sum(kept, axis=-1)
+    return left / total if total else np.ones_like(left, dtype=float)
 
 
 def timed_layers(network: Network) -> tuple[Layer, ...]:
@@ -214,8 +223,8 @@ class _Channels:
                 self._lost_by_unit[row, group] = indices // network.groups[group].units
 
     def after(self, removed: np.ndarray) -> np.ndarray:
-        """Lengths (L,) once that many units of each group (G,) are gone."""
-        return self.dense - self._lost_by_unit @ removed
+        """Lengths (..., L) once that many units of each group (..., G) are gone."""
+        return self.dense - removed @ self._lost_by_unit.T
 
 
 class _Grids:
@@ -232,8 +241,8 @@ class _Grids:
             self._seconds[number] = np.pad(measured, missing, mode="edge")
 
     def at(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """Seconds (L,) of the layers with these kept channels (L,), bilinear between grid points."""
-        layer = np.arange(len(outputs))
+        """Seconds (..., L) of the layers with these kept channels (..., L), bilinear between grid points."""
+        layer = np.arange(outputs.shape[-1])
         row, down = _place(self._outputs, outputs)
         column, right = _place(self._inputs, inputs)
         seconds = self._seconds
@@ -262,9 +271,9 @@ def _padded_counts(counts: Iterable[Sequence[int]], points: int) -> np.ndarray:
 
 
 def _place(axis: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The grid point at or below each count (L,), and how far it is towards the next, in [0, 1]."""
-    layer = np.arange(len(counts))
-    lower = np.maximum((axis <= counts[:, None]).sum(axis=1) - 1, 0)
+    """The grid point at or below each count (..., L), and how far it is towards the next, in [0, 1]."""
+    layer = np.arange(counts.shape[-1])
+    lower = np.maximum((axis <= counts[..., None]).sum(axis=-1) - 1, 0)
     left, right = axis[layer, lower], axis[layer, lower + 1]
     return lower, np.maximum((counts - left) / (right - left), 0.0)
 

@@ -77,7 +77,7 @@ class Sizer:
     def __init__(self, network: Network) -> None:
         self.dense: Footprint = dense_footprint(network)
         self.places = {name: place for place, name in enumerate(network.by_name)}
-        self._groups = _Groups(network, self.places)
+        self._groups, self._group_count = _Groups(network, self.places), len(network.groups)
         self._shapes = _Shapes(network, self._groups)
         stored = [n for n, tensor in enumerate(network.tensors) if tensor.name in self.places and tensor.numel]
         self._file = _File(network, stored, self._shapes)
@@ -112,6 +112,12 @@ class Sizer:
     def macs(self, pruned: Pruned) -> float:
         """The share of the dense MACs; 1.0 when the dense network has none."""
         return float(self._positions @ pruned.numel[self._layer_shape]) / self.dense.macs if self.dense.macs else 1.0
+
+    def removed(self, pruned: Pruned) -> np.ndarray:
+        """Units gone of every channel group of the network (groups,)."""
+        removed = np.zeros(self._group_count, np.int64)
+        removed[list(self._groups.places)] = pruned.groups
+        return removed
 
     def footprint(self, pruned: Pruned) -> Footprint:
         """All counts, equal to those of `spaces.size.footprint`."""

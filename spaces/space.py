@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Target, Unreachable, allocate, centred, land_by_shift
+from spaces.allocation import (
+    ALLOCATORS,
+    SCANNED,
+    Evidence,
+    Target,
+    Unreachable,
+    allocate,
+    centred,
+    land_by_shift,
+    shifted,
+)
 from spaces.errors import unknown
-from spaces.landing import REACH, STEPS, Costs, Requests, sigmoid
+from spaces.landing import REACH, STEPS, Costs, Requests, Shares, sigmoid
 from spaces.landing import centred as centred_logits
+from spaces.latency import Predictor
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule
 from spaces.size import SIZE_METRICS
 
+SPEEDS = ("macs", "latency")
 SIZE_SPAN = 10.0
 """The smallest size target is the limit over this, or the floor below."""
 FLOOR_MARGIN = 1.2
@@ -26,6 +40,12 @@ EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
 LIFTED = 0.005
 """A layer sampled as whole asks for this little where the size cannot be reached without it."""
+MOST_KNOBS = 24
+"""In networks of more layers, runs of neighbours share a knob, which moves them on top of a base allocation."""
+EVEN = "even"
+"""The base that asks the same of every layer."""
+BASE_SIZES, BASE_REACH = 5, 8.0
+"""Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""
 SEED_SCHEDULE = Schedule("polynomial", 3.0)
 SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
 """Where seeds lie between the limit (0) and the smallest target (1), on a log scale; any first few spread."""
@@ -79,6 +99,7 @@ class Draft:
         size: target.
         granularity: one, or layer -> granularity where layers may differ.
         logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
+        base: allocation the knobs move; `even` in networks whose layers have a knob each.
     """
 
     source: str
@@ -86,6 +107,7 @@ class Draft:
     granularity: str | Mapping[str, str]
     logits: np.ndarray
     schedule: Schedule
+    base: str = EVEN
 
     @property
     def label(self) -> str:
@@ -130,6 +152,9 @@ class Space:
         criterion: fixed in a study.
         min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
         max_macs: a further limit, a share of the dense MACs.
+        max_latency: a further limit, a share of the dense latency as `latency` predicts it.
+        latency: predicts it; needed by a limit on it, and by `speed` `latency`.
+        speed: the third objective, `macs` or `latency`.
         evidence: by granularity; networks of more than `MOST_KNOBS` layers need it, see `bases`.
 
     Raises:
@@ -145,6 +170,9 @@ class Space:
     criterion: str = "magnitude-l2"
     min_size: float | None = None
     max_macs: float = 1.0
+    max_latency: float = 1.0
+    latency: Predictor | None = None
+    speed: str = "macs"
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,13 +186,20 @@ class Space:
             raise ValueError(f"max_macs must satisfy 0 < max_macs <= 1, got {self.max_macs!r}")
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
             raise ValueError(f"granularities must be one or more of {', '.join(GRANULARITIES)}, each once")
+        if not 0 < self.max_latency <= 1:
+            raise ValueError(f"max_latency must satisfy 0 < max_latency <= 1, got {self.max_latency!r}")
+        if self.speed not in SPEEDS:
+            raise ValueError(unknown("speed", self.speed, SPEEDS))
+        if self.latency is None and (self.speed == "latency" or self.max_latency < 1):
+            raise ValueError("a speed or limit of latency needs a predictor: measure a latency table first")
         words = ", ".join(self.granularities)
-        if not any(floor <= self.max_macs for floor in self._macs_floors.values()):
-            smallest = min(self._macs_floors.values())
-            raise Unreachable(
-                f"MACs limit {self.max_macs:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1; only "
-                f"removed channels lower MACs; set --max-macs to at least {ceil(smallest * 1e4) / 1e4:.4f}"
-            )
+        speeds = {"MACs": (self.max_macs, self._macs_floors), "latency": (self.max_latency, self._latency_floors)}
+        for name, (limit, floors) in speeds.items():
+            if (smallest := min(floors.values())) > limit:
+                raise Unreachable(
+                    f"{name} limit {limit:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1, and only "
+                    f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+                )
         if not self.usable:
             smallest = min(self.floors.values())
             raise Unreachable(
@@ -174,7 +209,7 @@ class Space:
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
         """A size to land on in this space."""
-        return Target(self.network, share, granularity, self.metric, self.max_macs)
+        return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
 
     @cached_property
     def floors(self) -> dict[str, float]:
@@ -185,12 +220,20 @@ class Space:
     def usable(self) -> tuple[str, ...]:
         """Granularities that can be within the limits."""
         return tuple(
-            g for g in self.granularities if self.floors[g] <= self.max_size and self._macs_floors[g] <= self.max_macs
+            g
+            for g in self.granularities
+            if self.floors[g] <= self.max_size
+            and self._macs_floors[g] <= self.max_macs
+            and self._latency_floors[g] <= self.max_latency
         )
 
     @cached_property
     def _macs_floors(self) -> dict[str, float]:
         return {g: self.target(1.0, g).macs_floor for g in self.granularities}
+
+    @cached_property
+    def _latency_floors(self) -> dict[str, float]:
+        return {g: self.target(1.0, g).latency_floor for g in self.granularities}
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
@@ -206,11 +249,28 @@ class Space:
 
     @cached_property
     def knobs(self) -> dict[str, tuple[str, ...]]:
-        """Knob -> the layers it moves: a channel group shares one when only channels are removed."""
-        if self.usable != ("channel",):
-            return {layer.name: (layer.name,) for layer in self.network.layers}
-        groups = [group for group in self.network.groups if group.obstacle is None]
-        return {group.layers[0]: group.layers for group in groups}
+        """Knob -> the layers it moves: a channel group shares one when only channels are removed.
+
+        Of more than `MOST_KNOBS`, runs of neighbours share one.
+        """
+        ends = np.linspace(0, len(self._movable), min(MOST_KNOBS, len(self._movable)) + 1).astype(int)
+        runs = [self._movable[start:end] for start, end in pairwise(ends)]
+        return {run[0][0]: tuple(layer for layers in run for layer in layers) for run in runs}
+
+    @cached_property
+    def _movable(self) -> list[tuple[str, ...]]:
+        """What could have a knob of its own."""
+        if self.usable == ("channel",):
+            return [group.layers for group in self.network.groups if group.obstacle is None]
+        return [(name,) for name in self.network.layer_names]
+
+    @cached_property
+    def bases(self) -> tuple[str, ...]:
+        """Allocations the knobs can move: `even`, and where knobs are shared those the evidence allows."""
+        if len(self._movable) <= MOST_KNOBS or not self.evidence:
+            return (EVEN,)
+        scanned = all(e.tradeoff for e in self.evidence.values())
+        return (EVEN, *(name for name in ALLOCATORS if scanned or name not in SCANNED))
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -221,6 +281,7 @@ class Space:
             Axis("size", low, high, log=True),
             *(Axis(f"granularity.{name}", choices=self.usable) for name in layers),
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
+            *((Axis("base", choices=self.bases),) if len(self.bases) > 1 else ()),
             *(Axis(f"sparsity.{knob}") for knob in self.knobs),
             Axis("schedule", choices=SCHEDULES),
             Axis("exponent", *EXPONENTS, log=True),
@@ -236,12 +297,16 @@ class Space:
             name: params[f"granularity.{name}"] for name in self.network.layer_names
         }
         preferences = {knob: params[f"sparsity.{knob}"] for knob in self.knobs}
-        return self.propose(
-            params["size"], granularity, preferences, Schedule(params["schedule"], float(params["exponent"]))
-        )
+        schedule = Schedule(params["schedule"], float(params["exponent"]))
+        return self.propose(params["size"], granularity, preferences, schedule, params.get("base", EVEN))
 
     def params(
-        self, size: float, granularity: str | Mapping[str, str], preferences: Mapping[str, float], schedule: Schedule
+        self,
+        size: float,
+        granularity: str | Mapping[str, str],
+        preferences: Mapping[str, float],
+        schedule: Schedule,
+        base: str = EVEN,
     ) -> dict[str, Any]:
         """Values of all `axes`, each within its range; `read` undoes it. Knobs not named are at 0."""
         low, high = self.size_range
@@ -252,11 +317,17 @@ class Space:
             words = {"granularity": granularity}
         knobs = {f"sparsity.{knob}": min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs}
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
-        values = {"size": min(max(size, low), high), **words, **knobs, "schedule": schedule.kind, "exponent": exponent}
+        values = {"size": min(max(size, low), high), **words, "base": base, **knobs}
+        values |= {"schedule": schedule.kind, "exponent": exponent}
         return {axis.name: values[axis.name] for axis in self.axes}
 
     def propose(
-        self, target: float, granularity: str | Mapping[str, str], preferences: Mapping[str, float], schedule: Schedule
+        self,
+        target: float,
+        granularity: str | Mapping[str, str],
+        preferences: Mapping[str, float],
+        schedule: Schedule,
+        base: str = EVEN,
     ) -> Proposal:
         """The policy nearest to the preferences whose size is within the target.
 
@@ -267,13 +338,13 @@ class Space:
         """
         target = self.reachable(target, granularity)
         where = self.target(target, granularity)
-        sampled = self._by_layer(where, preferences)
+        sampled = self._by_layer(where, preferences, base)
         try:
             sparsity = self._land(sampled, where)
         except Unreachable:
             if isinstance(granularity, str):
                 raise
-            return self.propose(target, min(self.usable, key=self.floors.__getitem__), preferences, schedule)
+            return self.propose(target, min(self.usable, key=self.floors.__getitem__), preferences, schedule, base)
         policy = PruningPolicy(sparsity, granularity, criterion=self.criterion, schedule=schedule)
         return Proposal(policy, sampled, target)
 
@@ -283,13 +354,58 @@ class Space:
         except Unreachable:
             return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
-    def _by_layer(self, target: Target, preferences: Mapping[str, float]) -> dict[str, float]:
-        frame, sampled = PruningPolicy({}, target.granularity), {}
+    def _by_layer(self, target: Target, preferences: Mapping[str, float], base: str) -> dict[str, float]:
+        channel, sampled = self._is_channel(target.granularity), {}
+        below = self._base(base, target.granularity, target.share)
         for layer in target.layers:
-            in_group = frame.granularity_of(layer.name) == "channel" and layer.channel_group is not None
-            lead = self.network.groups[layer.channel_group].layers[0] if in_group else layer.name
-            sampled[layer.name] = min(preferences.get(lead, 0.0), 1 - LIFTED**2)
+            place = self._place[layer.name]
+            if channel[place] and layer.channel_group is not None:
+                place = self._place[self.network.groups[layer.channel_group].layers[0]]
+            preference = min(preferences.get(self._knob_names[place], 0.0), 1 - LIFTED**2)
+            sampled[layer.name] = shifted({"": preference}, float(below[place]))[""] if below[place] else preference
         return sampled
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.network.layer_names)}
+
+    @cached_property
+    def _knob_names(self) -> list[str]:
+        """The knob of each layer; a layer that none moves has its own name."""
+        knob_of = {layer: knob for knob, layers in self.knobs.items() for layer in layers}
+        return [knob_of.get(name, name) for name in self.network.layer_names]
+
+    def _base(self, name: str, granularity: str | Mapping[str, str], size: float) -> np.ndarray:
+        """Logits (layers,) a base asks for at a size, linear between its sizes in the logarithm of the size."""
+        if name == EVEN:
+            return np.zeros(len(self.network.layers))
+        if not isinstance(granularity, str):
+            channel = self._is_channel(granularity)
+            words = {"channel": channel, "fine-grained": ~channel}
+            return sum(self._base(name, word, size) * own for word, own in words.items() if word in self.usable)
+        low, high = self.size_range
+        place = (BASE_SIZES - 1) * (math.log(high / size) / math.log(high / low) if high > low else 0.0)
+        first = int(min(max(place, 0), BASE_SIZES - 2))
+        part = min(max(place - first, 0.0), 1.0)
+        before, after = (self._base_at(name, granularity, n) for n in (first, first + 1))
+        return before * (1 - part) + after * part
+
+    def _base_at(self, name: str, granularity: str, place: int) -> np.ndarray:
+        """The same at one of `BASE_SIZES` sizes; `even` where the allocation cannot reach it."""
+        if (key := (name, granularity, place)) not in self._base_logits:
+            low, high = self.size_range
+            size = self.reachable(high * (low / high) ** (place / (BASE_SIZES - 1)), granularity)
+            try:
+                found = allocate(name, self.target(size, granularity), self.evidence[granularity])
+            except Unreachable:
+                found = {}
+            shares = np.array([found.get(layer, 0.5 if not found else 0.0) for layer in self.network.layer_names])
+            self._base_logits[key] = np.clip(_logits(shares), -BASE_REACH, BASE_REACH)
+        return self._base_logits[key]
+
+    @cached_property
+    def _base_logits(self) -> dict[tuple[str, str, int], np.ndarray]:
+        return {}
 
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
@@ -298,13 +414,13 @@ class Space:
         }
         shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
         schedule = Schedule(params["schedule"], float(params["exponent"]))
-        return Draft(source, params["size"], granularity, _logits(shares), schedule)
+        return Draft(source, params["size"], granularity, _logits(shares), schedule, params.get("base", EVEN))
 
     def params_of(self, draft: Draft) -> dict[str, Any]:
         """Values of all `axes` for a point; the mean logit of its knobs becomes 0."""
         shares = sigmoid(centred_logits(draft.logits))
         preferences = dict(zip(self.knobs, map(float, shares), strict=True))
-        return self.params(draft.size, draft.granularity, preferences, draft.schedule)
+        return self.params(draft.size, draft.granularity, preferences, draft.schedule, draft.base)
 
     def logits(self, sparsity: Mapping[str, float]) -> np.ndarray:
         """Logit of each knob's sparsity (knobs,), read from its first layer."""
@@ -315,33 +431,40 @@ class Space:
         logits = np.stack([draft.logits for draft in drafts])
         channel = np.stack([self._is_channel(draft.granularity) for draft in drafts])
         targets = np.array([self.reachable(draft.size, draft.granularity) for draft in drafts])
+        own, lead = self._knob_of_layer
         logits = centred_logits(logits)
-        reach = self._sizes_at(logits, channel, np.full(len(drafts), REACH))[0]
-        lifted = np.maximum(logits, _logits(np.array([LIFTED])))
-        logits = np.where((reach > targets)[:, None], lifted, logits)
+        by_layer, by_group = logits[:, own], logits[:, lead]
+        if len(self.bases) > 1:
+            bases = np.stack([self._base(d.base, d.granularity, t) for d, t in zip(drafts, targets, strict=True)])
+            by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
+        reach = self._costs_at(by_layer, by_group, channel, np.full(len(drafts), REACH))[0]
+        least = np.where(~self._fits(reach, targets), _logits(np.array([LIFTED])), -np.inf)[:, None]
+        by_layer, by_group = np.maximum(by_layer, least), np.maximum(by_group, least)
         over, under = np.full(len(drafts), -REACH), np.full(len(drafts), REACH)
         for _ in range(STEPS):
             middle = (over + under) / 2
-            sizes, macs, _ = self._sizes_at(logits, channel, middle)
-            fits = (sizes <= targets) & (macs <= self.max_macs * (1 + 1e-9))
+            fits = self._fits(self._costs_at(by_layer, by_group, channel, middle)[0], targets)
             over, under = np.where(fits, over, middle), np.where(fits, middle, under)
-        sizes, speeds, requests = self._sizes_at(logits, channel, under)
-        return Landed(tuple(drafts), requests, sizes, speeds)
+        shares, requests = self._costs_at(by_layer, by_group, channel, under)
+        return Landed(tuple(drafts), requests, shares.size, shares.latency if self.speed == "latency" else shares.macs)
 
-    def _sizes_at(
-        self, logits: np.ndarray, channel: np.ndarray, shift: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Requests]:
-        shares = sigmoid(logits + shift[:, None])
-        own, lead = self._knob_of_layer
-        masked = np.where(channel, 0.0, shares[:, own]) * self._maskable
+    def _fits(self, shares: Shares, sizes: np.ndarray) -> np.ndarray:
+        """Which points are within all limits (p,)."""
+        fits = (shares.size <= sizes) & (shares.macs <= self.max_macs * (1 + 1e-9))
+        return fits if shares.latency is None else fits & (shares.latency <= self.max_latency * (1 + 1e-9))
+
+    def _costs_at(
+        self, by_layer: np.ndarray, by_group: np.ndarray, channel: np.ndarray, shift: np.ndarray
+    ) -> tuple[Shares, Requests]:
+        masked = np.where(channel, 0.0, sigmoid(by_layer + shift[:, None])) * self._maskable
         by_removal = (channel @ self._members == self._members.sum(axis=0)) & self._removable
-        removed = np.where(by_removal, shares[:, lead], 0.0)
+        removed = np.where(by_removal, sigmoid(by_group + shift[:, None]), 0.0)
         requests = Requests(masked, removed, ~channel & self._maskable, by_removal)
-        return *self._costs.of(requests), requests
+        return self._costs.of(requests), requests
 
     @cached_property
     def _costs(self) -> Costs:
-        return Costs(self.network, self.metric)
+        return Costs(self.network, self.metric, self.latency)
 
     def _is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
         if isinstance(granularity, str):
@@ -350,10 +473,15 @@ class Space:
 
     @cached_property
     def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Place of the knob of each layer (layers,), and of each channel group (groups,)."""
-        place = {layer: n for n, layers in enumerate(self.knobs.values()) for layer in layers}
-        layers = np.array([place.get(name, 0) for name in self.network.layer_names])
-        return layers, np.array([place.get(group.layers[0], 0) for group in self.network.groups], dtype=int)
+        """Place of the knob of each layer (layers,), and of each channel group's first (groups,)."""
+        place = {knob: n for n, knob in enumerate(self.knobs)}
+        layers = np.array([place.get(knob, 0) for knob in self._knob_names])
+        return layers, layers[self._leads]
+
+    @cached_property
+    def _leads(self) -> np.ndarray:
+        """Place of the first layer of each channel group (groups,)."""
+        return np.array([self._place[group.layers[0]] for group in self.network.groups], dtype=int)
 
     @cached_property
     def _members(self) -> np.ndarray:
@@ -397,7 +525,11 @@ class Space:
             sparsity = allocate(allocator, target, evidence)
         except Unreachable:
             return None
-        return Seed(allocator, granularity, self.params(size, granularity, centred(sparsity), SEED_SCHEDULE))
+        if len(self.bases) > 1:
+            params = self.params(size, granularity, dict.fromkeys(self.knobs, 0.5), SEED_SCHEDULE, allocator)
+        else:
+            params = self.params(size, granularity, centred(sparsity), SEED_SCHEDULE)
+        return Seed(allocator, granularity, params)
 
 
 def _logits(shares: np.ndarray) -> np.ndarray:

@@ -223,12 +223,13 @@ def _profile(root: Path) -> Profile:
 def _damages(profile: Profile, row: Mapping[str, str]) -> list[float]:
     """What the scan says of each layer's sparsity alone."""
     damages = []
-    for layer, sparsity in json.loads(row["sparsity"]).items():
+    sparsity = json.loads(row["sparsity"])
+    for layer in profile.points["fine-grained"]:
         if layer in profile.points[row["granularity"]]:
             levels, damage = profile.damage(row["granularity"], layer)
-            damages.append(float(np.interp(-np.log1p(-sparsity), -np.log1p(-levels), damage)))
+            damages.append(float(np.interp(-np.log1p(-sparsity.get(layer, 0.0)), -np.log1p(-levels), damage)))
         else:
-            damages.append(0.0)
+            damages.append(0.0)  # the output layer loses no channels
     return damages
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/search_race.py run digits --seeds 0-9 [--methods guided,tpe+seeds,...]
     python tests/benchmarks/search_race.py run fashion --seeds 0-4 --methods guided,tpe,tpe+seeds,random+seeds
-    python tests/benchmarks/search_race.py show
+    python tests/benchmarks/search_race.py show [--figure race.png]
 
 A contest is one workload and one seed: split, dense checkpoint, data order. In it every method spends the same number
 of fine-tunes; equal policies are fine-tuned once, their seconds counted for each method that asked. Every trial is one
@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from race_table import Rules, show
 from sklearn.model_selection import train_test_split
 from small_fashion import small_fashion
 
@@ -95,7 +97,7 @@ class Contest:
     def __init__(self, workload: str, seed: int, root: Path) -> None:
         self.workload, self.seed, self.root = workload, seed, root
         self._cache = root / f"race-{workload}-{seed}.json"
-        self._tuned: dict[str, list[float]] = json.loads(self._cache.read_text()) if self._cache.is_file() else {}
+        self._tuned = self._stored()
 
     @cached_property
     def dense(self) -> DenseModel:
@@ -124,19 +126,30 @@ class Contest:
         scores = unit_evidence(self.subject.dense, self.subject.graph, granularity)
         return Evidence.of(self.subject.network, granularity, scores, profile)
 
-    def tune(self, policy: PruningPolicy) -> Tuned:
-        if policy.digest not in self._tuned:
-            began = time.perf_counter()
-            recipe, workload = self.subject.workload.recipe, self.subject.workload
-            evaluation = evaluate_policy(self.subject, policy, recipe.trial_epochs, self.seed)
-            seconds = time.perf_counter() - began
-            cost = shares(footprint(self.subject.network, policy), dense_footprint(self.subject.network))
-            good, found = evaluation.model is not None, evaluation.result
-            test = score(evaluation.model, workload.test, workload).accuracy if good else 0.0
-            size = found.shares.encoded if good else cost.encoded
-            self._tuned[policy.digest] = [found.accuracy if good else 0.0, test, size, cost.macs, seconds]
-            self._cache.write_text(json.dumps(self._tuned))
-        return Tuned(*self._tuned[policy.digest])
+    def tune(self, policy: PruningPolicy, seed: int | None = None) -> Tuned:
+        """Fine-tune and test, or recall it; `seed` of the fine-tune is the contest's unless given."""
+        seed = self.seed if seed is None else seed
+        key = policy.digest if seed == self.seed else f"{policy.digest}@{seed}"
+        if key not in self._tuned:
+            self._tuned = self._stored() | self._tuned | {key: self._tune(policy, seed)}
+            fresh = self._cache.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(self._tuned))
+            fresh.replace(self._cache)  # other processes read whole files
+        return Tuned(*self._tuned[key])
+
+    def _tune(self, policy: PruningPolicy, seed: int) -> list[float]:
+        began = time.perf_counter()
+        recipe, workload = self.subject.workload.recipe, self.subject.workload
+        evaluation = evaluate_policy(self.subject, policy, recipe.trial_epochs, seed)
+        seconds = time.perf_counter() - began
+        cost = shares(footprint(self.subject.network, policy), dense_footprint(self.subject.network))
+        good, found = evaluation.model is not None, evaluation.result
+        test = score(evaluation.model, workload.test, workload).accuracy if good else 0.0
+        size = found.shares.encoded if good else cost.encoded
+        return [found.accuracy if good else 0.0, test, size, cost.macs, seconds]
+
+    def _stored(self) -> dict[str, list[float]]:
+        return json.loads(self._cache.read_text()) if self._cache.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -173,20 +186,30 @@ def guided(seeded: bool = True, scan: Callable[[Profile], Profile | None] = lamb
     """The guided sampler; `constants` of its modules are replaced while it runs."""
 
     def propose(contest: Contest) -> Iterator[Proposed]:
-        space, evidence = contest.space, contest.evidence(scan(contest.profile))
-        guide = Guide(space, evidence, contest.dense_error, contest.seed)
-        seeds = list(islice(space.seeds(evidence), TRIALS // 2)) if seeded else []
-        for number in range(TRIALS):
-            with _replaced(constants):
-                if number < len(seeds):
-                    params, source = seeds[number].params, seeds[number].allocator
-                else:
-                    suggestion = guide.suggest(number)
-                    params, source = suggestion.params, suggestion.source
-            learn = lambda t, number=number, params=params: guide.learn(number, params, 1 - t.accuracy)  # noqa: E731
-            yield Proposed(space.read(params).policy, source, learn)
+        return guided_in(contest.space, contest, contest.evidence(scan(contest.profile)), seeded, constants)
 
     return propose
+
+
+def guided_in(
+    space: Space,
+    contest: Contest,
+    evidence: Mapping[str, Evidence],
+    seeded: bool = True,
+    constants: Mapping[str, Any] | None = None,
+) -> Iterator[Proposed]:
+    """A guided study of `TRIALS` in a space of the contest's network, at most half of them seeds."""
+    guide = Guide(space, evidence, contest.dense_error, contest.seed)
+    seeds = list(islice(space.seeds(evidence), TRIALS // 2)) if seeded else []
+    for number in range(TRIALS):
+        with _replaced(constants or {}):
+            if number < len(seeds):
+                params, source = seeds[number].params, seeds[number].allocator
+            else:
+                suggestion = guide.suggest(number)
+                params, source = suggestion.params, suggestion.source
+        learn = lambda t, number=number, params=params: guide.learn(number, params, 1 - t.accuracy)  # noqa: E731
+        yield Proposed(space.read(params).policy, source, learn)
 
 
 class _replaced:
@@ -383,11 +406,14 @@ def main() -> None:
     running.add_argument("--seeds", default="0-9", help="first-last")
     running.add_argument("--methods", default=",".join(METHODS))
     running.add_argument("--root", type=Path, default=Path("mlruns"))
-    commands.add_parser("show")
+    showing = commands.add_parser("show")
+    showing.add_argument("--figure", type=Path, help="a PNG to write: shares against fine-tunes and seconds")
     options = parser.parse_args()
     if options.command == "run":
         first, last = map(int, options.seeds.split("-"))
         race(options.workload, range(first, last + 1), options.methods.split(","), options.root)
+    else:
+        show(read_rows(), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from torch import nn
 
 from pruning.latency import measure_latency_table
 from search import Workload
-from search.dense import DenseModel
 from search.evaluate import Subject
 from search.latency import cached_latency_table, latency_path
 from spaces.latency import LatencyTable
@@ -38,8 +37,9 @@ def subject() -> Subject:
 
 
 @pytest.fixture(scope="module")
-def dense(subject) -> DenseModel:
-    return DenseModel(subject.dense, "architecture", "data", "weights", 0.0)
+def architecture() -> str:
+    """The architecture's fingerprint."""
+    return "architecture"
 
 
 @pytest.fixture
@@ -56,46 +56,41 @@ def measured(monkeypatch) -> list[LatencyTable]:
     return tables
 
 
-def test_measured_once(subject, dense, measured, tmp_path):
+def test_measured_once(subject, architecture, measured, tmp_path):
     seen = []
-    first = cached_latency_table(subject, dense, tmp_path / "cache", lambda *numbers: seen.append(numbers))
+    first = cached_latency_table(subject, architecture, tmp_path / "cache", lambda *numbers: seen.append(numbers))
     assert seen[-1][0] == seen[-1][1] > 0
-    second = cached_latency_table(subject, dense, tmp_path / "cache")
+    second = cached_latency_table(subject, architecture, tmp_path / "cache")
     assert measured == [first]
     assert second == first
     assert (first.model, first.batch) == ("architecture", 1)
-    assert LatencyTable.from_json(latency_path(subject, dense, tmp_path / "cache").read_text()) == first
+    assert LatencyTable.from_json(latency_path(subject, architecture, tmp_path / "cache").read_text()) == first
 
 
-def test_weights_and_data_do_not_matter(subject, dense, tmp_path):
-    other = replace(dense, weights="other", data="other", trained_seconds=3.0)
-    assert latency_path(subject, other, tmp_path) == latency_path(subject, dense, tmp_path)
-
-
-def test_what_makes_another_table(subject, dense, monkeypatch):
+def test_what_makes_another_table(subject, architecture, monkeypatch):
     cache = Path("cache")
-    paths = [latency_path(subject, dense, cache), latency_path(subject, dense, cache, batch=2)]
-    paths.append(latency_path(subject, replace(dense, architecture="other"), cache))
+    paths = [latency_path(subject, architecture, cache), latency_path(subject, architecture, cache, batch=2)]
+    paths.append(latency_path(subject, "other", cache))
     wider = replace(subject.workload, example_input=torch.zeros(2, 1, 6, 7))
-    paths.append(latency_path(replace(subject, workload=wider), dense, cache))
+    paths.append(latency_path(replace(subject, workload=wider), architecture, cache))
     halves = copy.deepcopy(subject.dense).to(torch.bfloat16)
-    paths.append(latency_path(replace(subject, dense=halves), dense, cache))
+    paths.append(latency_path(replace(subject, dense=halves), architecture, cache))
     last = nn.Sequential(nn.Conv2d(3, 4, 3))
     paths += [
-        latency_path(replace(subject, dense=model), dense, cache)
+        latency_path(replace(subject, dense=model), architecture, cache)
         for model in (last, copy.deepcopy(last).to(memory_format=torch.channels_last))
     ]
     with monkeypatch.context() as patch:
         patch.setattr("search.latency.describe_device", lambda _: "another processor")
-        paths.append(latency_path(subject, dense, cache))
+        paths.append(latency_path(subject, architecture, cache))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 77)
-        paths.append(latency_path(subject, dense, cache))
+        paths.append(latency_path(subject, architecture, cache))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "1.0")
-        paths.append(latency_path(subject, dense, cache))
+        paths.append(latency_path(subject, architecture, cache))
     assert len(set(paths)) == len(paths)
-    assert paths[0] == latency_path(subject, dense, cache)
+    assert paths[0] == latency_path(subject, architecture, cache)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +105,10 @@ def test_what_makes_another_table(subject, dense, monkeypatch):
         ),
     ],
 )
-def test_damaged_files_are_measured_again(subject, dense, measured, tmp_path, caplog, text, message):
-    path = latency_path(subject, dense, tmp_path)
+def test_damaged_files_are_measured_again(subject, architecture, measured, tmp_path, caplog, text, message):
+    path = latency_path(subject, architecture, tmp_path)
     path.write_text(text)
-    table = cached_latency_table(subject, dense, tmp_path)
+    table = cached_latency_table(subject, architecture, tmp_path)
     assert [table] == measured
     [record] = caplog.records
     assert message in record.getMessage()
@@ -121,13 +116,13 @@ def test_damaged_files_are_measured_again(subject, dense, measured, tmp_path, ca
     assert LatencyTable.from_json(path.read_text()) == table
 
 
-def test_a_busy_machine_is_told(subject, dense, measured, monkeypatch, tmp_path, caplog):
-    cached_latency_table(subject, dense, tmp_path / "quiet")
+def test_a_busy_machine_is_told(subject, architecture, measured, monkeypatch, tmp_path, caplog):
+    cached_latency_table(subject, architecture, tmp_path / "quiet")
     assert not caplog.records
     busy = replace(measured[0], spread=0.5)
     monkeypatch.setattr("search.latency.measure_latency_table", lambda *_, **__: busy)
-    assert cached_latency_table(subject, dense, tmp_path / "busy") == busy
+    assert cached_latency_table(subject, architecture, tmp_path / "busy") == busy
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "spread 50 %" in record.getMessage()
-    assert str(latency_path(subject, dense, tmp_path / "busy")) in record.getMessage()
+    assert str(latency_path(subject, architecture, tmp_path / "busy")) in record.getMessage()

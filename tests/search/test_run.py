@@ -19,7 +19,9 @@ from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.folder import StudyFolder
 from search.journal import Journal
+from search.pool import SHARES
 from search.run import resume_command, run_search
+from spaces.allocation import ALLOCATORS
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
 QUICK = {"max_size": 0.5, "finalists": 0}
@@ -102,7 +104,7 @@ def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(begin, roo
     found = records(root, "whole")
     assert [trial.number for trial in found] == list(range(7)) == [trial.number for trial in stored(root, "whole")]
     origins = [trial.origin for trial in found]
-    assert origins[3:] == ["sampler"] * 4 and "sampler" not in origins[:3]
+    assert set(origins[:3]) <= set(ALLOCATORS) and set(origins[3:]) <= set(SHARES)
     assert result.counts["complete"] == 7
     for trial, theirs in zip(found, stored(root, "whole"), strict=True):
         shares = trial.result.shares
@@ -129,7 +131,33 @@ def test_only_the_front_keeps_weights(begin, root):
 
 def test_seeds_can_be_left_out(begin, root):
     begin("unseeded", trials=3, seeds=False)
-    assert {trial.origin for trial in records(root, "unseeded")} == {"sampler"}
+    assert {trial.origin for trial in records(root, "unseeded")} <= set(SHARES)
+
+
+def test_a_stock_sampler_is_named_as_the_origin(begin, root):
+    begin("stock", trials=3, sampler="random")
+    assert [trial.origin for trial in records(root, "stock")][1:] == ["sampler"] * 2
+
+
+def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(begin, root):
+    begin("whole", trials=7)
+    for trial, theirs in zip(records(root, "whole"), stored(root, "whole"), strict=True):
+        assert dict(trial.scores) == theirs.user_attrs.get("scores", {})
+        assert trial.origin == theirs.user_attrs["origin"]
+    known = records(root, "whole")[-1].scores
+    assert 0 <= known["predicted_low"] <= known["predicted"] <= known["predicted_high"] <= 1 and known["gain"] >= 0
+
+
+def test_the_smallest_of_an_accuracy_asked_for(begin, root):
+    result = begin("accurate", trials=7, min_accuracy="dense-0.2")
+    accurate = result.front[result.front["accuracy"] >= result.least_accuracy]
+    assert result.best == accurate.loc[accurate["size"].astype(float).idxmin(), "trial"]
+
+
+def test_trials_stay_within_a_limit_on_macs(begin, root):
+    result = begin("swift", trials=5, max_macs=0.7)
+    assert all(trial.result.shares.macs <= 0.7 for trial in records(root, "swift"))
+    assert set(result.trials["granularity"]) == {"channel"}
 
 
 def test_a_finished_study_returns_at_once_and_changes_no_file(begin, root):
@@ -141,7 +169,7 @@ def test_a_finished_study_returns_at_once_and_changes_no_file(begin, root):
     assert {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()} == before
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+@pytest.mark.parametrize("sampler", ["guided", "tpe", "random", "nsga2", "gp"])
 def test_every_sampler_runs_and_repeats_itself(begin, root, sampler):
     for study in (f"{sampler}-a", f"{sampler}-b"):
         assert begin(study, trials=4, sampler=sampler, seed=3).counts["complete"] == 4
@@ -155,7 +183,7 @@ def test_another_seed_proposes_otherwise(begin, root):
     assert proposed(root, "other")[2:] != proposed(root, "tpe-a")[2:]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["guided", "tpe", "nsga2"])
 def test_a_resumed_study_proposes_what_it_would_have_proposed(begin, root, sampler):
     """13 trials, so that TPE's 10 random ones are over and NSGA-II has a second generation."""
     options = {"trials": 13, "sampler": sampler}

@@ -1,7 +1,11 @@
-"""The guided sampler passes Optuna's own suites, and proposes points of its space."""
+"""The guided sampler passes Optuna's own suites, proposes its guide's points and tells it what became of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import optuna
 import pytest
 from optuna.testing.pytest_samplers import (
@@ -9,12 +13,14 @@ from optuna.testing.pytest_samplers import (
     MultiObjectiveSamplerTestCase,
     RelativeSamplerTestCase,
 )
+from optuna.trial import TrialState
 
 from pruning.evidence import unit_evidence
-from search.guide import Guide
+from search.guide import FEWEST, Guide, Suggestion
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation import Evidence
+from spaces.size import achieved
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -38,3 +44,131 @@ class TestOptunasSuitesWithSpace(BasicSamplerTestCase, RelativeSamplerTestCase, 
     @pytest.fixture
     def sampler(self, guided):
         return guided
+
+
+DIRECTIONS = ("maximize", "minimize", "minimize")
+
+
+class Listener:
+    """A guide that proposes one point and remembers what it is told."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params, self.told, self.asked = params, [], []
+
+    def known(self, number: int) -> bool:
+        return number in [told[0] for told in self.told]
+
+    def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
+        self.told.append((number, dict(params), error))
+
+    def suggest(self, number: int) -> Suggestion:
+        self.asked.append(number)
+        return Suggestion(self.params, "here")
+
+
+@pytest.fixture(scope="module")
+def space(vgg_graph) -> Space:
+    return Space(vgg_graph.network, 0.25)
+
+
+@pytest.fixture(scope="module")
+def seed_params(space) -> dict[str, Any]:
+    return dict(next(space.seeds(unit_scores(space))).params)
+
+
+def unit_scores(space: Space) -> dict[str, Evidence]:
+    """Evidence in which all units of a layer are alike."""
+    network = space.network
+    flat = {layer.name: np.ones(layer.numel) for layer in network.layers}
+    channels = {layer.name: np.ones(layer.shape[0]) for layer in network.layers}
+    return {"fine-grained": Evidence(flat), "channel": Evidence(channels)}
+
+
+class TestLearning:
+    def test_complete_and_failed_trials_once_and_no_others(self, space, seed_params):
+        guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)
+        study.sampler = GuidedSampler(guide, space.axes, seed=0)
+        asked = [study.ask() for _ in range(5)]
+        for trial in asked[:4]:
+            space.suggest(trial)
+        study.tell(asked[0], [0.875, 0.25, 1.0])
+        study.tell(asked[1], state=TrialState.FAIL)
+        study.tell(asked[2], state=TrialState.PRUNED)
+        asked[4].suggest_float("another", 0, 1)
+        study.tell(asked[4], [0.5, 0.5, 0.5])
+        space.suggest(study.ask())
+        assert guide.told == [(0, seed_params, 0.125), (1, seed_params, 1.0)]
+        study.tell(asked[3], [float("nan"), 0.2, 1.0], skip_if_finished=True)
+        space.suggest(study.ask())
+        assert guide.told[2:] == [(3, seed_params, 1.0)], "not a number is a failure"
+        assert guide.asked == [0, 1, 2, 3, 4, 5, 6]
+
+    def test_parameters_of_another_space_are_left_to_tpe(self, space, seed_params):
+        guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)
+        study.sampler = GuidedSampler(guide, space.axes, seed=0)
+        values = set()
+        for _ in range(3):
+            trial = study.ask()
+            assert space.suggest(trial) == space.read(seed_params)
+            values.add(trial.suggest_float("warmth", 2.0, 3.0))
+        assert len(values) == 3
+        assert all(2 <= value <= 3 for value in values)
+
+    def test_enqueued_values_go_before_the_guides(self, space, seed_params):
+        guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)
+        study.sampler = GuidedSampler(guide, space.axes, seed=0)
+        wanted = seed_params | {"size": space.size_range[0], "schedule": "one-shot"}
+        study.enqueue_trial(wanted)
+        trial = study.ask()
+        space.suggest(trial)
+        assert trial.params == wanted
+        study.tell(trial, [0.75, 0.1, 1.0])
+        space.suggest(study.ask())
+        assert guide.told == [(0, wanted, 0.25)]
+
+
+class TestStudies:
+    @pytest.fixture(scope="class")
+    def make_guide(self, space, vgg, vgg_graph):
+        evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
+        return lambda: Guide(space, evidence, dense_error=0.08, seed=3)
+
+    @staticmethod
+    def run(study: optuna.Study, guide: Guide, space: Space, trials: int) -> list[dict[str, Any]]:
+        """Trials whose accuracy falls with what the first layer loses; every fourth fails."""
+        asked = []
+        for _ in range(trials):
+            number = len(study.trials)
+            study.sampler = make_sampler("guided", 3, number, guide, space.axes)
+            trial = study.ask()
+            policy = space.suggest(trial).policy
+            assert trial.params == dict(guide.suggested(number).params)
+            accuracy = 0.9 - 0.4 * achieved(space.network, policy)[space.network.layer_names[0]]
+            failed = number % 4 == 3
+            study.tell(trial, None if failed else [accuracy, 0.2, 1.0], TrialState.FAIL if failed else None)
+            asked.append(trial.params)
+        return asked
+
+    def test_resumed_with_a_fresh_guide_goes_on_alike(self, space, make_guide):
+        """Interrupted before, at and after the first surrogate."""
+        whole = self.run(optuna.create_study(directions=DIRECTIONS), make_guide(), space, FEWEST + 4)
+        study, resumed = optuna.create_study(directions=DIRECTIONS), []
+        for part in (3, 2, FEWEST - 1):
+            resumed += self.run(study, make_guide(), space, part)
+        assert resumed == whole
+        assert len({tuple(params.items()) for params in whole}) == len(whole)
+
+    def test_trials_without_the_guides_parameters_change_nothing(self, space, make_guide):
+        alone, shared = (optuna.create_study(directions=DIRECTIONS) for _ in range(2))
+        for study in (alone, shared):
+            self.run(study, make_guide(), space, FEWEST)
+        distribution = optuna.distributions.FloatDistribution(0, 1)
+        for study, params in ((alone, {}), (shared, {"size": 0.5})):
+            distributions = dict.fromkeys(params, distribution)
+            study.add_trial(optuna.create_trial(params=params, distributions=distributions, values=[0.99, 0.01, 0.01]))
+        assert self.run(alone, make_guide(), space, 1) == self.run(shared, make_guide(), space, 1)
+
+
+def test_unknown_sampler():
+    with pytest.raises(ValueError, match="unknown sampler 'gided': did you mean 'guided'"):
+        make_sampler("gided", 0, 0)

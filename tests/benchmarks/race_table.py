@@ -1,0 +1,388 @@
+"""What the raw table of a race says: hypervolume shares, costs to a target, paired comparisons, a figure.
+
+A front is chosen on validation accuracy and scored on test accuracy. The reference hypervolume of a contest is that of
+the union of all its methods' trials. A cost is the first fine-tune, or the wall-clock second, at which a run's share
+reaches a target; a run that never does is censored at its budget.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study import hardware
+
+from search.hypervolume import hypervolume, non_dominated
+from search.tables import render, spread
+
+GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
+CHECKPOINTS = (6, 12, 18, 24)
+UNITS = ("tunes", "seconds")
+"""Of cost: fine-tunes, wall-clock seconds."""
+RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
+DOTS_PER_INCH = 120
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a race is scored by.
+
+    Attributes:
+        trials: fine-tunes each method spends; runs of another length are left out.
+        reference: (3,) worst error, log size and MACs.
+        targets: shares of the reference hypervolume.
+    """
+
+    trials: int
+    reference: np.ndarray
+    targets: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Fine-tunes or seconds to a target; where `censored`, the target was not reached and the cost is more."""
+
+    value: float
+    censored: bool
+
+    def __str__(self) -> str:
+        return f"{'>' if self.censored else ''}{self.value:.0f}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method in one contest.
+
+    Attributes:
+        shares: (trials,) share of the contest's reference hypervolume after each fine-tune.
+        seconds: (trials,) wall-clock seconds until then: what came before, proposing and tuning.
+    """
+
+    shares: np.ndarray
+    seconds: np.ndarray
+
+    def cost(self, target: float, unit: str) -> Cost:
+        """Of the first time a share (up to rounding) is reached; `unit` is one of `UNITS`."""
+        reached = np.flatnonzero(self.shares >= target - 1e-9)
+        place = int(reached[0]) if len(reached) else len(self.shares) - 1
+        return Cost(place + 1.0 if unit == UNITS[0] else float(self.seconds[place]), not len(reached))
+
+
+Runs = dict[str, dict[int, Run]]
+"""Method -> seed -> run."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired comparison over seeds: mean, 95 % bootstrap interval (None for one pair) and exact sign-flip p."""
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Paired:
+        """From one difference a seed."""
+        low, high = interval(values) if len(values) > 1 else (None, None)
+        return cls(len(values), float(np.mean(values)), low, high, sign_flip_p(values))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Cost of a method over that of a baseline: geometric mean over seeds, interval and p.
+
+    Attributes:
+        censored, baseline_censored: runs that ended at their budget before the target. The first make the ratio
+            a lower bound, the second an upper one.
+    """
+
+    n: int
+    ratio: float
+    low: float | None
+    high: float | None
+    p: float
+    censored: int
+    baseline_censored: int
+
+    @classmethod
+    def of(cls, costs: Sequence[Cost], baselines: Sequence[Cost]) -> Ratio:
+        """From one pair a seed; a censored cost enters as its budget."""
+        pairs = list(zip(costs, baselines, strict=True))
+        logs = Paired.of([math.log(cost.value / baseline.value) for cost, baseline in pairs])
+        low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+        counts = (sum(cost.censored for cost in side) for side in (costs, baselines))
+        return cls(logs.n, math.exp(logs.mean), low, high, logs.p, *counts)
+
+    def __str__(self) -> str:
+        """With `≥` or `≤` where it is a bound, `?` where runs of both sides are censored; a dash if all of both are."""
+        if self.censored == self.baseline_censored == self.n:
+            return "-"
+        if self.censored and self.baseline_censored:
+            bound = "?"
+        else:
+            bound = "≥" if self.censored else "≤" if self.baseline_censored else ""
+        return f"{bound}{self.ratio:.2f}{_bracket(self.low, self.high, 2)}"
+
+
+def sign_flip_p(values: Sequence[float]) -> float:
+    """Two-sided p of the mean of n values (20 at most) under all 2^n sign flips; 1.0 if every value is 0."""
+    values = np.asarray(values, dtype=float)
+    signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+    sums = np.abs(signs @ values)
+    return float((sums >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).mean())
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def upper_median(costs: Sequence[Cost]) -> Cost:
+    """The middle cost, of an even number the larger middle one; the censored come last."""
+    return sorted(costs, key=lambda cost: (cost.censored, cost.value))[len(costs) // 2]
+
+
+def scored_volume(trials: np.ndarray, reference: np.ndarray) -> float:
+    """Hypervolume by test error of the front by validation error.
+
+    Args:
+        trials: (n, 4) of validation error, test error, log size and MACs.
+        reference: (3,).
+    """
+    front = non_dominated(trials[:, [0, 2, 3]])
+    return hypervolume(trials[front, 1:], reference)
+
+
+def runs_of(rows: Sequence[Row], workload: str, rules: Rules) -> Runs:
+    """All whole runs of a workload, scored."""
+    tables: dict[int, dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["workload"] == workload:
+            tables.setdefault(int(row["seed"]), {}).setdefault(row["method"], []).append(row)
+    runs: Runs = {}
+    for seed, methods in tables.items():
+        whole = {name: run for name, run in methods.items() if len(run) == rules.trials}
+        trials = {name: np.array([_trial(row) for row in run]) for name, run in whole.items()}
+        union = scored_volume(np.concatenate(list(trials.values())), rules.reference) if trials else 0.0
+        for name, own in trials.items():
+            volumes = [scored_volume(own[:count], rules.reference) for count in range(1, rules.trials + 1)]
+            runs.setdefault(name, {})[seed] = Run(np.array(volumes) / union, _seconds(whole[name]))
+    return runs
+
+
+def _trial(row: Row) -> list[float]:
+    errors = [1 - float(row[name]) for name in ("accuracy", "test_accuracy")]
+    return [*errors, math.log(float(row["size"])), float(row["macs"])]
+
+
+def _seconds(rows: Sequence[Row]) -> np.ndarray:
+    each = [float(row["seconds_proposing"]) + float(row["seconds_tuning"]) for row in rows]
+    return float(rows[0]["seconds_before"]) + np.cumsum(each)
+
+
+def is_ablation(method: str) -> bool:
+    """Whether it is the guided sampler without one of its parts."""
+    return method.startswith(f"{GUIDED} ")
+
+
+def cost_ratio(runs: Runs, method: str, baseline: str, target: float | Mapping[int, float], unit: str) -> Ratio | None:
+    """Over the seeds both have; None without one. `target`: of all seeds, or by seed."""
+    seeds = sorted(runs.get(method, {}).keys() & runs.get(baseline, {}).keys())
+    if not seeds:
+        return None
+    by_seed = target if isinstance(target, Mapping) else dict.fromkeys(seeds, target)
+    costs, baselines = ([runs[name][seed].cost(by_seed[seed], unit) for seed in seeds] for name in (method, baseline))
+    return Ratio.of(costs, baselines)
+
+
+def show(rows: Sequence[Row], rules: Rules, figure: Path | None = None) -> None:
+    """Print the tables of every workload and one JSON line; `figure` is a PNG to write."""
+    scored = {name: runs_of(rows, name, rules) for name in dict.fromkeys(row["workload"] for row in rows)}
+    summary = {}
+    for workload, runs in scored.items():
+        sections = (_shares(runs), _costs(runs, rules), _ratios(runs, rules), _ablations(runs), _misled(runs))
+        print(f"{workload}: {len({seed for by_seed in runs.values() for seed in by_seed})} seeds\n")
+        print("".join(str(section) for section in sections if section.body))
+        summary[workload] = {section.name: section.values for section in sections}
+        summary[workload]["n"] = {method: len(by_seed) for method, by_seed in runs.items()}
+    if figure:
+        figure.write_bytes(share_png(scored))
+    versions = {name: version(name) for name in ("torch", "optuna")}
+    print(json.dumps({"benchmark": "search_race", "hardware": hardware(), **versions, "workloads": summary}))
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A table, and its numbers for the JSON line."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    body: Sequence[Sequence[object]]
+    values: Any
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{render(self.columns, self.body)}\n\n"
+
+
+def _shares(runs: Runs) -> _Section:
+    values, body = {}, []
+    for method, by_seed in runs.items():
+        if is_ablation(method):
+            continue
+        shares = np.array([run.shares for run in by_seed.values()])
+        counts = [count for count in CHECKPOINTS if count <= shares.shape[1]]
+        found = [_mean_and_sd(shares[:, count - 1]) for count in counts]
+        values[method] = {count: [_rounded(v) for v in pair] for count, pair in zip(counts, found, strict=True)}
+        body.append([method, len(shares), *(spread(*pair) for pair in found)])
+    columns = ["method", "n", *(f"{count} fine-tunes" for count in next(iter(values.values()), {}))]
+    title = "share of the reference hypervolume (test accuracy; front chosen on validation), mean ± sd over seeds"
+    return _Section("share", title, columns, body, values)
+
+
+def _costs(runs: Runs, rules: Rules) -> _Section:
+    values, body = {}, []
+    asked = list(product(UNITS, rules.targets))
+    for method, by_seed in runs.items():
+        if is_ablation(method):
+            continue
+        costs = {key: [run.cost(key[1], key[0]) for run in by_seed.values()] for key in asked}
+        reached = [sum(not c.censored for c in costs[UNITS[0], target]) for target in rules.targets]
+        cells = [str(upper_median(costs[key])) for key in asked]
+        body.append([method, len(by_seed), *cells, " ".join(map(str, reached))])
+        values[method] = {f"{unit} to {target:.0%}": c for (unit, target), c in zip(asked, cells, strict=True)}
+    columns = [f"{target:.0%} {unit}" for unit, target in asked]
+    title = (
+        "cost to a share of the reference hypervolume: median over seeds, of an even number the larger middle one; "
+        "reached: runs that got there"
+    )
+    return _Section("cost", title, ["method", "n", *columns, "reached"], body, values)
+
+
+def _ratios(runs: Runs, rules: Rules) -> _Section:
+    values, body = [], []
+    for method, target in product(runs, (*rules.targets, OWN_LAST)):
+        if is_ablation(method) or method == GUIDED:
+            continue
+        last = {seed: float(run.shares[-1]) for seed, run in runs[method].items()}
+        asked = last if target == OWN_LAST else target
+        found = [cost_ratio(runs, method, GUIDED, asked, unit) for unit in UNITS]
+        if None not in found:
+            body.append([method, target if target == OWN_LAST else f"{target:.0%}", *_ratio_cells(found)])
+            values.append({"method": method, "target": target, **_by_unit(found)})
+    title = (
+        "cost of a method over that of guided, same contests: geometric mean [95 % interval], sign-flip p; above 1 "
+        f"guided is cheaper\ntarget: share of the reference hypervolume; '{OWN_LAST}': the share the method itself ends "
+        "with\ncensored: runs of the method / of guided that end short of the target and count as their budget, so "
+        "that the ratio is\na lower bound (≥), an upper one (≤), or neither (?)"
+    )
+    return _Section("cost over guided", title, ["method", "target", *RATIO_COLUMNS], body, values)
+
+
+OWN_LAST = "own last"
+RATIO_COLUMNS = ("n", "censored", UNITS[0], "p", UNITS[1], "p")
+
+
+def _ratio_cells(found: Sequence[Ratio]) -> list[object]:
+    cells: list[object] = [found[0].n, f"{found[0].censored} / {found[0].baseline_censored}"]
+    for ratio in found:
+        cells += [str(ratio), f"{ratio.p:.3f}"]
+    return cells
+
+
+def _by_unit(found: Sequence[Ratio]) -> dict[str, Any]:
+    return {unit: {k: _rounded(v) for k, v in asdict(ratio).items()} for unit, ratio in zip(UNITS, found, strict=True)}
+
+
+def _ablations(runs: Runs) -> _Section:
+    values, body = {}, []
+    for method in filter(is_ablation, runs):
+        seeds = sorted(runs[method].keys() & runs.get(GUIDED, {}).keys())
+        if not seeds:
+            continue
+        own, whole = (np.array([runs[name][seed].shares[-1] for seed in seeds]) for name in (method, GUIDED))
+        paired = Paired.of(own - whole)
+        points = f"{paired.mean * 100:+.2f}{_bracket(paired.low, paired.high, 2, 100)}"
+        body.append([method, len(seeds), *(spread(*_mean_and_sd(v)) for v in (own, whole)), points, f"{paired.p:.3f}"])
+        values[method] = {k: _rounded(v) for k, v in asdict(paired).items()}
+    columns = ["method", "n", "share at the end", "guided", "difference, points", "p"]
+    title = "guided without a part: share of the reference hypervolume after the last fine-tune, same contests"
+    return _Section("ablations", title, columns, body, values)
+
+
+def _misled(runs: Runs) -> _Section:
+    """What a wrong prior costs, and what a right one saves."""
+    goals = {seed: float(run.shares[-1]) for seed, run in runs.get(PRIOR_FREE, {}).items()}
+    values, body = {}, []
+    for method in (MISLED, GUIDED):
+        found = [cost_ratio(runs, method, PRIOR_FREE, goals, unit) for unit in UNITS]
+        if None not in found:
+            body.append([method, *_ratio_cells(found)])
+            values[method] = _by_unit(found)
+    title = f"cost to the last hypervolume of '{PRIOR_FREE}', over its own cost; above 1 '{PRIOR_FREE}' is cheaper"
+    return _Section("cost over prior-free", title, ["method", *RATIO_COLUMNS], body, values)
+
+
+def share_png(scored: Mapping[str, Runs]) -> bytes:
+    """Share against fine-tunes and against seconds, one line a method, a band of one deviation; a row a workload."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(11, 4.2 * len(scored)), dpi=DOTS_PER_INCH, layout="constrained")
+    for panels, (workload, runs) in zip(figure.subplots(len(scored), 2, squeeze=False), scored.items(), strict=True):
+        shown = {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_ablation(method)}
+        for place, (method, of_method) in enumerate(shown.items()):
+            style = {"color": "black" if method == GUIDED else f"C{place % 10}", "label": method}
+            style |= {"linewidth": 2.2 if method == GUIDED else 1.0, "linestyle": "--" if place >= 10 else "-"}
+            shares = np.array([run.shares for run in of_method])
+            _band(panels[0], np.arange(1, shares.shape[1] + 1), shares, style)
+            _band(panels[1], *_by_seconds(of_method), style)
+        panels[0].set_ylabel(f"{workload}: share of the reference hypervolume, %")
+        panels[0].set_xlabel("fine-tunes")
+        panels[1].set_xlabel("seconds, the scan included")
+        panels[1].set_xscale("log")
+        panels[1].legend(frameon=False, fontsize=7, loc="lower right")
+        for axes in panels:
+            axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _by_seconds(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """Times, and the shares (runs, times) at them: 0 before a run's first fine-tune has ended, its last at the end."""
+    times = np.geomspace(min(run.seconds[0] for run in runs), max(run.seconds[-1] for run in runs), 300)
+    padded = [np.append(0.0, run.shares)[np.searchsorted(run.seconds, times, side="right")] for run in runs]
+    return times, np.array(padded)
+
+
+def _band(axes: Any, x: np.ndarray, shares: np.ndarray, style: Mapping[str, Any]) -> None:
+    mean, sd = shares.mean(axis=0) * 100, shares.std(axis=0, ddof=1) * 100 if len(shares) > 1 else 0.0
+    axes.step(x, mean, where="post", **style)
+    axes.fill_between(x, mean - sd, mean + sd, step="post", color=style["color"], alpha=0.08, linewidth=0)
+
+
+def _mean_and_sd(values: np.ndarray) -> tuple[float, float | None]:
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _bracket(low: float | None, high: float | None, digits: int, unit: float = 1.0) -> str:
+    return "" if low is None or high is None else f" [{low * unit:.{digits}f}, {high * unit:.{digits}f}]"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,111 @@
+"""Columns of the surrogate's features by hand, and what they may not depend on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from search.features import LEAST_KEPT, MOST_BUCKETS, Features
+from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
+from spaces.landing import Requests
+from spaces.space import Draft, Landed
+
+
+def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> Landed:
+    drafts = tuple(Draft("", 0.2, "fine-grained", np.zeros(len(space.knobs)), schedule) for schedule in schedules)
+    return Landed(drafts, requests, np.array(sizes), np.ones(len(sizes)))
+
+
+def chain(layers: int) -> Network:
+    """Layers of 10 x 10, 10 x 20, 10 x 30, ... weights in a group of ten channels each."""
+    names = [f"w{n}" for n in range(layers)]
+    shapes = [(10, 10 * (n + 1)) for n in range(layers)]
+    return Network(
+        tuple(StoredTensor(n, s, owners=(((i, 10),), ())) for i, (n, s) in enumerate(zip(names, shapes, strict=True))),
+        tuple(Layer(n, "linear", s, 1, channel_group=i) for i, (n, s) in enumerate(zip(names, shapes, strict=True))),
+        tuple(ChannelGroup((name,), 10) for name in names),
+    )
+
+
+class TestColumns:
+    def test_by_hand(self):
+        space = Space(chain(2), 0.5, metric="nonzero")
+        by_mask = np.array([[True, True], [False, False], [True, False]])
+        requests = Requests(
+            np.array([[0.75, 0.0], [0.0, 0.0], [0.96, 0.0]]),
+            np.array([[0.0, 0.0], [0.51, 0.84], [0.0, 0.0]]),
+            by_mask,
+            np.array([[False, False], [True, True], [False, True]]),
+        )
+        schedules = [Schedule("polynomial", 3.0), Schedule("polynomial", 1.5), Schedule("one-shot", 1.5)]
+        found = Features(space).of(landed(space, requests, schedules, [0.5, 0.1, 0.25]))
+        expected = [
+            [2.0, 1.0, 0.0, 0.0, math.log(0.5), 0.0, 0.0],
+            [0.0, 0.0, 1 / 0.7, 1 / 0.4, math.log(0.1), 0.0, math.log(0.5)],
+            [5.0, 0.0, 0.0, 1.0, math.log(0.25), 1.0, 0.0],
+        ]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    def test_all_but_nothing_kept_is_finite(self):
+        space = Space(chain(2), 0.5, metric="nonzero")
+        full, own = np.full((1, 2), 1 - 1e-9), np.ones((1, 2), dtype=bool)
+        found = Features(space).of(landed(space, Requests(full, full, own, own), [Schedule()], [0.1]))
+        assert found[0, :4] == pytest.approx([1 / math.sqrt(LEAST_KEPT)] * 4)
+
+    def test_groups_that_cannot_lose_channels_count_for_nothing(self):
+        network = chain(2)
+        network = replace(network, groups=(network.groups[0], replace(network.groups[1], obstacle="outputs")))
+        space = Space(network, 0.5, metric="nonzero")
+        requests = Requests(
+            np.zeros((1, 2)), np.array([[0.75, 0.0]]), np.zeros((1, 2), bool), np.array([[True, False]])
+        )
+        assert Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0, 2:4].tolist() == [2.0, 0.0]
+
+    def test_neighbours_of_deep_networks_share_a_column_by_weight(self):
+        """Twice as many layers as columns: pairs, each the mean of the two weighted by their sizes."""
+        layers = 2 * MOST_BUCKETS
+        space = Space(chain(layers), 0.5, metric="nonzero")
+        kept = np.linspace(0.1, 1, layers)
+        own = np.ones((1, layers), dtype=bool)
+        requests = Requests(1 - kept[None], np.zeros((1, layers)), own, ~own)
+        found = Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0]
+        for pair in range(MOST_BUCKETS):
+            first, second = 2 * pair, 2 * pair + 1
+            sizes = first + 1, second + 1
+            mean = (sizes[0] * kept[first] ** -0.5 + sizes[1] * kept[second] ** -0.5) / sum(sizes)
+            assert found[pair] == pytest.approx(mean, rel=1e-12)
+        assert found[MOST_BUCKETS:] == pytest.approx([0.0] * (len(found) - MOST_BUCKETS))
+
+
+class TestOfDrafts:
+    def test_one_row_each_whatever_the_others(self, vgg_graph):
+        space, random = Space(vgg_graph.network, 0.25), np.random.default_rng(0)
+        drafts = [
+            Draft("", 0.03 * (n + 1), space.usable[n % 2], random.normal(0, 1, len(space.knobs)), Schedule("one-shot"))
+            for n in range(6)
+        ]
+        features = Features(space)
+        together = features.of(space.land(drafts))
+        alone = np.concatenate([features.of(space.land([draft])) for draft in drafts])
+        np.testing.assert_allclose(together, alone, rtol=1e-12)
+        assert np.isfinite(together).all()
+
+    def test_how_a_point_was_drawn_does_not_matter(self, vgg_graph):
+        """Its source, a common shift of its logits and the exponent of a one-shot schedule are no part of the policy."""
+        space, logits = Space(vgg_graph.network, 0.25), np.linspace(-1, 1, 9)
+        one = Draft("prior", 0.1, "channel", logits, Schedule("one-shot", 2.0))
+        other = Draft("free", 0.1, "channel", logits + 3.0, Schedule("one-shot", 4.0))
+        found = Features(space).of(space.land([one, other]))
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+    def test_masks_and_removals_are_told_apart(self, vgg_graph):
+        space = Space(vgg_graph.network, 0.25)
+        logits = np.zeros(len(space.knobs))
+        drafts = [Draft("", 0.1, word, logits, Schedule()) for word in ("fine-grained", "channel")]
+        masked, removed = Features(space).of(space.land(drafts))
+        layers = len(space.network.layers)
+        assert (masked[:layers] > 1).all() and (masked[layers : 2 * layers] == 0).all()
+        assert (removed[:layers] == 0).all() and (removed[layers : 2 * layers] >= 0).all() and removed.max() > 1

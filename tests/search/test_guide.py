@@ -1,0 +1,376 @@
+"""The guide on an error known in closed form: what it finds, what it survives, what it repeats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+import search.guide as subject
+from pruning.evidence import unit_evidence
+from search.guide import AT_BEST, FEWEST, MOST_ROWS, Guide, Suggestion
+from search.hypervolume import hypervolume, non_dominated
+from spaces import Network, PruningPolicy, Space
+from spaces.allocation import Evidence
+from spaces.profile import Profile, ProfilePoint
+from spaces.size import achieved, dense_footprint, footprint, shares
+
+SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)
+"""Of the network's layers, in order: neither rising nor falling with depth or size."""
+DENSE_LOGIT = -2.5
+LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
+
+
+@dataclass(frozen=True)
+class World:
+    """A network whose error after a fine-tune is the sigmoid of summed damages."""
+
+    network: Network
+    sensitivity: tuple[float, ...] = SENSITIVITY
+
+    def damage(self, place: int, kept: float, granularity: str) -> float:
+        """Channels hurt twice as much as single weights."""
+        return self.sensitivity[place] * (2 if granularity == "channel" else 1) * (-math.log(kept)) ** 1.5
+
+    def error(self, policy: PruningPolicy) -> float:
+        lost = achieved(self.network, policy)
+        names = enumerate(self.network.layer_names)
+        total = sum(self.damage(place, 1 - lost[name], policy.granularity_of(name)) for place, name in names)
+        abrupt = 0.3 if policy.schedule.kind == "one-shot" else 0.1 * math.log(policy.schedule.exponent / 3) ** 2
+        return float(expit(DENSE_LOGIT + total + abrupt))
+
+    def profile(self, sensitivity: tuple[float, ...] | None = None) -> Profile:
+        """A scan of every layer; with other sensitivities, a wrong one."""
+        told = replace(self, sensitivity=sensitivity or self.sensitivity)
+        points = {
+            granularity: {
+                name: tuple(
+                    ProfilePoint(level, loss := 0.3 + told.damage(place, 1 - level, granularity), 0.9, loss, 0.9)
+                    for level in LEVELS
+                )
+                for place, name in enumerate(self.network.layer_names)
+            }
+            for granularity in ("fine-grained", "channel")
+        }
+        return Profile("", 100, 0.3, 0.9, points, 1.0)
+
+
+DENSE_ERROR = float(expit(DENSE_LOGIT))
+INVERTED = tuple(sorted(SENSITIVITY)[::-1][sorted(SENSITIVITY).index(s)] for s in SENSITIVITY)
+"""The most and least sensitive layers exchanged, and so on inwards."""
+
+
+@pytest.fixture(scope="module")
+def world(vgg_graph) -> World:
+    return World(vgg_graph.network)
+
+
+@pytest.fixture(scope="module")
+def evidence_of(vgg, vgg_graph, world):
+    scores = {g: unit_evidence(vgg, vgg_graph, g) for g in ("fine-grained", "channel")}
+
+    def of(profile: Profile | None = None) -> dict[str, Evidence]:
+        return {g: Evidence.of(world.network, g, scores[g], profile) for g in scores}
+
+    return of
+
+
+@dataclass
+class Search:
+    """Trials of one guide in the world, as a study would run them."""
+
+    world: World
+    space: Space
+    guide: Guide
+    policies: list[PruningPolicy]
+    points: list[tuple[float, float, float]]
+
+    @classmethod
+    def start(cls, world: World, evidence: Mapping[str, Evidence], seed: int, space: Space | None = None, **options):
+        space = space or Space(world.network, 0.25)
+        return cls(world, space, Guide(space, evidence, DENSE_ERROR, seed, **options), [], [])
+
+    def evaluate(self, params: Mapping[str, Any], error: float | None = None) -> None:
+        policy = self.space.read(params).policy
+        found = self.world.error(policy) if error is None else error
+        cost = shares(footprint(self.world.network, policy), dense_footprint(self.world.network))
+        self.guide.learn(len(self.policies), params, found)
+        self.policies.append(policy)
+        self.points.append((found, cost.encoded, cost.macs))
+
+    def seeds(self, evidence: Mapping[str, Evidence], count: int) -> Search:
+        for seed in islice(self.space.seeds(evidence), count):
+            self.evaluate(seed.params)
+        return self
+
+    def suggest(self, count: int = 1) -> Search:
+        for _ in range(count):
+            self.evaluate(self.guide.suggest(len(self.policies)).params)
+        return self
+
+    def propose_at_random(self, count: int, seed: int) -> Search:
+        random = np.random.default_rng(seed)
+        for _ in range(count):
+            self.evaluate({axis.name: drawn(axis, random) for axis in self.space.axes})
+        return self
+
+    @property
+    def volume(self) -> float:
+        errors, sizes, macs = np.array(self.points).T
+        return hypervolume(np.column_stack([errors, np.log(sizes), macs]), REFERENCE)
+
+
+REFERENCE = np.array([0.5, math.log(0.25 * 1.1), 1.05])
+
+
+def drawn(axis, random: np.random.Generator) -> Any:
+    if axis.choices:
+        return str(random.choice(axis.choices))
+    share = random.random()
+    return float(axis.low * (axis.high / axis.low) ** share if axis.log else axis.low + (axis.high - axis.low) * share)
+
+
+class TestFinds:
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_more_volume_than_random_proposals(self, seed, world, evidence_of):
+        evidence = evidence_of(world.profile())
+        guided = Search.start(world, evidence, seed).seeds(evidence, 8).suggest(20)
+        blind = Search.start(world, evidence, seed).seeds(evidence, 8).propose_at_random(20, seed)
+        assert guided.volume > 1.3 * blind.volume
+        dense = dense_footprint(world.network)
+        for policy in guided.policies:
+            assert shares(footprint(world.network, policy), dense).encoded <= 0.25
+        assert len({policy.digest for policy in guided.policies}) == len(guided.policies)
+
+    def test_more_volume_than_random_without_a_scan_and_seeds(self, world, evidence_of):
+        guided = Search.start(world, evidence_of(), 0).suggest(24)
+        blind = Search.start(world, evidence_of(), 0).propose_at_random(24, 0)
+        assert guided.volume > 1.3 * blind.volume
+
+    def test_a_wrong_scan_costs_little_in_the_end(self, world, evidence_of):
+        """Told that the most sensitive layers are the least, studies of 40 trials end near those told nothing."""
+        volumes = {}
+        for name, profile in {"wrong": world.profile(INVERTED), "none": None}.items():
+            evidence = evidence_of(profile)
+            runs = [Search.start(world, evidence, seed).seeds(evidence, 8).suggest(32) for seed in (0, 1)]
+            volumes[name] = np.mean([run.volume for run in runs])
+        assert volumes["wrong"] >= 0.9 * volumes["none"]
+
+    def test_the_most_accurate_of_one_size(self, world, evidence_of):
+        """With one size there is nothing to trade but accuracy, so every proposal is after it."""
+        space = Space(world.network, 0.1, min_size=0.1)
+        evidence = evidence_of(world.profile(INVERTED))
+        found = Search.start(world, evidence, 0, space).seeds(evidence, 6)
+        blind = Search.start(world, evidence, 0, space).seeds(evidence, 6).propose_at_random(18, 0)
+        found.suggest(18)
+        lost, lost_blind = (min(error for error, _, _ in run.points) - DENSE_ERROR for run in (found, blind))
+        assert lost < 0.8 * lost_blind
+        channel = [policy.granularity == "channel" for policy in found.policies[6:]]
+        assert np.mean(channel) < 0.5, "channels hurt twice as much, and their speed is not asked for"
+        masked = [size for (_, size, _), own in zip(found.points[6:], channel, strict=True) if not own]
+        assert 0.097 <= min(masked) <= max(masked) <= 0.1
+
+    def test_smaller_networks_where_an_accuracy_is_asked_for(self, world, evidence_of):
+        wanted, evidence = 0.15, evidence_of()
+
+        def smallest(**options: float) -> float:
+            run = Search.start(world, evidence, 1, **options).seeds(evidence, 8).suggest(16)
+            return min(size for error, size, _ in run.points if error <= wanted)
+
+        assert smallest(largest_error=wanted) < smallest()
+
+
+class TestSurvives:
+    def test_failed_trials(self, world, evidence_of):
+        """One granularity always fails: the other is searched, and to the same end as alone."""
+        evidence = evidence_of(world.profile())
+        run = Search.start(world, evidence, 0)
+        for params in [seed.params for seed in islice(run.space.seeds(evidence), 8)]:
+            run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
+        for _ in range(12):
+            params = run.guide.suggest(len(run.policies)).params
+            run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
+        assert np.mean([policy.granularity == "channel" for policy in run.policies[-8:]]) >= 0.75
+        assert min(error for error, _, _ in run.points) < 0.3
+
+    @pytest.mark.parametrize("error", [0.0, 1.0, 0.5])
+    def test_nothing_but_one_error(self, error, world, evidence_of):
+        """All trials failed, all perfect, or none better than another."""
+        run = Search.start(world, evidence_of(), 0).propose_at_random(0, 0)
+        for _ in range(FEWEST + 3):
+            suggestion = run.guide.suggest(len(run.policies))
+            assert is_a_point(suggestion, run.space)
+            run.evaluate(suggestion.params, error)
+
+    def test_one_granularity_one_knob_one_size(self, residual, residual_graph):
+        network = residual_graph.network
+        space = Space(network, 0.5, ("channel",), min_size=0.5)
+        evidence = {"channel": Evidence(unit_evidence(residual, residual_graph, "channel"))}
+        guide = Guide(space, evidence, 0.1)
+        for number in range(FEWEST + 2):
+            suggestion = guide.suggest(number)
+            assert is_a_point(suggestion, space)
+            guide.learn(number, suggestion.params, 0.1 + 0.01 * number)
+
+    def test_only_shorter_fine_tunes(self, world, evidence_of):
+        run = Search.start(world, evidence_of(), 0)
+        for number in range(FEWEST + 1):
+            params = run.guide.suggest(number).params
+            run.guide.learn(number, params, 0.2 + 0.01 * number, noise=4.0)
+        assert is_a_point(run.guide.suggest(FEWEST + 1), run.space)
+
+    def test_mixed_granularities(self, world, evidence_of):
+        space = Space(world.network, 0.25, mixed=True)
+        evidence = evidence_of(world.profile())
+        run = Search.start(world, evidence, 0, space).seeds(evidence, 8)
+        seeded = run.volume
+        for _ in range(12):
+            suggestion = run.guide.suggest(len(run.policies))
+            assert is_a_point(suggestion, space)
+            run.evaluate(suggestion.params)
+        assert run.volume > 1.2 * seeded
+        assert "mixed" in {policy.granularity_label for policy in run.policies[8:]}
+
+
+def is_a_point(suggestion: Suggestion, space: Space) -> bool:
+    """Whether its values are on the axes (NaN is on none) and its scores are numbers in order."""
+    for axis in space.axes:
+        value = suggestion.params[axis.name]
+        if not (value in axis.choices if axis.choices else axis.low <= value <= axis.high):
+            return False
+    scores = suggestion.scores
+    if not scores:
+        return True
+    ordered = 0 <= scores["predicted_low"] <= scores["predicted"] <= scores["predicted_high"] <= 1
+    return ordered and scores["gain"] >= 0 and all(type(v) is float and math.isfinite(v) for v in scores.values())
+
+
+class TestSuggestions:
+    def test_scores(self, world, evidence_of):
+        run = Search.start(world, evidence_of(world.profile()), 0)
+        for number in range(FEWEST + AT_BEST + 1):
+            suggestion = run.guide.suggest(number)
+            assert is_a_point(suggestion, run.space)
+            assert set(suggestion.params) == {axis.name for axis in run.space.axes}
+            assert bool(suggestion.scores) == (number >= FEWEST)
+            assert run.guide.suggested(number) is suggestion
+            run.evaluate(suggestion.params)
+        assert run.guide.suggested(99) is None
+
+    def test_predictions_hold(self, world, evidence_of):
+        """Most errors lie within two deviations of what was said before."""
+        evidence = evidence_of(world.profile())
+        run, within = Search.start(world, evidence, 3).seeds(evidence, 10), []
+        for _ in range(12):
+            suggestion = run.guide.suggest(len(run.policies))
+            run.evaluate(suggestion.params)
+            low, middle, high = (logit_of(suggestion.scores[f"predicted{end}"]) for end in ("_low", "", "_high"))
+            within.append(2 * (low - middle) <= logit_of(1 - run.points[-1][0]) - middle <= 2 * (high - middle))
+        assert np.mean(within) >= 0.6
+
+    def test_repeats_what_a_fresh_guide_says_that_learnt_the_same(self, world, evidence_of):
+        """In any order, and whether or not it was asked in between: a resumed study goes on alike."""
+        evidence = evidence_of(world.profile())
+        run = Search.start(world, evidence, 5).seeds(evidence, 4)
+        params = [seed.params for seed in islice(run.space.seeds(evidence), 4)]
+        for number in range(4, 9):
+            params.append(run.guide.suggest(number).params)
+            run.evaluate(params[-1])
+        fresh = Search.start(world, evidence, 5)
+        for number in reversed(range(9)):
+            fresh.guide.learn(number, params[number], run.points[number][0])
+        again, first = fresh.guide.suggest(9), run.guide.suggest(9)
+        assert (again.params, again.source) == (first.params, first.source)
+        assert again.scores == pytest.approx(first.scores)
+        other = Search.start(world, evidence, 6)
+        for number in range(9):
+            other.guide.learn(number, params[number], run.points[number][0])
+        assert other.guide.suggest(9).params != first.params
+
+    def test_a_trial_told_again_is_replaced(self, world, evidence_of):
+        evidence, random = evidence_of(), np.random.default_rng(9)
+        told, once = (Search.start(world, evidence, 0) for _ in range(2))
+        first, *points = [{axis.name: drawn(axis, random) for axis in told.space.axes} for _ in range(FEWEST + 1)]
+        told.guide.learn(0, first, 0.001)
+        for run in (told, once):
+            for number, params in enumerate(points):
+                run.guide.learn(number, params, 0.2 + 0.1 * number)
+            assert run.guide.known(FEWEST - 1) and not run.guide.known(FEWEST)
+        assert told.guide.suggest(FEWEST) == once.guide.suggest(FEWEST)
+
+    def test_no_trial_repeats_an_earlier_one(self, residual, residual_graph):
+        """A space of few networks: equal counts of channels and an equal schedule would be the same fine-tune."""
+        space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
+        evidence = {"channel": Evidence(unit_evidence(residual, residual_graph, "channel"))}
+        guide, seen = Guide(space, evidence, 0.1), []
+        for number in range(20):
+            suggestion = guide.suggest(number)
+            policy = space.read(suggestion.params).policy
+            lost = achieved(space.network, policy)
+            seen.append((tuple(sorted(lost.items())), policy.schedule))
+            guide.learn(number, suggestion.params, float(expit(-2 + lost["first.weight"])))
+        assert len(set(seen)) == len(seen)
+
+
+def logit_of(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
+class Rows:
+    """Stands before the surrogate and counts what it is fitted to."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.values: list[np.ndarray] = []
+        real = subject.Surrogate
+
+        def counted(features, values, *rest):
+            self.values.append(np.array(values))
+            return real(features, values, *rest)
+
+        monkeypatch.setattr(subject, "Surrogate", counted)
+
+
+def learnt(world: World, evidence: Mapping[str, Evidence], trials: int, best: int) -> Search:
+    """Random points; trial number `best` has by far the least error, and the others grow worse."""
+    run, random = Search.start(world, evidence, 0), np.random.default_rng(4)
+    for number in range(trials):
+        params = {axis.name: drawn(axis, random) for axis in run.space.axes}
+        run.guide.learn(number, params, 0.01 if number == best else 0.3 + 0.5 * number / trials)
+    return run
+
+
+class TestScale:
+    def test_rows_stay_bounded_and_keep_the_best_and_the_latest(self, world, evidence_of, monkeypatch):
+        rows = Rows(monkeypatch)
+        run = learnt(world, evidence_of(), 300, best=7)
+        assert is_a_point(run.guide.suggest(300), run.space)
+        (values,) = rows.values
+        assert FEWEST <= len(values) <= MOST_ROWS
+        errors = expit(values)
+        assert errors.min() == pytest.approx(0.01)
+        assert errors.max() == pytest.approx(0.3 + 0.5 * 299 / 300)
+
+    def test_few_are_all_kept(self, world, evidence_of, monkeypatch):
+        rows = Rows(monkeypatch)
+        run = learnt(world, evidence_of(), 60, best=7)
+        run.guide.suggest(60)
+        assert len(rows.values[0]) == 60
+
+    def test_the_front_survives_many_later_failures(self, world, evidence_of, monkeypatch):
+        """What is non-dominated stays in sight, however long ago it was found."""
+        rows, evidence = Rows(monkeypatch), evidence_of(world.profile())
+        run = Search.start(world, evidence, 0).seeds(evidence, 8)
+        errors, sizes, macs = np.array(run.points).T
+        front = errors[non_dominated(np.column_stack([errors, sizes, macs]))]
+        random = np.random.default_rng(2)
+        for number in range(8, 8 + 2 * MOST_ROWS):
+            run.guide.learn(number, {axis.name: drawn(axis, random) for axis in run.space.axes}, 1.0)
+        run.guide.suggest(8 + 2 * MOST_ROWS)
+        seen = expit(rows.values[-1])
+        assert all(np.isclose(seen, error, atol=1e-9).any() for error in front)

@@ -1,0 +1,237 @@
+"""Candidates land within the limits, come from all sources, and repeat with their random state."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pruning.evidence import unit_evidence
+from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
+from spaces import Schedule, Space
+from spaces.allocation import Evidence
+from spaces.landing import centred
+from spaces.profile import Profile, ProfilePoint
+from spaces.size import dense_footprint, footprint, shares
+from spaces.space import EXPONENTS, Draft
+
+SCANNED_LEVELS = (0.5, 0.9, 0.99)
+
+
+def made_up_profile(network) -> Profile:
+    """Every layer twice as sensitive as the next."""
+    layers = {
+        name: tuple(ProfilePoint(level, loss := 0.1 + 0.5**place * level, 0.9, loss, 0.9) for level in SCANNED_LEVELS)
+        for place, name in enumerate(network.layer_names)
+    }
+    return Profile("", 100, 0.1, 0.9, {"fine-grained": layers, "channel": layers}, 1.0)
+
+
+@pytest.fixture(scope="module")
+def evidence_of(vgg, vgg_graph, residual, residual_graph):
+    """Evidence of a network, with or without a scan."""
+    models = {"vgg": (vgg, vgg_graph), "residual": (residual, residual_graph)}
+
+    def of(name: str, scanned: bool = True) -> dict[str, Evidence]:
+        model, graph = models[name]
+        profile = made_up_profile(graph.network) if scanned else None
+        words = ("fine-grained", "channel")
+        return {g: Evidence.of(graph.network, g, unit_evidence(model, graph, g), profile) for g in words}
+
+    return of
+
+
+@pytest.fixture
+def space(vgg_graph) -> Space:
+    return Space(vgg_graph.network, 0.25)
+
+
+def parents_of(space: Space, count: int = 6) -> list[Draft]:
+    """Two granularities in turn, no two knobs alike."""
+    random = np.random.default_rng(11)
+    low, high = space.size_range
+    return [
+        Draft(
+            f"parent{n}",
+            float(low * (high / low) ** random.random()),
+            space.usable[n % len(space.usable)],
+            random.normal(0, 1, len(space.knobs)),
+            Schedule("polynomial", 2.0 + n / 10),
+        )
+        for n in range(count)
+    ]
+
+
+def same(a: Draft, b: Draft) -> bool:
+    plain = (a.source, a.size, a.granularity, a.schedule) == (b.source, b.size, b.granularity, b.schedule)
+    return plain and np.array_equal(a.logits, b.logits)
+
+
+class TestLimits:
+    @pytest.mark.parametrize("name", ["vgg", "residual"])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"max_size": 0.3},
+            {"max_size": 0.3, "mixed": True, "metric": "nonzero"},
+            {"max_size": 0.6, "granularities": ("channel",), "max_macs": 0.4},
+            {"max_size": 0.3, "min_size": 0.3},
+        ],
+        ids=str,
+    )
+    def test_every_candidate_lands_within_them(self, options, name, evidence_of, vgg_graph, residual_graph):
+        network = {"vgg": vgg_graph, "residual": residual_graph}[name].network
+        space, random = Space(network, **options), np.random.default_rng(3)
+        low, high = space.size_range
+        pool, dense = Pool(space, evidence_of(name)), dense_footprint(network)
+        drafts = pool.draw(48, parents_of(space), random)
+        landed = space.land(drafts)
+        assert np.isfinite(landed.sizes).all() and np.isfinite(landed.speeds).all()
+        assert all(low <= draft.size <= high for draft in drafts)
+        targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
+        assert (landed.sizes <= targets * (1 + 1e-9)).all()
+        assert (landed.speeds <= space.max_macs * (1 + 1e-9)).all()
+        for draft in drafts[::4]:
+            policy = space.read(space.params_of(draft)).policy
+            cost = shares(footprint(network, policy), dense)
+            assert cost.of(space.metric) <= high
+            assert cost.macs <= space.max_macs
+
+    def test_many_are_at_the_limit_itself_the_others_spread(self, space, evidence_of):
+        sizes = np.array([d.size for d in Pool(space, evidence_of("vgg")).draw(400, [], np.random.default_rng(0))])
+        low, high = space.size_range
+        assert 0.15 < (sizes == high).mean() < 0.4
+        thirds = np.histogram(np.log(sizes[sizes < high]), np.linspace(np.log(low), np.log(high), 4))[0]
+        assert thirds.min() > 0.2 * thirds.sum()
+
+    def test_schedules_lie_on_the_axes(self, space, evidence_of):
+        drafts = Pool(space, evidence_of("vgg")).draw(300, parents_of(space), np.random.default_rng(0))
+        assert {draft.schedule.kind for draft in drafts} == {"one-shot", "polynomial"}
+        assert all(EXPONENTS[0] <= draft.schedule.exponent <= EXPONENTS[1] for draft in drafts)
+
+
+class TestSources:
+    @pytest.mark.parametrize("with_parents", [False, True])
+    @pytest.mark.parametrize("scanned", [False, True])
+    def test_a_fifth_is_free_of_what_is_believed(self, scanned, with_parents, space, evidence_of):
+        parents = parents_of(space) if with_parents else []
+        drafts = Pool(space, evidence_of("vgg", scanned)).draw(500, parents, np.random.default_rng(0))
+        counts = Counter(draft.source for draft in drafts)
+        assert counts[FREE] >= 0.2 * 500
+        assert (PRIOR in counts) == scanned
+        assert (SWAP in counts, CROSSOVER in counts) == (with_parents, with_parents)
+        assert STATIC in counts
+        assert sum(counts.values()) == 500
+
+    def test_free_ones_are_the_same_whatever_is_believed(self, space, evidence_of):
+        """All free candidates of one random state: neither scan nor weights nor parents move their knobs."""
+        spread = np.concatenate(
+            [
+                d.logits
+                for d in Pool(space, evidence_of("vgg")).draw(500, [], np.random.default_rng(1))
+                if d.source == FREE
+            ]
+        ).reshape(-1, len(space.knobs))
+        assert np.abs(spread.mean(axis=0)).max() < 0.6
+        assert np.abs(np.corrcoef(spread.T) - np.eye(len(space.knobs))).max() < 0.35
+
+    def test_the_scan_is_followed(self, space, evidence_of):
+        """Of a profile by which every layer is twice as sensitive as the next, later layers give more."""
+        drafts = Pool(space, evidence_of("vgg")).draw(500, [], np.random.default_rng(1))
+        follow = np.array([d.logits for d in drafts if d.source == PRIOR and d.granularity == "fine-grained"])
+        finite = np.where(np.isfinite(follow), follow, LOWEST)[:, :8]
+        assert np.median(finite[:, 7] - finite[:, 0]) > 1
+
+    @pytest.mark.parametrize("name", ["vgg", "residual"])
+    def test_equal_random_states_draw_equal_pools(self, name, evidence_of, vgg_graph, residual_graph):
+        space = Space({"vgg": vgg_graph, "residual": residual_graph}[name].network, 0.3, mixed=True)
+        parents = parents_of(space)
+        used = Pool(space, evidence_of(name))
+        used.draw(20, parents, np.random.default_rng(1))
+        first, second = (
+            pool.draw(60, parents, np.random.default_rng(7)) for pool in (used, Pool(space, evidence_of(name)))
+        )
+        assert all(same(a, b) for a, b in zip(first, second, strict=True))
+        other = used.draw(60, parents, np.random.default_rng(8))
+        assert sum(same(a, b) for a, b in zip(first, other, strict=True)) < 5
+
+
+class TestMoves:
+    def test_swap_moves_one_to_three_knobs(self, space, evidence_of):
+        pool, random = Pool(space, evidence_of("vgg")), np.random.default_rng(0)
+        parent = parents_of(space)[0]
+        changed = []
+        for _ in range(120):
+            child = pool.swap(parent, random)
+            differs = ~np.isclose(child.logits, centred(parent.logits), atol=1e-12)
+            changed.append(int(differs.sum()))
+            assert (child.source, child.granularity) == (SWAP, parent.granularity)
+        assert set(changed) == {1, 2, 3}
+
+    def test_swap_leaves_the_parent_as_it_was(self, space, evidence_of):
+        parent = parents_of(space)[0]
+        before = parent.logits.copy()
+        Pool(space, evidence_of("vgg")).swap(parent, np.random.default_rng(0))
+        assert np.array_equal(parent.logits, before)
+
+    def test_swap_moves_whole_layers_too(self, space, evidence_of):
+        """A knob at minus infinity starts from `LOWEST`, the others stay as they are."""
+        logits = np.array([-np.inf] * 5 + [1.0] * (len(space.knobs) - 5))
+        parent = Draft("", 0.1, "fine-grained", logits, Schedule())
+        pool, random = Pool(space, evidence_of("vgg")), np.random.default_rng(0)
+        woken = set()
+        for _ in range(60):
+            child = pool.swap(parent, random).logits
+            now = np.flatnonzero(np.isfinite(child[:5]))
+            assert len(now) <= 3
+            assert (np.abs(child[now] - LOWEST) < 5).all()
+            woken |= set(now.tolist())
+        assert woken == set(range(5))
+
+    def test_swap_changes_one_channel_group_at_most(self, evidence_of, residual_graph):
+        space = Space(residual_graph.network, 0.5, mixed=True)
+        pool, random = Pool(space, evidence_of("residual")), np.random.default_rng(0)
+        parent = Draft("", 0.3, "fine-grained", np.zeros(len(space.knobs)), Schedule())
+        seen = set()
+        for _ in range(80):
+            words = pool.swap(parent, random).granularity
+            if isinstance(words, str):
+                continue
+            assert set(words) == set(space.network.layer_names)
+            seen.add(frozenset(name for name, word in words.items() if word == "channel"))
+        groups = {("first.weight", "last.weight"), ("inner.weight",), ("classifier.weight",)}
+        assert seen == {frozenset(), *map(frozenset, groups)}
+
+    def test_crossover_takes_every_knob_from_one_of_two_parents(self, space, evidence_of):
+        parents = parents_of(space)
+        drafts = Pool(space, evidence_of("vgg")).draw(400, parents, np.random.default_rng(0))
+        children, mixed = [d for d in drafts if d.source == CROSSOVER], 0
+        assert len(children) >= 40
+        for child in children:
+            matches = [
+                [np.isclose(child.logits, centred(parent.logits), atol=1e-12) for parent in pair]
+                for pair in pairs(parents)
+            ]
+            (first, second), *_ = [found for found in matches if (found[0] | found[1]).all()]
+            mixed += bool(first.any() and second.any())
+        assert mixed > 0.9 * len(children)
+
+    def test_crossover_needs_a_mate(self, space, evidence_of):
+        """One parent, or one of each granularity, has none: it is moved instead."""
+        pool = Pool(space, evidence_of("vgg"))
+        for parents in (parents_of(space, 1), parents_of(space, 2)):
+            counts = Counter(d.source for d in pool.draw(200, parents, np.random.default_rng(0)))
+            assert counts[CROSSOVER] == 0 < counts[SWAP]
+
+    def test_crossover_sizes_lie_between_the_parents_or_at_the_limit(self, space, evidence_of):
+        parents = parents_of(space, 4)
+        sizes = [parent.size for parent in parents]
+        drafts = Pool(space, evidence_of("vgg")).draw(400, parents, np.random.default_rng(0))
+        for child in (d for d in drafts if d.source == CROSSOVER):
+            limit = child.size == space.size_range[1]
+            assert limit or min(sizes) * (1 - 1e-9) <= child.size <= max(sizes) * (1 + 1e-9)
+
+
+def pairs(parents: list[Draft]) -> list[tuple[Draft, Draft]]:
+    return [(a, b) for a in parents for b in parents if a is not b and a.granularity == b.granularity]
