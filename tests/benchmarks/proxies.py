@@ -2,11 +2,12 @@
 
     python tests/benchmarks/proxies.py run [--part 0/2]
     python tests/benchmarks/proxies.py show
+    python tests/benchmarks/proxies.py replay
 
 `run` draws 30 policies in each of six cells (three size bands, two granularities) on small Fashion-MNIST, fine-tunes
 each with 2 seeds and once with a quarter of the epochs, and scores it without training. Each policy is one line of
 `proxies.csv` beside this file; what is there is not run again, so runs resume and can be split. `show` prints rank
-correlations cell by cell.
+correlations cell by cell; `replay` answers whether short first runs pay.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from scipy.special import logit
+from scipy.special import expit, logit
 from scipy.stats import spearmanr
 from small_fashion import TRIAL_EPOCHS, small_fashion
 
@@ -37,6 +38,8 @@ from pruning.screen import Screener
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy
 from search.features import Features
+from search.guide import NODES, WEIGHTS
+from search.hypervolume import DominatedSpace, hypervolume
 from search.scan import cached_profile
 from search.surrogate import Surrogate
 from search.train import score
@@ -49,6 +52,9 @@ from spaces.space import SEED_SCHEDULE, Draft, Space
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}
 GRANULARITIES = ("fine-grained", "channel")
 POLICIES, SEEDS, RUNG = 30, (1, 2), 0.25
+REPLAYS, REPLAY_COSTS = 16, (14, 18, 24)
+REFERENCE = np.array([0.5, math.log(0.275), 1.05])
+"""Error, log encoded size, MACs."""
 STATIC = ("lamp", "global", "erk", "uniform", "last-layers")
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = (
@@ -247,15 +253,78 @@ def _calibrated(by_layer: np.ndarray, errors: np.ndarray, rows: Sequence[Mapping
 
 def _left_out(network: Network, rows: Sequence[Mapping[str, str]], errors: np.ndarray) -> np.ndarray:
     """The surrogate's prediction of each policy from all others, both granularities together."""
+    columns, places = _columns(network, rows), np.arange(len(rows))
+    left = [Surrogate(columns[places != n], errors[places != n]).predict(columns[[n]]).mean[0] for n in places]
+    return np.array(left)
+
+
+def _columns(network: Network, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+    """What the surrogate sees of each policy."""
     space = Space(network, 0.25)
-    features = Features(space)
     drafts = [
         Draft("", float(r["size"]), r["granularity"], space.logits(json.loads(r["sparsity"])), SEED_SCHEDULE)
         for r in rows
     ]
-    columns, places = features.of(space.land(drafts)), np.arange(len(rows))
-    left = [Surrogate(columns[places != n], errors[places != n]).predict(columns[[n]]).mean[0] for n in places]
-    return np.array(left)
+    return Features(space).of(space.land(drafts))
+
+
+def replay(root: Path) -> None:
+    """Would a short first run pay? The measured policies stand in for fine-tunes.
+
+    Starting from ten random ones, the policy of largest expected gain is taken next, as the guided search would from a
+    pool of just these. With a rung, a quarter of a fine-tune is paid first, and the rest only if the expected gain
+    after it is at least a quarter of what it was. Shares of the hypervolume of all policies, at equal cost.
+    """
+    rows = _rows()
+    columns = _columns(_network(root), rows)
+    errors = logit(np.array([[1 - float(row[f"accuracy_{seed}"]) for seed in SEEDS] for row in rows]))
+    short = logit(np.clip([1 - float(row["rung_accuracy"]) for row in rows], 0.01, 0.95))
+    costs = np.array([[math.log(float(row["size"])), float(row["macs"])] for row in rows])
+    table = {}
+    for name, rung in (("full fine-tunes", False), ("with a rung", True)):
+        runs = [_replayed(columns, errors, short, costs, rung, seed) for seed in range(REPLAYS)]
+        table[name] = {str(at): round(float(np.mean([run[at] for run in runs])), 4) for at in REPLAY_COSTS}
+        print(f"{name:20}" + "".join(f"{at:>6}: {share:.4f}" for at, share in table[name].items()))
+    print(json.dumps({"benchmark": "proxies replay", "policies": len(rows), "n": REPLAYS, "share": table}))
+
+
+def _replayed(
+    columns: np.ndarray, errors: np.ndarray, short: np.ndarray, costs: np.ndarray, rung: bool, seed: int
+) -> dict[int, float]:
+    """Cost in fine-tunes -> share of the hypervolume of all policies."""
+    truth = np.column_stack([expit(errors.mean(axis=1)), costs])
+    tuned = list(np.random.default_rng(seed).choice(len(errors), 10, replace=False))
+    stopped: dict[int, float] = {}
+    spent, found = len(tuned) * (1 + RUNG * rung), {}
+    while spent < max(REPLAY_COSTS):
+        known = [*tuned, *stopped]
+        left = np.setdiff1d(np.arange(len(errors)), known)
+        surrogate = Surrogate(columns[known], np.array([*errors[tuned, 0], *stopped.values()]))
+        front = DominatedSpace(
+            np.column_stack([expit(surrogate.predict(columns[tuned]).mean), costs[tuned]]), REFERENCE
+        )
+
+        def gain(mean: np.ndarray, sd: np.ndarray, at: np.ndarray, front: DominatedSpace = front) -> np.ndarray:
+            possible = expit(mean[:, None] + sd[:, None] * NODES)
+            return front.improvement(possible, costs[at, 0], costs[at, 1]) @ WEIGHTS
+
+        prediction = surrogate.predict(columns[left])
+        gains = gain(prediction.mean, prediction.sd, left)
+        chosen, goes_on = int(left[np.argmax(gains)]), True
+        if rung:
+            line = np.polyfit(short[tuned], errors[tuned, 0], 1)
+            spread = np.std(errors[tuned, 0] - np.polyval(line, short[tuned]))
+            after = np.polyval(line, short[[chosen]])
+            goes_on = gain(after, np.array([spread]), np.array([chosen]))[0] >= RUNG * gains.max()
+            spent += RUNG
+        if goes_on:
+            tuned.append(chosen)
+            spent += 1
+        else:
+            stopped[chosen] = float(after[0])
+        share = hypervolume(truth[tuned], REFERENCE) / hypervolume(truth, REFERENCE)
+        found |= {at: share for at in REPLAY_COSTS if spent <= at}
+    return found
 
 
 def environment() -> dict[str, str]:
@@ -264,15 +333,17 @@ def environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "show"))
+    parser.add_argument("command", choices=("run", "show", "replay"))
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--root", type=Path, default=Path("mlruns"))
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     if options.command == "run":
         run(part, parts, options.root)
-    else:
+    elif options.command == "show":
         show(options.root)
+    else:
+        replay(options.root)
 
 
 if __name__ == "__main__":

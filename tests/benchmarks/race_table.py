@@ -25,7 +25,7 @@ from search.tables import render, spread
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
 CHECKPOINTS = (6, 12, 18, 24)
-UNITS = ("tunes", "seconds")
+UNITS = ("fine-tunes", "seconds")
 """Of cost: fine-tunes, wall-clock seconds."""
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 DOTS_PER_INCH = 120
@@ -125,10 +125,13 @@ class Ratio:
         counts = (sum(cost.censored for cost in side) for side in (costs, baselines))
         return cls(logs.n, math.exp(logs.mean), low, high, logs.p, *counts)
 
+    @property
+    def unknown(self) -> bool:
+        """Whether no run of either side got there."""
+        return self.censored == self.baseline_censored == self.n
+
     def __str__(self) -> str:
-        """With `≥` or `≤` where it is a bound, `?` where runs of both sides are censored; a dash if all of both are."""
-        if self.censored == self.baseline_censored == self.n:
-            return "-"
+        """With `≥` or `≤` where it is a bound, `?` where runs of both sides are censored."""
         if self.censored and self.baseline_censored:
             bound = "?"
         else:
@@ -257,21 +260,22 @@ def _shares(runs: Runs) -> _Section:
 
 def _costs(runs: Runs, rules: Rules) -> _Section:
     values, body = {}, []
-    asked = list(product(UNITS, rules.targets))
     for method, by_seed in runs.items():
         if is_ablation(method):
             continue
-        costs = {key: [run.cost(key[1], key[0]) for run in by_seed.values()] for key in asked}
-        reached = [sum(not c.censored for c in costs[UNITS[0], target]) for target in rules.targets]
-        cells = [str(upper_median(costs[key])) for key in asked]
-        body.append([method, len(by_seed), *cells, " ".join(map(str, reached))])
-        values[method] = {f"{unit} to {target:.0%}": c for (unit, target), c in zip(asked, cells, strict=True)}
-    columns = [f"{target:.0%} {unit}" for unit, target in asked]
+        values[method], cells = {}, []
+        for target in rules.targets:
+            tunes, seconds = ([run.cost(target, unit) for run in by_seed.values()] for unit in UNITS)
+            middle = {unit: str(upper_median(costs)) for unit, costs in zip(UNITS, (tunes, seconds), strict=True)}
+            reached = sum(not cost.censored for cost in tunes)
+            values[method][f"{target:.0%}"] = middle | {"reached": reached}
+            cells.append(f"{middle['fine-tunes']} ({middle['seconds']} s; {reached})")
+        body.append([method, len(by_seed), *cells])
     title = (
-        "cost to a share of the reference hypervolume: median over seeds, of an even number the larger middle one; "
-        "reached: runs that got there"
+        "fine-tunes (seconds; runs that got there) to a share of the reference hypervolume: median over seeds,\n"
+        "of an even number the larger middle one"
     )
-    return _Section("cost", title, ["method", "n", *columns, "reached"], body, values)
+    return _Section("cost", title, ["method", "n", *(f"to {target:.0%}" for target in rules.targets)], body, values)
 
 
 def _ratios(runs: Runs, rules: Rules) -> _Section:
@@ -286,10 +290,11 @@ def _ratios(runs: Runs, rules: Rules) -> _Section:
             body.append([method, target if target == OWN_LAST else f"{target:.0%}", *_ratio_cells(found)])
             values.append({"method": method, "target": target, **_by_unit(found)})
     title = (
-        "cost of a method over that of guided, same contests: geometric mean [95 % interval], sign-flip p; above 1 "
-        f"guided is cheaper\ntarget: share of the reference hypervolume; '{OWN_LAST}': the share the method itself ends "
-        "with\ncensored: runs of the method / of guided that end short of the target and count as their budget, so "
-        "that the ratio is\na lower bound (≥), an upper one (≤), or neither (?)"
+        "cost of a method over that of guided, same contests: geometric mean [95 % interval], sign-flip p;\n"
+        "above 1 guided is cheaper\n"
+        f"target: share of the reference hypervolume; '{OWN_LAST}': the share the method itself ends with\n"
+        "censored: runs of the method / of guided that end short of the target and count as their budget,\n"
+        "so that the ratio is a lower bound (≥), an upper one (≤), neither (?), or unknown (-)"
     )
     return _Section("cost over guided", title, ["method", "target", *RATIO_COLUMNS], body, values)
 
@@ -301,7 +306,7 @@ RATIO_COLUMNS = ("n", "censored", UNITS[0], "p", UNITS[1], "p")
 def _ratio_cells(found: Sequence[Ratio]) -> list[object]:
     cells: list[object] = [found[0].n, f"{found[0].censored} / {found[0].baseline_censored}"]
     for ratio in found:
-        cells += [str(ratio), f"{ratio.p:.3f}"]
+        cells += [None, None] if ratio.unknown else [str(ratio), f"{ratio.p:.3f}"]
     return cells
 
 
@@ -342,7 +347,7 @@ def share_png(scored: Mapping[str, Runs]) -> bytes:
     """Share against fine-tunes and against seconds, one line a method, a band of one deviation; a row a workload."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-    figure = Figure(figsize=(11, 4.2 * len(scored)), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(12, 4.2 * len(scored)), dpi=DOTS_PER_INCH, layout="constrained")
     for panels, (workload, runs) in zip(figure.subplots(len(scored), 2, squeeze=False), scored.items(), strict=True):
         shown = {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_ablation(method)}
         for place, (method, of_method) in enumerate(shown.items()):
@@ -355,9 +360,10 @@ def share_png(scored: Mapping[str, Runs]) -> bytes:
         panels[0].set_xlabel("fine-tunes")
         panels[1].set_xlabel("seconds, the scan included")
         panels[1].set_xscale("log")
-        panels[1].legend(frameon=False, fontsize=7, loc="lower right")
+        panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
+            axes.set_ylim(bottom=0)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -94,7 +94,7 @@ class TestOfDrafts:
         assert np.isfinite(together).all()
 
     def test_how_a_point_was_drawn_does_not_matter(self, vgg_graph):
-        """Its source, a common shift of its logits and the exponent of a one-shot schedule are no part of the policy."""
+        """Its source, a common shift of its logits, the exponent of a one-shot schedule."""
         space, logits = Space(vgg_graph.network, 0.25), np.linspace(-1, 1, 9)
         one = Draft("prior", 0.1, "channel", logits, Schedule("one-shot", 2.0))
         other = Draft("free", 0.1, "channel", logits + 3.0, Schedule("one-shot", 4.0))

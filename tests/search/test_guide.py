@@ -35,8 +35,8 @@ class World:
     sensitivity: tuple[float, ...] = SENSITIVITY
 
     def damage(self, place: int, kept: float, granularity: str) -> float:
-        """Channels hurt twice as much as single weights."""
-        return self.sensitivity[place] * (2 if granularity == "channel" else 1) * (-math.log(kept)) ** 1.5
+        """At one sparsity, channels hurt four times as much as single weights."""
+        return self.sensitivity[place] * (4 if granularity == "channel" else 1) * (-math.log(kept)) ** 1.5
 
     def error(self, policy: PruningPolicy) -> float:
         lost = achieved(self.network, policy)
@@ -160,7 +160,7 @@ class TestFinds:
             evidence = evidence_of(profile)
             runs = [Search.start(world, evidence, seed).seeds(evidence, 8).suggest(32) for seed in (0, 1)]
             volumes[name] = np.mean([run.volume for run in runs])
-        assert volumes["wrong"] >= 0.9 * volumes["none"]
+        assert volumes["wrong"] >= 0.95 * volumes["none"]
 
     def test_the_most_accurate_of_one_size(self, world, evidence_of):
         """With one size there is nothing to trade but accuracy, so every proposal is after it."""
@@ -170,9 +170,9 @@ class TestFinds:
         blind = Search.start(world, evidence, 0, space).seeds(evidence, 6).propose_at_random(18, 0)
         found.suggest(18)
         lost, lost_blind = (min(error for error, _, _ in run.points) - DENSE_ERROR for run in (found, blind))
-        assert lost < 0.8 * lost_blind
+        assert lost < 0.9 * lost_blind
         channel = [policy.granularity == "channel" for policy in found.policies[6:]]
-        assert np.mean(channel) < 0.5, "channels hurt twice as much, and their speed is not asked for"
+        assert np.mean(channel) < 0.5, "channels hurt more, and their speed is not asked for"
         masked = [size for (_, size, _), own in zip(found.points[6:], channel, strict=True) if not own]
         assert 0.097 <= min(masked) <= max(masked) <= 0.1
 
@@ -313,7 +313,8 @@ class TestSuggestions:
             suggestion = guide.suggest(number)
             policy = space.read(suggestion.params).policy
             lost = achieved(space.network, policy)
-            seen.append((tuple(sorted(lost.items())), policy.schedule))
+            exponent = policy.schedule.exponent if policy.schedule.kind == "polynomial" else None
+            seen.append((tuple(sorted(lost.items())), exponent))
             guide.learn(number, suggestion.params, float(expit(-2 + lost["first.weight"])))
         assert len(set(seen)) == len(seen)
 

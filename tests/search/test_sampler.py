@@ -85,6 +85,7 @@ def unit_scores(space: Space) -> dict[str, Evidence]:
 
 
 class TestLearning:
+    @pytest.mark.filterwarnings("ignore:.*nan:UserWarning", "ignore:.*not acceptable:UserWarning")
     def test_complete_and_failed_trials_once_and_no_others(self, space, seed_params):
         guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)
         study.sampler = GuidedSampler(guide, space.axes, seed=0)
@@ -127,12 +128,13 @@ class TestLearning:
         assert guide.told == [(0, wanted, 0.25)]
 
 
-class TestStudies:
-    @pytest.fixture(scope="class")
-    def make_guide(self, space, vgg, vgg_graph):
-        evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
-        return lambda: Guide(space, evidence, dense_error=0.08, seed=3)
+@pytest.fixture(scope="module")
+def make_guide(space, vgg, vgg_graph):
+    evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
+    return lambda: Guide(space, evidence, dense_error=0.08, seed=3)
 
+
+class TestStudies:
     @staticmethod
     def run(study: optuna.Study, guide: Guide, space: Space, trials: int) -> list[dict[str, Any]]:
         """Trials whose accuracy falls with what the first layer loses; every fourth fails."""

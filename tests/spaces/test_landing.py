@@ -102,10 +102,10 @@ class TestCosts:
     def test_nonzero_and_macs_are_those_of_the_policy(self, data):
         network = data.draw(networks())
         requests, policies = data.draw(asked(network, 3))
-        sizes, macs = Costs(network, "nonzero").of(requests)
+        costs = Costs(network, "nonzero").of(requests)
         found = [exact(network, policy) for policy in policies]
-        np.testing.assert_allclose(sizes, [share.nonzero for share in found], rtol=1e-12)
-        np.testing.assert_allclose(macs, [share.macs for share in found], rtol=1e-12)
+        np.testing.assert_allclose(costs.size, [share.nonzero for share in found], rtol=1e-12)
+        np.testing.assert_allclose(costs.macs, [share.macs for share in found], rtol=1e-12)
 
     @CLOSE
     @given(data=st.data())
@@ -113,15 +113,15 @@ class TestCosts:
         network = data.draw(networks())
         requests, policies = data.draw(asked(network, 3))
         dense, (less, more) = dense_footprint(network).encoded_bytes, header_bounds(network)
-        for size, policy in zip(Costs(network, "encoded").of(requests)[0], policies, strict=True):
+        for size, policy in zip(Costs(network, "encoded").of(requests).size, policies, strict=True):
             assert -less <= footprint(network, policy).encoded_bytes - size * dense <= more
 
     def test_nothing_asked_is_the_dense_model(self, vgg_graph, residual_graph):
         for network in (vgg_graph.network, residual_graph.network):
             nothing = Requests(*(np.zeros((1, n)) for n in [len(network.layers), len(network.groups)] * 2))
             for metric in ("encoded", "nonzero"):
-                size, macs = Costs(network, metric).of(nothing)
-                assert (size[0], macs[0]) == pytest.approx((1.0, 1.0), rel=1e-12)
+                costs = Costs(network, metric).of(nothing)
+                assert (costs.size[0], costs.macs[0]) == pytest.approx((1.0, 1.0), rel=1e-12)
 
 
 class TestLogits:

@@ -1,0 +1,329 @@
+"""Statistics of the benchmarks on made-up tables; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
+
+import fixed_size
+import race_table
+import search_race
+from fixed_size import Cell, Difference, outcomes
+from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
+
+from spaces.policy import PruningPolicy
+
+E = math.e
+UNIT = np.array([1.0, 0.0, 1.0])
+"""Reference: error 1, size 1 (log 0), MACs 1."""
+RULES = Rules(trials=3, reference=UNIT, targets=(0.5, 0.9))
+
+
+def row(method: str, seed: int, trial: int, error: float, test_error: float, **other: float) -> dict[str, str]:
+    """A line of the raw table at size 1/e (log -1) and MACs 0.5 unless told."""
+    values = {"size": 1 / E, "macs": 0.5, "seconds_before": 0, "seconds_proposing": 0, "seconds_tuning": 1} | other
+    shares = {"accuracy": 1 - error, "test_accuracy": 1 - test_error} | values
+    return {
+        "workload": "toy", "seed": str(seed), "method": method, "trial": str(trial),
+        **{k: str(v) for k, v in shares.items()},
+    }  # fmt: skip
+
+
+def lines(method: str, seed: int, errors: list[float], **other: float) -> list[dict[str, str]]:
+    """A run whose test errors are its validation errors."""
+    return [row(method, seed, n, error, error, **other) for n, error in enumerate(errors)]
+
+
+class TestVolume:
+    def test_validation_chooses_and_test_scores(self):
+        better_on_validation, better_on_test = [0.1, 0.4, -1.0, 0.5], [0.2, 0.1, -1.0, 0.5]
+        assert scored_volume(np.array([better_on_validation, better_on_test]), UNIT) == pytest.approx(0.6 * 0.5)
+
+    def test_members_of_the_front_stay_though_test_error_would_drop_them(self):
+        small, large = [0.3, 0.2, -1.0, 0.5], [0.1, 0.25, -0.5, 0.5]
+        assert scored_volume(np.array([small, large]), UNIT) == pytest.approx(0.8 * 1.0 * 0.5)
+        large[1] = 0.0
+        assert scored_volume(np.array([small, large]), UNIT) == pytest.approx(0.5 * (0.8 * 1.0 + 0.2 * 0.5))
+
+    def test_beyond_the_reference_counts_for_nothing(self):
+        assert scored_volume(np.array([[1.0, 1.0, -1.0, 0.5]]), UNIT) == 0.0
+
+
+class TestRuns:
+    def test_share_of_the_union_of_all_methods(self):
+        rows = [*lines("guided", 0, [0.6, 0.6, 0.2]), *lines("tpe", 0, [0.9, 0.5, 0.7], size=1 / E**2)]
+        union = 0.5 * (0.5 * 2 + 0.3 * 1)  # error 0.5 down to log size -2, error 0.2 down to -1
+        runs = runs_of(rows, "toy", RULES)
+        assert runs["guided"][0].shares == pytest.approx(np.array([0.2, 0.2, 0.4]) / union)
+        assert runs["tpe"][0].shares == pytest.approx(np.array([0.1, 0.5, 0.5]) / union)
+
+    def test_each_contest_has_its_own_reference(self):
+        rows = [*lines("guided", 0, [0.6, 0.6, 0.6]), *lines("guided", 7, [0.2, 0.1, 0.1])]
+        runs = runs_of(rows, "toy", RULES)["guided"]
+        assert runs[0].shares == pytest.approx([1, 1, 1])
+        assert runs[7].shares == pytest.approx([8 / 9, 1, 1])
+
+    def test_a_share_can_fall_when_validation_misleads(self):
+        rows = [row("guided", 0, 0, 0.3, 0.2), row("guided", 0, 1, 0.2, 0.6), row("guided", 0, 2, 0.5, 0.0)]
+        assert runs_of(rows, "toy", RULES)["guided"][0].shares == pytest.approx([2, 1, 1])
+
+    def test_unfinished_runs_and_other_workloads_are_left_out(self):
+        other = [line | {"workload": "other"} for line in lines("guided", 0, [0.0, 0.0, 0.0])]
+        rows = [*lines("guided", 0, [0.5, 0.5, 0.5]), *lines("tpe", 0, [0.0, 0.0]), *other]
+        runs = runs_of(rows, "toy", RULES)
+        assert list(runs) == ["guided"]
+        assert runs["guided"][0].shares == pytest.approx([1, 1, 1])
+
+    def test_seconds_begin_with_the_scan_once(self):
+        rows = lines("guided", 0, [0.5, 0.5, 0.5], seconds_before=10, seconds_proposing=0.5, seconds_tuning=2)
+        assert runs_of(rows, "toy", RULES)["guided"][0].seconds == pytest.approx([12.5, 15.0, 17.5])
+
+
+class TestCost:
+    RUN = Run(np.array([0.1, 0.6, 0.4, 0.9]), np.array([2.0, 3.0, 7.0, 11.0]))
+
+    @pytest.mark.parametrize(
+        ("target", "tunes", "seconds", "shown"),
+        [
+            (0.1, Cost(1, False), Cost(2, False), "1"),
+            (0.5, Cost(2, False), Cost(3, False), "2"),
+            (0.9, Cost(4, False), Cost(11, False), "4"),
+            (0.91, Cost(4, True), Cost(11, True), ">4"),
+        ],
+    )
+    def test_first_time_reached_or_censored_at_the_budget(self, target, tunes, seconds, shown):
+        assert self.RUN.cost(target, "fine-tunes") == tunes
+        assert self.RUN.cost(target, "seconds") == seconds
+        assert str(tunes) == shown
+
+    def test_median_is_the_larger_middle_cost_and_the_censored_come_last(self):
+        assert upper_median([Cost(9, False), Cost(2, False), Cost(4, False)]) == Cost(4, False)
+        assert upper_median([Cost(30, False), Cost(5, True)]) == Cost(5, True)
+        assert upper_median([Cost(24, True), Cost(3, False), Cost(5, False), Cost(24, True)]) == Cost(24, True)
+
+
+class TestRatio:
+    def test_geometric_mean(self):
+        ratio = Ratio.of([Cost(2, False), Cost(24, False)], [Cost(1, False), Cost(3, False)])
+        assert (ratio.n, ratio.ratio, ratio.p) == (2, pytest.approx(4.0), 0.5)
+        assert (ratio.low, ratio.high) == (pytest.approx(2.0), pytest.approx(8.0))  # each drawn twice in 1 of 4
+
+    @pytest.mark.parametrize(
+        ("own", "baseline", "shown"),
+        [
+            ((False, False), (False, False), "2.00 [2.00, 2.00]"),
+            ((True, False), (False, False), "≥2.00 [2.00, 2.00]"),
+            ((False, False), (False, True), "≤2.00 [2.00, 2.00]"),
+            ((True, False), (False, True), "?2.00 [2.00, 2.00]"),
+            ((True, False), (True, False), "?2.00 [2.00, 2.00]"),
+        ],
+    )
+    def test_censored_runs_make_it_a_bound(self, own, baseline, shown):
+        ratio = Ratio.of([Cost(6, c) for c in own], [Cost(3, c) for c in baseline])
+        assert str(ratio) == shown
+        assert (ratio.censored, ratio.baseline_censored) == (sum(own), sum(baseline))
+        assert not ratio.unknown
+
+    def test_unknown_where_nobody_got_there(self):
+        assert Ratio.of([Cost(24, True)] * 2, [Cost(24, True)] * 2).unknown
+
+    def test_one_pair_has_no_interval(self):
+        assert str(Ratio.of([Cost(3, False)], [Cost(2, False)])) == "1.50"
+
+    def test_a_target_of_each_seed(self):
+        runs = {
+            "a": {0: Run(np.array([0.2, 0.8]), np.ones(2)), 1: Run(np.array([0.2, 0.8]), np.ones(2)), 5: None},
+            "b": {0: Run(np.array([0.5, 0.9]), np.ones(2)), 1: Run(np.array([0.5, 0.9]), np.ones(2))},
+        }
+        ratio = race_table.cost_ratio(runs, "a", "b", {0: 0.5, 1: 0.85, 5: 0.0}, "fine-tunes")
+        assert (ratio.n, ratio.ratio, ratio.censored) == (2, pytest.approx(2**0.5), 1)
+        assert race_table.cost_ratio(runs, "a", "c", 0.5, "fine-tunes") is None
+
+
+class TestSignFlip:
+    @pytest.mark.parametrize(
+        ("values", "p"),
+        [([5], 1.0), ([1, 2, 3], 2 / 8), ([3, 1, -1], 6 / 8), ([0, 0], 1.0), ([1] * 10, 2 / 1024), ([-0.1] * 3, 2 / 8)],
+    )
+    def test_by_hand(self, values, p):
+        assert sign_flip_p(values) == p
+
+    @settings(deadline=None, derandomize=True, max_examples=50)
+    @given(values=st.lists(st.integers(-9, 9), min_size=1, max_size=6))
+    def test_equals_the_count_over_all_flips(self, values):
+        sums = [
+            abs(sum(s * v for s, v in zip(signs, values, strict=True)))
+            for signs in product((1, -1), repeat=len(values))
+        ]
+        count = sum(found >= abs(sum(values)) for found in sums)
+        assert sign_flip_p([v / 10 for v in values]) == count / len(sums)
+
+
+class TestInterval:
+    def test_of_zeros_and_ones_is_that_of_the_binomial(self):
+        low, high = interval([1] * 4 + [0] * 6)
+        assert (low, high) == (
+            pytest.approx(binom.ppf(0.025, 10, 0.4) / 10),
+            pytest.approx(binom.ppf(0.975, 10, 0.4) / 10),
+        )
+
+    def test_repeats(self):
+        assert interval([0.3, 0.7, 0.9]) == interval([0.3, 0.7, 0.9])
+
+    def test_paired(self):
+        assert Paired.of([2.0, 2.0, 2.0]) == Paired(3, 2.0, 2.0, 2.0, 0.25)
+        assert Paired.of([2.0]) == Paired(1, 2.0, None, None, 1.0)
+
+
+class TestShow:
+    @pytest.fixture
+    def shown(self, capsys, tmp_path) -> SimpleNamespace:
+        rows = []
+        for seed in range(2):
+            rows += lines("guided", seed, [0.6, 0.2, 0.2], seconds_before=3)
+            rows += lines("tpe", seed, [0.8, 0.8, 0.6])
+            rows += lines("guided -scan", seed, [0.9, 0.6, 0.4])
+            rows += lines("guided inverted", seed, [0.9, 0.9, 0.4])
+        race_table.show(rows, RULES, tmp_path / "race.png")
+        text = capsys.readouterr().out
+        return SimpleNamespace(text=text, summary=json.loads(text.splitlines()[-1]), figure=tmp_path / "race.png")
+
+    def test_json_line(self, shown):
+        toy = shown.summary["workloads"]["toy"]
+        assert toy["n"] == {"guided": 2, "tpe": 2, "guided -scan": 2, "guided inverted": 2}
+        assert toy["cost"]["guided"]["90%"] == {"fine-tunes": "2", "seconds": "5", "reached": 2}
+        assert toy["cost"]["tpe"]["50%"] == {"fine-tunes": "3", "seconds": "3", "reached": 2}
+        assert toy["cost"]["tpe"]["90%"] == {"fine-tunes": ">3", "seconds": ">3", "reached": 0}
+        half, most, own = toy["cost over guided"]
+        assert (half["target"], half["fine-tunes"]["ratio"], half["fine-tunes"]["censored"]) == (0.5, 3.0, 0)
+        assert (most["target"], most["fine-tunes"]["ratio"], most["fine-tunes"]["censored"]) == (0.9, 1.5, 2)
+        assert (own["target"], own["seconds"]["ratio"]) == ("own last", 0.75)
+        assert toy["ablations"]["guided -scan"]["mean"] == pytest.approx(-0.25)
+        assert toy["cost over prior-free"]["guided inverted"]["fine-tunes"]["ratio"] == 1.0
+        assert toy["cost over prior-free"]["guided"]["fine-tunes"]["ratio"] == pytest.approx(2 / 3, abs=1e-4)
+        assert {"hardware", "torch", "optuna"} < shown.summary.keys()
+
+    def test_tables(self, shown):
+        assert "≥1.50 [1.50, 1.50]" in shown.text
+        assert ">3 (>3 s; 0)" in shown.text
+        assert max(map(len, shown.text.splitlines()[:-1])) <= 120
+
+    def test_figure(self, shown):
+        assert shown.figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def contest(tmp_path, vgg, vgg_graph) -> search_race.Contest:
+    """One whose fine-tunes cost nothing: accuracy falls with the first layer's sparsity, and a little with the seed."""
+    contest = search_race.Contest("digits", 5, tmp_path)
+    contest.subject = SimpleNamespace(network=vgg_graph.network, dense=vgg, graph=vgg_graph)
+    contest.profile, contest.dense_error, contest.tuned = None, 0.05, []
+
+    def tune(policy: PruningPolicy, seed: int) -> list[float]:
+        contest.tuned.append(seed)
+        accuracy = 0.9 - 0.5 * next(iter(policy.sparsity.values())) - (0.01 * (seed % 10) if seed >= 1000 else 0)
+        return [accuracy, accuracy - 0.1, 0.1, 0.5, 1.0]
+
+    contest._tune = tune
+    return contest
+
+
+class TestContest:
+    POLICY = PruningPolicy({"features.0.weight": 0.5})
+
+    def test_a_fine_tune_is_remembered_by_policy_and_seed(self, contest):
+        first, other = contest.tune(self.POLICY), contest.tune(self.POLICY, 1003)
+        assert contest.tune(self.POLICY, 5) == contest.tune(self.POLICY) == first != other
+        assert contest.tune(self.POLICY, 1003) == other
+        assert contest.tuned == [5, 1003]
+
+    def test_what_earlier_races_stored_is_recalled_and_kept(self, contest, tmp_path):
+        stored = tmp_path / "race-digits-6.json"
+        stored.write_text(json.dumps({self.POLICY.digest: [0.9, 0.8, 0.1, 0.5, 2.0]}))
+        old = search_race.Contest("digits", 6, tmp_path)
+        old._tune = contest._tune
+        assert old.tune(self.POLICY) == search_race.Tuned(0.9, 0.8, 0.1, 0.5, 2.0)
+        old.tune(self.POLICY, 7)
+        assert json.loads(stored.read_text()).keys() == {self.POLICY.digest, f"{self.POLICY.digest}@7"}
+
+    def test_what_another_process_stores_meanwhile_is_kept(self, contest, tmp_path):
+        twin = search_race.Contest("digits", 5, tmp_path)
+        twin._tune = contest._tune
+        contest.tune(self.POLICY, 8)
+        twin.tune(self.POLICY, 9)
+        assert len(json.loads((tmp_path / "race-digits-5.json").read_text())) == 2
+
+
+class TestFixedSize:
+    @pytest.mark.parametrize("text", ["floor:channel", "0.07:fine-grained"])
+    def test_cells_read_as_written(self, text):
+        assert str(Cell.parse(text)) == text
+        assert Cell.parse("0.10:channel") == Cell(0.1, "channel")
+
+    def test_one_size_and_granularity(self, contest):
+        space = Cell(0.1, "channel").space(contest)
+        assert (space.size_range, space.usable) == ((0.1, 0.1), ("channel",))
+        low, high = Cell.parse("floor:fine-grained").space(contest).size_range
+        assert low == high == pytest.approx(1.2 * contest.space.floors["fine-grained"])
+
+    def test_both_sides_spend_the_same_and_fresh_seeds_decide(self, contest, monkeypatch, tmp_path):
+        monkeypatch.setattr(fixed_size, "TABLE", tmp_path / "fixed_size.csv")
+        monkeypatch.setattr(fixed_size, "Contest", lambda *_: contest)
+        fixed_size.run("digits", [5], [Cell(0.1, "channel")], tmp_path)
+        rows = fixed_size.read_rows()
+        part = {
+            (side, stage): [r for r in rows if (r["side"], r["stage"]) == (side, stage)]
+            for side, stage in product(("guided", "static"), ("choosing", "final"))
+        }
+        allocators = {r["source"] for r in part["static", "choosing"]}
+        assert len(part["guided", "choosing"]) == 24
+        assert {"lamp", "uniform"} <= allocators
+        assert len(part["static", "choosing"]) == 24 // len(allocators) * len(allocators)
+        for side in ("guided", "static"):
+            mean = {}
+            for r in part[side, "choosing"]:
+                mean.setdefault(r["digest"], []).append(float(r["accuracy"]))
+            best = max(mean, key=lambda digest: float(np.mean(mean[digest])))
+            assert [r["digest"] for r in part[side, "final"]] == [best] * 3
+            tried = {r["tune_seed"] for r in part[side, "choosing"]}
+            assert not tried & {r["tune_seed"] for r in part[side, "final"]}
+        spent = len(contest.tuned)
+        fixed_size.run("digits", [5], [Cell(0.1, "channel")], tmp_path)
+        assert (len(contest.tuned), len(fixed_size.read_rows())) == (spent, len(rows))
+
+    def test_difference_is_paired_by_fresh_seed_then_over_contests(self, capsys):
+        tests = {
+            (0, "guided"): [0.90, 0.80, 0.70],
+            (0, "static"): [0.70, 0.70, 0.70],
+            (1, "guided"): [0.50, 0.50, 0.50],
+            (1, "static"): [0.40, 0.40, 0.40],
+        }
+        frame = {"workload": "toy", "cell": "0.1:channel", "source": "lamp"}
+        rows = [
+            frame | {"seed": str(seed), "side": side, "stage": stage, "tune_seed": str(n), "test_accuracy": str(value)}
+            for (seed, side), values in tests.items()
+            for stage, shift in (("choosing", 0.3), ("final", 0.0))
+            for n, value in reversed(list(enumerate(np.array(values) - shift)))
+        ]
+        own = outcomes(rows)["toy", "0.1:channel"]
+        assert own[0].tests["guided"] == pytest.approx([0.9, 0.8, 0.7])
+        assert own[0].difference.mean == pytest.approx(0.1)
+        assert own[0].difference.error == pytest.approx(0.1 / 3**0.5)
+        fixed_size.show(rows)
+        (cell,) = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+        assert (cell["n"], cell["points"], cell["standard_error"]) == (2, 10.0, 0.0)
+
+    def test_one_value_has_no_error(self):
+        assert (str(Difference.of([-0.021])), str(Difference.of([0.01, 0.03]))) == ("-2.10", "+2.00 ± 1.00")
