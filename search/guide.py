@@ -14,6 +14,7 @@ from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
 from search.surrogate import Surrogate
 from spaces.allocation import Evidence
+from spaces.size import achieved
 from spaces.space import Draft, Landed, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
@@ -32,6 +33,8 @@ WORST_SPEED = 1.05
 """Speed of the reference point, a little beyond the dense model's."""
 BEYOND_LIMIT = 1.1
 """Size of the reference point over the limit."""
+MOST_ASKED = 40
+"""Candidates looked at for one that is no repetition."""
 MOST_ROWS = 120
 """Observations a surrogate is fitted to: the front's and the latest."""
 
@@ -109,7 +112,7 @@ class Guide:
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
         self._front: list[int] = []
-        self._asked: set[bytes] = set()
+        self._asked: dict[int, tuple[Any, ...]] = {}
         self._suggested: dict[int, Suggestion] = {}
 
     def learn(self, number: int, params: Mapping[str, Any], error: float, noise: float = 1.0) -> None:
@@ -125,6 +128,8 @@ class Guide:
             float(landed.speeds[0]),
             noise,
         )
+        self._asked[number] = self._key(params)
+        self._join_front(number)
 
     def known(self, number: int) -> bool:
         """Whether a trial has been learnt."""
@@ -144,21 +149,19 @@ class Guide:
         rows = self._relevant()
         drafts = self._pool.draw(POOL, self._parents(rows), random)
         landed = self._space.land(drafts)
-        fresh = self._fresh(landed)
         if len(rows) < FEWEST:
-            return self._suggestion(drafts[int(np.argmax(fresh))], {})
+            return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
         features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
         surrogate = Surrogate(features, logit(errors), np.array([o.noise for o in rows]))
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
         gains = self._gains(landed, surrogate, front, for_best)
         for _ in range(ROUNDS):
-            best = np.argsort(-np.where(fresh, gains, -1))[:KEPT]
+            best = np.argsort(-gains)[:KEPT]
             moved = [self._pool.swap(drafts[i], random) for i in best for _ in range(2)]
             drafts, landed = drafts + moved, landed + self._space.land(moved)
-            fresh = self._fresh(landed)
             gains = self._gains(landed, surrogate, front, for_best)
-        chosen = int(np.argmax(np.where(fresh, gains, -1)))
+        chosen = self._first_fresh(drafts, np.argsort(-gains))
         prediction = surrogate.predict(self._features.of(landed)[[chosen]])
         low, middle, high = expit(prediction.mean[0] + prediction.sd[0] * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
@@ -178,9 +181,24 @@ class Guide:
         beaten = (points >= point).all(axis=1) & (points > point).any(axis=1)
         self._front = [n for n, worse in zip(others, beaten, strict=True) if not worse] + [number]
 
-    def _fresh(self, landed: Landed) -> np.ndarray:
-        """Which candidates are not what a trial has already been."""
-        return np.array([_key(row) not in self._asked for row in self._features.of(landed)], dtype=bool)
+    def _first_fresh(self, drafts: Sequence[Draft], order: Sequence[int]) -> int:
+        """The first of `order` that is not what a trial has already been; the very first if there is none."""
+        asked = set(self._asked.values())
+        for place in order[:MOST_ASKED]:
+            if self._key(self._space.params_of(drafts[place])) not in asked:
+                return int(place)
+        return int(order[0])
+
+    def _key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What tells one fine-tune from another: shares really removed, granularities and the schedule."""
+        policy = self._space.read(params).policy
+        schedule = policy.schedule
+        removed = achieved(self._space.network, policy)
+        return (
+            tuple(removed.values()),
+            tuple(policy.granularity_of(name) for name, share in removed.items() if share),
+            schedule.kind if schedule.kind == "one-shot" else round(schedule.exponent, 3),
+        )
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
@@ -201,7 +219,7 @@ class Guide:
 
     def _posterior(self, rows: Sequence[Observation], surrogate: Surrogate) -> np.ndarray:
         """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned in full."""
-        full = [o for o in rows if o.noise <= 1.0]
+        full = [o for o in rows if o.noise <= 1.0] or rows
         error = expit(surrogate.predict(np.array([o.features for o in full])).mean)
         return np.column_stack([error, np.log([o.size for o in full]), [o.speed for o in full]])
 
@@ -213,7 +231,3 @@ class Guide:
             return np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         space = DominatedSpace(front, self._reference)
         return space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
-
-
-def _key(features: np.ndarray) -> bytes:
-    return np.round(features, 3).tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
@@ -440,6 +440,11 @@ class Space:
         reach = self._costs_at(by_layer, by_group, channel, np.full(len(drafts), REACH))[0]
         least = np.where(~self._fits(reach, targets), _logits(np.array([LIFTED])), -np.inf)[:, None]
         by_layer, by_group = np.maximum(by_layer, least), np.maximum(by_group, least)
+        stuck = ~self._fits(self._costs_at(by_layer, by_group, channel, np.full(len(drafts), REACH))[0], targets)
+        stuck &= [not isinstance(draft.granularity, str) for draft in drafts]
+        if stuck.any():  # as `propose` does
+            lowest = min(self.usable, key=self.floors.__getitem__)
+            return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
         over, under = np.full(len(drafts), -REACH), np.full(len(drafts), REACH)
         for _ in range(STEPS):
             middle = (over + under) / 2

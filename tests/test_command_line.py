@@ -91,7 +91,7 @@ def test_version_is_the_installed_one(run):
         (["search", "--min-accuracy", 92], ["min-accuracy", "0.92", "'92'"]),
         (["search", "--min-accuracy", "dense"], ["min-accuracy", "dense-0.005"]),
         (["search", "--size-metric", "bytes"], ["size-metric", "encoded", "nonzero", "bytes"]),
-        (["search", "--speed", "latency"], ["speed", "macs", "latency"]),
+        (["search", "--speed", "watts"], ["speed", "macs", "watts"]),
         (["search", "--granularity", "chanel"], ["chanel", "'channel'"]),
         (["search", "--granularity", "channel,channel"], ["granularity", "once"]),
         (["search", "--criterion", "magnitude"], ["criterion", "magnitude-l"]),
