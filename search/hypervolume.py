@@ -59,7 +59,7 @@ class DominatedSpace:
     def volume(self) -> float:
         """Dominated volume, in the product of the three units.
 
-        >>> DominatedSpace(np.array([[0.1, 0.2, 0.5]]), np.array([0.5, 1.0, 1.0])).volume
+        >>> round(DominatedSpace(np.array([[0.1, 0.2, 0.5]]), np.array([0.5, 1.0, 1.0])).volume, 6)
         0.16
         """
         area = np.diff(self._sizes)[:, None] * np.diff(self._speeds)

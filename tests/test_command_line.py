@@ -334,7 +334,7 @@ def test_a_changed_study_is_refused_with_the_difference(main, finished):
     before = (finished.path / "study.json").read_bytes()
     words = ["search", "--workload", "./tiny.py:tiny"]
     one_line_error(main(*words, "--max-size", 0.3), 2, "max-size was 0.5, is 0.3", "--study")
-    one_line_error(main(*words, "--sampler", "random", "--seed", 4), 2, "sampler was 'tpe'", "seed was 0, is 4")
+    one_line_error(main(*words, "--sampler", "random", "--seed", 4), 2, "sampler was 'guided'", "seed was 0, is 4")
     one_line_error(main("search", "--study", "tiny", "--workload", "digits"), 2, "workload was", "'digits'")
     assert (finished.path / "study.json").read_bytes() == before
 
