@@ -47,6 +47,8 @@ def trial_record() -> TrialRecord:
         started=2.0,
         finished=4.5,
         proposing=0.25,
+        latency=0.75,
+        scores={"predicted": 0.875},
     )
 
 
@@ -96,7 +98,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 
 def shape(data: object) -> object:
     """Keys down to the leaves; what lies below a layer's or baseline's name does not count."""
-    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares"}
+    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares", "scores"}
     if isinstance(data, dict):
         return {key: None if key in free else shape(value) for key, value in data.items()}
     return [shape(data[0])] if isinstance(data, list) and data and isinstance(data[0], dict) else None
