@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,15 @@ class _Coordinator:
         self.subject = Subject.of(workload, dense.model)
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.seconds = {"dense": dense.trained_seconds}
-        self.dense_accuracy = score(self.subject.dense, workload.validation, workload).accuracy
-        self.least_accuracy = config.least_accuracy(self.dense_accuracy)
-        if self.least_accuracy is not None:
+        self.least_accuracy = None
+        if config.min_accuracy is not None:
+            self.least_accuracy = config.least_accuracy(self.dense_accuracy)
             folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
+
+    @cached_property
+    def dense_accuracy(self) -> float:
+        """Of the dense model, on validation data."""
+        return score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
 
     def run(self) -> SearchResult:
         began = time.perf_counter()
