@@ -21,7 +21,7 @@ ONLY_IN = {
     "torch_pruning": {"pruning/channels.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
-NOT_IMPORTED = {"scipy": "Optuna's GPSampler needs it", "onnxscript": "torch.onnx.export needs it"}
+NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it"}
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
