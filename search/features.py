@@ -5,33 +5,57 @@ from __future__ import annotations
 import numpy as np
 
 from spaces.policy import Schedule
-from spaces.space import Landed, Space
+from spaces.space import SEED_SCHEDULE, Landed, Space
 
 MOST_BUCKETS = 16
 """Neighbouring layers (or channel groups) share a feature in networks with more of them than this."""
 LEAST_KEPT = 1e-3
 """Shares kept below this count as this."""
+ALL_LAYERS_WEIGHT = 6.0
+"""Weight of the sum over all layers against that of one layer, 1."""
 
 
 class Features:
-    """Columns: (share kept)^-1/2 by masks and by removals along the network, log size, schedule.
+    """Columns: (share kept)^-1/2 by masks and by removals along the network, their sum, log size, schedule.
 
     A layer's column is 0 where it is pruned in another way. Of the powers and the logarithm of the share kept, -1/2
-    predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`).
+    predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`). The sum says that pruning any layer more
+    is alike before anything is known of that layer.
     """
 
     def __init__(self, space: Space) -> None:
         network = space.network
+        self._removable = np.array([float(group.obstacle is None) for group in network.groups])
         self._by_mask = _buckets(np.array([layer.numel for layer in network.layers], dtype=float))
-        self._by_removal = _buckets(np.array([float(group.obstacle is None) for group in network.groups]))
+        self._by_removal = _buckets(self._removable)
+
+    @property
+    def layers(self) -> slice:
+        """The columns of single layers."""
+        return slice(self._by_mask.shape[1] + self._by_removal.shape[1])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """What each column counts (columns,)."""
+        return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0])
 
     def of(self, landed: Landed) -> np.ndarray:
         """(p, columns)."""
         asked = landed.requests
-        masked = (asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT))) @ self._by_mask
-        removed = (asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))) @ self._by_removal
+        masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT))
+        removed = asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))
         schedule = np.array([_schedule(draft.schedule) for draft in landed.drafts])
-        return np.column_stack([masked, removed, np.log(landed.sizes), schedule])
+        return self._columns(masked, removed, np.log(landed.sizes), schedule)
+
+    def dense(self, channel: bool) -> np.ndarray:
+        """Of the network with nothing removed, as the limit of masks or of removals (columns,)."""
+        masked = np.full((1, len(self._by_mask)), float(not channel))
+        removed = self._removable[None] * float(channel)
+        return self._columns(masked, removed, np.zeros(1), np.array([_schedule(SEED_SCHEDULE)]))[0]
+
+    def _columns(self, masked: np.ndarray, removed: np.ndarray, sizes: np.ndarray, schedule: np.ndarray) -> np.ndarray:
+        by_layer = np.column_stack([masked @ self._by_mask, removed @ self._by_removal])
+        return np.column_stack([by_layer, by_layer.sum(axis=1), sizes, schedule])
 
 
 def _schedule(schedule: Schedule) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,8 +34,10 @@ WORST_SPEED = 1.05
 """Speed of the reference point, a little beyond the dense model's."""
 BEYOND_LIMIT = 1.1
 """Size of the reference point over the limit."""
-MOST_ASKED = 40
-"""Candidates looked at for one that is no repetition."""
+CAUTION = 0.3
+"""Share of the predicted deviations that expected gains are taken over: exploring pays in longer studies than these."""
+BOLDEST = 1.5
+"""No layer is asked for more than this many times the most that a trial has asked it for: beyond, nothing is known."""
 MOST_ROWS = 120
 """Observations a surrogate is fitted to: the front's and the latest."""
 
@@ -48,7 +51,6 @@ class Observation:
         error: 1 - metric on validation data; 1.0 for a failed trial.
         size: exact share of the dense size.
         speed: the third objective's share of the dense model's.
-        noise: variance over that of a full fine-tune.
     """
 
     draft: Draft
@@ -56,7 +58,6 @@ class Observation:
     error: float
     size: float
     speed: float
-    noise: float = 1.0
 
     @property
     def point(self) -> np.ndarray:
@@ -83,9 +84,9 @@ class Guide:
     """Proposes points of a space.
 
     A pool of candidates is drawn around the scan's and static allocations and around the best trials, a fifth of
-    it free of both. A Gaussian process predicts each candidate's error from what it asks of each layer; size and
-    speed are exact. The one with the largest expected gain in dominated volume is taken; every `AT_BEST`-th time
-    the one with the largest expected gain in accuracy within the limit.
+    it free of both. A Gaussian process predicts each candidate's error from what it asks of each layer, knowing the
+    dense model's from the start; size and speed are exact. The one with the largest expected gain in dominated
+    volume is taken; every `AT_BEST`-th time the one with the largest expected gain in accuracy within the limit.
 
     Args:
         space: every proposal lands within its limits.
@@ -106,6 +107,11 @@ class Guide:
         self._space, self._pool, self._seed = space, Pool(space, evidence), seed
         self._largest_error = largest_error
         self._features = Features(space)
+        ways = sorted({word == "channel" for word in space.usable})
+        self._dense = (
+            np.array([self._features.dense(way) for way in ways]),
+            np.full(len(ways), logit(_within(dense_error))),
+        )
         worst = (1 + dense_error) / 2 if largest_error is None else largest_error
         low, high = space.size_range
         self._reference = np.array([worst, np.log(high * BEYOND_LIMIT), WORST_SPEED])
@@ -115,18 +121,17 @@ class Guide:
         self._asked: dict[int, tuple[Any, ...]] = {}
         self._suggested: dict[int, Suggestion] = {}
 
-    def learn(self, number: int, params: Mapping[str, Any], error: float, noise: float = 1.0) -> None:
-        """Take note of a finished trial; a number already known is replaced."""
+    def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
+        """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
         draft = self._space.draft(params)
         landed = self._space.land([draft])
         features = self._features.of(landed)[0]
         self._observed[number] = Observation(
             draft,
             features,
-            min(max(error, LEAST_ERROR), 1 - LEAST_ERROR),
+            _within(1.0 if math.isnan(error) else error),
             float(landed.sizes[0]),
             float(landed.speeds[0]),
-            noise,
         )
         self._asked[number] = self._key(params)
         self._join_front(number)
@@ -152,16 +157,16 @@ class Guide:
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
         features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
-        surrogate = Surrogate(features, logit(errors), np.array([o.noise for o in rows]))
+        surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
-        gains = self._gains(landed, surrogate, front, for_best)
+        most_asked = features[:, self._features.layers].max(axis=0)
+        gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
         for _ in range(ROUNDS):
-            best = np.argsort(-gains)[:KEPT]
-            moved = [self._pool.swap(drafts[i], random) for i in best for _ in range(2)]
+            moved = [self._pool.swap(drafts[i], random) for i in order[:KEPT] for _ in range(2)]
             drafts, landed = drafts + moved, landed + self._space.land(moved)
-            gains = self._gains(landed, surrogate, front, for_best)
-        chosen = self._first_fresh(drafts, np.argsort(-gains))
+            gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
+        chosen = self._first_fresh(drafts, order)
         prediction = surrogate.predict(self._features.of(landed)[[chosen]])
         low, middle, high = expit(prediction.mean[0] + prediction.sd[0] * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
@@ -184,7 +189,7 @@ class Guide:
     def _first_fresh(self, drafts: Sequence[Draft], order: Sequence[int]) -> int:
         """The first of `order` that is not what a trial has already been; the very first if there is none."""
         asked = set(self._asked.values())
-        for place in order[:MOST_ASKED]:
+        for place in order:
             if self._key(self._space.params_of(drafts[place])) not in asked:
                 return int(place)
         return int(order[0])
@@ -218,16 +223,25 @@ class Guide:
         return parents
 
     def _posterior(self, rows: Sequence[Observation], surrogate: Surrogate) -> np.ndarray:
-        """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned in full."""
-        full = [o for o in rows if o.noise <= 1.0] or rows
-        error = expit(surrogate.predict(np.array([o.features for o in full])).mean)
-        return np.column_stack([error, np.log([o.size for o in full]), [o.speed for o in full]])
+        """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned."""
+        error = expit(surrogate.predict(np.array([o.features for o in rows])).mean)
+        return np.column_stack([error, np.log([o.size for o in rows]), [o.speed for o in rows]])
 
-    def _gains(self, landed: Landed, surrogate: Surrogate, front: np.ndarray, for_best: bool) -> np.ndarray:
-        """Expected gain (p,) of each candidate, over the surrogate's uncertainty."""
-        prediction = surrogate.predict(self._features.of(landed))
-        errors = expit(prediction.mean[:, None] + prediction.sd[:, None] * NODES)
+    def _ranked(
+        self, landed: Landed, surrogate: Surrogate, front: np.ndarray, most_asked: np.ndarray, for_best: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Expected gain (p,) of each candidate, and their places from the best on; the too bold come last."""
+        features = self._features.of(landed)
+        prediction = surrogate.predict(features)
+        errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
         if for_best:
-            return np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
-        space = DominatedSpace(front, self._reference)
-        return space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
+            gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
+        else:
+            space = DominatedSpace(front, self._reference)
+            gains = space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
+        beyond = features[:, self._features.layers] - 1 > BOLDEST * (most_asked - 1)  # 1 where nothing is removed
+        return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
+
+
+def _within(error: float) -> float:
+    return min(max(error, LEAST_ERROR), 1 - LEAST_ERROR)

@@ -34,17 +34,24 @@ class Surrogate:
     Args:
         features: (n, d), n >= 2; columns that do not vary are ignored.
         values: (n,), finite.
-        noise: (n,) relative noise variance of each observation, 1 by default; larger for shorter fine-tunes.
+        weights: (d,) of the columns in distances and trends, all 1 by default.
+        anchors: features (a, d) and values (a,) known without an observation, far from all of these: they count like
+            the others but for the columns' centres and spreads.
     """
 
-    def __init__(self, features: np.ndarray, values: np.ndarray, noise: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        features: np.ndarray,
+        values: np.ndarray,
+        weights: np.ndarray | None = None,
+        anchors: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         features, values = np.asarray(features, dtype=float), np.asarray(values, dtype=float)
-        noise = np.ones(len(values)) if noise is None else np.asarray(noise, dtype=float)
-        self._centre = features.mean(axis=0)
-        spread = features.std(axis=0)
-        self._scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-9), 0.0) / np.sqrt(
-            max((spread > 1e-9).sum(), 1)
-        )
+        self._centre, spread = features.mean(axis=0), features.std(axis=0)
+        weights = np.where(spread > 1e-9, 1.0 if weights is None else weights, 0.0)
+        self._scale = np.sqrt(weights / max(weights.sum(), 1e-9)) / np.maximum(spread, 1e-9)
+        if anchors is not None:
+            features, values = np.concatenate([features, anchors[0]]), np.concatenate([values, anchors[1]])
         self._x = (features - self._centre) * self._scale
         self._mean, self._sd = float(values.mean()), float(values.std()) or 1.0
         y = (values - self._mean) / self._sd
@@ -53,7 +60,7 @@ class Surrogate:
         logs = []
         for length, share, level in product(LENGTHS, LINEAR_SHARES, NOISES):
             kernel = share * (linear + 1) + (1 - share) * _matern(distance / length)
-            factor = cho_factor(kernel + np.diag(level * noise + 1e-8), lower=True)
+            factor = cho_factor(kernel + (level + 1e-8) * np.eye(len(y)), lower=True)
             weights = cho_solve(factor, y)
             scale = max(float(y @ weights) / len(y), 1e-6)
             logs.append(-0.5 * len(y) * np.log(scale) - np.log(np.diag(factor[0])).sum())

@@ -79,6 +79,13 @@ class TestRuns:
         rows = [row("guided", 0, 0, 0.3, 0.2), row("guided", 0, 1, 0.2, 0.6), row("guided", 0, 2, 0.5, 0.0)]
         assert runs_of(rows, "toy", RULES)["guided"][0].shares == pytest.approx([2, 1, 1])
 
+    def test_longer_runs_are_scored_to_their_end(self):
+        rows = [*lines("guided", 0, [0.6, 0.6, 0.6]), *lines("tpe", 0, [0.8, 0.7, 0.7, 0.6, 0.2])]
+        runs = runs_of(rows, "toy", RULES)
+        assert runs["guided"][0].shares == pytest.approx([0.5, 0.5, 0.5])
+        assert runs["tpe"][0].shares == pytest.approx([0.25, 0.375, 0.375, 0.5, 1.0])
+        assert race_table.cost_ratio(runs, "tpe", "guided", 0.5, "fine-tunes").ratio == 4.0
+
     def test_unfinished_runs_and_other_workloads_are_left_out(self):
         other = [line | {"workload": "other"} for line in lines("guided", 0, [0.0, 0.0, 0.0])]
         rows = [*lines("guided", 0, [0.5, 0.5, 0.5]), *lines("tpe", 0, [0.0, 0.0]), *other]
@@ -267,6 +274,35 @@ class TestContest:
         assert len(json.loads((tmp_path / "race-digits-5.json").read_text())) == 2
 
 
+class TestRace:
+    @pytest.fixture
+    def table(self, contest, monkeypatch, tmp_path):
+        monkeypatch.setattr(search_race, "TABLE", tmp_path / "race.csv")
+        monkeypatch.setattr(search_race, "Contest", lambda *_: contest)
+        contest.profile = SimpleNamespace(seconds=2.0)
+        return lambda: search_race.read_rows()
+
+    def test_a_longer_race_adds_to_the_shorter(self, table, contest, tmp_path):
+        search_race.race("digits", [5], ["random", "nsga2"], 3, tmp_path)
+        short = table()
+        search_race.race("digits", [5], ["random", "nsga2"], 2, tmp_path)
+        assert table() == short
+        search_race.race("digits", [5], ["random"], 5, tmp_path)
+        assert table()[:6] == short
+        assert [(r["method"], r["trial"]) for r in table()[6:]] == [("random", "3"), ("random", "4")]
+        assert len(contest.tuned) == 5, "the first generation of NSGA-II is random"
+
+    def test_rows_of_another_proposer_are_not_added_to(self, table, contest, monkeypatch, tmp_path):
+        search_race.race("digits", [5], ["random"], 2, tmp_path)
+        monkeypatch.setitem(search_race.METHODS, "random", search_race.METHODS["static"])
+        with pytest.raises(RuntimeError, match="delete those first"):
+            search_race.race("digits", [5], ["random"], 3, tmp_path)
+
+    def test_a_method_that_cannot_go_on_is_told(self, table, tmp_path):
+        with pytest.raises(RuntimeError, match="static ended after"):
+            search_race.race("digits", [5], ["static"], 400, tmp_path)
+
+
 class TestFixedSize:
     @pytest.mark.parametrize("text", ["floor:channel", "0.07:fine-grained"])
     def test_cells_read_as_written(self, text):
@@ -293,10 +329,12 @@ class TestFixedSize:
         assert {"lamp", "uniform"} <= allocators
         assert len(part["static", "choosing"]) == 24 // len(allocators) * len(allocators)
         for side in ("guided", "static"):
-            mean = {}
+            found = {}
             for r in part[side, "choosing"]:
-                mean.setdefault(r["digest"], []).append(float(r["accuracy"]))
-            best = max(mean, key=lambda digest: float(np.mean(mean[digest])))
+                found.setdefault(r["digest"], []).append(float(r["accuracy"]))
+            repeated = {digest: float(np.mean(own)) for digest, own in found.items() if len(own) > 1}
+            assert len(repeated) == (3 if side == "guided" else len(allocators))
+            best = max(repeated, key=repeated.get)
             assert [r["digest"] for r in part[side, "final"]] == [best] * 3
             assert part[side, "final"][0]["accuracy"] == max(r["accuracy"] for r in part[side, "choosing"])
             tried = {r["tune_seed"] for r in part[side, "choosing"]}

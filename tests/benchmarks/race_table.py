@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import product
@@ -24,7 +24,7 @@ from search.hypervolume import hypervolume, non_dominated
 from search.tables import render, spread
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
-CHECKPOINTS = (6, 12, 18, 24)
+CHECKPOINTS = (6, 12, 18, 24, 48, 72)
 UNITS = ("fine-tunes", "seconds")
 """Of cost: fine-tunes, wall-clock seconds."""
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
@@ -38,7 +38,7 @@ class Rules:
     """What a race is scored by.
 
     Attributes:
-        trials: fine-tunes each method spends; runs of another length are left out.
+        trials: fine-tunes each method spends at least, and at which parts are compared; shorter runs are left out.
         reference: (3,) worst error, log size and MACs.
         targets: shares of the reference hypervolume.
     """
@@ -179,11 +179,11 @@ def runs_of(rows: Sequence[Row], workload: str, rules: Rules) -> Runs:
             tables.setdefault(int(row["seed"]), {}).setdefault(row["method"], []).append(row)
     runs: Runs = {}
     for seed, methods in tables.items():
-        whole = {name: run for name, run in methods.items() if len(run) == rules.trials}
+        whole = {name: run for name, run in methods.items() if len(run) >= rules.trials}
         trials = {name: np.array([_trial(row) for row in run]) for name, run in whole.items()}
         union = scored_volume(np.concatenate(list(trials.values())), rules.reference) if trials else 0.0
         for name, own in trials.items():
-            volumes = [scored_volume(own[:count], rules.reference) for count in range(1, rules.trials + 1)]
+            volumes = [scored_volume(own[:count], rules.reference) for count in range(1, len(own) + 1)]
             runs.setdefault(name, {})[seed] = Run(np.array(volumes) / union, _seconds(whole[name]))
     return runs
 
@@ -218,7 +218,7 @@ def show(rows: Sequence[Row], rules: Rules, figure: Path | None = None) -> None:
     scored = {name: runs_of(rows, name, rules) for name in dict.fromkeys(row["workload"] for row in rows)}
     summary = {}
     for workload, runs in scored.items():
-        sections = (_shares(runs), _costs(runs, rules), _ratios(runs, rules), _ablations(runs), _misled(runs))
+        sections = (_shares(runs), _costs(runs, rules), _ratios(runs, rules), _ablations(runs, rules), _misled(runs))
         print(f"{workload}: {len({seed for by_seed in runs.values() for seed in by_seed})} seeds\n")
         print("".join(str(section) for section in sections if section.body))
         summary[workload] = {section.name: section.values for section in sections}
@@ -243,17 +243,23 @@ class _Section:
         return f"{self.title}\n{render(self.columns, self.body)}\n\n"
 
 
+def _aligned(runs: Iterable[Run]) -> np.ndarray:
+    """Shares (runs, trials) as far as the shortest run goes."""
+    shares = [run.shares for run in runs]
+    return np.array([own[: min(map(len, shares))] for own in shares])
+
+
 def _shares(runs: Runs) -> _Section:
-    values, body = {}, []
+    longest = max((len(run.shares) for by_seed in runs.values() for run in by_seed.values()), default=0)
+    values, body, counts = {}, [], [count for count in CHECKPOINTS if count <= longest]
     for method, by_seed in runs.items():
         if is_ablation(method):
             continue
-        shares = np.array([run.shares for run in by_seed.values()])
-        counts = [count for count in CHECKPOINTS if count <= shares.shape[1]]
-        found = [_mean_and_sd(shares[:, count - 1]) for count in counts]
-        values[method] = {count: [_rounded(v) for v in pair] for count, pair in zip(counts, found, strict=True)}
-        body.append([method, len(shares), *(spread(*pair) for pair in found)])
-    columns = ["method", "n", *(f"{count} fine-tunes" for count in next(iter(values.values()), {}))]
+        shares = _aligned(by_seed.values())
+        found = {count: _mean_and_sd(shares[:, count - 1]) for count in counts if count <= shares.shape[1]}
+        values[method] = {count: [_rounded(v) for v in pair] for count, pair in found.items()}
+        body.append([method, len(shares), *(spread(*found[count]) if count in found else None for count in counts)])
+    columns = ["method", "n", *(f"{count} fine-tunes" for count in counts)]
     title = "share of the reference hypervolume (test accuracy; front chosen on validation), mean ± sd over seeds"
     return _Section("share", title, columns, body, values)
 
@@ -314,19 +320,19 @@ def _by_unit(found: Sequence[Ratio]) -> dict[str, Any]:
     return {unit: {k: _rounded(v) for k, v in asdict(ratio).items()} for unit, ratio in zip(UNITS, found, strict=True)}
 
 
-def _ablations(runs: Runs) -> _Section:
-    values, body = {}, []
+def _ablations(runs: Runs, rules: Rules) -> _Section:
+    values, body, at = {}, [], rules.trials - 1
     for method in filter(is_ablation, runs):
         seeds = sorted(runs[method].keys() & runs.get(GUIDED, {}).keys())
         if not seeds:
             continue
-        own, whole = (np.array([runs[name][seed].shares[-1] for seed in seeds]) for name in (method, GUIDED))
+        own, whole = (np.array([runs[name][seed].shares[at] for seed in seeds]) for name in (method, GUIDED))
         paired = Paired.of(own - whole)
         points = f"{paired.mean * 100:+.2f}{_bracket(paired.low, paired.high, 2, 100)}"
         body.append([method, len(seeds), *(spread(*_mean_and_sd(v)) for v in (own, whole)), points, f"{paired.p:.3f}"])
         values[method] = {k: _rounded(v) for k, v in asdict(paired).items()}
-    columns = ["method", "n", "share at the end", "guided", "difference, points", "p"]
-    title = "guided without a part: share of the reference hypervolume after the last fine-tune, same contests"
+    columns = ["method", "n", f"share at {rules.trials}", "guided", "difference, points", "p"]
+    title = "guided without a part: share of the reference hypervolume, same contests and fine-tunes"
     return _Section("ablations", title, columns, body, values)
 
 
@@ -353,7 +359,7 @@ def share_png(scored: Mapping[str, Runs]) -> bytes:
         for place, (method, of_method) in enumerate(shown.items()):
             style = {"color": "black" if method == GUIDED else f"C{place % 10}", "label": method}
             style |= {"linewidth": 2.2 if method == GUIDED else 1.0, "linestyle": "--" if place >= 10 else "-"}
-            shares = np.array([run.shares for run in of_method])
+            shares = _aligned(of_method)
             _band(panels[0], np.arange(1, shares.shape[1] + 1), shares, style)
             _band(panels[1], *_by_seconds(of_method), style)
         panels[0].set_ylabel(f"{workload}: share of the reference hypervolume, %")

@@ -2,11 +2,13 @@
 
     python tests/benchmarks/search_race.py run digits --seeds 0-9 [--methods guided,tpe+seeds,...]
     python tests/benchmarks/search_race.py run fashion --seeds 0-4 --methods guided,tpe,tpe+seeds,random+seeds
+    python tests/benchmarks/search_race.py run digits --seeds 0-4 --methods guided,tpe --trials 72
     python tests/benchmarks/search_race.py show [--figure race.png]
 
 A contest is one workload and one seed: split, dense checkpoint, data order. In it every method spends the same number
 of fine-tunes; equal policies are fine-tuned once, their seconds counted for each method that asked. Every trial is one
-line of `search_race.csv` beside this file; what is there is not run again, so a race resumes and can be split.
+line of `search_race.csv` beside this file; what is there is not run again, so a race resumes, can be split, and can be
+made longer for the methods that propose one trial after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, product
+from itertools import count, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,7 @@ def by_sampler(name: str, seeded: bool) -> Method:
     def propose(contest: Contest) -> Iterator[Proposed]:
         space, study = contest.space, _study()
         seeds = _seeds(contest) if seeded else []
-        for number in range(TRIALS):
+        for number in count():
             study.sampler = make_sampler(name, contest.seed, number)
             if number < len(seeds):
                 study.enqueue_trial(dict(seeds[number].params))
@@ -198,10 +200,10 @@ def guided_in(
     seeded: bool = True,
     constants: Mapping[str, Any] | None = None,
 ) -> Iterator[Proposed]:
-    """A guided study of `TRIALS` in a space of the contest's network, at most half of them seeds."""
+    """A guided study without end in a space of the contest's network; seeds are at most half of `TRIALS`."""
     guide = Guide(space, evidence, contest.dense_error, contest.seed)
     seeds = list(islice(space.seeds(evidence), TRIALS // 2)) if seeded else []
-    for number in range(TRIALS):
+    for number in count():
         with _replaced(constants or {}):
             if number < len(seeds):
                 params, source = seeds[number].params, seeds[number].allocator
@@ -235,7 +237,7 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
     network, study = contest.subject.network, _study()
     study.sampler = optuna.samplers.TPESampler(seed=contest.seed)
     dense = dense_footprint(network)
-    for _ in range(TRIALS):
+    while True:
         for _ in range(RAW_ATTEMPTS):
             trial = study.ask()
             granularity = trial.suggest_categorical("granularity", list(contest.space.usable))
@@ -253,7 +255,7 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
 
 def static_portfolio(contest: Contest) -> Iterator[Proposed]:
     """Static allocations over log-spaced sizes, nothing learnt."""
-    for seed in islice(contest.space.seeds(contest.evidence(None)), TRIALS):
+    for seed in contest.space.seeds(contest.evidence(None)):
         yield Proposed(contest.space.read(seed.params).policy, seed.allocator)
 
 
@@ -345,22 +347,27 @@ def _study() -> optuna.Study:
     return optuna.create_study(directions=["maximize", "minimize", "minimize"])
 
 
-def race(workload: str, seeds: Sequence[int], methods: Sequence[str], root: Path) -> None:
-    done = {
-        (row["workload"], int(row["seed"]), row["method"]) for row in read_rows() if int(row["trial"]) == TRIALS - 1
-    }
+def race(workload: str, seeds: Sequence[int], methods: Sequence[str], trials: int, root: Path) -> None:
     for seed in seeds:
         contest = Contest(workload, seed, root)
         for name in methods:
-            if (workload, seed, name) not in done:
-                _append(list(_run(contest, name)))
+            done = [
+                row
+                for row in read_rows()
+                if (row["workload"], row["seed"], row["method"]) == (workload, str(seed), name)
+            ]
+            if len(done) < trials:
+                rows = list(_run(contest, name, trials))
+                if [row["digest"] for row in done] != [row["digest"] for row in rows[: len(done)]]:
+                    raise RuntimeError(f"{name} proposes otherwise than when its rows were written: delete those first")
+                _append(rows[len(done) :])
 
 
-def _run(contest: Contest, name: str) -> Iterator[dict[str, Any]]:
+def _run(contest: Contest, name: str, trials: int) -> Iterator[dict[str, Any]]:
     before = contest.profile.seconds if name.startswith(SCANNING) and name != "guided -scan" else 0.0
-    proposals, number = METHODS[name](contest), 0
+    proposals, number = METHODS[name](contest), -1
     began = time.perf_counter()
-    for number, proposed in enumerate(proposals):
+    for number, proposed in enumerate(islice(proposals, trials)):
         proposing = time.perf_counter() - began
         tuned = contest.tune(proposed.policy)
         yield {
@@ -381,8 +388,8 @@ def _run(contest: Contest, name: str) -> Iterator[dict[str, Any]]:
         }
         began = time.perf_counter()
         proposed.learn(tuned)
-    if number < TRIALS - 1:
-        raise RuntimeError(f"{name} ended after {number + 1} of {TRIALS} trials")
+    if number < trials - 1:
+        raise RuntimeError(f"{name} ended after {number + 1} of {trials} trials")
 
 
 def read_rows() -> list[dict[str, str]]:
@@ -405,13 +412,14 @@ def main() -> None:
     running.add_argument("workload", choices=WORKLOADS)
     running.add_argument("--seeds", default="0-9", help="first-last")
     running.add_argument("--methods", default=",".join(METHODS))
+    running.add_argument("--trials", type=int, default=TRIALS)
     running.add_argument("--root", type=Path, default=Path("mlruns"))
     showing = commands.add_parser("show")
     showing.add_argument("--figure", type=Path, help="a PNG to write: shares against fine-tunes and seconds")
     options = parser.parse_args()
     if options.command == "run":
         first, last = map(int, options.seeds.split("-"))
-        race(options.workload, range(first, last + 1), options.methods.split(","), options.root)
+        race(options.workload, range(first, last + 1), options.methods.split(","), options.trials, options.root)
     else:
         show(read_rows(), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from search.features import LEAST_KEPT, MOST_BUCKETS, Features
+from search.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
 from spaces.landing import Requests
 from spaces.space import Draft, Landed
@@ -43,9 +43,9 @@ class TestColumns:
         schedules = [Schedule("polynomial", 3.0), Schedule("polynomial", 1.5), Schedule("one-shot", 1.5)]
         found = Features(space).of(landed(space, requests, schedules, [0.5, 0.1, 0.25]))
         expected = [
-            [2.0, 1.0, 0.0, 0.0, math.log(0.5), 0.0, 0.0],
-            [0.0, 0.0, 1 / 0.7, 1 / 0.4, math.log(0.1), 0.0, math.log(0.5)],
-            [5.0, 0.0, 0.0, 1.0, math.log(0.25), 1.0, 0.0],
+            [2.0, 1.0, 0.0, 0.0, 3.0, math.log(0.5), 0.0, 0.0],
+            [0.0, 0.0, 1 / 0.7, 1 / 0.4, 1 / 0.7 + 1 / 0.4, math.log(0.1), 0.0, math.log(0.5)],
+            [5.0, 0.0, 0.0, 1.0, 6.0, math.log(0.25), 1.0, 0.0],
         ]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -77,7 +77,26 @@ class TestColumns:
             sizes = first + 1, second + 1
             mean = (sizes[0] * kept[first] ** -0.5 + sizes[1] * kept[second] ** -0.5) / sum(sizes)
             assert found[pair] == pytest.approx(mean, rel=1e-12)
-        assert found[MOST_BUCKETS:] == pytest.approx([0.0] * (len(found) - MOST_BUCKETS))
+        assert found[MOST_BUCKETS : 2 * MOST_BUCKETS] == pytest.approx([0.0] * MOST_BUCKETS)
+        assert found[2 * MOST_BUCKETS] == pytest.approx(found[:MOST_BUCKETS].sum())
+
+    def test_layers_and_weights_name_the_columns(self):
+        features = Features(Space(chain(2), 0.5, metric="nonzero"))
+        assert features.layers == slice(4)
+        assert features.weights.tolist() == [1.0] * 4 + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0]
+
+    @pytest.mark.parametrize("channel", [False, True])
+    def test_dense_is_where_policies_end_as_they_remove_less(self, channel):
+        network = chain(2)
+        network = replace(network, groups=(network.groups[0], replace(network.groups[1], obstacle="outputs")))
+        features, removable = Features(Space(network, 1.0, metric="nonzero")), np.array([[True, False]])
+        nothing, all_layers = np.zeros((1, 2)), np.ones((1, 2), dtype=bool)
+        masks = ~all_layers if channel else all_layers
+        requests = Requests(nothing, nothing, masks, removable if channel else ~all_layers)
+        found = features.of(
+            landed(Space(network, 1.0, metric="nonzero"), requests, [Schedule("polynomial", 3.0)], [1.0])
+        )
+        assert features.dense(channel).tolist() == found[0].tolist()
 
 
 class TestOfDrafts:

@@ -14,12 +14,13 @@ from scipy.special import expit
 
 import search.guide as subject
 from pruning.evidence import unit_evidence
-from search.guide import AT_BEST, FEWEST, MOST_ROWS, Guide, Suggestion
+from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
 from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
 from spaces.allocation import Evidence
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved, dense_footprint, footprint, shares
+from spaces.space import SEED_SCHEDULE
 
 SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)
 """Of the network's layers, in order: neither rising nor falling with depth or size."""
@@ -222,13 +223,6 @@ class TestSurvives:
             assert is_a_point(suggestion, space)
             guide.learn(number, suggestion.params, 0.1 + 0.01 * number)
 
-    def test_only_shorter_fine_tunes(self, world, evidence_of):
-        run = Search.start(world, evidence_of(), 0)
-        for number in range(FEWEST + 1):
-            params = run.guide.suggest(number).params
-            run.guide.learn(number, params, 0.2 + 0.01 * number, noise=4.0)
-        assert is_a_point(run.guide.suggest(FEWEST + 1), run.space)
-
     def test_mixed_granularities(self, world, evidence_of):
         space = Space(world.network, 0.25, mixed=True)
         evidence = evidence_of(world.profile())
@@ -379,3 +373,25 @@ class TestScale:
         run.guide.suggest(8 + 2 * MOST_ROWS)
         seen = expit(rows.values[-1])
         assert all(np.isclose(seen, error, atol=1e-9).any() for error in front)
+
+
+class TestBoldness:
+    def test_no_layer_is_asked_for_much_more_than_a_trial_has(self, world, evidence_of):
+        """In units of (share kept)^-1/2 - 1; fully observed by the seeds, one granularity, one size."""
+        space, evidence = Space(world.network, 0.1, ("channel",), min_size=0.1), evidence_of(world.profile())
+        run = Search.start(world, evidence, 0, space).seeds(evidence, 6)
+
+        def asked(policy: PruningPolicy) -> np.ndarray:
+            return np.array([(1 - share) ** -0.5 - 1 for share in policy.sparsity.values()])
+
+        for _ in range(10):
+            most = np.max([asked(policy) for policy in run.policies], axis=0)
+            run.suggest()
+            assert (asked(run.policies[-1]) <= BOLDEST * most + 0.02)[most > 0].all()
+
+    def test_an_error_that_is_no_number_counts_as_a_failure(self, world, evidence_of):
+        evidence = evidence_of()
+        told = [Search.start(world, evidence, 0).seeds(evidence, 8) for _ in range(2)]
+        for run, error in zip(told, (math.nan, 1.0), strict=True):
+            run.evaluate(run.space.params(0.1, "channel", {}, SEED_SCHEDULE), error)
+        assert told[0].guide.suggest(9) == told[1].guide.suggest(9)

@@ -64,12 +64,34 @@ def test_follows_a_line_beyond_the_data_and_is_less_sure_there():
     assert found.sd[1] > found.sd[0]
 
 
-def test_noisy_observations_pull_less():
-    x = np.array([[0.0], [1.0], [2.0], [3.0], [1.5]])
-    y = np.array([0.0, 1.0, 2.0, 3.0, 9.0])
-    sure = Surrogate(x, y).predict(np.array([[1.5]])).mean[0]
-    unsure = Surrogate(x, y, np.array([1, 1, 1, 1, 1000.0])).predict(np.array([[1.5]])).mean[0]
-    assert unsure < 0.5 * sure
+def test_a_weight_counts_like_copies_of_its_column():
+    x, y = data()
+    at = data(4, seed=2)[0]
+    copied = Surrogate(x[:, [0, 1, 1, 1, 2]], y).predict(at[:, [0, 1, 1, 1, 2]])
+    weighted = Surrogate(x, y, np.array([1.0, 3.0, 1.0])).predict(at)
+    np.testing.assert_allclose(weighted.mean, copied.mean)
+    np.testing.assert_allclose(weighted.sd, copied.sd)
+
+
+def test_an_anchor_is_met_and_gives_a_direction():
+    """Observations without a slope of their own: the anchor's is taken over."""
+    x, y = np.array([[4.0, 1.0], [1.0, 4.0], [2.5, 2.5], [2.4, 2.6]]), np.array([1.0, 1.0, 1.0, 1.001])
+    anchors = np.array([[0.0, 0.0]]), np.array([-9.0])
+    found = Surrogate(x, y, None, anchors).predict(np.array([[0.0, 0.0], [3.0, 3.0], [2.0, 2.0]]))
+    assert found.mean[0] == pytest.approx(-9.0, abs=1.0)
+    assert found.mean[1] > found.mean[2] + 0.3
+    alone = Surrogate(x, y).predict(np.array([[3.0, 3.0], [2.0, 2.0]]))
+    assert abs(alone.mean[0] - alone.mean[1]) < 0.1
+
+
+def test_a_column_only_the_anchor_varies_is_ignored():
+    x, y = data()
+    at, anchor = data(4, seed=2)[0], data(1, seed=3)[0]
+    plain = Surrogate(x, y, None, (anchor, np.array([2.0]))).predict(at)
+    wider = Surrogate(
+        np.column_stack([x, np.full(len(x), 7.0)]), y, None, (np.column_stack([anchor, [[90.0]]]), np.array([2.0]))
+    ).predict(np.column_stack([at, np.zeros(4)]))
+    np.testing.assert_allclose(wider.mean, plain.mean)
 
 
 @pytest.mark.parametrize("rows", [2, 3])
