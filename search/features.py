@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from spaces.landing import Landed
 from spaces.policy import Schedule
-from spaces.space import SEED_SCHEDULE, Landed, Space
+from spaces.space import SEED_SCHEDULE, Space
 
 MOST_BUCKETS = 16
 """Neighbouring layers (or channel groups) share a feature in networks with more of them than this."""

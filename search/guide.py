@@ -15,8 +15,9 @@ from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
 from search.surrogate import Surrogate
 from spaces.allocation import Evidence
+from spaces.landing import Draft, Landed
 from spaces.size import achieved
-from spaces.space import Draft, Landed, Space
+from spaces.space import Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""

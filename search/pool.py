@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from spaces.allocation import SCANNED, Evidence, Unreachable, allocate
-from spaces.landing import centred
+from spaces.landing import EVEN, Draft, centred
 from spaces.policy import Schedule
-from spaces.space import EVEN, EXPONENTS, SEED_SCHEDULE, Draft, Space
+from spaces.space import EXPONENTS, SEED_SCHEDULE, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
 SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pruning.scan import LEVELS, scan_sensitivity
+from pruning.scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from search.dense import DenseModel
 from search.evaluate import Subject
 from search.fingerprint import digest, training_fingerprint
@@ -60,5 +60,6 @@ def profile_path(
         criterion,
         sorted(granularities),
         LEVELS,
+        SCAN_EXAMPLES,
     )
     return cache / f"profile-{key}.json"

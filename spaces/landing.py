@@ -1,136 +1,173 @@
 """Many points of a space landed on their sizes at once, to be compared before one of them is chosen.
 
-Sizes are those of `spaces.size` but for the file's header, which is taken as the dense model's: a promille or so. The
-point that is chosen is landed again, exactly.
+The point that is chosen is landed again, exactly, by `Space.read`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spaces.latency import Predictor
-from spaces.layers import ITEM_BYTES, Network
-from spaces.size import GAP_ESCAPE, dense_footprint
+from spaces.costs import Costs, Requests, Shares
+from spaces.policy import Schedule
+
+if TYPE_CHECKING:
+    from spaces.space import Space
 
 REACH = 16.0
 """Shifts lie within this many logits of 0, as in `spaces.allocation.land_by_shift`."""
 STEPS = 13
 """Bisections of the shift: to 1/250 of a logit."""
+LIFTED = 0.005
+"""A layer sampled as whole asks for this little where the size cannot be reached without it."""
+EVEN = "even"
+"""The base that asks the same of every layer."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Shares of the dense network's (p,); latency is None without a predictor."""
-
-    size: np.ndarray
-    macs: np.ndarray
-    latency: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What p points ask of a network.
+class Draft:
+    """A point of a space before it is landed.
 
     Attributes:
-        masked: share of its elements each layer has masked (p, layers).
-        removed: share of its units each channel group loses (p, groups).
-        by_mask: layers whose granularity is a mask's (p, layers), bool.
-        by_removal: groups wholly of granularity `channel` (p, groups), bool.
+        source: how it was drawn.
+        size: target.
+        granularity: one, or layer -> granularity where layers may differ.
+        logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
+        base: allocation the knobs move; `even` in networks whose layers have a knob each.
     """
 
-    masked: np.ndarray
-    removed: np.ndarray
-    by_mask: np.ndarray
-    by_removal: np.ndarray
+    source: str
+    size: float
+    granularity: str | Mapping[str, str]
+    logits: np.ndarray
+    schedule: Schedule
+    base: str = EVEN
 
-    def __add__(self, other: Requests) -> Requests:
-        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return Requests(*(np.concatenate(pair) for pair in pairs))
+    @property
+    def label(self) -> str:
+        """The granularity in one word."""
+        return self.granularity if isinstance(self.granularity, str) else "mixed"
 
 
-class Costs:
-    """Sizes and MACs of many requests, vectorised over points and layers.
+@dataclass(frozen=True)
+class Landed:
+    """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
+
+    drafts: tuple[Draft, ...]
+    requests: Requests
+    sizes: np.ndarray
+    speeds: np.ndarray
+
+    def __add__(self, other: Landed) -> Landed:
+        return Landed(
+            self.drafts + other.drafts,
+            self.requests + other.requests,
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.speeds, other.speeds]),
+        )
+
+
+class Landing:
+    """Lands points of one space.
 
     Args:
-        metric: `encoded` or `nonzero`.
-        latency: predicts it, if it matters.
+        space: whose limits and knobs they have.
     """
 
-    def __init__(self, network: Network, metric: str, latency: Predictor | None = None) -> None:
-        self._network, self._metric, self._latency = network, metric, latency
-        dense = dense_footprint(network)
-        self._dense_macs = max(dense.macs, 1)
-        self._dense = dense.encoded_bytes if metric == "encoded" else dense.parameters
-        self._positions = np.array([layer.positions for layer in network.layers], dtype=float)
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def land(self, drafts: Sequence[Draft]) -> Landed:
+        """Shift each point's logits until its size is within its target.
+
+        As `Space.propose` does, layers sampled as whole are asked for a little where nothing else reaches the target,
+        and mixtures that cannot reach it take the granularity with the lowest floor.
+        """
+        space = self._space
+        channel = np.stack([space.is_channel(draft.granularity) for draft in drafts])
+        targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
+        by_layer, by_group = self._asked(drafts, targets)
+        farthest = np.full(len(drafts), REACH)
+        reached = self._fits(self._costs_at(by_layer, by_group, channel, farthest)[0], targets)
+        least = np.where(~reached, logits_of(np.array([LIFTED])), -np.inf)[:, None]
+        by_layer, by_group = np.maximum(by_layer, least), np.maximum(by_group, least)
+        stuck = ~self._fits(self._costs_at(by_layer, by_group, channel, farthest)[0], targets)
+        stuck &= [not isinstance(draft.granularity, str) for draft in drafts]
+        if stuck.any():
+            lowest = min(space.usable, key=space.floors.__getitem__)
+            return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
+        over, under = -farthest, farthest
+        for _ in range(STEPS):
+            middle = (over + under) / 2
+            fits = self._fits(self._costs_at(by_layer, by_group, channel, middle)[0], targets)
+            over, under = np.where(fits, over, middle), np.where(fits, middle, under)
+        shares, requests = self._costs_at(by_layer, by_group, channel, under)
+        return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
+
+    def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of each layer (p, layers) and of each channel group (p, groups) before the shift."""
+        logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
+        by_layer, by_group = logits[:, own], logits[:, lead]
+        if len(self._space.bases) == 1:
+            return by_layer, by_group
+        pairs = zip(drafts, targets, strict=True)
+        bases = np.stack([self._space.base_logits(d.base, d.granularity, target) for d, target in pairs])
+        return by_layer + bases, by_group + bases[:, self._leads]
+
+    def _fits(self, shares: Shares, sizes: np.ndarray) -> np.ndarray:
+        """Which points are within all limits (p,)."""
+        fits = (shares.size <= sizes) & (shares.macs <= self._space.max_macs * (1 + 1e-9))
+        return fits if shares.latency is None else fits & (shares.latency <= self._space.max_latency * (1 + 1e-9))
+
+    def _costs_at(
+        self, by_layer: np.ndarray, by_group: np.ndarray, channel: np.ndarray, shift: np.ndarray
+    ) -> tuple[Shares, Requests]:
+        masked = np.where(channel, 0.0, sigmoid(by_layer + shift[:, None])) * self._maskable
+        by_removal = (channel @ self._members == self._members.sum(axis=0)) & self._removable
+        removed = np.where(by_removal, sigmoid(by_group + shift[:, None]), 0.0)
+        requests = Requests(masked, removed, ~channel & self._maskable, by_removal)
+        return self._costs.of(requests), requests
 
     @cached_property
-    def _units(self) -> np.ndarray:
-        return np.array([group.units for group in self._network.groups], dtype=float)
+    def _costs(self) -> Costs:
+        return Costs(self._space.network, self._space.metric, self._space.latency)
 
     @cached_property
-    def _item(self) -> np.ndarray:
-        tensors = {tensor.name: tensor for tensor in self._network.tensors}
-        return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
+    def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
+        """Place of the knob of each layer (layers,), and of each channel group's first (groups,)."""
+        place = {knob: n for n, knob in enumerate(self._space.knobs)}
+        layers = np.array([place.get(knob, 0) for knob in self._space.knob_names])
+        return layers, layers[self._leads]
 
     @cached_property
-    def _lengths(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of the layers: length of each dimension (layers,), and what one unit of each group takes off it."""
-        tensors = {tensor.name: tensor for tensor in self._network.tensors}
-        chosen = [tensors[layer.name] for layer in self._network.layers]
-        most = max((len(t.shape) for t in chosen), default=0)
-        lengths = [np.array([t.shape[d] if d < len(t.shape) else 1 for t in chosen], dtype=float) for d in range(most)]
-        return lengths, [self._per_unit(chosen, d) for d in range(most)]
-
-    def _per_unit(self, tensors: Sequence, dimension: int) -> np.ndarray:
-        taken = np.zeros((len(self._network.groups), len(tensors)))
-        for place, tensor in enumerate(tensors):
-            owners = tensor.owners[dimension] if dimension < len(tensor.owners) else ()
-            for group, indices in owners:
-                taken[group, place] += indices // self._network.groups[group].units
-        return taken
+    def _leads(self) -> np.ndarray:
+        """Place of the first layer of each channel group (groups,)."""
+        return np.array([self._space.place[group.layers[0]] for group in self._space.network.groups], dtype=int)
 
     @cached_property
-    def _others(self) -> tuple[float, np.ndarray]:
-        """Cost of everything that is no layer: whole, and what one unit of each group takes off (groups,)."""
-        names, encoded = set(self._network.layer_names), self._metric == "encoded"
-        whole, per_unit = 0.0, np.zeros(len(self._network.groups))
-        for tensor in self._network.tensors:
-            if tensor.name in names or not (encoded or tensor.parameter):
-                continue
-            each = ITEM_BYTES[tensor.dtype] if encoded else 1
-            whole += tensor.numel * each
-            for dimension, owners in enumerate(tensor.owners):
-                others = tensor.numel / max(tensor.shape[dimension], 1)
-                for group, indices in owners:
-                    per_unit[group] += indices // self._network.groups[group].units * others * each
-        return whole, per_unit
+    def _members(self) -> np.ndarray:
+        """Which layer belongs to which channel group (layers, groups)."""
+        network = self._space.network
+        members = [[name in group.layers for group in network.groups] for name in network.layer_names]
+        return np.array(members, dtype=float).reshape(len(network.layers), len(network.groups))
 
     @cached_property
-    def _header(self) -> float:
-        if self._metric != "encoded":
-            return 0.0
-        return self._dense - sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in self._network.tensors)
+    def _maskable(self) -> np.ndarray:
+        return np.array([layer.numel > 1 for layer in self._space.network.layers])
 
-    def of(self, requests: Requests) -> Shares:
-        """What the requests leave of the dense network."""
-        gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
-        numel = np.ones((len(gone), len(self._network.layers)))
-        for length, per_unit in zip(*self._lengths, strict=True):
-            numel = numel * (length - gone @ per_unit if per_unit.any() else length)
-        nonzero = numel - np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
-        whole, per_unit = self._others
-        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)
-        size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
-        latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
-        return Shares(size, numel @ self._positions / self._dense_macs, latency)
+    @cached_property
+    def _removable(self) -> np.ndarray:
+        return np.array([group.obstacle is None for group in self._space.network.groups])
 
-    def _encoded(self, numel: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
-        gaps = nonzero * (self._item + 1) + (numel - nonzero) // GAP_ESCAPE
-        return np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)
+
+def logits_of(shares: np.ndarray) -> np.ndarray:
+    """Of shares in [0, 1); minus infinity for 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(shares) - np.log1p(-shares)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
@@ -24,7 +24,7 @@ from spaces.allocation import (
     shifted,
 )
 from spaces.errors import unknown
-from spaces.landing import REACH, STEPS, Costs, Requests, Shares, sigmoid
+from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
 from spaces.landing import centred as centred_logits
 from spaces.latency import Predictor
 from spaces.layers import Network
@@ -38,12 +38,8 @@ FLOOR_MARGIN = 1.2
 """No target below this many times the smallest reachable size: there, single weights are left."""
 EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
-LIFTED = 0.005
-"""A layer sampled as whole asks for this little where the size cannot be reached without it."""
 MOST_KNOBS = 24
 """In networks of more layers, runs of neighbours share a knob, which moves them on top of a base allocation."""
-EVEN = "even"
-"""The base that asks the same of every layer."""
 BASE_SIZES, BASE_REACH = 5, 8.0
 """Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""
 SEED_SCHEDULE = Schedule("polynomial", 3.0)
@@ -88,49 +84,6 @@ class Proposal:
     policy: PruningPolicy
     sampled: Mapping[str, float]
     target: float
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A point of a space before it is landed.
-
-    Attributes:
-        source: how it was drawn.
-        size: target.
-        granularity: one, or layer -> granularity where layers may differ.
-        logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
-        base: allocation the knobs move; `even` in networks whose layers have a knob each.
-    """
-
-    source: str
-    size: float
-    granularity: str | Mapping[str, str]
-    logits: np.ndarray
-    schedule: Schedule
-    base: str = EVEN
-
-    @property
-    def label(self) -> str:
-        """The granularity in one word."""
-        return self.granularity if isinstance(self.granularity, str) else "mixed"
-
-
-@dataclass(frozen=True)
-class Landed:
-    """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
-
-    drafts: tuple[Draft, ...]
-    requests: Requests
-    sizes: np.ndarray
-    speeds: np.ndarray
-
-    def __add__(self, other: Landed) -> Landed:
-        return Landed(
-            self.drafts + other.drafts,
-            self.requests + other.requests,
-            np.concatenate([self.sizes, other.sizes]),
-            np.concatenate([self.speeds, other.speeds]),
-        )
 
 
 @dataclass(frozen=True)
@@ -293,12 +246,10 @@ class Space:
 
     def read(self, params: Mapping[str, Any]) -> Proposal:
         """The proposal that these values of all `axes` stand for."""
-        granularity = params.get("granularity") or {
-            name: params[f"granularity.{name}"] for name in self.network.layer_names
-        }
         preferences = {knob: params[f"sparsity.{knob}"] for knob in self.knobs}
         schedule = Schedule(params["schedule"], float(params["exponent"]))
-        return self.propose(params["size"], granularity, preferences, schedule, params.get("base", EVEN))
+        base = params.get("base", EVEN)
+        return self.propose(params["size"], self._granularity(params), preferences, schedule, base)
 
     def params(
         self,
@@ -355,34 +306,35 @@ class Space:
             return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float], base: str) -> dict[str, float]:
-        channel, sampled = self._is_channel(target.granularity), {}
-        below = self._base(base, target.granularity, target.share)
+        channel, sampled = self.is_channel(target.granularity), {}
+        below = self.base_logits(base, target.granularity, target.share)
         for layer in target.layers:
-            place = self._place[layer.name]
+            place = self.place[layer.name]
             if channel[place] and layer.channel_group is not None:
-                place = self._place[self.network.groups[layer.channel_group].layers[0]]
-            preference = min(preferences.get(self._knob_names[place], 0.0), 1 - LIFTED**2)
+                place = self.place[self.network.groups[layer.channel_group].layers[0]]
+            preference = min(preferences.get(self.knob_names[place], 0.0), 1 - LIFTED**2)
             sampled[layer.name] = shifted({"": preference}, float(below[place]))[""] if below[place] else preference
         return sampled
 
     @cached_property
-    def _place(self) -> dict[str, int]:
+    def place(self) -> dict[str, int]:
+        """Layer -> its place in the network."""
         return {name: place for place, name in enumerate(self.network.layer_names)}
 
     @cached_property
-    def _knob_names(self) -> list[str]:
+    def knob_names(self) -> list[str]:
         """The knob of each layer; a layer that none moves has its own name."""
         knob_of = {layer: knob for knob, layers in self.knobs.items() for layer in layers}
         return [knob_of.get(name, name) for name in self.network.layer_names]
 
-    def _base(self, name: str, granularity: str | Mapping[str, str], size: float) -> np.ndarray:
+    def base_logits(self, name: str, granularity: str | Mapping[str, str], size: float) -> np.ndarray:
         """Logits (layers,) a base asks for at a size, linear between its sizes in the logarithm of the size."""
         if name == EVEN:
             return np.zeros(len(self.network.layers))
         if not isinstance(granularity, str):
-            channel = self._is_channel(granularity)
+            channel = self.is_channel(granularity)
             words = {"channel": channel, "fine-grained": ~channel}
-            return sum(self._base(name, word, size) * own for word, own in words.items() if word in self.usable)
+            return sum(self.base_logits(name, word, size) * own for word, own in words.items() if word in self.usable)
         low, high = self.size_range
         place = (BASE_SIZES - 1) * (math.log(high / size) / math.log(high / low) if high > low else 0.0)
         first = int(min(max(place, 0), BASE_SIZES - 2))
@@ -400,7 +352,7 @@ class Space:
             except Unreachable:
                 found = {}
             shares = np.array([found.get(layer, 0.5 if not found else 0.0) for layer in self.network.layer_names])
-            self._base_logits[key] = np.clip(_logits(shares), -BASE_REACH, BASE_REACH)
+            self._base_logits[key] = np.clip(logits_of(shares), -BASE_REACH, BASE_REACH)
         return self._base_logits[key]
 
     @cached_property
@@ -409,12 +361,15 @@ class Space:
 
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
-        granularity = params.get("granularity") or {
-            name: params[f"granularity.{name}"] for name in self.network.layer_names
-        }
         shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
         schedule = Schedule(params["schedule"], float(params["exponent"]))
-        return Draft(source, params["size"], granularity, _logits(shares), schedule, params.get("base", EVEN))
+        base = params.get("base", EVEN)
+        return Draft(source, params["size"], self._granularity(params), logits_of(shares), schedule, base)
+
+    def _granularity(self, params: Mapping[str, Any]) -> str | dict[str, str]:
+        if not self.mixed:
+            return params["granularity"]
+        return {name: params[f"granularity.{name}"] for name in self.network.layer_names}
 
     def params_of(self, draft: Draft) -> dict[str, Any]:
         """Values of all `axes` for a point; the mean logit of its knobs becomes 0."""
@@ -424,84 +379,21 @@ class Space:
 
     def logits(self, sparsity: Mapping[str, float]) -> np.ndarray:
         """Logit of each knob's sparsity (knobs,), read from its first layer."""
-        return _logits(np.array([sparsity.get(knob, 0.0) for knob in self.knobs]))
+        return logits_of(np.array([sparsity.get(knob, 0.0) for knob in self.knobs]))
 
     def land(self, drafts: Sequence[Draft]) -> Landed:
-        """Shift each point's logits until its size is within its target; see `spaces.landing` for how exactly."""
-        logits = np.stack([draft.logits for draft in drafts])
-        channel = np.stack([self._is_channel(draft.granularity) for draft in drafts])
-        targets = np.array([self.reachable(draft.size, draft.granularity) for draft in drafts])
-        own, lead = self._knob_of_layer
-        logits = centred_logits(logits)
-        by_layer, by_group = logits[:, own], logits[:, lead]
-        if len(self.bases) > 1:
-            bases = np.stack([self._base(d.base, d.granularity, t) for d, t in zip(drafts, targets, strict=True)])
-            by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
-        reach = self._costs_at(by_layer, by_group, channel, np.full(len(drafts), REACH))[0]
-        least = np.where(~self._fits(reach, targets), _logits(np.array([LIFTED])), -np.inf)[:, None]
-        by_layer, by_group = np.maximum(by_layer, least), np.maximum(by_group, least)
-        stuck = ~self._fits(self._costs_at(by_layer, by_group, channel, np.full(len(drafts), REACH))[0], targets)
-        stuck &= [not isinstance(draft.granularity, str) for draft in drafts]
-        if stuck.any():  # as `propose` does
-            lowest = min(self.usable, key=self.floors.__getitem__)
-            return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
-        over, under = np.full(len(drafts), -REACH), np.full(len(drafts), REACH)
-        for _ in range(STEPS):
-            middle = (over + under) / 2
-            fits = self._fits(self._costs_at(by_layer, by_group, channel, middle)[0], targets)
-            over, under = np.where(fits, over, middle), np.where(fits, middle, under)
-        shares, requests = self._costs_at(by_layer, by_group, channel, under)
-        return Landed(tuple(drafts), requests, shares.size, shares.latency if self.speed == "latency" else shares.macs)
-
-    def _fits(self, shares: Shares, sizes: np.ndarray) -> np.ndarray:
-        """Which points are within all limits (p,)."""
-        fits = (shares.size <= sizes) & (shares.macs <= self.max_macs * (1 + 1e-9))
-        return fits if shares.latency is None else fits & (shares.latency <= self.max_latency * (1 + 1e-9))
-
-    def _costs_at(
-        self, by_layer: np.ndarray, by_group: np.ndarray, channel: np.ndarray, shift: np.ndarray
-    ) -> tuple[Shares, Requests]:
-        masked = np.where(channel, 0.0, sigmoid(by_layer + shift[:, None])) * self._maskable
-        by_removal = (channel @ self._members == self._members.sum(axis=0)) & self._removable
-        removed = np.where(by_removal, sigmoid(by_group + shift[:, None]), 0.0)
-        requests = Requests(masked, removed, ~channel & self._maskable, by_removal)
-        return self._costs.of(requests), requests
+        """Points landed together, a little less exactly than `propose` does; see `spaces.landing`."""
+        return self._landing.land(drafts)
 
     @cached_property
-    def _costs(self) -> Costs:
-        return Costs(self.network, self.metric, self.latency)
+    def _landing(self) -> Landing:
+        return Landing(self)
 
-    def _is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
+    def is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
+        """Which layers (layers,) are pruned by channels."""
         if isinstance(granularity, str):
             return np.full(len(self.network.layers), granularity == "channel")
         return np.array([granularity.get(name) == "channel" for name in self.network.layer_names])
-
-    @cached_property
-    def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Place of the knob of each layer (layers,), and of each channel group's first (groups,)."""
-        place = {knob: n for n, knob in enumerate(self.knobs)}
-        layers = np.array([place.get(knob, 0) for knob in self._knob_names])
-        return layers, layers[self._leads]
-
-    @cached_property
-    def _leads(self) -> np.ndarray:
-        """Place of the first layer of each channel group (groups,)."""
-        return np.array([self._place[group.layers[0]] for group in self.network.groups], dtype=int)
-
-    @cached_property
-    def _members(self) -> np.ndarray:
-        """Which layer belongs to which channel group (layers, groups)."""
-        return np.array(
-            [[name in group.layers for group in self.network.groups] for name in self.network.layer_names], dtype=float
-        ).reshape(len(self.network.layers), len(self.network.groups))
-
-    @cached_property
-    def _maskable(self) -> np.ndarray:
-        return np.array([layer.numel > 1 for layer in self.network.layers])
-
-    @cached_property
-    def _removable(self) -> np.ndarray:
-        return np.array([group.obstacle is None for group in self.network.groups])
 
     def seeds(self, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
         """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
@@ -535,8 +427,3 @@ class Space:
         else:
             params = self.params(size, granularity, centred(sparsity), SEED_SCHEDULE)
         return Seed(allocator, granularity, params)
-
-
-def _logits(shares: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(shares) - np.log1p(-shares)

@@ -22,6 +22,7 @@ import race_table
 import search_race
 from fixed_size import Cell, Difference, outcomes
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
+from raw_rows import read_rows
 
 from spaces.policy import PruningPolicy
 
@@ -280,7 +281,7 @@ class TestRace:
         monkeypatch.setattr(search_race, "TABLE", tmp_path / "race.csv")
         monkeypatch.setattr(search_race, "Contest", lambda *_: contest)
         contest.profile = SimpleNamespace(seconds=2.0)
-        return lambda: search_race.read_rows()
+        return lambda: read_rows(search_race.TABLE)
 
     def test_a_longer_race_adds_to_the_shorter(self, table, contest, tmp_path):
         search_race.race("digits", [5], ["random", "nsga2"], 3, tmp_path)
@@ -319,7 +320,7 @@ class TestFixedSize:
         monkeypatch.setattr(fixed_size, "TABLE", tmp_path / "fixed_size.csv")
         monkeypatch.setattr(fixed_size, "Contest", lambda *_: contest)
         fixed_size.run("digits", [5], [Cell(0.1, "channel")], tmp_path)
-        rows = fixed_size.read_rows()
+        rows = read_rows(fixed_size.TABLE)
         part = {
             (side, stage): [r for r in rows if (r["side"], r["stage"]) == (side, stage)]
             for side, stage in product(("guided", "static"), ("choosing", "final"))
@@ -341,7 +342,7 @@ class TestFixedSize:
             assert not tried & {r["tune_seed"] for r in part[side, "final"]}
         spent = len(contest.tuned)
         fixed_size.run("digits", [5], [Cell(0.1, "channel")], tmp_path)
-        assert (len(contest.tuned), len(fixed_size.read_rows())) == (spent, len(rows))
+        assert (len(contest.tuned), len(read_rows(fixed_size.TABLE))) == (spent, len(rows))
 
     def test_difference_is_paired_by_fresh_seed_then_over_contests(self, capsys):
         tests = {

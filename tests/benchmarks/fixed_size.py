@@ -14,7 +14,6 @@ this file; a cell that is there is not run again for that seed.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from race_table import Row
+from raw_rows import Row, append_rows, read_rows
 from search_race import MAX_SIZE, TRIALS, WORKLOADS, Contest, guided_in
 from study import hardware
 
@@ -80,12 +79,12 @@ class Entry:
 
 
 def run(workload: str, seeds: Sequence[int], cells: Sequence[Cell], root: Path) -> None:
-    done = {(row["workload"], int(row["seed"]), row["cell"]) for row in read_rows()}
+    done = {(row["workload"], int(row["seed"]), row["cell"]) for row in read_rows(TABLE)}
     for seed in seeds:
         contest = Contest(workload, seed, root)
         for cell in cells:
             if (workload, seed, str(cell)) not in done:
-                _append(_measured(contest, cell))
+                append_rows(TABLE, COLUMNS, _measured(contest, cell))
 
 
 def _measured(contest: Contest, cell: Cell) -> list[Row]:
@@ -231,19 +230,6 @@ def _points(share: float | None) -> float | None:
     return None if share is None else round(share * 100, 3)
 
 
-def read_rows() -> list[Row]:
-    return list(csv.DictReader(TABLE.open())) if TABLE.is_file() else []
-
-
-def _append(rows: Sequence[Row]) -> None:
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -259,7 +245,7 @@ def main() -> None:
         cells = [Cell.parse(text) for text in options.cells.split(",")]
         run(options.workload, range(first, last + 1), cells, options.root)
     else:
-        show(read_rows())
+        show(read_rows(TABLE))
 
 
 if __name__ == "__main__":

@@ -7,52 +7,54 @@
 `run` draws 30 policies in each of six cells (three size bands, two granularities) on small Fashion-MNIST, fine-tunes
 each with 2 seeds and once with a quarter of the epochs, and scores it without training. Each policy is one line of
 `proxies.csv` beside this file; what is there is not run again, so runs resume and can be split. `show` prints rank
-correlations cell by cell; `replay` answers whether short first runs pay.
+correlations cell by cell; `replay` answers whether short first runs, or measuring the front again, pay.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from raw_rows import append_rows, read_rows
 from scipy.optimize import nnls
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
+from screener import Screener
 from small_fashion import TRIAL_EPOCHS, small_fashion
 
 from pruning.calibrate import recalibrate_
 from pruning.channels import trace_channels
 from pruning.evidence import unit_evidence
 from pruning.prune import prune
-from pruning.screen import Screener
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy
 from search.features import Features
-from search.guide import NODES, WEIGHTS
-from search.hypervolume import DominatedSpace, hypervolume
+from search.guide import CAUTION, NODES, WEIGHTS
+from search.hypervolume import DominatedSpace, hypervolume, non_dominated
 from search.scan import cached_profile
 from search.surrogate import Surrogate
 from search.train import score
 from spaces.allocation import Evidence, Target, Unreachable, allocate, shifted
+from spaces.landing import Draft
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile
-from spaces.space import SEED_SCHEDULE, Draft, Space
+from spaces.space import SEED_SCHEDULE, Space
 
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}
 GRANULARITIES = ("fine-grained", "channel")
 POLICIES, SEEDS, RUNG = 30, (1, 2), 0.25
-REPLAYS, REPLAY_COSTS = 16, (14, 18, 24)
+REPLAYS, REPLAY_COSTS = 32, (14, 18, 24)
 REFERENCE = np.array([0.5, math.log(0.275), 1.05])
 """Error, log encoded size, MACs."""
 STATIC = ("lamp", "global", "erk", "uniform", "last-layers")
@@ -111,7 +113,7 @@ def run(part: int, parts: int, root: Path) -> None:
     reference = torch.cat([subject.dense(batch) for batch in inputs.split(500)]).detach()
     for place, candidate in enumerate(candidates(space, evidence)):
         if place % parts == part and _key(candidate) not in _done():
-            _append(_measured(candidate, subject, screener, reference))
+            append_rows(TABLE, COLUMNS, [_measured(candidate, subject, screener, reference)])
 
 
 def _measured(candidate: Candidate, subject: Subject, screener: Screener, reference: torch.Tensor) -> dict[str, object]:
@@ -152,21 +154,8 @@ def _key(candidate: Candidate) -> tuple[str, str, int]:
     return candidate.band, candidate.granularity, candidate.number
 
 
-def _rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(TABLE.open())) if TABLE.is_file() else []
-
-
 def _done() -> set[tuple[str, str, int]]:
-    return {(row["band"], row["granularity"], int(row["number"])) for row in _rows()}
-
-
-def _append(row: dict[str, object]) -> None:
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    return {(row["band"], row["granularity"], int(row["number"])) for row in read_rows(TABLE)}
 
 
 SCORES: Mapping[str, Callable[[Mapping[str, str]], float]] = {
@@ -181,7 +170,7 @@ SCORES: Mapping[str, Callable[[Mapping[str, str]], float]] = {
 
 def show(root: Path) -> None:
     """Rank correlations with the error after the fine-tune (mean of the seeds), cell by cell, never pooled."""
-    rows = _rows()
+    rows = read_rows(TABLE)
     network, scores = _network(root), {name: np.array([of(row) for row in rows]) for name, of in SCORES.items()}
     profile = _profile(root)
     by_layer = np.array([_damages(profile, row) for row in rows])
@@ -269,62 +258,131 @@ def _columns(network: Network, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
 
 
 def replay(root: Path) -> None:
-    """Would a short first run pay? The measured policies stand in for fine-tunes.
+    """Would a short first run pay, or measuring members of the front again? Measured policies stand in for fine-tunes.
 
     Starting from ten random ones, the policy of largest expected gain is taken next, as the guided search would from a
     pool of just these. With a rung, a quarter of a fine-tune is paid first, and the rest only if the expected gain
-    after it is at least a quarter of what it was. Shares of the hypervolume of all policies, at equal cost.
+    after it is at least a quarter of what it was. With repeats, every fourth fine-tune measures the member of the front
+    again that holds most of the hypervolume for the times it was measured. A measurement is the mean of a policy's two
+    seeds plus noise of their difference (its median where that is more). Shares of the hypervolume of all policies, at
+    equal cost, of the front that the measurements choose.
     """
-    rows = _rows()
+    rows = read_rows(TABLE)
     columns = _columns(_network(root), rows)
     errors = logit(np.array([[1 - float(row[f"accuracy_{seed}"]) for seed in SEEDS] for row in rows]))
     short = logit(np.clip([1 - float(row["rung_accuracy"]) for row in rows], 0.01, 0.95))
     costs = np.array([[math.log(float(row["size"])), float(row["macs"])] for row in rows])
-    table = {}
-    for name, rung in (("full fine-tunes", False), ("with a rung", True)):
-        runs = [_replayed(columns, errors, short, costs, rung, seed) for seed in range(REPLAYS)]
-        table[name] = {str(at): round(float(np.mean([run[at] for run in runs])), 4) for at in REPLAY_COSTS}
-        print(f"{name:20}" + "".join(f"{at:>6}: {share:.4f}" for at, share in table[name].items()))
+    pool, table = Replayed(columns, errors, short, costs), {}
+    for name, options in {
+        "full fine-tunes": {},
+        "with a rung": {"rung": True},
+        "with repeats": {"repeat": True},
+    }.items():
+        runs = [pool.run(seed, **options) for seed in range(REPLAYS)]
+        table[name] = {
+            str(at): [round(float(f([run[at] for run in runs])), 4) for f in (np.mean, np.std)] for at in REPLAY_COSTS
+        }
+        print(f"{name:20}" + "".join(f"{at:>6}: {mean:.4f} ± {sd:.4f}" for at, (mean, sd) in table[name].items()))
     print(json.dumps({"benchmark": "proxies replay", "policies": len(rows), "n": REPLAYS, "share": table}))
 
 
-def _replayed(
-    columns: np.ndarray, errors: np.ndarray, short: np.ndarray, costs: np.ndarray, rung: bool, seed: int
-) -> dict[int, float]:
-    """Cost in fine-tunes -> share of the hypervolume of all policies."""
-    truth = np.column_stack([expit(errors.mean(axis=1)), costs])
-    tuned = list(np.random.default_rng(seed).choice(len(errors), 10, replace=False))
-    stopped: dict[int, float] = {}
-    spent, found = len(tuned) * (1 + RUNG * rung), {}
-    while spent < max(REPLAY_COSTS):
-        known = [*tuned, *stopped]
-        left = np.setdiff1d(np.arange(len(errors)), known)
-        surrogate = Surrogate(columns[known], np.array([*errors[tuned, 0], *stopped.values()]))
-        front = DominatedSpace(
-            np.column_stack([expit(surrogate.predict(columns[tuned]).mean), costs[tuned]]), REFERENCE
-        )
+@dataclass(frozen=True)
+class Replayed:
+    """Policies with known results, as if they were fine-tuned one after the other.
 
-        def gain(mean: np.ndarray, sd: np.ndarray, at: np.ndarray, front: DominatedSpace = front) -> np.ndarray:
-            possible = expit(mean[:, None] + sd[:, None] * NODES)
-            return front.improvement(possible, costs[at, 0], costs[at, 1]) @ WEIGHTS
+    Attributes:
+        columns: (n, d) features.
+        errors: (n, seeds) logits of errors.
+        short: (n,) the same after a rung.
+        costs: (n, 2) log size and MACs.
+    """
 
-        prediction = surrogate.predict(columns[left])
-        gains = gain(prediction.mean, prediction.sd, left)
-        chosen, goes_on = int(left[np.argmax(gains)]), True
+    columns: np.ndarray
+    errors: np.ndarray
+    short: np.ndarray
+    costs: np.ndarray
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """(n, 3) error, log size and MACs."""
+        return np.column_stack([expit(self.errors.mean(axis=1)), self.costs])
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """Standard deviation (n,) of one seed, in logits."""
+        each = np.abs(np.diff(self.errors, axis=1)[:, 0]) / math.sqrt(2)
+        return np.maximum(each, np.median(each))
+
+    def run(self, seed: int, rung: bool = False, repeat: bool = False) -> dict[int, float]:
+        """Cost in fine-tunes -> share of the hypervolume of all policies."""
+        random = np.random.default_rng(seed)
+        measured: dict[int, list[float]] = {}
+        stopped: dict[int, float] = {}
+
+        def measure(place: int) -> None:
+            truth = self.errors[place].mean()
+            measured.setdefault(place, []).append(truth + random.normal(0, self.noise[place]))
+
+        for place in random.choice(len(self.errors), 10, replace=False):
+            measure(int(place))
+        spent, found, turn = len(measured) * (1 + RUNG * rung), {}, 0
+        while spent < max(REPLAY_COSTS):
+            turn += 1
+            tuned, means = list(measured), np.array([np.mean(own) for own in measured.values()])
+            known = [*tuned, *stopped]
+            surrogate = Surrogate(self.columns[known], np.array([*means, *stopped.values()]))
+            front = self._points(tuned, surrogate.predict(self.columns[tuned]).mean)
+            if repeat and turn % 4 == 0:
+                measure(tuned[_most_held(front, [len(own) for own in measured.values()])])
+                spent += 1
+            else:
+                spent += self._tune_next(surrogate, front, measure, measured, stopped, rung)
+            found |= {at: self._share(measured) for at in REPLAY_COSTS if spent <= at}
+        return found
+
+    def _tune_next(
+        self,
+        surrogate: Surrogate,
+        front: np.ndarray,
+        measure: Callable[[int], None],
+        measured: Mapping[int, Sequence[float]],
+        stopped: dict[int, float],
+        rung: bool,
+    ) -> float:
+        """Measure the policy of largest expected gain, or stop it after its rung; returns the cost."""
+        left = np.setdiff1d(np.arange(len(self.errors)), [*measured, *stopped])
+        prediction, space = surrogate.predict(self.columns[left]), DominatedSpace(front, REFERENCE)
+        gains = self._gain(space, prediction.mean, prediction.sd, left)
+        chosen = int(left[np.argmax(gains)])
         if rung:
-            line = np.polyfit(short[tuned], errors[tuned, 0], 1)
-            spread = np.std(errors[tuned, 0] - np.polyval(line, short[tuned]))
-            after = np.polyval(line, short[[chosen]])
-            goes_on = gain(after, np.array([spread]), np.array([chosen]))[0] >= RUNG * gains.max()
-            spent += RUNG
-        if goes_on:
-            tuned.append(chosen)
-            spent += 1
-        else:
-            stopped[chosen] = float(after[0])
-        share = hypervolume(truth[tuned], REFERENCE) / hypervolume(truth, REFERENCE)
-        found |= {at: share for at in REPLAY_COSTS if spent <= at}
-    return found
+            tuned, means = list(measured), [np.mean(own) for own in measured.values()]
+            line = np.polyfit(self.short[tuned], means, 1)
+            spread = np.std(means - np.polyval(line, self.short[tuned]))
+            after = np.polyval(line, self.short[[chosen]])
+            if self._gain(space, after, np.array([spread]), np.array([chosen]))[0] < RUNG * gains.max():
+                stopped[chosen] = float(after[0])
+                return RUNG
+        measure(chosen)
+        return 1 + RUNG * rung
+
+    def _points(self, places: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        return np.column_stack([expit(logits), self.costs[places]])
+
+    def _gain(self, space: DominatedSpace, mean: np.ndarray, sd: np.ndarray, places: np.ndarray) -> np.ndarray:
+        possible = expit(mean[:, None] + CAUTION * sd[:, None] * NODES)
+        return space.improvement(possible, self.costs[places, 0], self.costs[places, 1]) @ WEIGHTS
+
+    def _share(self, measured: Mapping[int, Sequence[float]]) -> float:
+        places = list(measured)
+        front = non_dominated(self._points(places, np.array([np.mean(own) for own in measured.values()])))
+        return hypervolume(self.truth[places][front], REFERENCE) / hypervolume(self.truth, REFERENCE)
+
+
+def _most_held(points: np.ndarray, times: Sequence[int]) -> int:
+    """The point without which most of the hypervolume is lost, over the times it was measured."""
+    whole = hypervolume(points, REFERENCE)
+    lost = [(whole - hypervolume(np.delete(points, n, 0), REFERENCE)) / times[n] for n in range(len(points))]
+    return int(np.argmax(lost))
 
 
 def environment() -> dict[str, str]:

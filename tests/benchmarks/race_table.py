@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from raw_rows import Row
 from study import hardware
 
 from search.hypervolume import hypervolume, non_dominated
@@ -29,8 +30,6 @@ UNITS = ("fine-tunes", "seconds")
 """Of cost: fine-tunes, wall-clock seconds."""
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 DOTS_PER_INCH = 120
-
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)

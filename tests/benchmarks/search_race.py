@@ -14,7 +14,6 @@ made longer for the methods that propose one trial after the other.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import numpy as np
 import optuna
 import torch
 from race_table import Rules, show
+from raw_rows import append_rows, read_rows
 from sklearn.model_selection import train_test_split
 from small_fashion import small_fashion
 
@@ -353,14 +353,14 @@ def race(workload: str, seeds: Sequence[int], methods: Sequence[str], trials: in
         for name in methods:
             done = [
                 row
-                for row in read_rows()
+                for row in read_rows(TABLE)
                 if (row["workload"], row["seed"], row["method"]) == (workload, str(seed), name)
             ]
             if len(done) < trials:
                 rows = list(_run(contest, name, trials))
                 if [row["digest"] for row in done] != [row["digest"] for row in rows[: len(done)]]:
                     raise RuntimeError(f"{name} proposes otherwise than when its rows were written: delete those first")
-                _append(rows[len(done) :])
+                append_rows(TABLE, COLUMNS, rows[len(done) :])
 
 
 def _run(contest: Contest, name: str, trials: int) -> Iterator[dict[str, Any]]:
@@ -392,19 +392,6 @@ def _run(contest: Contest, name: str, trials: int) -> Iterator[dict[str, Any]]:
         raise RuntimeError(f"{name} ended after {number + 1} of {trials} trials")
 
 
-def read_rows() -> list[dict[str, str]]:
-    return list(csv.DictReader(TABLE.open())) if TABLE.is_file() else []
-
-
-def _append(rows: Sequence[Mapping[str, Any]]) -> None:
-    new = not TABLE.is_file()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -421,7 +408,7 @@ def main() -> None:
         first, last = map(int, options.seeds.split("-"))
         race(options.workload, range(first, last + 1), options.methods.split(","), options.trials, options.root)
     else:
-        show(read_rows(), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
+        show(read_rows(TABLE), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 
 from search.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
-from spaces.landing import Requests
-from spaces.space import Draft, Landed
+from spaces.costs import Requests
+from spaces.landing import Draft, Landed
 
 
 def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> Landed:

@@ -11,10 +11,10 @@ from pruning.evidence import unit_evidence
 from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
 from spaces.allocation import Evidence
-from spaces.landing import centred
+from spaces.landing import Draft, centred
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import dense_footprint, footprint, shares
-from spaces.space import EXPONENTS, Draft
+from spaces.space import EXPONENTS
 
 SCANNED_LEVELS = (0.5, 0.9, 0.99)
 

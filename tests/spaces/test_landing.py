@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
-from spaces.landing import REACH, STEPS, Costs, Requests, centred, sigmoid
+from spaces.costs import Costs, Requests
+from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
 from spaces.size import HEADER_SLACK, achieved, dense_footprint, encoding_note, shares
-from spaces.space import SIZE_SPAN, Draft
+from spaces.space import SIZE_SPAN
 
 STEP = 2 * REACH / 2**STEPS
 """Logits between the last two shifts a landing tells apart."""

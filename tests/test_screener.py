@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from screener import Divergence, Screener
 from torch import nn
 
 from pruning import prune, trace_channels
 from pruning.prune import policy_masks
 from pruning.rankings import Rankings
-from pruning.screen import Divergence, Screener
 from spaces import PruningPolicy
 
 INPUTS = torch.randn(41, 1, 8, 8, generator=torch.Generator().manual_seed(8))

@@ -1,0 +1,127 @@
+"""Sizes and speeds of many requests at once, vectorised over requests and layers.
+
+Sizes are those of `spaces.size` but for the file's header, which is taken as the dense model's: a promille or so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from spaces.latency import Predictor
+from spaces.layers import ITEM_BYTES, Network
+from spaces.size import GAP_ESCAPE, dense_footprint
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the dense network's (p,); latency is None without a predictor."""
+
+    size: np.ndarray
+    macs: np.ndarray
+    latency: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What p points ask of a network.
+
+    Attributes:
+        masked: share of its elements each layer has masked (p, layers).
+        removed: share of its units each channel group loses (p, groups).
+        by_mask: layers whose granularity is a mask's (p, layers), bool.
+        by_removal: groups wholly of granularity `channel` (p, groups), bool.
+    """
+
+    masked: np.ndarray
+    removed: np.ndarray
+    by_mask: np.ndarray
+    by_removal: np.ndarray
+
+    def __add__(self, other: Requests) -> Requests:
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Requests(*(np.concatenate(pair) for pair in pairs))
+
+
+class Costs:
+    """Sizes and MACs of many requests, vectorised over points and layers.
+
+    Args:
+        metric: `encoded` or `nonzero`.
+        latency: predicts it, if it matters.
+    """
+
+    def __init__(self, network: Network, metric: str, latency: Predictor | None = None) -> None:
+        self._network, self._metric, self._latency = network, metric, latency
+        dense = dense_footprint(network)
+        self._dense_macs = max(dense.macs, 1)
+        self._dense = dense.encoded_bytes if metric == "encoded" else dense.parameters
+        self._positions = np.array([layer.positions for layer in network.layers], dtype=float)
+
+    @cached_property
+    def _units(self) -> np.ndarray:
+        return np.array([group.units for group in self._network.groups], dtype=float)
+
+    @cached_property
+    def _item(self) -> np.ndarray:
+        tensors = {tensor.name: tensor for tensor in self._network.tensors}
+        return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
+
+    @cached_property
+    def _lengths(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of the layers: length of each dimension (layers,), and what one unit of each group takes off it."""
+        tensors = {tensor.name: tensor for tensor in self._network.tensors}
+        chosen = [tensors[layer.name] for layer in self._network.layers]
+        most = max((len(t.shape) for t in chosen), default=0)
+        lengths = [np.array([t.shape[d] if d < len(t.shape) else 1 for t in chosen], dtype=float) for d in range(most)]
+        return lengths, [self._per_unit(chosen, d) for d in range(most)]
+
+    def _per_unit(self, tensors: Sequence, dimension: int) -> np.ndarray:
+        taken = np.zeros((len(self._network.groups), len(tensors)))
+        for place, tensor in enumerate(tensors):
+            owners = tensor.owners[dimension] if dimension < len(tensor.owners) else ()
+            for group, indices in owners:
+                taken[group, place] += indices // self._network.groups[group].units
+        return taken
+
+    @cached_property
+    def _others(self) -> tuple[float, np.ndarray]:
+        """Cost of everything that is no layer: whole, and what one unit of each group takes off (groups,)."""
+        names, encoded = set(self._network.layer_names), self._metric == "encoded"
+        whole, per_unit = 0.0, np.zeros(len(self._network.groups))
+        for tensor in self._network.tensors:
+            if tensor.name in names or not (encoded or tensor.parameter):
+                continue
+            each = ITEM_BYTES[tensor.dtype] if encoded else 1
+            whole += tensor.numel * each
+            for dimension, owners in enumerate(tensor.owners):
+                others = tensor.numel / max(tensor.shape[dimension], 1)
+                for group, indices in owners:
+                    per_unit[group] += indices // self._network.groups[group].units * others * each
+        return whole, per_unit
+
+    @cached_property
+    def _header(self) -> float:
+        if self._metric != "encoded":
+            return 0.0
+        return self._dense - sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in self._network.tensors)
+
+    def of(self, requests: Requests) -> Shares:
+        """What the requests leave of the dense network."""
+        gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
+        numel = np.ones((len(gone), len(self._network.layers)))
+        for length, per_unit in zip(*self._lengths, strict=True):
+            numel = numel * (length - gone @ per_unit if per_unit.any() else length)
+        nonzero = numel - np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
+        whole, per_unit = self._others
+        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)
+        size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
+        latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
+        return Shares(size, numel @ self._positions / self._dense_macs, latency)
+
+    def _encoded(self, numel: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
+        gaps = nonzero * (self._item + 1) + (numel - nonzero) // GAP_ESCAPE
+        return np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)

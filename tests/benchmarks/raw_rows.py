@@ -1,0 +1,25 @@
+"""Raw results of benchmarks: CSV files beside the scripts, one line a fine-tune or policy, appended to."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, str]
+
+
+def read_rows(table: Path) -> list[Row]:
+    """All lines; none if there is no file yet."""
+    return list(csv.DictReader(table.open())) if table.is_file() else []
+
+
+def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines, after a head in a new file."""
+    new = not table.is_file()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
