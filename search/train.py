@@ -153,7 +153,7 @@ def _train(
     optimizer = _optimizer(model, recipe)
     curve, losses, scores, scoring = [], [], None, 0.0
     began = time.perf_counter()
-    for step, (inputs, targets) in enumerate(_batches(workload, steps, seed)):
+    for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
         if pruner and pruner.advance(step):
             model = pruner.model
             optimizer = _optimizer(model, recipe)
@@ -199,7 +199,7 @@ def _step(
     return value
 
 
-def _batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The same order and augmentation for the same seed, whatever is trained."""
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = workload.fit
