@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from search.surrogate import Surrogate
 from spaces.allocation import Evidence
 from spaces.landing import Draft, Landed
 from spaces.size import achieved
-from spaces.space import Space
+from spaces.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""
@@ -37,7 +38,7 @@ BEYOND_LIMIT = 1.1
 """Size of the reference point over the limit."""
 CAUTION = 0.3
 """Share of the predicted deviations that expected gains are taken over: exploring pays in longer studies than these."""
-BOLDEST = 1.5
+BOLDEST = 2.0
 """No layer is asked for more than this many times the most that a trial has asked it for: beyond, nothing is known."""
 MOST_ROWS = 120
 """Observations a surrogate is fitted to: the front's and the latest."""
@@ -122,6 +123,13 @@ class Guide:
         self._asked: dict[int, tuple[Any, ...]] = {}
         self._suggested: dict[int, Suggestion] = {}
 
+    @cached_property
+    def _smallest(self) -> np.ndarray:
+        """Features of the smallest policies that ask the same of every layer, one a granularity."""
+        even, smallest = np.zeros(len(self._space.knobs)), self._space.size_range[0]
+        drafts = [Draft("", smallest, word, even, SEED_SCHEDULE) for word in self._space.usable]
+        return self._features.of(self._space.land(drafts))
+
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
         draft = self._space.draft(params)
@@ -161,7 +169,7 @@ class Guide:
         surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
-        most_asked = features[:, self._features.layers].max(axis=0)
+        most_asked = np.vstack([features, self._smallest])[:, self._features.layers].max(axis=0)
         gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
         for _ in range(ROUNDS):
             moved = [self._pool.swap(drafts[i], random) for i in order[:KEPT] for _ in range(2)]
