@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
 
 from search.features import Features
 from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
-from search.surrogate import Surrogate
+from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
 from spaces.landing import Draft, Landed
 from spaces.size import achieved
@@ -243,13 +243,22 @@ class Guide:
         features = self._features.of(landed)
         prediction = surrogate.predict(features)
         errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
-        if for_best:
+        if self._largest_error is not None:
+            gains = self._smaller(landed.sizes, prediction)
+        elif for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         else:
             space = DominatedSpace(front, self._reference)
             gains = space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
         beyond = features[:, self._features.layers] - 1 > BOLDEST * (most_asked - 1)  # 1 where nothing is removed
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
+
+    def _smaller(self, sizes: np.ndarray, prediction: Prediction) -> np.ndarray:
+        """Logarithm (p,) by which each is smaller than the smallest within the wanted error, times its chance to be."""
+        within = [o.size for o in self._observed.values() if o.error <= self._largest_error]
+        best = min(within, default=self._space.size_range[1] * BEYOND_LIMIT)
+        chance = ndtr((logit(_within(self._largest_error)) - prediction.mean) / prediction.sd)
+        return chance * np.maximum(np.log(best / sizes), 0)
 
 
 def _within(error: float) -> float:
