@@ -226,7 +226,7 @@ class Guide:
         parents: list[Draft] = []
         for word in sorted({o.draft.label for o in rows}):
             own = [o for o in rows if o.draft.label == word]
-            rank = ranks(np.array([o.point for o in own]))
+            rank = ranks(np.array([o.point for o in own]), 2)
             best = np.argsort(rank, kind="stable")[: PARENTS // len(self._space.usable)]
             parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
         return parents

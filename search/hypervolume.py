@@ -18,11 +18,14 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     return valid & ~(not_larger & smaller).any(axis=0)
 
 
-def ranks(points: np.ndarray) -> np.ndarray:
-    """Non-dominated rank (n,) of each row of `points` (n, k): 0 is the front, 1 the front without those, and so on."""
+def ranks(points: np.ndarray, fronts: int | None = None) -> np.ndarray:
+    """Non-dominated rank (n,) of each row of `points` (n, k): 0 is the front, 1 the front without those, and so on.
+
+    Only the first `fronts` are told apart, all by default; the rows of later ones have rank n.
+    """
     points = np.asarray(points, dtype=float)
     left, result = np.arange(len(points)), np.full(len(points), len(points))
-    for rank in range(len(points)):
+    for rank in range(len(points) if fronts is None else fronts):
         front = non_dominated(points[left])
         result[left[front]] = rank
         left = left[~front]

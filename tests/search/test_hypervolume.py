@@ -54,3 +54,7 @@ class TestRanks:
             front = non_dominated(rows[left])
             assert set(found[left[front]]) == {rank}
             left, rank = left[~front], rank + 1
+
+    def test_only_the_first_fronts_if_no_more_are_asked_for(self):
+        chain = np.array([[3.0, 3.0], [0.0, 0.0], [2.0, 2.0], [1.0, 1.0]])
+        assert ranks(chain, 2).tolist() == [4, 0, 4, 1]
