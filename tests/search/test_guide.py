@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from proposals import chain
 from scipy.special import expit
 
 import search.guide as subject
@@ -18,6 +19,7 @@ from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
 from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
 from spaces.allocation import Evidence
+from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved, dense_footprint, footprint, shares
 from spaces.space import SEED_SCHEDULE
@@ -392,3 +394,48 @@ class TestBoldness:
         for run, error in zip(told, (math.nan, 1.0), strict=True):
             run.evaluate(run.space.params(0.1, "channel", {}, SEED_SCHEDULE), error)
         assert told[0].guide.suggest(9) == told[1].guide.suggest(9)
+
+
+def table_of(network: Network) -> LatencyTable:
+    """Times that grow with both widths of every layer, and a rest as large as a tenth."""
+    layers = {}
+    for place, layer in enumerate(network.layers):
+        outputs, inputs = layer.shape[:2]
+        grid = [tuple(sorted({1, (width + 1) // 2, width})) for width in (outputs, inputs)]
+        seconds = tuple(tuple(1e-6 * (place + 1) * (1 + o * i / 16) for i in grid[1]) for o in grid[0])
+        layers[layer.name] = LayerLatency(*grid, seconds)
+    return LatencyTable("", "some CPU", 1, 1, layers, (RestLatency(1.0, 1.0, 1e-5),), 1e-4, 0.0)
+
+
+class TestFurtherLimits:
+    def test_every_proposal_is_within_all_of_them(self, world, evidence_of):
+        latency = Predictor(table_of(world.network), world.network)
+        space = Space(world.network, 0.3, max_macs=0.3, max_latency=0.45, latency=latency, speed="latency")
+        evidence = evidence_of(world.profile())
+        run = Search.start(world, evidence, 0, space).seeds(evidence, 4).suggest(10)
+        dense = dense_footprint(world.network)
+        for policy in run.policies:
+            cost = shares(footprint(world.network, policy), dense)
+            assert cost.encoded <= 0.3
+            assert cost.macs <= 0.3
+            assert latency.share(policy) <= 0.45 + 1e-9
+
+
+class TestDeepNetworks:
+    def test_shared_knobs_on_bases(self):
+        """30 layers, 24 knobs; the schedule alone decides the error, and is found."""
+        network, random = chain(30), np.random.default_rng(0)
+        known = {"fine-grained": Evidence({layer.name: random.random(layer.numel) ** 2 for layer in network.layers})}
+        space = Space(network, 0.25, ("fine-grained",), evidence=known)
+        assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.bases)
+        guide, dense, bases, kinds = Guide(space, known, 0.05), dense_footprint(network), set(), []
+        for number in range(16):
+            suggestion = guide.suggest(number)
+            assert is_a_point(suggestion, space)
+            policy = space.read(suggestion.params).policy
+            assert shares(footprint(network, policy), dense).encoded <= 0.25
+            bases.add(suggestion.params["base"])
+            kinds.append(policy.schedule.kind)
+            guide.learn(number, suggestion.params, 0.1 if kinds[-1] == "one-shot" else 0.4)
+        assert len(bases) >= 3
+        assert kinds[FEWEST + 3 :].count("one-shot") >= 6
