@@ -39,7 +39,8 @@ BEYOND_LIMIT = 1.1
 CAUTION = 0.3
 """Share of the predicted deviations that expected gains are taken over: exploring pays in longer studies than these."""
 BOLDEST = 2.0
-"""No layer is asked for more than this many times the most that a trial has asked it for: beyond, nothing is known."""
+"""Proposals keep to layers asked for at most this many times the most known, by a trial or even pruning at the smallest
+size; in (share kept)^-1/2 less 1. Candidates beyond come last: nothing is known there."""
 MOST_ROWS = 120
 """Observations a surrogate is fitted to: the front's and the latest."""
 
@@ -51,7 +52,7 @@ class Observation:
     Attributes:
         draft: the point, as it was landed.
         error: 1 - metric on validation data; 1.0 for a failed trial.
-        size: exact share of the dense size.
+        size: share of the dense size, as it was landed.
         speed: the third objective's share of the dense model's.
     """
 
@@ -87,7 +88,7 @@ class Guide:
 
     A pool of candidates is drawn around the scan's and static allocations and around the best trials, a fifth of
     it free of both. A Gaussian process predicts each candidate's error from what it asks of each layer, knowing the
-    dense model's from the start; size and speed are exact. The one with the largest expected gain in dominated
+    dense model's from the start; size and speed need no prediction. The one with the largest expected gain in dominated
     volume is taken; every `AT_BEST`-th time the one with the largest expected gain in accuracy within the limit.
 
     Args:
@@ -107,16 +108,15 @@ class Guide:
         largest_error: float | None = None,
     ) -> None:
         self._space, self._pool, self._seed = space, Pool(space, evidence), seed
-        self._largest_error = largest_error
+        self._largest_error = None if largest_error is None else _within(largest_error)
         self._features = Features(space)
         ways = sorted({word == "channel" for word in space.usable})
         self._dense = (
             np.array([self._features.dense(way) for way in ways]),
             np.full(len(ways), logit(_within(dense_error))),
         )
-        worst = (1 + dense_error) / 2 if largest_error is None else largest_error
         low, high = space.size_range
-        self._reference = np.array([worst, np.log(high * BEYOND_LIMIT), WORST_SPEED])
+        self._reference = np.array([(1 + dense_error) / 2, np.log(high * BEYOND_LIMIT), WORST_SPEED])
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
         self._front: list[int] = []
@@ -132,7 +132,7 @@ class Guide:
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
-        draft = self._space.draft(params)
+        replaced, draft = number in self._observed, self._space.draft(params)
         landed = self._space.land([draft])
         features = self._features.of(landed)[0]
         self._observed[number] = Observation(
@@ -143,7 +143,12 @@ class Guide:
             float(landed.speeds[0]),
         )
         self._asked[number] = self._key(params)
-        self._join_front(number)
+        if replaced:
+            self._front = []
+            for known in self._observed:
+                self._join_front(known)
+        else:
+            self._join_front(number)
 
     def known(self, number: int) -> bool:
         """Whether a trial has been learnt."""
@@ -162,9 +167,9 @@ class Guide:
         random = np.random.default_rng([self._seed, number])
         rows = self._relevant()
         drafts = self._pool.draw(POOL, self._parents(rows), random)
-        landed = self._space.land(drafts)
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
+        landed = self._space.land(drafts)
         features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
         surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
@@ -243,22 +248,26 @@ class Guide:
         features = self._features.of(landed)
         prediction = surrogate.predict(features)
         errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
-        if self._largest_error is not None:
-            gains = self._smaller(landed.sizes, prediction)
-        elif for_best:
+        if for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
+        elif self._largest_error is not None:
+            gains = self._smaller(landed.sizes, prediction, front)
         else:
             space = DominatedSpace(front, self._reference)
             gains = space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
         beyond = features[:, self._features.layers] - 1 > BOLDEST * (most_asked - 1)  # 1 where nothing is removed
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
 
-    def _smaller(self, sizes: np.ndarray, prediction: Prediction) -> np.ndarray:
-        """Logarithm (p,) by which each is smaller than the smallest within the wanted error, times its chance to be."""
-        within = [o.size for o in self._observed.values() if o.error <= self._largest_error]
-        best = min(within, default=self._space.size_range[1] * BEYOND_LIMIT)
-        chance = ndtr((logit(_within(self._largest_error)) - prediction.mean) / prediction.sd)
-        return chance * np.maximum(np.log(best / sizes), 0)
+    def _smaller(self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray) -> np.ndarray:
+        """Logarithm (p,) by which each is smaller than the smallest within the wanted error, times its chance to be.
+
+        Which trials are within is taken from `front`, freed of noise. Where nothing is smaller, the chance alone.
+        """
+        within = front[front[:, 0] <= self._largest_error, 1]
+        best = within.min(initial=np.log(self._space.size_range[1] * BEYOND_LIMIT))
+        chance = ndtr((logit(self._largest_error) - prediction.mean) / prediction.sd)
+        smaller = np.maximum(best - np.log(sizes), 0)
+        return chance * smaller if smaller.any() else chance
 
 
 def _within(error: float) -> float:

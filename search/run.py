@@ -91,9 +91,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
     space = _space(config, workload, root / "cache", watcher)
-    for granularity, floor in space.floors.items():
-        if granularity not in space.usable:
-            watcher.note(f"granularity {granularity} is left out: its smallest size is {floor:.4f}")
+    for granularity, reason in space.left_out.items():
+        watcher.note(f"granularity {granularity} is left out: {reason}")
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))

@@ -1,6 +1,7 @@
 """Sizes and speeds of many requests at once, vectorised over requests and layers.
 
-Sizes are those of `spaces.size` but for the file's header, which is taken as the dense model's: a promille or so.
+Sizes are those of `spaces.size` but for the file's header, which is taken as the dense model's: a promille or so of
+networks that are worth pruning, several percent of ones with a few thousand parameters.
 """
 
 from __future__ import annotations

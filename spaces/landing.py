@@ -161,7 +161,7 @@ class Landing:
 
     @cached_property
     def _removable(self) -> np.ndarray:
-        return np.array([group.obstacle is None for group in self._space.network.groups])
+        return np.array([group.obstacle is None for group in self._space.network.groups], dtype=bool)
 
 
 def logits_of(shares: np.ndarray) -> np.ndarray:

@@ -154,11 +154,23 @@ class Space:
                     f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
                 )
         if not self.usable:
-            smallest = min(self.floors.values())
-            raise Unreachable(
-                f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {words}: "
-                f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
-            )
+            raise Unreachable(self._why_unreachable())
+
+    def _why_unreachable(self) -> str:
+        removing = [g for g in self.granularities if self.target(1.0, g).layers]
+        fast = [g for g in removing if self._macs_floors[g] <= self.max_macs]
+        fast = [g for g in fast if self._latency_floors[g] <= self.max_latency]
+        if not removing:
+            words = ", ".join(self.granularities)
+            return f"{words} can remove nothing of this network: every layer stays whole, `prunefront inspect` says why"
+        if not fast:
+            reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
+            return f"no granularity is within all limits ({reasons}): raise one of them"
+        smallest = min(self.floors[g] for g in fast)
+        return (
+            f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}: "
+            f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+        )
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
         """A size to land on in this space."""
@@ -172,13 +184,22 @@ class Space:
     @cached_property
     def usable(self) -> tuple[str, ...]:
         """Granularities that can be within the limits."""
-        return tuple(
-            g
-            for g in self.granularities
-            if self.floors[g] <= self.max_size
-            and self._macs_floors[g] <= self.max_macs
-            and self._latency_floors[g] <= self.max_latency
-        )
+        return tuple(g for g in self.granularities if g not in self.left_out)
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Granularity that cannot be within the limits -> the first reason."""
+        reasons = {}
+        for granularity in self.granularities:
+            if not self.target(1.0, granularity).layers:
+                reasons[granularity] = "it can remove nothing of this network"
+            elif (floor := self.floors[granularity]) > self.max_size:
+                reasons[granularity] = f"its smallest size is {floor:.4f}"
+            elif (floor := self._macs_floors[granularity]) > self.max_macs:
+                reasons[granularity] = f"its fewest MACs are {floor:.4f} of dense"
+            elif (floor := self._latency_floors[granularity]) > self.max_latency:
+                reasons[granularity] = f"its lowest latency is {floor:.4f} of dense"
+        return reasons
 
     @cached_property
     def _macs_floors(self) -> dict[str, float]:
@@ -262,6 +283,7 @@ class Space:
         """Values of all `axes`, each within its range; `read` undoes it. Knobs not named are at 0."""
         low, high = self.size_range
         if self.mixed:
+            size = self.reachable(size, granularity)  # one word a layer no longer tells that all are the same
             frame = PruningPolicy({}, granularity)
             words = {f"granularity.{name}": frame.granularity_of(name) for name in self.network.layer_names}
         else:

@@ -76,6 +76,12 @@ class TestRuns:
         assert runs[0].shares == pytest.approx([1, 1, 1])
         assert runs[7].shares == pytest.approx([8 / 9, 1, 1])
 
+    def test_a_method_that_ran_in_some_contests_only_is_no_reference(self):
+        rows = [*lines("guided", 0, [0.6] * 3), *lines("extra", 0, [0.2] * 3), *lines("guided", 7, [0.6] * 3)]
+        runs = runs_of(rows, "toy", RULES)
+        assert all(runs["guided"][seed].shares == pytest.approx([1, 1, 1]) for seed in (0, 7))
+        assert runs["extra"][0].shares == pytest.approx([2, 2, 2])
+
     def test_a_share_can_fall_when_validation_misleads(self):
         rows = [row("guided", 0, 0, 0.3, 0.2), row("guided", 0, 1, 0.2, 0.6), row("guided", 0, 2, 0.5, 0.0)]
         assert runs_of(rows, "toy", RULES)["guided"][0].shares == pytest.approx([2, 1, 1])

@@ -3,10 +3,10 @@
     python tests/benchmarks/fixed_size.py run fashion --seeds 0-2 --cells 0.10:channel,0.10:fine-grained,floor:channel
     python tests/benchmarks/fixed_size.py show
 
-A cell is a size (`floor`: the smallest size the search would propose) and a granularity. The guided study tunes 18
+A cell is a size (`floor`: 1.2 times the smallest the granularity reaches) and a granularity. The guided study tunes 18
 policies once and the three best of these twice more; of these three, the highest mean validation accuracy wins. The
-static allocators that reach the size share the same 24 fine-tunes, several seeds each, and the highest mean validation
-accuracy wins. Both winners are tuned again with
+static allocators that reach the size share 24 fine-tunes, as many seeds each as that gives, and the highest mean
+validation accuracy wins. The scan, which guided has on top, is not counted. Both winners are tuned again with
 fresh seeds, and only these runs' test accuracies are compared. Every fine-tune is one line of `fixed_size.csv` beside
 this file; a cell that is there is not run again for that seed.
 """

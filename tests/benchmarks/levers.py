@@ -7,7 +7,8 @@ On policies of `proxies.csv` (small Fashion-MNIST; plain accuracies are read fro
 
 - distilled: the loss is half cross-entropy, half divergence from the dense model's outputs at temperature 2;
 - longer: the plain fine-tune for as many more steps as distillation costs;
-- warm: a fine-tune from weights trained in one shared run instead of the dense ones. In it every step trains the dense
+- warm: a fine-tune from weights trained in one shared run instead of the dense ones, whose cost is printed and comes
+  on top. In it every step trains the dense
   network, the smallest policy and two random ones on the same batch (the sandwich rule of slimmable networks).
 
 The shared weights also score every policy without a fine-tune, BatchNorm recalibrated. Every fine-tune is one line of
@@ -54,7 +55,7 @@ from spaces.space import SEED_SCHEDULE, Space
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("band", "granularity", "number", "lever", "accuracy", "plain_accuracy", "seconds")
 EVERY = 6
-"""One policy in so many is fine-tuned."""
+"""One policy in so many of each cell is fine-tuned."""
 SEED, TEMPERATURE = proxies.SEEDS[0], 2.0
 DISTILLED_COST = 4 / 3
 """Of a step: the dense model's forward pass on top of a forward and a backward one."""
@@ -73,11 +74,13 @@ def run(root: Path) -> None:
     epochs = {"distilled": TRIAL_EPOCHS, "longer": TRIAL_EPOCHS * DISTILLED_COST, "warm": TRIAL_EPOCHS}
     subjects = {"distilled": replace(subject, workload=_distilling(subject)), "longer": subject, "warm": shared}
     done = {(_key(row), row["lever"]) for row in read_rows(TABLE)}
-    for place, row in enumerate(read_rows(proxies.TABLE)):
+    cells = list(product(proxies.GRANULARITIES, proxies.BANDS))
+    for row in read_rows(proxies.TABLE):
+        offset = cells.index((row["granularity"], row["band"]))  # kinds of policies alternate
         policy = PruningPolicy(json.loads(row["sparsity"]), row["granularity"], schedule=SEED_SCHEDULE)
         if (_key(row), SCREENED) not in done:
             _note(row, SCREENED, lambda policy=policy: _screened(shared, policy))
-        for lever in epochs if place % EVERY == 0 else ():
+        for lever in epochs if (int(row["number"]) + offset) % EVERY == 0 else ():
             if (_key(row), lever) not in done:
                 _note(row, lever, lambda policy=policy, lever=lever: _tuned(subjects[lever], policy, epochs[lever]))
 

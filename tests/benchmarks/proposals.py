@@ -72,7 +72,7 @@ def main() -> None:
     space = Space(network, 0.25, evidence=known)
     guide, body, params = Guide(space, known, 0.08, SEED), [], None
     for number in range(options.trials + 1):
-        if number and number % (options.trials // MARKS) == 0:
+        if number and number % max(1, options.trials // MARKS) == 0:
             seconds = []
             for turn in range(REPEATS):
                 began = time.perf_counter()

@@ -1,8 +1,8 @@
 """What the raw table of a race says: hypervolume shares, costs to a target, paired comparisons, a figure.
 
 A front is chosen on validation accuracy and scored on test accuracy. The reference hypervolume of a contest is that of
-the union of all its methods' trials. A cost is the first fine-tune, or the wall-clock second, at which a run's share
-reaches a target; a run that never does is censored at its budget.
+the union of the trials of the methods that ran in all contests of the workload. A cost is the first fine-tune, or the
+wall-clock second, at which a run's share reaches a target; a run that never does is censored at its budget.
 """
 
 from __future__ import annotations
@@ -177,10 +177,12 @@ def runs_of(rows: Sequence[Row], workload: str, rules: Rules) -> Runs:
         if row["workload"] == workload:
             tables.setdefault(int(row["seed"]), {}).setdefault(row["method"], []).append(row)
     runs: Runs = {}
+    everywhere = set.intersection(*({n for n, run in t.items() if len(run) >= rules.trials} for t in tables.values()))
     for seed, methods in tables.items():
         whole = {name: run for name, run in methods.items() if len(run) >= rules.trials}
         trials = {name: np.array([_trial(row) for row in run]) for name, run in whole.items()}
-        union = scored_volume(np.concatenate(list(trials.values())), rules.reference) if trials else 0.0
+        referees = [own for name, own in trials.items() if name in (everywhere or trials)]
+        union = scored_volume(np.concatenate(referees), rules.reference) if trials else 0.0
         for name, own in trials.items():
             volumes = [scored_volume(own[:count], rules.reference) for count in range(1, len(own) + 1)]
             runs.setdefault(name, {})[seed] = Run(np.array(volumes) / union, _seconds(whole[name]))

@@ -323,7 +323,7 @@ METHODS: Mapping[str, Method] = {
     "static": static_portfolio,
     "guided -seeds": guided(seeded=False),
     "guided -scan": guided(scan=lambda profile: None),
-    "guided -moves": guided(guide__ROUNDS=0),
+    "guided -rounds": guided(guide__ROUNDS=0),
     "guided -surrogate": guided(guide__FEWEST=10**6),
     "guided -best": guided(guide__AT_BEST=10**6),
     "guided inverted": guided(scan=inverted),

@@ -190,6 +190,30 @@ class TestFinds:
         assert smallest(largest_error=wanted) < 0.75 * smallest()
 
 
+class TestWishes:
+    def test_a_perfect_accuracy_can_be_met(self, world, evidence_of):
+        """All trials perfect: the smallest are looked for, though no error is below the wish."""
+        run = Search.start(world, evidence_of(), 0, largest_error=0.0)
+        for _ in range(FEWEST + 6):
+            run.evaluate(run.guide.suggest(len(run.policies)).params, 0.0)
+        assert run.points[-1][1] < 1.1 * run.space.size_range[0]
+
+    def test_once_nothing_is_smaller_the_surest_is_asked_for(self, world, evidence_of):
+        run = Search.start(world, evidence_of(), 0, largest_error=0.4)
+        for _ in range(FEWEST + 3):
+            run.evaluate({**run.guide.suggest(len(run.policies)).params, "size": run.space.size_range[0]}, 0.05)
+        suggestion = run.guide.suggest(len(run.policies))
+        assert suggestion.scores["gain"] > 0.5, "a chance, not a gain in size"
+
+    def test_of_one_size_the_most_accurate_is_searched(self, world, evidence_of):
+        space = Space(world.network, 0.1, ("fine-grained",), min_size=0.1)
+        pair = [
+            Search.start(world, evidence_of(), 0, space, **o).seeds(evidence_of(), 6)
+            for o in ({"largest_error": 0.3}, {})
+        ]
+        assert pair[0].guide.suggest(6).params == pair[1].guide.suggest(6).params
+
+
 class TestSurvives:
     def test_failed_trials(self, world, evidence_of):
         """One granularity always fails: the other is searched, and to the same end as alone."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.evidence import unit_evidence
-from spaces import PruningPolicy, Schedule, Space
+from spaces import Network, PruningPolicy, Schedule, Space
 from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.landing import Draft
 from spaces.size import achieved, dense_footprint, footprint, shares
-from spaces.space import EXPONENTS, FLOOR_MARGIN, SIZE_SPAN
+from spaces.space import EXPONENTS, FLOOR_MARGIN, SEED_SCHEDULE, SIZE_SPAN
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -138,6 +141,59 @@ class TestLimits:
         assert wide.size_range == (0.9 / SIZE_SPAN, 0.9)
         tight = Space(vgg_graph.network, 0.03, ("fine-grained",))
         assert tight.size_range == (tight.floors["fine-grained"] * FLOOR_MARGIN, 0.03)
+
+
+def mostly_whole(network: Network) -> Network:
+    """Only the first channel group can lose channels."""
+    first, *rest = network.groups
+    names = {name for group in rest for name in group.layers}
+    layers = [replace(layer, obstacle="outputs") if layer.name in names else layer for layer in network.layers]
+    groups = (first, *(replace(group, obstacle="outputs") for group in rest))
+    return replace(network, layers=tuple(layers), groups=groups)
+
+
+class TestLeftOut:
+    def test_each_with_its_own_reason(self, vgg_graph):
+        network = vgg_graph.network
+        floor = Target(network, 1.0, "fine-grained").floor
+        small = Space(network, floor * 0.9)
+        assert small.left_out == {"fine-grained": f"its smallest size is {floor:.4f}"}
+        assert Space(network, 0.25, max_macs=0.5).left_out == {"fine-grained": "its fewest MACs are 1.0000 of dense"}
+        assert Space(network, 0.25).left_out == {}
+
+    def test_limits_that_no_granularity_is_within_together(self, vgg_graph):
+        """Channels lower MACs but not far enough the size, masks the size but no MACs."""
+        network = mostly_whole(vgg_graph.network)
+        floors = {g: Target(network, 1.0, g).floor for g in ("fine-grained", "channel")}
+        assert floors["fine-grained"] < floors["channel"]
+        between = sum(floors.values()) / 2
+        with pytest.raises(Unreachable, match="cannot be reached by encoded size, channel: reachable is") as caught:
+            Space(network, between, max_macs=0.999)
+        assert float(str(caught.value).split()[-1]) >= floors["channel"]
+
+    def test_a_granularity_that_can_remove_nothing(self, vgg_graph):
+        network = vgg_graph.network
+        whole = replace(
+            network,
+            layers=tuple(replace(layer, obstacle="outputs", channel_group=None) for layer in network.layers),
+            groups=(),
+        )
+        assert Space(whole, 1.0).left_out == {"channel": "it can remove nothing of this network"}
+        with pytest.raises(Unreachable, match="channel can remove nothing of this network"):
+            Space(whole, 1.0, ("channel",))
+
+
+def test_points_of_one_granularity_read_alike_where_layers_may_differ(vgg_graph):
+    """A target below what channels alone reach: as it was landed, so it is evaluated."""
+    network = mostly_whole(vgg_graph.network)
+    space = Space(network, 1.0, mixed=True, min_size=Target(network, 1.0, "fine-grained").floor * FLOOR_MARGIN)
+    low = space.size_range[0]
+    assert low < Target(network, 1.0, "channel").floor
+    draft = Draft("", low, "channel", np.zeros(len(space.knobs)), SEED_SCHEDULE)
+    policy = space.read(space.params_of(draft)).policy
+    assert {policy.granularity_of(name) for name in network.layer_names} == {"channel"}
+    cost = shares(footprint(network, policy), dense_footprint(network))
+    assert cost.encoded == pytest.approx(float(space.land([draft]).sizes[0]), rel=0.1)
 
 
 class TestSeeds:
