@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from raw_rows import append_rows, read_rows
+from raw_rows import Row, append_rows, read_rows
 from scipy.optimize import nnls
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
@@ -158,7 +158,7 @@ def _done() -> set[tuple[str, str, int]]:
     return {(row["band"], row["granularity"], int(row["number"])) for row in read_rows(TABLE)}
 
 
-SCORES: Mapping[str, Callable[[Mapping[str, str]], float]] = {
+SCORES: Mapping[str, Callable[[Row], float]] = {
     "size alone": lambda row: -float(row["size"]),
     "KL 500": lambda row: float(row["kl_500"]),
     "KL 2000": lambda row: float(row["kl_2000"]),
@@ -191,12 +191,12 @@ def show(root: Path) -> None:
     print(json.dumps({"benchmark": "proxies", "cells": cells, "n": counts, "spearman": table, **environment()}))
 
 
-def _in(row: Mapping[str, str], cell: tuple[str, str]) -> bool:
+def _in(row: Row, cell: tuple[str, str]) -> bool:
     return (row["granularity"], row["band"]) == cell
 
 
 def _correlation(
-    rows: Sequence[Mapping[str, str]], cell: tuple[str, str], values: np.ndarray, errors: np.ndarray
+    rows: Sequence[Row], cell: tuple[str, str], values: np.ndarray, errors: np.ndarray
 ) -> tuple[float, float]:
     """Spearman's rho in one cell, and its two-sided p."""
     chosen = np.array([_in(row, cell) for row in rows])
@@ -215,7 +215,7 @@ def _profile(root: Path) -> Profile:
     return cached_profile(Subject.of(workload, dense.model), dense, "magnitude-l2", GRANULARITIES, root / "cache")
 
 
-def _damages(profile: Profile, row: Mapping[str, str]) -> list[float]:
+def _damages(profile: Profile, row: Row) -> list[float]:
     """What the scan says of each layer's sparsity alone."""
     damages = []
     sparsity = json.loads(row["sparsity"])
@@ -228,7 +228,7 @@ def _damages(profile: Profile, row: Mapping[str, str]) -> list[float]:
     return damages
 
 
-def _calibrated(by_layer: np.ndarray, errors: np.ndarray, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+def _calibrated(by_layer: np.ndarray, errors: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
     """Non-negative weights of the layers' damages, fitted to the other policies' errors of the same granularity."""
     predicted = np.zeros(len(rows))
     words = np.array([row["granularity"] for row in rows])
@@ -240,21 +240,26 @@ def _calibrated(by_layer: np.ndarray, errors: np.ndarray, rows: Sequence[Mapping
     return predicted
 
 
-def _left_out(network: Network, rows: Sequence[Mapping[str, str]], errors: np.ndarray) -> np.ndarray:
+def _left_out(network: Network, rows: Sequence[Row], errors: np.ndarray) -> np.ndarray:
     """The surrogate's prediction of each policy from all others, both granularities together."""
-    columns, places = _columns(network, rows), np.arange(len(rows))
-    left = [Surrogate(columns[places != n], errors[places != n]).predict(columns[[n]]).mean[0] for n in places]
-    return np.array(left)
+    (columns, weights), places = _columns(network, rows), np.arange(len(rows))
+
+    def predicted(place: int) -> float:
+        others = places != place
+        return float(Surrogate(columns[others], errors[others], weights).predict(columns[[place]]).mean[0])
+
+    return np.array([predicted(place) for place in places])
 
 
-def _columns(network: Network, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
-    """What the surrogate sees of each policy."""
+def _columns(network: Network, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """What the surrogate sees of each policy, and the weights of its columns."""
     space = Space(network, 0.25)
     drafts = [
         Draft("", float(r["size"]), r["granularity"], space.logits(json.loads(r["sparsity"])), SEED_SCHEDULE)
         for r in rows
     ]
-    return Features(space).of(space.land(drafts))
+    features = Features(space)
+    return features.of(space.land(drafts)), features.weights
 
 
 def replay(root: Path) -> None:
@@ -268,11 +273,11 @@ def replay(root: Path) -> None:
     equal cost, of the front that the measurements choose.
     """
     rows = read_rows(TABLE)
-    columns = _columns(_network(root), rows)
+    columns, weights = _columns(_network(root), rows)
     errors = logit(np.array([[1 - float(row[f"accuracy_{seed}"]) for seed in SEEDS] for row in rows]))
     short = logit(np.clip([1 - float(row["rung_accuracy"]) for row in rows], 0.01, 0.95))
     costs = np.array([[math.log(float(row["size"])), float(row["macs"])] for row in rows])
-    pool, table = Replayed(columns, errors, short, costs), {}
+    pool, table = Replayed(columns, weights, errors, short, costs), {}
     for name, options in {
         "full fine-tunes": {},
         "with a rung": {"rung": True},
@@ -292,12 +297,14 @@ class Replayed:
 
     Attributes:
         columns: (n, d) features.
+        weights: (d,) of the columns.
         errors: (n, seeds) logits of errors.
         short: (n,) the same after a rung.
         costs: (n, 2) log size and MACs.
     """
 
     columns: np.ndarray
+    weights: np.ndarray
     errors: np.ndarray
     short: np.ndarray
     costs: np.ndarray
@@ -330,7 +337,8 @@ class Replayed:
             turn += 1
             tuned, means = list(measured), np.array([np.mean(own) for own in measured.values()])
             known = [*tuned, *stopped]
-            surrogate = Surrogate(self.columns[known], np.array([*means, *stopped.values()]))
+            values = np.array([*means, *stopped.values()])
+            surrogate = Surrogate(self.columns[known], values, self.weights)
             front = self._points(tuned, surrogate.predict(self.columns[tuned]).mean)
             if repeat and turn % 4 == 0:
                 measure(tuned[_most_held(front, [len(own) for own in measured.values()])])
