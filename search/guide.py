@@ -120,7 +120,7 @@ class Guide:
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
         self._front: list[int] = []
-        self._asked: dict[int, tuple[Any, ...]] = {}
+        self._asked: dict[int, str] = {}
         self._suggested: dict[int, Suggestion] = {}
 
     @cached_property
@@ -143,12 +143,9 @@ class Guide:
             float(landed.speeds[0]),
         )
         self._asked[number] = self._key(params)
-        if replaced:
-            self._front = []
-            for known in self._observed:
-                self._join_front(known)
-        else:
-            self._join_front(number)
+        self._front = [] if replaced else self._front
+        for known in self._observed if replaced else (number,):
+            self._join_front(known)
 
     def known(self, number: int) -> bool:
         """Whether a trial has been learnt."""
@@ -208,16 +205,14 @@ class Guide:
                 return int(place)
         return int(order[0])
 
-    def _key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _key(self, params: Mapping[str, Any]) -> str:
         """What tells one fine-tune from another: shares really removed, granularities and the schedule."""
         policy = self._space.read(params).policy
         schedule = policy.schedule
         removed = achieved(self._space.network, policy)
-        return (
-            tuple(removed.values()),
-            tuple(policy.granularity_of(name) for name, share in removed.items() if share),
-            schedule.kind if schedule.kind == "one-shot" else round(schedule.exponent, 3),
-        )
+        words = [policy.granularity_of(name) for name, share in removed.items() if share]
+        pace = schedule.kind if schedule.kind == "one-shot" else round(schedule.exponent, 3)
+        return repr((list(removed.values()), words, pace))  # text remembers its hash
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""

@@ -56,10 +56,11 @@ class Surrogate:
         self._mean, self._sd = float(values.mean()), float(values.std()) or 1.0
         y = (values - self._mean) / self._sd
         linear, distance = self._x @ self._x.T, _distances(self._x, self._x)
+        residuals = {length: _matern(distance / length) for length in LENGTHS}
         self._models = []
         logs = []
         for length, share, level in product(LENGTHS, LINEAR_SHARES, NOISES):
-            kernel = share * (linear + 1) + (1 - share) * _matern(distance / length)
+            kernel = share * (linear + 1) + (1 - share) * residuals[length]
             factor = cho_factor(kernel + (level + 1e-8) * np.eye(len(y)), lower=True)
             weights = cho_solve(factor, y)
             scale = max(float(y @ weights) / len(y), 1e-6)
@@ -72,11 +73,12 @@ class Surrogate:
         """Mean and standard deviation at `features` (p, d)."""
         x = (np.asarray(features, dtype=float) - self._centre) * self._scale
         linear, own, distance = x @ self._x.T, (x**2).sum(axis=1), _distances(x, self._x)
+        residuals = {length: _matern(distance / length) for length in LENGTHS}
         mean, second = np.zeros(len(x)), np.zeros(len(x))
         for part, (length, share, factor, weights, scale) in zip(self._shares, self._models, strict=True):
             if part < 1e-3:
                 continue
-            cross = share * (linear + 1) + (1 - share) * _matern(distance / length)
+            cross = share * (linear + 1) + (1 - share) * residuals[length]
             at = cross @ weights
             solved = solve_triangular(factor[0], cross.T, lower=True, check_finite=False)
             variance = np.maximum(share * (own + 1) + 1 - share - (solved**2).sum(axis=0), 1e-10) * scale

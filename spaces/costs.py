@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from spaces.latency import Predictor
 from spaces.layers import ITEM_BYTES, Network
@@ -72,13 +73,16 @@ class Costs:
         return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
 
     @cached_property
-    def _lengths(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of the layers: length of each dimension (layers,), and what one unit of each group takes off it."""
+    def _lengths(self) -> tuple[np.ndarray, list[tuple[np.ndarray, csr_array]]]:
+        """Of the layers: elements in dimensions that lose nothing (layers,), and for each other dimension its length
+        (layers,) and what one unit of each group takes off it (layers, groups)."""
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
         chosen = [tensors[layer.name] for layer in self._network.layers]
         most = max((len(t.shape) for t in chosen), default=0)
         lengths = [np.array([t.shape[d] if d < len(t.shape) else 1 for t in chosen], dtype=float) for d in range(most)]
-        return lengths, [self._per_unit(chosen, d) for d in range(most)]
+        pairs = [(length, self._per_unit(chosen, d)) for d, length in enumerate(lengths)]
+        fixed = np.prod([length for length, per_unit in pairs if not per_unit.any()], axis=0)
+        return fixed, [(length, csr_array(per_unit.T)) for length, per_unit in pairs if per_unit.any()]
 
     def _per_unit(self, tensors: Sequence, dimension: int) -> np.ndarray:
         taken = np.zeros((len(self._network.groups), len(tensors)))
@@ -113,9 +117,10 @@ class Costs:
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
         gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
-        numel = np.ones((len(gone), len(self._network.layers)))
-        for length, per_unit in zip(*self._lengths, strict=True):
-            numel = numel * (length - gone @ per_unit if per_unit.any() else length)
+        fixed, shrinking = self._lengths
+        numel = np.tile(fixed, (len(gone), 1))
+        for length, per_unit in shrinking:
+            numel *= length - (per_unit @ gone.T).T
         nonzero = numel - np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
         whole, per_unit = self._others
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)
@@ -124,5 +129,5 @@ class Costs:
         return Shares(size, numel @ self._positions / self._dense_macs, latency)
 
     def _encoded(self, numel: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
-        gaps = nonzero * (self._item + 1) + (numel - nonzero) // GAP_ESCAPE
+        gaps = nonzero * (self._item + 1) + np.floor((numel - nonzero) / GAP_ESCAPE)
         return np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spaces.costs import Costs, Requests, Shares
+from spaces.allocation import ALMOST_ALL
+from spaces.costs import Costs, Requests
 from spaces.policy import Schedule
 
 if TYPE_CHECKING:
@@ -54,6 +55,33 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What p points ask before their shifts.
+
+    Attributes:
+        by_layer, by_group: odds of keeping, over those of removing: (p, layers) and (p, groups); infinite is whole.
+        masked, removed: which of them count: (p, layers) and (p, groups), bool.
+    """
+
+    by_layer: np.ndarray
+    by_group: np.ndarray
+    masked: np.ndarray
+    removed: np.ndarray
+
+    def lifted(self, points: np.ndarray) -> _Asked:
+        """The same, but of these points (p,) no layer is left whole."""
+        most = np.where(points, 1 / LIFTED - 1, np.inf)[:, None]
+        return replace(self, by_layer=np.minimum(self.by_layer, most), by_group=np.minimum(self.by_group, most))
+
+    def shifted(self, shift: np.ndarray) -> Requests:
+        """All logits of a point moved by its shift (p,)."""
+        odds = np.exp(-shift)[:, None]
+        masked = np.where(self.masked, np.minimum(1 / (1 + self.by_layer * odds), ALMOST_ALL), 0.0)
+        removed = np.where(self.removed, np.minimum(1 / (1 + self.by_group * odds), ALMOST_ALL), 0.0)
+        return Requests(masked, removed, self.masked, self.removed)
+
+
+@dataclass(frozen=True)
 class Landed:
     """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
 
@@ -88,49 +116,41 @@ class Landing:
         and mixtures that cannot reach it take the granularity with the lowest floor.
         """
         space = self._space
-        channel = np.stack([space.is_channel(draft.granularity) for draft in drafts])
         targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
-        by_layer, by_group = self._asked(drafts, targets)
-        farthest = np.full(len(drafts), REACH)
-        reached = self._fits(self._costs_at(by_layer, by_group, channel, farthest)[0], targets)
-        least = np.where(~reached, logits_of(np.array([LIFTED])), -np.inf)[:, None]
-        by_layer, by_group = np.maximum(by_layer, least), np.maximum(by_group, least)
-        stuck = ~self._fits(self._costs_at(by_layer, by_group, channel, farthest)[0], targets)
-        stuck &= [not isinstance(draft.granularity, str) for draft in drafts]
+        asked, farthest = self._asked(drafts, targets), np.full(len(drafts), REACH)
+        reached = self._fits(asked.shifted(farthest), targets)
+        if not reached.all():
+            asked = asked.lifted(~reached)
+            reached = self._fits(asked.shifted(farthest), targets)
+        stuck = ~reached & [not isinstance(draft.granularity, str) for draft in drafts]
         if stuck.any():
             lowest = min(space.usable, key=space.floors.__getitem__)
             return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
         over, under = -farthest, farthest
         for _ in range(STEPS):
             middle = (over + under) / 2
-            fits = self._fits(self._costs_at(by_layer, by_group, channel, middle)[0], targets)
+            fits = self._fits(asked.shifted(middle), targets)
             over, under = np.where(fits, over, middle), np.where(fits, middle, under)
-        shares, requests = self._costs_at(by_layer, by_group, channel, under)
+        requests = asked.shifted(under)
+        shares = self._costs.of(requests)
         return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
 
-    def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of each layer (p, layers) and of each channel group (p, groups) before the shift."""
+    def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
         logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
         by_layer, by_group = logits[:, own], logits[:, lead]
-        if len(self._space.bases) == 1:
-            return by_layer, by_group
-        pairs = zip(drafts, targets, strict=True)
-        bases = np.stack([self._space.base_logits(d.base, d.granularity, target) for d, target in pairs])
-        return by_layer + bases, by_group + bases[:, self._leads]
+        if len(self._space.bases) > 1:
+            pairs = zip(drafts, targets, strict=True)
+            bases = np.stack([self._space.base_logits(d.base, d.granularity, target) for d, target in pairs])
+            by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
+        channel = np.stack([self._space.is_channel(draft.granularity) for draft in drafts])
+        removed = (channel @ self._members == self._members.sum(axis=0)) & self._removable
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), ~channel & self._maskable, removed)
 
-    def _fits(self, shares: Shares, sizes: np.ndarray) -> np.ndarray:
+    def _fits(self, requests: Requests, sizes: np.ndarray) -> np.ndarray:
         """Which points are within all limits (p,)."""
+        shares = self._costs.of(requests)
         fits = (shares.size <= sizes) & (shares.macs <= self._space.max_macs * (1 + 1e-9))
         return fits if shares.latency is None else fits & (shares.latency <= self._space.max_latency * (1 + 1e-9))
-
-    def _costs_at(
-        self, by_layer: np.ndarray, by_group: np.ndarray, channel: np.ndarray, shift: np.ndarray
-    ) -> tuple[Shares, Requests]:
-        masked = np.where(channel, 0.0, sigmoid(by_layer + shift[:, None])) * self._maskable
-        by_removal = (channel @ self._members == self._members.sum(axis=0)) & self._removable
-        removed = np.where(by_removal, sigmoid(by_group + shift[:, None]), 0.0)
-        requests = Requests(masked, removed, ~channel & self._maskable, by_removal)
-        return self._costs.of(requests), requests
 
     @cached_property
     def _costs(self) -> Costs:

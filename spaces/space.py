@@ -21,7 +21,6 @@ from spaces.allocation import (
     allocate,
     centred,
     land_by_shift,
-    shifted,
 )
 from spaces.errors import unknown
 from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
@@ -328,20 +327,26 @@ class Space:
             return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float], base: str) -> dict[str, float]:
-        channel, sampled = self.is_channel(target.granularity), {}
-        below = self.base_logits(base, target.granularity, target.share)
-        for layer in target.layers:
-            place = self.place[layer.name]
-            if channel[place] and layer.channel_group is not None:
-                place = self.place[self.network.groups[layer.channel_group].layers[0]]
-            preference = min(preferences.get(self.knob_names[place], 0.0), 1 - LIFTED**2)
-            sampled[layer.name] = shifted({"": preference}, float(below[place]))[""] if below[place] else preference
-        return sampled
+        channel, names = self.is_channel(target.granularity), [layer.name for layer in target.layers]
+        places = [self.leads[place] if channel[place] else place for place in map(self.place.__getitem__, names)]
+        asked = np.array([min(preferences.get(self.knob_names[place], 0.0), 1 - LIFTED**2) for place in places])
+        below = self.base_logits(base, target.granularity, target.share)[places]
+        moved = np.where(below != 0, sigmoid(logits_of(asked) + below), asked)
+        return dict(zip(names, moved.tolist(), strict=True))
 
     @cached_property
     def place(self) -> dict[str, int]:
         """Layer -> its place in the network."""
         return {name: place for place, name in enumerate(self.network.layer_names)}
+
+    @cached_property
+    def leads(self) -> list[int]:
+        """Place of the first layer of each layer's channel group; its own without a group."""
+        groups, layers = self.network.groups, self.network.layers
+        first = (
+            layer.name if layer.channel_group is None else groups[layer.channel_group].layers[0] for layer in layers
+        )
+        return [self.place[name] for name in first]
 
     @cached_property
     def knob_names(self) -> list[str]:
