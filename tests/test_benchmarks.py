@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 import fixed_size
 import race_table
 import search_race
+import smallest
 from fixed_size import Cell, Difference, outcomes
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
 from raw_rows import read_rows
@@ -374,3 +375,58 @@ class TestFixedSize:
 
     def test_one_value_has_no_error(self):
         assert (str(Difference.of([-0.021])), str(Difference.of([0.01, 0.03]))) == ("-2.10", "+2.00 ± 1.00")
+
+
+class TestSmallest:
+    """On a made-up truth: accuracy 0.95 at any size down to 8 %, less below."""
+
+    @pytest.fixture
+    def rows(self, contest, monkeypatch, tmp_path) -> list[dict[str, str]]:
+        def tune(policy: PruningPolicy, seed: int) -> list[float]:
+            size = contest.space.target(1.0, policy.granularity).size(policy.sparsity)
+            accuracy = 0.95 - max(0.08 - size, 0) - 0.001 * (seed % 3)
+            return [accuracy, accuracy - 0.1, size, 1.0, 1.0]
+
+        contest._tune = tune
+        untuned = lambda c, least, source, model, size: smallest.Looked(  # noqa: E731
+            [one := smallest.Tried(source, None, {5: search_race.Tuned(0.95, 0.9, 1.0, 1.0, 0.0)})], one
+        )
+        monkeypatch.setattr(smallest, "_untuned", untuned)
+        monkeypatch.setattr(smallest, "TABLE", tmp_path / "smallest.csv")
+        monkeypatch.setattr(smallest, "Contest", lambda *_: contest)
+        smallest.run("digits", [5], tmp_path)
+        return read_rows(smallest.TABLE)
+
+    def part(self, rows, points: str, method: str, stage: str) -> list[dict[str, str]]:
+        return [r for r in rows if (r["points"], r["method"], r["stage"]) == (points, method, stage)]
+
+    @pytest.mark.parametrize(("points", "size"), [("0.005", 0.076), ("0.01", 0.071)])
+    def test_bisection_ends_just_above_the_smallest(self, rows, points, size):
+        """Mean of the three seeds' losses is 0.1 points: 0.4 or 0.9 points are left to lose below 8 %."""
+        assert len(self.part(rows, points, "lamp", "choosing")) == 24
+        finals = self.part(rows, points, "lamp", "final")
+        assert [r["tune_seed"] for r in finals] == ["2000", "2001", "2002"]
+        assert size <= float(finals[0]["size"]) < size * 1.03
+
+    def test_guided_takes_the_smallest_that_is_within_when_tuned_again(self, rows):
+        choosing = self.part(rows, "0.01", "guided", "choosing")
+        (found,) = {r["digest"] for r in self.part(rows, "0.01", "guided", "final")}
+        own = [float(r["accuracy"]) for r in choosing if r["digest"] == found]
+        assert len(choosing) <= 24
+        assert len(own) == 3
+        assert np.mean(own) >= 0.94
+        sizes = {float(r["size"]) for r in choosing if float(r["accuracy"]) >= 0.942}
+        assert float(next(r for r in choosing if r["digest"] == found)["size"]) <= min(sizes)
+
+    def test_shown_against_dense(self, rows, capsys):
+        smallest.show(rows)
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])["found"]
+        assert [(f["method"], f["points"]) for f in found[:5]] == [
+            (m, "0.5") for m in ("guided", "lamp", "global", "int8", "dense")
+        ]
+        assert found[1]["below_dense"] == pytest.approx(0.9 - found[1]["test"])
+
+    def test_what_is_there_is_not_run_again(self, rows, contest, monkeypatch, tmp_path):
+        monkeypatch.setattr(contest, "tune", lambda *_: pytest.fail("tuned again"))
+        smallest.run("digits", [5], tmp_path)
+        assert read_rows(smallest.TABLE) == rows

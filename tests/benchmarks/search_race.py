@@ -199,9 +199,10 @@ def guided_in(
     evidence: Mapping[str, Evidence],
     seeded: bool = True,
     constants: Mapping[str, Any] | None = None,
+    largest_error: float | None = None,
 ) -> Iterator[Proposed]:
     """A guided study without end in a space of the contest's network; seeds are at most half of `TRIALS`."""
-    guide = Guide(space, evidence, contest.dense_error, contest.seed)
+    guide = Guide(space, evidence, contest.dense_error, contest.seed, largest_error)
     seeds = list(islice(space.seeds(evidence), TRIALS // 2)) if seeded else []
     for number in count():
         with _replaced(constants or {}):
