@@ -1,12 +1,18 @@
 """The sparse file: a safetensors container whose prunable weights take their smallest encoding.
 
 Byte layout of an encoded weight (dtype U8 in the container, little-endian, elements in row-major order
-of the original shape); its header note is `ENCODING DTYPE SHAPE NONZERO`, see `spaces.size`:
+of the original shape); its header note is `ENCODING DTYPE SHAPE NONZERO`, NONZERO counting the values stored, see
+`spaces.size`:
 
 - `bitmask`: the NONZERO values, then ceil(n / 8) mask bytes; bit i % 8 (lowest first) of byte i // 8 is
   1 where element i is kept.
 - `gap8`: the NONZERO values, then one byte a step: a code c < 255 skips c zeros and places the next
   value; 255 skips 255 zeros and places none. Zeros after the last value are not coded.
+- `vec`, `ker`: as `bitmask`, with one bit for each unit of granularity `vector` or `kernel`; the values of kept units
+  are all there, zeros among them.
+- `N:M`, such as `2:4`: N values of every M consecutive inputs at one output and kernel position, blocks in the order
+  (output, kernel position, input), then the place in its block of each value, log2(M) bits, lowest first. Where a block
+  has fewer nonzeros, zeros fill it up.
 
 A note `same NAME` marks a tensor that shares NAME's storage. Everything else is dense.
 """
@@ -14,6 +20,7 @@ A note `same NAME` marks a tensor that shares NAME's storage. Everything else is
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -23,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, worth_encoding
+from spaces.units import NAMES, pattern_of, run_length
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -32,6 +40,8 @@ DTYPE_CODES: Mapping[torch.dtype, str] = {
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 MAX_DECODED_BYTES = 64 * 2**30
 """Refuse a file that claims to decode to more: its header is not to be believed."""
+PATTERN_LENGTHS = (4, 8)
+"""M of the patterns looked for in every weight."""
 
 
 class DamagedFile(ValueError):
@@ -59,7 +69,7 @@ def encode_model(model: nn.Module) -> bytes:
 
 
 def encode_state(state: Mapping[str, Tensor], sparse: set[str] = frozenset()) -> bytes:
-    """Write a state dict; names in `sparse` take their smallest encoding, ties in `ENCODERS` order."""
+    """Write a state dict; names in `sparse` take their smallest encoding, ties in the order above."""
     entries, payloads, aliases, seen = [], {}, {}, {}
     for name, tensor in state.items():
         storage = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
@@ -112,20 +122,63 @@ def _raw(tensor: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def _encode_bitmask(flat: Tensor, kept: np.ndarray) -> bytes:
-    return _raw(flat[torch.from_numpy(kept)]) + np.packbits(kept, bitorder="little").tobytes()
+@dataclass(frozen=True)
+class _Coded:
+    """A weight in one encoding: which elements' values are stored, in which order, and what says where they belong."""
+
+    name: str
+    places: np.ndarray
+    index: bytes
+
+    def note(self, code: str, shape: tuple[int, ...]) -> str:
+        return encoding_note(self.name, code, shape, len(self.places))
 
 
-def _encode_gap8(flat: Tensor, kept: np.ndarray) -> bytes:
+def _by_bitmask(kept: np.ndarray) -> _Coded:
+    return _Coded("bitmask", np.flatnonzero(kept), np.packbits(kept, bitorder="little").tobytes())
+
+
+def _by_gaps(kept: np.ndarray) -> _Coded:
     places = np.flatnonzero(kept)
     gaps = np.diff(places, prepend=-1) - 1
     escapes, rest = np.divmod(gaps, GAP_ESCAPE)
     codes = np.full(len(gaps) + escapes.sum(), GAP_ESCAPE, dtype=np.uint8)
     codes[np.arange(len(gaps)) + np.cumsum(escapes)] = rest
-    return _raw(flat[torch.from_numpy(places)]) + codes.tobytes()
+    return _Coded("gap8", places, codes.tobytes())
 
 
-ENCODERS = {"bitmask": _encode_bitmask, "gap8": _encode_gap8}
+def _by_units(kept: np.ndarray, granularity: str) -> _Coded | None:
+    """One bit a unit; None where a unit is a single weight."""
+    run = run_length(granularity, kept.shape)
+    if run == 1:
+        return None
+    units = kept.reshape(-1, run).any(axis=1)
+    places = np.flatnonzero(np.repeat(units, run))
+    return _Coded(NAMES[granularity], places, np.packbits(units, bitorder="little").tobytes())
+
+
+def _by_pattern(kept: np.ndarray, m: int) -> _Coded | None:
+    """N places of every M; None where M does not divide the inputs, a block is full, or nothing is kept."""
+    if kept.ndim < 2 or kept.shape[1] % m:
+        return None
+    blocks = _blocks(kept, m)
+    n = int(blocks.sum(axis=1).max())
+    if not 0 < n < m:
+        return None
+    inside = np.sort(np.argsort(~blocks, axis=1, kind="stable")[:, :n], axis=1)
+    places = np.take_along_axis(_blocks(np.arange(kept.size).reshape(kept.shape), m), inside, axis=1)
+    return _Coded(f"{n}:{m}", places.ravel(), _packed(inside.ravel(), m))
+
+
+def _blocks(elements: np.ndarray, m: int) -> np.ndarray:
+    """(blocks, m): every m consecutive inputs at one output and kernel position."""
+    return np.moveaxis(elements, 1, -1).reshape(-1, m)
+
+
+def _packed(numbers: np.ndarray, m: int) -> bytes:
+    """Numbers below m, a power of 2, in log2(m) bits each."""
+    bits = numbers[:, None] >> np.arange(m.bit_length() - 1) & 1
+    return np.packbits(bits.ravel().astype(np.uint8), bitorder="little").tobytes()
 
 
 def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, bytes]:
@@ -136,20 +189,29 @@ def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, byte
     if not sparse or not tensor.numel():
         return dense
     flat = tensor.detach().cpu().contiguous().flatten()
-    kept = (flat != 0).numpy()
-    payloads = {encoding: encode(flat, kept) for encoding, encode in ENCODERS.items()}
-    encoding = min(payloads, key=lambda name: len(payloads[name]))
-    note = encoding_note(encoding, code, shape, int(kept.sum()))
-    if not worth_encoding(name, note, len(payloads[encoding]), len(dense[1])):
+    coded = min(_codings((flat != 0).numpy().reshape(shape)), key=lambda one: _cost(one, code, shape, flat.itemsize))
+    payload = _raw(flat[torch.from_numpy(coded.places)]) + coded.index
+    if not worth_encoding(name, coded.note(code, shape), len(payload), len(dense[1])):
         return dense
-    return Entry(name, "U8", (len(payloads[encoding]),), note), payloads[encoding]
+    return Entry(name, "U8", (len(payload),), coded.note(code, shape)), payload
+
+
+def _codings(kept: np.ndarray) -> list[_Coded]:
+    own = (_by_units(kept, granularity) for granularity in NAMES)
+    patterns = (_by_pattern(kept, m) for m in PATTERN_LENGTHS)
+    return [_by_bitmask(kept), _by_gaps(kept), *(coded for coded in (*own, *patterns) if coded)]
+
+
+def _cost(coded: _Coded, code: str, shape: tuple[int, ...], item_bytes: int) -> int:
+    """Bytes with the note, so that no encoding is taken for what its longer note costs again."""
+    return len(coded.places) * item_bytes + len(coded.index) + len(coded.note(code, shape))
 
 
 def _decode_tensor(payload: Tensor, note: str) -> Tensor:
     encoding, code, dims, count = note.split(" ")
     dtype, shape, nonzero = _DTYPES[code], tuple(int(d) for d in dims.split(",")), int(count)
     size = prod(shape)
-    if encoding not in ENCODERS or min(shape) < 1 or not 0 <= nonzero <= size:
+    if min(shape) < 1 or not 0 <= nonzero <= size:
         raise ValueError(f"impossible note {note!r}")
     if size * dtype.itemsize > MAX_DECODED_BYTES:
         raise ValueError(f"note {note!r} claims more than {MAX_DECODED_BYTES} bytes")
@@ -158,15 +220,36 @@ def _decode_tensor(payload: Tensor, note: str) -> Tensor:
     data = payload.numpy()
     held = torch.from_numpy(data[: nonzero * dtype.itemsize].copy())
     values = held.view(dtype) if nonzero else torch.empty(0, dtype=dtype)  # views of nothing are refused
-    codes = data[nonzero * dtype.itemsize :]
-    if encoding == "bitmask":
-        if len(codes) != -(-size // 8):
-            raise ValueError(f"note {note!r} promises {-(-size // 8)} mask bytes, there are {len(codes)}")
-        places = np.flatnonzero(np.unpackbits(codes, count=size, bitorder="little"))
-    else:
-        places = (np.cumsum(codes.astype(np.int64) + (codes != GAP_ESCAPE)) - 1)[codes != GAP_ESCAPE]
+    places = _places(encoding, data[nonzero * dtype.itemsize :], shape, nonzero, note)
     if len(places) != nonzero or len(values) != nonzero:
         raise ValueError(f"note {note!r} promises {nonzero} values, the bytes hold {len(places)}")
     dense = torch.zeros(size, dtype=dtype)
     dense[torch.from_numpy(places)] = values
     return dense.reshape(shape)
+
+
+def _places(encoding: str, index: np.ndarray, shape: tuple[int, ...], nonzero: int, note: str) -> np.ndarray:
+    """Which elements the stored values are, read from the bytes behind them."""
+    if encoding == "gap8":
+        return (np.cumsum(index.astype(np.int64) + (index != GAP_ESCAPE)) - 1)[index != GAP_ESCAPE]
+    size, names = prod(shape), {name: granularity for granularity, name in NAMES.items()}
+    if encoding == "bitmask" or encoding in names:
+        run = run_length(names.get(encoding, "fine-grained"), shape)
+        _expect(index, -(-(size // run) // 8), note)
+        return np.flatnonzero(np.repeat(np.unpackbits(index, count=size // run, bitorder="little"), run))
+    pattern = pattern_of(encoding)
+    if not pattern or pattern.keep is None or len(shape) < 2 or shape[1] % pattern.of:
+        raise ValueError(f"impossible note {note!r}")
+    if nonzero * pattern.of != size * pattern.keep:
+        raise ValueError(f"note {note!r} promises {nonzero} values, the pattern keeps {pattern.keep} of {pattern.of}")
+    _expect(index, -(-nonzero * pattern.index_bits // 8), note)
+    bits = np.unpackbits(index, count=nonzero * pattern.index_bits, bitorder="little").reshape(nonzero, -1)
+    inside = (bits.astype(np.int64) << np.arange(pattern.index_bits)).sum(axis=1).reshape(-1, pattern.keep)
+    if (np.diff(inside, axis=1) <= 0).any():
+        raise ValueError(f"note {note!r}: places within a block must rise")
+    return np.take_along_axis(_blocks(np.arange(size).reshape(shape), pattern.of), inside, axis=1).ravel()
+
+
+def _expect(index: np.ndarray, length: int, note: str) -> None:
+    if len(index) != length:
+        raise ValueError(f"note {note!r} promises {length} mask bytes, there are {len(index)}")

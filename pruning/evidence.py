@@ -9,14 +9,15 @@ from pruning.channels import ChannelGraph, group_scores
 from pruning.codec import prunable_weights
 from pruning.criteria import element_scores
 from pruning.granularity import unit_scores
+from spaces.units import obstacle_to
 
 
 def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
-    """Layer -> squared L2 norm of each of its units (n,).
+    """Layer -> squared L2 norm of each of its units (n,); of patterns `N:M`, of each of its weights.
 
     With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
     (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
-    cannot lose channels are left out.
+    cannot lose channels, and those the granularity leaves whole, are left out.
     """
     if granularity == "channel":
         return {
@@ -26,6 +27,7 @@ def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> di
             for name in group.layers
         }
     return {
-        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity).numpy()
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity).flatten().numpy()
         for name, weight in prunable_weights(model).items()
+        if not obstacle_to(granularity, weight.shape)
     }

@@ -1,42 +1,51 @@
-"""The unit removed: how element scores become unit scores, and unit decisions become a mask.
+"""The unit removed: in which order the units of a weight go, and how decisions on units become a mask.
 
-A granularity is a view of the weight as (units, elements of a unit); everything else follows from it.
+Runs are scored by the sum over their elements and ranked in the whole weight. Patterns `N:M` rank the elements of each
+block of M inputs at one output and kernel position among themselves, so that every block keeps equally many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from spaces.errors import unknown
-
-_UNIT_VIEWS: dict[str, Callable[[torch.Size], tuple[int, int]]] = {
-    "fine-grained": lambda shape: (shape.numel(), 1),
-    "channel": lambda shape: (shape[0], shape.numel() // shape[0]),
-}
+from spaces.units import Units, pattern_of, units_of
 
 
 def unit_count(shape: torch.Size | tuple[int, ...], granularity: str) -> int:
     """Number of units of a weight of this shape."""
-    return _view(torch.Size(shape), granularity)[0]
+    return units(shape, granularity).count
+
+
+def units(shape: torch.Size | tuple[int, ...], granularity: str) -> Units:
+    """Units of a weight of this shape; a number has one.
+
+    Raises:
+        ValueError: an unknown granularity, an empty weight, or a pattern whose M does not divide the inputs.
+    """
+    return units_of(granularity, tuple(shape) or (1,))
 
 
 def unit_scores(scores: Tensor, granularity: str) -> Tensor:
-    """Sum element scores by unit: shape (units,)."""
-    return scores.reshape(_view(scores.shape, granularity)).sum(dim=1)
+    """Sum element scores by unit: (units,), or of a pattern the element scores by block: (blocks, M)."""
+    if pattern := pattern_of(granularity):
+        units(scores.shape, granularity)
+        return scores.movedim(1, -1).reshape(-1, pattern.of)
+    return scores.reshape(units(scores.shape, granularity).count, -1).sum(dim=1)
+
+
+def unit_ranks(scores: Tensor, granularity: str) -> Tensor:
+    """The place of each unit in the order they go, lowest score first, ties by lowest index; as `unit_scores`."""
+    by_unit = unit_scores(scores, granularity)
+    order = torch.argsort(by_unit, dim=-1, stable=True)
+    places = torch.arange(order.shape[-1], dtype=torch.int32, device=order.device).expand(order.shape)
+    return torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, places)
 
 
 def expand_units(kept: Tensor, shape: torch.Size, granularity: str) -> Tensor:
-    """Turn a bool tensor (units,) into an element mask of `shape`; True = kept."""
-    units, elements = _view(shape, granularity)
-    return kept.reshape(units, 1).expand(units, elements).reshape(shape)
-
-
-def _view(shape: torch.Size, granularity: str) -> tuple[int, int]:
-    if granularity not in _UNIT_VIEWS:
-        raise ValueError(unknown("granularity", granularity, _UNIT_VIEWS))
-    if shape.numel() == 0:
-        raise ValueError(f"weight of shape {tuple(shape)} is empty: nothing to prune")
-    return _UNIT_VIEWS[granularity](shape if len(shape) else torch.Size([1]))
+    """Turn a bool tensor of `unit_scores`' shape into an element mask of `shape`; True = kept."""
+    if pattern_of(granularity):
+        moved = (shape[0], *shape[2:], shape[1])
+        return kept.reshape(moved).movedim(-1, 1)
+    found = units(shape, granularity)
+    return kept.reshape(found.count, 1).expand(found.count, found.elements).reshape(shape)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, element_scores
-from pruning.granularity import expand_units, unit_scores
-from spaces.policy import removed_count
+from pruning.granularity import expand_units, unit_ranks, units
+from spaces.policy import check_sparsity
 
 
 def make_mask(
@@ -22,7 +22,8 @@ def make_mask(
     """Choose the units of one weight that stay.
 
     Exactly `floor(sparsity * units + 0.5)` units go, but at least one stays; lowest score first, ties by
-    lowest index. `weight` is not changed.
+    lowest index. Of a pattern with a fixed N, M - N of every M inputs go or none, whichever is nearer to the sparsity;
+    of `*:M` the same number in every block. `weight` is not changed.
 
     Args:
         weight: any shape with at least one element.
@@ -36,7 +37,7 @@ def make_mask(
 
     Raises:
         ValueError: sparsity outside [0, 1), unknown words, empty weight, NaN weights or scores,
-            scores of another shape.
+            scores of another shape, a pattern whose M does not divide the inputs.
 
     >>> make_mask(torch.tensor([3.0, -1.0, 2.0, 0.5]), sparsity=0.25).tolist()
     [True, True, True, False]
@@ -47,17 +48,8 @@ def make_mask(
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not torch.isfinite(scores).all():
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
-    by_unit = unit_scores(scores, granularity)
-    removed = removed_count(sparsity, by_unit.numel())
-    return expand_units(keep_highest(by_unit, removed), weight.shape, granularity)
-
-
-def keep_highest(scores: Tensor, removed: int) -> Tensor:
-    """Bool tensor (units,) with exactly `removed` False: the lowest scores, ties by lowest index."""
-    kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    if removed:
-        kept[torch.argsort(scores.flatten(), stable=True)[:removed]] = False
-    return kept
+    removed = units(weight.shape, granularity).removed(check_sparsity(sparsity))
+    return expand_units(unit_ranks(scores, granularity) >= removed, weight.shape, granularity)
 
 
 @torch.no_grad()

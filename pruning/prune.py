@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pruning.schedule import progress_at, ramp_end
 from pruning.structure import Structure
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
+from spaces.units import obstacle_to, pattern_of, units_of
 
 MASK_UPDATES = 20
 """Mask updates along a ramp: each sorts every weight, so they are spread over the steps."""
@@ -71,16 +72,34 @@ def policy_masks(
     else:
         plan = plan_removal(model, removals, graph.example_input, criterion=policy.criterion, graph=graph)
         masks = removal_masks(plan)
+    requests = policy.mask_requests()
     for number, name in enumerate(weights):
-        if share := policy.mask_requests().get(name, 0.0) * progress:
-            generator = torch.Generator().manual_seed(number)
-            scores = element_scores(weights[name], policy.criterion, generator)
-            stays = _staying(weights[name].shape, plan.structure if plan else None, name)
-            inside = make_mask(weights[name][stays], share, policy.granularity_of(name), scores=scores[stays])
+        if name not in requests:
+            continue
+        generator = torch.Generator().manual_seed(number)
+        scores = element_scores(weights[name], policy.criterion, generator)
+        stays = _staying(weights[name].shape, plan.structure if plan else None, name)
+        inside = weights[name][stays]
+        share, granularity = share_due(requests[name], policy.granularity_of(name), inside.shape, progress)
+        if share:
             mask = torch.zeros(weights[name].shape, dtype=torch.bool, device=weights[name].device)
-            mask[stays] = inside
+            mask[stays] = make_mask(inside, share, granularity, scores=scores[stays])
             masks[name] = mask
     return masks, plan
+
+
+def share_due(share: float, granularity: str, shape: Sequence[int], progress: float) -> tuple[float, str]:
+    """What a layer's mask asks for once `progress` of its share is due, and in which granularity.
+
+    On its way to `N:M` with a fixed N every block of M loses one more place at a time. Nothing is asked of a weight
+    that its granularity leaves whole.
+    """
+    if obstacle_to(granularity, shape):
+        return 0.0, granularity
+    pattern, units = pattern_of(granularity), units_of(granularity, shape)
+    if progress == 1 or not pattern or pattern.keep is None:
+        return share * progress, granularity
+    return units.removed(share) / units.count * progress, f"*:{pattern.of}"
 
 
 def _staying(shape: torch.Size, structure: Structure | None, name: str) -> tuple[Any, ...]:

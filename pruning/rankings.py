@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from pruning.channels import ChannelGraph, group_scores
 from pruning.codec import prunable_weights
 from pruning.criteria import element_scores
-from pruning.granularity import expand_units, unit_scores
+from pruning.granularity import expand_units, unit_ranks, units
 from pruning.masks import make_mask
 from pruning.removal import check_fits
 from pruning.structure import Structure
 from spaces.errors import unknown
-from spaces.policy import PruningPolicy, removed_count
+from spaces.policy import PruningPolicy
 from spaces.size import kept_units
+from spaces.units import obstacle_to
 
 _Stays = dict[tuple[str, int], np.ndarray]
 """(tensor name, dimension) -> bool array, True = stays; only of dimensions that shrink."""
@@ -57,7 +58,8 @@ class Rankings:
                 rows = torch.from_numpy(stays[tensor.name, 0]).view(-1, *[1] * (len(tensor.shape) - 1))
                 masks[tensor.name] = rows.expand(tensor.shape)
         for name, share in policy.mask_requests().items():
-            masks[name] = self._mask(name, share, policy, stays)
+            if (mask := self._mask(name, share, policy, stays)) is not None:
+                masks[name] = mask
         return masks
 
     def structure(self, policy: PruningPolicy) -> Structure:
@@ -67,13 +69,15 @@ class Rankings:
             kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(flags).tolist())
         return Structure(kept)
 
-    def _mask(self, name: str, share: float, policy: PruningPolicy, stays: _Stays) -> Tensor:
-        """Mask of one layer, chosen among the elements no removal takes."""
+    def _mask(self, name: str, share: float, policy: PruningPolicy, stays: _Stays) -> Tensor | None:
+        """Mask of one layer, chosen among the elements no removal takes; None if its granularity leaves it whole."""
         shape, granularity = self._weights[name].shape, policy.granularity_of(name)
         axes = [stays.get((name, dim), np.ones(length, dtype=bool)) for dim, length in enumerate(shape)]
+        if obstacle_to(granularity, [int(axis.sum()) for axis in axes]):
+            return None
         if all(axis.all() for axis in axes):
             ranks = self._ranking(name, granularity, policy.criterion)
-            return expand_units(ranks >= removed_count(share, len(ranks)), shape, granularity)
+            return expand_units(ranks >= units(shape, granularity).removed(share), shape, granularity)
         index = np.ix_(*axes)
         weight, scores = self._weights[name][index], self._elements(name, policy.criterion)[index]
         mask = torch.zeros(shape, dtype=torch.bool, device=weight.device)
@@ -101,12 +105,9 @@ class Rankings:
         return self._scores[name, criterion]
 
     def _ranking(self, name: str, granularity: str, criterion: str) -> Tensor:
-        """The place of each unit of a layer in the order they go (units,)."""
+        """The place of each unit of a layer in the order they go; see `unit_ranks`."""
         if (name, granularity, criterion) not in self._ranks:
-            order = torch.argsort(unit_scores(self._elements(name, criterion), granularity), stable=True)
-            ranks = torch.empty(len(order), dtype=torch.int32, device=order.device)
-            ranks[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
-            self._ranks[name, granularity, criterion] = ranks
+            self._ranks[name, granularity, criterion] = unit_ranks(self._elements(name, criterion), granularity)
         return self._ranks[name, granularity, criterion]
 
     def _unit_ranking(self, number: int, criterion: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from pruning.working_copy import WorkingCopy
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved
+from spaces.units import stays_whole
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
@@ -164,4 +165,4 @@ def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:
     """What is pruned together in one point of the scan."""
     if granularity == "channel":
         return [group.layers for group in graph.network.groups if group.obstacle is None]
-    return [(layer.name,) for layer in graph.network.layers if layer.numel > 1]
+    return [(layer.name,) for layer in graph.network.layers if not stays_whole(layer, granularity)]

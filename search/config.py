@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from search.errors import UsageError
 from spaces.errors import unknown
-from spaces.policy import CRITERIA, GRANULARITIES
+from spaces.policy import CRITERIA, GRANULARITIES, SEARCHED
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
@@ -70,7 +70,7 @@ class SearchConfig(BaseModel):
     min_accuracy: str | None = None
     size_metric: Literal["encoded", "nonzero"] = "encoded"
     speed: Literal["macs", "latency"] = "macs"
-    granularity: tuple[str, ...] = GRANULARITIES
+    granularity: tuple[str, ...] = SEARCHED
     mixed: bool = False
     criterion: str = "magnitude-l2"
     sampler: str = "guided"

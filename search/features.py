@@ -17,7 +17,8 @@ ALL_LAYERS_WEIGHT = 6.0
 
 
 class Features:
-    """Columns: (share kept)^-1/2 by masks and by removals along the network, their sum, log size, schedule.
+    """Columns: (share kept)^-1/2 by masks and by removals along the network, their sum, log size, schedule; then what
+    the layers of each further kind of mask in the space add to the sum, over whole ones.
 
     A layer's column is 0 where it is pruned in another way. Of the powers and the logarithm of the share kept, -1/2
     predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`). The sum says that pruning any layer more
@@ -29,6 +30,8 @@ class Features:
         self._removable = np.array([float(group.obstacle is None) for group in network.groups])
         self._by_mask = _buckets(np.array([layer.numel for layer in network.layers], dtype=float))
         self._by_removal = _buckets(self._removable)
+        masks = [n for n, word in enumerate(space.granularities) if word in space.usable and word != "channel"]
+        self._further = masks[1:]
 
     @property
     def layers(self) -> slice:
@@ -38,7 +41,7 @@ class Features:
     @property
     def weights(self) -> np.ndarray:
         """What each column counts (columns,)."""
-        return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0])
+        return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0] + [1.0] * len(self._further))
 
     def of(self, landed: Landed) -> np.ndarray:
         """(p, columns)."""
@@ -46,13 +49,16 @@ class Features:
         masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT))
         removed = asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))
         schedule = np.array([_schedule(draft.schedule) for draft in landed.drafts])
-        return self._columns(masked, removed, np.log(landed.sizes), schedule)
+        further = [((masked - asked.by_mask) * (asked.words == word)) @ self._by_mask for word in self._further]
+        columns = self._columns(masked, removed, np.log(landed.sizes), schedule)
+        return np.column_stack([columns, *(added.sum(axis=1) for added in further)])
 
     def dense(self, channel: bool) -> np.ndarray:
         """Of the network with nothing removed, as the limit of masks or of removals (columns,)."""
         masked = np.full((1, len(self._by_mask)), float(not channel))
         removed = self._removable[None] * float(channel)
-        return self._columns(masked, removed, np.zeros(1), np.array([_schedule(SEED_SCHEDULE)]))[0]
+        columns = self._columns(masked, removed, np.zeros(1), np.array([_schedule(SEED_SCHEDULE)]))[0]
+        return np.append(columns, np.zeros(len(self._further)))
 
     def _columns(self, masked: np.ndarray, removed: np.ndarray, sizes: np.ndarray, schedule: np.ndarray) -> np.ndarray:
         by_layer = np.column_stack([masked @ self._by_mask, removed @ self._by_removal])

@@ -24,6 +24,7 @@ from spaces.profile import Profile
 from spaces.size import Footprint, Shares, shares
 from spaces.sizing import Pruned, Sizer, sizer_of
 from spaces.tradeoff import Tradeoff, scan_damages
+from spaces.units import Divisions, stays_whole
 
 BISECTIONS = 40
 """Halvings of a family's number: far below one weight in any network."""
@@ -90,14 +91,17 @@ class Target:
         return np.array([frame.granularity_of(name) == "channel" for name in self.sizer.places], dtype=bool)
 
     @cached_property
+    def divisions(self) -> Divisions | None:
+        """The units of the masks; None if every unit is one weight."""
+        frame = PruningPolicy({}, self.granularity)
+        return self.sizer.divisions([frame.granularity_of(name) for name in self.sizer.places])
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that can lose units in their granularity."""
-        frame, removable = PruningPolicy({}, self.granularity), set(self.network.removable)
-        return tuple(
-            layer
-            for layer in self.network.layers
-            if layer.numel > 1 and (frame.granularity_of(layer.name) != "channel" or layer.name in removable)
-        )
+        frame = PruningPolicy({}, self.granularity)
+        words = {layer: frame.granularity_of(layer.name) for layer in self.network.layers}
+        return tuple(layer for layer, word in words.items() if layer.numel > 1 and not stays_whole(layer, word))
 
     def vector(self, sparsity: Mapping[str, float]) -> np.ndarray:
         """Sparsity of every layer of the network (n,), 0 for those not named.
@@ -121,7 +125,7 @@ class Target:
 
     def pruned(self, vector: np.ndarray) -> Pruned:
         """What the network keeps under a `vector` of sparsities."""
-        return self.sizer.prune(vector, self.channel)
+        return self.sizer.prune(vector, self.channel, self.divisions)
 
     def size(self, sparsity: Mapping[str, float]) -> float:
         """Exact share of the dense size under these sparsities."""
@@ -340,11 +344,11 @@ def uniform(target: Target, evidence: Evidence) -> dict[str, float]:
 
 
 def global_magnitude(target: Target, evidence: Evidence) -> dict[str, float]:
-    """One threshold on the magnitude of all units; channels are compared after division by their layer's mean."""
+    """One threshold on the mean square of all units; channels are compared after division by their layer's mean."""
 
-    def score(squares: np.ndarray) -> np.ndarray:
+    def score(squares: np.ndarray, numel: int) -> np.ndarray:
         if target.granularity != "channel":
-            return squares
+            return squares * (len(squares) / numel)
         return squares / max(float(squares.mean()), np.finfo(float).tiny)
 
     return _by_threshold("global", score, target, evidence)
@@ -356,7 +360,7 @@ def lamp(target: Target, evidence: Evidence) -> dict[str, float]:
     Each layer's largest unit scores 1, so no layer is emptied.
     """
 
-    def score(squares: np.ndarray) -> np.ndarray:
+    def score(squares: np.ndarray, numel: int) -> np.ndarray:
         ascending = np.sort(squares)
         tail = np.cumsum(ascending[::-1])[::-1]
         return ascending / np.maximum(tail, np.finfo(float).tiny)
@@ -418,12 +422,12 @@ def _least_damage(target: Target, evidence: Evidence, mix: float) -> dict[str, f
 
 
 def _by_threshold(
-    name: str, score: Callable[[np.ndarray], np.ndarray], target: Target, evidence: Evidence
+    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, evidence: Evidence
 ) -> dict[str, float]:
-    """Remove everything below one threshold on the `score` of all units."""
+    """Remove everything below one threshold on the `score`, of squared norms and a layer's weights, of all units."""
 
     def rank() -> Ranking:
-        scores = {layer.name: score(evidence.scores[layer.name]) for layer in target.layers}
+        scores = {layer.name: score(evidence.scores[layer.name], layer.numel) for layer in target.layers}
         return Ranking.of(scores, {layer.name: layer.numel for layer in target.layers})
 
     ranking = evidence.worked_out(name, target.kind, rank)

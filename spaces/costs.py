@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from spaces.latency import Predictor
 from spaces.layers import ITEM_BYTES, Network
 from spaces.size import GAP_ESCAPE, dense_footprint
+from spaces.units import Divisions
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Requests:
         removed: share of its units each channel group loses (p, groups).
         by_mask: layers whose granularity is a mask's (p, layers), bool.
         by_removal: groups wholly of granularity `channel` (p, groups), bool.
+        words: each layer's granularity (p, layers): its place in the space's.
     """
 
     masked: np.ndarray
     removed: np.ndarray
     by_mask: np.ndarray
     by_removal: np.ndarray
+    words: np.ndarray
 
     def __add__(self, other: Requests) -> Requests:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
@@ -54,10 +57,20 @@ class Costs:
     Args:
         metric: `encoded` or `nonzero`.
         latency: predicts it, if it matters.
+        granularities: what the requests' words are places in.
     """
 
-    def __init__(self, network: Network, metric: str, latency: Predictor | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        metric: str,
+        latency: Predictor | None = None,
+        granularities: Sequence[str] = ("fine-grained", "channel"),
+    ) -> None:
         self._network, self._metric, self._latency = network, metric, latency
+        shapes = [layer.shape for layer in network.layers]
+        divisions = {n: Divisions(shapes, [word] * len(shapes)) for n, word in enumerate(granularities)}
+        self._divisions = {n: found for n, found in divisions.items() if not found.plain}
         dense = dense_footprint(network)
         self._dense_macs = max(dense.macs, 1)
         self._dense = dense.encoded_bytes if metric == "encoded" else dense.parameters
@@ -73,16 +86,21 @@ class Costs:
         return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
 
     @cached_property
-    def _lengths(self) -> tuple[np.ndarray, list[tuple[np.ndarray, csr_array]]]:
-        """Of the layers: elements in dimensions that lose nothing (layers,), and for each other dimension its length
-        (layers,) and what one unit of each group takes off it (layers, groups)."""
+    def _lengths(self) -> tuple[np.ndarray, dict[int, csr_array]]:
+        """Of the layers: the length of each dimension (dimensions, layers), at least two of them, and for those that
+        shrink what one unit of each group takes off it (layers, groups)."""
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
         chosen = [tensors[layer.name] for layer in self._network.layers]
-        most = max((len(t.shape) for t in chosen), default=0)
-        lengths = [np.array([t.shape[d] if d < len(t.shape) else 1 for t in chosen], dtype=float) for d in range(most)]
-        pairs = [(length, self._per_unit(chosen, d)) for d, length in enumerate(lengths)]
-        fixed = np.prod([length for length, per_unit in pairs if not per_unit.any()], axis=0)
-        return fixed, [(length, csr_array(per_unit.T)) for length, per_unit in pairs if per_unit.any()]
+        most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2
+        lengths = [[t.shape[d] if d < len(t.shape) else 1 for t in chosen] for d in range(most)]
+        taken = {d: self._per_unit(chosen, d) for d in range(most)}
+        return np.array(lengths, dtype=float), {d: csr_array(one.T) for d, one in taken.items() if one.any()}
+
+    @cached_property
+    def _fixed(self) -> np.ndarray:
+        """Elements of the layers (layers,) in the dimensions that do not shrink."""
+        lengths, taken = self._lengths
+        return np.prod([length for d, length in enumerate(lengths) if d not in taken], axis=0)
 
     def _per_unit(self, tensors: Sequence, dimension: int) -> np.ndarray:
         taken = np.zeros((len(self._network.groups), len(tensors)))
@@ -117,17 +135,44 @@ class Costs:
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
         gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
-        fixed, shrinking = self._lengths
-        numel = np.tile(fixed, (len(gone), 1))
-        for length, per_unit in shrinking:
-            numel *= length - (per_unit @ gone.T).T
-        nonzero = numel - np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
+        numel, inputs = self._left(gone)
+        nonzero = numel - self._zeros(requests, numel, inputs)
         whole, per_unit = self._others
-        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero)
+        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, inputs)
         size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
         return Shares(size, numel @ self._positions / self._dense_macs, latency)
 
-    def _encoded(self, numel: np.ndarray, nonzero: np.ndarray) -> np.ndarray:
+    def masked_shares(self, requests: Requests) -> np.ndarray:
+        """Share of each layer's elements its mask really takes (p, layers), of dense layers."""
+        if not self._divisions:
+            return requests.masked
+        numel, inputs = self._left(np.zeros_like(requests.removed))
+        by_unit = np.isin(requests.words, list(self._divisions))
+        return np.where(by_unit, self._zeros(requests, numel, inputs) / numel, requests.masked)
+
+    def _left(self, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Elements and inputs of the layers (p, layers) once the groups have lost `gone` units (p, groups)."""
+        lengths, taken = self._lengths
+        numel, inputs = np.tile(self._fixed, (len(gone), 1)), np.tile(lengths[1], (len(gone), 1))
+        for dimension, per_unit in taken.items():
+            left = lengths[dimension] - (per_unit @ gone.T).T
+            numel *= left
+            inputs = left if dimension == 1 else inputs
+        return numel, inputs
+
+    def _zeros(self, requests: Requests, numel: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        zeros = np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
+        for word, divisions in self._divisions.items():
+            own = (requests.words == word) & (requests.masked > 0)
+            if own.any():
+                zeros = np.where(own, divisions.zeros(requests.masked, numel, inputs), zeros)
+        return zeros
+
+    def _encoded(self, numel: np.ndarray, nonzero: np.ndarray, words: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         gaps = nonzero * (self._item + 1) + np.floor((numel - nonzero) / GAP_ESCAPE)
-        return np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)
+        size = np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)
+        for word, divisions in self._divisions.items():
+            own = divisions.index_bytes(numel, nonzero, inputs) + nonzero * self._item
+            size = np.where(words == word, np.minimum(size, own), size)
+        return size

@@ -15,6 +15,7 @@ import numpy as np
 from spaces.allocation import ALMOST_ALL
 from spaces.costs import Costs, Requests
 from spaces.policy import Schedule
+from spaces.units import obstacle_to
 
 if TYPE_CHECKING:
     from spaces.space import Space
@@ -61,12 +62,14 @@ class _Asked:
     Attributes:
         by_layer, by_group: odds of keeping, over those of removing: (p, layers) and (p, groups); infinite is whole.
         masked, removed: which of them count: (p, layers) and (p, groups), bool.
+        words: each layer's granularity (p, layers), its place in the space's.
     """
 
     by_layer: np.ndarray
     by_group: np.ndarray
     masked: np.ndarray
     removed: np.ndarray
+    words: np.ndarray
 
     def lifted(self, points: np.ndarray) -> _Asked:
         """The same, but of these points (p,) no layer is left whole."""
@@ -78,7 +81,7 @@ class _Asked:
         odds = np.exp(-shift)[:, None]
         masked = np.where(self.masked, np.minimum(1 / (1 + self.by_layer * odds), ALMOST_ALL), 0.0)
         removed = np.where(self.removed, np.minimum(1 / (1 + self.by_group * odds), ALMOST_ALL), 0.0)
-        return Requests(masked, removed, self.masked, self.removed)
+        return Requests(masked, removed, self.masked, self.removed, self.words)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Landing:
             over, under = np.where(fits, over, middle), np.where(fits, middle, under)
         requests = asked.shifted(under)
         shares = self._costs.of(requests)
+        requests = replace(requests, masked=self._costs.masked_shares(requests))
         return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
 
     def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
@@ -142,9 +146,11 @@ class Landing:
             pairs = zip(drafts, targets, strict=True)
             bases = np.stack([self._space.base_logits(d.base, d.granularity, target) for d, target in pairs])
             by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
-        channel = np.stack([self._space.is_channel(draft.granularity) for draft in drafts])
+        words = np.stack([self._space.words(draft.granularity) for draft in drafts])
+        channel = words == self._channel
         removed = (channel @ self._members == self._members.sum(axis=0)) & self._removable
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), ~channel & self._maskable, removed)
+        masked = ~channel & np.take_along_axis(self._maskable, words, axis=0)
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, words)
 
     def _fits(self, requests: Requests, sizes: np.ndarray) -> np.ndarray:
         """Which points are within all limits (p,)."""
@@ -154,7 +160,8 @@ class Landing:
 
     @cached_property
     def _costs(self) -> Costs:
-        return Costs(self._space.network, self._space.metric, self._space.latency)
+        space = self._space
+        return Costs(space.network, space.metric, space.latency, space.granularities)
 
     @cached_property
     def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +184,16 @@ class Landing:
 
     @cached_property
     def _maskable(self) -> np.ndarray:
-        return np.array([layer.numel > 1 for layer in self._space.network.layers])
+        """Which layers can lose units in each granularity (granularities, layers)."""
+        space = self._space
+        return np.array(
+            [[not obstacle_to(word, layer.shape) for layer in space.network.layers] for word in space.granularities]
+        )
+
+    @cached_property
+    def _channel(self) -> int:
+        """Place of `channel` among the granularities; -1 if it is none of them."""
+        return self._space.granularities.index("channel") if "channel" in self._space.granularities else -1
 
     @cached_property
     def _removable(self) -> np.ndarray:

@@ -14,7 +14,9 @@ from typing import Any
 from spaces.errors import unknown
 
 POLICY_VERSION = 1
-GRANULARITIES = ("fine-grained", "channel")
+GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
+SEARCHED = ("fine-grained", "channel")
+"""Granularities of a search that names none."""
 CRITERIA = ("magnitude-l1", "magnitude-l2", "random")
 SCHEDULES = ("one-shot", "polynomial")
 

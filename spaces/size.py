@@ -5,7 +5,8 @@ Two measures of stored size, both shares of the dense model:
 - `nonzero`: the pruning labs' measure, (parameters - zeros in prunable weights) x 32 bit over all
   parameters x 32 bit. Biases and norms count whole, buffers do not count.
 - `encoded`: bytes of the file `pruning.codec` writes, header and buffers included. A weight takes the
-  smallest of the encodings below; gap codes are an upper bound until the zeros' places are known.
+  smallest of the encodings below; gap codes are an upper bound until the zeros' places are known, and zeros in other
+  places than the policy's can make a file smaller.
 
 The file is a safetensors container: 8 bytes of header length, a JSON header padded with spaces to a
 multiple of 8, then the tensors without holes. `container_header` is the only place that writes it, and
@@ -24,6 +25,7 @@ import numpy as np
 
 from spaces.layers import ITEM_BYTES, Network, StoredTensor
 from spaces.policy import PruningPolicy, removed_count
+from spaces.units import NAMES, obstacle_to, pattern_of, units_of
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -90,22 +92,26 @@ def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int
     return kept
 
 
-def encoding_sizes(numel: Count, nonzero: Count, item_bytes: Count) -> dict[str, Count]:
+def encoding_sizes(
+    numel: Count, nonzero: Count, item_bytes: Count, index_bytes: Count | None = None
+) -> dict[str, Count]:
     """Bytes of a weight by encoding, `dense` first; of many weights when the counts are arrays.
 
     Bytes of `gap8` are exact only where no gap exceeds 254; otherwise at most
-    `(numel - nonzero) // 255` escape codes come on top, which are counted.
+    `(numel - nonzero) // 255` escape codes come on top, which are counted. `units` is there if `index_bytes`, what
+    the granularity's own index takes, are given.
     """
-    return {
+    sizes = {
         "dense": numel * item_bytes,
         "bitmask": -(-numel // 8) + nonzero * item_bytes,
         "gap8": nonzero * (item_bytes + 1) + (numel - nonzero) // GAP_ESCAPE,
     }
+    return sizes if index_bytes is None else sizes | {"units": nonzero * item_bytes + index_bytes}
 
 
-def encoding_of(numel: int, nonzero: int, item_bytes: int) -> tuple[str, int]:
+def encoding_of(numel: int, nonzero: int, item_bytes: int, index_bytes: int | None = None) -> tuple[str, int]:
     """The smallest encoding of a weight and its bytes; ties in the order of `encoding_sizes`."""
-    return min(encoding_sizes(numel, nonzero, item_bytes).items(), key=lambda item: item[1])
+    return min(encoding_sizes(numel, nonzero, item_bytes, index_bytes).items(), key=lambda item: item[1])
 
 
 def encoding_note(encoding: str, dtype: str, shape: Iterable[int], nonzero: int) -> str:
@@ -154,14 +160,28 @@ def worth_encoding(name: str, note: str, payload: int, dense: int) -> bool:
     return payload + len(name) + len(note) + HEADER_SLACK < dense
 
 
-def encoded_entry(tensor: StoredTensor, shape: tuple[int, ...], nonzero: int) -> Entry:
-    """The entry of a prunable weight of this shape with `nonzero` elements kept."""
-    encoding, size = encoding_of(prod(shape), nonzero, ITEM_BYTES[tensor.dtype])
-    note = encoding_note(encoding, tensor.dtype, shape, nonzero)
+def encoded_entry(
+    tensor: StoredTensor, shape: tuple[int, ...], nonzero: int, granularity: str = "fine-grained"
+) -> Entry:
+    """The entry of a prunable weight of this shape with `nonzero` elements kept in units of `granularity`."""
+    name, index = own_index(granularity, shape, nonzero)
+    encoding, size = encoding_of(prod(shape), nonzero, ITEM_BYTES[tensor.dtype], index)
+    note = encoding_note(name if encoding == "units" else encoding, tensor.dtype, shape, nonzero)
     dense = Entry(tensor.name, tensor.dtype, shape)
     if encoding == "dense" or not worth_encoding(tensor.name, note, size, dense.bytes):
         return dense
     return Entry(tensor.name, "U8", (size,), note)
+
+
+def own_index(granularity: str, shape: tuple[int, ...], nonzero: int) -> tuple[str, int | None]:
+    """The encoding of a granularity's own for a weight: its name, and the bytes of its index; None if it has none."""
+    pattern = pattern_of(granularity)
+    if obstacle_to(granularity, shape) or nonzero == prod(shape) or not (pattern or granularity in NAMES):
+        return "", None
+    if pattern:
+        return f"{nonzero * pattern.of // prod(shape)}:{pattern.of}", -(-nonzero * pattern.index_bits // 8)
+    units = units_of(granularity, shape)
+    return NAMES[granularity], -(-units.count // 8) if units.elements > 1 else None
 
 
 def footprint(network: Network, policy: PruningPolicy) -> Footprint:
@@ -186,12 +206,21 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
         if layer is None:
             entries.append(Entry(tensor.name, tensor.dtype, shape))
             continue
-        removed = removed_count(masks[layer.name], numel) if layer.name in masks else 0
+        granularity = policy.granularity_of(layer.name)
+        removed = masked_count(granularity, shape, masks[layer.name]) if layer.name in masks else 0
         zeros += removed
         macs += layer.positions * numel
         macs_nonzero += layer.positions * (numel - removed)
-        entries.append(encoded_entry(tensor, shape, numel - removed))
+        entries.append(encoded_entry(tensor, shape, numel - removed, granularity))
     return Footprint(parameters, parameters - zeros, container_bytes(entries, network.aliases), macs, macs_nonzero)
+
+
+def masked_count(granularity: str, shape: tuple[int, ...], share: float) -> int:
+    """Elements a mask sets to zero; none where the granularity leaves a weight of this shape whole."""
+    if share == 0 or obstacle_to(granularity, shape):
+        return 0
+    units = units_of(granularity, shape)
+    return units.removed(share) * units.elements
 
 
 def dense_footprint(network: Network) -> Footprint:
@@ -223,6 +252,7 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
             group = layer.channel_group
             result[layer.name] = 1 - kept[group] / units[group] if group in kept else 0.0
         else:
-            numel = prod(tensor.shrunk(kept, units))
-            result[layer.name] = removed_count(masks.get(layer.name, 0.0), numel) / numel
+            shape = tensor.shrunk(kept, units)
+            removed = masked_count(policy.granularity_of(layer.name), shape, masks.get(layer.name, 0.0))
+            result[layer.name] = removed / prod(shape)
     return result

@@ -15,13 +15,14 @@ import numpy as np
 
 from spaces.layers import ITEM_BYTES, Network
 from spaces.size import HEADER_SLACK, SIZE_METRICS, Footprint, dense_footprint, encoding_sizes
+from spaces.units import Divisions
 
 POWERS_OF_TEN = 10 ** np.arange(1, 19)
 """Up to the longest number int64 holds."""
 ENTRY_FRAME = len(':{"dtype":"","shape":[],"data_offsets":[,]}')
 METADATA_FRAME = len('"__metadata__":{}')
-ENCODINGS = tuple(encoding_sizes(0, 0, 1))
-WORD_LENGTHS = np.array([len(encoding) for encoding in ENCODINGS])
+WORD_LENGTHS = np.array([*map(len, encoding_sizes(0, 0, 1)), len("N:M")])
+"""Of the encodings' names; those of a granularity's own have three letters."""
 
 
 def digits(numbers: np.ndarray) -> np.ndarray:
@@ -51,12 +52,14 @@ class Pruned:
         numel: elements left (s,), by distinct shape of the dense network.
         characters: what these shapes take in a header (s,), brackets left out.
         zeros: elements that masks set to zero (n,), by prunable tensor.
+        index: bytes of the granularity's own index (n,), infinite where it has none; None if none has.
     """
 
     groups: np.ndarray
     numel: np.ndarray
     characters: np.ndarray
     zeros: np.ndarray
+    index: np.ndarray | None = None
 
     @property
     def key(self) -> bytes:
@@ -84,22 +87,37 @@ class Sizer:
         layers = [network.by_name[network.tensors[number].name] for number in stored]
         self._layer_place = _whole(self.places[layer.name] for layer in layers)
         self._layer_shape = self._shapes.of_tensor[stored]
+        self._layers = layers
         self._positions = _whole(layer.positions for layer in layers)
         parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
         self._parameter_tensors = np.bincount(self._shapes.of_tensor[parameters], minlength=self._shapes.count)
 
-    def prune(self, sparsity: np.ndarray, channel: np.ndarray) -> Pruned:
+    def divisions(self, words: Sequence[str]) -> Divisions | None:
+        """Units of the prunable tensors, for `prune`; None if every unit is one weight.
+
+        Args:
+            words: granularity by layer (n,).
+        """
+        found = Divisions([layer.shape for layer in self._layers], [words[place] for place in self._layer_place])
+        return None if found.plain else found
+
+    def prune(self, sparsity: np.ndarray, channel: np.ndarray, divisions: Divisions | None = None) -> Pruned:
         """Counts under these sparsities.
 
         Args:
             sparsity: by layer (n,), each in [0, 1).
             channel: which layers have granularity `channel` (n,), bool; the others get masks.
+            divisions: units of the masks; single weights by default.
         """
         requests = sparsity * channel
         groups = self._groups.removed(requests)
-        numel, characters = self._shapes.after(groups)
-        masks = (sparsity - requests)[self._layer_place]
-        return Pruned(groups, numel, characters, removed_counts(masks, numel[self._layer_shape]))
+        numel, inputs, characters = self._shapes.after(groups)
+        masks, own = (sparsity - requests)[self._layer_place], numel[self._layer_shape]
+        if divisions is None:
+            return Pruned(groups, numel, characters, removed_counts(masks, own))
+        inputs = inputs[self._layer_shape]
+        zeros = divisions.zeros(masks, own, inputs).astype(np.int64)
+        return Pruned(groups, numel, characters, zeros, divisions.index_bytes(own, own - zeros, inputs))
 
     def share(self, pruned: Pruned, metric: str) -> float:
         """The share of the dense size by the name of a size metric."""
@@ -212,18 +230,20 @@ class _Shapes:
         self._owned, self._owner, self._per_unit = _whole(np.reshape(terms, (-1, 3)).T)
         self._whole_network = self._counted(self._lengths)
 
-    def after(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Elements and characters of every shape (s,) once the groups lost `removed` units (g,)."""
+    def after(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Elements, inputs and characters of every shape (s,) once the groups lost `removed` units (g,)."""
         if not removed.any():
             return self._whole_network
         lengths = self._lengths.copy()
         np.subtract.at(lengths, self._owned, self._per_unit * removed[self._owner])
         return self._counted(lengths)
 
-    def _counted(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _counted(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         characters = digits(lengths)
         characters[0] = 0
-        return lengths[self._dimensions].prod(axis=0), characters[self._dimensions].sum(axis=0) + self._commas
+        left = lengths[self._dimensions]
+        inputs = left[1] if len(left) > 1 else np.ones(self.count, np.int64)
+        return left.prod(axis=0), inputs, characters[self._dimensions].sum(axis=0) + self._commas
 
 
 class _File:
@@ -272,8 +292,8 @@ class _File:
             return 8 + _padded(self._fixed + self._punctuation(0))
         numel, shape = pruned.numel[self._shape], pruned.characters[self._shape]
         nonzero = numel - pruned.zeros
-        sizes = np.array([*encoding_sizes(numel, nonzero, self._item).values()])
-        payload, dense = sizes.min(axis=0), sizes[0]
+        sizes = np.array([*encoding_sizes(numel, nonzero, self._item, pruned.index).values()])
+        payload, dense = sizes.min(axis=0).astype(np.int64), sizes[0].astype(np.int64)
         words = WORD_LENGTHS[sizes.argmin(axis=0)] + shape + digits(nonzero)
         encoded = payload + words + self._note_cost < dense
 

@@ -327,7 +327,8 @@ class Space:
             return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float], base: str) -> dict[str, float]:
-        channel, names = self.is_channel(target.granularity), [layer.name for layer in target.layers]
+        words, names = self.words(target.granularity), [layer.name for layer in target.layers]
+        channel = [self.granularities[word] == "channel" for word in words]
         places = [self.leads[place] if channel[place] else place for place in map(self.place.__getitem__, names)]
         asked = np.array([min(preferences.get(self.knob_names[place], 0.0), 1 - LIFTED**2) for place in places])
         below = self.base_logits(base, target.granularity, target.share)[places]
@@ -359,9 +360,10 @@ class Space:
         if name == EVEN:
             return np.zeros(len(self.network.layers))
         if not isinstance(granularity, str):
-            channel = self.is_channel(granularity)
-            words = {"channel": channel, "fine-grained": ~channel}
-            return sum(self.base_logits(name, word, size) * own for word, own in words.items() if word in self.usable)
+            words = self.words(granularity)
+            bases = (self.base_logits(name, word, size) for word in self.usable)
+            places = map(self.granularities.index, self.usable)
+            return sum(base * (words == place) for base, place in zip(bases, places, strict=True))
         low, high = self.size_range
         place = (BASE_SIZES - 1) * (math.log(high / size) / math.log(high / low) if high > low else 0.0)
         first = int(min(max(place, 0), BASE_SIZES - 2))
@@ -416,11 +418,11 @@ class Space:
     def _landing(self) -> Landing:
         return Landing(self)
 
-    def is_channel(self, granularity: str | Mapping[str, str]) -> np.ndarray:
-        """Which layers (layers,) are pruned by channels."""
+    def words(self, granularity: str | Mapping[str, str]) -> np.ndarray:
+        """Each layer's granularity (layers,): its place in `granularities`."""
         if isinstance(granularity, str):
-            return np.full(len(self.network.layers), granularity == "channel")
-        return np.array([granularity.get(name) == "channel" for name in self.network.layer_names])
+            return np.full(len(self.network.layers), self.granularities.index(granularity))
+        return np.array([self.granularities.index(granularity[name]) for name in self.network.layer_names])
 
     def seeds(self, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
         """Static allocations and the scan's, spread over sizes and granularities; any first few spread.

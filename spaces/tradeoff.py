@@ -19,9 +19,10 @@ import numpy as np
 from spaces.choices import Choices, Knobs
 from spaces.errors import unknown
 from spaces.layers import ITEM_BYTES, Network, StoredTensor
-from spaces.policy import GRANULARITIES, removed_count
+from spaces.policy import GRANULARITIES
 from spaces.profile import Profile
 from spaces.size import SIZE_METRICS, dense_footprint, encoded_entry
+from spaces.units import Units, stays_whole, units_of
 
 LEVELS = tuple(float(1 - kept) for kept in np.geomspace(1.0, 0.01, 25))
 """Sparsities in even steps of the logarithm of what is kept."""
@@ -65,7 +66,7 @@ class Knob:
     """What moves together: the layers of a channel group (`group` is its number), or one layer."""
 
     layers: tuple[str, ...]
-    units: int
+    units: Units
     group: int | None = None
 
     @property
@@ -74,11 +75,11 @@ class Knob:
 
     def removed(self, levels: Sequence[float]) -> np.ndarray:
         """Units gone at each level; one stays."""
-        return np.array([removed_count(float(level), self.units) for level in levels])
+        return np.array([self.units.removed(float(level)) for level in levels])
 
 
 def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
-    """Knob by name, its first layer's: the channel groups without obstacle, or the layers of two weights or more.
+    """Knob by name, its first layer's: the channel groups without obstacle, or the layers that can lose units.
 
     Raises:
         ValueError: unknown granularity.
@@ -87,9 +88,10 @@ def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
         raise ValueError(unknown("granularity", granularity, GRANULARITIES))
     if granularity == "channel":
         groups = enumerate(network.groups)
-        knobs = [Knob(group.layers, group.units, number) for number, group in groups if group.obstacle is None]
+        knobs = [Knob(g.layers, Units(g.units, 1), number) for number, g in groups if g.obstacle is None]
     else:
-        knobs = [Knob((layer.name,), layer.numel) for layer in network.layers if layer.numel > 1]
+        layers = [layer for layer in network.layers if not stays_whole(layer, granularity)]
+        knobs = [Knob((layer.name,), units_of(granularity, layer.shape)) for layer in layers]
     return {knob.name: knob for knob in knobs}
 
 
@@ -123,7 +125,7 @@ def scan_damages(
             raise ValueError(f"weight of {name!r} must be a finite number >= 0, got {factor!r}; 1.0 changes nothing")
     damages = {}
     for name in knobs.keys() & profile.points[granularity].keys():
-        reached = np.unique(knobs[name].removed(levels)) / knobs[name].units
+        reached = np.unique(knobs[name].removed(levels)) / knobs[name].units.count
         values = _between_scanned(reached, *profile.damage(granularity, name))
         damages[name] = Damage(reached, values * weights.get(name, 1.0))
     return {name: damages[name] for name in knobs if name in damages}
@@ -147,7 +149,7 @@ class _Steps:
     @classmethod
     def of(cls, knob: Knob, damage: Damage) -> _Steps:
         removed, first = np.unique(knob.removed(damage.levels), return_index=True)
-        return cls(damage.levels[first], damage.values[first], knob.units - removed)
+        return cls(damage.levels[first], damage.values[first], knob.units.count - removed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +202,7 @@ class Tradeoff:
 
     Attributes:
         network: what is pruned.
-        granularity: `fine-grained` (MACs stay, so that the mix changes nothing) or `channel`.
+        granularity: of all layers; but for `channel` MACs stay, so that the mix changes nothing.
         damages: knob (see `knobs_of`) -> its damage; knobs that are absent or None stay whole. Of levels that
             ask for the same number of units the first counts.
         metric: of the size, `encoded` or `nonzero`.
@@ -233,7 +235,7 @@ class Tradeoff:
     @cached_property
     def choices(self) -> Choices:
         """The model in numbers; its knobs are those with a damage, in the network's order."""
-        return _choices(self.network, self._moving, self._steps, self.metric)
+        return _choices(self.network, self._moving, self._steps, self.metric, self.granularity)
 
     @cached_property
     def solutions(self) -> tuple[Allocation, ...]:
@@ -370,18 +372,21 @@ def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
     return np.array(columns, dtype=int).reshape(len(steps), len(every)).T
 
 
-def _choices(network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str) -> Choices:
+def _choices(
+    network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str, granularity: str
+) -> Choices:
     """Count size and MACs: what no knob changes, what one changes, what several do together."""
     masked = {knob.name: place for place, knob in enumerate(knobs) if knob.group is None}
-    groups = {knob.group: (place, knob.units) for place, knob in enumerate(knobs) if knob.group is not None}
+    groups = {knob.group: (place, knob.units.count) for place, knob in enumerate(knobs) if knob.group is not None}
     terms: dict[Knobs, np.ndarray] = defaultdict(lambda: np.zeros(2))
     alone = [np.zeros((len(one.kept), 2)) for one in steps]
     for tensor in network.tensors:
         layer = network.by_name.get(tensor.name)
         unit = np.array([_unit_size(tensor, metric), layer.positions if layer else 0], dtype=float)
         if tensor.name in masked:
-            kept = steps[masked[tensor.name]].kept
-            sizes = kept if metric == "nonzero" else [encoded_entry(tensor, tensor.shape, int(n)).bytes for n in kept]
+            kept = steps[masked[tensor.name]].kept * knobs[masked[tensor.name]].units.elements
+            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity) for n in kept)
+            sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
             alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
             continue
         for places, count in _numel_terms(tensor, groups).items():

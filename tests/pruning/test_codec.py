@@ -15,6 +15,7 @@ from torch import nn
 
 from pruning import apply_masks_, encode_model, make_mask, read_sparse, write_sparse
 from pruning.codec import DTYPE_CODES, DamagedFile, encode_state, prunable_weights
+from spaces import GRANULARITIES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model-v1.sparse.safetensors"
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -239,3 +240,82 @@ class TestDamaged:
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no file .*nowhere"):
             read_sparse(tmp_path / "nowhere")
+
+
+class TestUnits:
+    """Weights whose zeros come in units of a granularity."""
+
+    SHAPES = ((8, 16, 3, 3), (6, 8, 5), (12, 16), (4, 8, 1, 1))
+
+    @settings(deadline=None, derandomize=True, max_examples=80)
+    @given(
+        shape=st.sampled_from(SHAPES),
+        granularity=st.sampled_from(GRANULARITIES),
+        share=st.floats(0, 0.95),
+        dtype=st.sampled_from(FLOATS),
+        more=st.floats(0, 0.2),
+        seed=st.integers(0, 99),
+    )
+    def test_round_trip_with_zeros_elsewhere(self, tmp_path_factory, shape, granularity, share, dtype, more, seed):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(shape, generator=generator).to(dtype)
+        weight[~make_mask(weight, share, granularity)] = 0
+        weight[torch.rand(shape, generator=generator) < more] = 0
+        path = tmp_path_factory.mktemp("units") / "w"
+        path.write_bytes(encode_state({"w": weight}, {"w"}))
+        assert torch.equal(read_sparse(path)["w"], weight)
+
+    @pytest.mark.parametrize(
+        ("granularity", "share", "note"),
+        [
+            ("vector", 0.25, "vec F32 8,16,3,3 864"),
+            ("kernel", 0.75, "ker F32 8,16,3,3 288"),
+            ("1:4", 0.75, "1:4 F32 8,16,3,3 288"),
+            ("*:8", 0.7, "2:8 F32 8,16,3,3 288"),
+        ],
+    )
+    def test_note(self, granularity, share, note):
+        weight = torch.rand(8, 16, 3, 3) + 0.5
+        weight[~make_mask(weight, share, granularity)] = 0
+        assert header_of(encode_state({"w": weight}, {"w"}))[0]["__metadata__"] == {"w": note}
+
+    def test_bytes_by_hand(self):
+        """Two outputs, eight inputs: places 2 and 5 hold 1, 2 at output 0; 0 and 7 hold 3, 4 at output 1."""
+        weight = torch.zeros(2, 8 * 40)
+        weight[0, 2], weight[0, 5], weight[1, 0], weight[1, 7] = 1, 2, 3, 4
+        weight[:, 8::4] = 9  # every further block of 4 keeps its first
+        header, data = header_of(encode_state({"w": weight}, {"w"}))
+        assert header["__metadata__"] == {"w": "1:4 F32 2,320 160"}
+        values = [[1.0, 2.0], [3.0, 4.0]]
+        assert data[:640] == b"".join(np.array([*pair, *[9.0] * 78], "<f4").tobytes() for pair in values)
+        first, second = 0b0110, 0b1100  # places 2 and 1, then 0 and 3, lowest bits first
+        assert data[640:] == bytes([first, *[0] * 19, second, *[0] * 19])
+
+    @pytest.mark.parametrize(
+        ("note", "match"),
+        [
+            ("1:4 F32 8,16,3,3 287", "the pattern keeps 1 of 4"),
+            ("2:4 F32 8,16,3,3 288", "the pattern keeps 2 of 4"),
+            ("*:4 F32 8,16,3,3 288", "impossible note"),
+            ("1:4 F32 1152 288", "impossible note"),
+            ("1:4 F32 128,9 288", "impossible note"),
+            ("ker F32 8,16,3,3 288", "promises 16 mask bytes, there are 72"),
+            ("unit F32 8,16,3,3 288", "impossible note"),
+        ],
+    )
+    def test_notes_that_do_not_fit_are_refused(self, tmp_path, note, match):
+        weight = torch.rand(8, 16, 3, 3) + 0.5
+        weight[~make_mask(weight, 0.75, "1:4")] = 0
+        content = encode_state({"w": weight}, {"w"})
+        (tmp_path / "w").write_bytes(with_header(content, lambda header: header["__metadata__"].update(w=note)))
+        with pytest.raises(DamagedFile, match=match):
+            read_sparse(tmp_path / "w")
+
+    def test_places_that_do_not_rise_are_refused(self, tmp_path):
+        weight = torch.rand(64, 64) + 0.5
+        weight[~make_mask(weight, 0.75, "*:8")] = 0
+        content = encode_state({"w": weight}, {"w"})
+        assert header_of(content)[0]["__metadata__"] == {"w": "2:8 F32 64,64 1024"}
+        (tmp_path / "w").write_bytes(content[:-384] + bytes(384))
+        with pytest.raises(DamagedFile, match="places within a block must rise"):
+            read_sparse(tmp_path / "w")

@@ -13,8 +13,9 @@ from torch import nn
 
 from pruning import measure_cost, prune, trace_channels
 from pruning.prune import GradualPruner, policy_masks
+from pruning.rankings import Rankings
 from pruning.structure import apply_structure
-from spaces import PruningPolicy, Schedule, footprint
+from spaces import GRANULARITIES, PruningPolicy, Schedule, footprint
 from spaces.size import achieved
 
 CONV0, CONV1, CONV2 = (f"backbone.conv{i}.weight" for i in range(3))
@@ -88,6 +89,38 @@ class TestPrune:
         expected = footprint(vgg_graph.network, policy)
         assert (cost.parameters, cost.nonzero, cost.macs) == (expected.parameters, expected.nonzero, expected.macs)
 
+    @settings(deadline=None, derandomize=True, max_examples=40)
+    @given(data=st.data())
+    def test_any_mixture_costs_what_was_promised(self, vgg, vgg_graph, images, data):
+        """Masks of every kind, removals before them: sizes and MACs known before are those of the pruned network."""
+        names = vgg_graph.network.layer_names
+        share = st.one_of(st.just(0.0), st.floats(0, 0.95))
+        words = data.draw(st.fixed_dictionaries(dict.fromkeys(names, st.sampled_from(GRANULARITIES))))
+        sparsity = data.draw(st.fixed_dictionaries(dict.fromkeys(names, share)))
+        removal = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(names, st.floats(0, 0.6))))
+        removal = {name: gone for name, gone in removal.items() if words[name] != "channel"}
+        policy = PruningPolicy(sparsity, words, removal)
+        masks, _ = policy_masks(vgg, policy, graph=vgg_graph)
+        fast = Rankings(vgg, vgg_graph).masks(policy)
+        assert masks.keys() == fast.keys()
+        assert all(torch.equal(mask, fast[name]) for name, mask in masks.items())
+        small = prune(vgg, policy, graph=vgg_graph)
+        cost, planned = measure_cost(small, images), footprint(vgg_graph.network, policy)
+        assert (cost.parameters, cost.nonzero, cost.macs) == (planned.parameters, planned.nonzero, planned.macs)
+        assert cost.encoded_bytes <= planned.encoded_bytes
+        found = achieved(vgg_graph.network, policy)
+        for name, weight in small.named_parameters():
+            if name in words and words[name] != "channel":
+                assert found[name] == pytest.approx(float((weight == 0).double().mean()), abs=1e-12)
+
+    @pytest.mark.parametrize("granularity", ["vector", "kernel", "1:4", "*:8"])
+    def test_the_file_is_as_small_as_promised(self, vgg, vgg_graph, images, granularity):
+        policy = PruningPolicy({CONV1: 0.75, CONV2: 0.7}, granularity)
+        planned = footprint(vgg_graph.network, policy).encoded_bytes
+        assert measure_cost(prune(vgg, policy), images).encoded_bytes == planned
+        as_bits = footprint(vgg_graph.network, PruningPolicy(achieved(vgg_graph.network, policy))).encoded_bytes
+        assert planned < as_bits
+
     def test_removal_then_masks_counts_what_stays(self, vgg, images):
         """conv1 keeps 12 of 16 rows and 6 of 8 columns; half of what is left of it is masked."""
         small = prune(vgg, PruningPolicy({CONV1: 0.5}, removal={CONV0: 0.25, CONV1: 0.25}), images)
@@ -140,9 +173,17 @@ def small_net() -> tuple[nn.Module, torch.Tensor]:
 FINE = {"0.weight": 0.25, "3.weight": 0.8, "6.weight": 0.9, "8.weight": 0.1}
 POLICIES = {
     "fine": (FINE, "fine-grained", {}),
+    "units": (
+        {"0.weight": 0.25, "3.weight": 0.8, "6.weight": 0.5, "8.weight": 0.75},
+        {"0.weight": "kernel", "3.weight": "vector", "6.weight": "2:4", "8.weight": "*:4"},
+        {},
+    ),
     "channel": ({"0.weight": 0.3, "3.weight": 0.5}, "channel", {}),
     "mixed": ({"0.weight": 0.3, "3.weight": 0.5, "6.weight": 0.75}, {"0.weight": "channel"}, {"3.weight": 0.25}),
 }
+
+
+MASKS_ONLY = ("fine", "units")
 
 
 def sgd(parameters):
@@ -170,7 +211,7 @@ class TestGradualPruner:
         pruner = GradualPruner(model, policy, steps, graph)
         new = [step for step in range(steps + 1) if pruner.advance(step)]
         end = 0 if kind == "one-shot" else max(1, math.ceil(ramp * steps))
-        assert new == ([] if policy_name == "fine" else [end])
+        assert new == ([] if policy_name in MASKS_ONLY else [end])
         expected = footprint(graph.network, policy)
         cost = measure_cost(pruner.model, example)
         assert (cost.parameters, cost.nonzero) == (expected.parameters, expected.nonzero)
@@ -212,7 +253,7 @@ class TestGradualPruner:
             losses.append(loss.item())
             for name, mask in pruner.masks.items():
                 assert not pruner.model.get_parameter(name)[~mask].any(), (step, name)
-        ramp = shares[:15] if policy_name != "fine" else shares
+        ramp = shares if policy_name in MASKS_ONLY else shares[:15]
         assert ramp == sorted(ramp)
         assert ramp[0] == 0 < ramp[10]
         expected = footprint(trace_channels(*small_net()).network, policy)

@@ -39,6 +39,7 @@ class TestColumns:
             np.array([[0.0, 0.0], [0.51, 0.84], [0.0, 0.0]]),
             by_mask,
             np.array([[False, False], [True, True], [False, True]]),
+            np.array([[0, 0], [1, 1], [0, 1]]),
         )
         schedules = [Schedule("polynomial", 3.0), Schedule("polynomial", 1.5), Schedule("one-shot", 1.5)]
         found = Features(space).of(landed(space, requests, schedules, [0.5, 0.1, 0.25]))
@@ -49,10 +50,23 @@ class TestColumns:
         ]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
+    def test_further_kinds_of_masks_have_a_column_of_what_they_add(self):
+        space = Space(chain(2), 0.5, ("fine-grained", "vector", "channel", "kernel"), metric="nonzero")
+        own, nothing = np.ones((2, 2), bool), np.zeros((2, 2))
+        words = np.array([[1, 0], [1, 3]])
+        requests = Requests(np.array([[0.75, 0.36], [0.0, 0.96]]), nothing, own, ~own, words)
+        features = Features(space)
+        found = features.of(landed(space, requests, [Schedule()] * 2, [0.5, 0.5]))
+        np.testing.assert_allclose(found[:, -2:], [[2 - 1, 0.0], [0.0, 5 - 1]], rtol=1e-12, atol=1e-12)
+        assert len(features.weights) == found.shape[1] == len(features.dense(False))
+        assert features.dense(False)[-2:].tolist() == [0.0, 0.0]
+
     def test_all_but_nothing_kept_is_finite(self):
         space = Space(chain(2), 0.5, metric="nonzero")
         full, own = np.full((1, 2), 1 - 1e-9), np.ones((1, 2), dtype=bool)
-        found = Features(space).of(landed(space, Requests(full, full, own, own), [Schedule()], [0.1]))
+        found = Features(space).of(
+            landed(space, Requests(full, full, own, own, np.zeros_like(own, dtype=int)), [Schedule()], [0.1])
+        )
         assert found[0, :4] == pytest.approx([1 / math.sqrt(LEAST_KEPT)] * 4)
 
     def test_groups_that_cannot_lose_channels_count_for_nothing(self):
@@ -60,7 +74,11 @@ class TestColumns:
         network = replace(network, groups=(network.groups[0], replace(network.groups[1], obstacle="outputs")))
         space = Space(network, 0.5, metric="nonzero")
         requests = Requests(
-            np.zeros((1, 2)), np.array([[0.75, 0.0]]), np.zeros((1, 2), bool), np.array([[True, False]])
+            np.zeros((1, 2)),
+            np.array([[0.75, 0.0]]),
+            np.zeros((1, 2), bool),
+            np.array([[True, False]]),
+            np.ones((1, 2), dtype=int),
         )
         assert Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0, 2:4].tolist() == [2.0, 0.0]
 
@@ -70,7 +88,7 @@ class TestColumns:
         space = Space(chain(layers), 0.5, metric="nonzero")
         kept = np.linspace(0.1, 1, layers)
         own = np.ones((1, layers), dtype=bool)
-        requests = Requests(1 - kept[None], np.zeros((1, layers)), own, ~own)
+        requests = Requests(1 - kept[None], np.zeros((1, layers)), own, ~own, np.zeros((1, layers), dtype=int))
         found = Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0]
         for pair in range(MOST_BUCKETS):
             first, second = 2 * pair, 2 * pair + 1
@@ -92,7 +110,8 @@ class TestColumns:
         features, removable = Features(Space(network, 1.0, metric="nonzero")), np.array([[True, False]])
         nothing, all_layers = np.zeros((1, 2)), np.ones((1, 2), dtype=bool)
         masks = ~all_layers if channel else all_layers
-        requests = Requests(nothing, nothing, masks, removable if channel else ~all_layers)
+        words = np.full(nothing.shape, int(channel))
+        requests = Requests(nothing, nothing, masks, removable if channel else ~all_layers, words)
         found = features.of(
             landed(Space(network, 1.0, metric="nonzero"), requests, [Schedule("polynomial", 3.0)], [1.0])
         )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaces import ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
+from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
 from spaces.costs import Costs, Requests
 from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
 from spaces.size import HEADER_SLACK, achieved, dense_footprint, encoding_note, shares
@@ -59,6 +59,7 @@ def networks(draw) -> Network:
     return Network(tuple(tensors), tuple(layers), groups)
 
 
+MASKS = tuple(word for word in GRANULARITIES if word != "channel")
 SHARE = st.one_of(st.sampled_from([0.0, 0.5, 1 - 1e-9]), st.floats(0, 0.999))
 
 
@@ -66,16 +67,18 @@ SHARE = st.one_of(st.sampled_from([0.0, 0.5, 1 - 1e-9]), st.floats(0, 0.999))
 def asked(draw, network: Network, points: int) -> tuple[Requests, list[PruningPolicy]]:
     """Masks on every layer after removals from every group that can lose channels, and the policies they mean."""
     masked = np.array([[draw(SHARE) for _ in network.layers] for _ in range(points)])
+    words = np.array([[draw(st.sampled_from(range(len(MASKS)))) for _ in network.layers] for _ in range(points)])
     able = np.array([group.obstacle is None for group in network.groups])
     removed = np.array([[draw(SHARE) for _ in network.groups] for _ in range(points)]) * able
     policies = [
         PruningPolicy(
             dict(zip(network.layer_names, masks, strict=True)),
+            dict(zip(network.layer_names, (MASKS[place] for place in places), strict=True)),
             removal={n: r for group, r in zip(network.groups, removals, strict=True) for n in group.layers},
         )
-        for masks, removals in zip(masked.tolist(), removed.tolist(), strict=True)
+        for masks, places, removals in zip(masked.tolist(), words.tolist(), removed.tolist(), strict=True)
     ]
-    return Requests(masked, removed, masked >= 0, np.broadcast_to(able, removed.shape)), policies
+    return Requests(masked, removed, masked >= 0, np.broadcast_to(able, removed.shape), words), policies
 
 
 def header_bounds(network: Network) -> tuple[int, int]:
@@ -103,7 +106,7 @@ class TestCosts:
     def test_nonzero_and_macs_are_those_of_the_policy(self, data):
         network = data.draw(networks())
         requests, policies = data.draw(asked(network, 3))
-        costs = Costs(network, "nonzero").of(requests)
+        costs = Costs(network, "nonzero", granularities=MASKS).of(requests)
         found = [exact(network, policy) for policy in policies]
         np.testing.assert_allclose(costs.size, [share.nonzero for share in found], rtol=1e-12)
         np.testing.assert_allclose(costs.macs, [share.macs for share in found], rtol=1e-12)
@@ -114,12 +117,15 @@ class TestCosts:
         network = data.draw(networks())
         requests, policies = data.draw(asked(network, 3))
         dense, (less, more) = dense_footprint(network).encoded_bytes, header_bounds(network)
-        for size, policy in zip(Costs(network, "encoded").of(requests).size, policies, strict=True):
+        for size, policy in zip(
+            Costs(network, "encoded", granularities=MASKS).of(requests).size, policies, strict=True
+        ):
             assert -less <= footprint(network, policy).encoded_bytes - size * dense <= more
 
     def test_nothing_asked_is_the_dense_model(self, vgg_graph, residual_graph):
         for network in (vgg_graph.network, residual_graph.network):
-            nothing = Requests(*(np.zeros((1, n)) for n in [len(network.layers), len(network.groups)] * 2))
+            layers, groups = len(network.layers), len(network.groups)
+            nothing = Requests(*(np.zeros((1, n)) for n in [layers, groups, layers, groups, layers]))
             for metric in ("encoded", "nonzero"):
                 costs = Costs(network, metric).of(nothing)
                 assert (costs.size[0], costs.macs[0]) == pytest.approx((1.0, 1.0), rel=1e-12)

@@ -22,8 +22,10 @@ from spaces.size import (
     container_bytes,
     container_header,
     dense_footprint,
+    encoded_entry,
     encoding_of,
     kept_units,
+    masked_count,
     shares,
 )
 
@@ -212,6 +214,22 @@ class TestEncodings:
         assert encoding_of(n, n - 101, 4)[0] == "bitmask"
         assert encoding_of(n, 388, 4)[0] == "gap8"  # 388 codes + 11 escapes against 400 bytes of mask
         assert encoding_of(n, 389, 4)[0] == "bitmask"  # a tie
+
+    @pytest.mark.parametrize(
+        ("granularity", "share", "note", "payload"),
+        [
+            ("vector", 0.25, "vec F32 8,16,3,3 864", 864 * 4 + 384 // 8),
+            ("kernel", 0.75, "ker F32 8,16,3,3 288", 288 * 4 + 128 // 8),
+            ("2:4", 0.5, "bitmask F32 8,16,3,3 576", 576 * 4 + 1152 // 8),  # as large as its own, and named first
+            ("1:4", 0.75, "1:4 F32 8,16,3,3 288", 288 * 4 + 288 * 2 // 8),
+            ("*:4", 0.25, "bitmask F32 8,16,3,3 864", 864 * 4 + 1152 // 8),
+            ("*:8", 0.9, "1:8 F32 8,16,3,3 144", 144 * 4 + 144 * 3 // 8),
+        ],
+    )
+    def test_units_have_an_index_of_their_own(self, granularity, share, note, payload):
+        tensor = StoredTensor("w", (8, 16, 3, 3))
+        kept = 1152 - masked_count(granularity, tensor.shape, share)
+        assert encoded_entry(tensor, tensor.shape, kept, granularity) == Entry("w", "U8", (payload,), note)
 
 
 class TestContainer:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
+from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation import ALMOST_ALL, BISECTIONS, LOGIT_REACH, Target, Unreachable, land, land_by_shift, shifted
 from spaces.layers import ITEM_BYTES
 from spaces.size import dense_footprint, shares
@@ -73,10 +73,8 @@ share = st.one_of(st.just(0.0), st.floats(0, 0.999), st.floats(0.9, 1, exclude_m
 
 
 def granularities(network: Network) -> st.SearchStrategy:
-    mixtures = st.dictionaries(
-        st.sampled_from(network.layer_names or ["-"]), st.sampled_from(["fine-grained", "channel"])
-    )
-    return st.one_of(st.sampled_from(["fine-grained", "channel"]), mixtures)
+    words = st.sampled_from(GRANULARITIES)
+    return st.one_of(words, st.dictionaries(st.sampled_from(network.layer_names or ["-"]), words))
 
 
 def sparsities(network: Network) -> st.SearchStrategy:
@@ -165,9 +163,8 @@ class TestEqualsFootprint:
         generator = np.random.default_rng(seed)
         dense, names = dense_footprint(BLOCK), BLOCK.layer_names
         for _ in range(60):
-            words = dict(
-                zip(names, generator.choice(["channel", "channel", "fine-grained"], len(names)).tolist(), strict=True)
-            )
+            kinds = ["channel"] * len(GRANULARITIES) + list(GRANULARITIES)
+            words = dict(zip(names, generator.choice(kinds, len(names)).tolist(), strict=True))
             granularity = "channel" if generator.random() < 0.5 else words
             sparsity = dict(
                 zip(names, (generator.random(len(names)) ** generator.choice([0.1, 1, 3])).tolist(), strict=True)
@@ -186,7 +183,7 @@ class TestEqualsFootprint:
                 sparsity = {"a.weight": removed / numel}
                 assert target.cost(sparsity) == shares(footprint(network, PruningPolicy(sparsity)), dense)
 
-    @pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
+    @pytest.mark.parametrize("granularity", GRANULARITIES)
     def test_on_a_large_network(self, granularity):
         """Offsets of 10 and 11 digits; the notes of one layer after another appear."""
         network = chain(widths=[8, 300, 3, 20_000, 50_000, 1_000])

@@ -1,0 +1,194 @@
+"""How a granularity divides a weight into the units that go or stay.
+
+Masks know two kinds of units. Runs are neighbours in memory: one weight (`fine-grained`), a row of a kernel
+(`vector`), a kernel (`kernel`). Patterns `N:M` are about every M consecutive inputs at one output and kernel position:
+there a unit is one of the M places, which all such blocks have in common, so that the share asked for is that of the
+places emptied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import log2, prod
+from typing import NamedTuple
+
+import numpy as np
+
+from spaces.errors import unknown
+from spaces.layers import Layer
+from spaces.policy import GRANULARITIES, check_sparsity, removed_count
+
+VECTOR = 4
+"""Weights at most in a vector where kernels have one element: the largest divisor of the inputs up to this."""
+NAMES = {"vector": "vec", "kernel": "ker"}
+"""What a file calls the encodings with one bit a unit; patterns are called `N:M`."""
+
+
+class Pattern(NamedTuple):
+    """N:M: `keep` of every `of` stay; None lets the sparsity pick how many, at least 1."""
+
+    keep: int | None
+    of: int
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that name one of the `of` places."""
+        return int(log2(self.of))
+
+
+@cache
+def pattern_of(granularity: str) -> Pattern | None:
+    """The pattern of a word such as `2:4` or `*:8`; None for the other granularities.
+
+    >>> pattern_of("2:4"), pattern_of("*:8"), pattern_of("kernel")
+    (Pattern(keep=2, of=4), Pattern(keep=None, of=8), None)
+    """
+    found = re.fullmatch(r"([1-9]|\*):([48])", granularity)
+    if not found:
+        return None
+    return Pattern(None if found[1] == "*" else int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one weight.
+
+    Attributes:
+        count: how many a share is taken of, >= 1.
+        elements: weights in each, so that `count * elements` is the weight's.
+        keep: units that stay once the layer is pruned at all (a pattern with a fixed N); None leaves it to the share.
+    """
+
+    count: int
+    elements: int
+    keep: int | None = None
+
+    def removed(self, share: float) -> int:
+        """Units that go: `removed_count`, or of a fixed pattern all or none, whichever is nearer (a tie: all)."""
+        if self.keep is None:
+            return removed_count(share, self.count)
+        most = self.count - self.keep
+        return most if 2 * check_sparsity(share) * self.count >= most else 0
+
+
+def units_of(granularity: str, shape: Sequence[int]) -> Units:
+    """Units of a weight of this shape, (outputs, inputs, *kernel).
+
+    A `vector` is a row of a kernel; of linear layers and kernels of one element it is 4 inputs in a row, or the most
+    of 3 and 2 that divides them. A `kernel` of these is one weight. `channel` counts the first dimension.
+
+    Raises:
+        ValueError: an unknown granularity, an empty weight, or a pattern whose M does not divide the inputs.
+
+    >>> units_of("vector", (8, 3, 5, 5)), units_of("2:4", (2, 8))
+    (Units(count=120, elements=5, keep=None), Units(count=4, elements=4, keep=2))
+    """
+    numel = prod(shape)
+    if numel == 0:
+        raise ValueError(f"weight of shape {tuple(shape)} is empty: nothing to prune")
+    if granularity == "channel":
+        return Units(shape[0] if shape else 1, numel // (shape[0] if shape else 1))
+    if pattern := pattern_of(granularity):
+        if undivided := _undivided(granularity, shape):
+            raise ValueError(undivided)
+        return Units(pattern.of, numel // pattern.of, pattern.keep)
+    if granularity not in GRANULARITIES:
+        raise ValueError(unknown("granularity", granularity, GRANULARITIES))
+    run = run_length(granularity, shape)
+    return Units(numel // run, run)
+
+
+def run_length(granularity: str, shape: Sequence[int]) -> int:
+    """Weights in a unit that is a run."""
+    kernel = prod(shape[2:])
+    if granularity == "fine-grained" or len(shape) < 2 or (granularity == "kernel" and kernel == 1):
+        return 1
+    if granularity == "kernel":
+        return kernel
+    return shape[-1] if kernel > 1 else next(length for length in range(VECTOR, 0, -1) if shape[1] % length == 0)
+
+
+def obstacle_to(granularity: str, shape: Sequence[int]) -> str | None:
+    """Why a weight of this shape stays whole in this granularity; None if it need not."""
+    if prod(shape) == 0:
+        return "it is empty"
+    if undivided := _undivided(granularity, shape):
+        return undivided
+    return "it is a single unit" if units_of(granularity, shape).count < 2 else None
+
+
+def _undivided(granularity: str, shape: Sequence[int]) -> str | None:
+    pattern, inputs = pattern_of(granularity), shape[1] if len(shape) > 1 else 1
+    if pattern and inputs % pattern.of:
+        return f"{granularity} needs a multiple of {pattern.of} inputs, the weight has {inputs}"
+    return None
+
+
+def stays_whole(layer: Layer, granularity: str) -> str | None:
+    """Why nothing of a layer can go in this granularity; None if something can."""
+    if granularity == "channel":
+        return layer.obstacle or ("it is in no channel group" if layer.channel_group is None else None)
+    return obstacle_to(granularity, layer.shape)
+
+
+class Divisions:
+    """The units of many layers at once; arrays are over layers, the last dimension.
+
+    Args:
+        shapes: dense shape of each layer.
+        words: granularity of each; `channel` counts as `fine-grained` here.
+    """
+
+    def __init__(self, shapes: Sequence[Sequence[int]], words: Sequence[str]) -> None:
+        patterns = [pattern_of(word) for word in words]
+        self._of = np.array([pattern.of if pattern else 0 for pattern in patterns])
+        self._keep = np.array([(pattern.keep or 0) if pattern else 0 for pattern in patterns])
+        self._bits = np.array([pattern.index_bits if pattern else 0 for pattern in patterns])
+        self._run = np.array([self._fixed_run(word, shape) for word, shape in zip(words, shapes, strict=True)])
+
+    @staticmethod
+    def _fixed_run(word: str, shape: Sequence[int]) -> int:
+        """Weights in a run; 0 where they depend on how many inputs are left."""
+        if word == "vector" and len(shape) > 1 and prod(shape[2:]) == 1:
+            return 0
+        return run_length(word, shape) if word in NAMES else 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether every unit is one weight, wherever it lies."""
+        return not self._of.any() and (self._run == 1).all()
+
+    def zeros(self, share: np.ndarray, numel: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Weights masked: as `Units.removed` says, none where a pattern does not divide the inputs.
+
+        Args:
+            share: asked of each layer (..., n).
+            numel, inputs: weights and inputs left of each (..., n).
+        """
+        count, elements = self._units(numel, inputs)
+        removed = np.minimum(np.floor(share * count + 0.5), count - 1)
+        most = count - self._keep
+        fixed = np.where(2 * share * count >= most, most, 0)
+        return np.where(self._divided(inputs), np.where(self._keep > 0, fixed, removed) * elements, 0)
+
+    def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Bytes that say what is kept: one bit a unit, or a pattern's places; infinite where neither is used."""
+        count, elements = self._units(numel, inputs)
+        by_unit = np.where(elements > 1, np.ceil(count / 8), np.inf)
+        by_place = np.where(self._divided(inputs) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
+        return np.where(self._of > 0, by_place, by_unit)
+
+    def _units(self, numel: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        run = np.where(self._run > 0, self._run, _vector_length(inputs))
+        elements = np.where(self._of > 0, numel / np.maximum(self._of, 1), run)
+        return numel / elements, elements
+
+    def _divided(self, inputs: np.ndarray) -> np.ndarray:
+        return inputs % np.maximum(self._of, 1) == 0
+
+
+def _vector_length(inputs: np.ndarray) -> np.ndarray:
+    return np.select([inputs % length == 0 for length in range(VECTOR, 1, -1)], range(VECTOR, 1, -1), 1)
