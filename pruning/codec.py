@@ -19,7 +19,7 @@ A note `same NAME` marks a tensor that shares NAME's storage. Everything else is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, worth_encoding
-from spaces.units import NAMES, pattern_of, run_length
+from spaces.units import NAMES, UNIT_MARGIN, pattern_of, run_length
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -189,22 +189,26 @@ def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, byte
     if not sparse or not tensor.numel():
         return dense
     flat = tensor.detach().cpu().contiguous().flatten()
-    coded = min(_codings((flat != 0).numpy().reshape(shape)), key=lambda one: _cost(one, code, shape, flat.itemsize))
+    coded = _smallest((flat != 0).numpy().reshape(shape), lambda one: one.note(code, shape), flat.itemsize)
     payload = _raw(flat[torch.from_numpy(coded.places)]) + coded.index
     if not worth_encoding(name, coded.note(code, shape), len(payload), len(dense[1])):
         return dense
     return Entry(name, "U8", (len(payload),), coded.note(code, shape)), payload
 
 
-def _codings(kept: np.ndarray) -> list[_Coded]:
-    own = (_by_units(kept, granularity) for granularity in NAMES)
-    patterns = (_by_pattern(kept, m) for m in PATTERN_LENGTHS)
-    return [_by_bitmask(kept), _by_gaps(kept), *(coded for coded in (*own, *patterns) if coded)]
+def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int) -> _Coded:
+    """By single weights, or where that saves `UNIT_MARGIN` bytes with the note, by units or a pattern."""
 
+    def payload(coded: _Coded) -> int:
+        return len(coded.places) * item_bytes + len(coded.index)
 
-def _cost(coded: _Coded, code: str, shape: tuple[int, ...], item_bytes: int) -> int:
-    """Bytes with the note, so that no encoding is taken for what its longer note costs again."""
-    return len(coded.places) * item_bytes + len(coded.index) + len(coded.note(code, shape))
+    def cost(coded: _Coded) -> int:
+        return payload(coded) + len(note(coded))
+
+    plain = min(_by_bitmask(kept), _by_gaps(kept), key=payload)
+    found = [*(_by_units(kept, word) for word in NAMES), *(_by_pattern(kept, m) for m in PATTERN_LENGTHS)]
+    best = min((coded for coded in found if coded), key=cost, default=plain)
+    return best if cost(best) + UNIT_MARGIN <= cost(plain) else plain
 
 
 def _decode_tensor(payload: Tensor, note: str) -> Tensor:

@@ -5,8 +5,8 @@ Two measures of stored size, both shares of the dense model:
 - `nonzero`: the pruning labs' measure, (parameters - zeros in prunable weights) x 32 bit over all
   parameters x 32 bit. Biases and norms count whole, buffers do not count.
 - `encoded`: bytes of the file `pruning.codec` writes, header and buffers included. A weight takes the
-  smallest of the encodings below; gap codes are an upper bound until the zeros' places are known, and zeros in other
-  places than the policy's can make a file smaller.
+  smallest of the encodings below; gap codes, and encodings by units of several weights, are upper bounds until the
+  zeros' places are known.
 
 The file is a safetensors container: 8 bytes of header length, a JSON header padded with spaces to a
 multiple of 8, then the tensors without holes. `container_header` is the only place that writes it, and
@@ -25,7 +25,7 @@ import numpy as np
 
 from spaces.layers import ITEM_BYTES, Network, StoredTensor
 from spaces.policy import PruningPolicy, removed_count
-from spaces.units import NAMES, obstacle_to, pattern_of, units_of
+from spaces.units import NAMES, UNIT_SLACK, obstacle_to, pattern_of, units_of
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -174,14 +174,16 @@ def encoded_entry(
 
 
 def own_index(granularity: str, shape: tuple[int, ...], nonzero: int) -> tuple[str, int | None]:
-    """The encoding of a granularity's own for a weight: its name, and the bytes of its index; None if it has none."""
+    """The encoding of a granularity's own for a weight: its name, and the bytes planned for its index, `UNIT_SLACK`
+    among them; None if it has none."""
     pattern = pattern_of(granularity)
     if obstacle_to(granularity, shape) or nonzero == prod(shape) or not (pattern or granularity in NAMES):
         return "", None
     if pattern:
-        return f"{nonzero * pattern.of // prod(shape)}:{pattern.of}", -(-nonzero * pattern.index_bits // 8)
+        name, index = f"{nonzero * pattern.of // prod(shape)}:{pattern.of}", -(-nonzero * pattern.index_bits // 8)
+        return name, index + UNIT_SLACK
     units = units_of(granularity, shape)
-    return NAMES[granularity], -(-units.count // 8) if units.elements > 1 else None
+    return NAMES[granularity], -(-units.count // 8) + UNIT_SLACK if units.elements > 1 else None
 
 
 def footprint(network: Network, policy: PruningPolicy) -> Footprint:

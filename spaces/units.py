@@ -26,6 +26,10 @@ VECTOR = 4
 NAMES = {"vector": "vec", "kernel": "ker"}
 """What a file calls the encodings with one bit a unit; patterns are called `N:M`."""
 
+UNIT_MARGIN, UNIT_SLACK = 8, 16
+"""An encoding by units is taken where it saves this many bytes, its note counted, over those by single weights. Before
+training it is planned with a few bytes more, which is what a file can lose if zeros by chance change the choice."""
+
 
 class Pattern(NamedTuple):
     """N:M: `keep` of every `of` stay; None lets the sparsity pick how many, at least 1."""
@@ -175,11 +179,12 @@ class Divisions:
         return np.where(self._divided(inputs), np.where(self._keep > 0, fixed, removed) * elements, 0)
 
     def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """Bytes that say what is kept: one bit a unit, or a pattern's places; infinite where neither is used."""
+        """Bytes planned to say what is kept, `UNIT_SLACK` among them: one bit a unit, or a pattern's places; infinite
+        where neither is used."""
         count, elements = self._units(numel, inputs)
         by_unit = np.where(elements > 1, np.ceil(count / 8), np.inf)
         by_place = np.where(self._divided(inputs) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
-        return np.where(self._of > 0, by_place, by_unit)
+        return np.where(self._of > 0, by_place, by_unit) + UNIT_SLACK
 
     def _units(self, numel: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         run = np.where(self._run > 0, self._run, _vector_length(inputs))

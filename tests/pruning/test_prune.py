@@ -17,6 +17,7 @@ from pruning.rankings import Rankings
 from pruning.structure import apply_structure
 from spaces import GRANULARITIES, PruningPolicy, Schedule, footprint
 from spaces.size import achieved
+from spaces.units import UNIT_SLACK
 
 CONV0, CONV1, CONV2 = (f"backbone.conv{i}.weight" for i in range(3))
 
@@ -117,9 +118,31 @@ class TestPrune:
     def test_the_file_is_as_small_as_promised(self, vgg, vgg_graph, images, granularity):
         policy = PruningPolicy({CONV1: 0.75, CONV2: 0.7}, granularity)
         planned = footprint(vgg_graph.network, policy).encoded_bytes
-        assert measure_cost(prune(vgg, policy), images).encoded_bytes == planned
+        written = measure_cost(prune(vgg, policy), images).encoded_bytes
+        assert planned - 2 * UNIT_SLACK - 8 <= written <= planned
         as_bits = footprint(vgg_graph.network, PruningPolicy(achieved(vgg_graph.network, policy))).encoded_bytes
         assert planned < as_bits
+
+    @settings(deadline=None, derandomize=True, max_examples=150)
+    @given(
+        words=st.tuples(*[st.sampled_from(["fine-grained", "vector", "kernel", "1:4", "*:8"])] * 3),
+        share=st.floats(0.3, 0.99),
+        more=st.floats(0, 0.1),
+        seed=st.integers(0, 999),
+    )
+    def test_zeros_by_chance_never_make_a_file_larger(self, words, share, more, seed):
+        """Weights of a few hundred elements, where notes and padding decide between encodings."""
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.Conv2d(12, 16, 3), nn.Flatten(), nn.Linear(16, 24))
+        names = [name for name, weight in model.named_parameters() if weight.dim() > 1]
+        policy = PruningPolicy(dict.fromkeys(names, share), dict(zip(names, words, strict=True)))
+        example = torch.ones(1, 8, 5, 5)
+        planned = footprint(trace_channels(model, example).network, policy)
+        pruned = prune(model, policy)
+        for name in names:
+            weight = pruned.get_parameter(name).data
+            weight[torch.rand(weight.shape) < more] = 0
+        assert measure_cost(pruned, example).encoded_bytes <= planned.encoded_bytes
 
     def test_removal_then_masks_counts_what_stays(self, vgg, images):
         """conv1 keeps 12 of 16 rows and 6 of 8 columns; half of what is left of it is masked."""

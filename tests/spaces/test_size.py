@@ -218,12 +218,12 @@ class TestEncodings:
     @pytest.mark.parametrize(
         ("granularity", "share", "note", "payload"),
         [
-            ("vector", 0.25, "vec F32 8,16,3,3 864", 864 * 4 + 384 // 8),
-            ("kernel", 0.75, "ker F32 8,16,3,3 288", 288 * 4 + 128 // 8),
-            ("2:4", 0.5, "bitmask F32 8,16,3,3 576", 576 * 4 + 1152 // 8),  # as large as its own, and named first
-            ("1:4", 0.75, "1:4 F32 8,16,3,3 288", 288 * 4 + 288 * 2 // 8),
+            ("vector", 0.25, "vec F32 8,16,3,3 864", 864 * 4 + 384 // 8 + 16),
+            ("kernel", 0.75, "ker F32 8,16,3,3 288", 288 * 4 + 128 // 8 + 16),
+            ("2:4", 0.5, "bitmask F32 8,16,3,3 576", 576 * 4 + 1152 // 8),  # no larger than its own
+            ("1:4", 0.75, "1:4 F32 8,16,3,3 288", 288 * 4 + 288 * 2 // 8 + 16),
             ("*:4", 0.25, "bitmask F32 8,16,3,3 864", 864 * 4 + 1152 // 8),
-            ("*:8", 0.9, "1:8 F32 8,16,3,3 144", 144 * 4 + 144 * 3 // 8),
+            ("*:8", 0.9, "1:8 F32 8,16,3,3 144", 144 * 4 + 144 * 3 // 8 + 16),
         ],
     )
     def test_units_have_an_index_of_their_own(self, granularity, share, note, payload):
