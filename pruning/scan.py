@@ -19,7 +19,7 @@ from pruning.working_copy import WorkingCopy
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved
-from spaces.units import stays_whole
+from spaces.units import Units, pattern_of, stays_whole
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
@@ -60,7 +60,7 @@ def scan_sensitivity(
             evenly spaced ones are used.
         loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
-        levels: sparsities, each in [0, 1); the achieved ones are reported.
+        levels: sparsities, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
         fingerprint: kept in the profile, to tell whose it is.
         progress: called with (points done, points in all).
     """
@@ -78,14 +78,16 @@ def scan_sensitivity(
 
     order = sorted(subjects, key=lambda subject: scorer.start(masks_at(max(levels, default=0.0), *subject)[1]))
     rows: dict[tuple[str, tuple[str, ...]], tuple[ProfilePoint, ...]] = {}
-    for number, subject in enumerate(order):
+    done, points_in_all = 0, sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
+    for subject in order:
         row = []
-        for place, level in enumerate(levels):
+        for level in _distinct(levels, subject[0]):
             policy, masks = masks_at(level, *subject)
             plain, recalibrated = scorer.scores(masks)
             row.append(ProfilePoint(achieved(graph.network, policy)[subject[1][0]], *plain, *recalibrated))
+            done += 1
             if progress:
-                progress(number * len(levels) + place + 1, len(subjects) * len(levels))
+                progress(done, points_in_all)
         rows[subject] = tuple(row)
     points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
     for granularity, names in subjects:
@@ -159,6 +161,15 @@ class _Scorer:
 def _evenly_spaced(part: Tensor, most: int) -> Tensor:
     """At most that many of the rows; all classes are met even where rows are sorted by class."""
     return part if len(part) <= most else part[torch.arange(most) * len(part) // most]
+
+
+def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
+    """The levels, or of a pattern those it can tell apart."""
+    pattern = pattern_of(granularity)
+    if pattern is None:
+        return levels
+    units = Units(pattern.of, 1, pattern.keep)
+    return sorted({units.removed(level) / pattern.of for level in levels} - {0.0})
 
 
 def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:

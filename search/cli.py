@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from search.errors import PrunefrontError
 
 INTERRUPTED, TERMINATED = 130, 143
+MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 
 
 class _Terminated(SystemExit):
@@ -164,7 +165,7 @@ def _add_search(commands: Any) -> None:
     )
     parser.add_argument("--size-metric", metavar="M", help="what the limit binds on: encoded (default) or nonzero")
     parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
-    parser.add_argument("--granularity", metavar="A,B", help="choices (fine-grained,channel)")
+    parser.add_argument("--granularity", metavar="A,B", help=f"choices (fine-grained,channel); {MASKS}")
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
     parser.add_argument("--criterion", metavar="C", help="magnitude-l2 (default), magnitude-l1 or random")
     parser.add_argument("--sampler", metavar="S", help="guided (default), tpe, nsga2, gp or random")
@@ -179,7 +180,7 @@ def _add_search(commands: Any) -> None:
 def _add_scan(commands: Any) -> None:
     parser = _command(commands, "scan", "sensitivity of every layer, one at a time: table, picture, profile")
     _add_workload_options(parser)
-    parser.add_argument("--granularity", metavar="A,B", help="what to scan (fine-grained,channel)")
+    parser.add_argument("--granularity", metavar="A,B", help=f"what to scan (fine-grained,channel); {MASKS}")
     parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2)")
     parser.add_argument("--out", metavar="DIR", help="where profile.json and profile.png go (ROOT/cache)")
 
@@ -222,7 +223,7 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("file", metavar="sparsity.json|policy.json")
     _add_workload_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--granularity", metavar="G", help="of a bare dict (fine-grained)")
+    parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained); {MASKS}")
     parser.add_argument("--criterion", metavar="C", help="of a bare dict (magnitude-l2)")
     parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default) or one-shot")
     parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial (3)")

@@ -40,8 +40,10 @@ from search.tables import (
 from search.tracking import open_store, serve_ui, ui_command
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
-from spaces.policy import PruningPolicy, Schedule, parse_object, parse_sparsity
+from spaces.layers import Network
+from spaces.policy import GRANULARITIES, PruningPolicy, Schedule, parse_object, parse_sparsity
 from spaces.size import dense_footprint
+from spaces.units import stays_whole
 
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
 MAX_POLICY_BYTES = 64 * 2**20
@@ -116,8 +118,10 @@ def _is_accurate(result: SearchResult) -> bool:
 
 
 def _speed_remark(result: SearchResult) -> str:
-    if (result.front["granularity"] == "fine-grained").any():
-        return "Masks (fine-grained) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+    masks = [word for word in result.front["granularity"].unique() if word != "channel"]
+    if masks:
+        words = ", ".join(masks)
+        return f"Masks ({words}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
     return ""
 
 
@@ -171,7 +175,9 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         "layers": [{**asdict(layer), "macs": layer.positions * layer.numel} for layer in network.layers],
         "groups": [asdict(group) for group in network.groups],
     }
-    parts = [head, layer_table(network)]
+    whole_in = _whole_layers(network)
+    data["whole"] = whole_in
+    parts = [head, layer_table(network), *(f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items())]
     if arguments.out:
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher())
         picture = Path(arguments.out) / "weights.png"
@@ -317,6 +323,16 @@ def _workload(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig,
     root = open_root(config.root)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     return config, root, workload
+
+
+def _whole_layers(network: Network) -> dict[str, list[str]]:
+    """Granularity of masks -> the layers it leaves whole, for those that leave any."""
+    found = {
+        word: [layer.name for layer in network.layers if stays_whole(layer, word)]
+        for word in GRANULARITIES
+        if word != "channel"
+    }
+    return {word: names for word, names in found.items() if names}
 
 
 def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:

@@ -15,7 +15,10 @@ from spaces.profile import Profile
 if TYPE_CHECKING:
     from search.finals import Comparison
 
-COLOURS = {"fine-grained": "#1f77b4", "channel": "#d95f02", "mixed": "#7570b3"}
+COLOURS = {
+    "fine-grained": "#1f77b4", "vector": "#1b9e77", "kernel": "#66a61e", "channel": "#d95f02", "mixed": "#7570b3",
+    "1:4": "#e7298a", "2:4": "#a6761d", "*:4": "#e6ab02", "*:8": "#666666",
+}  # fmt: skip
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
 """Points of accuracy below the best that a front's picture shows."""

@@ -19,6 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.cli import MASKS
+from spaces.policy import GRANULARITIES, SEARCHED
+
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
 COMMANDS = ("search", "scan", "inspect", "front", "status", "view", "export", "apply", "verify")
 CONTRACT_COLUMNS = {
@@ -367,6 +370,12 @@ def test_inspect_knows_layers_groups_and_costs(main, tmp_path):
     by_name = {layer["name"]: layer for layer in reply["layers"]}
     assert by_name["conv1.weight"]["shape"] == [16, 8, 3, 3] and by_name["conv1.weight"]["obstacle"] is None
     assert "output" in by_name["classifier.weight"]["obstacle"]
+    assert reply["whole"] == {word: ["conv0.weight"] for word in ("1:4", "2:4", "*:4", "*:8")}
+    assert "2:4 leaves whole: conv0.weight" in main("inspect", "--root", tmp_path, "./tiny.py:tiny").out
+
+
+def test_help_names_every_granularity():
+    assert set(MASKS.removeprefix("also ").split(", ")) | set(SEARCHED) == set(GRANULARITIES)
 
 
 def test_scan_writes_profile_and_picture(main, finished, tmp_path):

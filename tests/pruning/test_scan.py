@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pruning import recalibrate_, scan, scan_sensitivity, trace_channels
+from pruning.masks import make_mask
 from pruning.scan import LEVELS
 from spaces import Profile
 from tests.examples.depthwise import SmallMobileNet
@@ -75,6 +76,28 @@ def test_points_are_the_loss_of_that_layer_pruned_alone(scanned, residual, data)
             assert point.accuracy == pytest.approx(accuracy(plain, targets), abs=2 / 620)
             assert point.recalibrated_loss == pytest.approx(float(cross_entropy(again, targets)), rel=1e-4)
             assert point.recalibrated_accuracy == pytest.approx(accuracy(again, targets), abs=2 / 620)
+
+
+def test_patterns_are_scanned_at_each_level_they_can_tell_apart(vgg, vgg_graph, images):
+    data = images, torch.tensor([1, 2])
+    levels, done = (0.1, 0.3, 0.5, 0.55, 0.9), []
+    profile = scan_sensitivity(
+        vgg, vgg_graph, data, cross_entropy, accuracy, ("*:4", "1:4", "kernel"), levels=levels,
+        progress=lambda *counts: done.append(counts),
+    )  # fmt: skip
+    assert "backbone.conv0.weight" not in profile.points["*:4"]
+    for granularity, reached in (("*:4", [0.25, 0.5, 0.75]), ("1:4", [0.75])):
+        for points in profile.points[granularity].values():
+            assert [point.sparsity for point in points] == reached
+    layers = len(vgg_graph.network.layers)
+    assert len(profile.points["kernel"]) == layers
+    assert len(done) == (layers - 1) * 4 + layers * 5 and done[-1] == (len(done), len(done))
+    weight = vgg.get_parameter("backbone.conv1.weight")
+    model = copy.deepcopy(vgg)
+    model.get_parameter("backbone.conv1.weight").data *= make_mask(weight, 0.5, "*:4", "magnitude-l2")
+    with torch.no_grad():
+        expected = float(cross_entropy(model(images), data[1]))
+    assert profile.points["*:4"]["backbone.conv1.weight"][1].loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_profile_survives_its_file(scanned):

@@ -21,6 +21,7 @@ from search.folder import StudyFolder
 from search.journal import Journal
 from search.pool import SHARES
 from search.run import resume_command, run_search
+from spaces import GRANULARITIES
 from spaces.allocation import ALLOCATORS
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
@@ -51,6 +52,18 @@ def begin(root, place):
         )
 
     return go
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_granularity_can_be_searched(begin, mixed):
+    """Seeds, the scan and proposals of all of them; no trial fails or is beyond the limit."""
+    study = begin(f"units-{mixed}", granularity=GRANULARITIES, mixed=mixed, max_size=0.8, trials=24)
+    trials = study.trials
+    assert set(trials["state"]) == {"complete"}
+    assert (trials["size"] <= 0.8).all()
+    tried = set(trials["granularity"])
+    assert tried >= {"fine-grained", "vector", "kernel", "channel", "2:4"} and ("mixed" in tried) >= mixed
+    assert {"swap", "lamp", "scan"} <= set(trials["origin"])
 
 
 class Interrupt(Watcher):
