@@ -9,9 +9,11 @@ from pruning.prune import prune
 from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
 from pruning.structure import Structure, apply_structure
+from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 
 __all__ = [
-    "RemovalMismatch", "RemovalPlan", "Structure", "apply_masks_", "apply_structure", "encode_model", "make_mask",
-    "measure_cost", "plan_removal", "prune", "read_sparse", "recalibrate_", "scan_sensitivity", "shrink",
-    "sparsity_at", "trace_channels", "write_sparse",
+    "RemovalMismatch", "RemovalPlan", "Structure", "apply_masks_", "apply_structure", "encode_model",
+    "from_torch_prune", "make_mask", "measure_cost", "method_choice", "plan_removal", "policy_of_masks", "prune",
+    "read_sparse", "recalibrate_", "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune", "trace_channels",
+    "write_sparse",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +64,43 @@ def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def achieved_sparsity(mask: Tensor) -> float:
     """Share of False elements, read back from a mask."""
     return 1.0 - float(mask.sum()) / mask.numel()
+
+
+def global_masks(scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], sparsity: float) -> dict[str, Tensor]:
+    """Masks by one threshold over the elements of all layers, as `torch.nn.utils.prune.global_unstructured` has them.
+
+    `floor(sparsity * elements + 0.5)` elements of all layers together go, lowest score first, ties by the first layer
+    and the lowest index. At least one stays in each layer: where a layer would be emptied, its highest score stays
+    (of equal ones the last) and the next element of another layer goes instead, while there is one.
+
+    Args:
+        scores: layer -> one score an element, finite; larger is kept. All on one device.
+        sparsity: share of all elements removed, 0 <= sparsity < 1.
+
+    Returns:
+        Layer -> bool mask of its scores' shape, True = kept.
+
+    Raises:
+        ValueError: sparsity outside [0, 1), no layers or an empty one, NaN or infinite scores.
+
+    >>> scores = {"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([3.0, 2.0])}
+    >>> {name: mask.tolist() for name, mask in global_masks(scores, 0.25).items()}
+    {'a': [True, False], 'b': [True, True]}
+    """
+    scores = dict(scores)
+    flat = [layer.flatten() for layer in scores.values()]
+    if not flat or not all(map(len, flat)):
+        raise ValueError("nothing to prune: scores need at least one layer, and each layer one element")
+    pooled = torch.cat(flat)
+    if not torch.isfinite(pooled).all():
+        raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
+    may_go = torch.cat([torch.arange(len(part), device=part.device) != _last_of_highest(part) for part in flat])
+    order = torch.argsort(pooled, stable=True)
+    kept = torch.ones(len(pooled), dtype=torch.bool, device=pooled.device)
+    kept[order[may_go[order]][: removed_count(sparsity, len(pooled))]] = False
+    parts = kept.split([len(part) for part in flat])
+    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+
+
+def _last_of_highest(scores: Tensor) -> Tensor:
+    return len(scores) - 1 - scores.flip(0).argmax()

@@ -1,0 +1,267 @@
+"""Masks of `torch.nn.utils.prune`, both ways.
+
+PyTorch keeps a pruned tensor `NAME` as the parameter `NAME_orig` and the buffer `NAME_mask` of ones and zeros; a hook
+sets `NAME = NAME_orig * NAME_mask` before each forward pass. Here a model stays plain, and its masks are bool tensors
+outside it, True = kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from pruning.codec import prunable_weights
+from pruning.granularity import expand_units, unit_count, unit_scores
+from pruning.masks import achieved_sparsity
+from spaces.errors import unknown
+from spaces.policy import PruningPolicy
+
+ORIGINAL, MASK = "_orig", "_mask"
+"""What PyTorch puts behind a pruned tensor's name."""
+PRUNING_TYPES = ("unstructured", "structured", "global")
+
+
+@dataclass(frozen=True)
+class MaskedModel:
+    """A plain model, the masked elements of its parameters zero, and the masks: parameter name -> bool tensor."""
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MaskedState:
+    """A plain state dict, the masked elements of its tensors zero, and the masks: tensor name -> bool tensor."""
+
+    state: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """What a method chose for one weight: `make_mask(weight, sparsity, granularity, scores=scores)` is its mask.
+
+    Attributes:
+        sparsity: achieved, in units of the granularity.
+        granularity: by `mask_granularity`.
+        scores: float32 of the weight's shape, 1 = kept, 0 = removed.
+    """
+
+    sparsity: float
+    granularity: str
+    scores: Tensor
+
+
+def from_torch_prune(model: nn.Module) -> MaskedModel:
+    """A plain copy of a model pruned by `torch.nn.utils.prune`, and its masks.
+
+    Each product is formed anew from original and mask, so an optimizer step after the last forward pass counts; where
+    the mask is 0 it is +0.0, whatever the original holds. The copy has no pruning hooks (other hooks stay) and can be
+    deep-copied, which PyTorch's own cannot. Parameters shared by modules stay shared where their masks are equal.
+    `model` stays as it is; one that is not pruned gives a copy and no masks.
+
+    Raises:
+        ValueError: a mask that holds values other than 0 and 1; a mask of another shape.
+    """
+    hooks = _pruning_hooks(model)
+    memo: dict[int, Any] = {}  # what the copy is about to lose is not copied: products cannot be, hooks need not be
+    for path, _, hook in hooks:
+        product = getattr(model.get_submodule(path), hook._tensor_name)
+        memo |= {id(hook): hook, id(product): product}
+    plain = copy.deepcopy(model, memo)
+    masks: dict[str, Tensor] = {}
+    shared: dict[int, tuple[nn.Parameter, Tensor, nn.Parameter]] = {}
+    for path, key, hook in hooks:
+        module, attribute = plain.get_submodule(path), hook._tensor_name
+        name = f"{path}.{attribute}" if path else attribute
+        original = getattr(module, attribute + ORIGINAL)
+        mask = _checked_mask(name + MASK, getattr(module, attribute + MASK), original)
+        _, earlier_mask, parameter = shared.get(id(original), (None, None, None))
+        if parameter is None or not torch.equal(earlier_mask, mask):
+            parameter = nn.Parameter(_product(original, mask), original.requires_grad)
+            shared[id(original)] = original, mask, parameter
+        del module._forward_pre_hooks[key]
+        _put_back(module, attribute, parameter)
+        masks[name] = mask
+    return MaskedModel(plain, masks)
+
+
+def state_from_torch_prune(state: Mapping[str, Tensor], keep: Collection[str] = ()) -> MaskedState:
+    """The plain form of a state dict with `NAME_orig` and `NAME_mask`; a plain one comes back equal, without masks.
+
+    Args:
+        state: stays as it is; its other tensors are passed on.
+        keep: names that only end alike, because the model has them itself.
+
+    Raises:
+        ValueError: `NAME_orig` without `NAME_mask`, beside `NAME`, of another shape than its mask, or with a mask that
+            holds values other than 0 and 1.
+
+    >>> masked = state_from_torch_prune({"a_orig": torch.tensor([3.0, 4.0]), "a_mask": torch.tensor([0.0, 1.0])})
+    >>> masked.state["a"].tolist(), masked.masks["a"].tolist()
+    ([0.0, 4.0], [False, True])
+    """
+    pruned = [name.removesuffix(ORIGINAL) for name in state if name.endswith(ORIGINAL) and name not in keep]
+    masks: dict[str, Tensor] = {}
+    for name in pruned:
+        if name in state:
+            raise ValueError(f"both {name!r} and {name + ORIGINAL!r} are there: keep one of them")
+        if name + MASK not in state:
+            raise ValueError(f"{name + ORIGINAL!r} has no {name + MASK!r} beside it: save both, or prune.remove first")
+        masks[name] = _checked_mask(name + MASK, state[name + MASK], state[name + ORIGINAL])
+    plain: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = key.removesuffix(ORIGINAL)
+        if key != name and name in masks:
+            plain[name] = _product(tensor, masks[name])
+        elif key.removesuffix(MASK) not in masks or not key.endswith(MASK):
+            plain[key] = tensor
+    return MaskedState(plain, masks)
+
+
+def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> nn.Module:
+    """A copy of `model` that carries the masks as `prune.custom_from_mask` leaves them; `from_torch_prune` undoes it.
+
+    Its `state_dict()` loads into any copy of the plain model on which `prune.identity` was called for the same names.
+
+    Args:
+        model: stays as it is; its values become the originals, also where a mask is False.
+        masks: parameter name -> bool mask of its shape; a parameter of several modules is masked in all of them.
+
+    Raises:
+        ValueError: an unknown parameter (nearest match named), a mask of another shape, a model that is pruned already.
+    """
+    if hooks := _pruning_hooks(model):
+        path, _, hook = hooks[0]
+        raise ValueError(f"{hook._tensor_name!r} of {path!r} is pruned already: use from_torch_prune(model).model")
+    hooked, parameters = copy.deepcopy(model), dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in dict(masks).items():
+        if name not in parameters:
+            raise ValueError(unknown("parameter", name, parameters))
+        if mask.shape != parameters[name].shape:
+            raise ValueError(f"mask of {name!r} has shape {tuple(mask.shape)}, not {tuple(parameters[name].shape)}")
+        alike = [other for other, parameter in parameters.items() if parameter is parameters[name]]
+        for path, _, attribute in (other.rpartition(".") for other in alike):
+            module = hooked.get_submodule(path)
+            if not hasattr(module, attribute + ORIGINAL):  # one module may have several names
+                torch_prune.custom_from_mask(module, attribute, mask.to(getattr(module, attribute).device))
+    return hooked
+
+
+def mask_granularity(mask: Tensor) -> str:
+    """The coarsest granularity a mask follows: `channel` for whole output channels (dimension 0), else `fine-grained`.
+
+    A mask that removes nothing, or whose channels are single elements, is `fine-grained`.
+
+    >>> mask_granularity(torch.tensor([[True, True], [False, False]]))
+    'channel'
+    """
+    if mask.all() or unit_count(mask.shape, "channel") == mask.numel():
+        return "fine-grained"
+    some_kept = unit_scores(mask.float(), "channel") > 0
+    return "channel" if torch.equal(expand_units(some_kept, mask.shape, "channel"), mask) else "fine-grained"
+
+
+def policy_of_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> PruningPolicy:
+    """The sparsity dict the masks achieve, read back from them, as a policy.
+
+    Masks say nothing of criterion and schedule, which have the policy's defaults. A policy names prunable weights only:
+    masks of biases and norms are left out. Whole output channels become granularity `channel`, which `prune` removes
+    together with their bias and norm.
+
+    Raises:
+        ValueError: a name the model does not have (nearest match named), or a mask that keeps nothing.
+    """
+    weights, parameters = prunable_weights(model), dict(model.named_parameters(remove_duplicate=False))
+    sparsity, granularity = {}, {}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(unknown("parameter", name, parameters))
+        if name in weights:
+            sparsity[name] = _checked_share(mask, f"mask of {name!r}")
+            granularity[name] = mask_granularity(mask)
+    used = {word for name, word in granularity.items() if sparsity[name] > 0}
+    return PruningPolicy(sparsity, granularity if len(used) > 1 else next(iter(used), "fine-grained"))
+
+
+def method_choice(
+    method: torch_prune.BasePruningMethod | type[torch_prune.BasePruningMethod], weight: Tensor, **options: Any
+) -> MethodChoice:
+    """What a method of `torch.nn.utils.prune`, or a user's own, chooses for an unpruned weight.
+
+    The scores stand for this choice alone: at another amount ask again. The method decides how its amount is rounded
+    and how ties fall; a method that draws numbers takes them from PyTorch's global generator. It is asked about one
+    weight at a time, so a threshold over several layers is `pruning.masks.global_masks`, and its earlier masks are
+    not stacked: the amount is of the whole weight.
+
+    Args:
+        method: a class, made with `options`, or an instance.
+        weight: any shape the method takes; stays as it is. Importance scores of one's own can be passed instead.
+
+    Raises:
+        ValueError: options for an instance; an unknown PRUNING_TYPE; a mask of another shape, with values other than
+            0 and 1, or that keeps nothing; whatever the method itself refuses.
+
+    >>> weight = torch.tensor([[3.0, -1.0], [0.5, 2.0]])
+    >>> choice = method_choice(torch_prune.L1Unstructured, weight, amount=0.25)
+    >>> choice.sparsity, choice.granularity, choice.scores.tolist()
+    (0.25, 'fine-grained', [[1.0, 1.0], [0.0, 1.0]])
+    """
+    if isinstance(method, type):
+        method = method(**options)
+    elif options:
+        raise ValueError(f"options {', '.join(options)} belong to a class: {type(method).__name__} is made already")
+    kind = getattr(method, "PRUNING_TYPE", None)
+    if kind not in PRUNING_TYPES:
+        raise ValueError(unknown("PRUNING_TYPE", kind, PRUNING_TYPES))
+    own = weight.detach().clone()  # a method may change what it is given
+    with torch.no_grad():
+        chosen = method.compute_mask(own, default_mask=torch.ones_like(own))
+    where = f"mask of {type(method).__name__}"
+    mask = _checked_mask(where, chosen, weight)
+    return MethodChoice(_checked_share(mask, where), mask_granularity(mask), mask.float())
+
+
+def _pruning_hooks(model: nn.Module) -> list[tuple[str, int, torch_prune.BasePruningMethod]]:
+    """Module path, key of the hook, and the hook, for every pruned tensor."""
+    return [
+        (path, key, hook)
+        for path, module in model.named_modules()
+        for key, hook in module._forward_pre_hooks.items()
+        if isinstance(hook, torch_prune.BasePruningMethod)
+    ]
+
+
+def _checked_mask(name: str, mask: Tensor, masked: Tensor) -> Tensor:
+    if mask.shape != masked.shape:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, what it masks {tuple(masked.shape)}: make them equal")
+    if (other := mask[(mask != 0) & (mask != 1)]).numel():
+        raise ValueError(f"{name} holds {float(other[0]):g}: a mask holds only 0 and 1; make others part of the weight")
+    return mask.detach().bool()
+
+
+def _checked_share(mask: Tensor, where: str) -> float:
+    """Share of units removed, in the mask's granularity; all units of a mask are of one size."""
+    if not mask.any():
+        raise ValueError(f"{where} keeps none of {mask.numel()} elements: keep at least one unit")
+    units = unit_count(mask.shape, mask_granularity(mask))
+    return round(achieved_sparsity(mask) * units) / units
+
+
+def _product(original: Tensor, mask: Tensor) -> Tensor:
+    return original.detach().masked_fill(~mask, 0)  # a product would leave NaN and -0.0
+
+
+def _put_back(module: nn.Module, attribute: str, parameter: nn.Parameter) -> None:
+    """Replace original, mask and product by a plain parameter, `weight` before the others as modules are built."""
+    for name in (attribute, attribute + ORIGINAL, attribute + MASK):
+        delattr(module, name)
+    setattr(module, attribute, parameter)
+    for name in [name for name in module._parameters if name != "weight"]:
+        module._parameters[name] = module._parameters.pop(name)
