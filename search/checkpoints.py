@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pruning.structure import Structure, apply_structure
+from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.journal import write_durably
 from spaces.errors import unknown
@@ -45,8 +46,11 @@ def restore(dense: nn.Module, structure: Structure, state: Mapping[str, Tensor])
     return model.eval()
 
 
-def load_user_weights(model: nn.Module, path: Path) -> None:
+def load_user_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
     """Load a state dict the user trained into `model`: safetensors, or a torch file without code.
+
+    Tensors pruned by `torch.nn.utils.prune` are taken as their originals times their masks; returned are these masks,
+    bool by tensor name, none for a plain state dict.
 
     Raises:
         EnvironmentProblem: no such file.
@@ -55,8 +59,12 @@ def load_user_weights(model: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise EnvironmentProblem(f"no weights file {str(path)!r}: check --weights")
-    state = _read_state(path)
     expected = model.state_dict()
+    try:
+        masked = state_from_torch_prune(_read_state(path), keep=expected)
+    except ValueError as error:
+        raise UsageError(f"weights {path.name}: {error}") from None
+    state = masked.state
     for name in state:
         if name not in expected:
             raise UsageError(f"weights {path.name}: {unknown('tensor', name, expected)}")
@@ -71,6 +79,7 @@ def load_user_weights(model: nn.Module, path: Path) -> None:
         if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")
     model.load_state_dict(state, strict=True)
+    return masked.masks
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -216,6 +216,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--trial", default="best", metavar="T", help="best (default), knee, smallest, or a number")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
+    parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 
 
 def _add_apply(commands: Any) -> None:
@@ -229,6 +230,7 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial (3)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
+    parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 
 
 def _add_verify(commands: Any) -> None:

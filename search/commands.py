@@ -19,7 +19,16 @@ from search.console import TerminalWatcher, duration
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, UsageError
 from search.evaluate import Subject
-from search.export import Export, check_folder, choose_trial, export_of_trial, fine_tuned, write_export
+from search.export import (
+    Export,
+    check_folder,
+    check_masks_only,
+    choose_trial,
+    export_of_trial,
+    fine_tuned,
+    record_of_trial,
+    write_export,
+)
 from search.finals import closing_rows, verdict
 from search.folder import open_root
 from search.journal import write_durably
@@ -261,6 +270,8 @@ def export(arguments: argparse.Namespace) -> Reply:
     """Write a trial."""
     seen = open_study(arguments.root, arguments.study)
     number = choose_trial(seen, arguments.trial)
+    if arguments.torch_prune:
+        check_masks_only(record_of_trial(seen, number).policy)
     made, workload, config = export_of_trial(seen, number, TerminalWatcher())
     return _written(made, workload, config, arguments)
 
@@ -268,6 +279,8 @@ def export(arguments: argparse.Namespace) -> Reply:
 def apply(arguments: argparse.Namespace) -> Reply:
     """Prune by a dict, fine-tune at the recipe's final length, export."""
     policy = _read_policy(arguments)
+    if arguments.torch_prune:
+        check_masks_only(policy)
     config, root, workload = _workload(arguments)
     network = trace_channels(build_model(workload, config.dense_seed), workload.example_input).network
     try:
@@ -364,7 +377,7 @@ def _written(made: Export, workload: Workload, config: SearchConfig, arguments: 
     out = Path(arguments.out)
     whole = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
-    manifest = write_export(made, workload, options, out, whole, arguments.onnx)
+    manifest = write_export(made, workload, options, out, whole, arguments.onnx, arguments.torch_prune)
     test = percent(manifest["test_accuracy"], 2)
     text = (
         f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pruning.masks import achieved_sparsity
 from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.console import Watcher
@@ -59,9 +61,11 @@ def dense_model(
     model = build_model(workload, seed)
     architecture, data = model_fingerprint(model), data_fingerprint(workload)
     source = weights or workload.weights
+    watcher = watcher or Watcher()
     seconds = 0.0
     if source:
-        load_user_weights(model, Path(source))
+        if masks := load_user_weights(model, Path(source)):
+            watcher.note(_taken_masked(Path(source), masks))
     else:
         recipe = workload.recipe.to_dict()
         of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
@@ -70,7 +74,7 @@ def dense_model(
         cached = _cached(model, path)
         if cached is None:
             try:
-                with (watcher or Watcher()).stage(f"training the dense model of {workload.name}") as progress:
+                with watcher.stage(f"training the dense model of {workload.name}") as progress:
                     trained = train_dense(workload, seed, progress)
             except Diverged as error:
                 raise UsageError(f"training the dense model of {workload.name!r} failed: {error}") from None
@@ -82,6 +86,14 @@ def dense_model(
         model = cached
     model = in_fast_layout(model, workload.example_input).eval()
     return DenseModel(model, architecture, data, weights_fingerprint(model), seconds)
+
+
+def _taken_masked(path: Path, masks: Mapping[str, Tensor]) -> str:
+    zeros = achieved_sparsity(torch.cat([mask.flatten() for mask in masks.values()]))
+    return (
+        f"weights {path.name}: {len(masks)} tensors pruned by torch.nn.utils.prune are taken as original x mask, "
+        f"{zeros:.1%} of their elements zero; the masks are not held, so these may train again"
+    )
 
 
 def _cached(model: nn.Module, path: Path) -> nn.Module | None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.codec import prunable_weights, write_sparse
 from pruning.structure import Structure
+from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
 from search.config import SearchConfig
 from search.console import Watcher
@@ -27,7 +28,7 @@ from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Subject, evaluate_policy
 from search.fingerprint import model_fingerprint
 from search.open import StudyView
-from search.records import COMPLETE, TrialResult
+from search.records import COMPLETE, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
 from search.train import predict
 from search.workloads import Workload, get_workload
@@ -36,6 +37,7 @@ from spaces.policy import PruningPolicy
 MANIFEST_VERSION = 1
 SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
 WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
+TORCH_PRUNE = "model.torch-prune.safetensors"
 OUTPUT_ROWS = 2
 """Rows of recorded outputs on the example input."""
 CHOICES = ("best", "knee", "smallest")
@@ -86,6 +88,11 @@ def choose_trial(view: StudyView, choice: str) -> int:
     return int(choice)
 
 
+def record_of_trial(view: StudyView, number: int) -> TrialRecord:
+    """The journal's record of a trial that `choose_trial` gave."""
+    return next(trial for trial in view.folder.journal.trials() if trial.number == number)
+
+
 def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
     """The network of a trial: of a finalist its full-length run of median validation accuracy.
 
@@ -93,7 +100,7 @@ def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Exp
     """
     folder, config = view.folder, view.folder.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
-    record = next(trial for trial in folder.journal.trials() if trial.number == number)
+    record = record_of_trial(view, number)
     origin = {"study": folder.name, "trial": number}
     limit = config.max_size, config.size_metric
     final = view.finals.get(record.policy.digest)
@@ -149,6 +156,20 @@ def check_folder(out: Path) -> None:
         )
 
 
+def check_masks_only(policy: PruningPolicy) -> None:
+    """Refuse, before anything is computed, a policy that `torch.nn.utils.prune` cannot hold: masks remove no channels.
+
+    Raises:
+        UsageError: it removes channels; the first such layer is named.
+    """
+    if removed := policy.channel_requests():
+        layer = min(removed)
+        raise UsageError(
+            f"--torch-prune takes policies of masks only, and this one removes {removed[layer]:.4g} of the channels of "
+            f"{layer!r}: leave --torch-prune out, or choose a trial without removed channels"
+        )
+
+
 def _files_of_export(folder: Path) -> set[str]:
     """Names an export's own manifest gives; empty if there is none of ours."""
     try:
@@ -178,29 +199,48 @@ def _filled_whole(out: Path) -> Iterator[Path]:
 
 
 def write_export(
-    export: Export, workload: Workload, workload_options: Mapping[str, Any], out: Path, dense_bytes: int, onnx: bool
+    export: Export,
+    workload: Workload,
+    workload_options: Mapping[str, Any],
+    out: Path,
+    dense_bytes: int,
+    onnx: bool,
+    torch_prune: bool = False,
 ) -> dict[str, Any]:
     """Write all files and the manifest that names them; returns the manifest.
 
     Raises:
-        UsageError: `out` is a file, or holds files that are no export.
+        UsageError: `out` is a file, or holds files that are no export; `torch_prune` with removed channels.
         EnvironmentProblem: `out` cannot be written, or `onnx` without its extra.
     """
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in export.model.state_dict().items()}
+    if torch_prune:
+        check_masks_only(export.policy)
     with _filled_whole(out) as folder:
         (folder / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
         (folder / POLICY).write_text(export.policy.to_json())
         (folder / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
-        (folder / WEIGHTS).write_bytes(save(state))
+        (folder / WEIGHTS).write_bytes(_saved(export.model))
         write_sparse(export.model, folder / SPARSE)
         if onnx:
             from search.onnx_file import write_onnx
 
             write_onnx(export.model, workload.example_input, folder / ONNX)
+        if torch_prune:
+            masks = {name: _nonzero_mask(export.model, name) for name in export.policy.mask_requests()}
+            (folder / TORCH_PRUNE).write_bytes(_saved(to_torch_prune(export.model, masks)))
         files = {path.name: _described(path) for path in sorted(folder.iterdir())}
         manifest = _manifest(export, workload, workload_options, dense_bytes, files)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _saved(model: nn.Module) -> bytes:
+    return save({name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()})
+
+
+def _nonzero_mask(model: nn.Module, name: str) -> Tensor:
+    """The mask of a fine-tuned weight, read back from its zeros: nothing masked is ever anything else."""
+    return model.get_parameter(name).detach() != 0
 
 
 def _manifest(

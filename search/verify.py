@@ -17,10 +17,22 @@ from torch import Tensor, nn
 from pruning.codec import DamagedFile, dense_bytes, read_sparse
 from pruning.cost import measure_cost
 from pruning.structure import Structure
+from pruning.torch_prune import state_from_torch_prune
 from search.checkpoints import restore
 from search.dense import build_model
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.export import MANIFEST, MANIFEST_VERSION, ONNX, OUTPUT_ROWS, POLICY, SPARSE, SPARSITY, STRUCTURE, WEIGHTS
+from search.export import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    ONNX,
+    OUTPUT_ROWS,
+    POLICY,
+    SPARSE,
+    SPARSITY,
+    STRUCTURE,
+    TORCH_PRUNE,
+    WEIGHTS,
+)
 from search.fingerprint import model_fingerprint
 from search.train import predict, score
 from search.workloads import Workload
@@ -100,6 +112,8 @@ def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workloa
             lambda: _outputs(model, restore(dense, structure, sparse), workload, manifest),
             lambda: _accuracy(model, workload, manifest),
         ]
+        if TORCH_PRUNE in manifest["files"]:
+            steps.append(lambda: _torch_prune_equals_plain(plain, folder / TORCH_PRUNE))
         if ONNX in manifest["files"]:
             steps.append(lambda: _onnx(model, workload, folder / ONNX))
         return [step() for step in steps]
@@ -122,6 +136,13 @@ def _policy(folder: Path) -> Check:
 def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tensor]) -> Check:
     same = plain.keys() == sparse.keys() and all(torch.equal(plain[name], sparse[name]) for name in plain)
     return Check("sparse file", same, f"{len(plain)} tensors equal to {WEIGHTS}, bit by bit")
+
+
+def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path) -> Check:
+    masked = state_from_torch_prune(load(path.read_bytes()), keep=plain)
+    same = plain.keys() == masked.state.keys() and all(torch.equal(plain[n], masked.state[n]) for n in plain)
+    detail = f"{len(masked.masks)} originals x masks and all other tensors equal to {WEIGHTS}"
+    return Check("torch-prune file", same, detail)
 
 
 def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
