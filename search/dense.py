@@ -91,7 +91,7 @@ def dense_model(
 def _taken_masked(path: Path, masks: Mapping[str, Tensor]) -> str:
     zeros = achieved_sparsity(torch.cat([mask.flatten() for mask in masks.values()]))
     return (
-        f"weights {path.name}: {len(masks)} tensors pruned by torch.nn.utils.prune are taken as original x mask, "
+        f"weights {path.name}: tensors pruned by torch.nn.utils.prune: {len(masks)}, taken as original x mask, "
         f"{zeros:.1%} of their elements zero; the masks are not held, so these may train again"
     )
 

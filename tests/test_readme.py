@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pruning import apply_masks_, make_mask, to_torch_prune
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -86,6 +91,22 @@ def test_python_snippet_runs(workplace):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "granularity" in done.stdout
+
+
+def test_plain_pytorch_restores_masks_as_printed(tmp_path, monkeypatch):
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+    source, images = network(), torch.randn(2, 1, 4, 4)
+    masks = {name: make_mask(source.get_parameter(name), 0.25) for name in ("0.weight", "3.weight", "3.bias")}
+    (tmp_path / "best").mkdir()
+    save_file(to_torch_prune(source, masks).state_dict(), tmp_path / "best" / "model.torch-prune.safetensors")
+    apply_masks_(source, masks)
+    monkeypatch.chdir(tmp_path)
+    restored = network()
+    exec(next(block for block in blocks("python") if "prune.identity" in block), {"model": restored})  # noqa: S102 - our own README
+    assert torch.equal(restored(images), source(images))
+    assert restored.state_dict().keys() >= {"0.weight_orig", "3.weight_orig", "3.bias_orig", "0.bias"}
 
 
 def test_every_module_stands_in_the_tree():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn.utils import prune as torch_prune
 
 from pruning.codec import encode_model
 from search.checkpoints import load_model, load_user_weights
@@ -151,10 +152,13 @@ def test_a_wrong_recipe_names_the_part(name, value):
 
 
 class Counting(Watcher):
-    """Counts trainings."""
+    """Counts trainings and notes."""
 
     def __init__(self):
-        self.labels = []
+        self.labels, self.notes = [], []
+
+    def note(self, text):
+        self.notes.append(text)
 
     def stage(self, label):
         self.labels.append(label)
@@ -204,7 +208,47 @@ def test_users_weights_are_taken_without_training(workload, tmp_path, form):
         torch.save(source.state_dict(), path, _use_new_zipfile_serialization=form == "pt")
     watcher = Counting()
     found = dense_model(workload, 0, tmp_path / "cache", path, watcher)
-    assert same(found.model, source) and not watcher.labels and not (tmp_path / "cache").exists()
+    assert same(found.model, source) and not watcher.labels + watcher.notes and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_pruned_weights_are_taken_as_their_product_and_said_so(workload, tmp_path, form):
+    """A state dict of torch.nn.utils.prune, as PyTorch itself writes it."""
+    pruned, path = build_model(workload, 5), tmp_path / f"pruned.{form}"
+    torch_prune.l1_unstructured(pruned.conv1, "weight", amount=0.25)
+    torch_prune.random_unstructured(pruned.classifier, "bias", amount=3)
+    state = pruned.state_dict()
+    assert {"conv1.weight_orig", "conv1.weight_mask", "classifier.bias_mask"} <= state.keys()
+    save_file(state, path) if form == "safetensors" else torch.save(state, path)
+    watcher = Counting()
+    found = dense_model(workload, 0, tmp_path / "cache", path, watcher).model
+    assert len(watcher.notes) == 1
+    assert f"pruned.{form}: tensors pruned by torch.nn.utils.prune: 2" in watcher.notes[0]
+    assert f"{(288 + 3) / (1152 + 10):.1%} of their elements zero" in watcher.notes[0]
+    for module, name in ((pruned.conv1, "weight"), (pruned.classifier, "bias")):
+        torch_prune.remove(module, name)
+    assert same(found, pruned)
+    assert int((found.conv1.weight == 0).sum()) == 288
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"conv1.weight_mask": None}, "'conv1.weight_orig' has no 'conv1.weight_mask'"),
+        ({"conv1.weight": torch.zeros(16, 8, 3, 3)}, "both 'conv1.weight' and 'conv1.weight_orig'"),
+        ({"conv1.weight_mask": torch.ones(16, 8, 1, 1)}, r"weight_mask has shape \(16, 8, 1, 1\)"),
+        ({"conv1.weight_mask": torch.full((16, 8, 3, 3), 0.5)}, "weight_mask holds 0.5"),
+        ({f"conv1.weight_{part}": torch.ones(4, 8, 3, 3) for part in ("orig", "mask")}, r"the model needs \(16, 8"),
+        ({"conv1.weight_orig": torch.full((16, 8, 3, 3), float("nan"))}, "'conv1.weight' holds NaN"),
+    ],
+)
+def test_pruned_weights_that_do_not_fit_are_named(workload, tmp_path, changes, said):
+    pruned, path = build_model(workload, 5), tmp_path / "wrong.safetensors"
+    torch_prune.l1_unstructured(pruned.conv1, "weight", amount=0.25)
+    save_file({n: t for n, t in (pruned.state_dict() | changes).items() if t is not None}, path)
+    with pytest.raises(UsageError, match=f"^weights wrong.safetensors.*{said}") as caught:
+        load_user_weights(build_model(workload, 0), path)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_do_not_fit_name_the_first_tensor(workload, tmp_path):
