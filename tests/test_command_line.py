@@ -564,8 +564,11 @@ def test_verify_checks_the_masks_of_an_export(main, finished, tmp_path):
     assert failed == ["torch-prune file"]
 
 
-def test_masks_of_removed_channels_are_refused_before_any_work(main, finished, tmp_path):
+def test_masks_of_removed_channels_are_refused_before_any_work(main, finished, tmp_path, monkeypatch):
+    from search import commands
+
     out, number = tmp_path / "out", trial_of(main, removes_channels=True)
+    monkeypatch.setattr(commands, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     one_line_error(main("export", "tiny", "--trial", number, "--out", out, "--torch-prune"), 2, "--torch-prune", "conv")
     (tmp_path / "dict.json").write_text('{"conv1.weight": 0.25}')
     words = ["--workload", "./absent.py:tiny", "--out", out, "--granularity", "channel", "--torch-prune"]
