@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, element_scores
 from pruning.granularity import expand_units, unit_ranks, units
-from spaces.policy import check_sparsity
+from spaces.policy import check_sparsity, removed_count
 
 
 def make_mask(
