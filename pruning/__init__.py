@@ -1,19 +1,24 @@
 """The verbs on a model: score, mask, remove, scan, measure, encode."""
 
 from pruning.calibrate import recalibrate_
+from pruning.calibration import Calibration
 from pruning.channels import RemovalMismatch, RemovalPlan, plan_removal, shrink, trace_channels
 from pruning.codec import encode_model, read_sparse, write_sparse
 from pruning.cost import measure_cost
+from pruning.criteria import register_criterion
 from pruning.masks import apply_masks_, make_mask
 from pruning.prune import prune
+from pruning.reconstruction import refit_next_layers
 from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
+from pruning.scores import Scores
 from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 
 __all__ = [
-    "RemovalMismatch", "RemovalPlan", "Structure", "apply_masks_", "apply_structure", "encode_model",
-    "from_torch_prune", "make_mask", "measure_cost", "method_choice", "plan_removal", "policy_of_masks", "prune",
-    "read_sparse", "recalibrate_", "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune", "trace_channels",
+    "Calibration", "RemovalMismatch", "RemovalPlan", "Scores", "Structure", "apply_masks_", "apply_structure",
+    "encode_model", "from_torch_prune", "make_mask", "measure_cost", "method_choice", "plan_removal",
+    "policy_of_masks", "prune", "read_sparse", "recalibrate_", "refit_next_layers", "register_criterion",
+    "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune", "trace_channels",
     "write_sparse",
 ]  # fmt: skip

@@ -19,9 +19,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from pruning.calibration import Calibration
 from pruning.codec import DTYPE_CODES, prunable_weights
 from pruning.cost import output_positions
-from pruning.criteria import element_scores
 from pruning.removal import (
     NEVER_RUNS,
     ChannelGraph,
@@ -36,16 +36,17 @@ from pruning.removal import (
     shrink,
     tensors_in,
 )
-from spaces.errors import unknown
+from pruning.scores import Scores, restrict_graph
+from spaces.criteria import check_criterion
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
-from spaces.policy import CRITERIA, check_sparsity, removed_count
+from spaces.policy import check_sparsity, removed_count
 
 __all__ = [
     "ChannelGraph",
     "RemovalMismatch",
     "RemovalPlan",
-    "group_scores",
     "mask_removed",
+    "plan_by_scores",
     "plan_removal",
     "plan_units",
     "removal_masks",
@@ -105,6 +106,7 @@ def plan_removal(
     graph: ChannelGraph | None = None,
     *,
     seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> RemovalPlan:
     """Choose the output channels to remove; `model` stays as it is.
 
@@ -116,59 +118,42 @@ def plan_removal(
     Args:
         request: layer -> share of its output channels removed, 0 <= share < 1.
         example_input: a batch the model accepts; not looked at when `graph` is given.
-        criterion: one of `spaces.policy.CRITERIA`.
+        criterion: one of `spaces.criteria.CRITERIA`, or one of the user's own; groups it is not defined for
+            stay whole.
         graph: of `trace_channels`, to save tracing again.
         seed: of the criterion `random`.
+        calibration: what data-driven criteria look at.
 
     Raises:
-        ValueError: unknown layer or criterion (nearest match named), a share outside [0, 1), NaN or
-            infinite weights, or a graph of another model.
+        ValueError: unknown layer or criterion (nearest match named), a criterion that is not defined for
+            channels or lacks its calibration data, a share outside [0, 1), NaN or infinite weights, or a
+            graph of another model.
     """
-    if criterion not in CRITERIA:
-        raise ValueError(unknown("criterion", criterion, CRITERIA))
+    criterion = check_criterion(criterion, ["channel"])
     shares = {name: check_sparsity(share, f"removal of {name!r}") for name, share in request.items()}
     if graph is None:
         graph = trace_channels(model, example_input)
     graph.network.require(shares)
     check_fits(model, graph.network)
+    return plan_by_scores(
+        shares, restrict_graph(model, graph, criterion), Scores(model, criterion, graph, calibration, seed)
+    )
+
+
+def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Scores) -> RemovalPlan:
+    """The plan of `plan_removal` for checked shares, from scores that may be of use for more than this."""
     removed_units, skipped = {}, {}
     for number, group in enumerate(graph.network.groups):
         share = min(shares.get(name, 0.0) for name in group.layers)
         count = 0 if group.obstacle else removed_count(share, group.units)
         if count:
-            generator = torch.Generator().manual_seed(seed + number)  # the same scores at every step of a ramp
-            scores = group_scores(model, graph, number, criterion, generator)
-            removed_units[number] = np.argsort(scores, kind="stable")[:count]
+            removed_units[number] = np.argsort(scores.group(number), kind="stable")[:count]
         else:
             skipped |= {n: _why_whole(graph.network, number, shares, n) for n in group.layers if shares.get(n, 0.0)}
     for layer in graph.network.layers:
         if layer.channel_group is None and shares.get(layer.name, 0.0):
             skipped[layer.name] = layer.obstacle
     return plan_units(graph, removed_units, skipped)
-
-
-def group_scores(
-    model: nn.Module, graph: ChannelGraph, number: int, criterion: str, generator: torch.Generator | None = None
-) -> np.ndarray:
-    """Scores (units,) of the group with this number; larger is kept.
-
-    Mean over the group's layers of the layer's unit score (the sum of its element scores, for
-    `magnitude-l2` the root of it) over that layer's mean; a layer of zeros adds 0. Raises `ValueError`
-    for an unknown criterion, and for NaN or infinite weights (layer named).
-    """
-    group = graph.network.groups[number]
-    total = np.zeros(group.units)
-    for name in group.layers:
-        try:
-            elements = element_scores(model.get_parameter(name).detach().cpu().double(), criterion, generator)
-        except ValueError as error:
-            raise type(error)(f"{name}: {error}") from None
-        units = graph.owners[name, 0][:, 1]
-        scores = np.bincount(units, weights=elements.flatten(1).sum(1).numpy(), minlength=group.units)
-        if criterion == "magnitude-l2":
-            scores = np.sqrt(scores)
-        total += scores / scores.mean() if scores.any() else 0.0
-    return total / len(group.layers)
 
 
 def _why_whole(network: Network, number: int, shares: Mapping[str, float], name: str) -> str:

@@ -1,37 +1,206 @@
-"""Which weights matter: one score an element, larger is kept."""
+"""Which weights matter: formulas that need nothing but the weights, and the criteria of the user's own."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration import Calibration
+from pruning.granularity import expand_units, unit_scores
+from spaces.criteria import SPELLINGS, add_criterion_word, criterion_word
 from spaces.errors import unknown
-from spaces.policy import CRITERIA
+from spaces.policy import GRANULARITIES
+
+OfWeight = Callable[[Tensor], Tensor]
+"""weight -> scores of its shape."""
+OfModel = Callable[[nn.Module, Calibration], Mapping[str, Tensor]]
+"""(model in eval mode, calibration) -> layer -> scores of its weight's shape."""
+PLAIN = ("magnitude-l1", "magnitude-l2", "random")
+"""Criteria whose units score the sum of what `element_scores` gives their elements, whatever the unit."""
+FROM_WEIGHTS = (*PLAIN, "lamp", "fpgm")
+"""Built-in criteria that need no model."""
+_own: dict[str, OfWeight | OfModel] = {}
 
 
 class NotFiniteError(ValueError):
     """Weights or scores hold NaN or infinite values, so nothing can be ranked."""
 
 
-def element_scores(weight: Tensor, criterion: str, generator: torch.Generator | None = None) -> Tensor:
+def register_criterion(
+    name: str, function: OfWeight | OfModel, granularities: Iterable[str] | None = None, needs_data: bool = False
+) -> None:
+    """Make a criterion of one's own usable wherever a criterion is named; again replaces it.
+
+    A unit scores the sum of its elements' scores; larger is kept, and weights that are zero count nothing.
+
+    Args:
+        name: no built-in word. With a `:` in it, as in `lab:spread`, files that hold it can be read where it is
+            not registered.
+        function: `weight -> scores`, both of the weight's shape, scores finite and >= 0; or, with `needs_data`,
+            `(model, calibration) -> {layer: scores}` for every prunable layer, from a model in eval mode that it
+            may change and a `pruning.Calibration`. The same input must give the same scores.
+        granularities: the only ones it is defined for; None means all.
+        needs_data: whether the function takes a model and calibration data.
+
+    Raises:
+        ValueError: a built-in or empty name, an unknown granularity, or something that cannot be called.
+
+    >>> register_criterion("doc:spread", lambda weight: (weight - weight.mean()).abs())
+    >>> element_scores(torch.tensor([1.0, 2.0, 6.0]), "doc:spread").tolist()
+    [2.0, 1.0, 3.0]
+    """
+    if not callable(function):
+        raise ValueError(f"criterion {name!r} needs a function, got {function!r}")
+    words = None if granularities is None else tuple(granularities)
+    for word in words or ():
+        if word not in GRANULARITIES:
+            raise ValueError(unknown("granularity", word, GRANULARITIES))
+    add_criterion_word(name, words, needs_data)
+    _own[name] = function
+
+
+def own_function(criterion: str) -> OfWeight | OfModel | None:
+    """The function registered under this name; None for built-in words.
+
+    Raises:
+        ValueError: a criterion of somebody's own that is not registered in this process.
+    """
+    criterion_word(criterion)
+    if ":" in criterion and criterion not in _own:
+        raise ValueError(
+            f"criterion {criterion!r} is not registered here: name its function by --criterion ./file.py:function, "
+            "or call pruning.register_criterion"
+        )
+    return _own.get(criterion)
+
+
+def element_scores(
+    weight: Tensor,
+    criterion: str,
+    generator: torch.Generator | None = None,
+    granularity: str = "fine-grained",
+) -> Tensor:
     """Score every element of `weight`; a unit's score is the sum over its elements.
 
     Args:
         weight: any shape, at least one element.
         criterion: `magnitude-l1` gives |w|, `magnitude-l2` gives w^2 (the squared L2 norm when summed),
-            `random` gives uniform numbers from `generator` (default: a generator seeded with 0).
+            `random` gives uniform numbers from `generator` (default: a generator seeded with 0); `lamp` and
+            `fpgm` give each element its part of the unit's score; or one of the user's own that needs no data.
+        granularity: the unit, of account for `lamp` and `fpgm` only.
 
     Returns:
         A detached tensor of `weight`'s shape, float32 or wider, all values >= 0.
 
     Raises:
-        ValueError: unknown criterion; empty weight; NaN or infinite weights (`NotFiniteError`).
+        ValueError: unknown criterion, or one that needs more than a weight; `fpgm` of other units than
+            channels; empty weight; NaN or infinite weights (`NotFiniteError`).
 
     >>> element_scores(torch.tensor([1.0, -2.0]), "magnitude-l2").tolist()
     [1.0, 4.0]
     """
-    if criterion not in CRITERIA:
-        raise ValueError(unknown("criterion", criterion, CRITERIA))
+    criterion = SPELLINGS.get(criterion, criterion)
+    word, own = criterion_word(criterion), own_function(criterion)
+    if word.needs_data or (own is None and criterion not in FROM_WEIGHTS):
+        needed = "calibration data" if word.needs_data else "an example_input"
+        raise ValueError(
+            f"criterion {criterion!r} needs more than a weight: prune a model with {needed}, or give scores"
+        )
+    values = _checked_weight(weight)
+    if criterion == "magnitude-l1":
+        return values.abs()
+    if criterion == "magnitude-l2":
+        return values.square()
+    if criterion == "random":
+        generator = generator or torch.Generator().manual_seed(0)
+        return torch.rand(values.shape, generator=generator, dtype=values.dtype).to(values.device)
+    if own is not None:
+        return zeros_first(checked_scores(own(values.clone()), criterion, values.shape), values)
+    if criterion == "lamp":
+        units = lamp_scores(unit_sums(values.square(), granularity))
+    elif granularity == "channel":
+        units = fpgm_scores(values)
+    else:
+        raise ValueError(f"criterion 'fpgm' is defined for granularity channel only, got {granularity!r}")
+    return spread(units, values, granularity)
+
+
+def lamp_scores(squares: Tensor) -> Tensor:
+    """LAMP (arXiv 2010.07611): a unit's w^2 over the sum of all w^2 that are not smaller; at most 1.
+
+    Args:
+        squares: squared norms of a layer's units (n,). Of equal ones the lower index counts as smaller.
+
+    Returns:
+        (n,) in float64, in the order of `squares`; the largest scores 1 unless all are 0.
+
+    >>> lamp_scores(torch.tensor([3.0, 1.0, 4.0])).tolist()
+    [0.42857142857142855, 0.125, 1.0]
+    """
+    ordered, order = torch.sort(squares.double(), stable=True)
+    not_smaller = ordered.flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(ordered)
+    scores[order] = torch.where(not_smaller > 0, ordered / not_smaller, 0.0)
+    return scores
+
+
+def fpgm_scores(weight: Tensor) -> Tensor:
+    """Sum of each filter's L2 distances to all filters (n, ...) of the layer, (n,) in float64 (arXiv 1811.00250).
+
+    The filter nearest to the others can be replaced by them and goes first. Filters are taken as they are: moved by
+    the same amount, all of them score the same.
+    """
+    filters = weight.double().flatten(1)
+    filters = filters - filters.mean(0)  # distances stay; squares of long common parts would cancel badly
+    distances = torch.cdist(filters, filters)
+    return distances.fill_diagonal_(0.0).sum(1)
+
+
+def unit_sums(elements: Tensor, granularity: str) -> Tensor:
+    """Sums of what is chosen as one (n,); an N:M pattern chooses single elements."""
+    return elements.flatten() if ":" in granularity else unit_scores(elements, granularity)
+
+
+def spread(units: Tensor, weight: Tensor, granularity: str) -> Tensor:
+    """Scores of the weight's units (n,) as scores of elements, equal parts that sum to them; units of zeros first."""
+    units = zeros_first(units, unit_sums(weight.abs(), granularity))
+    if len(units) == weight.numel():
+        return units.reshape(weight.shape)
+    elements = unit_sums(torch.ones_like(weight, dtype=units.dtype), granularity)
+    return expand_units(units / elements, weight.shape, granularity)
+
+
+def zeros_first(scores: Tensor, weight: Tensor) -> Tensor:
+    """Scores under which every unit of zeros goes before all others: what is masked stays masked along a ramp.
+
+    Zeros score 0, everything else at least the smallest normal number.
+    """
+    return torch.where(weight == 0, 0.0, scores.clamp_min(torch.finfo(scores.dtype).tiny))
+
+
+def checked_scores(scores: object, criterion: str, shape: torch.Size) -> Tensor:
+    """Scores from a user's function or from data, detached.
+
+    Raises:
+        ValueError: no tensor of this shape, or a negative score.
+        NotFiniteError: NaN or infinite scores.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"criterion {criterion!r} must give scores of the weight's shape {tuple(shape)}, got {got}")
+    scores = scores.detach()
+    scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    if not torch.isfinite(scores).all():
+        raise NotFiniteError(f"criterion {criterion!r} gave NaN or infinite scores: every element needs a finite one")
+    if (scores < 0).any():
+        raise ValueError(f"criterion {criterion!r} gave the score {float(scores.min()):g}: scores must be >= 0")
+    return scores
+
+
+def _checked_weight(weight: Tensor) -> Tensor:
+    """The detached values in at least 32 bit; raises `ValueError` as `element_scores` does."""
     if weight.numel() == 0:
         raise ValueError("weight is empty: nothing to score")
     values = weight.detach()
@@ -42,9 +211,4 @@ def element_scores(weight: Tensor, criterion: str, generator: torch.Generator | 
         raise NotFiniteError(
             f"weight has {bad} NaN or infinite elements of {values.numel()}: retrain or repair it first"
         )
-    if criterion == "magnitude-l1":
-        return values.abs()
-    if criterion == "magnitude-l2":
-        return values.square()
-    generator = generator or torch.Generator().manual_seed(0)
-    return torch.rand(values.shape, generator=generator, dtype=values.dtype).to(values.device)
+    return values

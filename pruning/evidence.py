@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from pruning.channels import ChannelGraph, group_scores
 from pruning.codec import prunable_weights
 from pruning.criteria import element_scores
 from pruning.granularity import unit_scores
+from pruning.removal import ChannelGraph
+from pruning.scores import Scores
 from spaces.units import obstacle_to
 
 
@@ -17,11 +18,13 @@ def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> di
 
     With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
     (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
-    cannot lose channels, and those the granularity leaves whole, are left out.
+    cannot lose channels, and those the granularity leaves whole, are left out. Whatever the criterion that masks go
+    by, allocators compare magnitudes.
     """
     if granularity == "channel":
+        scores = Scores(model, "magnitude-l2", graph)
         return {
-            name: group_scores(model, graph, number, "magnitude-l2") ** 2
+            name: scores.group(number) ** 2
             for number, group in enumerate(graph.network.groups)
             if group.obstacle is None
             for name in group.layers

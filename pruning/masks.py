@@ -43,7 +43,7 @@ def make_mask(
     [True, True, True, False]
     """
     if scores is None:
-        scores = element_scores(weight, criterion)
+        scores = element_scores(weight, criterion, granularity=granularity)
     elif scores.shape != weight.shape:
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not torch.isfinite(scores).all():

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.channels import ChannelGraph, RemovalPlan, plan_removal, removal_masks, shrink, trace_channels
+from pruning.calibration import Calibration
+from pruning.channels import plan_by_scores, trace_channels
 from pruning.codec import prunable_weights
-from pruning.criteria import element_scores
 from pruning.masks import apply_masks_, make_mask
+from pruning.reconstruction import refit_next_layers
+from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks, shrink
 from pruning.schedule import progress_at, ramp_end
+from pruning.scores import Scores, restrict_graph
 from pruning.structure import Structure
+from spaces.criteria import criterion_word
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 from spaces.units import obstacle_to, pattern_of, units_of
@@ -24,7 +28,11 @@ MASK_UPDATES = 20
 
 
 def prune(
-    model: nn.Module, policy: PruningPolicy, example_input: Tensor | None = None, graph: ChannelGraph | None = None
+    model: nn.Module,
+    policy: PruningPolicy,
+    example_input: Tensor | None = None,
+    graph: ChannelGraph | None = None,
+    calibration: Calibration | None = None,
 ) -> nn.Module:
     """A new model with the policy's zeros, and with its removals if the channel groups are known.
 
@@ -35,26 +43,32 @@ def prune(
         example_input: a batch the model accepts. Without it (and without `graph`) channels asked to go
             are set to zero in their own weight, and no shape changes.
         graph: the model's traced channel groups, to save tracing again.
+        calibration: what data-driven criteria look at.
 
     Raises:
         ValueError: the policy names a weight that is not prunable (nearest match named), NaN weights,
-            or a removal that cannot equal its mask.
+            a removal that cannot equal its mask, or a criterion without what it needs.
     """
     if example_input is not None and graph is None:
         graph = trace_channels(model, example_input)
-    masks, plan = policy_masks(model, policy, graph=graph)
+    masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
     pruned = copy.deepcopy(model)
     apply_masks_(pruned, masks)
     return shrink(pruned, plan) if plan is not None and plan.structure.kept else pruned
 
 
 def policy_masks(
-    model: nn.Module, policy: PruningPolicy, progress: float = 1.0, graph: ChannelGraph | None = None
+    model: nn.Module,
+    policy: PruningPolicy,
+    progress: float = 1.0,
+    graph: ChannelGraph | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[dict[str, Tensor], RemovalPlan | None]:
     """Everything the policy sets to zero once `progress` of its shares is due.
 
     Args:
         progress: share of each final sparsity, in [0, 1].
+        calibration: what data-driven criteria look at.
 
     Returns:
         Bool masks of dense shape by parameter name, True = kept, and the plan of the removals (None
@@ -66,24 +80,27 @@ def policy_masks(
         if name not in weights:
             raise ValueError(unknown("layer", name, weights))
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
+    scores = Scores(model, policy.criterion, graph, calibration)
     if graph is None:
         plan = None
-        masks = {n: make_mask(weights[n], s, "channel", policy.criterion) for n, s in removals.items()}
+        by_data = criterion_word(policy.criterion).needs_data
+        given = {name: scores.elements(name, "channel") if by_data else None for name in removals}
+        masks = {n: make_mask(weights[n], s, "channel", policy.criterion, given[n]) for n, s in removals.items()}
     else:
-        plan = plan_removal(model, removals, graph.example_input, criterion=policy.criterion, graph=graph)
+        check_fits(model, graph.network)
+        plan = plan_by_scores(removals, restrict_graph(model, graph, policy.criterion), scores)
         masks = removal_masks(plan)
     requests = policy.mask_requests()
-    for number, name in enumerate(weights):
+    for name in weights:
         if name not in requests:
             continue
-        generator = torch.Generator().manual_seed(number)
-        scores = element_scores(weights[name], policy.criterion, generator)
         stays = _staying(weights[name].shape, plan.structure if plan else None, name)
         inside = weights[name][stays]
         share, granularity = share_due(requests[name], policy.granularity_of(name), inside.shape, progress)
         if share:
+            elements = scores.elements(name, granularity)
             mask = torch.zeros(weights[name].shape, dtype=torch.bool, device=weights[name].device)
-            mask[stays] = make_mask(inside, share, granularity, scores=scores[stays])
+            mask[stays] = make_mask(inside, share, granularity, scores=elements[stays])
             masks[name] = mask
     return masks, plan
 
@@ -115,21 +132,32 @@ class GradualPruner:
     """Takes a training run along a policy's schedule.
 
     Channels are masked during the ramp and removed at its end; a one-shot policy is carried out before
-    the first step. Masked weights never come back.
+    the first step. Masked weights never come back. Scores are worked out again at every mask update, those of
+    data-driven criteria on the `SCORE_EXAMPLES` examples of `calibration`. With `reconstruction`, the next layers
+    are refitted when the channels go.
 
     Attributes:
         model: the model to train now; another object after channels were removed.
         masks: parameter name -> bool mask on `model`.
         structure: what has been removed from the dense model so far.
+        settled: whether the last mask update was made, so that nothing more is chosen.
     """
 
-    def __init__(self, model: nn.Module, policy: PruningPolicy, steps: int, graph: ChannelGraph) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: PruningPolicy,
+        steps: int,
+        graph: ChannelGraph,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.model = model
         self.masks: Mapping[str, Tensor] = {}
         self.structure = Structure({})
-        self._policy, self._steps, self._graph = policy, steps, graph
+        self._policy, self._steps, self._graph, self._calibration = policy, steps, graph, calibration
         self._end = min(ramp_end(steps, policy.schedule), steps)
         self._interval = max(1, self._end // MASK_UPDATES)
+        self.settled = False
 
     def advance(self, step: int) -> bool:
         """Bring the model to the sparsity due before `step` (0-based); True if `model` is a new object.
@@ -138,10 +166,12 @@ class GradualPruner:
         """
         if step > self._end or (step != self._end and step % self._interval):
             return False
-        progress = 1.0 if step == self._end else progress_at(step, self._steps, self._policy.schedule)
-        self.masks, plan = policy_masks(self.model, self._policy, progress, self._graph)
+        self.settled = step == self._end
+        progress = 1.0 if self.settled else progress_at(step, self._steps, self._policy.schedule)
+        before = copy.deepcopy(self.model) if self._refits and self.settled else self.model
+        self.masks, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
         self.hold()
-        if step != self._end or plan is None or not plan.structure.kept:
+        if not self.settled or plan is None or not plan.structure.kept:
             return False
         self.model = shrink(self.model, plan)
         self.structure = plan.structure
@@ -150,7 +180,14 @@ class GradualPruner:
             for name, mask in self.masks.items()
             if name in self._policy.mask_requests()
         }
+        if self._refits:
+            self.model = refit_next_layers(before, self.model, plan, self._calibration)
+            self.hold()
         return True
+
+    @property
+    def _refits(self) -> bool:
+        return self._policy.criterion == "reconstruction"
 
     def hold(self) -> None:
         """Set masked weights to zero again; call it after every optimizer step."""

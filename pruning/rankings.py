@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.channels import ChannelGraph, group_scores
+from pruning.calibration import Calibration
 from pruning.codec import prunable_weights
-from pruning.criteria import element_scores
 from pruning.granularity import expand_units, unit_ranks, units
 from pruning.masks import make_mask
-from pruning.removal import check_fits
+from pruning.removal import ChannelGraph, check_fits
+from pruning.scores import Scores
 from pruning.structure import Structure
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
@@ -28,17 +28,18 @@ class Rankings:
     Args:
         model: stays as it is, and must not change while this is in use.
         graph: its traced channel groups.
+        calibration: what data-driven criteria look at.
 
     Raises:
         ValueError: a graph of another model.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration | None = None) -> None:
         check_fits(model, graph.network)
-        self._model, self._graph = model, graph
+        self._model, self._graph, self._calibration = model, graph, calibration
         self._weights = prunable_weights(model)
-        self._numbers = {name: number for number, name in enumerate(self._weights)}
-        self._scores: dict[tuple[str, str], Tensor] = {}
+        self._scores: dict[str, Scores] = {}
+        self._elements: dict[tuple[str, str, str], Tensor] = {}
         self._ranks: dict[tuple[str, str, str], Tensor] = {}
         self._unit_ranks: dict[tuple[int, str], np.ndarray] = {}
 
@@ -79,7 +80,7 @@ class Rankings:
             ranks = self._ranking(name, granularity, policy.criterion)
             return expand_units(ranks >= units(shape, granularity).removed(share), shape, granularity)
         index = np.ix_(*axes)
-        weight, scores = self._weights[name][index], self._elements(name, policy.criterion)[index]
+        weight, scores = self._weights[name][index], self._scores_of(name, granularity, policy.criterion)[index]
         mask = torch.zeros(shape, dtype=torch.bool, device=weight.device)
         mask[index] = make_mask(weight, share, granularity, scores=scores)
         return mask
@@ -98,22 +99,27 @@ class Rankings:
                 stays[place] = flags
         return stays
 
-    def _elements(self, name: str, criterion: str) -> Tensor:
-        if (name, criterion) not in self._scores:
-            generator = torch.Generator().manual_seed(self._numbers[name])
-            self._scores[name, criterion] = element_scores(self._weights[name], criterion, generator)
-        return self._scores[name, criterion]
+    def _by(self, criterion: str) -> Scores:
+        if criterion not in self._scores:
+            self._scores[criterion] = Scores(self._model, criterion, self._graph, self._calibration)
+        return self._scores[criterion]
+
+    def _scores_of(self, name: str, granularity: str, criterion: str) -> Tensor:
+        """Scores of a layer's elements."""
+        if (name, granularity, criterion) not in self._elements:
+            self._elements[name, granularity, criterion] = self._by(criterion).elements(name, granularity)
+        return self._elements[name, granularity, criterion]
 
     def _ranking(self, name: str, granularity: str, criterion: str) -> Tensor:
         """The place of each unit of a layer in the order they go; see `unit_ranks`."""
         if (name, granularity, criterion) not in self._ranks:
-            self._ranks[name, granularity, criterion] = unit_ranks(self._elements(name, criterion), granularity)
+            scores = self._scores_of(name, granularity, criterion)
+            self._ranks[name, granularity, criterion] = unit_ranks(scores, granularity)
         return self._ranks[name, granularity, criterion]
 
     def _unit_ranking(self, number: int, criterion: str) -> np.ndarray:
         """The place of each unit of a channel group in the order they go (units,)."""
         if (number, criterion) not in self._unit_ranks:
-            generator = torch.Generator().manual_seed(number)
-            scores = group_scores(self._model, self._graph, number, criterion, generator)
+            scores = self._by(criterion).group(number)
             self._unit_ranks[number, criterion] = np.argsort(np.argsort(scores, kind="stable"))
         return self._unit_ranks[number, criterion]

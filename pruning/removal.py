@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,25 @@ class ChannelGraph:
     network: Network
     owners: Mapping[tuple[str, int], np.ndarray]
     example_input: Tensor
+
+
+def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGraph:
+    """The same graph in which the groups with these numbers carry an obstacle and own nothing."""
+    if not reasons:
+        return graph
+    network = graph.network
+    groups = tuple(replace(g, obstacle=reasons.get(n, g.obstacle)) for n, g in enumerate(network.groups))
+    layers = tuple(replace(x, obstacle=reasons.get(x.channel_group, x.obstacle)) for x in network.layers)
+    owners = {}
+    for place, units in graph.owners.items():
+        left = np.where(np.isin(units[:, :1], list(reasons)), -1, units)
+        if (left >= 0).any():
+            owners[place] = left
+    tensors = tuple(
+        replace(t, owners=tuple(tuple(pair for pair in dim if pair[0] not in reasons) for dim in t.owners))
+        for t in network.tensors
+    )
+    return replace(graph, network=replace(network, tensors=tensors, layers=layers, groups=groups), owners=owners)
 
 
 @dataclass(frozen=True, eq=False)

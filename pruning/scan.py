@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibrate import recalibrate_
+from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels import ChannelGraph
 from pruning.masks import apply_masks_
 from pruning.prefix import RecordedPass
 from pruning.rankings import Rankings
+from pruning.scores import restrict_graph
 from pruning.working_copy import WorkingCopy
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile, ProfilePoint
@@ -51,7 +53,7 @@ def scan_sensitivity(
     Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
     and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
     What the network computes before a pruned layer is taken from the dense model, where its forward pass
-    allows it.
+    allows it. Channel groups the criterion is not defined for are left out.
 
     Args:
         model: trained; stays as it is.
@@ -65,11 +67,11 @@ def scan_sensitivity(
         progress: called with (points done, points in all).
     """
     began = time.perf_counter()
-    inputs, targets = (_evenly_spaced(part, SCAN_EXAMPLES) for part in data)
+    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
     batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
-    dense = copy.deepcopy(model).eval()
+    dense, graph = copy.deepcopy(model).eval(), restrict_graph(model, graph, criterion)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
-    rankings = Rankings(dense, graph)
+    rankings = Rankings(dense, graph, Calibration(*data, loss))
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
     def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:
@@ -156,11 +158,6 @@ class _Scorer:
 
     def _recalibrate(self, candidate: nn.Module) -> int:
         return recalibrate_(candidate, self._batches)
-
-
-def _evenly_spaced(part: Tensor, most: int) -> Tensor:
-    """At most that many of the rows; all classes are met even where rows are sorted by class."""
-    return part if len(part) <= most else part[torch.arange(most) * len(part) // most]
 
 
 def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:

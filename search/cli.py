@@ -167,7 +167,11 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
     parser.add_argument("--granularity", metavar="A,B", help=f"choices (fine-grained,channel); {MASKS}")
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
-    parser.add_argument("--criterion", metavar="C", help="magnitude-l2 (default), magnitude-l1 or random")
+    parser.add_argument(
+        "--criterion",
+        metavar="C",
+        help="which units go first: magnitude-l2 (default), taylor, activation, ... or ./file.py:function",
+    )
     parser.add_argument("--sampler", metavar="S", help="guided (default), tpe, nsga2, gp or random")
     parser.add_argument("--seeds", choices=("on", "off"), help="begin with static allocations and the scan's (on)")
     parser.add_argument("--seed", type=int, metavar="N", help="of sampling, data order and augmentation (0)")
@@ -181,7 +185,7 @@ def _add_scan(commands: Any) -> None:
     parser = _command(commands, "scan", "sensitivity of every layer, one at a time: table, picture, profile")
     _add_workload_options(parser)
     parser.add_argument("--granularity", metavar="A,B", help=f"what to scan (fine-grained,channel); {MASKS}")
-    parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2)")
+    parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2), as of search")
     parser.add_argument("--out", metavar="DIR", help="where profile.json and profile.png go (ROOT/cache)")
 
 
@@ -225,7 +229,11 @@ def _add_apply(commands: Any) -> None:
     _add_workload_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained); {MASKS}")
-    parser.add_argument("--criterion", metavar="C", help="of a bare dict (magnitude-l2)")
+    parser.add_argument(
+        "--criterion",
+        metavar="C",
+        help="of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
+    )
     parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default) or one-shot")
     parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial (3)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")

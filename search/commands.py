@@ -14,6 +14,8 @@ from typing import Any
 
 from pruning.channels import trace_channels
 from pruning.codec import dense_bytes, prunable_weights
+from pruning.criteria import own_function
+from pruning.scores import restrict_graph
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
 from search.dense import build_model, dense_model
@@ -47,6 +49,7 @@ from search.tables import (
     render,
 )
 from search.tracking import open_store, serve_ui, ui_command
+from search.user_code import named_criterion
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.layers import Network
@@ -75,6 +78,8 @@ def search(arguments: argparse.Namespace) -> Reply:
     options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}
     if isinstance(options.get("seeds"), str):
         options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
+    if isinstance(options.get("criterion"), str):
+        options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)
     result = run_search(config, TerminalWatcher())
     met = not result.front.empty and _is_accurate(result)
@@ -143,7 +148,8 @@ def _closing(comparison: Any, finals: Mapping[str, Any], trials: Any) -> list[An
 
 def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
-    config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=arguments.criterion)
+    criterion = named_criterion(arguments.criterion) if arguments.criterion else None
+    config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=criterion)
     watcher = TerminalWatcher()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model)
@@ -282,7 +288,9 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.torch_prune:
         check_masks_only(policy)
     config, root, workload = _workload(arguments)
-    network = trace_channels(build_model(workload, config.dense_seed), workload.example_input).network
+    untrained = build_model(workload, config.dense_seed)
+    graph = trace_channels(untrained, workload.example_input)
+    network = restrict_graph(untrained, graph, policy.criterion).network
     try:
         network.require([*policy.sparsity, *policy.removal])
     except ValueError as error:
@@ -358,12 +366,18 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
     flags = {
         k: v for k in ("granularity", "criterion", "schedule", "exponent") if (v := getattr(arguments, k)) is not None
     }
+    if "criterion" in flags:
+        flags["criterion"] = named_criterion(flags["criterion"])
     try:
         text = path.read_text()
         if "sparsity" in (data := parse_object(text)) and isinstance(data["sparsity"], dict):
+            policy = PruningPolicy.from_dict(data)
+            if flags.get("criterion") == policy.criterion:  # where the code of its criterion is
+                del flags["criterion"]
             if flags:
                 raise ValueError(f"it is a whole policy, which --{next(iter(flags))} cannot change: leave the flag out")
-            return PruningPolicy.from_dict(data)
+            own_function(policy.criterion)
+            return policy
         exponent = {"exponent": flags.pop("exponent")} if "exponent" in flags else {}
         schedule = Schedule(flags.pop("schedule", "polynomial"), **exponent)
         return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)

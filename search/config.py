@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search.errors import UsageError
+from spaces.criteria import check_criterion
 from spaces.errors import unknown
-from spaces.policy import CRITERIA, GRANULARITIES, SEARCHED
+from spaces.policy import GRANULARITIES, SEARCHED
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
@@ -44,7 +45,7 @@ class SearchConfig(BaseModel):
         speed: the third objective: `macs`, or `latency` as a table measured once on this machine predicts it.
         granularity: choices, one for a whole policy, or one a layer when `mixed`.
         mixed: let every layer have its own granularity.
-        criterion: which units go first.
+        criterion: which units go first; on the command line and in a STUDY.toml also `./file.py:function`.
         sampler: `guided`, or one of Optuna's: `tpe`, `nsga2`, `gp`, `random`.
         seeds: start with static allocations and the scan's, at most half of the trials.
         seed: of sampling, data order and augmentation.
@@ -129,12 +130,15 @@ class SearchConfig(BaseModel):
             raise ValueError(f"min-size must be at most max-size {self.max_size:g}, got {self.min_size:g}")
         return self
 
+    @model_validator(mode="after")
+    def _criterion_is_defined_for_the_granularities(self) -> SearchConfig:
+        check_criterion(self.criterion, self.granularity)
+        return self
+
     @field_validator("criterion")
     @classmethod
     def _criterion_exists(cls, word: str) -> str:
-        if word not in CRITERIA:
-            raise ValueError(unknown("criterion", word, CRITERIA))
-        return word
+        return check_criterion(word)
 
     @field_validator("sampler")
     @classmethod

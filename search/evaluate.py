@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
 from pruning.criteria import NotFiniteError
+from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.records import COMPLETE, FAILED, TrialResult
 from search.train import Diverged, Progress, Trained, fine_tune
@@ -40,6 +41,11 @@ class Subject:
     def of(cls, workload: Workload, dense: nn.Module) -> Subject:
         """Trace the channel groups of the trained model."""
         return cls(workload, dense, trace_channels(dense, workload.example_input))
+
+    def scored_by(self, criterion: str) -> Subject:
+        """The subject in which channel groups the criterion is not defined for carry that as their obstacle."""
+        graph = restrict_graph(self.dense, self.graph, criterion)
+        return self if graph is self.graph else replace(self, graph=graph)
 
     @property
     def network(self) -> Network:
@@ -68,6 +74,7 @@ def evaluate_policy(
     not equal its mask, or a network larger than planned), `error: ...` (anything the workload's own code raised).
     """
     try:
+        subject = subject.scored_by(policy.criterion)
         trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
         return _measured(subject, policy, trained)
     except (Diverged, NotFiniteError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.criteria import own_function
 from search.workloads.base import SPLITS, Workload
 
 _OUTSIDE = ("torch", "torchvision", "builtins")
@@ -34,6 +35,16 @@ def model_fingerprint(model: nn.Module) -> str:
 def training_fingerprint(workload: Workload) -> str:
     """Of what else decides a result: the code behind loss, metric and augmentation."""
     return digest(_codes([workload.loss, workload.metric, workload.augment]))
+
+
+def criterion_fingerprint(criterion: str) -> list[str]:
+    """Of the code behind a criterion of the user's own; empty for built-in ones.
+
+    Raises:
+        ValueError: it is not registered in this process.
+    """
+    function = own_function(criterion)
+    return [digest(_codes([function]))] if function else []
 
 
 def weights_fingerprint(model: nn.Module) -> str:

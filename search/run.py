@@ -15,7 +15,9 @@ from typing import Any
 import pandas as pd
 
 from pruning.channels import trace_channels
+from pruning.criteria import own_function
 from pruning.evidence import unit_evidence
+from pruning.scores import restrict_graph
 from search.checkpoints import save_model
 from search.clock import StudyClock
 from search.config import GUIDED, SearchConfig, check_study_name
@@ -24,7 +26,7 @@ from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals
-from search.fingerprint import model_fingerprint, training_fingerprint
+from search.fingerprint import criterion_fingerprint, model_fingerprint, training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
 from search.guide import Guide
 from search.latency import cached_latency_table
@@ -86,10 +88,12 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     watcher = watcher or Watcher()
     config = _with_stored_options(config)
     root = open_root(config.root)
+    _require_criterion(config.criterion)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     folder = StudyFolder(root, _study_name(config, workload))
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
+        _require_criterion(config.criterion)
     space = _space(config, workload, root / "cache", watcher)
     for granularity, reason in space.left_out.items():
         watcher.note(f"granularity {granularity} is left out: {reason}")
@@ -99,6 +103,19 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
         _settle_identity(folder, config, workload, dense)
         return _Coordinator(config, folder, space, workload, dense, watcher).run()
+
+
+def _require_criterion(criterion: str) -> None:
+    """Refuse a criterion whose code is not here, or whose name nobody else could read in the study's files."""
+    try:
+        own = own_function(criterion)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if own is not None and ":" not in criterion:
+        raise UsageError(
+            f"criterion {criterion!r} is your own: register it with a ':' in its name, such as 'my:{criterion}', "
+            "so that the study can be read where it is not registered"
+        )
 
 
 def _study_name(config: SearchConfig, workload: Workload) -> str:
@@ -129,7 +146,7 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
 def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
     model = build_model(workload, config.dense_seed)
-    graph = trace_channels(model, workload.example_input)
+    graph = restrict_graph(model, trace_channels(model, workload.example_input), config.criterion)
     latency = None
     if config.needs_latency:
         subject = Subject(workload, in_fast_layout(model, workload.example_input).eval(), graph)
@@ -168,6 +185,8 @@ def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Worklo
         "recipe": workload.recipe.to_dict(),
         "objectives": {"accuracy": "maximize", "size": "minimize", config.speed: "minimize"},
     }
+    if code := criterion_fingerprint(config.criterion):
+        identity["criterion"] = code
     if folder.exists:
         record = folder.read_record()
         refuse_changes(record["identity"], identity, folder.name)
@@ -190,7 +209,7 @@ class _Coordinator:
     ) -> None:
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
-        self.subject = Subject.of(workload, dense.model)
+        self.subject = Subject.of(workload, dense.model).scored_by(config.criterion)
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.seconds = {"dense": dense.trained_seconds}
         self.least_accuracy = None

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from pruning.scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from search.dense import DenseModel
 from search.evaluate import Subject
-from search.fingerprint import digest, training_fingerprint
+from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.journal import write_durably
 from search.workloads.base import Workload
+from spaces.criteria import criterion_word
 from spaces.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def profile_path(
     workload: Workload, dense: DenseModel, criterion: str, granularities: Sequence[str], cache: Path
 ) -> Path:
     """Where the profile of this model is kept."""
+    scoring = [SCORE_EXAMPLES, SCORE_BATCH] if criterion_word(criterion).needs_data else []
     key = digest(
         dense.weights,
         dense.architecture,
@@ -61,5 +64,7 @@ def profile_path(
         sorted(granularities),
         LEVELS,
         SCAN_EXAMPLES,
+        *scoring,
+        *criterion_fingerprint(criterion),
     )
     return cache / f"profile-{key}.json"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning.channels import ChannelGraph
+from pruning.calibration import Calibration
 from pruning.prune import GradualPruner
+from pruning.removal import ChannelGraph
 from pruning.structure import Structure
 from search.recipe import Recipe, one_cycle
 from search.records import CurvePoint
@@ -92,7 +94,8 @@ def fine_tune(
         ValueError: a removal that cannot equal its mask.
     """
     model = copy.deepcopy(dense)
-    pruner = GradualPruner(model, policy, step_count(workload, epochs), graph)
+    calibration = Calibration(*workload.calibration, workload.loss)
+    pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
     return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
 
 
@@ -160,7 +163,8 @@ def _train(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = one_cycle(step, steps, peak, recipe.warmup)
-        losses.append(_step(model, optimizer, workload, inputs, targets, step))
+        scales = _norm_scales(model) if recipe.bn_l1 and not (pruner and pruner.settled) else []
+        losses.append(_step(model, optimizer, workload, inputs, targets, step, scales))
         if pruner:
             pruner.hold()
         if progress:
@@ -186,15 +190,31 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+def _norm_scales(model: nn.Module) -> list[nn.Parameter]:
+    """Scales of all BatchNorms that are trained."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine)
+    return [norm.weight for norm in norms if norm.weight.requires_grad]
+
+
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, workload: Workload, inputs: Tensor, targets: Tensor, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    workload: Workload,
+    inputs: Tensor,
+    targets: Tensor,
+    step: int,
+    scales: Sequence[nn.Parameter],
 ) -> float:
+    """One optimizer step; `scales` carry the recipe's L1 norm, which the returned loss leaves out."""
     loss = workload.loss(model(inputs), targets)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise Diverged(f"training loss is {value} at step {step}")
     optimizer.zero_grad()
     loss.backward()
+    for scale in scales:
+        if scale.grad is not None:
+            scale.grad.add_(scale.detach().sign(), alpha=workload.recipe.bn_l1)
     optimizer.step()
     return value
 

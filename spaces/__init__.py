@@ -1,7 +1,8 @@
 """The nouns: what may be chosen, and how a choice is written down."""
 
+from spaces.criteria import CRITERIA
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
-from spaces.policy import CRITERIA, GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
+from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import Footprint, Shares, footprint
 from spaces.space import Space

@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from spaces.latency import Predictor
-from spaces.layers import ITEM_BYTES, Network
+from spaces.layers import ITEM_BYTES, Network, StoredTensor
 from spaces.size import GAP_ESCAPE, dense_footprint
 from spaces.units import Divisions
 
@@ -49,6 +48,35 @@ class Requests:
     def __add__(self, other: Requests) -> Requests:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Requests(*(np.concatenate(pair) for pair in pairs))
+
+
+@dataclass(frozen=True)
+class _Shrinking:
+    """One dimension of the layers that lose indices with channel groups, some with several.
+
+    Attributes:
+        layers: their places (s,).
+        starts: where the terms of each begin (s,).
+        groups, per_unit: of each term (t,) the group, and the indices that leave with each of its units.
+    """
+
+    layers: np.ndarray
+    starts: np.ndarray
+    groups: np.ndarray
+    per_unit: np.ndarray
+
+    @classmethod
+    def of(cls, network: Network, tensors: Sequence[StoredTensor], dimension: int) -> _Shrinking:
+        owners = [tensor.owners[dimension] if dimension < len(tensor.owners) else () for tensor in tensors]
+        layers = [place for place, own in enumerate(owners) if own]
+        terms = [(group, indices // network.groups[group].units) for own in owners for group, indices in own]
+        groups, per_unit = np.array(terms, dtype=int).reshape(-1, 2).T
+        starts = np.cumsum([0, *(len(owners[place]) for place in layers)])[:-1]
+        return cls(np.array(layers, dtype=int), starts, groups, per_unit.astype(float))
+
+    def taken(self, gone: np.ndarray) -> np.ndarray:
+        """Indices lost (p, s) with `gone` units of each group (p, groups)."""
+        return np.add.reduceat(gone[:, self.groups] * self.per_unit, self.starts, axis=1)
 
 
 class Costs:
@@ -86,29 +114,20 @@ class Costs:
         return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
 
     @cached_property
-    def _lengths(self) -> tuple[np.ndarray, dict[int, csr_array]]:
-        """Of the layers: the length of each dimension (dimensions, layers), at least two of them, and for those that
-        shrink what one unit of each group takes off it (layers, groups)."""
+    def _lengths(self) -> tuple[np.ndarray, dict[int, _Shrinking]]:
+        """Of the layers: the length of each dimension (dimensions, layers), two of them or more, and how some shrink."""
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
         chosen = [tensors[layer.name] for layer in self._network.layers]
         most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2
         lengths = [[t.shape[d] if d < len(t.shape) else 1 for t in chosen] for d in range(most)]
-        taken = {d: self._per_unit(chosen, d) for d in range(most)}
-        return np.array(lengths, dtype=float), {d: csr_array(one.T) for d, one in taken.items() if one.any()}
+        shrinking = {d: _Shrinking.of(self._network, chosen, d) for d in range(most)}
+        return np.array(lengths, dtype=float), {d: one for d, one in shrinking.items() if len(one.layers)}
 
     @cached_property
     def _fixed(self) -> np.ndarray:
         """Elements of the layers (layers,) in the dimensions that do not shrink."""
-        lengths, taken = self._lengths
-        return np.prod([length for d, length in enumerate(lengths) if d not in taken], axis=0)
-
-    def _per_unit(self, tensors: Sequence, dimension: int) -> np.ndarray:
-        taken = np.zeros((len(self._network.groups), len(tensors)))
-        for place, tensor in enumerate(tensors):
-            owners = tensor.owners[dimension] if dimension < len(tensor.owners) else ()
-            for group, indices in owners:
-                taken[group, place] += indices // self._network.groups[group].units
-        return taken
+        lengths, shrinking = self._lengths
+        return np.prod([length for d, length in enumerate(lengths) if d not in shrinking], axis=0)
 
     @cached_property
     def _others(self) -> tuple[float, np.ndarray]:
@@ -153,10 +172,11 @@ class Costs:
 
     def _left(self, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Elements and inputs of the layers (p, layers) once the groups have lost `gone` units (p, groups)."""
-        lengths, taken = self._lengths
+        lengths, shrinking = self._lengths
         numel, inputs = np.tile(self._fixed, (len(gone), 1)), np.tile(lengths[1], (len(gone), 1))
-        for dimension, per_unit in taken.items():
-            left = lengths[dimension] - (per_unit @ gone.T).T
+        for dimension, one in shrinking.items():
+            left = np.tile(lengths[dimension], (len(gone), 1))
+            left[:, one.layers] -= one.taken(gone)
             numel *= left
             inputs = left if dimension == 1 else inputs
         return numel, inputs

@@ -11,13 +11,13 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
+from spaces.criteria import check_criterion
 from spaces.errors import unknown
 
 POLICY_VERSION = 1
 GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
 SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
-CRITERIA = ("magnitude-l1", "magnitude-l2", "random")
 SCHEDULES = ("one-shot", "polynomial")
 
 
@@ -93,11 +93,12 @@ class PruningPolicy:
         granularity: one of `GRANULARITIES` for all layers, or layer -> granularity (a layer with
             sparsity but no entry is `fine-grained`).
         removal: layer -> share of output channels removed first; masks then act on what stays.
-        criterion: one of `CRITERIA`; which units go first.
+        criterion: one of `spaces.criteria.CRITERIA`, or one of the user's own; which units go first.
         schedule: a `Schedule`, or its kind as a string.
 
-    Raises `ValueError` for shares outside [0, 1), unknown words, and a layer with granularity
-    `channel` that asks for a removal as well (its sparsity is the removal).
+    Raises `ValueError` for shares outside [0, 1), unknown words, a criterion that is not defined for a
+    granularity in use, and a layer with granularity `channel` that asks for a removal as well (its
+    sparsity is the removal).
 
     >>> PruningPolicy({"conv.weight": 0.5}).to_dict()["sparsity"]
     {'conv.weight': 0.5}
@@ -118,8 +119,7 @@ class PruningPolicy:
         for word in words:
             if word not in GRANULARITIES:
                 raise ValueError(unknown("granularity", word, GRANULARITIES))
-        if self.criterion not in CRITERIA:
-            raise ValueError(unknown("criterion", self.criterion, CRITERIA))
+        object.__setattr__(self, "criterion", check_criterion(self.criterion, self._granularities_in_use()))
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))
         if not isinstance(self.schedule, Schedule):
@@ -139,6 +139,11 @@ class PruningPolicy:
         if isinstance(self.granularity, Mapping):
             return self.granularity.get(layer, "fine-grained")
         return self.granularity
+
+    def _granularities_in_use(self) -> list[str]:
+        """Of layers that are asked for something, in their order; removals are of channels."""
+        asked = [self.granularity_of(name) for name, share in self.sparsity.items() if share > 0]
+        return list(dict.fromkeys([*asked, *("channel" for share in self.removal.values() if share > 0)]))
 
     def channel_requests(self) -> dict[str, float]:
         """Layer -> share of its output channels asked to go, from removals and channel sparsities."""

@@ -22,6 +22,7 @@ from spaces.allocation import (
     centred,
     land_by_shift,
 )
+from spaces.criteria import check_criterion
 from spaces.errors import unknown
 from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
 from spaces.landing import centred as centred_logits
@@ -110,7 +111,7 @@ class Space:
         evidence: by granularity; networks of more than `MOST_KNOBS` layers need it, see `bases`.
 
     Raises:
-        ValueError: a granularity is unknown or repeated, or `max_size` is no share in (0, 1].
+        ValueError: a granularity is unknown, repeated or not the criterion's, or `max_size` is no share in (0, 1].
         Unreachable: no granularity reaches the limits; the message names the reachable range.
     """
 
@@ -138,6 +139,7 @@ class Space:
             raise ValueError(f"max_macs must satisfy 0 < max_macs <= 1, got {self.max_macs!r}")
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
             raise ValueError(f"granularities must be one or more of {', '.join(GRANULARITIES)}, each once")
+        check_criterion(self.criterion, self.granularities)
         if not 0 < self.max_latency <= 1:
             raise ValueError(f"max_latency must satisfy 0 < max_latency <= 1, got {self.max_latency!r}")
         if self.speed not in SPEEDS:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from search.errors import EnvironmentProblem, PrunefrontError, UsageError
+from search.errors import PrunefrontError, UsageError
+from search.user_code import load_function, pass_signals_on
 from search.workloads.base import Split, Workload, accuracy
 from spaces.errors import unknown
 
@@ -57,7 +53,7 @@ def get_workload(spec: str, **options: Any) -> Workload:
     except ValueError as error:
         raise UsageError(f"workload {spec!r}: {error}") from None
     except (Exception, SystemExit) as error:
-        _pass_signals_on(error)
+        pass_signals_on(error)
         raise UsageError(f"workload {spec!r}: its factory raised {type(error).__name__}: {error}") from error
     if not isinstance(workload, Workload):
         raise UsageError(f"workload {spec!r}: its factory must return a search.Workload, got {type(workload).__name__}")
@@ -65,49 +61,5 @@ def get_workload(spec: str, **options: Any) -> Workload:
 
 
 def _factory(spec: str) -> Callable[..., Workload]:
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        forms = "'package.module:factory' or './file.py:factory'"
-        raise UsageError(f"{unknown('workload', spec, BUILT_IN)}; your own is {forms}")
-    module = _module_of_file(Path(place)) if place.endswith(".py") else _imported(place)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UsageError(unknown(f"factory in {place}", name, functions))
-    return factory
-
-
-def _imported(name: str) -> Any:
-    if os.getcwd() not in sys.path:  # the command's own path holds no working directory
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise EnvironmentProblem(f"cannot import workload module {name!r}: {error}") from None
-    except (Exception, SystemExit) as error:
-        _pass_signals_on(error)
-        raise UsageError(f"workload module {name} raised {type(error).__name__}: {error}") from error
-
-
-def _module_of_file(path: Path) -> Any:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise UsageError(f"no workload file {str(path)!r}: check the path before the ':'")
-    name = f"prunefront_workload_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
-    if str(path.parent) not in sys.path:  # stays: a factory may import its neighbours when it is called
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        _pass_signals_on(error)
-        raise UsageError(f"workload file {path.name} raised {type(error).__name__}: {error}") from error
-    return module
-
-
-def _pass_signals_on(error: BaseException) -> None:
-    """`sys.exit` in a user's code is an error of that code; the command's own subclass of it, for SIGTERM, is not."""
-    if isinstance(error, SystemExit) and type(error) is not SystemExit:
-        raise error
+    forms = "'package.module:factory' or './file.py:factory'"
+    return load_function("workload", "factory", spec, f"{unknown('workload', spec, BUILT_IN)}; your own is {forms}")

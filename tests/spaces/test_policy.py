@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import CRITERIA, GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
+from spaces.criteria import criterion_word
 from spaces.policy import check_sparsity, parse_object, parse_sparsity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "policy-v1.json"
@@ -44,7 +45,8 @@ def policies(draw):
     of = granularity.get if isinstance(granularity, dict) else lambda name, _: granularity
     free = [n for n in ("a.weight", "b.weight", "e.weight") if of(n, "fine-grained") != "channel" or n not in sparsity]
     removal = draw(st.dictionaries(st.sampled_from(free), shares, max_size=3)) if free else {}
-    return PruningPolicy(sparsity, granularity, removal, draw(st.sampled_from(CRITERIA)), draw(schedules))
+    everywhere = [word for word in CRITERIA if criterion_word(word).granularities is None]
+    return PruningPolicy(sparsity, granularity, removal, draw(st.sampled_from(everywhere)), draw(schedules))
 
 
 class TestCountRule:

@@ -1,0 +1,118 @@
+"""What layers take in: their inputs on calibration data, seen as the columns of a linear layer.
+
+A convolution is a linear layer on patches: row i of its patches holds the input values one output position is
+computed from, in the order of `weight.flatten(1)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pruning.calibration import Calibration, observed
+from pruning.codec import prunable_weights
+
+_GRADIENTS_OF_WEIGHTS = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}
+
+
+def observe_inputs(
+    model: nn.Module,
+    layers: Collection[str],
+    calibration: Calibration,
+    see: Callable[[str, nn.Module, Tensor], None],
+) -> None:
+    """Call `see(layer, its module, its input)` for every call of these layers on every batch, in eval mode."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: see(name, module, inputs[0].detach())
+
+    with observed(model) as network, torch.no_grad():
+        for name in layers:
+            network.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(hook_of(name))
+        for inputs, _ in calibration.batches():
+            network(inputs)
+
+
+def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, Tensor]:
+    """|w| times the L2 norm of what it multiplies over all examples and positions (Wanda, arXiv 2306.11695).
+
+    Returns layer -> tensor of the weight's shape; 0 where the forward pass calls no module of the layer.
+    """
+    weights = prunable_weights(model)
+    energies = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+
+    def see(name: str, module: nn.Module, inputs: Tensor) -> None:
+        energies[name] += input_energy(module, inputs)
+
+    observe_inputs(model, list(weights), calibration, see)
+    return {name: weights[name].detach().abs() * energies[name].sqrt().to(weights[name]) for name in weights}
+
+
+def input_energy(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Sum of squares of the values each element of the weight multiplies (float64, of the weight's shape).
+
+    Of a convolution it is the derivative, by the weight, of the outputs' sum on squared inputs.
+    """
+    squares = inputs.double().square()
+    if isinstance(module, nn.Linear):
+        return squares.reshape(-1, module.in_features).sum(0).expand(module.weight.shape)
+    dimensions = module.weight.ndim - 2
+    squares = _padded(module, squares if squares.ndim == dimensions + 2 else squares[None])
+    shape = (module.groups, *module.weight.shape[1:])  # all output channels of a group read the same
+    positions = [
+        (size - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, dilation in zip(
+            squares.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True
+        )
+    ]
+    ones = squares.new_ones(len(squares), module.groups, *positions)
+    of_group = _GRADIENTS_OF_WEIGHTS[dimensions](squares, shape, ones, module.stride, 0, module.dilation, module.groups)
+    return of_group.repeat_interleave(module.out_channels // module.groups, dim=0)
+
+
+class Patches:
+    """The rows a layer multiplies its weight with, over examples, then output positions.
+
+    Only rows asked for are gathered. Not for convolutions in several groups.
+
+    Attributes:
+        count: how many rows there are.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            self._patches = inputs.reshape(-1, module.in_features)
+            self._shape = (len(self._patches),)
+            self.count = len(self._patches)
+            return
+        dimensions = module.weight.ndim - 2
+        view = _padded(module, inputs if inputs.ndim == dimensions + 2 else inputs[None])
+        for dim in range(dimensions):
+            reach = module.dilation[dim] * (module.kernel_size[dim] - 1) + 1
+            view = view.unfold(2 + dim, reach, module.stride[dim])[..., :: module.dilation[dim]]
+        self._patches = view  # (examples, channels, *positions, *kernel), no copy
+        self._shape = (len(view), *view.shape[2 : 2 + dimensions])
+        self.count = prod(self._shape)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """The rows of these numbers (m,), as (m, weight.flatten(1).shape[1])."""
+        example, *positions = torch.unravel_index(numbers, self._shape)
+        return self._patches[example, :, *positions].flatten(1)
+
+
+def _padded(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs with the convolution's own padding around them."""
+    if module.padding == "valid":
+        return inputs
+    around = []
+    for dim in reversed(range(module.weight.ndim - 2)):
+        if module.padding == "same":
+            total = module.dilation[dim] * (module.kernel_size[dim] - 1)
+            around += [total // 2, total - total // 2]
+        else:
+            around += [module.padding[dim]] * 2
+    return F.pad(inputs, around, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)

@@ -1,0 +1,63 @@
+"""The calibration data: the only examples that data-driven scores see."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SCORE_EXAMPLES = 256
+"""Examples a score looks at, evenly spaced: along a ramp all scores are worked out again at each mask update."""
+SCORE_BATCH = 32
+"""Examples a forward pass, and in one term of the sums over batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Examples, and the loss whose change a score estimates.
+
+    Attributes:
+        inputs: (n, ...); of more than `SCORE_EXAMPLES`, 256, that many evenly spaced ones are kept.
+        targets: (n, ...), likewise.
+        loss: (outputs, targets) -> scalar, the mean over the examples it is given.
+
+    Raises:
+        ValueError: no examples, or not as many targets as inputs.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets) or len(self.inputs) == 0:
+            raise ValueError(
+                f"calibration needs as many targets as inputs, at least one, got {len(self.inputs)} inputs "
+                f"and {len(self.targets)} targets"
+            )
+        for name in ("inputs", "targets"):
+            object.__setattr__(self, name, evenly_spaced(getattr(self, name), SCORE_EXAMPLES))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of at most `SCORE_BATCH` examples, in order."""
+        return zip(self.inputs.split(SCORE_BATCH), self.targets.split(SCORE_BATCH), strict=True)
+
+
+def evenly_spaced(part: Tensor, most: int) -> Tensor:
+    """At most that many of the rows; all classes are met even where rows are sorted by class."""
+    return part if len(part) <= most else part[torch.arange(most) * len(part) // most]
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy in eval mode to look into; the caller's model and the global random state stay as they are.
+
+    Dropout is off and BatchNorm keeps its statistics, so that the same model gives the same scores.
+    """
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield copy.deepcopy(model).eval()

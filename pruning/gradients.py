@@ -1,0 +1,135 @@
+"""Scores from derivatives of the loss: what it would change by if a parameter became zero.
+
+Notation: w a parameter, g its gradient of the loss, h its second derivative. Every function maps parameter names,
+biases and norms included, to float tensors (batches, *shape of the parameter); where there is one estimate for all
+batches, the first dimension is 1. Frozen parameters count like others. BatchNorm is in eval mode throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from pruning.calibration import Calibration, observed
+
+HUTCHINSON_PROBES = 2
+"""Random vectors a batch; each costs a pass forward and two back."""
+GRADIENT_ELEMENTS = 2**26
+"""Elements of single examples' gradients held at once: as many examples as fit are differentiated together."""
+
+Parameters = dict[str, Tensor]
+_Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+
+
+def taylor_squares(model: nn.Module, calibration: Calibration) -> Parameters:
+    """The sum over batches of (g w)^2, Molchanov et al., CVPR 2019, for single parameters."""
+    with _differentiable(model, calibration) as (loss, parameters):
+        totals = {name: torch.zeros_like(w)[None] for name, w in parameters.items()}
+        for batch in calibration.batches():
+            for name, g in _gradients(loss, parameters, *batch).items():
+                totals[name] += (g * parameters[name].detach()).square()
+        return totals
+
+
+def taylor_products(model: nn.Module, calibration: Calibration) -> Parameters:
+    """g w of every batch: to first order, minus the change of its loss by removing the parameter."""
+    with _differentiable(model, calibration) as (loss, parameters):
+        found = [_gradients(loss, parameters, *batch) for batch in calibration.batches()]
+        return {name: torch.stack([g[name] * w.detach() for g in found]) for name, w in parameters.items()}
+
+
+def obd_fisher(model: nn.Module, calibration: Calibration) -> Parameters:
+    """0.5 h w^2 of LeCun et al. 1989 with h the mean over single examples of g^2 (the empirical Fisher)."""
+    with _differentiable(model, calibration) as (loss, parameters):
+        totals = {name: torch.zeros_like(w) for name, w in parameters.items()}
+        count = max(1, GRADIENT_ELEMENTS // max(1, sum(w.numel() for w in parameters.values())))
+        for inputs, targets in calibration.batches():
+            for part in zip(inputs.split(count), targets.split(count), strict=True):
+                for name, squares in _sums_of_squares(loss, parameters, *part).items():
+                    totals[name] += squares
+        return _obd(parameters, {name: total / len(calibration.inputs) for name, total in totals.items()})
+
+
+def obd_hutchinson(model: nn.Module, calibration: Calibration, seed: int = 0) -> Parameters:
+    """0.5 h w^2 with h the mean of v (H v) over Rademacher vectors v, at least 0.
+
+    The loss is the mean over batches, weighted by their examples; each batch has `HUTCHINSON_PROBES` vectors of its
+    own. The estimate is exact where the Hessian H is diagonal, and unbiased elsewhere until it is clamped.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with _differentiable(model, calibration) as (loss, parameters):
+        diagonal = {name: torch.zeros_like(w) for name, w in parameters.items()}
+        for inputs, targets in calibration.batches():
+            weight = len(inputs) / len(calibration.inputs) / HUTCHINSON_PROBES
+            first = _gradients(loss, parameters, inputs, targets, create_graph=True)
+            for _ in range(HUTCHINSON_PROBES):
+                signs = {name: _rademacher(w, generator) for name, w in parameters.items()}
+                along = sum((first[name] * signs[name]).sum() for name in parameters)
+                for name, second in _derivatives(along, parameters, retain_graph=True).items():
+                    diagonal[name] += weight * signs[name] * second
+        return _obd(parameters, {name: h.clamp_min(0) for name, h in diagonal.items()})
+
+
+def _obd(parameters: Parameters, diagonal: Parameters) -> Parameters:
+    return {name: 0.5 * diagonal[name][None] * w.detach().square() for name, w in parameters.items()}
+
+
+def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+@contextmanager
+def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tuple[_Loss, Parameters]]:
+    """The loss as a function of the parameters, and the parameters of a copy, all of which take gradients."""
+    with observed(model) as network, torch.enable_grad():
+
+        def loss(values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            return calibration.loss(functional_call(network, dict(values), (inputs,)), targets)
+
+        yield (
+            loss,
+            {
+                name: parameter.detach().clone().requires_grad_()
+                for name, parameter in network.named_parameters()
+                if parameter.is_floating_point()
+            },
+        )
+
+
+def _gradients(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor, **options: Any) -> Parameters:
+    return _derivatives(loss(parameters, inputs, targets), parameters, **options)
+
+
+def _derivatives(value: Tensor, parameters: Parameters, **options: Any) -> Parameters:
+    """By name; 0 for parameters the value does not depend on."""
+    if not value.requires_grad:
+        return {name: torch.zeros_like(w) for name, w in parameters.items()}
+    found = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True, **options)
+    return dict(zip(parameters, found, strict=True))
+
+
+def _sums_of_squares(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Parameters:
+    """Sum over the examples of each one's squared gradient: the batch's mean gradient squared is another quantity."""
+
+    def of_one(values: Mapping[str, Tensor], one_input: Tensor, one_target: Tensor) -> Tensor:
+        return loss(values, one_input[None], one_target[None])
+
+    values = {name: w.detach() for name, w in parameters.items()}
+    try:
+        gradients = vmap(grad(of_one), in_dims=(None, 0, 0))(values, inputs, targets)
+        return {name: g.square().sum(0) for name, g in gradients.items()}
+    except Exception:  # a model or loss vmap cannot follow; one that fails itself does so again below
+        return _sums_of_squares_one_by_one(loss, parameters, inputs, targets)
+
+
+def _sums_of_squares_one_by_one(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Parameters:
+    totals = {name: torch.zeros_like(w) for name, w in parameters.items()}
+    for one in zip(inputs.split(1), targets.split(1), strict=True):
+        for name, g in _gradients(loss, parameters, *one).items():
+            totals[name] += g.square()
+    return totals

@@ -1,0 +1,148 @@
+"""Channels chosen by the output of the layer that reads them, and that layer refitted once they are gone.
+
+ThiNet (arXiv 1707.06342): remove greedily the input channels of the next layer whose joint contribution to its output
+on calibration data is smallest, then solve for the weights of those that stay.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.activations import Patches, observe_inputs
+from pruning.calibration import Calibration
+from pruning.criteria import NotFiniteError
+from pruning.neighbours import columns_of, readers
+from pruning.removal import ChannelGraph, RemovalPlan
+
+OUTPUTS_A_BATCH = 1024
+"""Output values of the next layer looked at in each batch, drawn from all of its channels and positions."""
+REFIT_ROWS = 2048
+"""Output positions a refit is solved on at most."""
+RIDGE = 1e-3
+"""Weight of the distance to the weights before the refit, over the mean square of what they multiply."""
+
+
+def reconstruction_obstacle(graph: ChannelGraph, number: int) -> str | None:
+    """Why the group's removal has no single next layer to be measured at; None if it has."""
+    found = readers(graph, number)
+    if len(found) != 1:
+        return f"criterion 'reconstruction' needs one layer that reads its channels, found {len(found)}"
+    if graph.network.by_name[found[0]].convolution_groups > 1:
+        return f"criterion 'reconstruction' needs a next layer in one group, and {found[0]!r} is grouped"
+    return None
+
+
+def reconstruction_order(model: nn.Module, graph: ChannelGraph, number: int, calibration: Calibration) -> np.ndarray:
+    """Scores (units,): 1 for the unit that goes first, then 2, ...
+
+    Greedy: each step removes the unit with which the removed units together add least, in squares, to the next
+    layer's outputs; ties by lowest index. Of more than `OUTPUTS_A_BATCH` outputs in a batch that many are drawn.
+    """
+    reader = readers(graph, number)[0]
+    units = columns_of(graph, number, reader, tuple(model.get_parameter(reader).shape))
+    count = graph.network.groups[number].units
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(number)
+
+    def see(_: str, module: nn.Module, inputs: Tensor) -> None:
+        nonlocal gram
+        contributions = _contributions(module, inputs, units, count, generator)
+        gram += contributions.T @ contributions
+
+    observe_inputs(model, [reader], calibration, see)
+    if not torch.isfinite(gram).all():
+        raise NotFiniteError(f"{reader}: its outputs are NaN or infinite, so nothing can be ranked by them")
+    return _greedy(gram.numpy())
+
+
+def _contributions(module: nn.Module, inputs: Tensor, units: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """What each unit adds to sampled output values: (values, units)."""
+    patches, weight = Patches(module, inputs), module.weight.detach().flatten(1)
+    every = patches.count * len(weight)
+    drawn = torch.arange(every)
+    if every > OUTPUTS_A_BATCH:
+        drawn = torch.randint(every, (OUTPUTS_A_BATCH,), generator=generator)
+    products = (patches.rows(drawn // len(weight)) * weight[drawn % len(weight)]).double().cpu()
+    mine = units >= 0
+    return torch.zeros(len(drawn), count, dtype=torch.float64).index_add_(1, units[mine], products[:, mine])
+
+
+def _greedy(gram: np.ndarray) -> np.ndarray:
+    """Place (from 1) of each unit in the order that adds least to the squared sum of those removed."""
+    places, with_removed = np.zeros(len(gram)), np.zeros(len(gram))
+    for place in range(1, len(gram) + 1):
+        added = np.where(places == 0, gram.diagonal() + 2 * with_removed, np.inf)
+        chosen = int(np.argmin(added))
+        places[chosen] = place
+        with_removed += gram[chosen]
+    return places
+
+
+def refit_next_layers(dense: nn.Module, small: nn.Module, plan: RemovalPlan, calibration: Calibration) -> nn.Module:
+    """A new model like `small` whose next layers give the outputs of `dense` again as well as they can.
+
+    For every layer that lost input columns of a group it alone reads, in the network's order: ridge least squares
+    from what it takes in now to the outputs it had, on calibration data; biases stay.
+
+    Args:
+        dense: the model before the removal.
+        small: `dense` after `shrink` by `plan`.
+        plan: what was removed.
+    """
+    fitted = copy.deepcopy(small)
+    for reader in _readers_that_lost(plan):
+        rows = plan.structure.kept[reader].get(0)
+        kept = slice(None) if rows is None else torch.tensor(rows)
+        before, now = (_rows(model, reader, calibration) for model in (dense, fitted))
+        weight = fitted.get_parameter(reader)
+        wanted = before @ dense.get_parameter(reader).detach().flatten(1).double()[kept].T
+        with torch.no_grad():
+            weight.copy_(_ridge(now, wanted, weight.flatten(1).double()).reshape(weight.shape))
+    return fitted
+
+
+def _readers_that_lost(plan: RemovalPlan) -> list[str]:
+    graph, kept = plan.graph, plan.structure.kept
+    groups = [n for n, g in enumerate(graph.network.groups) if not g.obstacle and not reconstruction_obstacle(graph, n)]
+    alone = {readers(graph, number)[0] for number in groups}
+    return [layer.name for layer in graph.network.layers if layer.name in alone and 1 in kept.get(layer.name, {})]
+
+
+def _rows(model: nn.Module, reader: str, calibration: Calibration) -> Tensor:
+    """Rows of the reader's patches over all batches (float64), the same places for every model of one architecture."""
+    share = -(-REFIT_ROWS // len(list(calibration.batches())))
+    generator, rows = torch.Generator().manual_seed(0), []
+
+    def see(_: str, module: nn.Module, inputs: Tensor) -> None:
+        patches = Patches(module, inputs)
+        numbers = torch.arange(patches.count)
+        if patches.count > share:
+            numbers = torch.randperm(patches.count, generator=generator)[:share]
+        rows.append(patches.rows(numbers).double())
+
+    observe_inputs(model, [reader], calibration, see)
+    return torch.cat(rows)
+
+
+def _ridge(inputs: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
+    """The weights (outputs, columns) that minimise |inputs W^T - outputs|^2 + ridge |W - start|^2.
+
+    Args:
+        inputs: (rows, columns).
+        outputs: (rows, outputs).
+        start: (outputs, columns).
+    """
+    rows, columns = inputs.shape
+    missing = outputs - inputs @ start.T
+    ridge = RIDGE * float(inputs.square().sum()) / columns
+    if ridge == 0:
+        return start
+    small = inputs.T @ inputs if columns <= rows else inputs @ inputs.T
+    small.diagonal().add_(ridge)
+    if columns <= rows:
+        return start + torch.linalg.solve(small, inputs.T @ missing).T
+    return start + (inputs.T @ torch.linalg.solve(small, missing)).T

@@ -1,0 +1,222 @@
+"""Which units go first: one model, one criterion, and whatever it looks at, ready to be asked.
+
+Whoever needs an order of units asks `Scores`; what a criterion needs (weights, neighbouring layers, calibration
+data) is known here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.activations import activation_scores
+from pruning.calibration import Calibration, observed
+from pruning.codec import prunable_weights
+from pruning.criteria import PLAIN, checked_scores, element_scores, own_function, spread, unit_sums, zeros_first
+from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
+from pruning.neighbours import columns_of, following_norms, readers
+from pruning.reconstruction import reconstruction_obstacle, reconstruction_order
+from pruning.removal import ChannelGraph, refuse_groups
+from spaces.criteria import check_criterion, criterion_word
+from spaces.errors import unknown
+
+_OF_PARAMETERS = {
+    "taylor": taylor_squares,
+    "taylor-group": taylor_products,
+    "obd-fisher": obd_fisher,
+    "obd-hutchinson": obd_hutchinson,
+}
+"""Criteria with terms of every parameter, (batches, *shape): a channel's bias and norm count with its weights."""
+_OF_NEIGHBOURS = ("bn-scale", "next-layer", "reconstruction")
+"""Criteria that look at the layers next to a channel group, and are not defined for every group."""
+
+
+class Scores:
+    """The scores of a model's units by one criterion; larger is kept.
+
+    Args:
+        model: stays as it is (BatchNorm statistics, training flags and gradients too), and must not change
+            while this is in use.
+        criterion: a word of `spaces.criteria`, or one of the user's own.
+        graph: the model's traced channel groups; `group` needs them.
+        calibration: what data-driven criteria look at.
+        seed: of `random`.
+
+    Raises:
+        ValueError: an unknown or unregistered criterion, or a data-driven one without calibration data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: str,
+        graph: ChannelGraph | None = None,
+        calibration: Calibration | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.criterion = check_criterion(criterion)
+        self._model, self._graph, self._calibration, self._seed = model, graph, calibration, seed
+        self._weights = prunable_weights(model)
+        self._numbers = {name: number for number, name in enumerate(self._weights)}
+        self._own = own_function(self.criterion)
+        self._needs_data = criterion_word(self.criterion).needs_data
+        if self._needs_data and calibration is None:
+            raise ValueError(
+                f"criterion {self.criterion!r} looks at calibration data: "
+                "give calibration=pruning.Calibration(inputs, targets, loss)"
+            )
+
+    def elements(self, name: str, granularity: str) -> Tensor:
+        """Scores of a layer's elements, of its weight's shape; a unit's score is their sum.
+
+        Raises:
+            ValueError: a criterion of channel groups, NaN or infinite weights or scores, or scores of the
+                user's own function that are none.
+        """
+        if name not in self._weights:
+            raise ValueError(unknown("layer", name, self._weights))
+        check_criterion(self.criterion, [granularity])
+        weight = self._weights[name]
+        if not self._needs_data:
+            generator = torch.Generator().manual_seed(self._seed + self._numbers[name])
+            return element_scores(weight, self.criterion, generator, granularity)
+        element_scores(weight, "magnitude-l1")  # refuses weights that are not finite
+        terms = self._terms(name)
+        if self.criterion == "taylor-group":
+            units = sum(unit_sums(of_batch.double(), granularity).square() for of_batch in terms)
+            units = checked_scores(units, self.criterion, units.shape)
+            return spread(units, weight.detach(), granularity)
+        return zeros_first(checked_scores(terms.sum(0), self.criterion, weight.shape), weight.detach())
+
+    def group(self, number: int) -> np.ndarray:
+        """Scores (units,) of the channel group with this number.
+
+        Mean over the group's layers of the layer's unit score over that layer's mean; a layer of zeros adds 0.
+        A layer's unit score is the sum of its element scores (for `magnitude-l2` the root of it), with derivatives
+        also those of its bias and of the BatchNorm that follows it; `next-layer` takes the mean over the layers
+        that read the group instead; `reconstruction` has scores of the whole group.
+
+        Raises:
+            ValueError: the criterion is not defined for the group (the reason is named), NaN or infinite
+                weights (layer named) or scores.
+        """
+        group = self._graph.network.groups[number]
+        if reason := self.obstacle(number):
+            raise ValueError(f"{group.layers[0]}: {reason}")
+        check_criterion(self.criterion, ["channel"])
+        if self.criterion == "reconstruction":
+            scores = reconstruction_order(self._model, self._graph, number, self._calibration)
+        elif self.criterion == "next-layer":
+            scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self._graph, number)])
+        else:
+            generator = torch.Generator().manual_seed(self._seed + number)  # the same at every step of a ramp
+            scores = _mean_over_layers([self._of_layer(name, group.units, generator) for name in group.layers])
+        if not np.isfinite(scores).all():
+            checked_scores(torch.from_numpy(scores), self.criterion, torch.Size(scores.shape))
+        return scores if self.criterion in PLAIN else self._zeros_first(number, scores)
+
+    def obstacle(self, number: int) -> str | None:
+        """Why the criterion is not defined for this channel group; None if it is."""
+        return _obstacle(self.criterion, self._graph, number, self._norms if self.criterion == "bn-scale" else {})
+
+    @cached_property
+    def _norms(self) -> dict[str, str]:
+        return following_norms(self._model, self._graph.example_input)
+
+    @cached_property
+    def _of_data(self) -> Mapping[str, Tensor]:
+        if self.criterion in _OF_PARAMETERS:
+            return _OF_PARAMETERS[self.criterion](self._model, self._calibration)
+        if self.criterion == "activation":
+            return activation_scores(self._model, self._calibration)
+        with observed(self._model) as network:
+            return self._own(network, self._calibration)
+
+    def _terms(self, name: str) -> Tensor:
+        """What the criterion found in calibration data: (batches, *shape of the weight)."""
+        if self.criterion in _OF_PARAMETERS:
+            return self._of_data[name]
+        if not isinstance(self._of_data, Mapping) or name not in self._of_data:
+            raise ValueError(f"criterion {self.criterion!r} gave no scores for layer {name!r}: it must for every layer")
+        return checked_scores(self._of_data[name], self.criterion, self._weights[name].shape)[None]
+
+    def _of_layer(self, name: str, count: int, generator: torch.Generator) -> np.ndarray:
+        """Unit scores (count,) of one layer of a group."""
+        units = self._graph.owners[name, 0][:, 1]
+        if self._needs_data or self.criterion == "bn-scale":
+            sums = np.stack([np.bincount(units, weights=row, minlength=count) for row in self._channel_terms(name)])
+            return (sums**2 if self.criterion == "taylor-group" else sums).sum(0)
+        try:
+            weight = self._model.get_parameter(name).detach().cpu().double()
+            elements = element_scores(weight, self.criterion, generator, "channel")
+        except ValueError as error:
+            raise type(error)(f"{name}: {error}") from None
+        scores = np.bincount(units, weights=elements.flatten(1).sum(1).numpy(), minlength=count)
+        return np.sqrt(scores) if self.criterion == "magnitude-l2" else scores
+
+    def _channel_terms(self, name: str) -> np.ndarray:
+        """Terms (batches, channels) of a layer's output channels, with all that leaves with them."""
+        if self.criterion == "bn-scale":
+            scale = self._model.get_parameter(f"{self._norms[name]}.weight")
+            return scale.detach().abs().double().cpu().numpy()[None]
+        terms = self._terms(name).double().flatten(2).sum(2)
+        if self.criterion in _OF_PARAMETERS:
+            norm = self._norms.get(name)
+            partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
+            partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
+            terms = terms + sum(self._of_data[partner].double() for partner in partners if partner in self._of_data)
+        return terms.cpu().numpy()
+
+    def _slice_norms(self, number: int, reader: str) -> np.ndarray:
+        """Frobenius norm of the reader's input slice of each unit (units,)."""
+        weight = self._model.get_parameter(reader).detach().cpu().double()
+        units = columns_of(self._graph, number, reader, tuple(weight.shape))
+        squares = weight.flatten(1).square().sum(0)[units >= 0]
+        count = self._graph.network.groups[number].units
+        return torch.zeros(count, dtype=torch.float64).index_add_(0, units[units >= 0], squares).sqrt().numpy()
+
+    def _zeros_first(self, number: int, scores: np.ndarray) -> np.ndarray:
+        """Units without a weight left go before all others: what is masked stays masked along a ramp."""
+        left = np.zeros(len(scores))
+        for name in self._graph.network.groups[number].layers:
+            sums = self._model.get_parameter(name).detach().cpu().double().abs().flatten(1).sum(1).numpy()
+            left += np.bincount(self._graph.owners[name, 0][:, 1], weights=sums, minlength=len(scores))
+        return np.where(left > 0, np.maximum(scores, np.finfo(np.float64).tiny), 0.0)
+
+
+def _mean_over_layers(scores: list[np.ndarray]) -> np.ndarray:
+    """Mean of each layer's scores (units,) over their mean, so that no layer dominates by its scale."""
+    total = np.zeros(len(scores[0]))
+    for of_layer in scores:
+        total += of_layer / of_layer.mean() if of_layer.any() else 0.0
+    return total / len(scores)
+
+
+def restrict_graph(model: nn.Module, graph: ChannelGraph, criterion: str) -> ChannelGraph:
+    """The graph in which channel groups the criterion is not defined for carry that as their obstacle.
+
+    Raises:
+        ValueError: an unknown criterion.
+    """
+    if check_criterion(criterion) not in _OF_NEIGHBOURS:
+        return graph
+    norms = following_norms(model, graph.example_input) if criterion == "bn-scale" else {}
+    numbers = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
+    reasons = {number: _obstacle(criterion, graph, number, norms) for number in numbers}
+    return refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
+
+
+def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[str, str]) -> str | None:
+    if criterion == "reconstruction":
+        return reconstruction_obstacle(graph, number)
+    if criterion == "next-layer" and not readers(graph, number):
+        return "criterion 'next-layer' needs a layer that reads its channels, found none"
+    if criterion == "bn-scale":
+        for name in graph.network.groups[number].layers:
+            if name not in norms:
+                return f"criterion 'bn-scale' needs a BatchNorm with a scale that follows {name!r}, found none"
+    return None

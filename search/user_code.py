@@ -1,0 +1,109 @@
+"""Loading code of the user's own: only ever what the user's own command line or config names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pruning.criteria import register_criterion
+from search.errors import EnvironmentProblem, UsageError
+from spaces.criteria import check_criterion
+from spaces.errors import unknown
+
+
+def named_criterion(spec: str) -> str:
+    """The criterion a user's word stands for: built in, registered, or `./file.py:function`, which is run.
+
+    The function becomes the criterion `file.py:function`. With one parameter it is given a weight, with two a model
+    and calibration data, see `pruning.register_criterion`; an attribute `granularities` of it names the only ones
+    it is defined for.
+
+    Raises:
+        UsageError: an unknown word, no such file or function, or one of other parameters.
+    """
+    place, _, name = spec.rpartition(":")
+    try:
+        if not place.endswith(".py"):
+            return check_criterion(spec)
+        function = load_function("criterion", "function", spec, "")
+        word = f"{Path(place).name}:{name}"
+        register_criterion(word, function, getattr(function, "granularities", None), _takes_data(function, spec))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return word
+
+
+def _takes_data(function: Callable[..., Any], spec: str) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    if len(needed) not in (1, 2):
+        raise UsageError(
+            f"criterion {spec!r} must take (weight) or (model, calibration), got {len(needed)} required parameters"
+        )
+    return len(needed) == 2
+
+
+def load_function(what: str, part: str, spec: str, no_place: str) -> Callable[..., Any]:
+    """The callable `package.module:name` or `./file.py:name` stands for; its module is run.
+
+    Args:
+        what: word of messages for the thing, such as `workload`.
+        part: word for what the module holds, such as `factory`.
+        no_place: the message where `spec` names no place.
+
+    Raises:
+        UsageError: no such file, nothing callable of that name in it, or it raises.
+        EnvironmentProblem: the module cannot be imported.
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
+        raise UsageError(no_place)
+    module = _module_of_file(what, Path(place)) if place.endswith(".py") else _imported(what, place)
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(unknown(f"{part} in {place}", name, functions))
+    return found
+
+
+def _imported(what: str, name: str) -> Any:
+    if os.getcwd() not in sys.path:  # the command's own path holds no working directory
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EnvironmentProblem(f"cannot import {what} module {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:
+        pass_signals_on(error)
+        raise UsageError(f"{what} module {name} raised {type(error).__name__}: {error}") from error
+
+
+def _module_of_file(what: str, path: Path) -> Any:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"no {what} file {str(path)!r}: check the path before the ':'")
+    name = f"prunefront_{what}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
+    if str(path.parent) not in sys.path:  # stays: a function may import its neighbours when it is called
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        pass_signals_on(error)
+        raise UsageError(f"{what} file {path.name} raised {type(error).__name__}: {error}") from error
+    return module
+
+
+def pass_signals_on(error: BaseException) -> None:
+    """`sys.exit` in a user's code is an error of that code; the command's own subclass of it, for SIGTERM, is not."""
+    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+        raise error
