@@ -15,16 +15,13 @@ from pruning.codec import prunable_weights
 from pruning.masks import apply_masks_, make_mask
 from pruning.reconstruction import refit_next_layers
 from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks, shrink
-from pruning.schedule import progress_at, ramp_end
+from pruning.schedule import mask_updates
 from pruning.scores import Scores, restrict_graph
 from pruning.structure import Structure
 from spaces.criteria import criterion_word
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 from spaces.units import obstacle_to, pattern_of, units_of
-
-MASK_UPDATES = 20
-"""Mask updates along a ramp: each sorts every weight, so they are spread over the steps."""
 
 
 def prune(
@@ -132,11 +129,13 @@ class GradualPruner:
     """Takes a training run along a policy's schedule.
 
     Channels are masked during the ramp and removed at its end; a one-shot policy is carried out before
-    the first step. Masked weights never come back. Scores are worked out again at every mask update, those of
-    data-driven criteria on the `SCORE_EXAMPLES` examples of `calibration`. With `reconstruction`, the next layers
-    are refitted when the channels go.
+    the first step. Masked weights never come back, unless the schedule lets them regrow: then they are scored at each
+    update by the values they were masked at, and those that are chosen take these up again. Scores are worked out
+    again at every mask update, those of data-driven criteria on the `SCORE_EXAMPLES` examples of `calibration`. With
+    `reconstruction`, the next layers are refitted when the channels go.
 
     Attributes:
+        schedule: the policy's.
         model: the model to train now; another object after channels were removed.
         masks: parameter name -> bool mask on `model`.
         structure: what has been removed from the dense model so far.
@@ -151,12 +150,12 @@ class GradualPruner:
         graph: ChannelGraph,
         calibration: Calibration | None = None,
     ) -> None:
-        self.model = model
+        self.schedule, self.model = policy.schedule, model
         self.masks: Mapping[str, Tensor] = {}
         self.structure = Structure({})
-        self._policy, self._steps, self._graph, self._calibration = policy, steps, graph, calibration
-        self._end = min(ramp_end(steps, policy.schedule), steps)
-        self._interval = max(1, self._end // MASK_UPDATES)
+        self._policy, self._graph, self._calibration = policy, graph, calibration
+        self._updates = mask_updates(steps, self.schedule)
+        self._masked: dict[str, Tensor] = {}
         self.settled = False
 
     def advance(self, step: int) -> bool:
@@ -164,12 +163,14 @@ class GradualPruner:
 
         Call it for every step, and once more with `steps` after the last.
         """
-        if step > self._end or (step != self._end and step % self._interval):
+        if step not in self._updates:
             return False
-        self.settled = step == self._end
-        progress = 1.0 if self.settled else progress_at(step, self._steps, self._policy.schedule)
+        progress = self._updates[step]
+        self.settled = step == max(self._updates)
+        self._regrow()
         before = copy.deepcopy(self.model) if self._refits and self.settled else self.model
         self.masks, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
+        self._remember()
         self.hold()
         if not self.settled or plan is None or not plan.structure.kept:
             return False
@@ -184,6 +185,17 @@ class GradualPruner:
             self.model = refit_next_layers(before, self.model, plan, self._calibration)
             self.hold()
         return True
+
+    @torch.no_grad()
+    def _regrow(self) -> None:
+        """Give masked weights the values they were masked at."""
+        for name, values in self._masked.items():
+            parameter = self.model.get_parameter(name)
+            parameter.copy_(torch.where(self.masks[name].to(parameter.device), parameter, values))
+
+    def _remember(self) -> None:
+        if self.schedule.regrow and not self.settled:
+            self._masked = {name: self.model.get_parameter(name).detach().clone() for name in self.masks}
 
     @property
     def _refits(self) -> bool:

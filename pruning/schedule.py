@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from spaces.policy import Schedule
+from spaces.schedule import Schedule
+
+MASK_UPDATES = 20
+"""Mask updates along a ramp of no given interval: each sorts every weight, so they are spread over the steps."""
 
 
 def sparsity_at(
@@ -36,20 +39,59 @@ def sparsity_at(
     return final + (initial - final) * (1 - (step - start) / (end - start)) ** exponent
 
 
+def mask_updates(steps: int, schedule: Schedule) -> dict[int, float]:
+    """Optimizer step before which masks change -> share of the final sparsity due then, rising; the last is 1.0.
+
+    A ramp is updated every `interval` steps from its start on, and at its end, which may be `steps`: after the last.
+    """
+    if schedule.kind == "one-shot":
+        return {0: 1.0}
+    if schedule.kind == "iterative":
+        starts = [round_start(number, steps, schedule) for number in range(schedule.rounds)]
+        return {start: _polynomial((n + 1) / schedule.rounds, schedule.exponent) for n, start in enumerate(starts)}
+    first, end = int(schedule.start * steps), ramp_end(steps, schedule)
+    interval = schedule.interval or max(1, (end - first) // MASK_UPDATES)
+    ramp = {step: progress_at(step, steps, schedule) for step in range(first, end, interval)}
+    return ramp | {end: 1.0}
+
+
 def progress_at(step: int, steps: int, schedule: Schedule) -> float:
     """Share of the final sparsity due before optimizer step `step` of `steps`, in [0, 1].
 
     1.0 from the first step for `one-shot`; otherwise the ramp ends with the first
-    `ceil(ramp * steps)` steps.
+    `ceil(ramp * steps)` steps, or the last of the rounds begins with 1.0.
     """
     if schedule.kind == "one-shot":
         return 1.0
-    end = ramp_end(steps, schedule)
-    if step >= end:
-        return 1.0
-    return 1.0 - (1.0 - max(step, 0) / end) ** schedule.exponent
+    if schedule.kind == "iterative":
+        begun = sum(round_start(number, steps, schedule) <= max(step, 0) for number in range(schedule.rounds))
+        return _polynomial(begun / schedule.rounds, schedule.exponent)
+    start, end = int(schedule.start * steps), ramp_end(steps, schedule)
+    return _polynomial(min(max(step - start, 0) / (end - start), 1.0), schedule.exponent)
 
 
 def ramp_end(steps: int, schedule: Schedule) -> int:
-    """The step at which the final sparsity is reached: 0 for `one-shot`, at least 1 otherwise."""
-    return 0 if schedule.kind == "one-shot" else max(1, math.ceil(schedule.ramp * steps))
+    """The step at which the final sparsity is reached: 0 for `one-shot`, after a ramp at least 1."""
+    if schedule.kind == "one-shot":
+        return 0
+    if schedule.kind == "iterative":
+        return round_start(schedule.rounds - 1, steps, schedule)
+    return max(1, math.ceil(schedule.ramp * steps))
+
+
+def round_start(number: int, steps: int, schedule: Schedule) -> int:
+    """The first step of a round, counted from 0; rounds differ by at most one step in length."""
+    return number * steps // schedule.rounds
+
+
+def cycle_at(step: int, steps: int, schedule: Schedule | None) -> tuple[int, int]:
+    """The step within its learning rate cycle, and the steps of that cycle: the whole fine-tune, or one round."""
+    if schedule is None or schedule.kind != "iterative":
+        return step, steps
+    number = max(n for n in range(schedule.rounds) if round_start(n, steps, schedule) <= step)
+    start = round_start(number, steps, schedule)
+    return step - start, round_start(number + 1, steps, schedule) - start
+
+
+def _polynomial(p: float, exponent: float) -> float:
+    return 1.0 - (1.0 - p) ** exponent

@@ -167,6 +167,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
     parser.add_argument("--granularity", metavar="A,B", help=f"choices (fine-grained,channel); {MASKS}")
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
+    parser.add_argument("--schedule", metavar="A,B", help="choices (one-shot,polynomial); also iterative")
     parser.add_argument(
         "--criterion",
         metavar="C",
@@ -234,8 +235,13 @@ def _add_apply(commands: Any) -> None:
         metavar="C",
         help="of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
     )
-    parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default) or one-shot")
-    parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial (3)")
+    parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default), one-shot or iterative")
+    parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial or rounds (3)")
+    parser.add_argument("--ramp", type=float, metavar="SHARE", help="share of the steps by which it is reached (0.6)")
+    parser.add_argument("--start", type=float, metavar="SHARE", help="share of the steps before the ramp begins (0)")
+    parser.add_argument("--interval", type=int, metavar="N", help="steps between mask updates (0: 20 on the ramp)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of an iterative schedule (3)")
+    parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")

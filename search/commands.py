@@ -53,11 +53,14 @@ from search.user_code import named_criterion
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.layers import Network
-from spaces.policy import GRANULARITIES, PruningPolicy, Schedule, parse_object, parse_sparsity
+from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity
+from spaces.schedule import Schedule
 from spaces.size import dense_footprint
 from spaces.units import stays_whole
 
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
+POLICY_FLAGS = ("granularity", "criterion", "schedule")
+SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
 MAX_POLICY_BYTES = 64 * 2**20
 """A sparsity file above this is refused before it is read."""
 
@@ -363,9 +366,7 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
         raise UsageError(f"no file {str(path)!r}")
     if path.stat().st_size > MAX_POLICY_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size} bytes: a sparsity dict has at most {MAX_POLICY_BYTES}")
-    flags = {
-        k: v for k in ("granularity", "criterion", "schedule", "exponent") if (v := getattr(arguments, k)) is not None
-    }
+    flags = {k: v for k in (*POLICY_FLAGS, *SCHEDULE_FLAGS) if (v := getattr(arguments, k)) is not None}
     if "criterion" in flags:
         flags["criterion"] = named_criterion(flags["criterion"])
     try:
@@ -378,8 +379,8 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
                 raise ValueError(f"it is a whole policy, which --{next(iter(flags))} cannot change: leave the flag out")
             own_function(policy.criterion)
             return policy
-        exponent = {"exponent": flags.pop("exponent")} if "exponent" in flags else {}
-        schedule = Schedule(flags.pop("schedule", "polynomial"), **exponent)
+        options = {k: flags.pop(k) for k in SCHEDULE_FLAGS if k in flags}
+        schedule = Schedule(flags.pop("schedule", "polynomial"), **options)
         return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not a text file") from None

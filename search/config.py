@@ -8,12 +8,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from search.errors import UsageError
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
 from spaces.policy import GRANULARITIES, SEARCHED
+from spaces.schedule import SCHEDULES
+from spaces.space import SEARCHED_SCHEDULES
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
@@ -45,6 +47,7 @@ class SearchConfig(BaseModel):
         speed: the third objective: `macs`, or `latency` as a table measured once on this machine predicts it.
         granularity: choices, one for a whole policy, or one a layer when `mixed`.
         mixed: let every layer have its own granularity.
+        schedule: kinds to choose from.
         criterion: which units go first; on the command line and in a STUDY.toml also `./file.py:function`.
         sampler: `guided`, or one of Optuna's: `tpe`, `nsga2`, `gp`, `random`.
         seeds: start with static allocations and the scan's, at most half of the trials.
@@ -73,6 +76,7 @@ class SearchConfig(BaseModel):
     speed: Literal["macs", "latency"] = "macs"
     granularity: tuple[str, ...] = SEARCHED
     mixed: bool = False
+    schedule: tuple[str, ...] = SEARCHED_SCHEDULES
     criterion: str = "magnitude-l2"
     sampler: str = "guided"
     seeds: bool = True
@@ -95,17 +99,18 @@ class SearchConfig(BaseModel):
             check_study_name(name)
         return name
 
-    @field_validator("granularity", mode="before")
+    @field_validator("granularity", "schedule", mode="before")
     @classmethod
-    def _granularities_exist(cls, value: Any) -> Any:
+    def _words_exist(cls, value: Any, info: ValidationInfo) -> Any:
+        name, known = info.field_name, {"granularity": GRANULARITIES, "schedule": SCHEDULES}[info.field_name]
         if not isinstance(value, str | list | tuple):
-            raise ValueError(f"granularity needs words, got {value!r}")
+            raise ValueError(f"{name} needs words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
         for word in words:
-            if word not in GRANULARITIES:
-                raise ValueError(unknown("granularity", word, GRANULARITIES))
+            if word not in known:
+                raise ValueError(unknown(name, word, known))
         if not words or len(set(words)) < len(words):
-            raise ValueError(f"granularity needs one or more of {', '.join(GRANULARITIES)}, each once, got {words}")
+            raise ValueError(f"{name} needs one or more of {', '.join(known)}, each once, got {words}")
         return words
 
     @field_validator("min_accuracy", mode="before")

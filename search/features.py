@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spaces.landing import Landed
-from spaces.policy import Schedule
+from spaces.schedule import Schedule
 from spaces.space import SEED_SCHEDULE, Space
 
 MOST_BUCKETS = 16

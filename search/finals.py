@@ -25,7 +25,7 @@ from search.results import FinalScore
 from search.train import score
 from spaces.allocation import Evidence, Unreachable, allocate
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.space import Space
 
 COMPARISON_VERSION = 1
 BASELINES = ("uniform", "global", "lamp")
@@ -120,7 +120,7 @@ def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolic
             sparsity = allocate(name, target, evidence)
         except Unreachable:
             continue
-        policies[name] = PruningPolicy(sparsity, granularity, criterion=space.criterion, schedule=SEED_SCHEDULE)
+        policies[name] = PruningPolicy(sparsity, granularity, criterion=space.criterion, schedule=space.seed_schedule)
     return policies
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from spaces.allocation import SCANNED, Evidence, Unreachable, allocate
 from spaces.landing import EVEN, Draft, centred
-from spaces.policy import Schedule
+from spaces.schedule import Schedule
 from spaces.space import EXPONENTS, SEED_SCHEDULE, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
@@ -80,7 +80,7 @@ class Pool:
             found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
         logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
-        return Draft(source, size, granularity, logits, self._schedule(SEED_SCHEDULE, random), base)
+        return Draft(source, size, granularity, logits, self._schedule(self._space.seed_schedule, random), base)
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
@@ -106,10 +106,13 @@ class Pool:
     def _schedule(self, parent: Schedule | None, random: np.random.Generator) -> Schedule:
         if parent is not None and random.random() >= NEW_SCHEDULE:
             return parent
-        if random.random() < 0.25:
+        kinds = self._space.schedules
+        gradual = [kind for kind in kinds if kind != "one-shot"]
+        if not gradual or ("one-shot" in kinds and random.random() < 0.25):
             return Schedule("one-shot", SEED_SCHEDULE.exponent)
+        kind = gradual[0] if len(gradual) == 1 else str(random.choice(gradual))
         low, high = EXPONENTS
-        return Schedule("polynomial", float(low * (high / low) ** random.random()))
+        return Schedule(kind, float(low * (high / low) ** random.random()))
 
     def _one_granularity(self, random: np.random.Generator) -> str:
         return str(random.choice(self._space.usable))

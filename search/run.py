@@ -165,6 +165,7 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watch
             max_latency=config.max_latency,
             latency=latency,
             speed=config.speed,
+            schedules=config.schedule,
         )
     except Unreachable as error:
         raise UsageError(str(error)) from None

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruning.calibration import Calibration
 from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
+from pruning.schedule import cycle_at
 from pruning.structure import Structure
 from search.recipe import Recipe, one_cycle
 from search.records import CurvePoint
@@ -162,7 +163,7 @@ def _train(
             optimizer = _optimizer(model, recipe)
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = one_cycle(step, steps, peak, recipe.warmup)
+            group["lr"] = one_cycle(*cycle_at(step, steps, pruner and pruner.schedule), peak, recipe.warmup)
         scales = _norm_scales(model) if recipe.bn_l1 and not (pruner and pruner.settled) else []
         losses.append(_step(model, optimizer, workload, inputs, targets, step, scales))
         if pruner:

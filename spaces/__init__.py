@@ -2,8 +2,9 @@
 
 from spaces.criteria import CRITERIA
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
-from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
+from spaces.policy import GRANULARITIES, PruningPolicy, removed_count
 from spaces.profile import Profile, ProfilePoint
+from spaces.schedule import SCHEDULES, Schedule
 from spaces.size import Footprint, Shares, footprint
 from spaces.space import Space
 

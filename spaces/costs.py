@@ -115,7 +115,7 @@ class Costs:
 
     @cached_property
     def _lengths(self) -> tuple[np.ndarray, dict[int, _Shrinking]]:
-        """Of the layers: the length of each dimension (dimensions, layers), two of them or more, and how some shrink."""
+        """Of the layers: length of each dimension (dimensions, layers), two of them or more, and how some shrink."""
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
         chosen = [tensors[layer.name] for layer in self._network.layers]
         most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2

@@ -14,7 +14,7 @@ import numpy as np
 
 from spaces.allocation import ALMOST_ALL
 from spaces.costs import Costs, Requests
-from spaces.policy import Schedule
+from spaces.schedule import Schedule
 from spaces.units import obstacle_to
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
+from spaces.schedule import SCHEDULES, Schedule
 
 POLICY_VERSION = 1
 GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
 SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
-SCHEDULES = ("one-shot", "polynomial")
 
 
 def removed_count(sparsity: float, units: int) -> int:
@@ -54,33 +54,6 @@ def _checked_layers(field_name: str, mapping: Mapping[str, float]) -> Mapping[st
         if not isinstance(name, str):
             raise ValueError(f"{field_name} must have layer names as keys, got {name!r}")
     return MappingProxyType({name: check_sparsity(v, f"{field_name} of {name!r}") for name, v in mapping.items()})
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a policy's shares are reached during fine-tuning.
-
-    Attributes:
-        kind: `one-shot` (all at the start) or `polynomial`, v(t) = v_f (1 - (1 - p)^exponent).
-        exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Of no effect when one-shot.
-        ramp: share of the fine-tune's steps the polynomial takes, 0 < ramp <= 1; masks hold after it.
-    """
-
-    kind: str = "polynomial"
-    exponent: float = 3.0
-    ramp: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise ValueError(unknown("schedule", self.kind, SCHEDULES))
-        for name in ("exponent", "ramp"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise ValueError(f"schedule {name} must be a number, got {value!r}")
-        if not (math.isfinite(self.exponent) and self.exponent > 0):
-            raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
-        if not 0 < self.ramp <= 1:
-            raise ValueError(f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}; the default is 0.6")
 
 
 @dataclass(frozen=True)
@@ -174,11 +147,7 @@ class PruningPolicy:
             "granularity": granularity,
             "removal": dict(sorted(self.removal.items())),
             "criterion": self.criterion,
-            "schedule": {
-                "kind": self.schedule.kind,
-                "exponent": float(self.schedule.exponent),
-                "ramp": float(self.schedule.ramp),
-            },
+            "schedule": self.schedule.to_dict(),
         }
 
     def to_json(self) -> str:
@@ -200,10 +169,7 @@ class PruningPolicy:
         if "schedule" in data:
             schedule = data["schedule"]
             if isinstance(schedule, Mapping):
-                for key in schedule:
-                    if key not in {"kind", "exponent", "ramp"}:
-                        raise ValueError(unknown("schedule key", key, ("kind", "exponent", "ramp")))
-                schedule = Schedule(**schedule)
+                schedule = Schedule.from_dict(schedule)
             rest["schedule"] = schedule
         return cls(sparsity=data["sparsity"], **rest)
 
@@ -216,14 +182,13 @@ class PruningPolicy:
     def digest(self) -> str:
         """16 hex digits naming the policy's content.
 
-        Layers asked for nothing, and the exponent and ramp of a one-shot schedule, do not change it.
+        Layers asked for nothing, and what of a schedule has no effect on its kind, do not change it.
         """
         data = self.to_dict()
         for key in ("sparsity", "removal"):
             data[key] = {name: share for name, share in data[key].items() if share > 0}
         data["granularity"] = {name: self.granularity_of(name) for name in data["sparsity"]}
-        if self.schedule.kind == "one-shot":
-            data["schedule"] = {"kind": "one-shot"}
+        data["schedule"] = self.schedule.essence
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -28,7 +28,8 @@ from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigm
 from spaces.landing import centred as centred_logits
 from spaces.latency import Predictor
 from spaces.layers import Network
-from spaces.policy import GRANULARITIES, SCHEDULES, PruningPolicy, Schedule
+from spaces.policy import GRANULARITIES, PruningPolicy
+from spaces.schedule import Schedule
 from spaces.size import SIZE_METRICS
 
 SPEEDS = ("macs", "latency")
@@ -42,6 +43,8 @@ MOST_KNOBS = 24
 """In networks of more layers, runs of neighbours share a knob, which moves them on top of a base allocation."""
 BASE_SIZES, BASE_REACH = 5, 8.0
 """Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""
+SEARCHED_SCHEDULES = ("one-shot", "polynomial")
+"""Schedules of a search that names none."""
 SEED_SCHEDULE = Schedule("polynomial", 3.0)
 SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
 """Where seeds lie between the limit (0) and the smallest target (1), on a log scale; any first few spread."""
@@ -108,6 +111,7 @@ class Space:
         max_latency: a further limit, a share of the dense latency as `latency` predicts it.
         latency: predicts it; needed by a limit on it, and by `speed` `latency`.
         speed: the third objective, `macs` or `latency`.
+        schedules: kinds to choose from.
         evidence: by granularity; networks of more than `MOST_KNOBS` layers need it, see `bases`.
 
     Raises:
@@ -127,6 +131,7 @@ class Space:
     latency: Predictor | None = None
     speed: str = "macs"
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    schedules: tuple[str, ...] = SEARCHED_SCHEDULES
 
     def __post_init__(self) -> None:
         if self.metric not in SIZE_METRICS:
@@ -258,7 +263,7 @@ class Space:
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
             *((Axis("base", choices=self.bases),) if len(self.bases) > 1 else ()),
             *(Axis(f"sparsity.{knob}") for knob in self.knobs),
-            Axis("schedule", choices=SCHEDULES),
+            Axis("schedule", choices=self.schedules),
             Axis("exponent", *EXPONENTS, log=True),
         )
 
@@ -426,6 +431,12 @@ class Space:
             return np.full(len(self.network.layers), self.granularities.index(granularity))
         return np.array([self.granularities.index(granularity[name]) for name in self.network.layer_names])
 
+    @property
+    def seed_schedule(self) -> Schedule:
+        """What known allocations are tried with: a cubic ramp, or the last kind there is to choose from."""
+        kinds = self.schedules
+        return SEED_SCHEDULE if SEED_SCHEDULE.kind in kinds else Schedule(kinds[-1], SEED_SCHEDULE.exponent)
+
     def seeds(self, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
         """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
 
@@ -454,7 +465,7 @@ class Space:
         except Unreachable:
             return None
         if len(self.bases) > 1:
-            params = self.params(size, granularity, dict.fromkeys(self.knobs, 0.5), SEED_SCHEDULE, allocator)
+            params = self.params(size, granularity, dict.fromkeys(self.knobs, 0.5), self.seed_schedule, allocator)
         else:
-            params = self.params(size, granularity, centred(sparsity), SEED_SCHEDULE)
+            params = self.params(size, granularity, centred(sparsity), self.seed_schedule)
         return Seed(allocator, granularity, params)

@@ -618,6 +618,19 @@ def test_apply_prunes_by_an_exported_dict(main, exported, place, tmp_path, sourc
     assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
 
 
+def test_apply_takes_rounds_and_regrowth(main, place, tmp_path):
+    file = tmp_path / "sparsity.json"
+    file.write_text('{"conv1.weight": 0.5}')
+    words = ["--workload", "./tiny.py:tiny", "--out", tmp_path / "out", "--granularity", "2:4"]
+    reply = main("apply", file, *words, "--schedule", "iterative", "--rounds", "2", "--regrow", "--json")
+    assert reply.code == 0, reply.err
+    policy = json.loads((tmp_path / "out" / "policy.json").read_text())
+    assert policy["schedule"] == {"kind": "iterative", "exponent": 3.0, "ramp": 0.6, "rounds": 2, "regrow": True}
+    assert main("verify", tmp_path / "out", "--workload", "./tiny.py:tiny").code == 0
+    words[3] = tmp_path / "other"
+    one_line_error(main("apply", file, *words, "--start", "0.7"), 2, "0 <= start < ramp", "0.7")
+
+
 def test_flags_complete_a_bare_dict_and_cannot_change_a_policy(main, exported, tmp_path):
     file = tmp_path / "dict.json"
     file.write_text('{"conv1.weight": 0.5}')

@@ -283,6 +283,50 @@ class TestGradualPruner:
         assert measure_cost(pruner.model, inputs).nonzero == expected.nonzero
         assert losses[-1] < losses[15]  # the optimizer made after the removal still trains
 
+    @pytest.mark.parametrize("regrow", [True, False])
+    def test_regrown_weights_take_up_the_value_they_had(self, regrow):
+        """Two of four weights go half-way; the smaller of what is left then decays below one that has gone."""
+        model = nn.Sequential(nn.Linear(8, 1, bias=False), nn.Identity())
+        model[0].weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])
+        policy = PruningPolicy({"0.weight": 0.5}, schedule=Schedule("iterative", 1.0, rounds=2, regrow=regrow))
+        pruner = GradualPruner(model, policy, 10, trace_channels(model, torch.ones(1, 8)))
+        pruner.advance(0)
+        assert (model[0].weight[0] == 0).tolist() == [True] * 2 + [False] * 6
+        model[0].weight.data[0, 2:6] *= 0.1
+        pruner.hold()
+        pruner.advance(5)
+        kept = [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 7.0, 8.0] if regrow else [0.0, 0.0, 0.0, 0.0, 0.5, 0.6, 7.0, 8.0]
+        assert model[0].weight[0].tolist() == pytest.approx(kept)
+        model[0].weight.data += 9.0
+        pruner.hold()
+        assert (model[0].weight[0] == 0).tolist() == [value == 0 for value in kept]
+
+    def test_channels_regrow_with_norm_and_bias(self):
+        model, example = small_net()
+        model[1].bias.data.fill_(0.25)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        schedule = Schedule("iterative", 1.0, rounds=2, regrow=True)
+        pruner = GradualPruner(
+            model, PruningPolicy({"0.weight": 0.4}, "channel", schedule=schedule), 8, trace_channels(model, example)
+        )
+        pruner.advance(0)
+        first = {i for i in range(10) if not model[0].weight[i].any()}
+        assert len(first) == 2 and all(model[1].bias[i] == 0 for i in first)
+        with torch.no_grad():
+            for i in set(range(10)) - first:
+                model[0].weight[i] *= 1e-3
+        pruner.hold()
+        pruner.advance(4)
+        small = pruner.model
+        order = sorted(
+            first | set(sorted(set(range(10)) - first, key=lambda i: -float(before["0.weight"][i].norm()))[:4])
+        )
+        assert small[0].weight.shape[0] == 6
+        for row, i in enumerate(order):
+            if i in first:
+                assert torch.equal(small[0].weight[row], before["0.weight"][i])
+                assert small[1].bias[row].item() == 0.25
+
     def test_without_hold_weights_do_come_back(self):
         """The test above can fail: this is what it guards against."""
         model, inputs = small_net()

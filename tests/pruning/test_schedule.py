@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import sparsity_at
-from pruning.schedule import progress_at, ramp_end
-from spaces import Schedule
+from pruning.schedule import cycle_at, mask_updates, progress_at, ramp_end
+from spaces import SCHEDULES, Schedule
 
 EXPONENTS = [0.5, 1, 2, 2.5, 3, 4, 7.5]
 
@@ -90,3 +90,41 @@ def test_one_shot_is_due_at_once():
 def test_default_ramp_is_three_fifths():
     assert ramp_end(100, Schedule()) == 60
     assert ramp_end(7, Schedule()) == 5
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    steps=st.integers(1, 400), kind=st.sampled_from(SCHEDULES), exponent=st.floats(0.1, 9), ramp=st.floats(0.3, 1),
+    start=st.floats(0, 0.29), interval=st.integers(0, 50), rounds=st.integers(1, 7),
+)  # fmt: skip
+def test_updates_rise_to_one_whatever_divides_what(steps, kind, exponent, ramp, start, interval, rounds):
+    schedule = Schedule(kind, exponent, ramp, start, interval, rounds)
+    updates = mask_updates(steps, schedule)
+    assert list(updates) == sorted(updates) and 0 <= min(updates) <= max(updates) <= steps
+    assert max(updates) == ramp_end(steps, schedule)
+    shares = list(updates.values())
+    assert shares[-1] == 1.0 and shares == sorted(shares) and shares[0] >= 0
+    for step, share in updates.items():
+        assert progress_at(step, steps, schedule) == pytest.approx(share, abs=1e-12)
+
+
+def test_a_ramp_with_start_and_interval_by_hand():
+    schedule = Schedule("polynomial", 2.0, ramp=0.5, start=0.1, interval=3)
+    expected = {10: 0, 13: 1 - (37 / 40) ** 2, 16: 1 - (34 / 40) ** 2}
+    updates = mask_updates(100, schedule)
+    assert list(updates) == [*range(10, 50, 3), 50]
+    assert {step: updates[step] for step in expected} == pytest.approx(expected)
+
+
+def test_rounds_by_hand():
+    """Ten steps in three rounds of 3, 3 and 4; each has a learning rate cycle of its own."""
+    schedule = Schedule("iterative", 2.0, rounds=3)
+    assert mask_updates(10, schedule) == pytest.approx({0: 1 - (2 / 3) ** 2, 3: 1 - (1 / 3) ** 2, 6: 1.0})
+    cycles = [cycle_at(step, 10, schedule) for step in range(10)]
+    assert cycles == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)]
+    assert cycle_at(7, 10, Schedule()) == cycle_at(7, 10, None) == (7, 10)
+
+
+def test_more_rounds_than_steps_still_end_at_one():
+    assert mask_updates(2, Schedule("iterative", 1.0, rounds=5))[1] == 1.0
+    assert [cycle_at(step, 2, Schedule("iterative", rounds=5))[1] for step in range(2)] == [1, 1]

@@ -13,7 +13,8 @@ from search.finals import read_comparison
 from search.folder import StudyFolder
 from search.journal import Journal, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
-from spaces.policy import PruningPolicy, Schedule
+from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
 from spaces.size import Shares
 
 GOLDEN = Path(__file__).parents[1] / "golden"

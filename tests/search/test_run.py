@@ -66,6 +66,13 @@ def test_every_granularity_can_be_searched(begin, mixed):
     assert {"swap", "lamp", "scan"} <= set(trials["origin"])
 
 
+def test_a_study_takes_other_schedules(begin):
+    study = begin("rounds", schedule="iterative", trials=8)
+    assert set(study.trials["state"]) == {"complete"} and set(study.trials["schedule"]) == {"iterative"}
+    with pytest.raises(UsageError, match="schedule: unknown schedule 'cubic'"):
+        begin("wrong", schedule="cubic", trials=2)
+
+
 class Interrupt(Watcher):
     """Ctrl-C after some trials, or in the middle of one."""
 

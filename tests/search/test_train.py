@@ -23,8 +23,9 @@ from search.evaluate import Subject, evaluate_policy
 from search.recipe import Recipe, one_cycle
 from search.train import step_count, train_dense
 from search.workloads import get_workload
-from spaces.policy import PruningPolicy, Schedule
-from spaces.size import footprint
+from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
+from spaces.size import achieved, footprint
 
 FINE = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.7, "classifier.weight": 0.5}, schedule=Schedule())
 CHANNEL = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.5}, "channel", schedule=Schedule("one-shot"))
@@ -56,6 +57,25 @@ def test_the_same_seed_repeats_bit_by_bit_and_another_does_not(subject, policy):
     for field in ("accuracy", "loss", "shares", "achieved", "curve"):
         assert getattr(first.result, field) == getattr(second.result, field)
     assert all(torch.equal(before[name], tensor) for name, tensor in subject.dense.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["iterative", "polynomial"])
+@pytest.mark.parametrize("granularity", ["kernel", "channel"])
+def test_every_schedule_ends_at_the_policy(subject, kind, granularity):
+    schedule = Schedule(kind, 2.0, 0.5, 0.1, 3, 3, regrow=True)
+    policy = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.7}, granularity, schedule=schedule)
+    evaluation = evaluate_policy(subject, policy, 1, 0)
+    assert evaluation.result.state == "complete", evaluation.result.reason
+    assert dict(evaluation.result.achieved) == pytest.approx(achieved(subject.network, policy))
+
+
+def test_rounds_restart_the_learning_rate(subject, monkeypatch):
+    rates = []
+    monkeypatch.setattr("search.train.one_cycle", lambda *cycle: rates.append(cycle[:2]) or 0.01)
+    policy = PruningPolicy({"conv1.weight": 0.5}, schedule=Schedule("iterative", rounds=2))
+    evaluate_policy(subject, policy, 0.5, 0)
+    half = len(rates) // 2
+    assert rates == [(step % half, half) for step in range(2 * half)]
 
 
 def test_masks_hold_and_channels_are_gone(subject):

@@ -30,7 +30,14 @@ GOLDEN_POLICY = PruningPolicy(
 layer_names = st.sampled_from(["a.weight", "b.weight", "c.d.weight", 'ü"\n.weight'])
 shares = st.floats(0, 1, exclude_max=True, allow_nan=False)
 schedules = st.builds(
-    Schedule, st.sampled_from(SCHEDULES), st.floats(0.01, 50), st.floats(0, 1, exclude_min=True, allow_nan=False)
+    Schedule,
+    st.sampled_from(SCHEDULES),
+    st.floats(0.01, 50),
+    st.floats(0.3, 1),
+    start=st.floats(0, 0.29),
+    interval=st.integers(0, 99),
+    rounds=st.integers(1, 9),
+    regrow=st.booleans(),
 )
 
 
@@ -136,7 +143,7 @@ class TestValidation:
             (lambda: PruningPolicy({}, schedule="oneshot"), "unknown schedule 'oneshot': did you mean 'one-shot'"),
             (
                 lambda: PruningPolicy({}, schedule=3),
-                "schedule must be a Schedule or one of one-shot, polynomial, got 3",
+                "schedule must be a Schedule or one of one-shot, polynomial, iterative, got 3",
             ),
             (lambda: PruningPolicy([0.5]), "sparsity must map layer names to shares, got list"),
             (lambda: PruningPolicy({}, removal=0.5), "removal must map layer names to shares, got float"),
@@ -149,6 +156,14 @@ class TestValidation:
             (lambda: Schedule(ramp=0.0), r"0 < ramp <= 1, got 0\.0; the default is 0\.6"),
             (lambda: Schedule(ramp=1.01), "0 < ramp <= 1, got 1.01"),
             (lambda: Schedule(ramp=math.nan), "0 < ramp <= 1, got nan"),
+            (lambda: Schedule(start=0.6), "0 <= start < ramp, got 0.6"),
+            (lambda: Schedule(start=-0.1), "0 <= start < ramp, got -0.1"),
+            (lambda: Schedule(interval=-1), "interval must be >= 0 steps, got -1"),
+            (lambda: Schedule(interval=2.5), "interval must be a whole number, got 2.5"),
+            (lambda: Schedule("iterative", rounds=0), "rounds must be >= 1, got 0"),
+            (lambda: Schedule("iterative", rounds=True), "rounds must be a whole number, got True"),
+            (lambda: Schedule(regrow=1), "regrow must be true or false, got 1"),
+            (lambda: Schedule("iterate"), "unknown schedule 'iterate': did you mean 'iterative'"),
         ],
     )
     def test_refused(self, build, message):

@@ -1,0 +1,85 @@
+"""When a policy's shares are due: all at once, along a polynomial, or in rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+from spaces.errors import unknown
+
+SCHEDULES = ("one-shot", "polynomial", "iterative")
+DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
+_NUMBERS = tuple((name, Real, "number") for name in ("exponent", "ramp", "start"))
+_WHOLE = tuple((name, Integral, "whole number") for name in ("interval", "rounds"))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a policy's shares are reached during fine-tuning; exactly reached at the end, whatever divides what.
+
+    Attributes:
+        kind: `one-shot` (all before the first step), `polynomial`, v(t) = v_f (1 - (1 - p)^exponent), or `iterative`:
+            the fine-tune is cut into equal rounds, each with a learning rate cycle of its own; round k of n begins
+            with what the polynomial gives at p = k / n, and the last one with all.
+        exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Of no effect when one-shot.
+        ramp: share of the fine-tune's steps after which the polynomial has ended, start < ramp <= 1; masks hold then.
+        start: share of the steps before it begins, 0 <= start < ramp.
+        interval: steps between two updates of the masks on the ramp; 0 spreads 20 of them over it.
+        rounds: of `iterative`, >= 1.
+        regrow: weights masked earlier keep the values they had, and come back where they score higher at an update.
+    """
+
+    kind: str = "polynomial"
+    exponent: float = 3.0
+    ramp: float = DEFAULT_RAMP
+    start: float = 0.0
+    interval: int = 0
+    rounds: int = DEFAULT_ROUNDS
+    regrow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.kind, SCHEDULES))
+        for name, kind, word in (*_NUMBERS, *_WHOLE):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise ValueError(f"schedule {name} must be a {word}, got {value!r}")
+        if not (math.isfinite(self.exponent) and self.exponent > 0):
+            raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}; the default is 0.6")
+        if not 0 <= self.start < self.ramp:
+            raise ValueError(f"schedule start must satisfy 0 <= start < ramp, got {self.start!r}; the default is 0")
+        if self.interval < 0:
+            raise ValueError(f"schedule interval must be >= 0 steps, got {self.interval!r}; 0 spreads the updates")
+        if self.rounds < 1:
+            raise ValueError(f"schedule rounds must be >= 1, got {self.rounds!r}; the default is {DEFAULT_ROUNDS}")
+        if not isinstance(self.regrow, bool):
+            raise ValueError(f"schedule regrow must be true or false, got {self.regrow!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; of what was added after kind, exponent and ramp only what differs from the default."""
+        first = {"kind": self.kind, "exponent": float(self.exponent), "ramp": float(self.ramp)}
+        later = {f.name: getattr(self, f.name) for f in fields(self)[3:] if getattr(self, f.name) != f.default}
+        return first | later
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Schedule:
+        """Read what `to_dict` wrote; an unknown key raises `ValueError`."""
+        names = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in names:
+                raise ValueError(unknown("schedule key", key, names))
+        return cls(**data)
+
+    @property
+    def essence(self) -> dict[str, Any]:
+        """`to_dict` without what has no effect on this kind."""
+        idle = {
+            "one-shot": ("exponent", "ramp", "start", "interval", "rounds", "regrow"),
+            "polynomial": ("rounds",),
+            "iterative": ("ramp", "start", "interval"),
+        }[self.kind]
+        return {key: value for key, value in self.to_dict().items() if key not in idle}
