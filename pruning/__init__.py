@@ -12,13 +12,14 @@ from pruning.reconstruction import refit_next_layers
 from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
 from pruning.scores import Scores
+from pruning.sorting import channel_order, first_channels, reorder_channels
 from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 
 __all__ = [
     "Calibration", "RemovalMismatch", "RemovalPlan", "Scores", "Structure", "apply_masks_", "apply_structure",
-    "encode_model", "from_torch_prune", "make_mask", "measure_cost", "method_choice", "plan_removal",
-    "policy_of_masks", "prune", "read_sparse", "recalibrate_", "refit_next_layers", "register_criterion",
-    "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune", "trace_channels",
-    "write_sparse",
+    "channel_order", "encode_model", "first_channels", "from_torch_prune", "make_mask", "measure_cost",
+    "method_choice", "plan_removal", "policy_of_masks", "prune", "read_sparse", "recalibrate_", "refit_next_layers",
+    "register_criterion", "reorder_channels", "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune",
+    "trace_channels", "write_sparse",
 ]  # fmt: skip

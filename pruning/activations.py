@@ -53,11 +53,11 @@ def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, T
 
 
 def input_energy(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Sum of squares of the values each element of the weight multiplies (float64, of the weight's shape).
+    """Sum of squares of the values each element of the weight multiplies (of the weight's shape, at least 32 bit).
 
     Of a convolution it is the derivative, by the weight, of the outputs' sum on squared inputs.
     """
-    squares = inputs.double().square()
+    squares = inputs.to(torch.promote_types(inputs.dtype, torch.float32)).square()
     if isinstance(module, nn.Linear):
         return squares.reshape(-1, module.in_features).sum(0).expand(module.weight.shape)
     dimensions = module.weight.ndim - 2

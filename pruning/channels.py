@@ -11,7 +11,9 @@ import copy
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.codec import DTYPE_CODES, prunable_weights
+from pruning.codec import CONVOLUTIONS, DTYPE_CODES, prunable_weights
 from pruning.cost import output_positions
 from pruning.removal import (
     NEVER_RUNS,
@@ -37,9 +39,11 @@ from pruning.removal import (
     tensors_in,
 )
 from pruning.scores import Scores, restrict_graph
+from pruning.structure import is_depthwise, output_dim
 from spaces.criteria import check_criterion
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
-from spaces.policy import check_sparsity, removed_count
+from spaces.policy import check_sparsity
+from spaces.size import kept_units
 
 __all__ = [
     "ChannelGraph",
@@ -51,11 +55,15 @@ __all__ = [
     "plan_units",
     "removal_masks",
     "shrink",
+    "skipped_layers",
     "trace_channels",
 ]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_KINDS = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.Linear: "linear"}
+_KINDS = {
+    nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.Linear: "linear",
+    nn.ConvTranspose1d: "conv_transpose1d", nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+}  # fmt: skip
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _NOT_REACHED = "torch-pruning's graph of the network does not reach it"
 
@@ -65,9 +73,9 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
 
     Works on a copy in eval mode with gradients, so frozen and training models do as well, and `model`
     stays as it is. Groups that cannot lose channels, and layers outside any group, carry an obstacle;
-    a model torch-pruning cannot trace has an obstacle at every layer. About a quarter of all units is
-    removed once and compared with the mask; groups that differ, or that layers run only in training mode
-    (auxiliary heads) depend on, get an obstacle too.
+    a model torch-pruning cannot trace has an obstacle at every layer. Layers that run only in training mode
+    (auxiliary heads) are followed too. About a quarter of all units is removed once and compared with the
+    mask; groups that differ, or without which training fails, get an obstacle too.
 
     Args:
         example_input: a batch (N, ...) the model accepts, on the model's device.
@@ -84,8 +92,9 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         except Exception as error:
             raise ValueError(f"the model does not run on the example input: {one_line(error)}") from error
         bare = _bare_network(trial, calls, positions)
+        training_calls = Counter() if all(positions.values()) else _observe_training(trial, example)
         try:
-            coupling = _trace_coupling(trial, example, calls)
+            coupling = _trace_coupling(trial, example, calls | training_calls, bool(training_calls - calls))
         except Exception as error:
             reason = f"torch-pruning cannot trace the network: {one_line(error)}"
             return ChannelGraph(replace(bare, layers=_refused(bare.layers, reason)), {}, example)
@@ -142,40 +151,63 @@ def plan_removal(
 
 def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Scores) -> RemovalPlan:
     """The plan of `plan_removal` for checked shares, from scores that may be of use for more than this."""
-    removed_units, skipped = {}, {}
-    for number, group in enumerate(graph.network.groups):
-        share = min(shares.get(name, 0.0) for name in group.layers)
-        count = 0 if group.obstacle else removed_count(share, group.units)
-        if count:
-            removed_units[number] = np.argsort(scores.group(number), kind="stable")[:count]
-        else:
-            skipped |= {n: _why_whole(graph.network, number, shares, n) for n in group.layers if shares.get(n, 0.0)}
-    for layer in graph.network.layers:
-        if layer.channel_group is None and shares.get(layer.name, 0.0):
-            skipped[layer.name] = layer.obstacle
-    return plan_units(graph, removed_units, skipped)
+    removed_units = {}
+    for number, kept in kept_units(graph.network, shares).items():
+        order = np.argsort(scores.group(number), kind="stable")
+        removed_units[number] = order[: len(order) - kept]
+    return plan_units(graph, removed_units, skipped_layers(graph.network, shares))
 
 
-def _why_whole(network: Network, number: int, shares: Mapping[str, float], name: str) -> str:
-    """Why a layer of this group, though requested, loses no channel."""
-    group = network.groups[number]
-    if group.obstacle:
-        return group.obstacle
-    smallest = min(group.layers, key=lambda member: shares.get(member, 0.0))
-    if not shares.get(smallest, 0.0):
+def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, str]:
+    """Layer that is asked for a share but loses no channel -> why."""
+    shrinking = kept_units(network, request)
+    asked = [layer for layer in network.layers if request.get(layer.name, 0.0)]
+    return {x.name: _why_whole(network, request, x) for x in asked if x.channel_group not in shrinking}
+
+
+def _why_whole(network: Network, request: Mapping[str, float], layer: Layer) -> str:
+    if layer.obstacle:
+        return layer.obstacle
+    group = network.groups[layer.channel_group]
+    smallest = min(group.layers, key=lambda member: request.get(member, 0.0))
+    if not request.get(smallest, 0.0):
         return f"the smallest request of its group holds, and {smallest!r} asks for 0"
-    return f"{shares[smallest]:g} of {group.units} units rounds to none"
+    return f"{request[smallest]:g} of {group.units} units rounds to none"
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], dict[str, int]]:
     """How often each module runs in one forward pass, and the output positions of each layer."""
+    with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]):
+        return calls, output_positions(model, example)
+
+
+def _observe_training(model: nn.Module, example: Tensor) -> Counter[nn.Module]:
+    """How often each module runs where the model takes its training path; none if it fails there."""
+    with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]), torch.inference_mode():
+        try:
+            _train_containers_(model)(example)
+        except Exception:
+            return Counter()
+        return calls
+
+
+@contextmanager
+def _counted_calls(model: nn.Module) -> Iterator[Counter[nn.Module]]:
     calls: Counter[nn.Module] = Counter()
     hooks = [m.register_forward_hook(lambda module, *_: calls.update([module])) for m in model.modules()]
-    with torch.random.fork_rng(devices=[]):
-        positions = output_positions(model, example)
-    for hook in hooks:
-        hook.remove()
-    return calls, positions
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _train_containers_(model: nn.Module) -> nn.Module:
+    """Put modules that hold others into training mode, so that the model takes its training path, and the
+    rest into eval mode, so that norms neither need a large batch nor learn from it."""
+    for module in model.modules():
+        module.training = next(module.children(), None) is not None
+    return model
 
 
 def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], positions: Mapping[str, int]) -> Network:
@@ -247,30 +279,44 @@ class _Coupling:
     owners: Mapping[tuple[str, int], Mapping[int, _Unit]]
 
 
-def _trace_coupling(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int]) -> _Coupling:
-    """The groups, and the unit each (tensor, dimension) index leaves with."""
-    dependencies = _dependency_graph(model, example)
+def _trace_coupling(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], auxiliary: bool) -> _Coupling:
+    """The groups, and the unit each (tensor, dimension) index leaves with.
+
+    Args:
+        auxiliary: follow the training path too, which runs more layers.
+    """
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(model)}
-    sides = {name: _output_side(dependencies, m) for name, m in modules.items() if m in dependencies.module2node}
-    links = _Links()
-    widest = max(length for parameter in model.parameters() for length in (*parameter.shape, 1))
-    reached = _reach(dependencies, sides.values(), links, widest)
+    links, reached, rooms, mixers = _Links(), {}, {}, {}
+    for training in (False, True) if auxiliary else (False,):
+        dependencies = _dependency_graph(model, example, training)
+        starts = [_output_side(dependencies, m) for m in modules.values() if m in dependencies.module2node]
+        found = _reach(dependencies, starts, links)
+        rooms |= {side: _room(dependencies, side) for side in found}
+        mixers |= dependencies.mixers
+        reached |= found
+    _join_equal_sides(reached, links)
     _join_convolution_groups(reached, links)
+    outputs = {(node.module, _is_output(handler)): elements for (node, handler), elements in reached.items()}
     members, unit_of = _number_units(
-        {name: [links.find(element) for _, element in sorted(reached[side].items())] for name, side in sides.items()}
+        {
+            name: [links.find(element) for _, element in sorted(outputs[module, True].items())]
+            for name, module in modules.items()
+            if (module, True) in outputs
+        }
     )
     rules = _Rules(model, calls)
     obstacles: dict[int, str] = {}
     owners: dict[tuple[str, int], dict[int, _Unit]] = defaultdict(dict)
     for (node, handler), elements in reached.items():
         units = {index: unit_of[links.find(element)] for index, element in elements.items()}
-        reason = rules.obstacle(node.module)
-        if reason is None and not 0 <= min(elements) <= max(elements) < _room(dependencies, (node, handler), widest):
+        reason = mixers.get(node) or rules.obstacle(node.module)
+        room = rooms[node, handler]
+        if reason is None and room is not None and not 0 <= min(elements) <= max(elements) < room:
             reason = f"torch-pruning maps its channels beyond those of {node.name}"
         if reason:
             obstacles |= {number: obstacles.get(number, reason) for number, _ in units.values()}
             continue
-        for tensor, dim, length in rules.dimensions(node.module, dependencies.is_out_channel_pruning_fn(handler)):
+        for tensor, dim, length in rules.dimensions(node.module, _is_output(handler)):
             owners[tensor, dim].update((index % length, unit) for index, unit in units.items())
     unequal = _unequal_groups(owners, [units for _, units in members])
     groups = []
@@ -280,16 +326,59 @@ def _trace_coupling(model: nn.Module, example: Tensor, calls: Mapping[nn.Module,
     return _Coupling(tuple(groups), owners)
 
 
-def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """torch-pruning's graph. Outputs are multiplied by 1, so that a layer that ends the network is followed
-    by an output node; the forward function keeps torch-pruning from unpacking the batch into arguments."""
+class _Dependencies(tp.DependencyGraph):
+    """torch-pruning's graph, whose guesses at reshapes are only taken where channels are flattened.
+
+    Attributes:
+        mixers: node of a reshape that mixes channels with other dimensions -> what it does, in words. No
+            channel is followed past it.
+    """
+
+    def _build_dependency(self, module2node: Mapping[Any, tp.dependency.Node]) -> None:
+        self.mixers = {}
+        for node in module2node.values():
+            if node.type != tp.ops.OPTYPE.RESHAPE:
+                continue
+            (source, number), (result,) = node.grad_fn.next_functions[0], node.grad_fn._input_metadata
+            before, after = tuple(source._input_metadata[number].shape), tuple(result.shape)
+            keeps = _keeps_channels(before, after)
+            flattens = before[0] == after[0] and min(len(before), len(after)) == 2
+            if keeps or not flattens:
+                node.type = tp.ops.OPTYPE.ELEMENTWISE
+            if not (keeps or flattens):
+                self.mixers[node] = f"a reshape from {before} to {after} mixes its channels with others"
+        super()._build_dependency(module2node)
+
+
+def _keeps_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether channels are one dimension before and after a reshape.
+
+    Channels are the second dimension of one shape, or the last of both where everything else is the batch.
+    """
+    longer, shorter = sorted((before, after), key=len, reverse=True)
+    if [length for length in before if length > 1] == [length for length in after if length > 1]:
+        return True
+    if len(shorter) == 2 and shorter[-1] == longer[-1]:
+        return True
+    return any(
+        many == other[1] and prod(one[:axis]) == other[0]
+        for one, other in ((before, after), (after, before))
+        for axis, many in enumerate(one)
+        if len(other) > 1
+    )
+
+
+def _dependency_graph(model: nn.Module, example: Tensor, training: bool) -> _Dependencies:
+    """The graph of the model's eval or training path. Outputs are multiplied by 1, so that a layer that ends
+    the network is followed by an output node; the forward function keeps torch-pruning from unpacking the
+    batch into arguments."""
     model.requires_grad_(True)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tp.DependencyGraph().build_dependency(
+        return _Dependencies().build_dependency(
             model,
             example,
-            forward_fn=lambda network, batch: network(batch),
+            forward_fn=lambda network, batch: (_train_containers_(network) if training else network)(batch),
             output_transform=lambda output: [tensor * 1 for tensor in tensors_in(output) if tensor.requires_grad],
             verbose=False,
         )
@@ -299,30 +388,32 @@ def _output_side(dependencies: tp.DependencyGraph, module: nn.Module) -> _Side:
     return dependencies.module2node[module], dependencies.get_pruner_of_module(module).prune_out_channels
 
 
-def _room(dependencies: tp.DependencyGraph, side: _Side, widest: int) -> int:
-    """Channels of this side; `widest` for operations, which do not know theirs."""
+def _is_output(handler: Callable[..., Any]) -> bool:
+    return handler == handler.__self__.prune_out_channels
+
+
+def _room(dependencies: tp.DependencyGraph, side: _Side) -> int | None:
+    """Channels of this side; None for operations, which do not know theirs."""
     node, handler = side
-    is_output = dependencies.is_out_channel_pruning_fn(handler)
-    return (dependencies.get_out_channels(node) if is_output else dependencies.get_in_channels(node)) or widest
+    return dependencies.get_out_channels(node) if _is_output(handler) else dependencies.get_in_channels(node)
 
 
-def _reach(
-    dependencies: tp.DependencyGraph, sides: Iterable[_Side], links: _Links, widest: int
-) -> dict[_Side, dict[int, int]]:
+def _reach(dependencies: _Dependencies, starts: Iterable[_Side], links: _Links) -> dict[_Side, dict[int, int]]:
     """Follow every output channel along the dependencies: side -> channel -> element of `links`.
 
     torch-pruning's own walk drops a channel that is reached twice, and with it a coupling; here the two
     elements are joined. Wrong slice mappings can raise indices without end, so none is followed that its
     side has no room for.
     """
+    widest = max(length for parameter in dependencies.model.parameters() for length in (*parameter.shape, 1))
     reached: dict[_Side, dict[int, int]] = defaultdict(dict)
-    for start in sides:
-        channels = start[0].module.weight.shape[0]
+    for start in starts:
+        channels = _room(dependencies, start)
         pending = [(start, [_Index(c, links.add()) for c in range(channels) if c not in reached[start]])]
         while pending:
             (node, handler), arrived = pending.pop()
             elements, fresh = reached[node, handler], []
-            room = _room(dependencies, (node, handler), widest)
+            room = 0 if node in dependencies.mixers else _room(dependencies, (node, handler)) or widest
             for index in arrived:
                 if index.idx in elements:
                     links.join(elements[index.idx], index.root_idx)
@@ -340,20 +431,23 @@ def _reach(
     return reached
 
 
+def _join_equal_sides(reached: Mapping[_Side, Mapping[int, int]], links: _Links) -> None:
+    """Couple what reaches the same channel of a module on different paths."""
+    first: dict[tuple[Any, bool, int], int] = {}
+    for (node, handler), elements in reached.items():
+        for index, element in elements.items():
+            links.join(first.setdefault((node.module, _is_output(handler), index), element), element)
+
+
 def _join_convolution_groups(reached: Mapping[_Side, Mapping[int, int]], links: _Links) -> None:
     """Couple equal local indices across the groups of every grouped convolution, on both its sides."""
     for (node, handler), elements in reached.items():
         module = node.module
-        if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and not _is_depthwise(module):
-            is_output = handler == handler.__self__.prune_out_channels
-            length = (module.out_channels if is_output else module.in_channels) // module.groups
+        if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not is_depthwise(module):
+            length = (module.out_channels if _is_output(handler) else module.in_channels) // module.groups
             first: dict[int, int] = {}
             for index, element in elements.items():
                 links.join(first.setdefault(index % length, element), element)
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return module.groups == module.in_channels == module.out_channels
 
 
 def _number_units(
@@ -416,18 +510,18 @@ class _Rules:
         label = f"{type(module).__name__} {self._names[module]!r}"
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             return f"{label} normalises over the channels"
-        if not isinstance(module, (*_CONVOLUTIONS, nn.Linear, *_CHANNEL_NORMS, nn.PReLU)):
+        if not isinstance(module, (*CONVOLUTIONS, nn.Linear, *_CHANNEL_NORMS, nn.PReLU)):
             return f"{label} is not handled"
         if self._calls[module] > 1:
             return f"{label} runs {self._calls[module]} times in one forward pass"
         if any(self._holders[_storage(tensor)] > 1 for tensor in _own_tensors(module)):
             return f"{label} shares a tensor with another module"
-        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and "weight" not in module._parameters:
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and "weight" not in module._parameters:
             return f"{label} computes its weight from other parameters"
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.affine:
             return f"{label} has no scale and shift to make a removed channel zero"
         if (
-            isinstance(module, _CONVOLUTIONS)
+            isinstance(module, CONVOLUTIONS)
             and module.groups == module.out_channels < module.in_channels
             and module.groups > 1
         ):
@@ -436,16 +530,15 @@ class _Rules:
 
     def dimensions(self, module: nn.Module, is_output: bool) -> Iterator[tuple[str, int, int]]:
         """(tensor name, dimension, length) that channels on this side of the module index."""
-        weighted = isinstance(module, (*_CONVOLUTIONS, nn.Linear))
-        if weighted and not is_output:
-            attributes, dim = ("weight",), 1
-        elif weighted or isinstance(module, _CHANNEL_NORMS):
-            attributes, dim = ("weight", "bias", "running_mean", "running_var"), 0
-        else:
-            shared = isinstance(module, nn.PReLU) and module.num_parameters == 1
-            attributes, dim = ("weight",) if isinstance(module, nn.PReLU) and not shared else (), 0
+        dims = {}
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            dims = {"weight": output_dim(module), "bias": 0} if is_output else {"weight": 1 - output_dim(module)}
+        elif isinstance(module, _CHANNEL_NORMS):
+            dims = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0)
+        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            dims = {"weight": 0}
         prefix = self._names.get(module)
-        for attribute in attributes:
+        for attribute, dim in dims.items():
             tensor = getattr(module, attribute, None)
             if tensor is not None:
                 yield f"{prefix}.{attribute}" if prefix else attribute, dim, tensor.shape[dim]

@@ -38,6 +38,7 @@ DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAX_DECODED_BYTES = 64 * 2**30
 """Refuse a file that claims to decode to more: its header is not to be believed."""
 PATTERN_LENGTHS = (4, 8)
@@ -49,9 +50,8 @@ class DamagedFile(ValueError):
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights masks may act on: those of convolutions and linear layers, in model order."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    """The weights masks may act on: those of convolutions (transposed ones too) and linear layers, in model order."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))}
     owners = {f"{name}.weight" if name else "weight" for name in modules}
     return {name: parameter for name, parameter in model.named_parameters() if name in owners}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -34,16 +36,19 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
 def output_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
     """Prunable weight -> output positions of one example, summed over calls; 0 if never called.
 
-    Positions times the weight's elements are the layer's dense MACs.
+    A transposed convolution multiplies its weights at every position of its input, so those are its
+    positions. Positions times the weight's elements are the layer's dense MACs.
     """
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
     positions = dict.fromkeys(names.values(), 0)
 
-    def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
-        per_channel = output.numel() // module.weight.shape[0]
+    def count(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> None:
+        multiplied = (*args, *kwargs.values())[0] if getattr(module, "transposed", False) else output
+        per_channel = multiplied.numel() // module.weight.shape[0]
         positions[names[id(module.weight)]] += per_channel // example_input.shape[0]
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if id(getattr(m, "weight", None)) in names]
+    layers = [module for module in model.modules() if id(getattr(module, "weight", None)) in names]
+    hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

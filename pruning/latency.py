@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pruning.channels import ChannelGraph, plan_units
 from pruning.codec import prunable_weights
 from pruning.removal import check_fits, one_line
-from pruning.structure import Structure, apply_structure
+from pruning.structure import Structure, apply_structure, output_dim
 from spaces.latency import LatencyTable, LayerLatency, RestLatency, remaining, timed_layers
 from spaces.layers import Network
 from spaces.policy import check_sparsity, removed_count
@@ -208,7 +208,8 @@ def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
 def _resized(call: _Call, outputs: int, inputs: int) -> _Call:
     kept = {"weight": {0: tuple(range(outputs)), 1: tuple(range(inputs))}}
     if call.module.bias is not None:
-        kept["bias"] = {0: tuple(range(outputs))}
+        channels = inputs * call.module.groups if output_dim(call.module) else outputs
+        kept["bias"] = {0: tuple(range(channels))}
     module = apply_structure(call.module, Structure(kept))
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     dim = call.input.ndim - (module.weight.ndim - 1)

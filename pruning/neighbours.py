@@ -39,12 +39,12 @@ def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
 
 def readers(graph: ChannelGraph, number: int) -> list[str]:
     """The layers with input columns that leave with units of this group, in the network's order."""
-    places = ((layer.name, graph.owners.get((layer.name, 1))) for layer in graph.network.layers)
+    places = ((layer.name, graph.owners.get((layer.name, layer.input_dim))) for layer in graph.network.layers)
     return [name for name, owners in places if owners is not None and (owners[:, 0] == number).any()]
 
 
 def columns_of(graph: ChannelGraph, number: int, reader: str, shape: tuple[int, ...]) -> Tensor:
-    """The unit of this group each column of the reader's `weight.flatten(1)` leaves with; -1 where none."""
-    owners = torch.from_numpy(graph.owners[reader, 1])
+    """The unit of this group each column of the reader's weight, flattened with inputs second, leaves with; or -1."""
+    owners = torch.from_numpy(graph.owners[reader, graph.network.by_name[reader].input_dim])
     units = torch.where(owners[:, 0] == number, owners[:, 1], -1)
     return units.repeat_interleave(torch.Size(shape[2:]).numel())

@@ -17,7 +17,7 @@ from pruning.reconstruction import refit_next_layers
 from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks, shrink
 from pruning.schedule import mask_updates
 from pruning.scores import Scores, restrict_graph
-from pruning.structure import Structure
+from pruning.structure import Structure, output_dim
 from spaces.criteria import criterion_word
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
@@ -80,9 +80,7 @@ def policy_masks(
     scores = Scores(model, policy.criterion, graph, calibration)
     if graph is None:
         plan = None
-        by_data = criterion_word(policy.criterion).needs_data
-        given = {name: scores.elements(name, "channel") if by_data else None for name in removals}
-        masks = {n: make_mask(weights[n], s, "channel", policy.criterion, given[n]) for n, s in removals.items()}
+        masks = {name: _channel_mask(model, name, share, scores) for name, share in removals.items()}
     else:
         check_fits(model, graph.network)
         plan = plan_by_scores(removals, restrict_graph(model, graph, policy.criterion), scores)
@@ -114,6 +112,14 @@ def share_due(share: float, granularity: str, shape: Sequence[int], progress: fl
     if progress == 1 or not pattern or pattern.keep is None:
         return share * progress, granularity
     return units.removed(share) / units.count * progress, f"*:{pattern.of}"
+
+
+def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> Tensor:
+    """Mask of one layer's output channels, alone of their group."""
+    weight, dim = model.get_parameter(name), output_dim(model.get_submodule(name.rpartition(".")[0]))
+    by_data = criterion_word(scores.criterion).needs_data
+    elements = scores.elements(name, "channel").movedim(dim, 0) if by_data else None
+    return make_mask(weight.movedim(dim, 0), share, "channel", scores.criterion, elements).movedim(0, dim)
 
 
 def _staying(shape: torch.Size, structure: Structure | None, name: str) -> tuple[Any, ...]:

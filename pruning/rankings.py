@@ -55,9 +55,12 @@ class Rankings:
         stays = self._stays(policy)
         masks = {}
         for tensor in self._graph.network.tensors:
-            if tensor.parameter and (tensor.name, 0) in stays:
-                rows = torch.from_numpy(stays[tensor.name, 0]).view(-1, *[1] * (len(tensor.shape) - 1))
-                masks[tensor.name] = rows.expand(tensor.shape)
+            dim = self._graph.network.output_dim(tensor.name)
+            if tensor.parameter and (tensor.name, dim) in stays:
+                outputs = torch.from_numpy(stays[tensor.name, dim])
+                masks[tensor.name] = outputs.view([-1 if d == dim else 1 for d in range(len(tensor.shape))]).expand(
+                    tensor.shape
+                )
         for name, share in policy.mask_requests().items():
             if (mask := self._mask(name, share, policy, stays)) is not None:
                 masks[name] = mask

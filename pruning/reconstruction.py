@@ -33,30 +33,54 @@ def reconstruction_obstacle(graph: ChannelGraph, number: int) -> str | None:
         return f"criterion 'reconstruction' needs one layer that reads its channels, found {len(found)}"
     if graph.network.by_name[found[0]].convolution_groups > 1:
         return f"criterion 'reconstruction' needs a next layer in one group, and {found[0]!r} is grouped"
+    if graph.network.by_name[found[0]].output_dim:
+        return f"criterion 'reconstruction' needs a plain next layer, and {found[0]!r} is a transposed convolution"
     return None
 
 
-def reconstruction_order(model: nn.Module, graph: ChannelGraph, number: int, calibration: Calibration) -> np.ndarray:
-    """Scores (units,): 1 for the unit that goes first, then 2, ...
+def reconstruction_orders(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, np.ndarray]:
+    """Scores (units,) of every group the criterion is defined for, by its number: 1 for the unit that goes first.
 
     Greedy: each step removes the unit with which the removed units together add least, in squares, to the next
     layer's outputs; ties by lowest index. Of more than `OUTPUTS_A_BATCH` outputs in a batch that many are drawn.
+
+    Raises:
+        NotFiniteError: the next layer's outputs hold NaN or infinite values (it is named).
     """
-    reader = readers(graph, number)[0]
-    units = columns_of(graph, number, reader, tuple(model.get_parameter(reader).shape))
-    count = graph.network.groups[number].units
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(number)
+    found = {number: _Gram(model, graph, number) for number in _defined_groups(graph)}
 
-    def see(_: str, module: nn.Module, inputs: Tensor) -> None:
-        nonlocal gram
-        contributions = _contributions(module, inputs, units, count, generator)
-        gram += contributions.T @ contributions
+    def see(reader: str, module: nn.Module, inputs: Tensor) -> None:
+        for gram in found.values():
+            if gram.reader == reader:  # several groups, where it reads their concatenation
+                gram.add(module, inputs)
 
-    observe_inputs(model, [reader], calibration, see)
-    if not torch.isfinite(gram).all():
-        raise NotFiniteError(f"{reader}: its outputs are NaN or infinite, so nothing can be ranked by them")
-    return _greedy(gram.numpy())
+    observe_inputs(model, {gram.reader for gram in found.values()}, calibration, see)
+    return {number: gram.greedy() for number, gram in found.items()}
+
+
+def _defined_groups(graph: ChannelGraph) -> list[int]:
+    groups = enumerate(graph.network.groups)
+    return [number for number, group in groups if not group.obstacle and not reconstruction_obstacle(graph, number)]
+
+
+class _Gram:
+    """Products of what a group's units add to the next layer's outputs, summed over outputs: (units, units)."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, number: int) -> None:
+        self.reader = readers(graph, number)[0]
+        self._units = columns_of(graph, number, self.reader, tuple(model.get_parameter(self.reader).shape))
+        self._generator = torch.Generator().manual_seed(number)
+        count = graph.network.groups[number].units
+        self._sums = torch.zeros(count, count, dtype=torch.float64)
+
+    def add(self, module: nn.Module, inputs: Tensor) -> None:
+        added = _contributions(module, inputs, self._units, len(self._sums), self._generator)
+        self._sums += added.T @ added
+
+    def greedy(self) -> np.ndarray:
+        if not torch.isfinite(self._sums).all():
+            raise NotFiniteError(f"{self.reader}: its outputs are NaN or infinite, so nothing can be ranked by them")
+        return _greedy(self._sums.numpy())
 
 
 def _contributions(module: nn.Module, inputs: Tensor, units: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -107,8 +131,7 @@ def refit_next_layers(dense: nn.Module, small: nn.Module, plan: RemovalPlan, cal
 
 def _readers_that_lost(plan: RemovalPlan) -> list[str]:
     graph, kept = plan.graph, plan.structure.kept
-    groups = [n for n, g in enumerate(graph.network.groups) if not g.obstacle and not reconstruction_obstacle(graph, n)]
-    alone = {readers(graph, number)[0] for number in groups}
+    alone = {readers(graph, number)[0] for number in _defined_groups(graph)}
     return [layer.name for layer in graph.network.layers if layer.name in alone and 1 in kept.get(layer.name, {})]
 
 

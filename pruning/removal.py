@@ -20,6 +20,8 @@ TOLERANCE = 1e-4
 """Largest difference between mask and removal, relative to the largest |output|."""
 TRIAL_SHARE = 0.25
 """Share of every group's units removed when a traced graph is tried out."""
+INITIAL_SIZE = 1e-4
+"""Mean |element| up to which a parameter is taken to be at its initial value, such as a layer scale's 1e-6."""
 NEVER_RUNS = "no call of its module was seen in the forward pass, so its MACs are not counted either"
 """Obstacle of layers that only training uses, or nothing at all."""
 
@@ -79,15 +81,19 @@ class RemovalPlan:
 
     @cached_property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """Every weight whose first dimension shrinks -> the sorted indices that stay."""
-        dimensions = self.structure.kept.items()
-        return {name: dims[0] for name, dims in dimensions if 0 in dims and name.rpartition(".")[2] == "weight"}
+        """Every weight whose dimension of output channels shrinks -> the sorted indices of it that stay.
+
+        That is the first dimension (of norms too), but for transposed convolutions the second.
+        """
+        network, dimensions = self.graph.network, self.structure.kept.items()
+        found = {name: dims.get(network.output_dim(name)) for name, dims in dimensions}
+        return {name: kept for name, kept in found.items() if kept and name.rpartition(".")[2] == "weight"}
 
     @cached_property
     def removed(self) -> dict[str, float]:
         """Every prunable layer -> achieved share of its output channels removed."""
         kept, layers = self.kept, self.graph.network.layers
-        return {x.name: 1 - len(kept[x.name]) / x.shape[0] if x.name in kept else 0.0 for x in layers}
+        return {x.name: 1 - len(kept[x.name]) / x.shape[x.output_dim] if x.name in kept else 0.0 for x in layers}
 
 
 def plan_units(
@@ -122,36 +128,47 @@ def shrink(model: nn.Module, plan: RemovalPlan) -> nn.Module:
     """
     masked = mask_removed(model, plan)
     small = apply_structure(model, plan.structure)
-    difference = _difference(masked, copy.deepcopy(small), plan.graph.example_input)
+    difference = output_difference(masked, copy.deepcopy(small), plan.graph.example_input)
     if difference is not None:
-        raise RemovalMismatch(difference)
+        raise RemovalMismatch(f"removal does not equal the mask: {difference}")
     return small
 
 
 def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
     """A new model of dense shape with everything of the removed channels zero; buffers stay.
 
-    That is: weight rows, biases, norm scale and shift. Raises `ValueError` for a model of other tensors
-    than the traced one.
+    That is: weights of the channel, its bias, norm scale and shift. Raises `ValueError` for a model of
+    other tensors than the traced one.
     """
     check_fits(model, plan.graph.network)
     masked = copy.deepcopy(model)
     parameters = dict(masked.named_parameters())
     with torch.no_grad():
-        for name, mask in removal_masks(plan).items():
-            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+        for name, dim, stays in _staying_outputs(plan):
+            parameters[name].index_fill_(dim, torch.nonzero(~stays).flatten().to(parameters[name].device), 0)
     return masked
 
 
 def removal_masks(plan: RemovalPlan) -> dict[str, Tensor]:
     """Parameter name -> bool mask of its dense shape, False on what `mask_removed` sets to zero."""
+    shapes = {tensor.name: tensor.shape for tensor in plan.graph.network.tensors}
     masks = {}
-    for tensor in plan.graph.network.tensors:
-        rows = plan.structure.kept.get(tensor.name, {}).get(0)
-        if tensor.parameter and rows is not None:
-            masks[tensor.name] = torch.zeros(tensor.shape, dtype=torch.bool)
-            masks[tensor.name][list(rows)] = True
+    for name, dim, stays in _staying_outputs(plan):
+        masks[name] = torch.zeros(shapes[name], dtype=torch.bool)
+        masks[name].index_fill_(dim, torch.nonzero(stays).flatten(), True)
     return masks
+
+
+def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
+    """(parameter, its dimension of output channels, bool tensor of that length: stays), where some go."""
+    network = plan.graph.network
+    for tensor in network.tensors:
+        dim = network.output_dim(tensor.name)
+        kept = plan.structure.kept.get(tensor.name, {}).get(dim)
+        if tensor.parameter and kept is not None:
+            stays = torch.zeros(tensor.shape[dim], dtype=torch.bool)
+            stays[list(kept)] = True
+            yield tensor.name, dim, stays
 
 
 def find_offenders(model: nn.Module, graph: ChannelGraph) -> dict[int, str]:
@@ -168,10 +185,13 @@ def find_offenders(model: nn.Module, graph: ChannelGraph) -> dict[int, str]:
 
 
 def _perturb_(model: nn.Module) -> None:
+    parameters = {name for name, _ in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point() and tensor.numel() and (tensor.ndim == 1 or not tensor.any()):
-            scale = 0.1 * float(tensor.abs().mean()) or 0.1
+    for name, tensor in model.state_dict().items():
+        is_vector = tensor.numel() == max((*tensor.shape, 1))  # such as a norm's scale, or a layer's (C, 1, 1)
+        if tensor.is_floating_point() and tensor.numel() and (is_vector or not tensor.any()):
+            size = float(tensor.abs().mean())
+            scale = 0.1 * (1 if size <= (INITIAL_SIZE if name in parameters else 0) else size)
             tensor += scale * torch.rand(tensor.shape, generator=generator).to(tensor)
 
 
@@ -196,10 +216,12 @@ def _try_out(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> str |
         chosen[number] = shuffled[: removed_count(TRIAL_SHARE, units)]
     plan = plan_units(graph, chosen)
     masked, small = mask_removed(model, plan), apply_structure(model, plan.structure)
-    reason = _difference(masked, small, graph.example_input)
-    if reason is None and any(layer.obstacle == NEVER_RUNS for layer in graph.network.layers):
-        return _training_failure(masked, small, graph.example_input)
-    return reason
+    difference = output_difference(masked, small, graph.example_input)
+    if difference is not None:
+        return f"removal does not equal the mask: {difference}"
+    if all(layer.positions for layer in graph.network.layers):
+        return None
+    return _training_failure(masked, small, graph.example_input)
 
 
 def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
@@ -216,22 +238,24 @@ def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> s
     return None
 
 
-def _difference(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
-    """How the two models' outputs differ in eval mode, in one line; None if they agree. Changes their mode."""
-    fault = "removal does not equal the mask"
-    expected = _outputs(masked, example)
+def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> str | None:
+    """How the second model's outputs differ from the first's in eval mode, in one line; None if they agree.
+
+    They agree within 1e-4 of the largest |output| of the first. Changes the mode of both.
+    """
+    expected = _outputs(first, example)
     try:
-        actual = _outputs(small, example)
+        actual = _outputs(second, example)
     except Exception as error:
-        return f"{fault}: the smaller network does not run, {one_line(error)}"
+        return f"the new network does not run, {one_line(error)}"
     if not expected:
-        return f"{fault}: the network gives no tensors that could be compared"
+        return "the network gives no tensors that could be compared"
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
-        return f"{fault}: the shape of the network's outputs changes"
+        return "the shape of the network's outputs changes"
     for wanted, got in zip(expected, actual, strict=True):
         largest, error = float(wanted.abs().max()), float((wanted - got).abs().max())
         if not error <= TOLERANCE * largest:
-            return f"{fault}: outputs differ by {error:.2g}, the largest is {largest:.2g}"
+            return f"outputs differ by {error:.2g}, the largest is {largest:.2g}"
     return None
 
 

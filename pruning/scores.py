@@ -19,7 +19,7 @@ from pruning.codec import prunable_weights
 from pruning.criteria import PLAIN, checked_scores, element_scores, own_function, spread, unit_sums, zeros_first
 from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 from pruning.neighbours import columns_of, following_norms, readers
-from pruning.reconstruction import reconstruction_obstacle, reconstruction_order
+from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders
 from pruning.removal import ChannelGraph, refuse_groups
 from spaces.criteria import check_criterion, criterion_word
 from spaces.errors import unknown
@@ -109,7 +109,7 @@ class Scores:
             raise ValueError(f"{group.layers[0]}: {reason}")
         check_criterion(self.criterion, ["channel"])
         if self.criterion == "reconstruction":
-            scores = reconstruction_order(self._model, self._graph, number, self._calibration)
+            scores = self._orders[number]
         elif self.criterion == "next-layer":
             scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self._graph, number)])
         else:
@@ -122,6 +122,10 @@ class Scores:
     def obstacle(self, number: int) -> str | None:
         """Why the criterion is not defined for this channel group; None if it is."""
         return _obstacle(self.criterion, self._graph, number, self._norms if self.criterion == "bn-scale" else {})
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return reconstruction_orders(self._model, self._graph, self._calibration)
 
     @cached_property
     def _norms(self) -> dict[str, str]:
@@ -146,34 +150,38 @@ class Scores:
 
     def _of_layer(self, name: str, count: int, generator: torch.Generator) -> np.ndarray:
         """Unit scores (count,) of one layer of a group."""
-        units = self._graph.owners[name, 0][:, 1]
-        if self._needs_data or self.criterion == "bn-scale":
-            sums = np.stack([np.bincount(units, weights=row, minlength=count) for row in self._channel_terms(name)])
+        dim = self._graph.network.output_dim(name)
+        units = self._graph.owners[name, dim][:, 1]
+        if self.criterion == "bn-scale":
+            scale = self._model.get_parameter(f"{self._norms[name]}.weight").detach().abs().double().cpu()
+            return _by_unit(scale, self._graph.owners[f"{self._norms[name]}.weight", 0][:, 1], count)
+        if self._needs_data:
+            sums = np.stack([self._unit_terms(name, batch, count) for batch in range(len(self._terms(name)))])
             return (sums**2 if self.criterion == "taylor-group" else sums).sum(0)
         try:
-            weight = self._model.get_parameter(name).detach().cpu().double()
+            weight = self._model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
             elements = element_scores(weight, self.criterion, generator, "channel")
         except ValueError as error:
             raise type(error)(f"{name}: {error}") from None
-        scores = np.bincount(units, weights=elements.flatten(1).sum(1).numpy(), minlength=count)
+        scores = _by_unit(elements, units, count)
         return np.sqrt(scores) if self.criterion == "magnitude-l2" else scores
 
-    def _channel_terms(self, name: str) -> np.ndarray:
-        """Terms (batches, channels) of a layer's output channels, with all that leaves with them."""
-        if self.criterion == "bn-scale":
-            scale = self._model.get_parameter(f"{self._norms[name]}.weight")
-            return scale.detach().abs().double().cpu().numpy()[None]
-        terms = self._terms(name).double().flatten(2).sum(2)
-        if self.criterion in _OF_PARAMETERS:
-            norm = self._norms.get(name)
-            partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
-            partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
-            terms = terms + sum(self._of_data[partner].double() for partner in partners if partner in self._of_data)
-        return terms.cpu().numpy()
+    def _unit_terms(self, name: str, batch: int, count: int) -> np.ndarray:
+        """Terms (count,) of one batch by unit, with all that leaves with a layer's output channels."""
+        dim, owners = self._graph.network.output_dim(name), self._graph.owners
+        total = _by_unit(self._terms(name)[batch].double().movedim(dim, 0), owners[name, dim][:, 1], count)
+        norm = self._norms.get(name) if self.criterion in _OF_PARAMETERS else None
+        partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
+        partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
+        for partner in partners if self.criterion in _OF_PARAMETERS else ():
+            if partner in self._of_data:
+                total += _by_unit(self._of_data[partner][batch].double(), owners[partner, 0][:, 1], count)
+        return total
 
     def _slice_norms(self, number: int, reader: str) -> np.ndarray:
         """Frobenius norm of the reader's input slice of each unit (units,)."""
         weight = self._model.get_parameter(reader).detach().cpu().double()
+        weight = weight.movedim(self._graph.network.by_name[reader].input_dim, 1)
         units = columns_of(self._graph, number, reader, tuple(weight.shape))
         squares = weight.flatten(1).square().sum(0)[units >= 0]
         count = self._graph.network.groups[number].units
@@ -183,9 +191,16 @@ class Scores:
         """Units without a weight left go before all others: what is masked stays masked along a ramp."""
         left = np.zeros(len(scores))
         for name in self._graph.network.groups[number].layers:
-            sums = self._model.get_parameter(name).detach().cpu().double().abs().flatten(1).sum(1).numpy()
-            left += np.bincount(self._graph.owners[name, 0][:, 1], weights=sums, minlength=len(scores))
+            dim = self._graph.network.output_dim(name)
+            weight = self._model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
+            left += _by_unit(weight.abs(), self._graph.owners[name, dim][:, 1], len(scores))
         return np.where(left > 0, np.maximum(scores, np.finfo(np.float64).tiny), 0.0)
+
+
+def _by_unit(channels: Tensor, units: np.ndarray, count: int) -> np.ndarray:
+    """Sums (count,) of what belongs to each unit; `channels` is (channels, ...), `units` the unit of each channel."""
+    sums = channels.reshape(len(channels), -1).sum(1).cpu().numpy()
+    return np.bincount(units, weights=sums, minlength=count)
 
 
 def _mean_over_layers(scores: list[np.ndarray]) -> np.ndarray:

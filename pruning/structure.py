@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from spaces.errors import unknown
 
 STRUCTURE_VERSION = 1
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,43 @@ def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
 
     Raises:
         ValueError: a tensor the model does not have (nearest match named), a dimension or index out of
-            its range, or a module that cannot change its size (only convolutions, linear layers, batch
-            and instance norms and PReLU can).
+            its range, or a module that cannot change its size (only convolutions, transposed ones too,
+            linear layers, batch and instance norms and PReLU can).
     """
-    small = copy.deepcopy(model)
-    state = small.state_dict()
-    resized: dict[nn.Module, None] = {}
+    state = model.state_dict()
     for name, dimensions in structure.kept.items():
         if name not in state:
             raise ValueError(unknown("tensor", name, state))
         _check_range(name, tuple(state[name].shape), dimensions)
-        path, _, attribute = name.rpartition(".")
-        module = small.get_submodule(path)
-        _replace_tensor(module, attribute, dimensions)
-        resized[module] = None
-    for module in resized:
-        _update_sizes(module)
+    small = with_indices(model, structure.kept)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in structure.kept):
+        _update_sizes(small.get_submodule(path))
     return small
+
+
+def with_indices(model: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]) -> nn.Module:
+    """A copy of `model` whose tensors hold these indices, in this order; what modules know of sizes stays.
+
+    Args:
+        indices: state_dict name -> dimension -> indices of the tensor, within its range.
+    """
+    state = model.state_dict(keep_vars=True)
+    selected = {id(state[name]): _select(state[name], dimensions) for name, dimensions in indices.items()}
+    return copy.deepcopy(model, selected)  # which takes the selected tensors for copies of the dense ones
+
+
+def is_depthwise(module: _ConvNd) -> bool:
+    """Whether a convolution, transposed or not, has one input and one output channel in each of its groups."""
+    return module.groups == module.in_channels == module.out_channels > 1
+
+
+def output_dim(module: nn.Module) -> int:
+    """The dimension of a module's weight that its output channels index.
+
+    1 for transposed convolutions, whose weights are (inputs, outputs / groups, ...): each index is then one
+    channel in every group. A depthwise one's only full dimension is 0, as everywhere else.
+    """
+    return int(isinstance(module, _ConvNd) and module.transposed and not is_depthwise(module))
 
 
 def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int, ...]]:
@@ -129,28 +149,24 @@ def _check_range(name: str, shape: tuple[int, ...], dimensions: Mapping[int, tup
             raise ValueError(f"{name!r} has no index {indices[-1]} in dimension {dim}: the last is {shape[dim] - 1}")
 
 
-def _replace_tensor(module: nn.Module, attribute: str, dimensions: Mapping[int, tuple[int, ...]]) -> None:
-    dense = getattr(module, attribute)
-    kept = _select(dense.detach(), dimensions)
-    setattr(module, attribute, nn.Parameter(kept, dense.requires_grad) if isinstance(dense, nn.Parameter) else kept)
-
-
-def _select(tensor: Tensor, dimensions: Mapping[int, tuple[int, ...]]) -> Tensor:
-    """The kept indices, laid out in memory in the same order of dimensions (such as channels_last)."""
-    order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), tensor.shape[dim] == 1))
-    selected = tensor.permute(order)
+def _select(dense: Tensor, dimensions: Mapping[int, Sequence[int]]) -> Tensor:
+    """The indices, laid out in memory in the same order of dimensions (such as channels_last)."""
+    order = sorted(range(dense.ndim), key=lambda dim: (-dense.stride(dim), dense.shape[dim] == 1))
+    selected = dense.detach().permute(order)
     for dim, indices in dimensions.items():
-        selected = selected.index_select(order.index(dim), torch.tensor(indices, device=tensor.device))
-    return selected.permute([order.index(dim) for dim in range(tensor.ndim)])
+        selected = selected.index_select(order.index(dim), torch.as_tensor(indices, device=dense.device))
+    selected = selected.permute([order.index(dim) for dim in range(dense.ndim)])
+    return nn.Parameter(selected, dense.requires_grad) if isinstance(dense, nn.Parameter) else selected
 
 
 def _update_sizes(module: nn.Module) -> None:
     """Bring a module's attributes in line with its tensors."""
-    if isinstance(module, _CONVOLUTIONS):
-        outputs, inputs = module.weight.shape[:2]
-        if module.groups == module.in_channels == module.out_channels:
-            module.groups = outputs if module.groups > 1 else 1
-        module.out_channels, module.in_channels = outputs, inputs * module.groups
+    if isinstance(module, _ConvNd):
+        whole, local = module.weight.shape[:2]
+        if is_depthwise(module):
+            module.groups = whole
+        sizes = whole, local * module.groups
+        module.in_channels, module.out_channels = sizes if module.transposed else reversed(sizes)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):

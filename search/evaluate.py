@@ -122,7 +122,8 @@ def _achieved(subject: Subject, policy: PruningPolicy, model: nn.Module) -> Mapp
     dense = subject.network.by_name
     for name, weight in prunable_weights(model).items():
         if policy.granularity_of(name) == "channel":
-            achieved[name] = 1 - weight.shape[0] / dense[name].shape[0]
+            dim = dense[name].output_dim
+            achieved[name] = 1 - weight.shape[dim] / dense[name].shape[dim]
         else:
             achieved[name] = float((weight == 0).float().mean())
     return achieved

@@ -57,9 +57,11 @@ class Layer:
     """One prunable weight, named as in `model.named_parameters()`.
 
     Attributes:
-        kind: `conv1d`, `conv2d`, `conv3d` or `linear`.
-        positions: output positions of one example (height x width of a convolution's output, 1 for a
-            linear layer on vectors), so that dense MACs are `positions * numel`.
+        kind: `conv1d`, `conv2d`, `conv3d`, `conv_transpose1d`, `conv_transpose2d`, `conv_transpose3d` or
+            `linear`.
+        positions: output positions of one example (height x width of a convolution's output, of a
+            transposed one's input, 1 for a linear layer on vectors), so that dense MACs are
+            `positions * numel`.
         convolution_groups: `groups` of the convolution.
         channel_group: number of the group its output channels belong to; None if they are in none.
         obstacle: why its output channels stay whole; None if they can be removed.
@@ -76,6 +78,17 @@ class Layer:
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    @property
+    def output_dim(self) -> int:
+        """The dimension its output channels index: 1 for transposed convolutions but depthwise ones, else 0."""
+        depthwise = self.convolution_groups > 1 and self.shape[:2] == (self.convolution_groups, 1)
+        return int(self.kind.startswith("conv_transpose") and not depthwise)
+
+    @property
+    def input_dim(self) -> int:
+        """The dimension its input channels index: the other one."""
+        return 1 - self.output_dim
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,10 @@ class Network:
     @property
     def layer_names(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers)
+
+    def output_dim(self, tensor: str) -> int:
+        """The dimension of this tensor that channels of its module's output index."""
+        return self.by_name[tensor].output_dim if tensor in self.by_name else 0
 
     @property
     def removable(self) -> tuple[str, ...]:

@@ -87,6 +87,29 @@ class TestOrder:
         assert first == int(np.argmin(errors))
 
 
+class Concatenated(nn.Module):
+    """Two branches of 3 and 5 channels read side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 5, 3)
+        self.head = nn.Conv2d(8, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.left(x), self.right(x)], 1).relu())
+
+
+def test_a_layer_that_reads_two_groups_side_by_side_judges_each_by_its_own_columns():
+    torch.manual_seed(0)
+    model, calibration = Concatenated(), Calibration(torch.randn(9, 1, 6, 6), torch.zeros(9))
+    scores = Scores(model, "reconstruction", trace_channels(model, calibration.inputs[:2]), calibration)
+    whole = outputs_of(model, "head", calibration.inputs)
+    for number, columns in ((0, range(3)), (1, range(3, 8))):
+        errors = [float((whole - outputs_of(model, "head", calibration.inputs, (c,))).square().sum()) for c in columns]
+        assert int(np.argmin(scores.group(number))) == int(np.argmin(errors))
+        assert len(scores.group(number)) == len(columns)
+
+
 def test_outputs_are_drawn_from_larger_layers_by_a_generator_of_its_own(chain, monkeypatch):
     model, _ = chain
     calibration = Calibration(torch.randn(64, 1, 6, 6), torch.zeros(64))

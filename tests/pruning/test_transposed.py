@@ -1,0 +1,194 @@
+"""Transposed convolutions, whose weights are (inputs, outputs / groups, ...): masks, removal, counts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruning.channels import plan_removal, removal_masks, shrink, trace_channels
+from pruning.codec import encode_model, prunable_weights, read_sparse, write_sparse
+from pruning.cost import measure_cost
+from pruning.latency import measure_latency_table
+from pruning.prune import policy_masks, prune
+from pruning.rankings import Rankings
+from pruning.structure import apply_structure
+from spaces.policy import PruningPolicy
+from spaces.size import footprint
+
+SHARE = 0.25
+
+
+def decoder() -> nn.Sequential:
+    """Dense, then depthwise; the last one's outputs are the network's."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.ConvTranspose2d(8, 12, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.ConvTranspose2d(12, 5, 2),
+    )  # fmt: skip
+
+
+def grouped() -> nn.Sequential:
+    parts = nn.Conv2d(3, 12, 1), nn.ReLU(), nn.ConvTranspose2d(12, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    return nn.Sequential(*parts)
+
+
+def signal() -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 4, 1))
+
+
+def volume() -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose3d(3, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 27, 4))
+
+
+NETWORKS = {decoder: (2, 3, 5, 6), grouped: (2, 3, 5, 5), signal: (2, 3, 7), volume: (2, 3, 2, 2, 2)}
+
+
+def built(network) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    model = network()
+    for module in model:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval(), torch.randn(NETWORKS[network])
+
+
+def silenced(model: nn.Sequential, place: int, kept: tuple[int, ...]) -> nn.Sequential:
+    """A copy whose module at this place, and the norm after it, give 0 in every channel that does not stay.
+
+    What is kept is read as channels, or for grouped transposed convolutions as local indices.
+    """
+    model = copy.deepcopy(model)
+    module, after = model[place], model[place + 1]
+    for channel in range(module.out_channels):
+        group, local = divmod(channel, module.out_channels // module.groups)
+        inputs = module.in_channels // module.groups
+        if (local if 1 < module.groups < module.out_channels else channel) in kept:
+            continue
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            module.weight.data[channel] = 0
+        else:
+            module.weight.data[group * inputs : (group + 1) * inputs, local] = 0
+        if module.bias is not None:
+            module.bias.data[channel] = 0
+        if isinstance(after, nn.modules.batchnorm._BatchNorm):
+            after.weight.data[channel] = after.bias.data[channel] = 0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("network", "removed"),
+    [(decoder, {0: 2, 3: 3, 6: 3}), (grouped, {0: 2, 2: 1}), (signal, {0: 2}), (volume, {0: 2})],
+)
+def test_removal_equals_silenced_channels(network, removed):
+    model, x = built(network)
+    graph = trace_channels(model, x)
+    assert graph.network.removable == tuple(f"{place}.weight" for place in removed)
+    plan = plan_removal(model, dict.fromkeys(graph.network.removable, SHARE), x, "random", graph)
+    masked, left = model, {}
+    for place, count in removed.items():
+        name, module = f"{place}.weight", model[place]
+        units = graph.network.groups[graph.network.by_name[name].channel_group].units
+        assert plan.removed[name] == pytest.approx(count / units)
+        masked = silenced(masked, place, plan.kept[name])
+        left[place] = module.out_channels * (units - count) // units
+    small = shrink(model, plan)
+    assert {place: small[place].out_channels for place in removed} == left
+    fresh = torch.randn(NETWORKS[network])
+    wanted, got = masked(fresh), copy.deepcopy(small)(fresh)
+    assert wanted.shape == got.shape
+    assert (wanted - got).abs().max() <= 1e-5 * wanted.abs().max()
+    reloaded = apply_structure(network(), plan.structure)
+    reloaded.load_state_dict(small.state_dict(), strict=True)
+    assert str(reloaded) == str(small)
+    assert torch.equal(reloaded.eval()(fresh), got)
+
+
+def test_outputs_are_the_second_dimension_but_of_depthwise_ones():
+    model, x = built(decoder)
+    graph = trace_channels(model, x)
+    layers = graph.network.by_name
+    assert [layer.kind for layer in layers.values()] == ["conv2d", *["conv_transpose2d"] * 3]
+    assert [layer.output_dim for layer in layers.values()] == [0, 1, 0, 1]
+    assert layers["9.weight"].obstacle == "its outputs are the network's outputs"
+    assert {frozenset(g.layers): g.units for g in graph.network.groups} == {
+        frozenset({"0.weight"}): 8, frozenset({"3.weight", "6.weight"}): 12, frozenset({"9.weight"}): 5,
+    }  # fmt: skip
+    plan = plan_removal(model, {"3.weight": 0.25, "6.weight": 0.25}, x, graph=graph)
+    small = shrink(model, plan)
+    assert [tuple(small[place].weight.shape) for place in (0, 3, 6, 9)] == [
+        (8, 3, 3, 3), (8, 9, 3, 3), (9, 1, 2, 2), (9, 5, 2, 2),
+    ]  # fmt: skip
+    assert (small[6].groups, small[3].out_channels, small[9].in_channels) == (9, 9, 9)
+    assert plan.kept.keys() == {"3.weight", "4.weight", "6.weight", "7.weight"}
+    masks = removal_masks(plan)
+    gone = sorted(set(range(12)) - set(plan.kept["3.weight"]))
+    assert not masks["3.weight"][:, gone].any()
+    assert int(masks["3.weight"].sum()) == 9 * 8 * 9
+    assert "9.weight" not in masks
+
+
+def test_scores_are_norms_of_output_channels():
+    model, x = built(signal)
+    with torch.no_grad():
+        for channel, scale in enumerate([5, 1, 7, 2, 6, 3, 8, 4]):
+            weight = model[0].weight[:, channel]
+            model[0].weight[:, channel] = weight / weight.norm() * scale
+    assert plan_removal(model, {"0.weight": 0.375}, x).kept["0.weight"] == (0, 2, 4, 6, 7)
+    masks, _ = policy_masks(model, PruningPolicy({"0.weight": 0.375}, granularity="channel", criterion="magnitude-l2"))
+    assert masks["0.weight"].all(dim=2).all(dim=0).nonzero().flatten().tolist() == [0, 2, 4, 6, 7]
+    assert int(masks["0.weight"].sum()) == 5 * 3 * 3
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_macs_are_those_pytorch_counts(network):
+    model, x = built(network)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert measure_cost(model, x).macs == counter.get_total_flops() // 2 // len(x)
+
+
+def test_policies_mask_remove_and_cost_what_was_foretold(tmp_path):
+    model, x = built(decoder)
+    graph = trace_channels(model, x)
+    names = list(prunable_weights(model))
+    assert names == ["0.weight", "3.weight", "6.weight", "9.weight"]
+    policy = PruningPolicy(
+        dict.fromkeys(names, 0.6), granularity="fine-grained", removal={"3.weight": 0.25, "6.weight": 0.25}
+    )
+    small = prune(model, policy, graph=graph)
+    cost, foretold = measure_cost(small, x), footprint(graph.network, policy)
+    assert (cost.parameters, cost.nonzero, cost.macs) == (foretold.parameters, foretold.nonzero, foretold.macs)
+    assert cost.encoded_bytes <= foretold.encoded_bytes
+    assert 1 - (small[3].weight != 0).float().mean() == pytest.approx(0.6, abs=0.002)
+    write_sparse(small, tmp_path / "small")
+    assert len(encode_model(small)) == cost.encoded_bytes
+    read = read_sparse(tmp_path / "small")
+    assert all(torch.equal(read[name], tensor) for name, tensor in small.state_dict().items())
+
+
+@pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
+def test_rankings_choose_what_policies_mask(granularity):
+    model, x = built(decoder)
+    graph = trace_channels(model, x)
+    policy = PruningPolicy({"3.weight": 0.4, "6.weight": 0.4}, granularity=granularity, criterion="magnitude-l2")
+    masks, _ = policy_masks(model, policy, graph=graph)
+    ranked = Rankings(model, graph).masks(policy)
+    assert masks.keys() == ranked.keys()
+    assert all(torch.equal(masks[name], ranked[name]) for name in masks)
+
+
+@pytest.mark.parametrize("network", [decoder, grouped])
+def test_latency_is_measured_in_every_size(network):
+    model, x = built(network)
+    graph = trace_channels(model, x)
+    table = measure_latency_table(model, graph, x, levels=(0.5,), repeats=1)
+    table.require(graph.network)
+    assert table.layers.keys() == set(graph.network.layer_names)
