@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_masks_hold_and_channels_are_gone(subject):
         "conv0.weight": 18 / 72, "conv1.weight": pytest.approx(806 / 1152), "classifier.weight": 0.5,
     }  # fmt: skip
     assert removed.result.achieved["conv1.weight"] == 0.5
+
+
+def test_a_transposed_convolution_loses_its_second_dimension(workload):
+    parts = {"conv": torch.nn.Conv2d(1, 6, 3), "up": torch.nn.ConvTranspose2d(6, 8, 2, stride=2)}
+    pool = {"pool": torch.nn.AdaptiveAvgPool2d(1), "flat": torch.nn.Flatten(), "classifier": torch.nn.Linear(8, 10)}
+    subject = Subject.of(workload, torch.nn.Sequential(OrderedDict({**parts, **pool})))
+    policy = PruningPolicy({"conv.weight": 0.5, "up.weight": 0.25}, "channel", schedule=Schedule("one-shot"))
+    evaluation = evaluate_policy(subject, policy, 0.2, 0)
+    assert evaluation.result.state == "complete", evaluation.result.reason
+    assert tuple(evaluation.model.up.weight.shape) == (3, 6, 2, 2)
+    assert evaluation.result.achieved == {"conv.weight": 0.5, "up.weight": 0.25, "classifier.weight": 0.0}
 
 
 @pytest.mark.parametrize("policy", [FINE, CHANNEL], ids=["fine-grained", "channel"])
