@@ -61,6 +61,8 @@ from spaces.units import stays_whole
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
 POLICY_FLAGS = ("granularity", "criterion", "schedule")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
+NOTED_DIFFERENCE = 0.05
+"""Difference between a share asked for and the one removed from which `apply` names it."""
 MAX_POLICY_BYTES = 64 * 2**20
 """A sparsity file above this is refused before it is read."""
 
@@ -306,6 +308,10 @@ def apply(arguments: argparse.Namespace) -> Reply:
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher)
+    for name, found in tuned.result.achieved.items():
+        asked = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
+        if abs(asked - found) > NOTED_DIFFERENCE:
+            watcher.note(f"{name}: {asked:.1%} asked, {found:.1%} removed")
     made = Export(
         policy, tuned.model, tuned.structure, tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": arguments.seed},
@@ -401,5 +407,6 @@ def _written(made: Export, workload: Workload, config: SearchConfig, arguments: 
         f"MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"
         f"Check: prunefront verify {out}"
+        + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
     )
     return Reply({"out": str(out), **manifest}, text)

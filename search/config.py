@@ -189,7 +189,9 @@ def make_config(**options: Any) -> SearchConfig:
 def _one_line(problem: Any) -> str:
     option = ".".join(str(part) for part in problem["loc"]) or "config"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{option.replace('_', '-')}: {message}" + ("" if "got" in message else f", got {problem['input']!r}")
+    option = option.replace("_", "-")
+    message = message if message.startswith(option) else f"{option}: {message}"
+    return message + ("" if "got" in message else f", got {problem['input']!r}")
 
 
 def read_study_file(path: Path) -> dict[str, Any]:

@@ -266,6 +266,7 @@ def _manifest(
         "size_encoded": sparse_bytes / dense_bytes,
         "size_nonzero": export.result.shares.nonzero,
         "macs": export.result.shares.macs,
+        "achieved": dict(export.result.achieved),
         "limit": export.limit[0] if export.limit else None,
         "size_metric": export.limit[1] if export.limit else None,
         "outputs": predict(export.model, workload.example_input[:OUTPUT_ROWS]).tolist(),

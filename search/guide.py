@@ -206,12 +206,12 @@ class Guide:
         return int(order[0])
 
     def _key(self, params: Mapping[str, Any]) -> str:
-        """What tells one fine-tune from another: shares really removed, granularities and the schedule."""
+        """What tells one fine-tune from another: shares really removed, granularities and, roughly, the schedule."""
         policy = self._space.read(params).policy
         schedule = policy.schedule
         removed = achieved(self._space.network, policy)
         words = [policy.granularity_of(name) for name, share in removed.items() if share]
-        pace = schedule.kind if schedule.kind == "one-shot" else round(schedule.exponent, 3)
+        pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
         return repr((list(removed.values()), words, pace))  # text remembers its hash
 
     def _relevant(self) -> list[Observation]:

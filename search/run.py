@@ -37,13 +37,15 @@ from search.results import FinalScore, best_trial, finalists_of, front_of, score
 from search.scan import cached_profile
 from search.study import OptunaStudy
 from search.tracking import Tracker
-from search.train import in_fast_layout, score
+from search.train import in_fast_layout, score, step_count
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
 from spaces.latency import Predictor
 from spaces.profile import Profile
 from spaces.space import Proposal, Seed, Space
 
+FEW_STEPS = 50
+"""Optimizer steps a trial should have; of fewer, a study warns."""
 MAX_STARTS = 4
 """A trial whose evaluation ended the process this often is failed, so that resuming does not crash for ever."""
 
@@ -97,6 +99,11 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     space = _space(config, workload, root / "cache", watcher)
     for granularity, reason in space.left_out.items():
         watcher.note(f"granularity {granularity} is left out: {reason}")
+    if (steps := step_count(workload, workload.recipe.trial_epochs)) < FEW_STEPS:
+        watcher.note(
+            f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "
+            "recipe with more trial_epochs or a smaller batch"
+        )
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from search.finals import ClosingRow
 from spaces.layers import Network
-from spaces.profile import Profile
+from spaces.profile import Profile, ProfilePoint
 
 WIDTH = 120
 """Columns of a table, on a terminal or not, so that output compares line by line."""
@@ -101,15 +100,22 @@ def layer_table(network: Network) -> str:
 
 
 def profile_table(profile: Profile, granularity: str) -> str:
-    """Calibration accuracy by layer and sparsity, after BatchNorm recalibration."""
-    layers: dict[str, list[Any]] = {}
+    """Calibration accuracy by layer and sparsity, after BatchNorm recalibration.
+
+    Few units round to other sparsities in one layer than in another; then each cell names its own.
+    """
+    layers: dict[str, list[ProfilePoint]] = {}
     for layer, point in profile.table(granularity):
         layers.setdefault(layer, []).append(point)
-    levels = max(layers.values(), key=len, default=[])
-    return render(
-        [granularity, *(percent(point.sparsity, 0) for point in levels)],
-        [[layer, *(percent(point.recalibrated_accuracy) for point in points)] for layer, points in layers.items()],
-    )
+    reached = [[percent(point.sparsity, 0) for point in points] for points in layers.values()]
+    alike = all(row == reached[0] for row in reached)
+    columns = reached[0] if alike and reached else [f"level {n + 1}" for n in range(max(map(len, reached), default=0))]
+    rows = []
+    for (layer, points), shares in zip(layers.items(), reached, strict=True):
+        cells = [percent(point.recalibrated_accuracy) for point in points]
+        cells = cells if alike else [f"{share}: {cell}" for share, cell in zip(shares, cells, strict=True)]
+        rows.append([layer, *cells, *[None] * (len(columns) - len(cells))])
+    return render([granularity, *columns], rows)
 
 
 def counts_line(counts: Mapping[str, int]) -> str:

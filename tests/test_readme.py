@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pruning import apply_masks_, make_mask, to_torch_prune
+from search import get_workload
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -91,6 +93,20 @@ def test_python_snippet_runs(workplace):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "granularity" in done.stdout
+
+
+@needs_program
+def test_an_export_loads_as_printed(workplace, monkeypatch):
+    if not (workplace / "best").is_dir():
+        assert run(["prunefront", "export", "digits", "--out", "best"], workplace).returncode == 0
+    source = next(block for block in blocks("python") if "apply_structure(my_net()" in block)
+    names = {"my_net": get_workload("digits").build_model}
+    monkeypatch.chdir(workplace)
+    exec(source, names)  # noqa: S102 - our own README
+    recorded = torch.tensor(json.loads((workplace / "best" / "manifest.json").read_text())["outputs"])
+    with torch.no_grad():
+        outputs = names["model"].eval()(get_workload("digits").example_input[: len(recorded)])
+    assert torch.allclose(outputs, recorded, atol=1e-4 * float(recorded.abs().max()))
 
 
 def test_plain_pytorch_restores_masks_as_printed(tmp_path, monkeypatch):
