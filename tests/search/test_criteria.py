@@ -121,11 +121,21 @@ class TestRecipe:
     def test_one_step_moves_scales_by_learning_rate_times_its_sign(self, workload):
         """Two steps, at learning rates 0.1 and 0: the trainings differ in the scales alone."""
         recipe = Recipe(batch=200, dense_epochs=1, momentum=0.5, weight_decay=0.0, dense_learning_rate=0.1, warmup=0.5)
-        models = [
-            train_dense(replace(workload, recipe=replace(recipe, bn_l1=weight)), 0).model for weight in (0.0, 0.25)
-        ]
+        signs = {"bn0.weight": 1.0, "bn1.weight": -1.0}
+
+        def build() -> torch.nn.Module:
+            model = workload.build_model()
+            with torch.no_grad():
+                for name, sign in signs.items():
+                    model.get_parameter(name).fill_(0.5 * sign)
+            return model
+
+        of = {
+            weight: replace(workload, build_model=build, recipe=replace(recipe, bn_l1=weight)) for weight in (0, 0.25)
+        }
+        models = [train_dense(adapted, 0).model for adapted in of.values()]
         for (name, tensor), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-            expected = 0.1 * 1.5 * 0.25 if name in ("bn0.weight", "bn1.weight") else 0.0  # Nesterov: 1 + momentum
+            expected = 0.1 * 1.5 * 0.25 * signs.get(name, 0.0)  # Nesterov: 1 + momentum
             torch.testing.assert_close(tensor - other, torch.full_like(tensor, expected), rtol=1e-4, atol=0)
 
     def test_it_makes_scales_small_until_the_channels_are_chosen(self, workload, subject):
