@@ -169,7 +169,7 @@ class GradualPruner:
 
         Call it for every step, and once more with `steps` after the last.
         """
-        if step not in self._updates:
+        if step not in self._updates or self.settled:
             return False
         progress = self._updates[step]
         self.settled = step == max(self._updates)

@@ -241,6 +241,9 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("--start", type=float, metavar="SHARE", help="share of the steps before the ramp begins (0)")
     parser.add_argument("--interval", type=int, metavar="N", help="steps between mask updates (0: 20 on the ramp)")
     parser.add_argument("--rounds", type=int, metavar="N", help="of an iterative schedule (3)")
+    parser.add_argument(
+        "--training", default="fine-tune", metavar="T", help="fine-tune; or from fresh weights scratch-e, scratch-b"
+    )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")

@@ -49,9 +49,11 @@ from search.tables import (
     render,
 )
 from search.tracking import open_store, serve_ui, ui_command
+from search.train import TRAININGS
 from search.user_code import named_criterion
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
+from spaces.errors import unknown
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity
 from spaces.schedule import Schedule
@@ -290,6 +292,8 @@ def export(arguments: argparse.Namespace) -> Reply:
 def apply(arguments: argparse.Namespace) -> Reply:
     """Prune by a dict, fine-tune at the recipe's final length, export."""
     policy = _read_policy(arguments)
+    if arguments.training not in TRAININGS:
+        raise UsageError(unknown("training", arguments.training, TRAININGS))
     if arguments.torch_prune:
         check_masks_only(policy)
     config, root, workload = _workload(arguments)
@@ -307,14 +311,14 @@ def apply(arguments: argparse.Namespace) -> Reply:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model)
-    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher)
+    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
     for name, found in tuned.result.achieved.items():
         asked = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
         if abs(asked - found) > NOTED_DIFFERENCE:
             watcher.note(f"{name}: {asked:.1%} asked, {found:.1%} removed")
     made = Export(
         policy, tuned.model, tuned.structure, tuned.result, None, None,
-        {"file": Path(arguments.file).name, "seed": arguments.seed},
+        {"file": Path(arguments.file).name, "seed": arguments.seed, "training": arguments.training},
     )  # fmt: skip
     return _written(made, workload, config, arguments)
 

@@ -18,7 +18,7 @@ from pruning.criteria import NotFiniteError
 from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.records import COMPLETE, FAILED, TrialResult
-from search.train import Diverged, Progress, Trained, fine_tune
+from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, train_fresh
 from search.workloads.base import Workload
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
@@ -66,16 +66,26 @@ class Evaluation:
 
 
 def evaluate_policy(
-    subject: Subject, policy: PruningPolicy, epochs: float, seed: int, progress: Progress | None = None
+    subject: Subject,
+    policy: PruningPolicy,
+    epochs: float,
+    seed: int,
+    progress: Progress | None = None,
+    training: str = FINE_TUNE,
 ) -> Evaluation:
     """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
+
+    With another `training` the policy's network is trained from fresh weights instead, for epochs of its own.
 
     Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a removal that does
     not equal its mask, or a network larger than planned), `error: ...` (anything the workload's own code raised).
     """
     try:
         subject = subject.scored_by(policy.criterion)
-        trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
+        if training == FINE_TUNE:
+            trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
+        else:
+            trained = train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, progress)
         return _measured(subject, policy, trained)
     except (Diverged, NotFiniteError) as error:
         return failed(f"diverged: {error}")

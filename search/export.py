@@ -30,7 +30,7 @@ from search.fingerprint import model_fingerprint
 from search.open import StudyView
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
-from search.train import predict
+from search.train import FINE_TUNE, predict
 from search.workloads import Workload, get_workload
 from spaces.policy import PruningPolicy
 
@@ -130,14 +130,17 @@ def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Exp
     )
 
 
-def fine_tuned(subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher) -> Any:
+def fine_tuned(
+    subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher, training: str = FINE_TUNE
+) -> Any:
     """An evaluation that must succeed.
 
     Raises:
         GoalMissed: the fine-tune failed; its reason.
     """
-    with watcher.stage("fine-tuning") as progress:
-        evaluation = evaluate_policy(subject, policy, epochs, seed, progress)
+    stage = "fine-tuning" if training == FINE_TUNE else f"training from fresh weights ({training})"
+    with watcher.stage(stage) as progress:
+        evaluation = evaluate_policy(subject, policy, epochs, seed, progress, training)
     if evaluation.model is None:
         raise GoalMissed(f"the fine-tune failed: {evaluation.result.reason}")
     return evaluation

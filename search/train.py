@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,19 @@ from pruning.calibration import Calibration
 from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
 from pruning.schedule import cycle_at
-from pruning.structure import Structure
+from pruning.structure import Structure, apply_structure
 from search.recipe import Recipe, one_cycle
 from search.records import CurvePoint
 from search.workloads.base import Split, Workload
+from spaces.errors import unknown
 from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
+from spaces.size import dense_footprint, footprint
 
 SCORING_BATCH = 1000
+FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
+TRAININGS = (FINE_TUNE, *SCRATCH)
+"""How a policy's network gets its weights."""
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
@@ -98,6 +104,49 @@ def fine_tune(
     calibration = Calibration(*workload.calibration, workload.loss)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
     return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
+
+
+def train_fresh(
+    dense: nn.Module,
+    policy: PruningPolicy,
+    workload: Workload,
+    graph: ChannelGraph,
+    training: str,
+    seed: int,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train the network a policy makes of `dense` from fresh weights, with the recipe of the dense training.
+
+    What goes is chosen on the trained `dense`, as one-shot pruning does; none of its weights is taken over.
+
+    Args:
+        training: `scratch-e` for as many epochs as the dense model, `scratch-b` for as much compute: as many times
+            more epochs as the network takes fewer MACs (Liu et al., arXiv 1810.05270). Masks lower no MACs.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+        ValueError: a removal that cannot equal its mask.
+    """
+    recipe, epochs = workload.recipe, scratch_epochs(workload, policy, graph, training)
+    calibration = Calibration(*workload.calibration, workload.loss)
+    at_once = replace(policy, schedule=Schedule("one-shot"))
+    pruner = GradualPruner(copy.deepcopy(dense), at_once, step_count(workload, epochs), graph, calibration)
+    pruner.advance(0)
+    torch.manual_seed(seed)
+    fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
+    pruner.model.load_state_dict(fresh.state_dict())
+    pruner.hold()
+    return _train(pruner.model, pruner, workload, epochs, recipe.dense_learning_rate, seed, progress)
+
+
+def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGraph, training: str) -> float:
+    """Epochs of `scratch-e` and `scratch-b`."""
+    if training not in SCRATCH:
+        raise ValueError(unknown("training", training, SCRATCH))
+    if training == "scratch-e":
+        return workload.recipe.dense_epochs
+    left = footprint(graph.network, policy).macs
+    return workload.recipe.dense_epochs * dense_footprint(graph.network).macs / max(left, 1)
 
 
 def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:

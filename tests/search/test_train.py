@@ -8,6 +8,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from safetensors.torch import save_file
 from torch.nn.utils import prune as torch_prune
 
 from pruning.codec import encode_model
+from pruning.prune import policy_masks
+from pruning.structure import apply_structure
 from search.checkpoints import load_model, load_user_weights
 from search.console import Watcher
 from search.dense import build_model, dense_model
@@ -68,6 +71,36 @@ def test_every_schedule_ends_at_the_policy(subject, kind, granularity):
     evaluation = evaluate_policy(subject, policy, 1, 0)
     assert evaluation.result.state == "complete", evaluation.result.reason
     assert dict(evaluation.result.achieved) == pytest.approx(achieved(subject.network, policy))
+
+
+LEFT = (54 * 64 + 432 * 16 + 80) / (72 * 64 + 1152 * 16 + 160)
+"""MACs of the network `CHANNEL` makes, a share of the dense one's."""
+
+
+@pytest.mark.parametrize(("training", "factor"), [("scratch-e", 1.0), ("scratch-b", 1 / LEFT)])
+def test_fresh_weights_for_equal_epochs_or_compute(subject, training, factor):
+    """Channels are those of the trained model; its weights, schedule and length of fine-tune play no part."""
+    steps = []
+    evaluation = evaluate_policy(subject, CHANNEL, 0.01, 5, lambda *counts: steps.append(counts), training)
+    assert evaluation.result.state == "complete", evaluation.result.reason
+    assert steps[-1] == (round(4 * factor * 20),) * 2  # 400 images in batches of 20, four dense epochs
+    tuned = evaluate_policy(subject, CHANNEL, 0.05, 0)
+    assert evaluation.structure == tuned.structure
+    torch.manual_seed(5)
+    fresh = apply_structure(subject.workload.build_model(), evaluation.structure)
+    recipe = replace(subject.workload.recipe, dense_epochs=0.01, dense_learning_rate=1e-9, weight_decay=0.0)
+    still = replace(subject, workload=replace(subject.workload, recipe=recipe))
+    begun = evaluate_policy(still, CHANNEL, 1, 5, None, "scratch-e").model
+    for name, weight in fresh.named_parameters():
+        assert torch.allclose(begun.get_parameter(name), weight, atol=1e-6)
+
+
+def test_masks_are_held_on_fresh_weights(subject):
+    evaluation = evaluate_policy(subject, FINE, 0.01, 5, None, "scratch-b")
+    expected, _ = policy_masks(subject.dense, FINE, graph=subject.graph)
+    for name, mask in expected.items():
+        assert torch.equal(evaluation.model.get_parameter(name) != 0, mask)
+    assert evaluation.result.accuracy > 0.3
 
 
 def test_rounds_restart_the_learning_rate(subject, monkeypatch):
