@@ -195,6 +195,7 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("subject", nargs="?", metavar="WORKLOAD", help="as --workload")
     _add_workload_options(parser)
     parser.add_argument("--out", metavar="DIR", help="also write weights.png: histograms of the trained weights")
+    parser.add_argument("--targets", action="store_true", help="which granularity for which device, with sources")
 
 
 def _add_front(commands: Any) -> None:

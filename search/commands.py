@@ -47,6 +47,7 @@ from search.tables import (
     percent,
     profile_table,
     render,
+    target_table,
 )
 from search.tracking import open_store, serve_ui, ui_command
 from search.train import TRAININGS
@@ -58,6 +59,7 @@ from spaces.layers import Network
 from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity
 from spaces.schedule import Schedule
 from spaces.size import dense_footprint
+from spaces.targets import STATEMENTS
 from spaces.units import stays_whole
 
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
@@ -200,6 +202,9 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     whole_in = _whole_layers(network)
     data["whole"] = whole_in
     parts = [head, layer_table(network), *(f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items())]
+    data["targets"] = [asdict(one) for one in STATEMENTS]
+    if arguments.targets:
+        parts.append(target_table())
     if arguments.out:
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher())
         picture = Path(arguments.out) / "weights.png"

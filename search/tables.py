@@ -12,6 +12,7 @@ from rich.table import Table
 from search.finals import ClosingRow
 from spaces.layers import Network
 from spaces.profile import Profile, ProfilePoint
+from spaces.targets import STATEMENTS
 
 WIDTH = 120
 """Columns of a table, on a terminal or not, so that output compares line by line."""
@@ -97,6 +98,14 @@ def layer_table(network: Network) -> str:
             for layer in network.layers
         ],
     )  # fmt: skip
+
+
+def target_table() -> str:
+    """Which granularity for which target, with the source of each statement."""
+    return render(
+        ["granularity", "target", "effect", "source"],
+        [[", ".join(one.granularities), one.target, one.effect, one.source] for one in STATEMENTS],
+    )
 
 
 def profile_table(profile: Profile, granularity: str) -> str:

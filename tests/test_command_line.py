@@ -23,6 +23,7 @@ import torch
 
 from search.cli import MASKS
 from spaces.policy import GRANULARITIES, SEARCHED
+from spaces.targets import TARGETS
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
 COMMANDS = ("search", "scan", "inspect", "front", "status", "view", "export", "apply", "verify")
@@ -374,6 +375,14 @@ def test_inspect_knows_layers_groups_and_costs(main, tmp_path):
     assert "output" in by_name["classifier.weight"]["obstacle"]
     assert reply["whole"] == {word: ["conv0.weight"] for word in ("1:4", "2:4", "*:4", "*:8")}
     assert "2:4 leaves whole: conv0.weight" in main("inspect", "--root", tmp_path, "./tiny.py:tiny").out
+
+
+def test_inspect_says_what_each_granularity_brings_where(main, tmp_path):
+    found = json.loads(main("inspect", "--root", tmp_path, "--json", "./tiny.py:tiny").out)["targets"]
+    said = {(word, one["target"]) for one in found for word in one["granularities"]}
+    assert said >= {(word, target) for word in GRANULARITIES for target in ("CPU", "GPU")}
+    assert all(one["target"] in TARGETS and one["effect"] and one["source"] for one in found)
+    assert "arXiv 2002.08697" in main("inspect", "--root", tmp_path, "--targets", "./tiny.py:tiny").out
 
 
 def test_help_names_every_granularity():
