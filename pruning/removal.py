@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import gcd, lcm
 
 import numpy as np
 import torch
@@ -63,6 +64,25 @@ def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGra
         for t in network.tensors
     )
     return replace(graph, network=replace(network, tensors=tensors, layers=layers, groups=groups), owners=owners)
+
+
+def round_groups(graph: ChannelGraph, round_to: int) -> ChannelGraph:
+    """The same graph, whose layers keep a multiple of `round_to` output channels wherever they lose some.
+
+    Counts are rounded up, so that nothing more goes than was asked for; a layer of fewer channels stays whole.
+
+    Raises:
+        ValueError: `round_to` is no whole number >= 1.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"round_to must be a whole number >= 1, got {round_to!r}; 1 changes nothing, 8 is usual")
+    network = graph.network
+    groups = []
+    for group in network.groups:
+        layers = [network.by_name[name] for name in group.layers]
+        multiples = [round_to // gcd(round_to, layer.output_channels // group.units) for layer in layers]
+        groups.append(replace(group, multiple=lcm(*multiples)))
+    return replace(graph, network=replace(network, groups=tuple(groups)))
 
 
 @dataclass(frozen=True, eq=False)

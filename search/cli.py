@@ -167,6 +167,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
     parser.add_argument("--granularity", metavar="A,B", help=f"choices (fine-grained,channel); {MASKS}")
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
+    parser.add_argument("--round-to", type=int, metavar="N", help="keep channel counts to a multiple of N (1)")
     parser.add_argument("--schedule", metavar="A,B", help="choices (one-shot,polynomial); also iterative")
     parser.add_argument(
         "--criterion",
@@ -236,6 +237,7 @@ def _add_apply(commands: Any) -> None:
         metavar="C",
         help="of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
     )
+    parser.add_argument("--round-to", type=int, metavar="N", help="keep channel counts to a multiple of N (1)")
     parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default), one-shot or iterative")
     parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial or rounds (3)")
     parser.add_argument("--ramp", type=float, metavar="SHARE", help="share of the steps by which it is reached (0.6)")

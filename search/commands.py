@@ -301,7 +301,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
         raise UsageError(unknown("training", arguments.training, TRAININGS))
     if arguments.torch_prune:
         check_masks_only(policy)
-    config, root, workload = _workload(arguments)
+    config, root, workload = _workload(arguments, round_to=arguments.round_to)
     untrained = build_model(workload, config.dense_seed)
     graph = trace_channels(untrained, workload.example_input)
     network = restrict_graph(untrained, graph, policy.criterion).network
@@ -315,7 +315,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
         if obstacle := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject = Subject.of(workload, dense.model)
+    subject = Subject.of(workload, dense.model, config.round_to)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
     for name, found in tuned.result.achieved.items():
         asked = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))

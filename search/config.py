@@ -48,6 +48,7 @@ class SearchConfig(BaseModel):
         granularity: choices, one for a whole policy, or one a layer when `mixed`.
         mixed: let every layer have its own granularity.
         schedule: kinds to choose from.
+        round_to: layers that lose channels keep a multiple of so many; 8 or 16 suit most kernels.
         criterion: which units go first; on the command line and in a STUDY.toml also `./file.py:function`.
         sampler: `guided`, or one of Optuna's: `tpe`, `nsga2`, `gp`, `random`.
         seeds: start with static allocations and the scan's, at most half of the trials.
@@ -77,6 +78,7 @@ class SearchConfig(BaseModel):
     granularity: tuple[str, ...] = SEARCHED
     mixed: bool = False
     schedule: tuple[str, ...] = SEARCHED_SCHEDULES
+    round_to: int = Field(default=1, ge=1, le=1024)
     criterion: str = "magnitude-l2"
     sampler: str = "guided"
     seeds: bool = True

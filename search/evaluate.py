@@ -15,6 +15,7 @@ from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
 from pruning.criteria import NotFiniteError
+from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.records import COMPLETE, FAILED, TrialResult
@@ -38,9 +39,9 @@ class Subject:
     graph: ChannelGraph
 
     @classmethod
-    def of(cls, workload: Workload, dense: nn.Module) -> Subject:
-        """Trace the channel groups of the trained model."""
-        return cls(workload, dense, trace_channels(dense, workload.example_input))
+    def of(cls, workload: Workload, dense: nn.Module, round_to: int = 1) -> Subject:
+        """Trace the channel groups of the trained model, which keep a multiple of `round_to` channels."""
+        return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
     def scored_by(self, criterion: str) -> Subject:
         """The subject in which channel groups the criterion is not defined for carry that as their obstacle."""

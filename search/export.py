@@ -120,8 +120,8 @@ def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Exp
     else:
         watcher.note(f"trial {number} kept no weights: repeating its fine-tune")
         dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
-        evaluation = fine_tuned(Subject.of(workload, dense.model), record.policy, workload.recipe.trial_epochs,
-                                config.seed, watcher)  # fmt: skip
+        subject = Subject.of(workload, dense.model, config.round_to)
+        evaluation = fine_tuned(subject, record.policy, workload.recipe.trial_epochs, config.seed, watcher)
         model, structure, result = evaluation.model, evaluation.structure, evaluation.result
     return (
         Export(record.policy, model, structure, result, None, limit, {**origin, "seed": config.seed}),

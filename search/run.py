@@ -17,6 +17,7 @@ import pandas as pd
 from pruning.channels import trace_channels
 from pruning.criteria import own_function
 from pruning.evidence import unit_evidence
+from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from search.checkpoints import save_model
 from search.clock import StudyClock
@@ -153,7 +154,8 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
 def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
     model = build_model(workload, config.dense_seed)
-    graph = restrict_graph(model, trace_channels(model, workload.example_input), config.criterion)
+    graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
+    graph = restrict_graph(model, graph, config.criterion)
     latency = None
     if config.needs_latency:
         subject = Subject(workload, in_fast_layout(model, workload.example_input).eval(), graph)
@@ -217,7 +219,7 @@ class _Coordinator:
     ) -> None:
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
-        self.subject = Subject.of(workload, dense.model).scored_by(config.criterion)
+        self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.seconds = {"dense": dense.trained_seconds}
         self.least_accuracy = None

@@ -109,6 +109,10 @@ class Costs:
         return np.array([group.units for group in self._network.groups], dtype=float)
 
     @cached_property
+    def _multiples(self) -> np.ndarray:
+        return np.array([group.multiple for group in self._network.groups], dtype=float)
+
+    @cached_property
     def _item(self) -> np.ndarray:
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
         return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
@@ -154,6 +158,9 @@ class Costs:
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
         gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
+        if (self._multiples > 1).any():
+            left = np.ceil((self._units - gone) / self._multiples) * self._multiples
+            gone = np.maximum(self._units - left, 0)
         numel, inputs = self._left(gone)
         nonzero = numel - self._zeros(requests, numel, inputs)
         whole, per_unit = self._others

@@ -86,6 +86,11 @@ class Layer:
         return int(self.kind.startswith("conv_transpose") and not depthwise)
 
     @property
+    def output_channels(self) -> int:
+        """All of them; the second dimension of a transposed convolution counts those of one group."""
+        return self.shape[self.output_dim] * (self.convolution_groups if self.output_dim else 1)
+
+    @property
     def input_dim(self) -> int:
         """The dimension its input channels index: the other one."""
         return 1 - self.output_dim
@@ -97,11 +102,15 @@ class ChannelGroup:
 
     A unit is the smallest set of channels that leaves as one: one channel, or for grouped
     convolutions one local index in every group.
+
+    Attributes:
+        multiple: where units go, what is kept is rounded up to a multiple of so many, at most to all.
     """
 
     layers: tuple[str, ...]
     units: int
     obstacle: str | None = None
+    multiple: int = 1
 
 
 @dataclass(frozen=True)

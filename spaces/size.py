@@ -82,13 +82,16 @@ def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int
     """Group number -> units kept, for the groups that lose some.
 
     `requests` is the share of output channels asked to go by layer. Inside a group the smallest request
-    holds and an unnamed member asks for 0; groups with an obstacle keep all.
+    holds and an unnamed member asks for 0; groups with an obstacle keep all. Kept units are rounded up to the
+    group's multiple.
     """
     kept = {}
     for number, group in enumerate(network.groups):
         share = min((requests.get(name, 0.0) for name in group.layers), default=0.0)
-        if group.obstacle is None and share > 0 and (removed := removed_count(share, group.units)):
-            kept[number] = group.units - removed
+        if group.obstacle is None and share > 0:
+            left = group.units - removed_count(share, group.units)
+            left = min(-(-left // group.multiple) * group.multiple, group.units)
+            kept |= {number: left} if left < group.units else {}
     return kept
 
 

@@ -183,6 +183,7 @@ class _Groups:
         }
         self.places = {number: place for place, number in enumerate(able)}
         self.units = _whole(group.units for group in able.values())
+        self._multiples = _whole(group.multiple for group in able.values())
         self._members = _whole(layers[name] for group in able.values() for name in group.layers)
         self._starts = np.cumsum([0, *(len(group.layers) for group in able.values())])[:-1]
 
@@ -190,7 +191,9 @@ class _Groups:
         """Units removed (g,) for the share of channels asked by layer: the smallest request holds."""
         if not len(self.units) or not requests.any():
             return np.zeros(len(self.units), np.int64)
-        return removed_counts(np.minimum.reduceat(requests[self._members], self._starts), self.units)
+        removed = removed_counts(np.minimum.reduceat(requests[self._members], self._starts), self.units)
+        left = -((removed - self.units) // self._multiples) * self._multiples
+        return np.maximum(self.units - left, 0)
 
 
 class _Shapes:

@@ -68,14 +68,17 @@ class Knob:
     layers: tuple[str, ...]
     units: Units
     group: int | None = None
+    multiple: int = 1
 
     @property
     def name(self) -> str:
         return self.layers[0]
 
     def removed(self, levels: Sequence[float]) -> np.ndarray:
-        """Units gone at each level; one stays."""
-        return np.array([self.units.removed(float(level)) for level in levels])
+        """Units gone at each level; one stays, or a multiple of what the group keeps to."""
+        removed = np.array([self.units.removed(float(level)) for level in levels])
+        left = -((removed - self.units.count) // self.multiple) * self.multiple
+        return np.maximum(self.units.count - left, 0)
 
 
 def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
@@ -88,7 +91,7 @@ def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
         raise ValueError(unknown("granularity", granularity, GRANULARITIES))
     if granularity == "channel":
         groups = enumerate(network.groups)
-        knobs = [Knob(g.layers, Units(g.units, 1), number) for number, g in groups if g.obstacle is None]
+        knobs = [Knob(g.layers, Units(g.units, 1), n, g.multiple) for n, g in groups if g.obstacle is None]
     else:
         layers = [layer for layer in network.layers if not stays_whole(layer, granularity)]
         knobs = [Knob((layer.name,), units_of(granularity, layer.shape)) for layer in layers]

@@ -26,7 +26,13 @@ from pruning.channels import (
     shrink,
     trace_channels,
 )
+from pruning.cost import measure_cost
+from pruning.prune import prune
+from pruning.removal import round_groups
 from pruning.structure import Structure, apply_structure
+from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
+from spaces.allocation import Target
+from spaces.size import kept_units
 
 IMAGE = (3, 8, 8)
 
@@ -887,3 +893,37 @@ def test_shrunk_shapes_equal_the_formula(data):
             kept[number] = group.units - min(math.floor(share * group.units + 0.5), group.units - 1)
     for tensor in graph.network.tensors:
         assert tensor.shrunk(kept, units) == tuple(small[tensor.name].shape), tensor.name
+
+
+class TestRounding:
+    @pytest.mark.parametrize("round_to", [1, 3, 4, 8])
+    @pytest.mark.parametrize("units", range(1, 33, 3))
+    def test_counts_by_hand(self, units, round_to):
+        """Kept counts go up to the next multiple, and a narrow layer stays whole."""
+        group = ChannelGroup(("a",), units, multiple=round_to)
+        tensor = StoredTensor("a", (units, 2), owners=(((0, units),), ()))
+        network = Network((tensor,), (Layer("a", "linear", (units, 2), 1, 1, 0),), (group,))
+        for share in (0.1, 0.3, 0.5, 0.77, 0.95):
+            kept = units - removed_count(share, units)
+            rounded = min(math.ceil(kept / round_to) * round_to, units)
+            assert kept_units(network, {"a": share}).get(0, units) == rounded
+            assert Target(network, 1.0, "channel").cost({"a": share}).nonzero == pytest.approx(rounded / units)
+
+    @pytest.mark.parametrize("round_to", [4, 8])
+    def test_layers_keep_multiples_and_the_mask_equals_the_removal(self, vgg, vgg_graph, images, round_to):
+        graph = round_groups(vgg_graph, round_to)
+        policy = PruningPolicy(dict.fromkeys(vgg_graph.network.layer_names, 0.4), "channel")
+        small = prune(vgg, policy, graph=graph)
+        for name, weight in small.named_parameters():
+            if name in graph.network.removable:
+                assert weight.shape[0] % round_to == 0 or weight.shape[0] == vgg.get_parameter(name).shape[0]
+        cost = measure_cost(small, images)
+        planned = footprint(graph.network, policy)
+        assert (cost.parameters, cost.macs) == (planned.parameters, planned.macs)
+        asked = footprint(vgg_graph.network, policy)
+        assert asked.parameters < planned.parameters
+
+    @pytest.mark.parametrize("bad", [0, -8, 2.0, True, "8"])
+    def test_refused(self, vgg_graph, bad):
+        with pytest.raises(ValueError, match="round_to must be a whole number >= 1, got"):
+            round_groups(vgg_graph, bad)

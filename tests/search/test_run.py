@@ -73,6 +73,15 @@ def test_a_study_takes_other_schedules(begin):
         begin("wrong", schedule="cubic", trials=2)
 
 
+def test_a_study_keeps_counts_to_a_multiple(begin):
+    study = begin("rounded", granularity="channel", round_to=4, trials=10)
+    assert set(study.trials["state"]) == {"complete"}
+    kept = {record.policy.digest: record for record in Journal(study.folder / "journal").trials()}
+    for record in kept.values():
+        for name, count in (("conv0.weight", 8), ("conv1.weight", 16)):
+            assert round((1 - record.result.achieved[name]) * count) % 4 == 0
+
+
 class Interrupt(Watcher):
     """Ctrl-C after some trials, or in the middle of one."""
 

@@ -53,6 +53,7 @@ def networks(draw) -> Network:
             tuple(layer.name for layer in layers if layer.channel_group == number),
             count,
             "its outputs are the network's outputs" if number in blocked else None,
+            draw(st.sampled_from([1, 1, 2, 4])),
         )
         for number, count in enumerate(units)
     )

@@ -51,6 +51,7 @@ def networks(draw) -> Network:
             (*names, *draw(st.sampled_from([(), (), (), ("no layer",)]))),
             count,
             draw(st.sampled_from([None, None, None, "its outputs are the network's outputs"])),
+            draw(st.sampled_from([1, 1, 2, 3, 8])),
         )
         for names, count in zip(members, units, strict=True)
     )
