@@ -82,6 +82,16 @@ def test_a_study_keeps_counts_to_a_multiple(begin):
             assert round((1 - record.result.achieved[name]) * count) % 4 == 0
 
 
+def test_a_study_of_before_an_option_existed_goes_on(begin, root):
+    begin("older", trials=2)
+    path = root / "older" / "study.json"
+    record = json.loads(path.read_text())
+    for name in ("schedule", "round_to"):
+        del record["config"][name]
+    path.write_text(json.dumps(record))
+    assert begin("older", trials=3).counts["complete"] == 3
+
+
 class Interrupt(Watcher):
     """Ctrl-C after some trials, or in the middle of one."""
 
