@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -368,3 +369,12 @@ class TestGradualPruner:
             due = 0.9 * (1 - (1 - min(step, 30) / 30) ** 3)
             found = int((~pruner.masks["6.weight"]).sum()) if pruner.masks else 0
             assert found == math.floor(due * n + 0.5)
+
+
+@pytest.mark.parametrize("granularity", ["vector", "kernel", "1:4", "*:8", "fine-grained"])
+def test_no_file_is_larger_than_planned(vgg, vgg_graph, images, granularity):
+    """At thirty sizes, where one layer after another changes its encoding."""
+    for kept in np.geomspace(0.6, 0.01, 30):
+        policy = PruningPolicy(dict.fromkeys(vgg_graph.network.layer_names, 1 - float(kept)), granularity)
+        written = measure_cost(prune(vgg, policy), images).encoded_bytes
+        assert written <= footprint(vgg_graph.network, policy).encoded_bytes
