@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from pruning.criteria import NotFiniteError, element_scores
 from pruning.granularity import expand_units, unit_ranks, units
 from spaces.policy import check_sparsity, removed_count
+from spaces.units import Units
 
 
 def make_mask(
     weight: Tensor,
-    sparsity: float,
+    sparsity: float | None = None,
     granularity: str = "fine-grained",
     criterion: str = "magnitude-l1",
     scores: Tensor | None = None,
+    *,
+    count: int | None = None,
 ) -> Tensor:
     """Choose the units of one weight that stay.
 
@@ -26,8 +29,9 @@ def make_mask(
     of `*:M` the same number in every block. `weight` is not changed.
 
     Args:
-        weight: any shape with at least one element.
+        weight: any shape with at least one element; a bias as well.
         sparsity: share of units removed, 0 <= sparsity < 1.
+        count: instead of it, units to remove, 0 <= count < units; of a pattern `*:M`, of every M.
         granularity: the unit; see `pruning.granularity`.
         criterion: ignored when `scores` are given.
         scores: one score an element, of `weight`'s shape, finite; larger is kept.
@@ -36,8 +40,9 @@ def make_mask(
         Bool tensor of `weight`'s shape and device; True = kept.
 
     Raises:
-        ValueError: sparsity outside [0, 1), unknown words, empty weight, NaN weights or scores,
-            scores of another shape, a pattern whose M does not divide the inputs.
+        ValueError: sparsity outside [0, 1), a count that is no whole number or leaves no unit, both or neither of
+            them, unknown words, empty weight, NaN weights or scores, scores of another shape, a pattern whose M does
+            not divide the inputs.
 
     >>> make_mask(torch.tensor([3.0, -1.0, 2.0, 0.5]), sparsity=0.25).tolist()
     [True, True, True, False]
@@ -48,8 +53,20 @@ def make_mask(
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not torch.isfinite(scores).all():
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
-    removed = units(weight.shape, granularity).removed(check_sparsity(sparsity))
+    removed = _removed(units(weight.shape, granularity), sparsity, count)
     return expand_units(unit_ranks(scores, granularity) >= removed, weight.shape, granularity)
+
+
+def _removed(found: Units, sparsity: float | None, count: int | None) -> int:
+    if (sparsity is None) == (count is None):
+        raise ValueError(f"give one of sparsity, 0 <= sparsity < 1, and count, got {sparsity!r} and {count!r}")
+    if count is None:
+        return found.removed(check_sparsity(sparsity))
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < found.count:
+        raise ValueError(f"count must be a whole number of units, 0 to {found.count - 1} here, got {count!r}")
+    if found.keep is not None and count not in (0, found.count - found.keep):
+        raise ValueError(f"a pattern that keeps {found.keep} removes 0 or {found.count - found.keep}, got {count!r}")
+    return count
 
 
 @torch.no_grad()

@@ -119,6 +119,40 @@ class TestScores:
         assert mask.flatten().tolist() == by_sorting(scores.numpy().flatten(), 3)
 
 
+class TestCount:
+    @pytest.mark.parametrize("count", [0, 1, 7, 11])
+    def test_as_many_units_as_asked(self, count):
+        """As PyTorch's integer amounts, of weights and of biases."""
+        for weight in (torch.randn(12), torch.randn(12, 3)):
+            mask = make_mask(weight, count=count)
+            kept = torch_prune.L1Unstructured(count).compute_mask(weight, torch.ones_like(weight)).bool()
+            assert torch.equal(mask, kept)
+        assert int((~make_mask(torch.randn(12, 3), granularity="channel", count=count).any(dim=1)).sum()) == count
+
+    def test_places_of_a_pattern(self):
+        assert make_mask(torch.rand(3, 8), granularity="*:8", count=5).sum(dim=1).tolist() == [3, 3, 3]
+        assert make_mask(torch.rand(3, 8), granularity="2:4", count=2).sum(dim=1).tolist() == [4, 4, 4]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"count": 12}, "0 to 11 here, got 12"),
+            ({"count": -1}, "0 to 11 here, got -1"),
+            ({"count": 2.0}, "whole number of units, 0 to 11 here, got 2.0"),
+            ({"count": True}, "got True"),
+            ({"count": 3, "sparsity": 0.25}, "one of sparsity, 0 <= sparsity < 1, and count, got 0.25 and 3"),
+            ({}, "and count, got None and None"),
+        ],
+    )
+    def test_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            make_mask(torch.randn(12), **options)
+
+    def test_a_fixed_pattern_has_its_own_count(self):
+        with pytest.raises(ValueError, match="keeps 2 removes 0 or 2, got 1"):
+            make_mask(torch.rand(3, 8), granularity="2:4", count=1)
+
+
 class TestRefused:
     @pytest.mark.parametrize("sparsity", [1.0, 1.2, -0.1, math.nan, True, "0.5", None])
     def test_sparsity(self, sparsity):

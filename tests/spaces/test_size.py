@@ -18,6 +18,7 @@ from search.workloads.vgg import VGG9
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint
 from spaces.size import (
     Entry,
+    Footprint,
     achieved,
     container_bytes,
     container_header,
@@ -230,6 +231,14 @@ class TestEncodings:
         tensor = StoredTensor("w", (8, 16, 3, 3))
         kept = 1152 - masked_count(granularity, tensor.shape, share)
         assert encoded_entry(tensor, tensor.shape, kept, granularity) == Entry("w", "U8", (payload,), note)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(32, 100.0), (8, 25.0), (4, 12.5)])
+def test_the_labs_size_at_another_width(bits, expected):
+    found = Footprint(parameters=100, nonzero=25, encoded_bytes=0, macs=0, macs_nonzero=0)
+    assert (found.bytes_at(bits), found.bytes_at(bits, nonzero_only=False)) == (expected, 4 * expected)
+    with pytest.raises(ValueError, match="bits must be a whole number >= 1, got 0"):
+        found.bytes_at(0)
 
 
 class TestContainer:
