@@ -55,12 +55,16 @@ def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, T
 def input_energy(module: nn.Module, inputs: Tensor) -> Tensor:
     """Sum of squares of the values each element of the weight multiplies (of the weight's shape, at least 32 bit).
 
-    Of a convolution it is the derivative, by the weight, of the outputs' sum on squared inputs.
+    Of a convolution it is the derivative, by the weight, of the outputs' sum on squared inputs. Of a transposed one it
+    is the sum over the input channel, whatever the padding cuts off.
     """
     squares = inputs.to(torch.promote_types(inputs.dtype, torch.float32)).square()
     if isinstance(module, nn.Linear):
         return squares.reshape(-1, module.in_features).sum(0).expand(module.weight.shape)
     dimensions = module.weight.ndim - 2
+    if module.transposed:  # each input multiplies the whole kernel of its channel
+        channels = squares.movedim(-1 - dimensions, 0).flatten(1).sum(1)
+        return channels.reshape(-1, *[1] * (dimensions + 1)).expand(module.weight.shape)
     squares = _padded(module, squares if squares.ndim == dimensions + 2 else squares[None])
     shape = (module.groups, *module.weight.shape[1:])  # all output channels of a group read the same
     positions = [

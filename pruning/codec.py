@@ -112,7 +112,7 @@ def read_sparse(path: Path) -> dict[str, Tensor]:
         for name, note in notes.items():
             if note.startswith("same "):
                 state[name] = state[note.removeprefix("same ")]
-    except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
         raise DamagedFile(f"{path.name} does not decode: {error}; export the trial again") from None
     return state
 
@@ -240,7 +240,10 @@ def _places(encoding: str, index: np.ndarray, shape: tuple[int, ...], nonzero: i
     if encoding == "bitmask" or encoding in names:
         run = run_length(names.get(encoding, "fine-grained"), shape)
         _expect(index, -(-(size // run) // 8), note)
-        return np.flatnonzero(np.repeat(np.unpackbits(index, count=size // run, bitorder="little"), run))
+        units = np.flatnonzero(np.unpackbits(index, count=size // run, bitorder="little"))
+        if len(units) * run != nonzero:  # before they are spread out
+            raise ValueError(f"note {note!r} promises {nonzero} values, the bytes hold {len(units) * run}")
+        return (units[:, None] * run + np.arange(run)).ravel()
     pattern = pattern_of(encoding)
     if not pattern or pattern.keep is None or len(shape) < 2 or shape[1] % pattern.of:
         raise ValueError(f"impossible note {note!r}")

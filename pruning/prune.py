@@ -23,6 +23,9 @@ from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 from spaces.units import obstacle_to, pattern_of, units_of
 
+STATISTICS = ("running_mean", "running_var")
+"""Of a BatchNorm's channels: those of a masked channel decay, and come back with it."""
+
 
 def prune(
     model: nn.Module,
@@ -51,7 +54,13 @@ def prune(
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
     pruned = copy.deepcopy(model)
     apply_masks_(pruned, masks)
-    return shrink(pruned, plan) if plan is not None and plan.structure.kept else pruned
+    if plan is None or not plan.structure.kept:
+        return pruned
+    small = shrink(pruned, plan)
+    if policy.criterion == "reconstruction":
+        small = refit_next_layers(model, small, plan, calibration)
+        apply_masks_(small, _inside(masks, policy, plan))
+    return small
 
 
 def policy_masks(
@@ -79,23 +88,29 @@ def policy_masks(
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
     scores = Scores(model, policy.criterion, graph, calibration)
     if graph is None:
-        plan = None
+        plan = final = None
         masks = {name: _channel_mask(model, name, share, scores) for name, share in removals.items()}
     else:
         check_fits(model, graph.network)
-        plan = plan_by_scores(removals, restrict_graph(model, graph, policy.criterion), scores)
+        defined = restrict_graph(model, graph, policy.criterion)
+        plan = final = plan_by_scores(removals, defined, scores)
         masks = removal_masks(plan)
+        if progress < 1 and any(map(pattern_of, map(policy.granularity_of, policy.mask_requests()))):
+            final = plan_by_scores(policy.channel_requests(), defined, scores)
     requests = policy.mask_requests()
     for name in weights:
         if name not in requests:
             continue
-        stays = _staying(weights[name].shape, plan.structure if plan else None, name)
-        inside = weights[name][stays]
-        share, granularity = share_due(requests[name], policy.granularity_of(name), inside.shape, progress)
+        shape, word = weights[name].shape, policy.granularity_of(name)
+        stays = _staying(shape, plan.structure if plan else None, name)
+        blocks = final if pattern_of(word) else plan  # M need not divide the inputs left on the way
+        chosen = _staying(shape, blocks.structure if plan else None, name)
+        inside = weights[name][chosen]
+        share, due = share_due(requests[name], word, inside.shape, progress)
         if share:
-            elements = scores.elements(name, granularity)
-            mask = torch.zeros(weights[name].shape, dtype=torch.bool, device=weights[name].device)
-            mask[stays] = make_mask(inside, share, granularity, scores=elements[stays])
+            mask = torch.zeros(shape, dtype=torch.bool, device=weights[name].device)
+            mask[stays] = weights[name][stays] != 0
+            mask[chosen] = make_mask(inside, share, due, scores=scores.elements(name, word)[chosen])
             masks[name] = mask
     return masks, plan
 
@@ -120,6 +135,12 @@ def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> 
     by_data = criterion_word(scores.criterion).needs_data
     elements = scores.elements(name, "channel").movedim(dim, 0) if by_data else None
     return make_mask(weight.movedim(dim, 0), share, "channel", scores.criterion, elements).movedim(0, dim)
+
+
+def _inside(masks: Mapping[str, Tensor], policy: PruningPolicy, plan: RemovalPlan) -> dict[str, Tensor]:
+    """The masks of what stays once the plan's channels are gone."""
+    names = masks.keys() & policy.mask_requests().keys()
+    return {name: masks[name][_staying(masks[name].shape, plan.structure, name)] for name in names}
 
 
 def _staying(shape: torch.Size, structure: Structure | None, name: str) -> tuple[Any, ...]:
@@ -182,11 +203,7 @@ class GradualPruner:
             return False
         self.model = shrink(self.model, plan)
         self.structure = plan.structure
-        self.masks = {
-            name: mask[_staying(mask.shape, plan.structure, name)]
-            for name, mask in self.masks.items()
-            if name in self._policy.mask_requests()
-        }
+        self.masks = _inside(self.masks, self._policy, plan)
         if self._refits:
             self.model = refit_next_layers(before, self.model, plan, self._calibration)
             self.hold()
@@ -194,14 +211,19 @@ class GradualPruner:
 
     @torch.no_grad()
     def _regrow(self) -> None:
-        """Give masked weights the values they were masked at."""
+        """Give masked weights, and the statistics of masked channels, the values they were masked at."""
+        state = self.model.state_dict()
         for name, values in self._masked.items():
-            parameter = self.model.get_parameter(name)
-            parameter.copy_(torch.where(self.masks[name].to(parameter.device), parameter, values))
+            path, _, attribute = name.rpartition(".")
+            mask = self.masks[f"{path}.weight" if attribute in STATISTICS else name]
+            state[name].copy_(torch.where(mask.to(values.device), state[name], values))
 
     def _remember(self) -> None:
         if self.schedule.regrow and not self.settled:
-            self._masked = {name: self.model.get_parameter(name).detach().clone() for name in self.masks}
+            state = self.model.state_dict()
+            norms = {name.removesuffix("weight") for name, mask in self.masks.items() if mask.dim() == 1}
+            names = [*self.masks, *(norm + kind for norm in norms for kind in STATISTICS if norm + kind in state)]
+            self._masked = {name: state[name].clone() for name in names}
 
     @property
     def _refits(self) -> bool:

@@ -80,9 +80,12 @@ def round_groups(graph: ChannelGraph, round_to: int) -> ChannelGraph:
     groups = []
     for group in network.groups:
         layers = [network.by_name[name] for name in group.layers]
-        multiples = [round_to // gcd(round_to, layer.output_channels // group.units) for layer in layers]
+        multiples = [round_to // gcd(round_to, layer.output_channels // max(group.units, 1)) for layer in layers]
         groups.append(replace(group, multiple=lcm(*multiples)))
-    return replace(graph, network=replace(network, groups=tuple(groups)))
+    rounded = replace(graph, network=replace(network, groups=tuple(groups)))
+    narrow = {n: g for n, g in enumerate(groups) if g.obstacle is None and 1 < g.multiple >= g.units}
+    reason = "its {} units are no more than what counts are rounded to"
+    return refuse_groups(rounded, {n: reason.format(g.units) for n, g in narrow.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylo
 from pruning.neighbours import columns_of, following_norms, readers
 from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders
 from pruning.removal import ChannelGraph, refuse_groups
+from pruning.structure import output_dim
 from spaces.criteria import check_criterion, criterion_word
 from spaces.errors import unknown
 
@@ -80,6 +81,8 @@ class Scores:
         if name not in self._weights:
             raise ValueError(unknown("layer", name, self._weights))
         check_criterion(self.criterion, [granularity])
+        if self.criterion in _OF_NEIGHBOURS:
+            raise ValueError(f"criterion {self.criterion!r} scores channel groups: give an example_input, or a graph")
         weight = self._weights[name]
         if not self._needs_data:
             generator = torch.Generator().manual_seed(self._seed + self._numbers[name])
@@ -87,9 +90,11 @@ class Scores:
         element_scores(weight, "magnitude-l1")  # refuses weights that are not finite
         terms = self._terms(name)
         if self.criterion == "taylor-group":
-            units = sum(unit_sums(of_batch.double(), granularity).square() for of_batch in terms)
+            module = self._model.get_submodule(name.rpartition(".")[0])
+            dim = output_dim(module) if granularity == "channel" else 0
+            units = sum(unit_sums(of_batch.double().movedim(dim, 0), granularity).square() for of_batch in terms)
             units = checked_scores(units, self.criterion, units.shape)
-            return spread(units, weight.detach(), granularity)
+            return spread(units, weight.detach().movedim(dim, 0), granularity).movedim(0, dim)
         return zeros_first(checked_scores(terms.sum(0), self.criterion, weight.shape), weight.detach())
 
     def group(self, number: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import shlex
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from search.tables import (
     target_table,
 )
 from search.tracking import open_store, serve_ui, ui_command
-from search.train import TRAININGS
+from search.train import FINE_TUNE, TRAININGS
 from search.user_code import named_criterion
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
@@ -58,7 +58,7 @@ from spaces.errors import unknown
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity
 from spaces.schedule import Schedule
-from spaces.size import dense_footprint
+from spaces.size import dense_footprint, settled
 from spaces.targets import STATEMENTS
 from spaces.units import stays_whole
 
@@ -299,6 +299,10 @@ def apply(arguments: argparse.Namespace) -> Reply:
     policy = _read_policy(arguments)
     if arguments.training not in TRAININGS:
         raise UsageError(unknown("training", arguments.training, TRAININGS))
+    if arguments.training != FINE_TUNE:
+        if given := [name for name in ("schedule", *SCHEDULE_FLAGS) if getattr(arguments, name) is not None]:
+            raise UsageError(f"--{given[0]} has no effect on --training {arguments.training}: leave one of them out")
+        policy = replace(policy, schedule="one-shot")
     if arguments.torch_prune:
         check_masks_only(policy)
     config, root, workload = _workload(arguments, round_to=arguments.round_to)
@@ -316,6 +320,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model, config.round_to)
+    policy = settled(subject.network, policy)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
     for name, found in tuned.result.achieved.items():
         asked = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
@@ -396,6 +401,9 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
             return policy
         options = {k: flags.pop(k) for k in SCHEDULE_FLAGS if k in flags}
         schedule = Schedule(flags.pop("schedule", "polynomial"), **options)
+        for name in options:
+            if name in schedule.idle:
+                raise ValueError(f"--{name} has no effect on a schedule that is {schedule.kind}: leave it out")
         return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not a text file") from None

@@ -28,7 +28,8 @@ def cached_profile(
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """The profile of this model and data from the cache, or a new scan on calibration data."""
-    path = profile_path(subject.workload, dense, criterion, granularities, cache)
+    multiples = tuple(group.multiple for group in subject.network.groups)
+    path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
     if path.is_file():
         try:
             return Profile.from_json(path.read_text())
@@ -51,9 +52,14 @@ def cached_profile(
 
 
 def profile_path(
-    workload: Workload, dense: DenseModel, criterion: str, granularities: Sequence[str], cache: Path
+    workload: Workload,
+    dense: DenseModel,
+    criterion: str,
+    granularities: Sequence[str],
+    cache: Path,
+    multiples: Sequence[int] = (),
 ) -> Path:
-    """Where the profile of this model is kept."""
+    """Where the profile of this model is kept; `multiples` are those the channel groups keep to."""
     scoring = [SCORE_EXAMPLES, SCORE_BATCH] if criterion_word(criterion).needs_data else []
     key = digest(
         dense.weights,
@@ -66,5 +72,6 @@ def profile_path(
         SCAN_EXAMPLES,
         *scoring,
         *criterion_fingerprint(criterion),
+        *([list(multiples)] if any(multiple > 1 for multiple in multiples) else []),
     )
     return cache / f"profile-{key}.json"

@@ -28,6 +28,8 @@ from spaces.size import dense_footprint, footprint
 
 SCORING_BATCH = 1000
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
+FRESH_SEED = 2**40
+"""Added to the seed of fresh weights, so that they are never the ones a dense model began with."""
 TRAININGS = (FINE_TUNE, *SCRATCH)
 """How a policy's network gets its weights."""
 Progress = Callable[[int, int], None]
@@ -132,7 +134,7 @@ def train_fresh(
     at_once = replace(policy, schedule=Schedule("one-shot"))
     pruner = GradualPruner(copy.deepcopy(dense), at_once, step_count(workload, epochs), graph, calibration)
     pruner.advance(0)
-    torch.manual_seed(seed)
+    torch.manual_seed(FRESH_SEED + seed)
     fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()

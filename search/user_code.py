@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pruning.criteria import register_criterion
+from pruning.criteria import own_function, register_criterion
 from search.errors import EnvironmentProblem, UsageError
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
@@ -30,6 +30,7 @@ def named_criterion(spec: str) -> str:
     place, _, name = spec.rpartition(":")
     try:
         if not place.endswith(".py"):
+            own_function(spec)
             return check_criterion(spec)
         function = load_function("criterion", "function", spec, "")
         word = f"{Path(place).name}:{name}"

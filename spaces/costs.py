@@ -7,7 +7,7 @@ networks that are worth pruning, several percent of ones with a few thousand par
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -157,10 +157,7 @@ class Costs:
 
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
-        gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
-        if (self._multiples > 1).any():
-            left = np.ceil((self._units - gone) / self._multiples) * self._multiples
-            gone = np.maximum(self._units - left, 0)
+        gone = self._gone(requests)
         numel, inputs = self._left(gone)
         nonzero = numel - self._zeros(requests, numel, inputs)
         whole, per_unit = self._others
@@ -169,13 +166,24 @@ class Costs:
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
         return Shares(size, numel @ self._positions / self._dense_macs, latency)
 
-    def masked_shares(self, requests: Requests) -> np.ndarray:
-        """Share of each layer's elements its mask really takes (p, layers), of dense layers."""
-        if not self._divisions:
-            return requests.masked
-        numel, inputs = self._left(np.zeros_like(requests.removed))
-        by_unit = np.isin(requests.words, list(self._divisions))
-        return np.where(by_unit, self._zeros(requests, numel, inputs) / numel, requests.masked)
+    def achieved(self, requests: Requests) -> Requests:
+        """The shares really taken where units of several weights, or multiples that groups keep to, round them."""
+        if self._divisions:
+            numel, inputs = self._left(np.zeros_like(requests.removed))
+            by_unit = np.isin(requests.words, list(self._divisions))
+            masked = np.where(by_unit, self._zeros(requests, numel, inputs) / numel, requests.masked)
+            requests = replace(requests, masked=masked)
+        if (self._multiples > 1).any():
+            requests = replace(requests, removed=self._gone(requests) / np.maximum(self._units, 1))
+        return requests
+
+    def _gone(self, requests: Requests) -> np.ndarray:
+        """Units each group loses (p, groups)."""
+        gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
+        if (self._multiples == 1).all():
+            return gone
+        left = np.ceil((self._units - gone) / self._multiples) * self._multiples
+        return np.maximum(self._units - left, 0)
 
     def _left(self, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Elements and inputs of the layers (p, layers) once the groups have lost `gone` units (p, groups)."""

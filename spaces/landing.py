@@ -62,6 +62,7 @@ class _Asked:
     Attributes:
         by_layer, by_group: odds of keeping, over those of removing: (p, layers) and (p, groups); infinite is whole.
         masked, removed: which of them count: (p, layers) and (p, groups), bool.
+        by_mask: layers whose granularity is a mask's (p, layers), also those it leaves whole.
         words: each layer's granularity (p, layers), its place in the space's.
     """
 
@@ -69,6 +70,7 @@ class _Asked:
     by_group: np.ndarray
     masked: np.ndarray
     removed: np.ndarray
+    by_mask: np.ndarray
     words: np.ndarray
 
     def lifted(self, points: np.ndarray) -> _Asked:
@@ -81,7 +83,7 @@ class _Asked:
         odds = np.exp(-shift)[:, None]
         masked = np.where(self.masked, np.minimum(1 / (1 + self.by_layer * odds), ALMOST_ALL), 0.0)
         removed = np.where(self.removed, np.minimum(1 / (1 + self.by_group * odds), ALMOST_ALL), 0.0)
-        return Requests(masked, removed, self.masked, self.removed, self.words)
+        return Requests(masked, removed, self.by_mask, self.removed, self.words)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Landing:
             over, under = np.where(fits, over, middle), np.where(fits, middle, under)
         requests = asked.shifted(under)
         shares = self._costs.of(requests)
-        requests = replace(requests, masked=self._costs.masked_shares(requests))
+        requests = self._costs.achieved(requests)
         return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
 
     def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
@@ -150,7 +152,7 @@ class Landing:
         channel = words == self._channel
         removed = (channel @ self._members == self._members.sum(axis=0)) & self._removable
         masked = ~channel & np.take_along_axis(self._maskable, words, axis=0)
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, words)
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, ~channel, words)
 
     def _fits(self, requests: Requests, sizes: np.ndarray) -> np.ndarray:
         """Which points are within all limits (p,)."""

@@ -75,11 +75,15 @@ class Schedule:
         return cls(**data)
 
     @property
-    def essence(self) -> dict[str, Any]:
-        """`to_dict` without what has no effect on this kind."""
-        idle = {
+    def idle(self) -> tuple[str, ...]:
+        """What has no effect on this kind."""
+        return {
             "one-shot": ("exponent", "ramp", "start", "interval", "rounds", "regrow"),
             "polynomial": ("rounds",),
             "iterative": ("ramp", "start", "interval"),
         }[self.kind]
-        return {key: value for key, value in self.to_dict().items() if key not in idle}
+
+    @property
+    def essence(self) -> dict[str, Any]:
+        """`to_dict` without what is idle."""
+        return {key: value for key, value in self.to_dict().items() if key not in self.idle}

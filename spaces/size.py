@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -103,6 +103,25 @@ def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int
             left = min(-(-left // group.multiple) * group.multiple, group.units)
             kept |= {number: left} if left < group.units else {}
     return kept
+
+
+def settled(network: Network, policy: PruningPolicy) -> PruningPolicy:
+    """The policy whose channel requests are the shares really removed, where groups keep to multiples.
+
+    It asks for the same channels of a network that keeps to none, so that it can be repeated without knowing of them.
+    """
+    if all(group.multiple == 1 for group in network.groups):
+        return policy
+    kept, layers = kept_units(network, policy.channel_requests()), network.by_name
+
+    def share(name: str) -> float:
+        group = layers[name].channel_group
+        return 1 - kept[group] / network.groups[group].units if group in kept else 0.0
+
+    asked = {name: share(name) for name in policy.channel_requests()}
+    sparsity = {name: asked.get(name, own) for name, own in policy.sparsity.items() if name not in policy.removal}
+    sparsity |= {name: policy.sparsity[name] for name in policy.sparsity.keys() & policy.removal.keys()}
+    return replace(policy, sparsity=sparsity, removal={name: asked.get(name, 0.0) for name in policy.removal})
 
 
 def encoding_sizes(

@@ -30,7 +30,7 @@ from spaces.latency import Predictor
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import SIZE_METRICS
+from spaces.size import SIZE_METRICS, settled
 
 SPEEDS = ("macs", "latency")
 SIZE_SPAN = 10.0
@@ -325,7 +325,7 @@ class Space:
                 raise
             return self.propose(target, min(self.usable, key=self.floors.__getitem__), preferences, schedule, base)
         policy = PruningPolicy(sparsity, granularity, criterion=self.criterion, schedule=schedule)
-        return Proposal(policy, sampled, target)
+        return Proposal(settled(self.network, policy), sampled, target)
 
     def _land(self, sampled: Mapping[str, float], target: Target) -> dict[str, float]:
         try:

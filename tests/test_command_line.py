@@ -638,6 +638,10 @@ def test_apply_takes_rounds_and_regrowth(main, place, tmp_path):
     assert main("verify", tmp_path / "out", "--workload", "./tiny.py:tiny").code == 0
     words[3] = tmp_path / "other"
     one_line_error(main("apply", file, *words, "--start", "0.7"), 2, "0 <= start < ramp", "0.7")
+    one_line_error(main("apply", file, *words, "--rounds", "2"), 2, "--rounds has no effect", "polynomial")
+    one_line_error(main("apply", file, *words, "--training", "scratch-e", "--ramp", "0.5"), 2, "--ramp", "scratch-e")
+    one_line_error(main("apply", file, *words, "--training", "scratch"), 2, "unknown training 'scratch'", "scratch-b")
+    one_line_error(main("apply", file, *words, "--criterion", "foo:bar"), 2, "'foo:bar' is not registered here")
 
 
 def test_flags_complete_a_bare_dict_and_cannot_change_a_policy(main, exported, tmp_path):

@@ -32,7 +32,7 @@ from pruning.removal import round_groups
 from pruning.structure import Structure, apply_structure
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation import Target
-from spaces.size import kept_units
+from spaces.size import kept_units, settled
 
 IMAGE = (3, 8, 8)
 
@@ -922,6 +922,20 @@ class TestRounding:
         assert (cost.parameters, cost.macs) == (planned.parameters, planned.macs)
         asked = footprint(vgg_graph.network, policy)
         assert asked.parameters < planned.parameters
+
+    def test_a_settled_policy_needs_no_rounding(self, vgg_graph):
+        graph = round_groups(vgg_graph, 4)
+        policy = PruningPolicy(dict.fromkeys(vgg_graph.network.layer_names, 0.4), "channel")
+        asked = settled(graph.network, policy)
+        for network in (graph.network, vgg_graph.network):
+            assert kept_units(network, asked.channel_requests()) == kept_units(graph.network, policy.channel_requests())
+        assert settled(vgg_graph.network, policy) is policy
+
+    def test_narrow_groups_are_listed(self, vgg_graph):
+        graph = round_groups(vgg_graph, 16)
+        layer = graph.network.by_name["backbone.conv0.weight"]
+        assert "no more than what counts are rounded to" in layer.obstacle
+        assert "backbone.conv7.weight" in graph.network.removable
 
     @pytest.mark.parametrize("bad", [0, -8, 2.0, True, "8"])
     def test_refused(self, vgg_graph, bad):

@@ -301,6 +301,7 @@ class TestUnits:
             ("1:4 F32 128,9 288", "impossible note"),
             ("ker F32 8,16,3,3 288", "promises 16 mask bytes, there are 72"),
             ("unit F32 8,16,3,3 288", "impossible note"),
+            ("vec F32 1,1,1,67108864 0", "promises 0 values|promises 1 mask bytes"),
         ],
     )
     def test_notes_that_do_not_fit_are_refused(self, tmp_path, note, match):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import measure_cost, prune, trace_channels
+from pruning.calibration import Calibration
 from pruning.prune import GradualPruner, policy_masks
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
@@ -144,6 +145,19 @@ class TestPrune:
             weight = pruned.get_parameter(name).data
             weight[torch.rand(weight.shape) < more] = 0
         assert measure_cost(pruned, example).encoded_bytes <= planned.encoded_bytes
+
+    def test_reconstruction_is_refitted_as_along_a_schedule(self):
+        torch.manual_seed(0)
+        model, inputs = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(64, 8)
+        calibration = Calibration(inputs, torch.zeros(64).long(), nn.functional.cross_entropy)
+        policy = PruningPolicy({"0.weight": 0.5}, "channel", criterion="reconstruction", schedule="one-shot")
+        graph = trace_channels(model, inputs[:2])
+        pruner = GradualPruner(copy.deepcopy(model), policy, 1, graph, calibration)
+        pruner.advance(0)
+        small = prune(model, policy, graph=graph, calibration=calibration)
+        assert all(torch.equal(t, pruner.model.state_dict()[n]) for n, t in small.state_dict().items())
+        with pytest.raises(ValueError, match="scores channel groups: give an example_input"):
+            prune(model, policy, calibration=calibration)
 
     def test_removal_then_masks_counts_what_stays(self, vgg, images):
         """conv1 keeps 12 of 16 rows and 6 of 8 columns; half of what is left of it is masked."""
@@ -327,6 +341,37 @@ class TestGradualPruner:
             if i in first:
                 assert torch.equal(small[0].weight[row], before["0.weight"][i])
                 assert small[1].bias[row].item() == 0.25
+
+    def test_a_pattern_holds_while_its_inputs_shrink(self):
+        """Three quarters of the columns of a layer stay in the end; 4 divides neither what stays on the way."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+        policy = PruningPolicy({"2.weight": 0.5}, "2:4", {"0.weight": 0.25}, schedule=Schedule(exponent=1.0, ramp=1.0))
+        pruner = GradualPruner(model, policy, 20, trace_channels(model, torch.ones(1, 16)))
+        shares = []
+        for step in range(21):
+            pruner.advance(step)
+            shares.append(float((pruner.model[2].weight == 0).float().mean()))
+        assert shares[:20] == sorted(shares[:20]) and shares[8] > 0.1
+        assert pruner.model[2].weight.shape == (8, 12)
+        assert (pruner.model[2].weight.reshape(-1, 4) != 0).sum(dim=1).tolist() == [2] * 24
+
+    def test_statistics_of_regrown_channels_come_back(self):
+        model, example = small_net()
+        model[1].running_var.fill_(4.0)
+        schedule = Schedule("iterative", 1.0, rounds=2, regrow=True)
+        policy = PruningPolicy({"0.weight": 0.4}, "channel", schedule=schedule)
+        pruner = GradualPruner(model, policy, 8, trace_channels(model, example))
+        pruner.advance(0)
+        model.train()
+        for _ in range(50):
+            model(example)
+        assert sorted(model[1].running_var.tolist())[1] < 0.1
+        with torch.no_grad():
+            model[0].weight[model[0].weight.flatten(1).any(dim=1)] *= 1e-6
+        pruner.hold()
+        pruner.advance(4)
+        assert int((pruner.model[1].running_var == 4.0).sum()) == 2
 
     def test_without_hold_weights_do_come_back(self):
         """The test above can fail: this is what it guards against."""
