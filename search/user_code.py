@@ -30,8 +30,9 @@ def named_criterion(spec: str) -> str:
     place, _, name = spec.rpartition(":")
     try:
         if not place.endswith(".py"):
-            own_function(spec)
-            return check_criterion(spec)
+            word = check_criterion(spec)
+            own_function(word)
+            return word
         function = load_function("criterion", "function", spec, "")
         word = f"{Path(place).name}:{name}"
         register_criterion(word, function, getattr(function, "granularities", None), _takes_data(function, spec))
