@@ -34,10 +34,12 @@ from search.tables import render, spread
 from search.train import score
 from spaces.allocation import allocate
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE
+from spaces.space import SEED_SCHEDULE, Space
 
 POINTS = (0.005, 0.010)
 """Wishes: accuracy to be within so much of the dense model's."""
+LIMIT = 0.6
+"""Largest encoded size: beyond what fine-tunes as short as these need to be within the wishes."""
 GRANULARITY = "fine-grained"
 """Of the static allocators: the one whose files are smaller by far at these accuracies."""
 TUNES = 3
@@ -81,7 +83,7 @@ class Looked:
 def guided(contest: Contest, least: float) -> Looked:
     """A study with the wish `--min-accuracy`."""
     evidence, tried = contest.evidence(contest.profile), []
-    proposals = guided_in(contest.space, contest, evidence, largest_error=1 - least)
+    proposals = guided_in(_space(contest), contest, evidence, largest_error=1 - least)
     for proposed in islice(proposals, TRIALS - REPEATED * len(REPEAT_SEEDS)):
         tuned = contest.tune(proposed.policy)
         proposed.learn(tuned)
@@ -98,7 +100,7 @@ def static(name: str) -> Callable[[Contest, float], Looked]:
     """An allocator that bisects the logarithm of the size, the limit first."""
 
     def look(contest: Contest, least: float) -> Looked:
-        evidence, space = contest.evidence(None)[GRANULARITY], contest.space
+        evidence, space = contest.evidence(None)[GRANULARITY], _space(contest)
         too_small, fits = np.log(space.size_range)
         tried, found, size = [], None, fits
         for _ in range(TRIALS // TUNES):
@@ -116,6 +118,10 @@ def static(name: str) -> Callable[[Contest, float], Looked]:
         return Looked(tried, found)
 
     return look
+
+
+def _space(contest: Contest) -> Space:
+    return Space(contest.subject.network, LIMIT)
 
 
 def int8(contest: Contest, least: float) -> Looked:
