@@ -22,6 +22,8 @@ from spaces.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""
+DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT = 40, 2, 8
+"""The same where knobs move allocations: a candidate costs more there, and more of them found nothing better."""
 PARENTS = 24
 """Members of the best ranks that candidates are bred from."""
 FEWEST = 5
@@ -123,6 +125,11 @@ class Guide:
         self._asked: dict[int, str] = {}
         self._suggested: dict[int, Suggestion] = {}
 
+    @property
+    def _effort(self) -> tuple[int, int, int]:
+        """Candidates, rounds, and how many are moved in each."""
+        return (DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT) if len(self._space.bases) > 1 else (POOL, ROUNDS, KEPT)
+
     @cached_property
     def _smallest(self) -> np.ndarray:
         """Features of the smallest policies that ask the same of every layer, one a granularity."""
@@ -163,7 +170,8 @@ class Guide:
     def _choose(self, number: int) -> Suggestion:
         random = np.random.default_rng([self._seed, number])
         rows = self._relevant()
-        drafts = self._pool.draw(POOL, self._parents(rows), random)
+        pool, rounds, kept = self._effort
+        drafts = self._pool.draw(pool, self._parents(rows), random)
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
         landed = self._space.land(drafts)
@@ -173,8 +181,8 @@ class Guide:
         front = self._posterior(rows, surrogate)
         most_asked = np.vstack([features, self._smallest])[:, self._features.layers].max(axis=0)
         gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
-        for _ in range(ROUNDS):
-            moved = [self._pool.swap(drafts[i], random) for i in order[:KEPT] for _ in range(2)]
+        for _ in range(rounds):
+            moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
             drafts, landed = drafts + moved, landed + self._space.land(moved)
             gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
         chosen = self._first_fresh(drafts, order)
