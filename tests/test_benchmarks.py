@@ -422,9 +422,9 @@ class TestSmallest:
         smallest.show(rows)
         found = json.loads(capsys.readouterr().out.splitlines()[-1])["found"]
         assert [(f["method"], f["points"]) for f in found[:5]] == [
-            (m, "0.5") for m in ("guided", "lamp", "global", "int8", "dense")
+            (m, "0.5") for m in ("dense", "guided", "lamp", "global", "int8")
         ]
-        assert found[1]["below_dense"] == pytest.approx(0.9 - found[1]["test"])
+        assert found[2]["below_dense"] == pytest.approx(0.9 - found[2]["test"])
 
     def test_what_is_there_is_not_run_again(self, rows, contest, monkeypatch, tmp_path):
         monkeypatch.setattr(contest, "tune", lambda *_: pytest.fail("tuned again"))

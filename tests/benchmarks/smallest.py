@@ -142,11 +142,11 @@ def _untuned(contest: Contest, least: float, source: str, model: nn.Module, size
 
 
 METHODS: Mapping[str, Callable[[Contest, float], Looked]] = {
+    "dense": dense,
     "guided": guided,
     "lamp": static("lamp"),
     "global": static("global"),
     "int8": int8,
-    "dense": dense,
 }
 
 
