@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from spaces.latency import Predictor
 from spaces.layers import Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile
-from spaces.size import Footprint, Shares, shares
+from spaces.size import Footprint, Shares, remaining, shares
 from spaces.sizing import Pruned, Sizer, sizer_of
 from spaces.tradeoff import Tradeoff, scan_damages
 from spaces.units import Divisions, stays_whole
@@ -59,6 +59,8 @@ class Target:
         metric: `encoded` or `nonzero`.
         max_macs: share of the dense MACs to stay within as well, 0 < max_macs <= 1.
         max_latency: share of the dense latency to stay within as well, by `latency`, 0 < max_latency <= 1.
+        removal: layer -> share of its output channels that are gone before; the granularity is a mask's then, and
+            allocators by evidence compare the units of the dense layers.
     """
 
     network: Network
@@ -68,6 +70,7 @@ class Target:
     max_macs: float = 1.0
     max_latency: float = 1.0
     latency: Predictor | None = None
+    removal: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def sizer(self) -> Sizer:
@@ -80,7 +83,7 @@ class Target:
 
     @cached_property
     def kind(self) -> Hashable:
-        """All of the target but its share."""
+        """All of the target but its share and removal."""
         granularity = self.granularity if isinstance(self.granularity, str) else frozenset(self.granularity.items())
         return self.sizer, granularity, self.metric
 
@@ -98,9 +101,9 @@ class Target:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers that can lose units in their granularity."""
+        """The layers that can lose units in their granularity, as the removal leaves them."""
         frame = PruningPolicy({}, self.granularity)
-        words = {layer: frame.granularity_of(layer.name) for layer in self.network.layers}
+        words = {layer: frame.granularity_of(layer.name) for layer in remaining(self.network, self.removal)}
         return tuple(layer for layer, word in words.items() if layer.numel > 1 and not stays_whole(layer, word))
 
     def vector(self, sparsity: Mapping[str, float]) -> np.ndarray:
@@ -125,7 +128,18 @@ class Target:
 
     def pruned(self, vector: np.ndarray) -> Pruned:
         """What the network keeps under a `vector` of sparsities."""
+        if self.removal:
+            return self.sizer.masked(self._lost, vector, self.divisions)
         return self.sizer.prune(vector, self.channel, self.divisions)
+
+    @cached_property
+    def _lost(self) -> np.ndarray:
+        return self.sizer.lost(replace(self, granularity="channel", removal={}).vector(self.removal))
+
+    @cached_property
+    def aim(self) -> float:
+        """The share of what the removal left; of the dense model without one."""
+        return self.share / self.size({}) if self.removal else self.share
 
     def size(self, sparsity: Mapping[str, float]) -> float:
         """Exact share of the dense size under these sparsities."""
@@ -414,11 +428,11 @@ def scan_for_speed(target: Target, evidence: Evidence) -> dict[str, float]:
 def _least_damage(target: Target, evidence: Evidence, mix: float) -> dict[str, float]:
     if evidence.tradeoff is None:
         raise ValueError("an allocation by the scan needs a profile: scan the model first")
-    rough = evidence.tradeoff.at(target.share, mix)
+    rough = evidence.tradeoff.at(target.aim, mix)
     try:
         return land_by_shift(rough, target)
     except Unreachable:
-        return land_by_shift({layer.name: max(rough[layer.name], LEAST_LIFTED) for layer in target.layers}, target)
+        return land_by_shift({x.name: max(rough.get(x.name, 0.0), LEAST_LIFTED) for x in target.layers}, target)
 
 
 def _by_threshold(
@@ -427,8 +441,9 @@ def _by_threshold(
     """Remove everything below one threshold on the `score`, of squared norms and a layer's weights, of all units."""
 
     def rank() -> Ranking:
-        scores = {layer.name: score(evidence.scores[layer.name], layer.numel) for layer in target.layers}
-        return Ranking.of(scores, {layer.name: layer.numel for layer in target.layers})
+        names = evidence.scores if target.removal else [layer.name for layer in target.layers]
+        numel = {name: target.network.by_name[name].numel for name in names}
+        return Ranking.of({name: score(evidence.scores[name], numel[name]) for name in names}, numel)
 
     ranking = evidence.worked_out(name, target.kind, rank)
     at = cache(ranking.sparsity)

@@ -14,6 +14,7 @@ import numpy as np
 
 from spaces.latency import Predictor
 from spaces.layers import ITEM_BYTES, Network, StoredTensor
+from spaces.policy import parts_of
 from spaces.size import GAP_ESCAPE, dense_footprint
 from spaces.units import Divisions
 
@@ -35,7 +36,7 @@ class Requests:
         masked: share of its elements each layer has masked (p, layers).
         removed: share of its units each channel group loses (p, groups).
         by_mask: layers whose granularity is a mask's (p, layers), bool.
-        by_removal: groups wholly of granularity `channel` (p, groups), bool.
+        by_removal: groups wholly of granularity `channel`, or that lose channels before masks (p, groups), bool.
         words: each layer's granularity (p, layers): its place in the space's.
     """
 
@@ -48,6 +49,10 @@ class Requests:
     def __add__(self, other: Requests) -> Requests:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Requests(*(np.concatenate(pair) for pair in pairs))
+
+    def at(self, places: Sequence[int]) -> Requests:
+        """Those of the points at these places, in this order."""
+        return Requests(*(getattr(self, field.name)[places] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Costs:
     ) -> None:
         self._network, self._metric, self._latency = network, metric, latency
         shapes = [layer.shape for layer in network.layers]
-        divisions = {n: Divisions(shapes, [word] * len(shapes)) for n, word in enumerate(granularities)}
+        divisions = {n: Divisions(shapes, [parts_of(word)[-1]] * len(shapes)) for n, word in enumerate(granularities)}
         self._divisions = {n: found for n, found in divisions.items() if not found.plain}
         dense = dense_footprint(network)
         self._dense_macs = max(dense.macs, 1)
@@ -166,10 +171,14 @@ class Costs:
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
         return Shares(size, numel @ self._positions / self._dense_macs, latency)
 
-    def achieved(self, requests: Requests) -> Requests:
-        """The shares really taken where units of several weights, or multiples that groups keep to, round them."""
+    def achieved(self, requests: Requests, in_turn: bool = False) -> Requests:
+        """The shares really taken where units of several weights, or multiples that groups keep to, round them.
+
+        Args:
+            in_turn: masks come after removals, as shares of what these leave; else of the dense layers.
+        """
         if self._divisions:
-            numel, inputs = self._left(np.zeros_like(requests.removed))
+            numel, inputs = self._left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
             by_unit = np.isin(requests.words, list(self._divisions))
             masked = np.where(by_unit, self._zeros(requests, numel, inputs) / numel, requests.masked)
             requests = replace(requests, masked=masked)

@@ -5,15 +5,17 @@ The point that is chosen is landed again, exactly, by `Space.read`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spaces.allocation import ALMOST_ALL
+from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
 from spaces.costs import Costs, Requests
+from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.units import obstacle_to
 
@@ -40,6 +42,7 @@ class Draft:
         granularity: one, or layer -> granularity where layers may differ.
         logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
         base: allocation the knobs move; `even` in networks whose layers have a knob each.
+        part: of the logarithm of the size reduction, what the removal of a combined word does.
     """
 
     source: str
@@ -48,6 +51,7 @@ class Draft:
     logits: np.ndarray
     schedule: Schedule
     base: str = EVEN
+    part: float = EVEN_PART
 
     @property
     def label(self) -> str:
@@ -103,6 +107,11 @@ class Landed:
             np.concatenate([self.speeds, other.speeds]),
         )
 
+    def ordered(self, places: Sequence[int]) -> Landed:
+        """The points at these places, in this order."""
+        drafts = tuple(self.drafts[place] for place in places)
+        return Landed(drafts, self.requests.at(places), self.sizes[places], self.speeds[places])
+
 
 class Landing:
     """Lands points of one space.
@@ -120,6 +129,20 @@ class Landing:
         As `Space.propose` does, layers sampled as whole are asked for a little where nothing else reaches the target,
         and mixtures that cannot reach it take the granularity with the lowest floor.
         """
+        words = [draft.granularity if is_combined(draft.granularity) else "" for draft in drafts]
+        if not any(words):
+            return self._land(drafts)
+        kinds = {kind: [place for place, word in enumerate(words) if word == kind] for kind in dict.fromkeys(words)}
+        landed = [
+            self._land_in_turn(kind, [drafts[place] for place in places])
+            if kind
+            else self._land([drafts[place] for place in places])
+            for kind, places in kinds.items()
+        ]
+        together = reduce(Landed.__add__, landed)
+        return together.ordered(np.argsort([place for places in kinds.values() for place in places]))
+
+    def _land(self, drafts: Sequence[Draft]) -> Landed:
         space = self._space
         targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
         asked, farthest = self._asked(drafts, targets), np.full(len(drafts), REACH)
@@ -131,15 +154,45 @@ class Landing:
         if stuck.any():
             lowest = min(space.usable, key=space.floors.__getitem__)
             return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
-        over, under = -farthest, farthest
-        for _ in range(STEPS):
-            middle = (over + under) / 2
-            fits = self._fits(asked.shifted(middle), targets)
-            over, under = np.where(fits, over, middle), np.where(fits, middle, under)
-        requests = asked.shifted(under)
+        requests = asked.shifted(_bisected(farthest, lambda shift: self._fits(asked.shifted(shift), targets)))
         shares = self._costs.of(requests)
         requests = self._costs.achieved(requests)
         return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
+
+    def _land_in_turn(self, word: str, drafts: Sequence[Draft]) -> Landed:
+        """Points of one combined word: first their removals, then their masks."""
+        space, costs = self._space, self._costs_of[word]
+        targets = [space.combined(space.reachable(d.size, word), word, d.part) for d in drafts]
+        sizes, channel_sizes = (
+            np.array(each) for each in zip(*((t.limits.share, t.channel_share) for t in targets), strict=True)
+        )
+        asked, fixed = self._asked_in_turn(word, drafts, targets), targets[0].fixed
+        fullest, margin = (ALMOST_ALL, FLOOR_MARGIN) if fixed is None else (fixed, 1.0)
+
+        def removes_enough(removed: Requests) -> np.ndarray:
+            full = replace(removed, masked=np.full_like(removed.masked, fullest))
+            return self._fits(removed, channel_sizes, costs) & (costs.of(full).size * margin <= sizes)
+
+        def fits(masked: Requests) -> np.ndarray:
+            return self._fits(masked, sizes, costs)
+
+        requests = _landed(replace(asked, masked=np.zeros_like(asked.masked)), removes_enough)
+        if fixed is None:
+            requests = _landed(asked, fits, requests.removed)
+        else:
+            requests = replace(requests, masked=np.full_like(requests.masked, fixed))
+        shares, requests = costs.of(requests), costs.achieved(requests, in_turn=True)
+        return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
+
+    def _asked_in_turn(self, word: str, drafts: Sequence[Draft], targets: Sequence[Combined]) -> _Asked:
+        logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
+        pairs = [self._space.part_logits(draft.base, target) for draft, target in zip(drafts, targets, strict=True)]
+        channels, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+        by_layer, by_group = logits[:, own] + masks, logits[:, lead] + channels[:, self._leads]
+        every = np.ones(by_layer.shape, dtype=bool)
+        removed = np.broadcast_to(self._removable, by_group.shape)
+        words = np.stack([self._space.words(word)] * len(drafts))
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), every, removed, every, words)
 
     def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
         logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
@@ -154,9 +207,9 @@ class Landing:
         masked = ~channel & np.take_along_axis(self._maskable, words, axis=0)
         return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, ~channel, words)
 
-    def _fits(self, requests: Requests, sizes: np.ndarray) -> np.ndarray:
+    def _fits(self, requests: Requests, sizes: np.ndarray, costs: Costs | None = None) -> np.ndarray:
         """Which points are within all limits (p,)."""
-        shares = self._costs.of(requests)
+        shares = (costs or self._costs).of(requests)
         fits = (shares.size <= sizes) & (shares.macs <= self._space.max_macs * (1 + 1e-9))
         return fits if shares.latency is None else fits & (shares.latency <= self._space.max_latency * (1 + 1e-9))
 
@@ -164,6 +217,15 @@ class Landing:
     def _costs(self) -> Costs:
         space = self._space
         return Costs(space.network, space.metric, space.latency, space.granularities)
+
+    @cached_property
+    def _costs_of(self) -> dict[str, Costs]:
+        """By combined word."""
+        space = self._space
+        return {
+            word: Costs(network, space.metric, space.latency, space.granularities)
+            for word, network in space.divided.items()
+        }
 
     @cached_property
     def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +251,10 @@ class Landing:
         """Which layers can lose units in each granularity (granularities, layers)."""
         space = self._space
         return np.array(
-            [[not obstacle_to(word, layer.shape) for layer in space.network.layers] for word in space.granularities]
+            [
+                [not obstacle_to(parts_of(word)[-1], layer.shape) for layer in space.network.layers]
+                for word in space.granularities
+            ]
         )
 
     @cached_property
@@ -200,6 +265,36 @@ class Landing:
     @cached_property
     def _removable(self) -> np.ndarray:
         return np.array([group.obstacle is None for group in self._space.network.groups], dtype=bool)
+
+
+def _bisected(farthest: np.ndarray, fits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The smallest shifts (p,) that fit, up to the farthest, which are taken to."""
+    over, under = -farthest, farthest
+    for _ in range(STEPS):
+        middle = (over + under) / 2
+        found = fits(middle)
+        over, under = np.where(found, over, middle), np.where(found, middle, under)
+    return under
+
+
+def _landed(
+    asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.ndarray | None = None
+) -> Requests:
+    """What is asked, shifted until it fits; layers sampled as whole are asked for a little where they must.
+
+    Args:
+        removed: share of its units each group has lost before (p, groups).
+    """
+
+    def at(shift: np.ndarray) -> Requests:
+        requests = asked.shifted(shift)
+        return requests if removed is None else replace(requests, removed=removed)
+
+    farthest = np.full(len(asked.words), REACH)
+    reached = fits(at(farthest))
+    if not reached.all():
+        asked = asked.lifted(~reached)
+    return at(_bisected(farthest, lambda shift: fits(at(shift))))
 
 
 def logits_of(shares: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from types import MappingProxyType
@@ -17,8 +17,25 @@ from spaces.schedule import SCHEDULES, Schedule
 
 POLICY_VERSION = 1
 GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
+COMBINED = tuple(f"channel+{word}" for word in GRANULARITIES if word != "channel")
+"""What a search may choose beside a granularity: a removal, and after it masks of one granularity on what stays."""
+CHOICES = (*GRANULARITIES, *COMBINED)
 SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
+
+
+def parts_of(word: str) -> tuple[str, ...]:
+    """The granularities a choice is made of, removal first.
+
+    >>> parts_of("channel+2:4"), parts_of("kernel")
+    (('channel', '2:4'), ('kernel',))
+    """
+    return tuple(word.split("+"))
+
+
+def parts_in(words: Iterable[str]) -> tuple[str, ...]:
+    """The granularities these choices are made of, each once, in the order they come."""
+    return tuple(dict.fromkeys(part for word in words for part in parts_of(word)))
 
 
 def removed_count(sparsity: float, units: int) -> int:
@@ -132,11 +149,14 @@ class PruningPolicy:
 
     @property
     def granularity_label(self) -> str:
-        """One word for tables: the granularity, or `mixed` when layers differ."""
+        """One word for tables: the granularity, a combined word such as `channel+kernel` where a removal comes before
+        the masks, or `mixed` when layers differ."""
         used = {self.granularity_of(name) for name, share in self.sparsity.items() if share > 0}
-        if not isinstance(self.granularity, Mapping):
-            return self.granularity
-        return used.pop() if len(used) == 1 else "mixed" if used else "fine-grained"
+        word = self.granularity
+        if isinstance(word, Mapping):
+            word = used.pop() if len(used) == 1 else "mixed" if used else "fine-grained"
+        combined = f"channel+{word}"
+        return combined if combined in COMBINED and any(self.removal.values()) else word
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a `version`, sorted by layer name; `from_dict` undoes it."""

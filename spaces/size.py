@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from spaces.layers import ITEM_BYTES, Network, StoredTensor
+from spaces.layers import ITEM_BYTES, Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy, removed_count
 from spaces.units import NAMES, UNIT_SLACK, obstacle_to, pattern_of, units_of
 
@@ -103,6 +103,16 @@ def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int
             left = min(-(-left // group.multiple) * group.multiple, group.units)
             kept |= {number: left} if left < group.units else {}
     return kept
+
+
+def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The layers in the shapes they have once these shares of output channels are gone."""
+    kept = kept_units(network, removal)
+    if not kept:
+        return network.layers
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    shapes = {t.name: t.shrunk(kept, units) for t in network.tensors if t.name in network.by_name}
+    return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.layers)
 
 
 def settled(network: Network, policy: PruningPolicy) -> PruningPolicy:

@@ -110,9 +110,20 @@ class Sizer:
             divisions: units of the masks; single weights by default.
         """
         requests = sparsity * channel
-        groups = self._groups.removed(requests)
+        return self.masked(self.lost(requests), sparsity - requests, divisions)
+
+    def lost(self, removal: np.ndarray) -> np.ndarray:
+        """Units gone of every channel group that can lose some, for the share of channels asked by layer (n,)."""
+        return self._groups.removed(removal)
+
+    def masked(self, groups: np.ndarray, masks: np.ndarray, divisions: Divisions | None = None) -> Pruned:
+        """Counts once the channel groups lost these units, and masks their shares (n,) of what stays.
+
+        Args:
+            groups: as `lost` gives them, or `Pruned.groups`.
+        """
         numel, inputs, characters = self._shapes.after(groups)
-        masks, own = (sparsity - requests)[self._layer_place], numel[self._layer_shape]
+        masks, own = masks[self._layer_place], numel[self._layer_shape]
         if divisions is None:
             return Pruned(groups, numel, characters, removed_counts(masks, own))
         inputs = inputs[self._layer_shape]

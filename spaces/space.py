@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
@@ -19,8 +19,17 @@ from spaces.allocation import (
     Target,
     Unreachable,
     allocate,
-    centred,
     land_by_shift,
+)
+from spaces.combined import (
+    EVEN_PART,
+    FLOOR_MARGIN,
+    REMOVAL,
+    Combined,
+    allocate_both,
+    divided,
+    is_combined,
+    preferences_of,
 )
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
@@ -28,15 +37,13 @@ from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigm
 from spaces.landing import centred as centred_logits
 from spaces.latency import Predictor
 from spaces.layers import Network
-from spaces.policy import GRANULARITIES, PruningPolicy
+from spaces.policy import CHOICES, PruningPolicy, parts_in, parts_of
 from spaces.schedule import Schedule
 from spaces.size import SIZE_METRICS, settled
 
 SPEEDS = ("macs", "latency")
 SIZE_SPAN = 10.0
 """The smallest size target is the limit over this, or the floor below."""
-FLOOR_MARGIN = 1.2
-"""No target below this many times the smallest reachable size: there, single weights are left."""
 EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
 MOST_KNOBS = 24
@@ -104,7 +111,8 @@ class Space:
 
     Attributes:
         max_size: the limit, a share of the dense model in `metric`.
-        granularities: choices, one for a whole policy, or one a layer when `mixed`.
+        granularities: choices, one for a whole policy, or one a layer when `mixed`; also combined words such as
+            `channel+kernel`, a removal and then masks on what stays, which are for a whole policy only.
         criterion: fixed in a study.
         min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
         max_macs: a further limit, a share of the dense MACs.
@@ -112,7 +120,7 @@ class Space:
         latency: predicts it; needed by a limit on it, and by `speed` `latency`.
         speed: the third objective, `macs` or `latency`.
         schedules: kinds to choose from.
-        evidence: by granularity; networks of more than `MOST_KNOBS` layers need it, see `bases`.
+        evidence: by granularity, for combined words by both of theirs; networks of more than `MOST_KNOBS` layers need it, see `bases`.
 
     Raises:
         ValueError: a granularity is unknown, repeated or not the criterion's, or `max_size` is no share in (0, 1].
@@ -143,8 +151,12 @@ class Space:
         if not 0 < self.max_macs <= 1:
             raise ValueError(f"max_macs must satisfy 0 < max_macs <= 1, got {self.max_macs!r}")
         if not self.granularities or len(set(self.granularities)) < len(self.granularities):
-            raise ValueError(f"granularities must be one or more of {', '.join(GRANULARITIES)}, each once")
-        check_criterion(self.criterion, self.granularities)
+            raise ValueError(f"granularities must be one or more of {', '.join(CHOICES)}, each once")
+        for word in self.granularities:
+            if word not in CHOICES:
+                raise ValueError(unknown("granularity", word, CHOICES))
+        check_mixable(self.granularities, self.mixed)
+        check_criterion(self.criterion, parts_in(self.granularities))
         if not 0 < self.max_latency <= 1:
             raise ValueError(f"max_latency must satisfy 0 < max_latency <= 1, got {self.max_latency!r}")
         if self.speed not in SPEEDS:
@@ -163,7 +175,7 @@ class Space:
             raise Unreachable(self._why_unreachable())
 
     def _why_unreachable(self) -> str:
-        removing = [g for g in self.granularities if self.target(1.0, g).layers]
+        removing = [g for g in self.granularities if not self._obstacle(g)]
         fast = [g for g in removing if self._macs_floors[g] <= self.max_macs]
         fast = [g for g in fast if self._latency_floors[g] <= self.max_latency]
         if not removing:
@@ -179,13 +191,42 @@ class Space:
         )
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
-        """A size to land on in this space."""
+        """A size to land on in this space, by one part if there are two."""
         return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
+
+    def combined(self, share: float, word: str, part: float = EVEN_PART) -> Combined:
+        """A size to land on in this space by the two parts of a combined word."""
+        limits = self.target(share, parts_of(word)[-1])
+        return Combined(word, replace(limits, network=self.divided[word]), part)
+
+    @cached_property
+    def divided(self) -> dict[str, Network]:
+        """Combined word -> the network on which it lands."""
+        return {word: divided(self.network, word) for word in self.granularities if is_combined(word)}
+
+    @cached_property
+    def parted(self) -> bool:
+        """Whether a combined word is among the choices."""
+        return any(map(is_combined, self.usable))
+
+    def _whole(self, word: str) -> Target | Combined:
+        return self.combined(1.0, word) if is_combined(word) else self.target(1.0, word)
+
+    def _obstacle(self, word: str) -> str | None:
+        """Why a word can remove nothing; None if it can remove something."""
+        whole = self._whole(word)
+        if isinstance(whole, Combined):
+            return whole.obstacle
+        return None if whole.layers else "it can remove nothing of this network"
 
     @cached_property
     def floors(self) -> dict[str, float]:
         """Granularity -> smallest reachable share of the dense size."""
-        return {g: self.target(1.0, g).floor for g in self.granularities}
+        return {g: self._whole(g).floor for g in self.granularities}
+
+    @cached_property
+    def _part_floors(self) -> dict[str, float]:
+        return {g: self.target(1.0, g).floor for g in parts_in(self.granularities)}
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
@@ -197,8 +238,8 @@ class Space:
         """Granularity that cannot be within the limits -> the first reason."""
         reasons = {}
         for granularity in self.granularities:
-            if not self.target(1.0, granularity).layers:
-                reasons[granularity] = "it can remove nothing of this network"
+            if obstacle := self._obstacle(granularity):
+                reasons[granularity] = obstacle
             elif (floor := self.floors[granularity]) > self.max_size:
                 reasons[granularity] = f"its smallest size is {floor:.4f}"
             elif (floor := self._macs_floors[granularity]) > self.max_macs:
@@ -209,11 +250,11 @@ class Space:
 
     @cached_property
     def _macs_floors(self) -> dict[str, float]:
-        return {g: self.target(1.0, g).macs_floor for g in self.granularities}
+        return {g: self._whole(g).macs_floor for g in self.granularities}
 
     @cached_property
     def _latency_floors(self) -> dict[str, float]:
-        return {g: self.target(1.0, g).latency_floor for g in self.granularities}
+        return {g: self._whole(g).latency_floor for g in self.granularities}
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
@@ -262,6 +303,7 @@ class Space:
             *(Axis(f"granularity.{name}", choices=self.usable) for name in layers),
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
             *((Axis("base", choices=self.bases),) if len(self.bases) > 1 else ()),
+            *((Axis("removal", *REMOVAL),) if self.parted else ()),
             *(Axis(f"sparsity.{knob}") for knob in self.knobs),
             Axis("schedule", choices=self.schedules),
             Axis("exponent", *EXPONENTS, log=True),
@@ -275,8 +317,8 @@ class Space:
         """The proposal that these values of all `axes` stand for."""
         preferences = {knob: params[f"sparsity.{knob}"] for knob in self.knobs}
         schedule = Schedule(params["schedule"], float(params["exponent"]))
-        base = params.get("base", EVEN)
-        return self.propose(params["size"], self._granularity(params), preferences, schedule, base)
+        base, part = params.get("base", EVEN), params.get("removal", EVEN_PART)
+        return self.propose(params["size"], self._granularity(params), preferences, schedule, base, part)
 
     def params(
         self,
@@ -285,6 +327,7 @@ class Space:
         preferences: Mapping[str, float],
         schedule: Schedule,
         base: str = EVEN,
+        part: float = EVEN_PART,
     ) -> dict[str, Any]:
         """Values of all `axes`, each within its range; `read` undoes it. Knobs not named are at 0."""
         low, high = self.size_range
@@ -296,7 +339,8 @@ class Space:
             words = {"granularity": granularity}
         knobs = {f"sparsity.{knob}": min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs}
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
-        values = {"size": min(max(size, low), high), **words, "base": base, **knobs}
+        removal = min(max(part, REMOVAL[0]), REMOVAL[1])
+        values = {"size": min(max(size, low), high), **words, "base": base, "removal": removal, **knobs}
         values |= {"schedule": schedule.kind, "exponent": exponent}
         return {axis.name: values[axis.name] for axis in self.axes}
 
@@ -307,6 +351,7 @@ class Space:
         preferences: Mapping[str, float],
         schedule: Schedule,
         base: str = EVEN,
+        part: float = EVEN_PART,
     ) -> Proposal:
         """The policy nearest to the preferences whose size is within the target.
 
@@ -314,10 +359,15 @@ class Space:
         target unreachable, they are asked for a little as well. Where a mixture cannot reach it (its floor may
         lie above those of its granularities: a group not wholly `channel` loses no channel), all layers take
         the granularity with the lowest floor.
+
+        Of a combined word, channels land on target**part or, where masks cannot do the rest, on less; then masks land
+        on the target. The preferences are those of both.
         """
         target = self.reachable(target, granularity)
+        if is_combined(granularity):
+            return self._propose_both(self.combined(target, granularity, part), preferences, schedule, base)
         where = self.target(target, granularity)
-        sampled = self._by_layer(where, preferences, base)
+        sampled = self._by_layer(where, preferences, self.base_logits(base, granularity, target))
         try:
             sparsity = self._land(sampled, where)
         except Unreachable:
@@ -327,18 +377,33 @@ class Space:
         policy = PruningPolicy(sparsity, granularity, criterion=self.criterion, schedule=schedule)
         return Proposal(settled(self.network, policy), sampled, target)
 
+    def _propose_both(
+        self, where: Combined, preferences: Mapping[str, float], schedule: Schedule, base: str
+    ) -> Proposal:
+        below = self.part_logits(base, where)
+        sampled = self._by_layer(where.removal, preferences, below[0])
+        removal = self._land(sampled, where.removal)
+        rest = where.masks(removal)
+        if where.fixed is None:
+            asked = self._by_layer(rest, preferences, below[1])
+            sampled, sparsity = sampled | asked, self._land(asked, rest)
+        else:
+            sparsity = where.fixed_masks(removal)
+        policy = PruningPolicy(sparsity, rest.granularity, removal, self.criterion, schedule)
+        return Proposal(settled(rest.network, policy), sampled, where.limits.share)
+
     def _land(self, sampled: Mapping[str, float], target: Target) -> dict[str, float]:
         try:
             return land_by_shift(sampled, target)
         except Unreachable:
             return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
-    def _by_layer(self, target: Target, preferences: Mapping[str, float], base: str) -> dict[str, float]:
-        words, names = self.words(target.granularity), [layer.name for layer in target.layers]
-        channel = [self.granularities[word] == "channel" for word in words]
+    def _by_layer(self, target: Target, preferences: Mapping[str, float], base: np.ndarray) -> dict[str, float]:
+        """What the layers of a target ask for on top of a base's logits (layers,)."""
+        names, channel = [layer.name for layer in target.layers], target.channel
         places = [self.leads[place] if channel[place] else place for place in map(self.place.__getitem__, names)]
         asked = np.array([min(preferences.get(self.knob_names[place], 0.0), 1 - LIFTED**2) for place in places])
-        below = self.base_logits(base, target.granularity, target.share)[places]
+        below = base[places]
         moved = np.where(below != 0, sigmoid(logits_of(asked) + below), asked)
         return dict(zip(names, moved.tolist(), strict=True))
 
@@ -371,18 +436,36 @@ class Space:
             bases = (self.base_logits(name, word, size) for word in self.usable)
             places = map(self.granularities.index, self.usable)
             return sum(base * (words == place) for base, place in zip(bases, places, strict=True))
+        return self._base_along(name, granularity, size, self.size_range)
+
+    def part_logits(self, name: str, where: Combined) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (layers,) a base asks for of the removal and of the masks, each at its own share of the reduction."""
+        if name == EVEN:
+            nothing = np.zeros(len(self.network.layers))
+            return nothing, nothing
         low, high = self.size_range
+        sizes = low ** REMOVAL[1], high ** REMOVAL[0]
+        shares = (where.removal.aim, where.mask_share)
+        channel, masks = (
+            self._base_along(name, word, size, sizes)
+            for word, size in zip(parts_of(where.word), shares, strict=True)
+        )
+        return channel, masks
+
+    def _base_along(self, name: str, granularity: str, size: float, sizes: tuple[float, float]) -> np.ndarray:
+        low, high = sizes
         place = (BASE_SIZES - 1) * (math.log(high / size) / math.log(high / low) if high > low else 0.0)
         first = int(min(max(place, 0), BASE_SIZES - 2))
         part = min(max(place - first, 0.0), 1.0)
-        before, after = (self._base_at(name, granularity, n) for n in (first, first + 1))
+        before, after = (self._base_at(name, granularity, n, sizes) for n in (first, first + 1))
         return before * (1 - part) + after * part
 
-    def _base_at(self, name: str, granularity: str, place: int) -> np.ndarray:
+    def _base_at(self, name: str, granularity: str, place: int, sizes: tuple[float, float]) -> np.ndarray:
         """The same at one of `BASE_SIZES` sizes; `even` where the allocation cannot reach it."""
-        if (key := (name, granularity, place)) not in self._base_logits:
-            low, high = self.size_range
-            size = self.reachable(high * (low / high) ** (place / (BASE_SIZES - 1)), granularity)
+        if (key := (name, granularity, place, sizes)) not in self._base_logits:
+            low, high = sizes
+            size = high * (low / high) ** (place / (BASE_SIZES - 1))
+            size = min(max(size, self._part_floors[granularity] * FLOOR_MARGIN), high)
             try:
                 found = allocate(name, self.target(size, granularity), self.evidence[granularity])
             except Unreachable:
@@ -392,15 +475,15 @@ class Space:
         return self._base_logits[key]
 
     @cached_property
-    def _base_logits(self) -> dict[tuple[str, str, int], np.ndarray]:
+    def _base_logits(self) -> dict[tuple[str, str, int, tuple[float, float]], np.ndarray]:
         return {}
 
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
         shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
         schedule = Schedule(params["schedule"], float(params["exponent"]))
-        base = params.get("base", EVEN)
-        return Draft(source, params["size"], self._granularity(params), logits_of(shares), schedule, base)
+        base, part = params.get("base", EVEN), params.get("removal", EVEN_PART)
+        return Draft(source, params["size"], self._granularity(params), logits_of(shares), schedule, base, part)
 
     def _granularity(self, params: Mapping[str, Any]) -> str | dict[str, str]:
         if not self.mixed:
@@ -411,7 +494,7 @@ class Space:
         """Values of all `axes` for a point; the mean logit of its knobs becomes 0."""
         shares = sigmoid(centred_logits(draft.logits))
         preferences = dict(zip(self.knobs, map(float, shares), strict=True))
-        return self.params(draft.size, draft.granularity, preferences, draft.schedule, draft.base)
+        return self.params(draft.size, draft.granularity, preferences, draft.schedule, draft.base, draft.part)
 
     def logits(self, sparsity: Mapping[str, float]) -> np.ndarray:
         """Logit of each knob's sparsity (knobs,), read from its first layer."""
@@ -441,7 +524,7 @@ class Space:
         """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
 
         Args:
-            evidence: by granularity.
+            evidence: by granularity, for combined words by both of theirs.
         """
         scanned = all(e.tradeoff for e in evidence.values())
         names = [name for name in ALLOCATORS if scanned or name not in SCANNED]
@@ -451,21 +534,41 @@ class Space:
             size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn % len(names)) % len(SEED_SIZES)]
             name = names[turn % len(names)]
             for granularity in self.usable:
-                if name == "scan-speed" and granularity != "channel":
+                if name == "scan-speed" and "channel" not in parts_of(granularity):
                     continue  # masks change no MACs
-                seed = self._seed(name, granularity, self.reachable(size, granularity), evidence[granularity])
+                seed = self._seed(name, granularity, self.reachable(size, granularity), evidence)
                 if seed is not None and (key := tuple(seed.params.items())) not in seen:
                     seen.add(key)
                     yield seed
 
-    def _seed(self, allocator: str, granularity: str, size: float, evidence: Evidence) -> Seed | None:
-        target = self.target(size, granularity)
+    def allocated(self, name: str, size: float, granularity: str, evidence: Mapping[str, Evidence]) -> PruningPolicy:
+        """The policy of an allocator at a size; of a combined word its removal does half of the reduction.
+
+        Raises:
+            Unreachable: the allocator cannot give that size.
+        """
+        if is_combined(granularity):
+            where = self.combined(size, granularity)
+            policy = settled(where.limits.network, allocate_both(name, where, evidence))
+        else:
+            sparsity = allocate(name, self.target(size, granularity), evidence[granularity])
+            policy = PruningPolicy(sparsity, granularity)
+        return replace(policy, criterion=self.criterion, schedule=self.seed_schedule)
+
+    def _seed(self, allocator: str, granularity: str, size: float, evidence: Mapping[str, Evidence]) -> Seed | None:
         try:
-            sparsity = allocate(allocator, target, evidence)
+            policy = self.allocated(allocator, size, granularity, evidence)
         except Unreachable:
             return None
         if len(self.bases) > 1:
             params = self.params(size, granularity, dict.fromkeys(self.knobs, 0.5), self.seed_schedule, allocator)
         else:
-            params = self.params(size, granularity, centred(sparsity), self.seed_schedule)
+            params = self.params(size, granularity, preferences_of(policy), self.seed_schedule)
         return Seed(allocator, granularity, params)
+
+
+def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
+    """Raise `ValueError` if layers may differ and a word among the choices is for a whole policy only."""
+    whole = [word for word in granularities if is_combined(word)]
+    if mixed and whole:
+        raise ValueError(f"granularity {whole[0]!r} is for a whole policy, not for mixed layers: leave one of them out")
