@@ -165,7 +165,11 @@ def _add_search(commands: Any) -> None:
     )
     parser.add_argument("--size-metric", metavar="M", help="what the limit binds on: encoded (default) or nonzero")
     parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
-    parser.add_argument("--granularity", metavar="A,B", help=f"choices (fine-grained,channel); {MASKS}")
+    parser.add_argument(
+        "--granularity",
+        metavar="A,B",
+        help=f"choices (fine-grained,channel); {MASKS}; channel+kernel, channel+2:4, ...: channels go, then masks",
+    )
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
     parser.add_argument("--round-to", type=int, metavar="N", help="keep channel counts to a multiple of N (1)")
     parser.add_argument("--schedule", metavar="A,B", help="choices (one-shot,polynomial); also iterative")

@@ -56,7 +56,7 @@ from search.verify import Check, as_json, read_manifest, verify_contents, verify
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.errors import unknown
 from spaces.layers import Network
-from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity
+from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity, parts_in, parts_of
 from spaces.schedule import Schedule
 from spaces.size import dense_footprint, settled
 from spaces.targets import STATEMENTS
@@ -141,7 +141,7 @@ def _is_accurate(result: SearchResult) -> bool:
 
 
 def _speed_remark(result: SearchResult) -> str:
-    masks = [word for word in result.front["granularity"].unique() if word != "channel"]
+    masks = [word for word in result.front["granularity"].unique() if "channel" not in parts_of(word)]
     if masks:
         words = ", ".join(masks)
         return f"Masks ({words}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
@@ -161,10 +161,10 @@ def scan(arguments: argparse.Namespace) -> Reply:
     config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=criterion)
     watcher = TerminalWatcher()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject = Subject.of(workload, dense.model)
+    subject, scanned = Subject.of(workload, dense.model), parts_in(config.granularity)
     with watcher.stage("sensitivity scan") as progress:
-        profile = cached_profile(subject, dense, config.criterion, config.granularity, root / "cache", progress)
-    stored = profile_path(workload, dense, config.criterion, config.granularity, root / "cache")
+        profile = cached_profile(subject, dense, config.criterion, scanned, root / "cache", progress)
+    stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
     write_durably(target, profile.to_json().encode())

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from search.errors import UsageError
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
-from spaces.policy import GRANULARITIES, SEARCHED
+from spaces.policy import CHOICES, SEARCHED, parts_in
 from spaces.schedule import SCHEDULES
-from spaces.space import SEARCHED_SCHEDULES
+from spaces.space import SEARCHED_SCHEDULES, check_mixable
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
@@ -45,7 +45,8 @@ class SearchConfig(BaseModel):
             `dense-0.005` for 0.5 points below the dense model's.
         size_metric: what the limit binds on: `encoded` (bytes of the sparse file) or `nonzero`.
         speed: the third objective: `macs`, or `latency` as a table measured once on this machine predicts it.
-        granularity: choices, one for a whole policy, or one a layer when `mixed`.
+        granularity: choices, one for a whole policy, or one a layer when `mixed`; `channel+kernel` and the like are a
+            removal and then masks on what stays, for a whole policy only.
         mixed: let every layer have its own granularity.
         schedule: kinds to choose from.
         round_to: layers that lose channels keep a multiple of so many; 8 or 16 suit most kernels.
@@ -104,7 +105,7 @@ class SearchConfig(BaseModel):
     @field_validator("granularity", "schedule", mode="before")
     @classmethod
     def _words_exist(cls, value: Any, info: ValidationInfo) -> Any:
-        name, known = info.field_name, {"granularity": GRANULARITIES, "schedule": SCHEDULES}[info.field_name]
+        name, known = info.field_name, {"granularity": CHOICES, "schedule": SCHEDULES}[info.field_name]
         if not isinstance(value, str | list | tuple):
             raise ValueError(f"{name} needs words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
@@ -138,8 +139,13 @@ class SearchConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _mixed_layers_have_a_granularity_each(self) -> SearchConfig:
+        check_mixable(self.granularity, self.mixed)
+        return self
+
+    @model_validator(mode="after")
     def _criterion_is_defined_for_the_granularities(self) -> SearchConfig:
-        check_criterion(self.criterion, self.granularity)
+        check_criterion(self.criterion, parts_in(self.granularity))
         return self
 
     @field_validator("criterion")

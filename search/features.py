@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spaces.landing import Landed
+from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.space import SEED_SCHEDULE, Space
 
@@ -20,7 +21,8 @@ class Features:
     """Columns: (share kept)^-1/2 by masks and by removals along the network, their sum, log size, schedule; then what
     the layers of each further kind of mask in the space add to the sum, over whole ones.
 
-    A layer's column is 0 where it is pruned in another way. Of the powers and the logarithm of the share kept, -1/2
+    A layer's column is 0 where it is pruned in another way. Where masks follow a removal, their columns hold what they
+    add to it, so that nothing masked is the removal alone. Of the powers and the logarithm of the share kept, -1/2
     predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`). The sum says that pruning any layer more
     is alike before anything is known of that layer.
     """
@@ -30,8 +32,10 @@ class Features:
         self._removable = np.array([float(group.obstacle is None) for group in network.groups])
         self._by_mask = _buckets(np.array([layer.numel for layer in network.layers], dtype=float))
         self._by_removal = _buckets(self._removable)
-        masks = [n for n, word in enumerate(space.granularities) if word in space.usable and word != "channel"]
-        self._further = masks[1:]
+        words = {n: parts_of(word) for n, word in enumerate(space.granularities) if word in space.usable}
+        self._in_turn = [n for n, parts in words.items() if len(parts) > 1]
+        kinds = dict.fromkeys(parts[-1] for parts in words.values() if parts[-1] != "channel")
+        self._further = [[n for n, parts in words.items() if parts[-1] == kind] for kind in list(kinds)[1:]]
 
     @property
     def layers(self) -> slice:
@@ -46,12 +50,23 @@ class Features:
     def of(self, landed: Landed) -> np.ndarray:
         """(p, columns)."""
         asked = landed.requests
-        masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT))
+        masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT)) - self._follow(landed)
         removed = asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))
         schedule = np.array([_schedule(draft.schedule) for draft in landed.drafts])
-        further = [((masked - asked.by_mask) * (asked.words == word)) @ self._by_mask for word in self._further]
+        added = masked - (asked.by_mask & ~self._follow(landed))
+        further = [(added * np.isin(asked.words, words)) @ self._by_mask for words in self._further]
         columns = self._columns(masked, removed, np.log(landed.sizes), schedule)
-        return np.column_stack([columns, *(added.sum(axis=1) for added in further)])
+        return np.column_stack([columns, *(one.sum(axis=1) for one in further)])
+
+    def asked(self, landed: Landed) -> np.ndarray:
+        """The columns of single layers (p, columns), 1 wherever nothing is removed; 0 if pruned in another way."""
+        columns = self.of(landed)[:, self.layers]
+        columns[:, : self._by_mask.shape[1]] += self._follow(landed) @ self._by_mask
+        return columns
+
+    def _follow(self, landed: Landed) -> np.ndarray:
+        """Which masks follow a removal (p, layers), bool."""
+        return landed.requests.by_mask & np.isin(landed.requests.words, self._in_turn)
 
     def dense(self, channel: bool) -> np.ndarray:
         """Of the network with nothing removed, as the limit of masks or of removals (columns,)."""

@@ -23,8 +23,8 @@ from search.journal import write_durably
 from search.records import FinalRecord
 from search.results import FinalScore
 from search.train import score
-from spaces.allocation import Evidence, Unreachable, allocate
-from spaces.policy import PruningPolicy
+from spaces.allocation import Evidence, Unreachable
+from spaces.policy import PruningPolicy, parts_of
 from spaces.space import Space
 
 COMPARISON_VERSION = 1
@@ -112,15 +112,13 @@ def compare_finals(
 
 def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolicy]:
     granularity = space.usable[0]
-    target = space.target(space.max_size, granularity)
-    evidence = Evidence(unit_evidence(subject.dense, subject.graph, granularity))
+    evidence = {part: Evidence(unit_evidence(subject.dense, subject.graph, part)) for part in parts_of(granularity)}
     policies = {}
     for name in BASELINES:
         try:
-            sparsity = allocate(name, target, evidence)
+            policies[name] = space.allocated(name, space.max_size, granularity, evidence)
         except Unreachable:
             continue
-        policies[name] = PruningPolicy(sparsity, granularity, criterion=space.criterion, schedule=space.seed_schedule)
     return policies
 
 

@@ -17,7 +17,8 @@ from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
 from spaces.landing import Draft, Landed
-from spaces.size import achieved
+from spaces.policy import parts_of
+from spaces.size import achieved, kept_units
 from spaces.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
@@ -53,6 +54,7 @@ class Observation:
 
     Attributes:
         draft: the point, as it was landed.
+        asked: of each layer, as `Features.asked` says.
         error: 1 - metric on validation data; 1.0 for a failed trial.
         size: share of the dense size, as it was landed.
         speed: the third objective's share of the dense model's.
@@ -60,6 +62,7 @@ class Observation:
 
     draft: Draft
     features: np.ndarray
+    asked: np.ndarray
     error: float
     size: float
     speed: float
@@ -112,7 +115,7 @@ class Guide:
         self._space, self._pool, self._seed = space, Pool(space, evidence), seed
         self._largest_error = None if largest_error is None else _within(largest_error)
         self._features = Features(space)
-        ways = sorted({word == "channel" for word in space.usable})
+        ways = sorted({"channel" in parts_of(word) for word in space.usable})
         self._dense = (
             np.array([self._features.dense(way) for way in ways]),
             np.full(len(ways), logit(_within(dense_error))),
@@ -132,19 +135,19 @@ class Guide:
 
     @cached_property
     def _smallest(self) -> np.ndarray:
-        """Features of the smallest policies that ask the same of every layer, one a granularity."""
+        """What the smallest policies ask that ask the same of every layer, one a granularity."""
         even, smallest = np.zeros(len(self._space.knobs)), self._space.size_range[0]
         drafts = [Draft("", smallest, word, even, SEED_SCHEDULE) for word in self._space.usable]
-        return self._features.of(self._space.land(drafts))
+        return self._features.asked(self._space.land(drafts))
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
         replaced, draft = number in self._observed, self._space.draft(params)
         landed = self._space.land([draft])
-        features = self._features.of(landed)[0]
         self._observed[number] = Observation(
             draft,
-            features,
+            self._features.of(landed)[0],
+            self._features.asked(landed)[0],
             _within(1.0 if math.isnan(error) else error),
             float(landed.sizes[0]),
             float(landed.speeds[0]),
@@ -179,7 +182,7 @@ class Guide:
         surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
-        most_asked = np.vstack([features, self._smallest])[:, self._features.layers].max(axis=0)
+        most_asked = np.vstack([[o.asked for o in rows], self._smallest]).max(axis=0)
         gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
         for _ in range(rounds):
             moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
@@ -220,7 +223,8 @@ class Guide:
         removed = achieved(self._space.network, policy)
         words = [policy.granularity_of(name) for name, share in removed.items() if share]
         pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
-        return repr((list(removed.values()), words, pace))  # text remembers its hash
+        kept = kept_units(self._space.network, policy.removal)
+        return repr((list(removed.values()), words, pace, kept))  # text remembers its hash
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
@@ -248,8 +252,7 @@ class Guide:
         self, landed: Landed, surrogate: Surrogate, front: np.ndarray, most_asked: np.ndarray, for_best: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Expected gain (p,) of each candidate, and their places from the best on; the too bold come last."""
-        features = self._features.of(landed)
-        prediction = surrogate.predict(features)
+        prediction = surrogate.predict(self._features.of(landed))
         errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
         if for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
@@ -258,7 +261,7 @@ class Guide:
         else:
             space = DominatedSpace(front, self._reference)
             gains = space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
-        beyond = features[:, self._features.layers] - 1 > BOLDEST * (most_asked - 1)  # 1 where nothing is removed
+        beyond = self._features.asked(landed) - 1 > BOLDEST * (most_asked - 1)
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
 
     def _smaller(self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray) -> np.ndarray:

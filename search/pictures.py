@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from search.records import COMPLETE
+from spaces.policy import parts_of
 from spaces.profile import Profile
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def front_png(
     figure, axes = _figure(8, 5)
     complete = trials[trials["state"] == COMPLETE]
     for granularity, rows in complete.groupby("granularity"):
-        colour = COLOURS.get(granularity, "grey")
-        axes.scatter(rows["size"] * 100, rows["accuracy"] * 100, s=16, color=colour, alpha=0.25, linewidths=0)
+        *removal, mask = parts_of(granularity)
+        colour, marker = COLOURS.get(mask, "grey"), "D" if removal else "o"
+        style = {"color": colour, "marker": marker}
+        axes.scatter(rows["size"] * 100, rows["accuracy"] * 100, s=16, alpha=0.25, linewidths=0, **style)
         on_front = front[front["granularity"] == granularity].sort_values("size")
         axes.scatter(
-            on_front["size"] * 100, on_front["accuracy"] * 100, s=42, color=colour, edgecolors="white",
+            on_front["size"] * 100, on_front["accuracy"] * 100, s=42, edgecolors="white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
     line = front[["size", "accuracy"]].astype(float).sort_values("size")

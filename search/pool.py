@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from spaces.allocation import SCANNED, Evidence, Unreachable, allocate
+from spaces.allocation import SCANNED, Evidence, Unreachable
+from spaces.combined import EVEN_PART, REMOVAL, is_combined, preferences_of
 from spaces.landing import EVEN, Draft, centred
+from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.space import EXPONENTS, SEED_SCHEDULE, Space
 
@@ -25,6 +27,8 @@ FREE_DEVIATION, SWAP_DEVIATION, JITTERS = 1.5, 0.7, (0.0, 0.15, 0.4, 0.8)
 """Standard deviations in logits: of free candidates, of a swapped knob, of moves around an allocation."""
 SIZE_DEVIATION = 0.15
 """Standard deviation of the logarithm of a swapped candidate's size, over its parent's."""
+PART_DEVIATION = 0.1
+"""Standard deviation of a swapped candidate's part of the reduction that its removal does."""
 LOWEST = -4.0
 """Where a knob that leaves its layers whole starts from when it is moved."""
 NEW_SCHEDULE = 0.15
@@ -36,7 +40,7 @@ class Pool:
 
     Args:
         space: every candidate lands within its limits.
-        evidence: by granularity, what allocations start from.
+        evidence: by granularity, what allocations start from; for combined words of both of theirs.
     """
 
     def __init__(self, space: Space, evidence: Mapping[str, Evidence]) -> None:
@@ -56,7 +60,8 @@ class Pool:
         codes = self._other_granularity(parent.granularity, random)
         size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
         schedule = self._schedule(parent.schedule, random)
-        return Draft(SWAP, self._within(size, random), codes, logits, schedule, parent.base)
+        part = self._moved_part(parent, random)
+        return Draft(SWAP, self._within(size, random), codes, logits, schedule, parent.base, part)
 
     def _source(self, place: float, parents: Sequence[Draft]) -> str:
         ends = np.cumsum(list(SHARES.values()))
@@ -74,13 +79,14 @@ class Pool:
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
             codes, base = self._codes(granularity, random), str(random.choice(self._space.bases))
-            return Draft(FREE, size, codes, logits, self._schedule(None, random), base)
+            return Draft(FREE, size, codes, logits, self._schedule(None, random), base, self._part(granularity, random))
         found = self._from_table(granularity, size, random) if source == PRIOR else None
         while found is None:
             found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
         logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
-        return Draft(source, size, granularity, logits, self._schedule(self._space.seed_schedule, random), base)
+        schedule = self._schedule(self._space.seed_schedule, random)
+        return Draft(source, size, granularity, logits, schedule, base, self._part(granularity, random))
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
@@ -93,7 +99,8 @@ class Pool:
         take = random.random(len(first.logits)) < 0.5
         logits = np.where(take, centred(first.logits), centred(second.logits))
         size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
-        return Draft(CROSSOVER, self._within(size, random), first.granularity, logits, first.schedule, first.base)
+        size = self._within(size, random)
+        return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, second.part)
 
     def _size(self, random: np.random.Generator) -> float:
         low, high = self._space.size_range
@@ -102,6 +109,16 @@ class Pool:
     def _within(self, size: float, random: np.random.Generator) -> float:
         low, high = self._space.size_range
         return high if random.random() < AT_LIMIT else float(min(max(size, low), high))
+
+    def _part(self, granularity: str, random: np.random.Generator) -> float:
+        """What a removal does of the reduction; of words without masks after it nothing is drawn."""
+        return float(random.uniform(*REMOVAL)) if is_combined(granularity) else EVEN_PART
+
+    def _moved_part(self, parent: Draft, random: np.random.Generator) -> float:
+        if not is_combined(parent.granularity):
+            return parent.part
+        low, high = REMOVAL
+        return float(min(max(parent.part + random.normal(0, PART_DEVIATION), low), high))
 
     def _schedule(self, parent: Schedule | None, random: np.random.Generator) -> Schedule:
         if parent is not None and random.random() >= NEW_SCHEDULE:
@@ -135,12 +152,14 @@ class Pool:
         return words | dict.fromkeys(together, self._one_granularity(random))
 
     def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
-        table = self._evidence[granularity].tradeoff
-        if table is None:
+        tables = [self._evidence[part].tradeoff for part in parts_of(granularity)]
+        if None in tables:
             return None
         if len(self._space.bases) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
-        return self._space.logits(table.at(size, float(random.choice(table.mixes)))), EVEN
+        if len(tables) > 1:
+            return self._allocated(str(random.choice(SCANNED)), granularity, size)
+        return self._space.logits(tables[0].at(size, float(random.choice(tables[0].mixes)))), EVEN
 
     @cached_property
     def _grid(self) -> np.ndarray:
@@ -155,8 +174,8 @@ class Pool:
         if (key := (name, granularity, place)) not in self._static:
             wanted = self._space.reachable(float(self._grid[place]), granularity)
             try:
-                found = allocate(name, self._space.target(wanted, granularity), self._evidence[granularity])
-                self._static[key] = self._space.logits(found), EVEN
+                found = self._space.allocated(name, wanted, granularity, self._evidence)
+                self._static[key] = self._space.logits(preferences_of(found) if found.removal else found.sparsity), EVEN
             except Unreachable:
                 self._static[key] = None
         return self._static[key]

@@ -42,6 +42,7 @@ from search.train import in_fast_layout, score, step_count
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
 from spaces.latency import Predictor
+from spaces.policy import parts_in
 from spaces.profile import Profile
 from spaces.space import Proposal, Seed, Space
 
@@ -265,10 +266,15 @@ class _Coordinator:
     def _finished_times(self) -> list[float]:
         return [trial.finished for trial in self.trials.values()] + [f.finished for f in self.journal.finals()]
 
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """The granularities that are scanned and known the evidence of."""
+        return parts_in(self.space.usable)
+
     def _profile(self) -> Profile:
         with self.watcher.stage("sensitivity scan") as progress:
             return cached_profile(
-                self.subject, self.dense, self.config.criterion, self.space.usable, self.folder.root / "cache", progress
+                self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress
             )
 
     def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
@@ -280,7 +286,7 @@ class _Coordinator:
                 profile,
                 self.space.metric,
             )
-            for granularity in self.space.usable
+            for granularity in self._parts
         }
 
     def _settings(self) -> dict[str, Any]:

@@ -179,7 +179,8 @@ def preferences_of(policy: PruningPolicy) -> dict[str, float]:
     if len(parts) < 2:
         return centred(*parts or [{}])
     shares = [centred(part) for part in parts]
-    return {name: _between([part[name] for part in shares if part.get(name, 0.0) > 0]) for name in {**parts[0], **parts[1]}}
+    names = {**policy.sparsity, **policy.removal}
+    return {name: _between([part[name] for part in shares if part.get(name, 0.0) > 0]) for name in names}
 
 
 def _is_fixed(policy: PruningPolicy) -> bool:

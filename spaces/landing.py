@@ -277,9 +277,7 @@ def _bisected(farthest: np.ndarray, fits: Callable[[np.ndarray], np.ndarray]) ->
     return under
 
 
-def _landed(
-    asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.ndarray | None = None
-) -> Requests:
+def _landed(asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.ndarray | None = None) -> Requests:
     """What is asked, shifted until it fits; layers sampled as whole are asked for a little where they must.
 
     Args:

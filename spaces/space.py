@@ -120,7 +120,8 @@ class Space:
         latency: predicts it; needed by a limit on it, and by `speed` `latency`.
         speed: the third objective, `macs` or `latency`.
         schedules: kinds to choose from.
-        evidence: by granularity, for combined words by both of theirs; networks of more than `MOST_KNOBS` layers need it, see `bases`.
+        evidence: by granularity, for combined words by both of theirs; networks of more than `MOST_KNOBS` layers need
+            it, see `bases`.
 
     Raises:
         ValueError: a granularity is unknown, repeated or not the criterion's, or `max_size` is no share in (0, 1].
@@ -447,8 +448,7 @@ class Space:
         sizes = low ** REMOVAL[1], high ** REMOVAL[0]
         shares = (where.removal.aim, where.mask_share)
         channel, masks = (
-            self._base_along(name, word, size, sizes)
-            for word, size in zip(parts_of(where.word), shares, strict=True)
+            self._base_along(name, word, size, sizes) for word, size in zip(parts_of(where.word), shares, strict=True)
         )
         return channel, masks
 
