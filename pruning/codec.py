@@ -13,13 +13,14 @@ of the original shape); its header note is `ENCODING DTYPE SHAPE NONZERO`, NONZE
 - `N:M`, such as `2:4`: N values of every M consecutive inputs at one output and kernel position, blocks in the order
   (output, kernel position, input), then the place in its block of each value, log2(M) bits, lowest first. Where a block
   has fewer nonzeros, zeros fill it up.
+- `N/M`: the same of transposed convolutions, whose inputs are the first dimension, not the second.
 
 A note `same NAME` marks a tensor that shares NAME's storage. Everything else is dense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,8 +30,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pruning.structure import inputs_of
+from spaces.layers import Inputs
 from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, worth_encoding
-from spaces.units import NAMES, UNIT_MARGIN, pattern_of, run_length
+from spaces.units import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -56,6 +59,11 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if name in owners}
 
 
+def inputs_of_weights(model: nn.Module) -> dict[str, Inputs]:
+    """Where the inputs of each prunable weight lie."""
+    return {name: inputs_of(model.get_submodule(name.rpartition(".")[0])) for name in prunable_weights(model)}
+
+
 def encode_model(model: nn.Module) -> bytes:
     """The sparse file of a model: zeros of prunable weights cost no value.
 
@@ -65,11 +73,17 @@ def encode_model(model: nn.Module) -> bytes:
     >>> len(encode_model(layer)) < 0.2 * dense
     True
     """
-    return encode_state(model.state_dict(), sparse=set(prunable_weights(model)))
+    inputs = inputs_of_weights(model)
+    return encode_state(model.state_dict(), set(inputs), {name for name, where in inputs.items() if where.dim == 0})
 
 
-def encode_state(state: Mapping[str, Tensor], sparse: set[str] = frozenset()) -> bytes:
-    """Write a state dict; names in `sparse` take their smallest encoding, ties in the order above."""
+def encode_state(
+    state: Mapping[str, Tensor], sparse: set[str] = frozenset(), transposed: set[str] = frozenset()
+) -> bytes:
+    """Write a state dict; names in `sparse` take their smallest encoding, ties in the order above.
+
+    Those in `transposed` are looked at for patterns along both of their first dimensions.
+    """
     entries, payloads, aliases, seen = [], {}, {}, {}
     for name, tensor in state.items():
         storage = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
@@ -77,7 +91,7 @@ def encode_state(state: Mapping[str, Tensor], sparse: set[str] = frozenset()) ->
             aliases[name] = seen[storage]
             continue
         seen[storage] = name
-        entry, payloads[name] = _encode_tensor(name, tensor, name in sparse)
+        entry, payloads[name] = _encode_tensor(name, tensor, name in sparse, name in transposed)
         entries.append(entry)
     header, order = container_header(entries, aliases)
     return header + b"".join(payloads[entry.name] for entry in order)
@@ -157,22 +171,22 @@ def _by_units(kept: np.ndarray, granularity: str) -> _Coded | None:
     return _Coded(NAMES[granularity], places, np.packbits(units, bitorder="little").tobytes())
 
 
-def _by_pattern(kept: np.ndarray, m: int) -> _Coded | None:
-    """N places of every M; None where M does not divide the inputs, a block is full, or nothing is kept."""
-    if kept.ndim < 2 or kept.shape[1] % m:
+def _by_pattern(kept: np.ndarray, m: int, dim: int) -> _Coded | None:
+    """N places of every M; None where M does not divide the dimension, a block is full, or nothing is kept."""
+    if kept.ndim < 2 or kept.shape[dim] % m:
         return None
-    blocks = _blocks(kept, m)
+    blocks = _blocks(kept, m, dim)
     n = int(blocks.sum(axis=1).max())
     if not 0 < n < m:
         return None
     inside = np.sort(np.argsort(~blocks, axis=1, kind="stable")[:, :n], axis=1)
-    places = np.take_along_axis(_blocks(np.arange(kept.size).reshape(kept.shape), m), inside, axis=1)
-    return _Coded(f"{n}:{m}", places.ravel(), _packed(inside.ravel(), m))
+    places = np.take_along_axis(_blocks(np.arange(kept.size).reshape(kept.shape), m, dim), inside, axis=1)
+    return _Coded(pattern_name(n, m, dim), places.ravel(), _packed(inside.ravel(), m))
 
 
-def _blocks(elements: np.ndarray, m: int) -> np.ndarray:
-    """(blocks, m): every m consecutive inputs at one output and kernel position."""
-    return np.moveaxis(elements, 1, -1).reshape(-1, m)
+def _blocks(elements: np.ndarray, m: int, dim: int) -> np.ndarray:
+    """(blocks, m): every m consecutive inputs, which `dim` indexes, at one output and kernel position."""
+    return np.moveaxis(elements, dim, -1).reshape(-1, m)
 
 
 def _packed(numbers: np.ndarray, m: int) -> bytes:
@@ -181,7 +195,7 @@ def _packed(numbers: np.ndarray, m: int) -> bytes:
     return np.packbits(bits.ravel().astype(np.uint8), bitorder="little").tobytes()
 
 
-def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, bytes]:
+def _encode_tensor(name: str, tensor: Tensor, sparse: bool, transposed: bool) -> tuple[Entry, bytes]:
     if tensor.dtype not in DTYPE_CODES:
         raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which the sparse file cannot hold")
     code, shape = DTYPE_CODES[tensor.dtype], tuple(tensor.shape)
@@ -189,15 +203,16 @@ def _encode_tensor(name: str, tensor: Tensor, sparse: bool) -> tuple[Entry, byte
     if not sparse or not tensor.numel():
         return dense
     flat = tensor.detach().cpu().contiguous().flatten()
-    coded = _smallest((flat != 0).numpy().reshape(shape), lambda one: one.note(code, shape), flat.itemsize)
+    kept, dims = (flat != 0).numpy().reshape(shape), (1, 0) if transposed else (1,)
+    coded = _smallest(kept, lambda one: one.note(code, shape), flat.itemsize, dims)
     payload = _raw(flat[torch.from_numpy(coded.places)]) + coded.index
     if not worth_encoding(name, coded.note(code, shape), len(payload), len(dense[1])):
         return dense
     return Entry(name, "U8", (len(payload),), coded.note(code, shape)), payload
 
 
-def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int) -> _Coded:
-    """By single weights, or where that saves `UNIT_MARGIN` bytes with the note, by units or a pattern."""
+def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int, dims: Sequence[int]) -> _Coded:
+    """By single weights, or where that saves `UNIT_MARGIN` bytes with the note, by units or a pattern along `dims`."""
 
     def payload(coded: _Coded) -> int:
         return len(coded.places) * item_bytes + len(coded.index)
@@ -206,7 +221,8 @@ def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int) 
         return payload(coded) + len(note(coded))
 
     plain = min(_by_bitmask(kept), _by_gaps(kept), key=payload)
-    found = [*(_by_units(kept, word) for word in NAMES), *(_by_pattern(kept, m) for m in PATTERN_LENGTHS)]
+    patterns = [_by_pattern(kept, m, dim) for dim in dims for m in PATTERN_LENGTHS]
+    found = [*(_by_units(kept, word) for word in NAMES), *patterns]
     best = min((coded for coded in found if coded), key=cost, default=plain)
     return best if cost(best) + UNIT_MARGIN <= cost(plain) else plain
 
@@ -244,8 +260,8 @@ def _places(encoding: str, index: np.ndarray, shape: tuple[int, ...], nonzero: i
         if len(units) * run != nonzero:  # before they are spread out
             raise ValueError(f"note {note!r} promises {nonzero} values, the bytes hold {len(units) * run}")
         return (units[:, None] * run + np.arange(run)).ravel()
-    pattern = pattern_of(encoding)
-    if not pattern or pattern.keep is None or len(shape) < 2 or shape[1] % pattern.of:
+    pattern, dim = pattern_of(encoding.replace("/", ":")), int("/" not in encoding)
+    if not pattern or pattern.keep is None or len(shape) < 2 or shape[dim] % pattern.of:
         raise ValueError(f"impossible note {note!r}")
     if nonzero * pattern.of != size * pattern.keep:
         raise ValueError(f"note {note!r} promises {nonzero} values, the pattern keeps {pattern.keep} of {pattern.of}")
@@ -254,7 +270,7 @@ def _places(encoding: str, index: np.ndarray, shape: tuple[int, ...], nonzero: i
     inside = (bits.astype(np.int64) << np.arange(pattern.index_bits)).sum(axis=1).reshape(-1, pattern.keep)
     if (np.diff(inside, axis=1) <= 0).any():
         raise ValueError(f"note {note!r}: places within a block must rise")
-    return np.take_along_axis(_blocks(np.arange(size).reshape(shape), pattern.of), inside, axis=1).ravel()
+    return np.take_along_axis(_blocks(np.arange(size).reshape(shape), pattern.of, dim), inside, axis=1).ravel()
 
 
 def _expect(index: np.ndarray, length: int, note: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from pruning.codec import prunable_weights
+from pruning.codec import inputs_of_weights, prunable_weights
 from pruning.criteria import element_scores
 from pruning.granularity import unit_scores
 from pruning.removal import ChannelGraph
@@ -29,8 +29,9 @@ def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> di
             if group.obstacle is None
             for name in group.layers
         }
+    inputs = inputs_of_weights(model)
     return {
-        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity).flatten().numpy()
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().numpy()
         for name, weight in prunable_weights(model).items()
-        if not obstacle_to(granularity, weight.shape)
+        if not obstacle_to(granularity, weight.shape, inputs[name])
     }

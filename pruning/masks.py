@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, element_scores
 from pruning.granularity import expand_units, unit_ranks, units
+from spaces.layers import SECOND, Inputs
 from spaces.policy import check_sparsity, removed_count
 from spaces.units import Units
 
@@ -21,6 +22,7 @@ def make_mask(
     scores: Tensor | None = None,
     *,
     count: int | None = None,
+    inputs: Inputs = SECOND,
 ) -> Tensor:
     """Choose the units of one weight that stay.
 
@@ -35,6 +37,8 @@ def make_mask(
         granularity: the unit; see `pruning.granularity`.
         criterion: ignored when `scores` are given.
         scores: one score an element, of `weight`'s shape, finite; larger is kept.
+        inputs: where patterns find them: in the second dimension, or as `pruning.structure.inputs_of` says of a module
+            (of transposed convolutions in the first).
 
     Returns:
         Bool tensor of `weight`'s shape and device; True = kept.
@@ -53,8 +57,8 @@ def make_mask(
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not torch.isfinite(scores).all():
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
-    removed = _removed(units(weight.shape, granularity), sparsity, count)
-    return expand_units(unit_ranks(scores, granularity) >= removed, weight.shape, granularity)
+    removed = _removed(units(weight.shape, granularity, inputs), sparsity, count)
+    return expand_units(unit_ranks(scores, granularity, inputs) >= removed, weight.shape, granularity, inputs)
 
 
 def _removed(found: Units, sparsity: float | None, count: int | None) -> int:

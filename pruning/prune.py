@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.channels import plan_by_scores, trace_channels
-from pruning.codec import prunable_weights
+from pruning.codec import inputs_of_weights, prunable_weights
 from pruning.masks import apply_masks_, make_mask
 from pruning.reconstruction import refit_next_layers
 from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks, shrink
@@ -20,6 +20,7 @@ from pruning.scores import Scores, restrict_graph
 from pruning.structure import Structure, output_dim
 from spaces.criteria import criterion_word
 from spaces.errors import unknown
+from spaces.layers import SECOND, Inputs
 from spaces.policy import PruningPolicy
 from spaces.units import obstacle_to, pattern_of, units_of
 
@@ -97,7 +98,7 @@ def policy_masks(
         masks = removal_masks(plan)
         if progress < 1 and any(map(pattern_of, map(policy.granularity_of, policy.mask_requests()))):
             final = plan_by_scores(policy.channel_requests(), defined, scores)
-    requests = policy.mask_requests()
+    requests, inputs = policy.mask_requests(), inputs_of_weights(model)
     for name in weights:
         if name not in requests:
             continue
@@ -106,24 +107,28 @@ def policy_masks(
         blocks = final if pattern_of(word) else plan  # M need not divide the inputs left on the way
         chosen = _staying(shape, blocks.structure if plan else None, name)
         inside = weights[name][chosen]
-        share, due = share_due(requests[name], word, inside.shape, progress)
+        share, due = share_due(requests[name], word, inside.shape, progress, inputs[name])
         if share:
             mask = torch.zeros(shape, dtype=torch.bool, device=weights[name].device)
             mask[stays] = weights[name][stays] != 0
-            mask[chosen] = make_mask(inside, share, due, scores=scores.elements(name, word)[chosen])
+            mask[chosen] = make_mask(
+                inside, share, due, scores=scores.elements(name, word)[chosen], inputs=inputs[name]
+            )
             masks[name] = mask
     return masks, plan
 
 
-def share_due(share: float, granularity: str, shape: Sequence[int], progress: float) -> tuple[float, str]:
+def share_due(
+    share: float, granularity: str, shape: Sequence[int], progress: float, inputs: Inputs = SECOND
+) -> tuple[float, str]:
     """What a layer's mask asks for once `progress` of its share is due, and in which granularity.
 
     On its way to `N:M` with a fixed N every block of M loses one more place at a time. Nothing is asked of a weight
     that its granularity leaves whole.
     """
-    if obstacle_to(granularity, shape):
+    if obstacle_to(granularity, shape, inputs):
         return 0.0, granularity
-    pattern, units = pattern_of(granularity), units_of(granularity, shape)
+    pattern, units = pattern_of(granularity), units_of(granularity, shape, inputs)
     if progress == 1 or not pattern or pattern.keep is None:
         return share * progress, granularity
     return units.removed(share) / units.count * progress, f"*:{pattern.of}"

@@ -77,15 +77,17 @@ class Rankings:
         """Mask of one layer, chosen among the elements no removal takes; None if its granularity leaves it whole."""
         shape, granularity = self._weights[name].shape, policy.granularity_of(name)
         axes = [stays.get((name, dim), np.ones(length, dtype=bool)) for dim, length in enumerate(shape)]
-        if obstacle_to(granularity, [int(axis.sum()) for axis in axes]):
+        inputs = self._graph.network.by_name[name].inputs
+        if obstacle_to(granularity, [int(axis.sum()) for axis in axes], inputs):
             return None
         if all(axis.all() for axis in axes):
             ranks = self._ranking(name, granularity, policy.criterion)
-            return expand_units(ranks >= units(shape, granularity).removed(share), shape, granularity)
+            removed = units(shape, granularity, inputs).removed(share)
+            return expand_units(ranks >= removed, shape, granularity, inputs)
         index = np.ix_(*axes)
         weight, scores = self._weights[name][index], self._scores_of(name, granularity, policy.criterion)[index]
         mask = torch.zeros(shape, dtype=torch.bool, device=weight.device)
-        mask[index] = make_mask(weight, share, granularity, scores=scores)
+        mask[index] = make_mask(weight, share, granularity, scores=scores, inputs=inputs)
         return mask
 
     def _stays(self, policy: PruningPolicy) -> _Stays:
@@ -117,7 +119,8 @@ class Rankings:
         """The place of each unit of a layer in the order they go; see `unit_ranks`."""
         if (name, granularity, criterion) not in self._ranks:
             scores = self._scores_of(name, granularity, criterion)
-            self._ranks[name, granularity, criterion] = unit_ranks(scores, granularity)
+            inputs = self._graph.network.by_name[name].inputs
+            self._ranks[name, granularity, criterion] = unit_ranks(scores, granularity, inputs)
         return self._ranks[name, granularity, criterion]
 
     def _unit_ranking(self, number: int, criterion: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from spaces.errors import unknown
+from spaces.layers import SECOND, Inputs
 
 STRUCTURE_VERSION = 1
 
@@ -110,6 +111,11 @@ def output_dim(module: nn.Module) -> int:
     channel in every group. A depthwise one's only full dimension is 0, as everywhere else.
     """
     return int(isinstance(module, _ConvNd) and module.transposed and not is_depthwise(module))
+
+
+def inputs_of(module: nn.Module) -> Inputs:
+    """Where the inputs of a module's weight lie, along which patterns `N:M` run."""
+    return Inputs(0, module.groups) if output_dim(module) else SECOND
 
 
 def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int, ...]]:

@@ -101,8 +101,8 @@ class Costs:
         granularities: Sequence[str] = ("fine-grained", "channel"),
     ) -> None:
         self._network, self._metric, self._latency = network, metric, latency
-        shapes = [layer.shape for layer in network.layers]
-        divisions = {n: Divisions(shapes, [parts_of(word)[-1]] * len(shapes)) for n, word in enumerate(granularities)}
+        layers = network.layers
+        divisions = {n: Divisions(layers, [parts_of(word)[-1]] * len(layers)) for n, word in enumerate(granularities)}
         self._divisions = {n: found for n, found in divisions.items() if not found.plain}
         dense = dense_footprint(network)
         self._dense_macs = max(dense.macs, 1)
@@ -163,10 +163,10 @@ class Costs:
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
         gone = self._gone(requests)
-        numel, inputs = self._left(gone)
-        nonzero = numel - self._zeros(requests, numel, inputs)
+        numel, lengths = self._left(gone)
+        nonzero = numel - self._zeros(requests, numel, lengths)
         whole, per_unit = self._others
-        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, inputs)
+        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, lengths)
         size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
         return Shares(size, numel @ self._positions / self._dense_macs, latency)
@@ -178,9 +178,9 @@ class Costs:
             in_turn: masks come after removals, as shares of what these leave; else of the dense layers.
         """
         if self._divisions:
-            numel, inputs = self._left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
+            numel, lengths = self._left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
             by_unit = np.isin(requests.words, list(self._divisions))
-            masked = np.where(by_unit, self._zeros(requests, numel, inputs) / numel, requests.masked)
+            masked = np.where(by_unit, self._zeros(requests, numel, lengths) / numel, requests.masked)
             requests = replace(requests, masked=masked)
         if (self._multiples > 1).any():
             requests = replace(requests, removed=self._gone(requests) / np.maximum(self._units, 1))
@@ -194,29 +194,33 @@ class Costs:
         left = np.ceil((self._units - gone) / self._multiples) * self._multiples
         return np.maximum(self._units - left, 0)
 
-    def _left(self, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Elements and inputs of the layers (p, layers) once the groups have lost `gone` units (p, groups)."""
+    def _left(self, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Elements, and the first two dimensions, of the layers (p, layers) once the groups lost `gone` (p, groups)."""
         lengths, shrinking = self._lengths
-        numel, inputs = np.tile(self._fixed, (len(gone), 1)), np.tile(lengths[1], (len(gone), 1))
+        numel = np.tile(self._fixed, (len(gone), 1))
+        first_two = [np.broadcast_to(length, numel.shape) for length in lengths[:2]]
         for dimension, one in shrinking.items():
             left = np.tile(lengths[dimension], (len(gone), 1))
             left[:, one.layers] -= one.taken(gone)
             numel *= left
-            inputs = left if dimension == 1 else inputs
-        return numel, inputs
+            if dimension < 2:
+                first_two[dimension] = left
+        return numel, first_two
 
-    def _zeros(self, requests: Requests, numel: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def _zeros(self, requests: Requests, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         zeros = np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
         for word, divisions in self._divisions.items():
             own = (requests.words == word) & (requests.masked > 0)
             if own.any():
-                zeros = np.where(own, divisions.zeros(requests.masked, numel, inputs), zeros)
+                zeros = np.where(own, divisions.zeros(requests.masked, numel, lengths), zeros)
         return zeros
 
-    def _encoded(self, numel: np.ndarray, nonzero: np.ndarray, words: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def _encoded(
+        self, numel: np.ndarray, nonzero: np.ndarray, words: np.ndarray, lengths: Sequence[np.ndarray]
+    ) -> np.ndarray:
         gaps = nonzero * (self._item + 1) + np.floor((numel - nonzero) / GAP_ESCAPE)
         size = np.minimum(np.minimum(numel * self._item, np.ceil(numel / 8) + nonzero * self._item), gaps)
         for word, divisions in self._divisions.items():
-            own = divisions.index_bytes(numel, nonzero, inputs) + nonzero * self._item
+            own = divisions.index_bytes(numel, nonzero, lengths) + nonzero * self._item
             size = np.where(words == word, np.minimum(size, own), size)
         return size

@@ -252,7 +252,7 @@ class Landing:
         space = self._space
         return np.array(
             [
-                [not obstacle_to(parts_of(word)[-1], layer.shape) for layer in space.network.layers]
+                [not obstacle_to(parts_of(word)[-1], layer.shape, layer.inputs) for layer in space.network.layers]
                 for word in space.granularities
             ]
         )

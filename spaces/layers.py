@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from spaces.errors import unknown
 
@@ -52,6 +53,20 @@ class StoredTensor:
         return tuple(lengths)
 
 
+class Inputs(NamedTuple):
+    """Where the inputs of a weight lie: along dimension `dim`, those of each of `groups` convolution groups together.
+
+    Only transposed convolutions hold the inputs of several groups; all other weights have one group's in dimension 1.
+    """
+
+    dim: int = 1
+    groups: int = 1
+
+
+SECOND = Inputs()
+"""Of linear layers and convolutions that are not transposed."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One prunable weight, named as in `model.named_parameters()`.
@@ -94,6 +109,11 @@ class Layer:
     def input_dim(self) -> int:
         """The dimension its input channels index: the other one."""
         return 1 - self.output_dim
+
+    @property
+    def inputs(self) -> Inputs:
+        """Where its inputs lie, along which patterns `N:M` run."""
+        return SECOND if self.output_dim == 0 else Inputs(0, self.convolution_groups)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from spaces.layers import ITEM_BYTES, Layer, Network, StoredTensor
+from spaces.layers import ITEM_BYTES, SECOND, Inputs, Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy, removed_count
-from spaces.units import NAMES, UNIT_SLACK, obstacle_to, pattern_of, units_of
+from spaces.units import NAMES, UNIT_SLACK, obstacle_to, pattern_name, pattern_of, units_of
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -203,10 +203,14 @@ def worth_encoding(name: str, note: str, payload: int, dense: int) -> bool:
 
 
 def encoded_entry(
-    tensor: StoredTensor, shape: tuple[int, ...], nonzero: int, granularity: str = "fine-grained"
+    tensor: StoredTensor,
+    shape: tuple[int, ...],
+    nonzero: int,
+    granularity: str = "fine-grained",
+    inputs: Inputs = SECOND,
 ) -> Entry:
     """The entry of a prunable weight of this shape with `nonzero` elements kept in units of `granularity`."""
-    name, index = own_index(granularity, shape, nonzero)
+    name, index = own_index(granularity, shape, nonzero, inputs)
     encoding, size = encoding_of(prod(shape), nonzero, ITEM_BYTES[tensor.dtype], index)
     note = encoding_note(name if encoding == "units" else encoding, tensor.dtype, shape, nonzero)
     dense = Entry(tensor.name, tensor.dtype, shape)
@@ -215,15 +219,17 @@ def encoded_entry(
     return Entry(tensor.name, "U8", (size,), note)
 
 
-def own_index(granularity: str, shape: tuple[int, ...], nonzero: int) -> tuple[str, int | None]:
+def own_index(
+    granularity: str, shape: tuple[int, ...], nonzero: int, inputs: Inputs = SECOND
+) -> tuple[str, int | None]:
     """The encoding of a granularity's own for a weight: its name, and the bytes planned for its index, `UNIT_SLACK`
     among them; None if it has none."""
     pattern = pattern_of(granularity)
-    if obstacle_to(granularity, shape) or nonzero == prod(shape) or not (pattern or granularity in NAMES):
+    if obstacle_to(granularity, shape, inputs) or nonzero == prod(shape) or not (pattern or granularity in NAMES):
         return "", None
     if pattern:
-        name, index = f"{nonzero * pattern.of // prod(shape)}:{pattern.of}", -(-nonzero * pattern.index_bits // 8)
-        return name, index + UNIT_SLACK
+        name = pattern_name(nonzero * pattern.of // prod(shape), pattern.of, inputs.dim)
+        return name, -(-nonzero * pattern.index_bits // 8) + UNIT_SLACK
     units = units_of(granularity, shape)
     return NAMES[granularity], -(-units.count // 8) + UNIT_SLACK if units.elements > 1 else None
 
@@ -251,19 +257,19 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
             entries.append(Entry(tensor.name, tensor.dtype, shape))
             continue
         granularity = policy.granularity_of(layer.name)
-        removed = masked_count(granularity, shape, masks[layer.name]) if layer.name in masks else 0
+        removed = masked_count(granularity, shape, masks.get(layer.name, 0.0), layer.inputs)
         zeros += removed
         macs += layer.positions * numel
         macs_nonzero += layer.positions * (numel - removed)
-        entries.append(encoded_entry(tensor, shape, numel - removed, granularity))
+        entries.append(encoded_entry(tensor, shape, numel - removed, granularity, layer.inputs))
     return Footprint(parameters, parameters - zeros, container_bytes(entries, network.aliases), macs, macs_nonzero)
 
 
-def masked_count(granularity: str, shape: tuple[int, ...], share: float) -> int:
+def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs: Inputs = SECOND) -> int:
     """Elements a mask sets to zero; none where the granularity leaves a weight of this shape whole."""
-    if share == 0 or obstacle_to(granularity, shape):
+    if share == 0 or obstacle_to(granularity, shape, inputs):
         return 0
-    units = units_of(granularity, shape)
+    units = units_of(granularity, shape, inputs)
     return units.removed(share) * units.elements
 
 
@@ -297,6 +303,7 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
             result[layer.name] = 1 - kept[group] / units[group] if group in kept else 0.0
         else:
             shape = tensor.shrunk(kept, units)
-            removed = masked_count(policy.granularity_of(layer.name), shape, masks.get(layer.name, 0.0))
+            word = policy.granularity_of(layer.name)
+            removed = masked_count(word, shape, masks.get(layer.name, 0.0), layer.inputs)
             result[layer.name] = removed / prod(shape)
     return result

@@ -98,7 +98,7 @@ class Sizer:
         Args:
             words: granularity by layer (n,).
         """
-        found = Divisions([layer.shape for layer in self._layers], [words[place] for place in self._layer_place])
+        found = Divisions(self._layers, [words[place] for place in self._layer_place])
         return None if found.plain else found
 
     def prune(self, sparsity: np.ndarray, channel: np.ndarray, divisions: Divisions | None = None) -> Pruned:
@@ -122,13 +122,13 @@ class Sizer:
         Args:
             groups: as `lost` gives them, or `Pruned.groups`.
         """
-        numel, inputs, characters = self._shapes.after(groups)
+        numel, lengths, characters = self._shapes.after(groups)
         masks, own = masks[self._layer_place], numel[self._layer_shape]
         if divisions is None:
             return Pruned(groups, numel, characters, removed_counts(masks, own))
-        inputs = inputs[self._layer_shape]
-        zeros = divisions.zeros(masks, own, inputs).astype(np.int64)
-        return Pruned(groups, numel, characters, zeros, divisions.index_bytes(own, own - zeros, inputs))
+        lengths = lengths[:, self._layer_shape]
+        zeros = divisions.zeros(masks, own, lengths).astype(np.int64)
+        return Pruned(groups, numel, characters, zeros, divisions.index_bytes(own, own - zeros, lengths))
 
     def share(self, pruned: Pruned, metric: str) -> float:
         """The share of the dense size by the name of a size metric."""
@@ -234,7 +234,7 @@ class _Shapes:
                 shape.append(lengths.setdefault((length, shrinking), len(lengths)))
             of_tensor.append(shapes.setdefault(tuple(shape), len(shapes)))
         self.of_tensor, self.count = _whole(of_tensor), len(shapes)
-        rank = max(map(len, shapes), default=0)
+        rank = max([2, *map(len, shapes)])
         self._dimensions = np.zeros((rank, len(shapes)), np.int64)
         for number, shape in enumerate(shapes):
             self._dimensions[: len(shape), number] = shape
@@ -245,7 +245,7 @@ class _Shapes:
         self._whole_network = self._counted(self._lengths)
 
     def after(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Elements, inputs and characters of every shape (s,) once the groups lost `removed` units (g,)."""
+        """Elements (s,), first two dimensions (2, s), characters (s,) of all shapes once groups lost `removed` (g,)."""
         if not removed.any():
             return self._whole_network
         lengths = self._lengths.copy()
@@ -256,8 +256,7 @@ class _Shapes:
         characters = digits(lengths)
         characters[0] = 0
         left = lengths[self._dimensions]
-        inputs = left[1] if len(left) > 1 else np.ones(self.count, np.int64)
-        return left.prod(axis=0), inputs, characters[self._dimensions].sum(axis=0) + self._commas
+        return left.prod(axis=0), left[:2], characters[self._dimensions].sum(axis=0) + self._commas
 
 
 class _File:

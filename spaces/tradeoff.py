@@ -94,7 +94,7 @@ def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
         knobs = [Knob(g.layers, Units(g.units, 1), n, g.multiple) for n, g in groups if g.obstacle is None]
     else:
         layers = [layer for layer in network.layers if not stays_whole(layer, granularity)]
-        knobs = [Knob((layer.name,), units_of(granularity, layer.shape)) for layer in layers]
+        knobs = [Knob((layer.name,), units_of(granularity, layer.shape, layer.inputs)) for layer in layers]
     return {knob.name: knob for knob in knobs}
 
 
@@ -388,7 +388,7 @@ def _choices(
         unit = np.array([_unit_size(tensor, metric), layer.positions if layer else 0], dtype=float)
         if tensor.name in masked:
             kept = steps[masked[tensor.name]].kept * knobs[masked[tensor.name]].units.elements
-            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity) for n in kept)
+            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity, layer.inputs) for n in kept)
             sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
             alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
             continue

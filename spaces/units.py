@@ -1,9 +1,9 @@
 """How a granularity divides a weight into the units that go or stay.
 
 Masks know two kinds of units. Runs are neighbours in memory: one weight (`fine-grained`), a row of a kernel
-(`vector`), a kernel (`kernel`). Patterns `N:M` are about every M consecutive inputs at one output and kernel position:
-there a unit is one of the M places, which all such blocks have in common, so that the share asked for is that of the
-places emptied.
+(`vector`), a kernel (`kernel`). Patterns `N:M` are about every M consecutive inputs at one output and kernel position
+(of a transposed convolution those of one group, in the first dimension): there a unit is one of the M places, which all
+such blocks have in common, so that the share asked for is that of the places emptied.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from spaces.errors import unknown
-from spaces.layers import Layer
+from spaces.layers import SECOND, Inputs, Layer
 from spaces.policy import GRANULARITIES, check_sparsity, removed_count
 
 VECTOR = 4
 """Weights at most in a vector where kernels have one element: the largest divisor of the inputs up to this."""
 NAMES = {"vector": "vec", "kernel": "ker"}
-"""What a file calls the encodings with one bit a unit; patterns are called `N:M`."""
+"""What a file calls the encodings with one bit a unit; for patterns see `pattern_name`."""
 
 UNIT_MARGIN, UNIT_SLACK = 8, 16
 """An encoding by units is taken where it saves this many bytes, its note counted, over those by single weights. Before
@@ -56,6 +56,15 @@ def pattern_of(granularity: str) -> Pattern | None:
     return Pattern(None if found[1] == "*" else int(found[1]), int(found[2]))
 
 
+def pattern_name(keep: int, of: int, dim: int = 1) -> str:
+    """What a file calls keeping so many of every M: `N:M` along the second dimension, `N/M` along the first.
+
+    >>> pattern_name(2, 4), pattern_name(2, 4, 0)
+    ('2:4', '2/4')
+    """
+    return f"{keep}{'/' if dim == 0 else ':'}{of}"
+
+
 @dataclass(frozen=True)
 class Units:
     """The units of one weight.
@@ -78,11 +87,15 @@ class Units:
         return most if 2 * check_sparsity(share) * self.count >= most else 0
 
 
-def units_of(granularity: str, shape: Sequence[int]) -> Units:
-    """Units of a weight of this shape, (outputs, inputs, *kernel).
+def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) -> Units:
+    """Units of a weight of this shape: (outputs, inputs, *kernel), but (inputs, outputs, *kernel) if transposed.
 
-    A `vector` is a row of a kernel; of linear layers and kernels of one element it is 4 inputs in a row, or the most
-    of 3 and 2 that divides them. A `kernel` of these is one weight. `channel` counts the first dimension.
+    A `vector` is a row of a kernel; of linear layers and kernels of one element it is 4 neighbours in the second
+    dimension, or the most of 3 and 2 that divides it. A `kernel` of these is one weight. `channel` counts the first
+    dimension.
+
+    Args:
+        inputs: where a pattern finds them; of no account to the other granularities.
 
     Raises:
         ValueError: an unknown granularity, an empty weight, or a pattern whose M does not divide the inputs.
@@ -96,7 +109,7 @@ def units_of(granularity: str, shape: Sequence[int]) -> Units:
     if granularity == "channel":
         return Units(shape[0] if shape else 1, numel // (shape[0] if shape else 1))
     if pattern := pattern_of(granularity):
-        if undivided := _undivided(granularity, shape):
+        if undivided := _undivided(granularity, shape, inputs):
             raise ValueError(undivided)
         return Units(pattern.of, numel // pattern.of, pattern.keep)
     if granularity not in GRANULARITIES:
@@ -115,19 +128,20 @@ def run_length(granularity: str, shape: Sequence[int]) -> int:
     return shape[-1] if kernel > 1 else next(length for length in range(VECTOR, 0, -1) if shape[1] % length == 0)
 
 
-def obstacle_to(granularity: str, shape: Sequence[int]) -> str | None:
+def obstacle_to(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) -> str | None:
     """Why a weight of this shape stays whole in this granularity; None if it need not."""
     if prod(shape) == 0:
         return "it is empty"
-    if undivided := _undivided(granularity, shape):
+    if undivided := _undivided(granularity, shape, inputs):
         return undivided
-    return "it is a single unit" if units_of(granularity, shape).count < 2 else None
+    return "it is a single unit" if units_of(granularity, shape, inputs).count < 2 else None
 
 
-def _undivided(granularity: str, shape: Sequence[int]) -> str | None:
-    pattern, inputs = pattern_of(granularity), shape[1] if len(shape) > 1 else 1
-    if pattern and inputs % pattern.of:
-        return f"{granularity} needs a multiple of {pattern.of} inputs, the weight has {inputs}"
+def _undivided(granularity: str, shape: Sequence[int], inputs: Inputs) -> str | None:
+    pattern, length = pattern_of(granularity), shape[inputs.dim] if len(shape) > 1 else 1
+    if pattern and length % (pattern.of * inputs.groups):
+        each = f"{length // inputs.groups} in each group" if inputs.groups > 1 else length
+        return f"{granularity} needs a multiple of {pattern.of} inputs, the weight has {each}"
     return None
 
 
@@ -135,23 +149,25 @@ def stays_whole(layer: Layer, granularity: str) -> str | None:
     """Why nothing of a layer can go in this granularity; None if something can."""
     if granularity == "channel":
         return layer.obstacle or ("it is in no channel group" if layer.channel_group is None else None)
-    return obstacle_to(granularity, layer.shape)
+    return obstacle_to(granularity, layer.shape, layer.inputs)
 
 
 class Divisions:
     """The units of many layers at once; arrays are over layers, the last dimension.
 
     Args:
-        shapes: dense shape of each layer.
+        layers: whose dense shapes are meant.
         words: granularity of each; `channel` counts as `fine-grained` here.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], words: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[Layer], words: Sequence[str]) -> None:
         patterns = [pattern_of(word) for word in words]
         self._of = np.array([pattern.of if pattern else 0 for pattern in patterns])
         self._keep = np.array([(pattern.keep or 0) if pattern else 0 for pattern in patterns])
         self._bits = np.array([pattern.index_bits if pattern else 0 for pattern in patterns])
-        self._run = np.array([self._fixed_run(word, shape) for word, shape in zip(words, shapes, strict=True)])
+        self._run = np.array([self._fixed_run(word, layer.shape) for word, layer in zip(words, layers, strict=True)])
+        self._first = np.array([layer.inputs.dim == 0 for layer in layers], dtype=bool)
+        self._multiple = np.where(self._of > 0, self._of * [layer.inputs.groups for layer in layers], 1)
 
     @staticmethod
     def _fixed_run(word: str, shape: Sequence[int]) -> int:
@@ -165,35 +181,36 @@ class Divisions:
         """Whether every unit is one weight, wherever it lies."""
         return not self._of.any() and (self._run == 1).all()
 
-    def zeros(self, share: np.ndarray, numel: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def zeros(self, share: np.ndarray, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         """Weights masked: as `Units.removed` says, none where a pattern does not divide the inputs.
 
         Args:
             share: asked of each layer (..., n).
-            numel, inputs: weights and inputs left of each (..., n).
+            numel: weights left of each (..., n).
+            lengths: what is left of its first and of its second dimension, each (..., n).
         """
-        count, elements = self._units(numel, inputs)
+        count, elements = self._units(numel, lengths)
         removed = np.minimum(np.floor(share * count + 0.5), count - 1)
         most = count - self._keep
         fixed = np.where(2 * share * count >= most, most, 0)
-        return np.where(self._divided(inputs), np.where(self._keep > 0, fixed, removed) * elements, 0)
+        return np.where(self._divided(lengths), np.where(self._keep > 0, fixed, removed) * elements, 0)
 
-    def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         """Bytes planned to say what is kept, `UNIT_SLACK` among them: one bit a unit, or a pattern's places; infinite
         where neither is used."""
-        count, elements = self._units(numel, inputs)
+        count, elements = self._units(numel, lengths)
         by_unit = np.where(elements > 1, np.ceil(count / 8), np.inf)
-        by_place = np.where(self._divided(inputs) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
+        by_place = np.where(self._divided(lengths) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
         return np.where(self._of > 0, by_place, by_unit) + UNIT_SLACK
 
-    def _units(self, numel: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        run = np.where(self._run > 0, self._run, _vector_length(inputs))
+    def _units(self, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        run = np.where(self._run > 0, self._run, _vector_length(lengths[1]))
         elements = np.where(self._of > 0, numel / np.maximum(self._of, 1), run)
         return numel / elements, elements
 
-    def _divided(self, inputs: np.ndarray) -> np.ndarray:
-        return inputs % np.maximum(self._of, 1) == 0
+    def _divided(self, lengths: Sequence[np.ndarray]) -> np.ndarray:
+        return np.where(self._first, lengths[0], lengths[1]) % self._multiple == 0
 
 
-def _vector_length(inputs: np.ndarray) -> np.ndarray:
-    return np.select([inputs % length == 0 for length in range(VECTOR, 1, -1)], range(VECTOR, 1, -1), 1)
+def _vector_length(row: np.ndarray) -> np.ndarray:
+    return np.select([row % length == 0 for length in range(VECTOR, 1, -1)], range(VECTOR, 1, -1), 1)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.channels import plan_removal, removal_masks, shrink, trace_channels
-from pruning.codec import encode_model, prunable_weights, read_sparse, write_sparse
+from pruning.codec import encode_model, encode_state, prunable_weights, read_sparse, write_sparse
 from pruning.cost import measure_cost
+from pruning.evidence import unit_evidence
 from pruning.latency import measure_latency_table
+from pruning.masks import make_mask
 from pruning.prune import policy_masks, prune
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
+from spaces.allocation import Target
 from spaces.policy import PruningPolicy
-from spaces.size import footprint
+from spaces.size import dense_footprint, footprint, shares
+from spaces.units import UNIT_SLACK, stays_whole
 
 SHARE = 0.25
 
@@ -192,3 +199,135 @@ def test_latency_is_measured_in_every_size(network):
     table = measure_latency_table(model, graph, x, levels=(0.5,), repeats=1)
     table.require(graph.network)
     assert table.layers.keys() == set(graph.network.layer_names)
+
+
+def wide() -> nn.Sequential:
+    """Transposed convolutions whose inputs and outputs patterns divide unlike: 16 and 6, and two groups of 8 and 10."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.ConvTranspose2d(16, 6, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(6, 16, 1), nn.ReLU(), nn.ConvTranspose2d(16, 10, (2, 3), groups=2), nn.ReLU(), nn.Conv2d(10, 4, 1),
+    )  # fmt: skip
+
+
+def as_convolution(module: nn.ConvTranspose2d) -> torch.Tensor:
+    """The weight of the plain convolution with padding that computes the same: (outputs, inputs / groups, ...)."""
+    by_group = module.weight.detach().unflatten(0, (module.groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1).flip(-1, -2)
+
+
+@pytest.fixture(scope="module")
+def upsampling():
+    torch.manual_seed(0)
+    model, x = wide().eval(), torch.randn(2, 3, 5, 5)
+    return model, x, trace_channels(model, x)
+
+
+class TestPatterns:
+    """`N:M` runs along the inputs that an output sums up: the first dimension, each group for itself."""
+
+    POLICY = PruningPolicy({"2.weight": 0.75, "6.weight": 0.875}, {"2.weight": "1:4", "6.weight": "*:8"})
+
+    @pytest.mark.parametrize(("place", "granularity", "removed"), [(2, "1:4", 3), (6, "*:8", 6), (6, "2:4", 2)])
+    def test_every_block_of_inputs_keeps_its_largest(self, upsampling, place, granularity, removed):
+        module, m = upsampling[0][place], int(granularity[-1])
+        name = f"{place}.weight"
+        mask = policy_masks(upsampling[0], PruningPolicy({name: 0.75}, granularity))[0][name]
+        inputs, outputs, *kernel = module.weight.shape
+        for output, *position in product(range(outputs), *map(range, kernel)):
+            for block in range(0, inputs, m):
+                scores = {n: float(module.weight.detach()[n, output, *position].abs()) for n in range(block, block + m)}
+                gone = sorted(scores, key=lambda n: (scores[n], n))[:removed]
+                assert [n for n in scores if not mask[n, output, *position]] == sorted(gone)
+
+    def test_a_convolution_that_computes_the_same_has_the_same_zeros(self, upsampling):
+        model, _, graph = upsampling
+        pruned = prune(model, self.POLICY, graph=graph)
+        for place in (2, 6):
+            dense, module = as_convolution(model[place]), pruned[place]
+            padding = [size - 1 for size in module.kernel_size]
+            x = torch.randn(1, 16, 4, 4)
+            same = nn.functional.conv2d(x, as_convolution(module), module.bias, padding=padding, groups=module.groups)
+            assert torch.allclose(same, module(x), atol=1e-5)
+            name = f"{place}.weight"
+            mask = make_mask(dense, self.POLICY.sparsity[name], self.POLICY.granularity_of(name))
+            assert torch.equal(as_convolution(module) != 0, mask)
+
+    def test_the_file_holds_them_and_is_as_small_as_promised(self, upsampling, tmp_path):
+        model, x, graph = upsampling
+        pruned = prune(model, self.POLICY, graph=graph)
+        written, planned = write_sparse(pruned, tmp_path / "file"), footprint(graph.network, self.POLICY)
+        cost = measure_cost(pruned, x)
+        assert (cost.nonzero, cost.encoded_bytes) == (planned.nonzero, written)
+        assert planned.encoded_bytes - 2 * UNIT_SLACK - 8 <= written <= planned.encoded_bytes
+        for name in self.POLICY.sparsity:  # runs of single weights would take more
+            as_bits = footprint(graph.network, PruningPolicy({name: self.POLICY.sparsity[name]})).encoded_bytes
+            alone = PruningPolicy({name: self.POLICY.sparsity[name]}, self.POLICY.granularity_of(name))
+            assert footprint(graph.network, alone).encoded_bytes < as_bits
+        content = (tmp_path / "file").read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert header["__metadata__"] == {"2.weight": "1/4 F32 16,6,3,3 216", "6.weight": "1/8 F32 16,5,2,3 60"}
+        read = read_sparse(tmp_path / "file")
+        assert all(torch.equal(read[name], tensor) for name, tensor in pruned.state_dict().items())
+
+    def test_bytes_by_hand(self):
+        """Eight inputs, outputs in the second dimension: blocks in the order (output, input)."""
+        weight = torch.zeros(8 * 40, 2)
+        weight[2, 0], weight[5, 0], weight[0, 1], weight[7, 1] = 1, 2, 3, 4
+        weight[8::4] = 9
+        content = encode_state({"w": weight[:, :, None]}, {"w"}, {"w"})
+        header, data = content[: -640 - 40], content[-640 - 40 :]
+        assert b'"w":"1/4 F32 320,2,1 160"' in header
+        values = [[1.0, 2.0], [3.0, 4.0]]
+        assert data[:640] == b"".join(np.array([*pair, *[9.0] * 78], "<f4").tobytes() for pair in values)
+        assert data[640:] == bytes([0b0110, *[0] * 19, 0b1100, *[0] * 19])
+
+    def test_files_with_patterns_along_the_outputs_are_read_and_written_as_before(self, tmp_path):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.ConvTranspose2d(6, 16, 3, bias=False))
+        model[0].weight.data[~make_mask(model[0].weight, 0.75, "1:4")] = 0
+        content = encode_state(model.state_dict(), {"0.weight"})
+        assert b"1:4 F32 6,16,3,3 216" in content and encode_model(model) == content
+        (tmp_path / "old").write_bytes(content)
+        assert torch.equal(read_sparse(tmp_path / "old")["0.weight"], model[0].weight)
+
+    @pytest.mark.parametrize(
+        ("inputs", "outputs", "groups", "obstacle"),
+        [
+            (8, 6, 1, None),
+            (6, 8, 1, "2:4 needs a multiple of 4 inputs, the weight has 6"),
+            (8, 6, 2, None),
+            (12, 8, 2, "2:4 needs a multiple of 4 inputs, the weight has 6 in each group"),
+            (8, 8, 8, "2:4 needs a multiple of 4 inputs, the weight has 1"),
+            (8, 32, 8, "2:4 needs a multiple of 4 inputs, the weight has 1 in each group"),
+        ],
+    )
+    def test_layers_whose_inputs_are_not_divided_stay_whole(self, inputs, outputs, groups, obstacle):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, inputs, 1), nn.ConvTranspose2d(inputs, outputs, 3, groups=groups))
+        graph = trace_channels(model, torch.randn(2, 3, 4, 4))
+        layer = graph.network.by_name["1.weight"]
+        assert stays_whole(layer, "2:4") == obstacle
+        policy = PruningPolicy({"1.weight": 0.5}, "2:4")
+        masks, _ = policy_masks(model, policy, graph=graph)
+        ranked = Rankings(model, graph).masks(policy)
+        assert (masks.keys(), ranked.keys()) == (({"1.weight"},) * 2 if obstacle is None else (set(),) * 2)
+        left = measure_cost(prune(model, policy), torch.ones(1, 3, 4, 4)).nonzero
+        assert left == footprint(graph.network, policy).nonzero
+        assert ("1.weight" in unit_evidence(model, graph, "2:4")) is (obstacle is None)
+
+    def test_they_hold_while_channels_go(self, upsampling):
+        """A quarter of the inputs goes: 12 stay, then in each of two groups 6, which 4 does not divide."""
+        model, x, graph = upsampling
+        removal = {"0.weight": 0.25, "4.weight": 0.25}
+        policy = PruningPolicy({"2.weight": 0.5, "6.weight": 0.5}, "2:4", removal)
+        masks, ranked = policy_masks(model, policy, graph=graph)[0], Rankings(model, graph).masks(policy)
+        assert all(torch.equal(masks[name], ranked[name]) for name in masks)
+        small = prune(model, policy, graph=graph)
+        assert [tuple(small[place].weight.shape) for place in (2, 6)] == [(12, 6, 3, 3), (12, 5, 2, 3)]
+        assert (small[2].weight.unflatten(0, (-1, 4)) != 0).sum(dim=1).flatten().tolist() == [2] * 3 * 6 * 9
+        assert (small[6].weight != 0).all()
+        planned = footprint(graph.network, policy)
+        assert measure_cost(small, x).nonzero == planned.nonzero
+        assert Target(graph.network, 0.5, "2:4").cost(policy.sparsity) == shares(
+            footprint(graph.network, PruningPolicy(policy.sparsity, "2:4")), dense_footprint(graph.network)
+        )

@@ -26,10 +26,10 @@ def networks(draw) -> Network:
     units = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     tensors, layers = [StoredTensor("count", (), "I64", parameter=False)], []
 
-    def add(name: str, group: int | None, shape: tuple[int, ...], owners: tuple) -> None:
+    def add(name: str, group: int | None, shape: tuple[int, ...], owners: tuple, kind: str = "conv2d") -> None:
         dtype = draw(st.sampled_from(["F32", "F32", "F16", "F64"]))
         tensors.append(StoredTensor(name, shape, dtype, owners=owners))
-        layers.append(Layer(name, "conv2d", shape, draw(st.integers(1, 64)), channel_group=group))
+        layers.append(Layer(name, kind, shape, draw(st.integers(1, 64)), channel_group=group))
 
     inputs, before = 3, ()
     for number, count in enumerate(units):
@@ -39,6 +39,8 @@ def networks(draw) -> Network:
             add(f"depthwise{number}", number, (count, 1, 9), (own, (), ()))
         if draw(st.booleans()):
             add(f"square{number}", number, (count, count, 1), (own, own, ()))
+        if draw(st.booleans()):
+            add(f"up{number}", number, (inputs, count, 9), (before, own, ()), "conv_transpose2d")
         tensors.append(StoredTensor(f"norm{number}", (count,), owners=(own,)))
         tensors.append(StoredTensor(f"mean{number}", (count,), parameter=draw(st.booleans()), owners=(own,)))
         inputs, before = count, own

@@ -41,7 +41,9 @@ def networks(draw) -> Network:
             group = owners[0][0][0] if len(owners[0]) == 1 and draw(st.booleans()) else None
             if group is not None:
                 members[group].append(name)
-            layers.append(Layer(name, "conv2d", shape, draw(st.integers(1, 2000)), channel_group=group))
+            kind = draw(st.sampled_from(["conv2d", "conv2d", "conv_transpose2d"])) if len(shape) > 1 else "conv2d"
+            parts = draw(st.sampled_from([1, 1, 2])) if shape[0] % 2 == 0 else 1
+            layers.append(Layer(name, kind, shape, draw(st.integers(1, 2000)), parts, channel_group=group))
         dtype = draw(st.sampled_from(["F32"] * 6 + sorted(ITEM_BYTES)))
         stored = StoredTensor(name, shape, dtype, prunable or draw(st.booleans()), owners if any(owners) else ())
         if not prunable or draw(st.integers(0, 9)):
