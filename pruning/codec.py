@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from pruning.structure import inputs_of
 from spaces.layers import Inputs
-from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, worth_encoding
+from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, no_larger_than_dense, worth_encoding
 from spaces.units import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
@@ -84,17 +84,19 @@ def encode_state(
 
     Those in `transposed` are looked at for patterns along both of their first dimensions.
     """
-    entries, payloads, aliases, seen = [], {}, {}, {}
+    entries, dense, payloads, aliases, seen = [], [], {}, {}, {}
     for name, tensor in state.items():
         storage = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and storage in seen:
             aliases[name] = seen[storage]
             continue
         seen[storage] = name
-        entry, payloads[name] = _encode_tensor(name, tensor, name in sparse, name in transposed)
+        entry, payload = _encode_tensor(name, tensor, name in sparse, name in transposed)
+        payloads |= {name: payload} if payload is not None else {}
         entries.append(entry)
-    header, order = container_header(entries, aliases)
-    return header + b"".join(payloads[entry.name] for entry in order)
+        dense.append(Entry(name, DTYPE_CODES[tensor.dtype], tuple(tensor.shape)))
+    header, order = container_header(no_larger_than_dense(entries, dense, aliases), aliases)
+    return header + b"".join(payloads[e.name] if e.note else _raw(state[e.name]) for e in order)
 
 
 def dense_bytes(model: nn.Module) -> int:
@@ -195,18 +197,19 @@ def _packed(numbers: np.ndarray, m: int) -> bytes:
     return np.packbits(bits.ravel().astype(np.uint8), bitorder="little").tobytes()
 
 
-def _encode_tensor(name: str, tensor: Tensor, sparse: bool, transposed: bool) -> tuple[Entry, bytes]:
+def _encode_tensor(name: str, tensor: Tensor, sparse: bool, transposed: bool) -> tuple[Entry, bytes | None]:
+    """The entry of a tensor, and its bytes if it is encoded."""
     if tensor.dtype not in DTYPE_CODES:
         raise ValueError(f"tensor {name!r} has dtype {tensor.dtype}, which the sparse file cannot hold")
     code, shape = DTYPE_CODES[tensor.dtype], tuple(tensor.shape)
-    dense = Entry(name, code, shape), _raw(tensor)
+    dense = Entry(name, code, shape), None
     if not sparse or not tensor.numel():
         return dense
     flat = tensor.detach().cpu().contiguous().flatten()
     kept, dims = (flat != 0).numpy().reshape(shape), (1, 0) if transposed else (1,)
     coded = _smallest(kept, lambda one: one.note(code, shape), flat.itemsize, dims)
     payload = _raw(flat[torch.from_numpy(coded.places)]) + coded.index
-    if not worth_encoding(name, coded.note(code, shape), len(payload), len(dense[1])):
+    if not worth_encoding(name, coded.note(code, shape), len(payload), dense[0].bytes):
         return dense
     return Entry(name, "U8", (len(payload),), coded.note(code, shape)), payload
 

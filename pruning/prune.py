@@ -80,7 +80,7 @@ def policy_masks(
     Returns:
         Bool masks of dense shape by parameter name, True = kept, and the plan of the removals (None
         without a graph). A removal's mask covers weight, bias and norm of the channels; the masks of
-        what stays are chosen among what stays.
+        what stays are chosen among what stays in the end, so that the units they are cut into do not move on the way.
     """
     weights = prunable_weights(model)
     for name in (*policy.sparsity, *policy.removal):
@@ -96,7 +96,7 @@ def policy_masks(
         defined = restrict_graph(model, graph, policy.criterion)
         plan = final = plan_by_scores(removals, defined, scores)
         masks = removal_masks(plan)
-        if progress < 1 and any(map(pattern_of, map(policy.granularity_of, policy.mask_requests()))):
+        if progress < 1 and removals and policy.mask_requests():
             final = plan_by_scores(policy.channel_requests(), defined, scores)
     requests, inputs = policy.mask_requests(), inputs_of_weights(model)
     for name in weights:
@@ -104,13 +104,12 @@ def policy_masks(
             continue
         shape, word = weights[name].shape, policy.granularity_of(name)
         stays = _staying(shape, plan.structure if plan else None, name)
-        blocks = final if pattern_of(word) else plan  # M need not divide the inputs left on the way
-        chosen = _staying(shape, blocks.structure if plan else None, name)
+        chosen = _staying(shape, final.structure if final else None, name)
         inside = weights[name][chosen]
         share, due = share_due(requests[name], word, inside.shape, progress, inputs[name])
         if share:
             mask = torch.zeros(shape, dtype=torch.bool, device=weights[name].device)
-            mask[stays] = weights[name][stays] != 0
+            mask[stays] = True
             mask[chosen] = make_mask(
                 inside, share, due, scores=scores.elements(name, word)[chosen], inputs=inputs[name]
             )
@@ -148,6 +147,11 @@ def _inside(masks: Mapping[str, Tensor], policy: PruningPolicy, plan: RemovalPla
     return {name: masks[name][_staying(masks[name].shape, plan.structure, name)] for name in names}
 
 
+def _kept_by_both(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    both = {name: first[name].to(mask.device) & mask for name, mask in second.items() if name in first}
+    return {**first, **second, **both}
+
+
 def _staying(shape: torch.Size, structure: Structure | None, name: str) -> tuple[Any, ...]:
     """Index of the elements no removal takes: an open mesh, one axis a dimension."""
     kept = structure.kept.get(name) if structure else None
@@ -162,7 +166,9 @@ class GradualPruner:
 
     Channels are masked during the ramp and removed at its end; a one-shot policy is carried out before
     the first step. Masked weights never come back, unless the schedule lets them regrow: then they are scored at each
-    update by the values they were masked at, and those that are chosen take these up again. Scores are worked out
+    update by the values they were masked at, and those that are chosen take these up again. Where training changes
+    which channels go, the units masks are cut into can move; what is masked stays masked then, so that a layer can end
+    with more zeros than its policy asks for, never with fewer. Scores are worked out
     again at every mask update, those of data-driven criteria on the `SCORE_EXAMPLES` examples of `calibration`. With
     `reconstruction`, the next layers are refitted when the channels go.
 
@@ -201,7 +207,8 @@ class GradualPruner:
         self.settled = step == max(self._updates)
         self._regrow()
         before = copy.deepcopy(self.model) if self._refits and self.settled else self.model
-        self.masks, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
+        chosen, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
+        self.masks = chosen if self.schedule.regrow else _kept_by_both(self.masks, chosen)
         self._remember()
         self.hold()
         if not self.settled or plan is None or not plan.structure.kept:

@@ -16,14 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning.codec import prunable_weights
-from pruning.granularity import expand_units, unit_count, unit_scores
+from pruning.codec import inputs_of_weights
+from pruning.granularity import expand_units, unit_scores, units
 from pruning.masks import achieved_sparsity
 from spaces.errors import unknown
+from spaces.layers import SECOND, Inputs
 from spaces.policy import PruningPolicy
+from spaces.units import obstacle_to, pattern_of
 
 ORIGINAL, MASK = "_orig", "_mask"
 """What PyTorch puts behind a pruned tensor's name."""
+RECOGNISED = ("channel", "kernel", "vector", "1:4", "2:4", "*:4", "*:8")
+"""Granularities looked for in a mask, the most specific first: larger units, then fixed patterns, then free ones."""
 PRUNING_TYPES = ("unstructured", "structured", "global")
 
 
@@ -154,38 +158,63 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor] | Iterable[tupl
     return hooked
 
 
-def mask_granularity(mask: Tensor) -> str:
-    """The coarsest granularity a mask follows: `channel` for whole output channels (dimension 0), else `fine-grained`.
+def mask_granularity(mask: Tensor, inputs: Inputs = SECOND) -> str:
+    """The most specific granularity a mask follows, of `RECOGNISED` the first; `fine-grained` if none of them.
 
-    A mask that removes nothing, or whose channels are single elements, is `fine-grained`.
+    A mask can follow several: whole channels are whole kernels and vectors too, one kernel of a single row is a vector,
+    every `2:4` is a `*:4` and a `*:8`. Units of one weight, weights of a single unit and patterns of a single block say
+    nothing, so they are `fine-grained`; so is a mask that removes nothing. A pattern is seen wherever every block keeps
+    equally many, by chance or not.
+
+    Args:
+        mask: bool, True = kept.
+        inputs: the weight's, see `pruning.structure.inputs_of`; whole channels are looked for in the other dimension.
 
     >>> mask_granularity(torch.tensor([[True, True], [False, False]]))
     'channel'
+    >>> mask_granularity(torch.tensor([[True, False, False, True], [False, True, True, False]]))
+    '2:4'
     """
-    if mask.all() or unit_count(mask.shape, "channel") == mask.numel():
+    if mask.all():
         return "fine-grained"
-    some_kept = unit_scores(mask.float(), "channel") > 0
-    return "channel" if torch.equal(expand_units(some_kept, mask.shape, "channel"), mask) else "fine-grained"
+    found = (word for word in RECOGNISED if _follows(_units_first(mask, word, inputs), word, inputs))
+    return next(found, "fine-grained")
+
+
+def _follows(mask: Tensor, granularity: str, inputs: Inputs) -> bool:
+    if obstacle_to(granularity, mask.shape, inputs) or units(mask.shape, granularity, inputs).elements == 1:
+        return False
+    kept = unit_scores(mask.float(), granularity, inputs)
+    if pattern := pattern_of(granularity):
+        by_block = kept.sum(dim=1)
+        return bool((by_block == by_block[0]).all()) and pattern.keep in (None, int(by_block[0]))
+    return torch.equal(expand_units(kept > 0, mask.shape, granularity), mask)
+
+
+def _units_first(mask: Tensor, granularity: str, inputs: Inputs) -> Tensor:
+    """The mask with its output channels in the first dimension, where they are the units."""
+    return mask.movedim(1 - inputs.dim, 0) if granularity == "channel" and mask.dim() > 1 else mask
 
 
 def policy_of_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> PruningPolicy:
     """The sparsity dict the masks achieve, read back from them, as a policy.
 
     Masks say nothing of criterion and schedule, which have the policy's defaults. A policy names prunable weights only:
-    masks of biases and norms are left out. Whole output channels become granularity `channel`, which `prune` removes
-    together with their bias and norm.
+    masks of biases and norms are left out. Each has the granularity of `mask_granularity`, in which `make_mask` removes
+    as many units again, and by the scores a mask was chosen by the same ones. Whole output channels become granularity
+    `channel`, which `prune` removes together with their bias and norm.
 
     Raises:
         ValueError: a name the model does not have (nearest match named), or a mask that keeps nothing.
     """
-    weights, parameters = prunable_weights(model), dict(model.named_parameters(remove_duplicate=False))
+    weights, parameters = inputs_of_weights(model), dict(model.named_parameters(remove_duplicate=False))
     sparsity, granularity = {}, {}
     for name, mask in masks.items():
         if name not in parameters:
             raise ValueError(unknown("parameter", name, parameters))
         if name in weights:
-            sparsity[name] = _checked_share(mask, f"mask of {name!r}")
-            granularity[name] = mask_granularity(mask)
+            sparsity[name] = _checked_share(mask, f"mask of {name!r}", weights[name])
+            granularity[name] = mask_granularity(mask, weights[name])
     used = {word for name, word in granularity.items() if sparsity[name] > 0}
     return PruningPolicy(sparsity, granularity if len(used) > 1 else next(iter(used), "fine-grained"))
 
@@ -246,12 +275,13 @@ def _checked_mask(name: str, mask: Tensor, masked: Tensor) -> Tensor:
     return mask.detach().bool()
 
 
-def _checked_share(mask: Tensor, where: str) -> float:
+def _checked_share(mask: Tensor, where: str, inputs: Inputs = SECOND) -> float:
     """Share of units removed, in the mask's granularity; all units of a mask are of one size."""
     if not mask.any():
         raise ValueError(f"{where} keeps none of {mask.numel()} elements: keep at least one unit")
-    units = unit_count(mask.shape, mask_granularity(mask))
-    return round(achieved_sparsity(mask) * units) / units
+    word = mask_granularity(mask, inputs)
+    count = units(_units_first(mask, word, inputs).shape, word, inputs).count
+    return round(achieved_sparsity(mask) * count) / count
 
 
 def _product(original: Tensor, mask: Tensor) -> Tensor:

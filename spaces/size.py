@@ -16,7 +16,7 @@ multiple of 8, then the tensors without holes. `container_header` is the only pl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
@@ -194,12 +194,27 @@ def container_bytes(entries: Iterable[Entry], aliases: Mapping[str, str] | None 
 
 
 def worth_encoding(name: str, note: str, payload: int, dense: int) -> bool:
-    """Whether an encoding saves more bytes than its note can cost the header.
+    """Whether an encoding saves more bytes than its note can cost the header, of several weights together.
 
-    `HEADER_SLACK` bounds what the note's punctuation, the first note's frame and padding take, so a file
-    never grows because a weight has more zeros.
+    `HEADER_SLACK` bounds what the note's punctuation, the first note's frame and padding take. What the digits of its
+    new place in the file take is less than the frame, which is there once: `no_larger_than_dense` sees to the first.
     """
     return payload + len(name) + len(note) + HEADER_SLACK < dense
+
+
+def no_larger_than_dense(
+    entries: Sequence[Entry], dense: Sequence[Entry], aliases: Mapping[str, str] | None = None
+) -> list[Entry]:
+    """The entries of a file, or all of its tensors dense where that is smaller.
+
+    It can be where few tiny weights are encoded: an encoded weight moves to the end of the file, where large files have
+    longer offsets. With this a file, of less than a terabyte, never grows because a weight has more zeros.
+    """
+    if all(entry.note is None for entry in entries):
+        return list(entries)
+    size = container_bytes(entries, aliases)
+    data = sum(entry.bytes for entry in dense)
+    return list(dense if size > data and size > container_bytes(dense, aliases) else entries)
 
 
 def encoded_entry(
@@ -246,15 +261,16 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
     kept = kept_units(network, policy.channel_requests())
     masks = policy.mask_requests()
 
-    entries, parameters, zeros = [], 0, 0
+    entries, dense, parameters, zeros = [], [], 0, 0
     macs = macs_nonzero = 0
     for tensor in network.tensors:
         shape = tensor.shrunk(kept, units)
         numel = prod(shape)
         parameters += numel if tensor.parameter else 0
+        dense.append(Entry(tensor.name, tensor.dtype, shape))
         layer = network.by_name.get(tensor.name)
         if layer is None:
-            entries.append(Entry(tensor.name, tensor.dtype, shape))
+            entries.append(dense[-1])
             continue
         granularity = policy.granularity_of(layer.name)
         removed = masked_count(granularity, shape, masks.get(layer.name, 0.0), layer.inputs)
@@ -262,7 +278,8 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
         macs += layer.positions * numel
         macs_nonzero += layer.positions * (numel - removed)
         entries.append(encoded_entry(tensor, shape, numel - removed, granularity, layer.inputs))
-    return Footprint(parameters, parameters - zeros, container_bytes(entries, network.aliases), macs, macs_nonzero)
+    written = container_bytes(no_larger_than_dense(entries, dense, network.aliases), network.aliases)
+    return Footprint(parameters, parameters - zeros, written, macs, macs_nonzero)
 
 
 def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs: Inputs = SECOND) -> int:

@@ -300,7 +300,7 @@ class _File:
         self._slot_used = _whole([0, *(not encoded for encoded, _ in order)])
 
     def bytes(self, pruned: Pruned) -> int:
-        """Bytes of the whole file."""
+        """Bytes of the whole file, as `no_larger_than_dense` has it."""
         if not self._tensors:
             return 8 + _padded(self._fixed + self._punctuation(0))
         numel, shape = pruned.numel[self._shape], pruned.characters[self._shape]
@@ -309,7 +309,19 @@ class _File:
         payload, dense = sizes.min(axis=0).astype(np.int64), sizes[0].astype(np.int64)
         words = WORD_LENGTHS[sizes.argmin(axis=0)] + shape + digits(nonzero)
         encoded = payload + words + self._note_cost < dense
+        size = self._laid_out(pruned, encoded, payload, words)
+        data = int((pruned.numel[self._slot_shape] * self._slot_item) @ self._slot_used)
+        if size <= data or not encoded.any():
+            return size
+        return min(size, self._laid_out(pruned, np.zeros_like(encoded), payload, words))
 
+    def _laid_out(self, pruned: Pruned, encoded: np.ndarray, payload: np.ndarray, words: np.ndarray) -> int:
+        """Bytes of the file in which these weights are encoded (n,).
+
+        Args:
+            payload, words: of each weight (n,) its bytes then, and the characters of its note but for names.
+        """
+        shape, dense = pruned.characters[self._shape], pruned.numel[self._shape] * self._item
         length, used = pruned.numel[self._slot_shape] * self._slot_item, self._slot_used.copy()
         length[self._dense_slot], used[self._dense_slot] = np.where(encoded, 0, dense), ~encoded
         length[self._encoded_slot], used[self._encoded_slot] = payload * encoded, encoded

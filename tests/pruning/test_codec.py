@@ -122,6 +122,17 @@ class TestRoundTrip:
             back, strict=True
         )
 
+    def test_a_note_that_does_not_pay_for_its_place_is_left_out(self, tmp_path):
+        """At the end of a file of 12 MB the offsets of a weight take 16 digits, in front of it 3."""
+        weight = torch.where(torch.arange(24) < 14, 0.0, torch.arange(24) + 0.5)[:, None]
+        near, far = ({"a": weight, "b": torch.ones(count)} for count in (9, 3_000_000))
+        assert header_of(encode_state(near, {"a"}))[0]["__metadata__"] == {"a": "bitmask F32 24,1 10"}
+        assert len(encode_state(near, {"a"})) <= len(encode_state(near))
+        content = encode_state(far, {"a"})
+        assert "__metadata__" not in header_of(content)[0]
+        (tmp_path / "m").write_bytes(content)
+        assert torch.equal(read_sparse(tmp_path / "m")["a"], weight)
+
     def test_special_values_survive(self, tmp_path):
         weight = torch.zeros(64)
         weight[[3, 9, 30, 63]] = torch.tensor([float("nan"), float("inf"), 1e-45, -float("inf")])

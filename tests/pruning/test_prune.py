@@ -298,6 +298,39 @@ class TestGradualPruner:
         assert measure_cost(pruner.model, inputs).nonzero == expected.nonzero
         assert losses[-1] < losses[15]  # the optimizer made after the removal still trains
 
+    @pytest.mark.parametrize("removal", [0.0, 0.5])
+    @pytest.mark.parametrize("granularity", GRANULARITIES)
+    @pytest.mark.parametrize("criterion", ["magnitude-l2", "random"])
+    def test_zeros_only_grow(self, granularity, removal, criterion):
+        """Training that shuffles all values changes which channels go, and with them where a vector begins."""
+        generator = torch.Generator().manual_seed(3)
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8)
+        )
+        names = {"0.weight", "2.weight"} if removal or granularity == "channel" else set()
+        asked = {"2.weight": 0.5, "5.weight": 0.6} if granularity != "channel" else dict.fromkeys(names, 0.5)
+        removals = dict.fromkeys(names, removal) if granularity != "channel" and removal else {}
+        policy = PruningPolicy(asked, granularity, removals, criterion, Schedule(exponent=1.0, ramp=1.0))
+        pruner = GradualPruner(model, policy, 24, trace_channels(model, torch.randn(2, 3, 2, 2)))
+        dead = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+        for step in range(25):
+            removed = pruner.advance(step)
+            for name, weight in pruner.model.named_parameters():
+                before = dead[name]
+                for dim, kept in pruner.structure.kept.get(name, {}).items() if removed else ():
+                    before = before.index_select(dim, torch.tensor(kept))
+                assert not weight[before].any(), (step, name)
+                dead[name] = weight.detach() == 0
+                weight.data *= torch.rand(weight.shape, generator=generator) * 2 + 0.1
+                weight.data += torch.randn(weight.shape, generator=generator) * 0.1
+            pruner.hold()
+        planned = footprint(trace_channels(model, torch.randn(2, 3, 2, 2)).network, policy)
+        cost = measure_cost(pruner.model, torch.randn(2, 3, 2, 2))
+        assert cost.parameters == planned.parameters
+        assert cost.nonzero <= planned.nonzero
+        assert cost.encoded_bytes <= planned.encoded_bytes
+
     @pytest.mark.parametrize("regrow", [True, False])
     def test_regrown_weights_take_up_the_value_they_had(self, regrow):
         """Two of four weights go half-way; the smaller of what is left then decays below one that has gone."""

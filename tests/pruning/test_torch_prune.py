@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
+from math import prod
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +16,10 @@ from torch.nn.utils import prune as torch_prune
 
 from pruning import apply_masks_, from_torch_prune, make_mask, method_choice, policy_of_masks, prune, to_torch_prune
 from pruning.masks import achieved_sparsity
-from pruning.torch_prune import mask_granularity, state_from_torch_prune
-from spaces import PruningPolicy
+from pruning.prune import policy_masks
+from pruning.torch_prune import RECOGNISED, mask_granularity, state_from_torch_prune
+from spaces import GRANULARITIES, PruningPolicy
+from spaces.units import obstacle_to, units_of
 
 
 class Net(nn.Module):
@@ -329,10 +334,92 @@ class TestPolicyOfMasks:
             ([[1, 1], [1, 1]], "fine-grained"),
             ([[1], [0], [1]], "fine-grained"),
             ([1, 0, 1], "fine-grained"),
+            ([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], "channel"),
+            ([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]], "vector"),
+            ([[0, 1, 0, 1], [1, 1, 0, 0]], "2:4"),
+            ([[0, 1, 0, 0], [0, 1, 0, 0]], "1:4"),
+            ([[0, 1, 1, 1], [1, 1, 1, 0]], "*:4"),
+            ([[0, 1, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 1]], "*:8"),
+            ([[0, 1, 0, 1]], "fine-grained"),  # one block
+            ([[0, 1, 0, 1], [1, 1, 1, 1]], "fine-grained"),
+            ([[[[1, 1]], [[0, 0]]], [[[1, 1]], [[1, 1]]]], "kernel"),  # of one row
+            ([[[[1, 1], [0, 0]], [[1, 1], [1, 1]]]], "vector"),
+            ([[[[0, 1], [0, 1]], [[1, 1], [1, 1]]]], "fine-grained"),  # columns of a kernel
         ],
     )
     def test_granularity_by_hand(self, rows, granularity):
         assert mask_granularity(torch.tensor(rows, dtype=torch.bool)) == granularity
+
+    @settings(deadline=None, max_examples=100, derandomize=True)
+    @given(
+        st.sampled_from([(6, 8, 3, 3), (5, 12), (4, 8, 1, 1), (3, 4, 5), (7, 6), (4, 3, 2, 2)]),
+        st.sampled_from(GRANULARITIES),
+        st.floats(0.02, 0.97),
+        st.integers(0, 10**6),
+    )
+    def test_masks_of_every_granularity_are_chosen_again(self, shape, granularity, share, seed):
+        """Through PyTorch's own form and back; what is recognised is the first word loops over elements agree with."""
+        if obstacle_to(granularity, shape):
+            return
+        layer = nn.Linear(1, 1, bias=False) if len(shape) == 2 else (nn.Conv1d, nn.Conv2d)[len(shape) - 3](1, 1, 1)
+        layer.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+        mask = make_mask(layer.weight, share, granularity)
+        masked = from_torch_prune(to_torch_prune(layer, {"weight": mask}))
+        assert torch.equal(masked.masks["weight"], mask)
+        policy = policy_of_masks(masked.model, masked.masks)
+        word = policy.granularity
+        assert word == plainly_recognised(mask.tolist(), shape)
+        if not mask.all():  # what it was chosen in, or something that says at least as much
+            assert RECOGNISED.index(word) <= RECOGNISED.index(granularity) if word in RECOGNISED else True
+            assert word in RECOGNISED or granularity == "fine-grained" or units_of(granularity, shape).elements == 1
+        again = make_mask(layer.weight, policy.sparsity["weight"], word)
+        assert int(again.sum()) == int(mask.sum())
+        if word == granularity:
+            assert torch.equal(again, mask)
+        by_mask = make_mask(layer.weight, policy.sparsity["weight"], word, scores=mask.float())
+        assert torch.equal(by_mask, mask)
+
+    @pytest.mark.parametrize(
+        ("granularity", "groups", "otherwise"),
+        [("channel", 1, "kernel"), ("1:4", 1, "fine-grained"), ("*:4", 2, "fine-grained"), ("kernel", 2, "kernel")],
+    )
+    def test_of_transposed_convolutions(self, granularity, groups, otherwise):
+        """Whole outputs are whole slices of the second dimension, and patterns run along the first."""
+        torch.manual_seed(0)
+        layer = nn.Sequential(nn.ConvTranspose2d(8, 6, 3, groups=groups, bias=False))
+        masks, _ = policy_masks(layer, PruningPolicy({"0.weight": 0.6}, granularity))
+        policy = policy_of_masks(layer, masks)
+        assert policy.granularity == granularity
+        assert torch.equal(policy_masks(layer, policy)[0]["0.weight"], masks["0.weight"])
+        assert mask_granularity(masks["0.weight"]) == otherwise
+
+
+def plainly_recognised(mask, shape: tuple[int, ...]) -> str:
+    """By the words of the definition, one element after another."""
+    kept = {index: bool(np.array(mask)[index]) for index in product(*map(range, shape))}
+    alone = len(shape) == 2 or prod(shape[2:]) == 1
+    length = next(n for n in (4, 3, 2, 1) if shape[1] % n == 0)
+    units = {
+        "channel": lambda index: index[:1],
+        "kernel": lambda index: index if alone else index[:2],
+        "vector": lambda index: (index[0], index[1] // length) if alone else index[:-1],
+    }
+    if all(kept.values()):
+        return "fine-grained"
+    for word, unit_of in units.items():
+        by_unit: dict[tuple[int, ...], set[bool]] = {}
+        for index, stays in kept.items():
+            by_unit.setdefault(unit_of(index), set()).add(stays)
+        if 1 < len(by_unit) < len(kept) and all(len(found) == 1 for found in by_unit.values()):
+            return word
+    for m, names in ((4, {1: "1:4", 2: "2:4", 3: "*:4"}), (8, dict.fromkeys(range(1, 8), "*:8"))):
+        blocks: dict[tuple[int, ...], int] = {}
+        for index, stays in kept.items():
+            block = (index[0], index[1] // m, *index[2:])
+            blocks[block] = blocks.get(block, 0) + stays
+        if shape[1] % m == 0 and len(blocks) > 1 and len(set(blocks.values())) == 1:
+            return names[next(iter(blocks.values()))]
+    return "fine-grained"
 
 
 class EveryOther(torch_prune.BasePruningMethod):
@@ -394,7 +481,7 @@ class TestMethods:
             (BelowThreshold, {"threshold": 0.4}, "fine-grained"),
             (BelowThreshold(0.7), {}, "fine-grained"),
             (LastColumns, {"amount": 2, "dim": 0}, "channel"),
-            (LastColumns, {"amount": 2, "dim": 1}, "fine-grained"),
+            (LastColumns, {"amount": 2, "dim": 1}, "kernel"),
             (torch_prune.L1Unstructured, {"amount": 0.3}, "fine-grained"),
             (torch_prune.L1Unstructured(11), {}, "fine-grained"),
             (torch_prune.LnStructured, {"amount": 0.3, "n": float("inf"), "dim": 0}, "channel"),

@@ -210,6 +210,19 @@ class TestEqualsFootprint:
             seen.add(part.encoded_bytes)
         assert len(seen) == 5
 
+    @pytest.mark.parametrize("dtype", ["F32", "F16"])
+    @pytest.mark.parametrize("more", [3_000, 3_000_000, 300_000_000])
+    def test_no_zero_makes_a_large_file_larger(self, dtype, more):
+        """The first weight of a file is encoded and moves to its end, where offsets have up to ten digits."""
+        for numel in range(24, 140, 3):
+            layer = Layer("a", "linear", (numel, 1), 1)
+            network = Network((StoredTensor("a", (numel, 1), dtype), StoredTensor("b", (more,), "F32")), (layer,))
+            target, dense = Target(network, 1.0), dense_footprint(network)
+            policies = [PruningPolicy({"a": removed / numel}) for removed in range(numel)]
+            sizes = [footprint(network, policy).encoded_bytes for policy in policies]
+            assert sizes == sorted(sizes, reverse=True)
+            assert [target.size(policy.sparsity) for policy in policies] == [n / dense.encoded_bytes for n in sizes]
+
     @pytest.mark.parametrize("aliases", [{}, {"tied": "t"}])
     def test_without_anything_to_prune(self, aliases):
         network = Network((StoredTensor("t", (3,)),), (), aliases=aliases)
