@@ -18,6 +18,7 @@ from scipy.stats import binom
 sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 
 import fixed_size
+import granularities
 import race_table
 import search_race
 import smallest
@@ -26,6 +27,7 @@ from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, score
 from raw_rows import read_rows
 
 from spaces.policy import PruningPolicy
+from spaces.size import dense_footprint, footprint, shares
 
 E = math.e
 UNIT = np.array([1.0, 0.0, 1.0])
@@ -430,3 +432,79 @@ class TestSmallest:
         monkeypatch.setattr(contest, "tune", lambda *_: pytest.fail("tuned again"))
         smallest.run("digits", [5], tmp_path)
         assert read_rows(smallest.TABLE) == rows
+
+
+class TestGranularities:
+    """On a made-up truth: accuracy falls by a point for each ten of the size, by a tenth for each seed."""
+
+    @pytest.fixture
+    def table(self, monkeypatch, tmp_path, vgg, vgg_graph):
+        class MadeUp(search_race.Contest):
+            def _tune(self, policy: PruningPolicy, seed: int) -> list[float]:
+                cost = footprint(vgg_graph.network, policy)
+                size = shares(cost, dense_footprint(vgg_graph.network)).encoded
+                late = 0.02 if policy.schedule.kind == "one-shot" else 0.001 * policy.schedule.exponent
+                return [0.0, 0.9 + 0.1 * size - 0.001 * seed - late, size, 0.5, 1.0]
+
+        monkeypatch.setattr(MadeUp, "subject", SimpleNamespace(network=vgg_graph.network, dense=vgg, graph=vgg_graph))
+        monkeypatch.setattr(granularities, "TABLE", tmp_path / "granularities.csv")
+        monkeypatch.setattr(granularities, "Contest", MadeUp)
+        monkeypatch.setattr(granularities, "_dense", lambda contest: search_race.Tuned(0.0, 0.99, 1.0, 1.0, 0.0))
+        return lambda: read_rows(granularities.TABLE)
+
+    def test_parts_make_the_whole_and_nothing_is_run_again(self, table, monkeypatch, tmp_path):
+        granularities.run("digits", [3, 5], tmp_path, (2, 2))
+        half = table()
+        granularities.run("digits", [3, 5], tmp_path, (1, 2))
+        whole = table()
+        monkeypatch.setattr(search_race.Contest, "tune", lambda *_: pytest.fail("tuned again"))
+        granularities.run("digits", [3, 5], tmp_path)
+        assert table() == whole
+        assert 0 < len(half) < len(whole) == len({granularities._key(row) for row in whole})
+
+    def test_every_size_is_met_from_below(self, table, tmp_path):
+        granularities.run("digits", [3], tmp_path)
+        sized = [row for row in table() if row["target"]]
+        words = {row["granularity"] for row in sized}
+        assert words == set(granularities.SIZED)
+        for row in sized:
+            coarse = row["granularity"] in ("channel", "*:4")
+            assert (0.85 if coarse else 0.99) * float(row["target"]) < float(row["size"]) <= float(row["target"])
+        assert {row["granularity"] for row in table() if not row["target"]} == {"dense", "2:4", "1:4"}
+
+    def test_a_pattern_keeps_its_share_wherever_it_divides_the_inputs(self, vgg, vgg_graph, tmp_path):
+        contest = search_race.Contest("digits", 3, tmp_path)
+        contest.subject = SimpleNamespace(network=vgg_graph.network, dense=vgg, graph=vgg_graph)
+        policy = granularities.policy_of(contest, granularities.Cell("1:4"))
+        assert set(policy.sparsity.values()) == {0.75}
+        assert len(policy.sparsity) == len(vgg_graph.network.layers) - 1, "the first layer has one input"
+
+    def test_half_of_a_combined_size_is_channels(self, vgg, vgg_graph, tmp_path):
+        contest = search_race.Contest("digits", 3, tmp_path)
+        contest.subject = SimpleNamespace(network=vgg_graph.network, dense=vgg, graph=vgg_graph)
+        policy = granularities.policy_of(contest, granularities.Cell(granularities.COMBINED, 0.09))
+        dense, network = dense_footprint(vgg_graph.network), vgg_graph.network
+        removed = shares(footprint(network, PruningPolicy({}, removal=policy.removal)), dense)
+        assert 0.27 < removed.encoded <= 0.3
+        assert shares(footprint(network, policy), dense).encoded == pytest.approx(0.09, rel=0.005)
+
+    def test_shown(self, table, tmp_path, capsys):
+        granularities.run("digits", [0, 1, 2], tmp_path)
+        granularities.show(table(), tmp_path / "both.png")
+        text = capsys.readouterr().out
+        found = {
+            (one["granularity"], one["target"], one["schedule"]): one
+            for one in json.loads(text.splitlines()[-1])["workloads"]["digits"]
+        }
+        one = found["fine-grained", 0.15, "E = 3"]
+        assert (one["n"], one["test_sd"]) == (3, 0.001)
+        assert one["test"] == pytest.approx(0.9 + 0.1 * one["size"] - 0.001 - 0.003, abs=2e-5)
+        assert "+1.90 ± 0.00" in text, "E = 1 less one-shot"
+        assert "91.10 ± 0.10" in text, "fine-grained at 15 %"
+        assert max(map(len, text.splitlines()[:-1])) <= 120
+        assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/2", "1/0"])
+    def test_a_part_out_of_range_is_refused(self, text):
+        with pytest.raises(granularities.argparse.ArgumentTypeError, match="such as 1/2"):
+            granularities._part(text)
