@@ -8,6 +8,10 @@ dimension.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +30,11 @@ def units(shape: torch.Size | tuple[int, ...], granularity: str, inputs: Inputs 
     Raises:
         ValueError: an unknown granularity, an empty weight, or a pattern whose M does not divide the inputs.
     """
-    return units_of(granularity, tuple(shape) or (1,), inputs)
+    return _units(granularity, tuple(shape) or (1,), inputs)
+
+
+_units = lru_cache(maxsize=1024)(units_of)
+"""A mask asks three times for the units of one shape."""
 
 
 def unit_scores(scores: Tensor, granularity: str, inputs: Inputs = SECOND) -> Tensor:
@@ -34,7 +42,8 @@ def unit_scores(scores: Tensor, granularity: str, inputs: Inputs = SECOND) -> Te
     if pattern := pattern_of(granularity):
         units(scores.shape, granularity, inputs)
         return scores.movedim(inputs.dim, -1).reshape(-1, pattern.of)
-    return scores.reshape(units(scores.shape, granularity).count, -1).sum(dim=1)
+    found = units(scores.shape, granularity)
+    return scores.flatten() if found.elements == 1 else scores.reshape(found.count, -1).sum(dim=1)
 
 
 def unit_ranks(scores: Tensor, granularity: str, inputs: Inputs = SECOND) -> Tensor:
@@ -43,6 +52,26 @@ def unit_ranks(scores: Tensor, granularity: str, inputs: Inputs = SECOND) -> Ten
     order = torch.argsort(by_unit, dim=-1, stable=True)
     places = torch.arange(order.shape[-1], dtype=torch.int32, device=order.device).expand(order.shape)
     return torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, places)
+
+
+def staying_units(scores: Tensor, granularity: str, removed: int, inputs: Inputs = SECOND) -> Tensor:
+    """`unit_ranks(scores, granularity) >= removed`, for scores without NaN: bool, True = kept; as `unit_scores`.
+
+    Of runs one threshold and its ties are enough, found in linear time where ranks need a sort.
+    """
+    by_unit = unit_scores(scores, granularity, inputs)
+    if removed == 0:
+        return torch.ones_like(by_unit, dtype=torch.bool)
+    if by_unit.dim() > 1:
+        return unit_ranks(scores, granularity, inputs) >= removed
+    values = (by_unit.float() if by_unit.dtype == torch.bfloat16 else by_unit).cpu().numpy()  # NumPy has no bfloat16
+    threshold = np.partition(values, removed - 1)[removed - 1]
+    if not math.isfinite(threshold):  # sums that overflowed: NaN equals nothing
+        return unit_ranks(scores, granularity, inputs) >= removed
+    kept = values >= threshold
+    tied_and_gone = removed - (len(kept) - np.count_nonzero(kept))
+    kept[np.flatnonzero(values == threshold)[:tied_and_gone]] = False
+    return torch.from_numpy(kept).to(by_unit.device)
 
 
 def expand_units(kept: Tensor, shape: torch.Size, granularity: str, inputs: Inputs = SECOND) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pruning.criteria import NotFiniteError, element_scores
-from pruning.granularity import expand_units, unit_ranks, units
+from pruning.criteria import NotFiniteError, all_finite, element_scores
+from pruning.granularity import expand_units, staying_units, units
 from spaces.layers import SECOND, Inputs
 from spaces.policy import check_sparsity, removed_count
 from spaces.units import Units
@@ -55,10 +55,10 @@ def make_mask(
         scores = element_scores(weight, criterion, granularity=granularity)
     elif scores.shape != weight.shape:
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
-    elif not torch.isfinite(scores).all():
+    elif not all_finite(scores):
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
     removed = _removed(units(weight.shape, granularity, inputs), sparsity, count)
-    return expand_units(unit_ranks(scores, granularity, inputs) >= removed, weight.shape, granularity, inputs)
+    return expand_units(staying_units(scores, granularity, removed, inputs), weight.shape, granularity, inputs)
 
 
 def _removed(found: Units, sparsity: float | None, count: int | None) -> int:
@@ -113,7 +113,7 @@ def global_masks(scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], sp
     if not flat or not all(map(len, flat)):
         raise ValueError("nothing to prune: scores need at least one layer, and each layer one element")
     pooled = torch.cat(flat)
-    if not torch.isfinite(pooled).all():
+    if not all_finite(pooled):
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
     may_go = torch.cat([torch.arange(len(part), device=part.device) != _last_of_highest(part) for part in flat])
     order = torch.argsort(pooled, stable=True)

@@ -56,12 +56,12 @@ def criterion_word(word: str) -> CriterionWord:
     >>> criterion_word("bn-scale").granularities
     ('channel',)
     """
-    known = _BUILT_IN | _own
-    if isinstance(word, str) and word in known:
-        return known[word]
-    if isinstance(word, str) and ":" in word:
-        return CriterionWord()
-    raise ValueError(unknown("criterion", word, {*known, *SPELLINGS}))
+    if isinstance(word, str):
+        if found := _BUILT_IN.get(word) or _own.get(word):
+            return found
+        if ":" in word:
+            return CriterionWord()
+    raise ValueError(unknown("criterion", word, {*_BUILT_IN, *_own, *SPELLINGS}))
 
 
 def check_criterion(word: str, granularities: Iterable[str] = ()) -> str:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.granularity import expand_units, unit_count, unit_ranks, unit_scores
+from pruning.granularity import expand_units, staying_units, unit_count, unit_ranks, unit_scores
 from pruning.masks import make_mask
 from spaces import GRANULARITIES
 
@@ -114,3 +114,22 @@ def test_every_word_of_policies_is_known_and_no_other():
     for granularity in GRANULARITIES:
         with pytest.raises(ValueError, match=r"weight of shape \(4, 0\) is empty"):
             unit_count((4, 0), granularity)
+
+
+@pytest.mark.parametrize("granularity", ["fine-grained", "vector", "channel", "*:4"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1, exclude_max=True))
+def test_those_that_stay_are_those_ranked_last(granularity, dtype, seed, share):
+    """Few values, so that most thresholds are tied."""
+    scores = torch.randint(-2, 3, (8, 12), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    removed = int(share * (4 if granularity == "*:4" else unit_count(scores.shape, granularity)))
+    ranks = unit_ranks(scores, granularity)
+    assert torch.equal(staying_units(scores, granularity, removed), ranks >= removed)
+
+
+@pytest.mark.parametrize("removed", [1, 2, 3])
+def test_sums_that_overflow_go_last_and_the_count_holds(removed):
+    """Two channels of infinite sum are tied; the lower index goes first."""
+    scores = torch.tensor([[3e38, 3e38], [1.0, 2.0], [3e38, 2e38], [0.0, 1.0]])
+    assert staying_units(scores, "channel", removed).tolist() == [removed < 3, removed < 2, True, False]
