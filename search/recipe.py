@@ -3,53 +3,121 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
+
+from spaces.errors import unknown
+
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    "sgd": {"dense_learning_rate": 0.1, "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.9},
+    "adamw": {"dense_learning_rate": 0.01, "learning_rate": 0.003, "weight_decay": 0.01, "betas": (0.9, 0.999)},
+}
+"""Optimizer -> what its recipes have where they say nothing else."""
+_POSITIVE = ("dense_epochs", "trial_epochs", "final_epochs", "dense_learning_rate", "learning_rate")
+_ADDED = {"bn_l1": 0.0, "optimizer": "sgd", "betas": None, "momentum": None}
+"""Parts a recipe is written down without where they are this: there were recipes before there were these parts."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum under a one-cycle learning rate; the last step counts.
+    """An optimizer under a one-cycle learning rate; the last step counts.
+
+    What depends on the optimizer and is left out takes the value `OPTIMIZERS` has for it. Where the other optimizer
+    alone has it (`betas` of `sgd`, `momentum` of `adamw`) it is None.
 
     Attributes:
         batch: examples a step; an incomplete last batch of an epoch is dropped.
         dense_epochs: epochs of the dense model's own training.
         trial_epochs: epochs of a trial's fine-tune; fractions of an epoch are allowed.
         final_epochs: epochs of a finalist's fine-tune.
-        dense_learning_rate: peak of the dense training.
-        learning_rate: peak of fine-tunes.
+        dense_learning_rate: peak of the dense training; 0.1 of `sgd`, 0.01 of `adamw`.
+        learning_rate: peak of fine-tunes; 0.05 of `sgd`, 0.003 of `adamw`.
         warmup: share of the steps the learning rate rises.
-        momentum: of SGD.
-        weight_decay: of SGD, on every parameter.
+        momentum: of `sgd`, in [0, 1); 0.9.
+        weight_decay: on every parameter; 5e-4 of `sgd`, where it is part of the gradient, 0.01 of `adamw`, where it
+            is apart from it (Loshchilov and Hutter, arXiv 1711.05101): each step weights lose learning rate x decay.
         bn_l1: weight of the L1 norm of all BatchNorm scales in what training minimises (Network Slimming, arXiv
             1708.06519, has 1e-4 or 1e-5), so that the criterion `bn-scale` finds channels that matter little. It
             acts in the dense training, and in fine-tunes until the last channels are chosen; 0 leaves it out.
+        optimizer: `sgd` with Nesterov momentum, or `adamw`.
+        betas: of `adamw`: decay of the running means of gradient and squared gradient, each in [0, 1);
+            (0.9, 0.999).
+
+    Raises:
+        ValueError: an unknown optimizer (nearest match named), a part outside its range, or one that the optimizer
+            does not have.
+
+    >>> Recipe(optimizer="adamw").learning_rate, Recipe().learning_rate
+    (0.003, 0.05)
     """
 
     batch: int = 128
     dense_epochs: float = 10
     trial_epochs: float = 1
     final_epochs: float = 2
-    dense_learning_rate: float = 0.1
-    learning_rate: float = 0.05
+    dense_learning_rate: float | None = None
+    learning_rate: float | None = None
     warmup: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: float | None = None
+    weight_decay: float | None = None
     bn_l1: float = 0.0
+    optimizer: str = "sgd"
+    betas: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch", "dense_epochs", "trial_epochs", "final_epochs", "dense_learning_rate", "learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"recipe {name} must be > 0, got {value!r}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"recipe warmup must satisfy 0 <= warmup < 1, got {self.warmup!r}")
-        if not (math.isfinite(self.bn_l1) and self.bn_l1 >= 0):
-            raise ValueError(f"recipe bn_l1 must be >= 0, got {self.bn_l1!r}; 0 leaves it out")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(unknown("recipe optimizer", self.optimizer, OPTIMIZERS))
+        for name, value in OPTIMIZERS[self.optimizer].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"recipe batch must be a whole number >= 1, got {self.batch!r}; the default is 128")
+        for name in _POSITIVE:
+            if not _is_finite(value := getattr(self, name)) or value <= 0:
+                raise ValueError(f"recipe {name} must be a number > 0, got {value!r}{self._usual(name)}")
+        for name in ("weight_decay", "bn_l1"):
+            if not _is_finite(value := getattr(self, name)) or value < 0:
+                raise ValueError(f"recipe {name} must be >= 0, got {value!r}; 0 leaves it out")
+        if not _is_below_one(self.warmup):
+            raise ValueError(f"recipe warmup must satisfy 0 <= warmup < 1, got {self.warmup!r}; the default is 0.2")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Momentum of the one optimizer, betas of the other."""
+        if self.optimizer == "sgd":
+            if self.betas is not None:
+                raise ValueError(f"recipe betas have no effect on sgd, got {self.betas!r}: leave them out, or None")
+            if not _is_below_one(self.momentum):
+                raise ValueError(f"recipe momentum must satisfy 0 <= momentum < 1, got {self.momentum!r}; usual is 0.9")
+            return
+        if self.momentum is not None:
+            raise ValueError(
+                f"recipe momentum has no effect on {self.optimizer}, got {self.momentum!r}: leave it out, or None "
+                "(and give learning rates and weight_decay anew where they were those of sgd)"
+            )
+        pair = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
+        if len(pair) != 2 or not all(map(_is_below_one, pair)):
+            raise ValueError(f"recipe betas must be two numbers in [0, 1), got {self.betas!r}; usual are (0.9, 0.999)")
+        object.__setattr__(self, "betas", pair)
+
+    def _usual(self, name: str) -> str:
+        usual = OPTIMIZERS[self.optimizer].get(name)
+        return f"; the default of {self.optimizer} is {usual:g}" if usual else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; without `bn_l1` where that is 0, as recipes were written before there was one."""
-        return {key: value for key, value in asdict(self).items() if key != "bn_l1" or value}
+        """Plain data; without the parts added later where they are what they were before."""
+        parts = {key: value for key, value in asdict(self).items() if key not in _ADDED or value != _ADDED[key]}
+        return parts | ({"betas": list(self.betas)} if self.betas else {})  # as JSON gives it back
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_below_one(value: object) -> bool:
+    return _is_finite(value) and 0 <= value < 1
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -18,7 +18,8 @@ from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
 from pruning.schedule import cycle_at
 from pruning.structure import Structure, apply_structure
-from search.recipe import Recipe, one_cycle
+from search.optimizers import forget_masked_, make_optimizer
+from search.recipe import one_cycle
 from search.records import CurvePoint
 from search.workloads.base import Split, Workload
 from spaces.errors import unknown
@@ -205,13 +206,14 @@ def _train(
     recipe, per_epoch = workload.recipe, _epoch_steps(workload)
     steps = step_count(workload, epochs)
     torch.manual_seed(seed)  # dropout and the like
-    optimizer = _optimizer(model, recipe)
+    regrow = pruner is not None and pruner.schedule.regrow
+    optimizer = make_optimizer(model, recipe, regrow)
     curve, losses, scores, scoring = [], [], None, 0.0
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
         if pruner and pruner.advance(step):
             model = pruner.model
-            optimizer = _optimizer(model, recipe)
+            optimizer = make_optimizer(model, recipe, regrow)
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = one_cycle(*cycle_at(step, steps, pruner and pruner.schedule), peak, recipe.warmup)
@@ -219,6 +221,8 @@ def _train(
         losses.append(_step(model, optimizer, workload, inputs, targets, step, scales))
         if pruner:
             pruner.hold()
+        if regrow:
+            forget_masked_(optimizer, model, pruner.masks)
         if progress:
             progress(step + 1, steps)
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
@@ -234,12 +238,6 @@ def _train(
     model.eval()
     structure = pruner.structure if pruner else Structure({})
     return Trained(model, structure, tuple(curve), scores, time.perf_counter() - began - scoring, scoring)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:

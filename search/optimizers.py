@@ -1,0 +1,83 @@
+"""The recipe's optimizer, and what it remembers of masked weights: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.recipe import Recipe
+
+EPSILON = 1e-8
+"""Of AdamW, PyTorch's own."""
+_FRESH = {"decay": 1.0, "square_decay": 1.0}
+"""State that does not begin at 0."""
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, regrow: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters, at learning rate 0 until one is set.
+
+    Args:
+        regrow: masked weights may come back. Their state can then be dropped by `forget_masked_`, with which a
+            weight goes on exactly as under a new optimizer.
+    """
+    if recipe.optimizer == "sgd":
+        momentum, decay = recipe.momentum, recipe.weight_decay
+        return torch.optim.SGD(model.parameters(), 0.0, momentum, weight_decay=decay, nesterov=momentum > 0)
+    kind = ElementwiseAdamW if regrow else torch.optim.AdamW
+    return kind(model.parameters(), lr=0.0, betas=recipe.betas, eps=EPSILON, weight_decay=recipe.weight_decay)
+
+
+def forget_masked_(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Give what is masked the state of a new optimizer: what it remembers of gradients no longer moves it.
+
+    Args:
+        masks: parameter name -> bool mask of its shape, True = kept.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        for key, tensor in optimizer.state.get(parameters[name], {}).items():
+            if isinstance(tensor, Tensor) and tensor.shape == mask.shape:
+                tensor.masked_fill_(~mask.to(tensor.device), _FRESH.get(key, 0.0))
+
+
+class ElementwiseAdamW(torch.optim.Optimizer):
+    """AdamW (arXiv 1711.05101, algorithm 2) that counts the steps of every element by itself.
+
+    PyTorch's counts them by tensor: an element whose running means begin at 0 later than the others' would take
+    steps up to (1 - beta1) / sqrt(1 - beta2) times too long, 3.2 by default, since what corrects the means for their
+    beginning has run out. Here it does not: state is, of each element, both means and what is left of their
+    beginnings, beta1^t and beta2^t.
+    """
+
+    def __init__(
+        self, parameters: Any, lr: float, betas: tuple[float, float], eps: float = EPSILON, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step along the gradients; parameters without one stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+        state, gradient, (beta, square_beta) = self.state[parameter], parameter.grad, group["betas"]
+        if not state:
+            state |= {key: torch.zeros_like(parameter) for key in ("mean", "square")}
+            state |= {key: torch.full_like(parameter, start) for key, start in _FRESH.items()}
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        mean = state["mean"].lerp_(gradient, 1 - beta)
+        square = state["square"].mul_(square_beta).addcmul_(gradient, gradient, value=1 - square_beta)
+        decay, square_decay = state["decay"].mul_(beta), state["square_decay"].mul_(square_beta)
+        size = (square / (1 - square_decay)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(mean / (1 - decay), size, value=-group["lr"])
