@@ -44,6 +44,7 @@ from spaces.criteria import check_criterion
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
 from spaces.policy import check_sparsity
 from spaces.size import kept_units
+from spaces.whole import require_removal, skipped_layers
 
 __all__ = [
     "ChannelGraph",
@@ -137,6 +138,8 @@ def plan_removal(
         ValueError: unknown layer or criterion (nearest match named), a criterion that is not defined for
             channels or lacks its calibration data, a share outside [0, 1), NaN or infinite weights, or a
             graph of another model.
+        NothingToRemove: channels are asked for, but every layer asked stays whole; the first are named with their
+            reasons.
     """
     criterion = check_criterion(criterion, ["channel"])
     shares = {name: check_sparsity(share, f"removal of {name!r}") for name, share in request.items()}
@@ -144,9 +147,10 @@ def plan_removal(
         graph = trace_channels(model, example_input)
     graph.network.require(shares)
     check_fits(model, graph.network)
-    return plan_by_scores(
-        shares, restrict_graph(model, graph, criterion), Scores(model, criterion, graph, calibration, seed)
-    )
+    scores = Scores(model, criterion, graph, calibration, seed)
+    plan = plan_by_scores(shares, restrict_graph(model, graph, criterion), scores)
+    require_removal([name for name, share in shares.items() if share], plan.skipped)
+    return plan
 
 
 def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Scores) -> RemovalPlan:
@@ -156,23 +160,6 @@ def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Sco
         order = np.argsort(scores.group(number), kind="stable")
         removed_units[number] = order[: len(order) - kept]
     return plan_units(graph, removed_units, skipped_layers(graph.network, shares))
-
-
-def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, str]:
-    """Layer that is asked for a share but loses no channel -> why."""
-    shrinking = kept_units(network, request)
-    asked = [layer for layer in network.layers if request.get(layer.name, 0.0)]
-    return {x.name: _why_whole(network, request, x) for x in asked if x.channel_group not in shrinking}
-
-
-def _why_whole(network: Network, request: Mapping[str, float], layer: Layer) -> str:
-    if layer.obstacle:
-        return layer.obstacle
-    group = network.groups[layer.channel_group]
-    smallest = min(group.layers, key=lambda member: request.get(member, 0.0))
-    if not request.get(smallest, 0.0):
-        return f"the smallest request of its group holds, and {smallest!r} asks for 0"
-    return f"{request[smallest]:g} of {group.units} units rounds to none"
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], dict[str, int]]:

@@ -23,6 +23,7 @@ from spaces.errors import unknown
 from spaces.layers import SECOND, Inputs
 from spaces.policy import PruningPolicy
 from spaces.units import obstacle_to, pattern_of, units_of
+from spaces.whole import asked_layers, mask_obstacle, require_removal, whole_layers
 
 STATISTICS = ("running_mean", "running_var")
 """Of a BatchNorm's channels: those of a masked channel decay, and come back with it."""
@@ -49,10 +50,14 @@ def prune(
     Raises:
         ValueError: the policy names a weight that is not prunable (nearest match named), NaN weights,
             a removal that cannot equal its mask, or a criterion without what it needs.
+        NothingToRemove: the policy asks for something, but every layer asked stays whole. A policy that asks for
+            nothing gives a copy.
     """
     if example_input is not None and graph is None:
         graph = trace_channels(model, example_input)
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
+    whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy)
+    require_removal(asked_layers(policy), whole)
     pruned = copy.deepcopy(model)
     apply_masks_(pruned, masks)
     if plan is None or not plan.structure.kept:
@@ -139,6 +144,18 @@ def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> 
     by_data = criterion_word(scores.criterion).needs_data
     elements = scores.elements(name, "channel").movedim(dim, 0) if by_data else None
     return make_mask(weight.movedim(dim, 0), share, "channel", scores.criterion, elements).movedim(0, dim)
+
+
+def _whole_weights(model: nn.Module, policy: PruningPolicy) -> dict[str, str]:
+    """`whole_layers` where channel groups are not known: channels are those of their own weight."""
+    weights, found = prunable_weights(model), {}
+    for name, share in policy.channel_requests().items():
+        dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
+        found[name] = mask_obstacle("channel", weights[name].movedim(dim, 0).shape, share)
+    for name, share in policy.mask_requests().items():
+        own = mask_obstacle(policy.granularity_of(name), weights[name].shape, share)
+        found[name] = found.get(name, own) and own
+    return {name: reason for name, reason in found.items() if reason}
 
 
 def _inside(masks: Mapping[str, Tensor], policy: PruningPolicy, plan: RemovalPlan) -> dict[str, Tensor]:

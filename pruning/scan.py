@@ -18,10 +18,12 @@ from pruning.prefix import RecordedPass
 from pruning.rankings import Rankings
 from pruning.scores import restrict_graph
 from pruning.working_copy import WorkingCopy
-from spaces.policy import PruningPolicy
+from spaces.errors import unknown
+from spaces.policy import GRANULARITIES, PruningPolicy, check_sparsity
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import achieved
 from spaces.units import Units, pattern_of, stays_whole
+from spaces.whole import NothingToRemove, require_removal
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
@@ -62,14 +64,21 @@ def scan_sensitivity(
             evenly spaced ones are used.
         loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
-        levels: sparsities, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
+        levels: sparsities, at least one, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
         fingerprint: kept in the profile, to tell whose it is.
         progress: called with (points done, points in all).
+
+    Raises:
+        ValueError: unknown words, a level outside [0, 1) or none, NaN or infinite weights, no data, or inputs and
+            targets of unequal length.
+        NothingToRemove: nothing of any layer can go in these granularities; the first are named with their reasons.
     """
     began = time.perf_counter()
+    _check_scan(granularities, levels, data)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
     batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
     dense, graph = copy.deepcopy(model).eval(), restrict_graph(model, graph, criterion)
+    require_subjects(graph, granularities)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
     rankings = Rankings(dense, graph, Calibration(*data, loss))
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
@@ -167,6 +176,28 @@ def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
         return levels
     units = Units(pattern.of, 1, pattern.keep)
     return sorted({units.removed(level) / pattern.of for level in levels} - {0.0})
+
+
+def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
+    """Raise `NothingToRemove` if every layer stays whole in all these granularities."""
+    if not any(_subjects(graph, granularity) for granularity in granularities):
+        whole = {layer.name: stays_whole(layer, granularities[0]) for layer in graph.network.layers}
+        require_removal(whole, whole)
+        raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
+
+
+def _check_scan(granularities: Sequence[str], levels: Sequence[float], data: tuple[Tensor, Tensor]) -> None:
+    if isinstance(granularities, str) or not granularities:
+        raise ValueError(f"granularities must be one or more words in a sequence, got {granularities!r}")
+    for word in granularities:
+        if word not in GRANULARITIES:
+            raise ValueError(unknown("granularity", word, GRANULARITIES))
+    if not len(levels):
+        raise ValueError(f"levels must be one or more sparsities, got none; the default is {LEVELS}")
+    for level in levels:
+        check_sparsity(level, "level")
+    if len(data[0]) != len(data[1]) or not len(data[0]):
+        raise ValueError(f"data needs as many inputs as targets, at least 1, got {len(data[0])} and {len(data[1])}")
 
 
 def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:

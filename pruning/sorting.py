@@ -14,12 +14,13 @@ import numpy as np
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.channels import ChannelGraph, RemovalPlan, plan_units, skipped_layers
+from pruning.channels import ChannelGraph, RemovalPlan, plan_units
 from pruning.removal import check_fits, output_difference
 from pruning.scores import Scores
 from pruning.structure import with_indices
 from spaces.policy import check_sparsity
 from spaces.size import kept_units
+from spaces.whole import require_removal, skipped_layers
 
 
 class SortingMismatch(ValueError):
@@ -131,9 +132,12 @@ def first_channels(graph: ChannelGraph, request: Mapping[str, float]) -> Removal
 
     Raises:
         ValueError: unknown layer (nearest match named), or a share outside [0, 1).
+        NothingToRemove: channels are asked for, but every layer asked stays whole.
     """
     shares = {name: check_sparsity(share, f"removal of {name!r}") for name, share in request.items()}
     graph.network.require(shares)
     groups = graph.network.groups
     removed = {number: range(kept, groups[number].units) for number, kept in kept_units(graph.network, shares).items()}
-    return plan_units(graph, removed, skipped_layers(graph.network, shares))
+    skipped = skipped_layers(graph.network, shares)
+    require_removal([name for name, share in shares.items() if share], skipped)
+    return plan_units(graph, removed, skipped)

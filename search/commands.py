@@ -15,6 +15,7 @@ from typing import Any
 from pruning.channels import trace_channels
 from pruning.codec import dense_bytes, prunable_weights
 from pruning.criteria import own_function
+from pruning.scan import require_subjects
 from pruning.scores import restrict_graph
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
@@ -61,6 +62,7 @@ from spaces.schedule import Schedule
 from spaces.size import dense_footprint, settled
 from spaces.targets import STATEMENTS
 from spaces.units import stays_whole
+from spaces.whole import asked_layers, require_removal, whole_layers
 
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
 POLICY_FLAGS = ("granularity", "criterion", "schedule")
@@ -159,6 +161,12 @@ def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
     config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=criterion)
+    untrained = build_model(workload, config.dense_seed)
+    graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
+    try:
+        require_subjects(graph, config.granularity)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     watcher = TerminalWatcher()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject, scanned = Subject.of(workload, dense.model), parts_in(config.granularity)
@@ -311,6 +319,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     network = restrict_graph(untrained, graph, policy.criterion).network
     try:
         network.require([*policy.sparsity, *policy.removal])
+        require_removal(asked_layers(policy), whole_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
     check_folder(Path(arguments.out))

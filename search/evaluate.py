@@ -24,6 +24,7 @@ from search.workloads.base import Workload
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
 from spaces.size import Footprint, dense_footprint, footprint, shares
+from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
 
 
 class BrokenPromise(Exception):
@@ -78,11 +79,13 @@ def evaluate_policy(
 
     With another `training` the policy's network is trained from fresh weights instead, for epochs of its own.
 
-    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a removal that does
-    not equal its mask, or a network larger than planned), `error: ...` (anything the workload's own code raised).
+    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a policy that asks for
+    something of which nothing goes, a removal that does not equal its mask, or a network larger than planned),
+    `error: ...` (anything the workload's own code raised).
     """
     try:
         subject = subject.scored_by(policy.criterion)
+        require_removal(asked_layers(policy), whole_layers(subject.network, policy))
         if training == FINE_TUNE:
             trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
         else:
@@ -92,7 +95,7 @@ def evaluate_policy(
         return failed(f"diverged: {error}")
     except (MemoryError, torch.OutOfMemoryError):
         return failed("out-of-memory")
-    except (RemovalMismatch, BrokenPromise) as error:
+    except (RemovalMismatch, NothingToRemove, BrokenPromise) as error:
         return failed(f"refused: {error}")
     except Exception as error:
         return failed(f"error: {type(error).__name__}: {error}")

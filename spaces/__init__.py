@@ -7,8 +7,10 @@ from spaces.profile import Profile, ProfilePoint
 from spaces.schedule import SCHEDULES, Schedule
 from spaces.size import Footprint, Shares, footprint
 from spaces.space import Space
+from spaces.whole import NothingToRemove
 
 __all__ = [
-    "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "Profile",
-    "ProfilePoint", "PruningPolicy", "Schedule", "Shares", "Space", "StoredTensor", "footprint", "removed_count",
+    "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "NothingToRemove",
+    "Profile", "ProfilePoint", "PruningPolicy", "Schedule", "Shares", "Space", "StoredTensor", "footprint",
+    "removed_count",
 ]  # fmt: skip

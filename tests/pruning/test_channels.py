@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import math
+import re
 import weakref
 
 import numpy as np
@@ -33,6 +34,7 @@ from pruning.structure import Structure, apply_structure
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation import Target
 from spaces.size import kept_units, settled
+from spaces.whole import NothingToRemove
 
 IMAGE = (3, 8, 8)
 
@@ -359,9 +361,9 @@ def test_obstacle_names_what_is_in_the_way(model, layer, reason):
     assert reason in found
     assert "\n" not in found
     x = torch.randn(2, *IMAGE)
-    plan = plan_removal(model, {layer: 0.5}, x)
-    assert plan.kept == {}
-    assert reason in plan.skipped[layer]
+    with pytest.raises(NothingToRemove, match=rf"nothing to remove: '{re.escape(layer)}' stays whole \(") as raised:
+        plan_removal(model, {layer: 0.5}, x)
+    assert reason in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_shared_weight_is_refused():
@@ -652,7 +654,12 @@ def test_unnamed_member_asks_for_nothing():
 @pytest.mark.parametrize("share", [0.0, 0.04, 0.05, 0.25, 0.3, 0.45, 0.55, 0.75, 0.96, 0.999])
 def test_counts_follow_the_rule(share):
     model, x = built(Vgg)
-    plan = plan_removal(model, {"conv0.weight": share, "conv1.weight": share}, x)
+    request = {"conv0.weight": share, "conv1.weight": share}
+    if 0 < share < 0.5 / 12:
+        with pytest.raises(NothingToRemove, match=r"'conv0.weight': 0.04 of 10 units rounds to none; 'conv1.weight'"):
+            plan_removal(model, request, x)
+        return
+    plan = plan_removal(model, request, x)
     for name, channels in (("conv0.weight", 10), ("conv1.weight", 12)):
         gone = min(math.floor(share * channels + 0.5), channels - 1)
         assert len(plan.kept.get(name, range(channels))) == channels - gone
@@ -740,9 +747,9 @@ def test_the_classifier_is_never_removed():
     assert shrink(model, plan)(x).shape == (2, 5)
 
 
-def test_nothing_removed_is_fine():
+def test_nothing_asked_for_is_fine():
     model, x = built(Vgg)
-    for request in ({}, {"conv0.weight": 0.0}, {"conv0.weight": 0.01}):
+    for request in ({}, {"conv0.weight": 0.0}):
         plan = plan_removal(model, request, x)
         assert (plan.kept, plan.structure) == ({}, Structure({}))
         assert removal_masks(plan) == {}

@@ -17,7 +17,7 @@ from pruning.calibration import Calibration
 from pruning.prune import GradualPruner, policy_masks
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
-from spaces import GRANULARITIES, PruningPolicy, Schedule, footprint
+from spaces import GRANULARITIES, NothingToRemove, PruningPolicy, Schedule, footprint
 from spaces.size import achieved
 from spaces.units import UNIT_SLACK
 
@@ -64,6 +64,29 @@ class TestPrune:
     def test_empty_policy_is_the_identity(self, vgg, images):
         for pruned in (prune(vgg, PruningPolicy({})), prune(vgg, PruningPolicy({CONV0: 0.0}, "channel"), images)):
             assert all(torch.equal(t, vgg.state_dict()[n]) for n, t in pruned.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("policy", "reason"),
+        [
+            (PruningPolicy({"classifier.weight": 0.25}, "channel"), "its outputs are the network's outputs"),
+            (PruningPolicy({CONV0: 0.06}, "channel"), "0.06 of 8 units rounds to none"),
+            (PruningPolicy({CONV0: 0.75}, "2:4"), "2:4 needs a multiple of 4 inputs, the weight has 1"),
+            (PruningPolicy({CONV0: 0.006, CONV1: 1e-4}), "0.006 of 72 units rounds to none"),
+            (PruningPolicy({CONV0: 0.006}, removal={CONV0: 0.06}), "0.06 of 8 units rounds to none"),
+        ],
+    )
+    def test_nothing_to_remove_is_an_error_with_the_reason(self, vgg, vgg_graph, policy, reason):
+        with pytest.raises(NothingToRemove, match=r"^nothing to remove: ") as raised:
+            prune(vgg, policy, graph=vgg_graph)
+        assert reason in str(raised.value) and "\n" not in str(raised.value)
+        if policy.granularity == "channel" and "classifier.weight" in policy.sparsity:
+            return  # alone of their groups, the outputs of the last layer can be masked
+        with pytest.raises(NothingToRemove, match=r"^nothing to remove: "):
+            prune(vgg, policy)
+
+    def test_one_layer_that_loses_something_is_enough(self, vgg, images):
+        policy = PruningPolicy({"classifier.weight": 0.5, CONV1: 0.25}, "channel")
+        assert prune(vgg, policy, images).get_parameter(CONV1).shape[0] == 12
 
     def test_channels_without_example_keep_their_shape(self, vgg):
         pruned = prune(vgg, PruningPolicy({CONV1: 0.25}, "channel"))
