@@ -192,14 +192,23 @@ def _add_scan(commands: Any) -> None:
     _add_workload_options(parser)
     parser.add_argument("--granularity", metavar="A,B", help=f"what to scan (fine-grained,channel); {MASKS}")
     parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2), as of search")
-    parser.add_argument("--out", metavar="DIR", help="where profile.json and profile.png go (ROOT/cache)")
+    parser.add_argument("--out", metavar="DIR", help="where profile.json and the pictures go (ROOT/cache)")
 
 
 def _add_inspect(commands: Any) -> None:
     parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays whole")
     parser.add_argument("subject", nargs="?", metavar="WORKLOAD", help="as --workload")
     _add_workload_options(parser)
-    parser.add_argument("--out", metavar="DIR", help="also write weights.png: histograms of the trained weights")
+    parser.add_argument(
+        "--pictures",
+        "--out",
+        metavar="DIR",
+        help="also draw the trained weights: histograms, shares, one layer's masks",
+    )
+    parser.add_argument("--granularity", metavar="A,B", help="in the pictures (all of them)")
+    parser.add_argument("--sparsities", metavar="S,S", help="in the pictures (0.5,0.75)")
+    parser.add_argument("--layer", metavar="NAME", help="whose masks are drawn (the first that all can prune)")
+    parser.add_argument("--criterion", metavar="C", help="which units go first in the pictures (magnitude-l1)")
     parser.add_argument("--targets", action="store_true", help="which granularity for which device, with sources")
 
 
@@ -253,6 +262,10 @@ def _add_apply(commands: Any) -> None:
     )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
+    parser.add_argument("--pictures", metavar="DIR", help="draw the weights: dense, pruned, fine-tuned")
+    parser.add_argument(
+        "--curves", metavar="S,S", help="also draw accuracy at these sparsities: prune only, fine-tuned, iterative"
+    )
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 

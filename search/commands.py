@@ -7,21 +7,24 @@ import json
 import shlex
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pruning.calibration import Calibration
 from pruning.channels import trace_channels
-from pruning.codec import dense_bytes, prunable_weights
+from pruning.codec import dense_bytes
 from pruning.criteria import own_function
 from pruning.scan import require_subjects
 from pruning.scores import restrict_graph
+from pruning.shares import FINE_TO_COARSE
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
+from search.curves import pruning_curves
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, UsageError
-from search.evaluate import Subject
+from search.evaluate import Subject, evaluate_untrained
 from search.export import (
     Export,
     check_folder,
@@ -35,8 +38,18 @@ from search.export import (
 from search.finals import closing_rows, verdict
 from search.folder import open_root
 from search.journal import write_durably
+from search.lab import (
+    Files,
+    curve_files,
+    default_layer,
+    layout_files,
+    sensitivity_files,
+    share_files,
+    weight_files,
+    write_files,
+)
 from search.open import open_study
-from search.pictures import profile_png, weights_png
+from search.pictures import profile_png
 from search.results import plain_rows
 from search.run import SearchResult, resume_command, run_search
 from search.scan import cached_profile, profile_path
@@ -57,7 +70,16 @@ from search.verify import Check, as_json, read_manifest, verify_contents, verify
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.errors import unknown
 from spaces.layers import Network
-from spaces.policy import GRANULARITIES, PruningPolicy, parse_object, parse_sparsity, parts_in, parts_of
+from spaces.policy import (
+    GRANULARITIES,
+    PruningPolicy,
+    check_sparsity,
+    parse_object,
+    parse_sparsity,
+    parts_in,
+    parts_of,
+)
+from spaces.scaling import scaled
 from spaces.schedule import Schedule
 from spaces.size import dense_footprint, settled
 from spaces.targets import STATEMENTS
@@ -177,13 +199,15 @@ def scan(arguments: argparse.Namespace) -> Reply:
     target = folder / ("profile.json" if arguments.out else stored.name)
     write_durably(target, profile.to_json().encode())
     write_durably(target.with_suffix(".png"), profile_png(profile))
+    drawn = write_files(folder, sensitivity_files(profile, subject.network, f"{target.stem}-layers"))
     tables = [profile_table(profile, granularity) for granularity in profile.points]
     head = (
         f"{workload.name}: dense {percent(profile.dense_accuracy, 2)} on {profile.examples} calibration examples; "
         "below, accuracy with one layer pruned to a sparsity, BatchNorm recalibrated, nothing trained"
     )
-    data = {**json.loads(profile.to_json()), "profile": str(target), "picture": str(target.with_suffix(".png"))}
-    return Reply(data, "\n\n".join([head, *tables, f"Written: {target} and {target.with_suffix('.png').name}"]))
+    pictures = [str(target.with_suffix(".png")), *drawn]
+    data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
+    return Reply(data, "\n\n".join([head, *tables, _written_line([str(target), *pictures])]))
 
 
 def inspect(arguments: argparse.Namespace) -> Reply:
@@ -191,7 +215,9 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as argument or by --workload")
     arguments.workload = arguments.subject or arguments.workload
-    config, root, workload = _workload(arguments)
+    asked = _asked_pictures(arguments)
+    config, root, workload = _workload(arguments, **asked)
+    sparsities = _sparsities(arguments.sparsities or "0.5,0.75", "--sparsities")
     model = build_model(workload, config.dense_seed)
     network = trace_channels(model, workload.example_input).network
     whole = dense_footprint(network)
@@ -213,14 +239,60 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     data["targets"] = [asdict(one) for one in STATEMENTS]
     if arguments.targets:
         parts.append(target_table())
-    if arguments.out:
-        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher())
-        picture = Path(arguments.out) / "weights.png"
-        weights = {name: weight.detach().numpy().ravel() for name, weight in prunable_weights(dense.model).items()}
-        write_durably(picture, weights_png(weights))
-        data["picture"] = str(picture)
-        parts.append(f"Written: {picture}")
+    if arguments.pictures:
+        layer = _drawn_layer(arguments.layer, network, config.granularity)
+        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher()).model
+        looked_at = (
+            dense, trace_channels(dense, workload.example_input), Calibration(*workload.calibration, workload.loss)
+        )  # fmt: skip
+        how = config.granularity, sparsities, config.criterion
+        files = weight_files({"dense": dense}) | share_files(*looked_at, *how) | layout_files(*looked_at, layer, *how)
+        data["pictures"] = write_files(Path(arguments.pictures), files)
+        data["picture"] = data["pictures"][0]
+        parts.append(_written_line(data["pictures"]))
     return Reply(data, "\n\n".join(parts))
+
+
+def _asked_pictures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Granularities, fine to coarse, and criterion of `inspect`'s pictures."""
+    if not arguments.pictures:
+        for name in ("granularity", "sparsities", "layer", "criterion"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} is about pictures: say where they go by --pictures DIR, or leave it out")
+        return {}
+    criterion = named_criterion(arguments.criterion) if arguments.criterion else "magnitude-l1"
+    return {"granularity": arguments.granularity or FINE_TO_COARSE, "criterion": criterion}
+
+
+def _sparsities(text: str, option: str) -> tuple[float, ...]:
+    """Rising sparsities of an option such as `0.5,0.75`, each above 0 and once."""
+    try:
+        values = sorted(check_sparsity(float(word), option) for word in text.split(","))
+    except ValueError as error:
+        said = str(error) if str(error).startswith(option) else f"{option} takes sparsities such as 0.5,0.75"
+        raise UsageError(said if "got" in said else f"{said}, got {text!r}") from None
+    if values[0] <= 0 or len(set(values)) < len(values):
+        raise UsageError(f"{option} takes sparsities above 0, each once, such as 0.5,0.75, got {text!r}")
+    return tuple(values)
+
+
+def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str]) -> str:
+    try:
+        if name is None:
+            return default_layer(network, granularities)
+        network.require([name])
+    except ValueError as error:
+        raise UsageError(f"--layer: {error}") from None
+    return name
+
+
+def _written_line(paths: Sequence[str]) -> str:
+    """The files of one folder, or of several."""
+    folders = dict.fromkeys(str(Path(path).parent) for path in paths)
+    return "\n".join(
+        f"Written to {folder}: " + ", ".join(Path(path).name for path in paths if str(Path(path).parent) == folder)
+        for folder in folders
+    )
 
 
 def front(arguments: argparse.Namespace) -> Reply:
@@ -313,6 +385,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
         policy = replace(policy, schedule="one-shot")
     if arguments.torch_prune:
         check_masks_only(policy)
+    levels = _curve_levels(arguments)
     config, root, workload = _workload(arguments, round_to=arguments.round_to)
     untrained = build_model(workload, config.dense_seed)
     graph = trace_channels(untrained, workload.example_input)
@@ -322,6 +395,11 @@ def apply(arguments: argparse.Namespace) -> Reply:
         require_removal(asked_layers(policy), whole_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
+    try:
+        for level in levels:
+            scaled(network, policy, level)
+    except ValueError as error:
+        raise UsageError(f"--curves: {arguments.file}: {error}") from None
     check_folder(Path(arguments.out))
     watcher = TerminalWatcher()
     for name in policy.channel_requests():
@@ -329,17 +407,51 @@ def apply(arguments: argparse.Namespace) -> Reply:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model, config.round_to)
-    policy = settled(subject.network, policy)
+    asked, policy = policy, settled(subject.network, policy)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
     for name, found in tuned.result.achieved.items():
-        asked = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
-        if abs(asked - found) > NOTED_DIFFERENCE:
-            watcher.note(f"{name}: {asked:.1%} asked, {found:.1%} removed")
+        share = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
+        if abs(share - found) > NOTED_DIFFERENCE:
+            watcher.note(f"{name}: {share:.1%} asked, {found:.1%} removed")
     made = Export(
         policy, tuned.model, tuned.structure, tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": arguments.seed, "training": arguments.training},
     )  # fmt: skip
-    return _written(made, workload, config, arguments)
+    reply = _written(made, workload, config, arguments)
+    if not arguments.pictures:
+        return reply
+    files = _stage_files(subject, policy, tuned.model, arguments.training)
+    if levels:
+        epochs = workload.recipe.final_epochs
+        files |= curve_files(pruning_curves(subject, asked, levels, epochs, arguments.seed, watcher))
+    paths = write_files(Path(arguments.pictures), files)
+    return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{_written_line(paths)}")
+
+
+def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """Sparsities of `--curves`, once it is sure that its pictures have a place and a meaning."""
+    if arguments.pictures and Path(arguments.pictures).resolve().is_relative_to(Path(arguments.out).resolve()):
+        raise UsageError(
+            f"--pictures {arguments.pictures!r} lies in --out {arguments.out!r}, which takes an export's files only: "
+            "name another folder"
+        )
+    if arguments.curves is None:
+        return ()
+    if not arguments.pictures:
+        raise UsageError("--curves draws a picture: say where it goes by --pictures DIR, or leave it out")
+    if arguments.training != FINE_TUNE:
+        raise UsageError(f"--curves compares fine-tunes, not --training {arguments.training}: leave one of them out")
+    return _sparsities(arguments.curves, "--curves")
+
+
+def _stage_files(subject: Subject, policy: PruningPolicy, trained: Any, training: str) -> Files:
+    pruned = evaluate_untrained(subject, policy)
+    stages = {
+        "dense": subject.dense,
+        "pruned": pruned.model,
+        "fine-tuned" if training == FINE_TUNE else training: trained,
+    }
+    return weight_files({stage: model for stage, model in stages.items() if model is not None})
 
 
 def verify(arguments: argparse.Namespace) -> Reply:

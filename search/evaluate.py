@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.records import COMPLETE, FAILED, TrialResult
-from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, train_fresh
+from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.workloads.base import Workload
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
@@ -83,14 +83,27 @@ def evaluate_policy(
     something of which nothing goes, a removal that does not equal its mask, or a network larger than planned),
     `error: ...` (anything the workload's own code raised).
     """
+
+    def trained(subject: Subject) -> Trained:
+        if training == FINE_TUNE:
+            return fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
+        return train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, progress)
+
+    return _evaluated(subject, policy, trained)
+
+
+def evaluate_untrained(subject: Subject, policy: PruningPolicy) -> Evaluation:
+    """The network as it is once all of the policy is carried out at once, before any training; failures as above."""
+    return _evaluated(
+        subject, policy, lambda subject: prune_only(subject.dense, policy, subject.workload, subject.graph)
+    )
+
+
+def _evaluated(subject: Subject, policy: PruningPolicy, trained: Callable[[Subject], Trained]) -> Evaluation:
     try:
         subject = subject.scored_by(policy.criterion)
         require_removal(asked_layers(policy), whole_layers(subject.network, policy))
-        if training == FINE_TUNE:
-            trained = fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
-        else:
-            trained = train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, progress)
-        return _measured(subject, policy, trained)
+        return _measured(subject, policy, trained(subject))
     except (Diverged, NotFiniteError) as error:
         return failed(f"diverged: {error}")
     except (MemoryError, torch.OutOfMemoryError):

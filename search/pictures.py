@@ -1,9 +1,8 @@
-"""Pictures: the front, sensitivity curves, weight histograms; PNG bytes without a display."""
+"""Pictures: the front, sensitivity curves of all layers together; PNG bytes without a display."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +22,15 @@ COLOURS = {
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
 """Points of accuracy below the best that a front's picture shows."""
+NAMED_LINES = 20
+"""Lines up to which a legend names them all; more would hide the picture."""
 
 
 def front_png(
     trials: pd.DataFrame, front: pd.DataFrame, max_size: float, comparison: Comparison | None = None
 ) -> bytes:
     """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line."""
-    figure, axes = _figure(8, 5)
+    figure, axes = new_figure(8, 5)
     complete = trials[trials["state"] == COMPLETE]
     for granularity, rows in complete.groupby("granularity"):
         *removal, mask = parts_of(granularity)
@@ -57,12 +58,12 @@ def front_png(
     axes.set_ylabel("validation accuracy of trials, %")
     _zoom(axes, complete["accuracy"].astype(float).to_numpy() * 100, front["accuracy"].astype(float).to_numpy() * 100)
     axes.legend(frameon=False, loc="lower right")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def profile_png(profile: Profile) -> bytes:
     """Accuracy against sparsity, one line a layer, one panel a granularity; dashed without recalibration."""
-    figure, panels = _figure(5 * len(profile.points), 4.2, columns=len(profile.points))
+    figure, panels = new_figure(5 * len(profile.points), 4.2, columns=len(profile.points))
     for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=True):
         shown: dict[tuple[Any, ...], str] = {}
         for layer, points in layers.items():
@@ -76,23 +77,9 @@ def profile_png(profile: Profile) -> bytes:
         axes.set_title(f"{granularity} (dashed: BatchNorm not recalibrated)", fontsize=9)
         axes.set_xlabel("sparsity of this layer alone")
         axes.set_ylabel("calibration accuracy, %")
-        axes.legend(frameon=False, fontsize=7)
-    return _png(figure)
-
-
-def weights_png(weights: Mapping[str, np.ndarray]) -> bytes:
-    """A histogram of each layer's weights; zeros are left out and counted in the title."""
-    columns = min(3, len(weights))
-    rows = -(-len(weights) // columns)
-    figure, panels = _figure(4 * columns, 2.4 * rows, columns, rows)
-    for axes, (name, values) in zip(np.ravel(panels), weights.items(), strict=False):
-        nonzero = values[values != 0]
-        axes.hist(nonzero, bins=80, color=COLOURS["fine-grained"])
-        axes.set_title(f"{name}: {values.size:,}, {1 - nonzero.size / values.size:.1%} zero", fontsize=7)
-        axes.tick_params(labelsize=6)
-    for axes in np.ravel(panels)[len(weights) :]:
-        axes.set_visible(False)
-    return _png(figure)
+        if len(shown) <= NAMED_LINES:
+            axes.legend(frameon=False, fontsize=7)
+    return png_bytes(figure)
 
 
 def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
@@ -105,17 +92,19 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
             axes.annotate(f"{below} trials below", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure of this many inches, and its axes; `options` as of `Figure.subplots`."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    panels = figure.subplots(rows, columns)
+    panels = figure.subplots(rows, columns, **options)
     for axes in np.ravel(panels):
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
 
-def _png(figure: Any) -> bytes:
+def png_bytes(figure: Any) -> bytes:
+    """The figure as a PNG file that depends on nothing but what is drawn."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -109,6 +109,24 @@ def fine_tune(
     return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
 
 
+def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph) -> Trained:
+    """Carry out all of the policy on a copy of `dense` at once, train nothing, and score it.
+
+    Raises:
+        Diverged: the validation loss is NaN or infinite.
+        ValueError: a removal that cannot equal its mask.
+    """
+    calibration = Calibration(*workload.calibration, workload.loss)
+    at_once = replace(policy, schedule=Schedule("one-shot"))
+    pruner = GradualPruner(copy.deepcopy(dense), at_once, 1, graph, calibration)
+    pruner.advance(0)
+    began = time.perf_counter()
+    scores = score(pruner.model, workload.validation, workload)
+    if not math.isfinite(scores.loss):
+        raise Diverged(f"validation loss is {scores.loss} without training")
+    return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, time.perf_counter() - began)
+
+
 def train_fresh(
     dense: nn.Module,
     policy: PruningPolicy,

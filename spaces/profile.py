@@ -67,7 +67,7 @@ class Profile:
 
     def to_json(self) -> str:
         """JSON text; `from_json` undoes it. Losses that are not finite become null, and NaN when read."""
-        data = _nan_as_null({"version": PROFILE_VERSION, **asdict(self)})
+        data = nan_as_null({"version": PROFILE_VERSION, **asdict(self)})
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -96,13 +96,13 @@ class Profile:
         return [(layer, point) for layer, points in self.points[granularity].items() for point in points]
 
 
-def _nan_as_null(value: Any) -> Any:
+def nan_as_null(value: Any) -> Any:
     """Plain data with None for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _nan_as_null(inner) for key, inner in value.items()}
-    return [_nan_as_null(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: nan_as_null(inner) for key, inner in value.items()}
+    return [nan_as_null(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read_point(data: Mapping[str, Any]) -> ProfilePoint:

@@ -1,0 +1,116 @@
+"""The three classical curves: accuracy against sparsity for prune only, prune and fine-tune, and iterative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from search.console import Watcher
+from search.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
+from search.train import score, step_count
+from spaces.policy import PruningPolicy
+from spaces.scaling import scaled
+from spaces.schedule import Schedule
+from spaces.size import settled
+
+PRUNE_ONLY, PRUNE_AND_TUNE, ITERATIVE = METHODS = ("prune only", "prune + fine-tune", "iterative")
+
+
+@dataclass(frozen=True)
+class MethodPoint:
+    """One network of a curve; scores are on validation data, and None where it failed.
+
+    Attributes:
+        sparsity: share of the weights asked to go, of the layers the policy prunes.
+        shares: layer -> its sparsity, as a policy or a sparsity dict has it.
+        removal: likewise its removal.
+        size_nonzero, size_encoded, macs: shares of the dense model's.
+        reason: why there is no network.
+    """
+
+    method: str
+    sparsity: float
+    shares: Mapping[str, float]
+    removal: Mapping[str, float]
+    accuracy: float | None
+    loss: float | None
+    size_nonzero: float | None
+    size_encoded: float | None
+    macs: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points by method, then rising sparsity.
+
+    Attributes:
+        policy: whose layers, granularities and criterion all points share.
+        schedules: method -> the schedule of its fine-tunes; of `prune only` nothing is trained.
+        epochs, steps: of each fine-tune, the same for both methods that have one: an iterative one is cut into rounds.
+    """
+
+    policy: PruningPolicy
+    schedules: Mapping[str, Schedule]
+    epochs: float
+    steps: int
+    seed: int
+    dense_accuracy: float
+    dense_loss: float
+    points: tuple[MethodPoint, ...]
+
+
+def schedules_of(policy: PruningPolicy) -> dict[str, Schedule]:
+    """One-shot, and rounds with the policy's own exponent, number of rounds and regrowth."""
+    own = policy.schedule
+    rounds = Schedule("iterative", exponent=own.exponent, rounds=own.rounds, regrow=own.regrow)
+    return {PRUNE_ONLY: Schedule("one-shot"), PRUNE_AND_TUNE: Schedule("one-shot"), ITERATIVE: rounds}
+
+
+def pruning_curves(
+    subject: Subject, policy: PruningPolicy, sparsities: Sequence[float], epochs: float, seed: int, watcher: Watcher
+) -> Curves:
+    """Carry out the policy at other sparsities by each method, from the same dense model and with the same seed.
+
+    The policy is scaled by one shift of its logits. BatchNorm statistics are not recalibrated where nothing is trained.
+
+    Args:
+        sparsities: each in (0, 1).
+        epochs: of every fine-tune.
+
+    Raises:
+        ValueError: a sparsity the policy cannot be scaled to, before any training.
+    """
+    schedules = schedules_of(policy)
+    policies = [
+        (level, settled(subject.network, scaled(subject.network, policy, level))) for level in sorted(sparsities)
+    ]
+    points = []
+    for method, schedule in schedules.items():
+        for level, at_level in policies:
+            at_level = replace(at_level, schedule=schedule)
+            if method == PRUNE_ONLY:
+                found = evaluate_untrained(subject, at_level)
+            else:
+                with watcher.stage(f"{method}, sparsity {level:g}") as progress:
+                    found = evaluate_policy(subject, at_level, epochs, seed, progress)
+            points.append(_point(method, level, at_level, found))
+    dense = score(subject.dense, subject.workload.validation, subject.workload)
+    steps = step_count(subject.workload, epochs)
+    return Curves(policy, schedules, epochs, steps, seed, dense.accuracy, dense.loss, tuple(points))
+
+
+def _point(method: str, sparsity: float, policy: PruningPolicy, found: Evaluation) -> MethodPoint:
+    result, measured = found.result, found.result.shares
+    return MethodPoint(
+        method=method,
+        sparsity=sparsity,
+        shares=dict(policy.sparsity),
+        removal=dict(policy.removal),
+        accuracy=result.accuracy,
+        loss=result.loss,
+        size_nonzero=measured.nonzero if measured else None,
+        size_encoded=measured.encoded if measured else None,
+        macs=measured.macs if measured else None,
+        reason=result.reason,
+    )

@@ -1,0 +1,299 @@
+"""The pictures the pruning labs draw: histograms, shares by granularity, layouts, sensitivity, the three curves.
+
+Of many layers each kind takes as many pages as it needs. Whatever is drawn here is given as data: nothing is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pruning.histograms import Histogram
+from pruning.shares import LayerShare, MeanShare
+from search.curves import METHODS, Curves
+from search.pictures import COLOURS, new_figure, png_bytes
+from spaces.profile import Profile
+
+HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
+SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3
+SHARED_LAYERS = 30
+"""Layers side by side on one page of shares."""
+NAME_LENGTH = 34
+"""Characters of a layer's name that stay readable over a panel."""
+PLAIN_CURVES = 3
+"""Granularities up to which the curves without recalibration are drawn too."""
+STAGE_COLOURS = ("#4c78a8", "#d95f02", "#1b9e77")
+METHOD_STYLES = dict(zip(METHODS, (("#d95f02", "o--"), ("#4c78a8", "s-"), ("#1b9e77", "^-")), strict=True))
+KEPT, REMOVED = "#1f4e79", "#eef1f4"
+
+
+def histogram_pages(layers: Mapping[str, Sequence[Histogram]], stages: Sequence[str]) -> list[bytes]:
+    """The weights of each layer: many layers side by side, or of several stages one row a layer.
+
+    Args:
+        layers: layer -> one histogram a stage.
+        stages: what the histograms are of; a column each if there are several.
+    """
+    several = len(stages) > 1
+    columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
+    cells = [(layer, n, h) for layer, found in layers.items() for n, h in enumerate(found)]
+    pages = []
+    for page, number, count in _paged(cells, columns * rows):
+        columns = min(columns, len(page))
+        height = -(-len(page) // columns)
+        figure, panels = new_figure(3.6 * columns, 1.7 * height + 0.6, columns, height, squeeze=False)
+        for axes, (layer, stage, histogram) in zip(panels.flat, page, strict=False):
+            axes.stairs(histogram.counts, histogram.edges, fill=True, color=STAGE_COLOURS[stage % 3])
+            axes.set_title(f"{short(layer)}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=7)
+            axes.tick_params(labelsize=6)
+            axes.ticklabel_format(axis="both", scilimits=(-4, 5))
+        _hide(panels.flat[len(page) :])
+        figure.supxlabel("value of a weight", fontsize=8)
+        figure.supylabel("weights; zeros left out", fontsize=8)
+        _number(figure, number, count)
+        pages.append(png_bytes(figure))
+    return pages
+
+
+def _counted(histogram: Histogram, stage: str) -> str:
+    parts = [
+        f"{stage}: " if stage else "",
+        f"{histogram.numel:,} weights, {histogram.zeros / histogram.numel:.1%} zero",
+    ]
+    return "".join(parts) + (f", {histogram.gone / histogram.numel:.1%} gone" if histogram.gone else "")
+
+
+def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity: float) -> list[bytes]:
+    """Kept importance and output error at one sparsity: means by granularity on the left, layers on the right."""
+    rows = [row for row in rows if row.sparsity == sparsity]
+    means = [mean for mean in means if mean.sparsity == sparsity]
+    words = list(dict.fromkeys(row.granularity for row in rows))
+    pages = []
+    for layers, number, count in _paged(list(dict.fromkeys(row.layer for row in rows)), SHARED_LAYERS):
+        figure, panels = new_figure(
+            4.6 + max(3.5, 0.3 * len(layers)), 7.2, 2, 2,
+            width_ratios=[3.2, max(3.5, 0.3 * len(layers))], sharey="row",
+        )  # fmt: skip
+        for (left, right), (key, label) in zip(
+            panels,
+            [
+                ("kept_importance", "kept importance: sum |w| kept / all"),
+                ("output_error", "output error ‖y − y′‖ / ‖y‖"),
+            ],
+            strict=True,
+        ):
+            _mean_bars(left, means, key)
+            left.set_ylabel(label, fontsize=8)
+            for place, word in enumerate(words):
+                found = {row.layer: getattr(row, key) for row in rows if row.granularity == word}
+                values = [np.nan if found.get(layer) is None else found[layer] for layer in layers]
+                offsets = np.arange(len(layers)) + (place - (len(words) - 1) / 2) * 0.07
+                right.plot(offsets, values, "o", color=COLOURS[word], markersize=4, label=word)
+            right.set_xticks(range(len(layers)))
+            right.set_xlim(-0.6, len(layers) - 0.4)
+            right.grid(axis="both", color="0.92", linewidth=0.6)
+            right.set_axisbelow(True)
+            for axes in (left, right):
+                axes.tick_params(labelsize=7)
+                axes.set_ylim(bottom=0)
+        for axes in panels[0]:
+            axes.tick_params(axis="x", labelbottom=False)
+        panels[1, 1].set_xticklabels(map(short, layers), rotation=50, ha="right", rotation_mode="anchor", fontsize=7)
+        compared = len(means[0].layers) if means else 0
+        panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=8)
+        panels[0, 1].set_title(f"each layer alone at sparsity {sparsity:g}, nothing trained", fontsize=8)
+        figure.legend(*panels[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
+        _number(figure, number, count)
+        pages.append(png_bytes(figure))
+    return pages
+
+
+def _mean_bars(axes: Any, means: Sequence[MeanShare], key: str) -> None:
+    found = [(mean.granularity, value) for mean in means if (value := getattr(mean, key)) is not None]
+    if not found:
+        axes.text(0.5, 0.5, "no layer in common", transform=axes.transAxes, ha="center", color="0.4", fontsize=8)
+        return
+    for place, (word, value) in enumerate(found):
+        axes.bar(place, value, color=COLOURS[word], width=0.75)
+        axes.text(place, value, f"{value:.2f}", ha="center", va="bottom", fontsize=7)
+    axes.set_xticks(range(len(found)))
+    axes.set_xticklabels([word for word, _ in found], rotation=50, ha="right", rotation_mode="anchor")
+
+
+def layout_png(
+    layer: str, weight: np.ndarray, masks: Mapping[str, tuple[np.ndarray, float]], cell: tuple[int, int], note: str
+) -> bytes:
+    """A weight as a matrix, and its mask in each granularity beside it.
+
+    Args:
+        weight: (rows, columns), as `pruning.layouts.laid_out` has it.
+        masks: granularity -> mask of that shape, and the sparsity achieved in the whole layer.
+        cell: rows and columns of one kernel, marked by lines.
+        note: what of the layer is shown.
+    """
+    tall = weight.shape[0] / weight.shape[1]
+    columns = min(len(masks) + 1, 3 if 0.4 <= tall <= 2.5 else 1 if tall < 0.2 else 2 if tall < 0.4 else 9)
+    rows = -(-(len(masks) + 1) // columns)
+    width = min(4.0, 10 / columns) if tall >= 0.4 else 10 / columns
+    height = min(max(width * tall, 0.5), 9)
+    figure, panels = new_figure(
+        max(width, height / tall) * columns + 1.2, (height + 0.55) * rows + 0.6, columns, rows, squeeze=False
+    )
+    flat = list(panels.flat)
+    limit = float(np.quantile(np.abs(weight), 0.99)) or 1.0
+    shown = flat[0].imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    flat[0].set_title("weights", fontsize=8)
+    bar = figure.colorbar(shown, ax=flat[0], shrink=0.8, pad=0.01)
+    bar.ax.tick_params(labelsize=6)
+    for axes, (word, (mask, achieved)) in zip(flat[1:], masks.items(), strict=False):
+        _two_tones(axes, mask)
+        axes.set_title(f"{word}: {achieved:.1%} removed", fontsize=8)
+    for axes in flat[: len(masks) + 1]:
+        _kernel_lines(axes, weight.shape, cell)
+    _hide(flat[len(masks) + 1 :])
+    figure.suptitle(f"{layer}, {note}; dark: kept", fontsize=9)
+    figure.supxlabel("input channel x kernel width", fontsize=8)
+    figure.supylabel("output channel x kernel height", fontsize=8)
+    return png_bytes(figure)
+
+
+def _two_tones(axes: Any, mask: np.ndarray) -> None:
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(mask, cmap=ListedColormap([REMOVED, KEPT]), vmin=0, vmax=1, interpolation="nearest")
+
+
+def _kernel_lines(axes: Any, shape: tuple[int, ...], cell: tuple[int, int]) -> None:
+    rows, columns = cell
+    for at in np.arange(rows, shape[0], rows) if rows > 1 else ():
+        axes.axhline(at - 0.5, color="white", linewidth=0.5)
+    for at in np.arange(columns, shape[1], columns) if columns > 1 else ():
+        axes.axvline(at - 0.5, color="white", linewidth=0.5)
+    axes.tick_params(labelsize=6)
+    axes.spines[:].set_visible(False)
+
+
+def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[bytes]:
+    """One panel a layer: accuracy above, loss below, against the layer's sparsity, one colour a granularity.
+
+    Args:
+        parameters: layer -> weights it has.
+    """
+    layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
+    plain = len(profile.points) <= PLAIN_CURVES
+    pages = []
+    for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
+        columns = min(SENSITIVITY_COLUMNS, len(page))
+        height = -(-len(page) // columns)
+        figure, panels = new_figure(
+            3.1 * columns, 3.1 * height + 0.8, columns, 2 * height, squeeze=False, sharex=True,
+            height_ratios=[3, 2] * height,
+        )  # fmt: skip
+        for place, layer in enumerate(page):
+            row, column = divmod(place, columns)
+            upper, lower = panels[2 * row : 2 * row + 2, column]
+            _sensitivity(upper, lower, profile, layer, plain)
+            upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=8)
+            if column == 0:
+                upper.set_ylabel("accuracy, %", fontsize=7)
+                lower.set_ylabel("loss", fontsize=7)
+            lower.tick_params(axis="x", labelbottom=True)
+        for place in range(len(page), columns * height):
+            row, column = divmod(place, columns)
+            _hide(panels[2 * row : 2 * row + 2, column])
+        figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=9)
+        figure.legend(handles=_sensitivity_legend(profile, plain), loc="outside upper center", ncols=6, frameon=False)
+        _number(figure, number, count)
+        pages.append(png_bytes(figure))
+    return pages
+
+
+def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bool) -> None:
+    losses = [profile.dense_loss]
+    for word, by_layer in profile.points.items():
+        if layer not in by_layer:
+            continue
+        points = by_layer[layer]
+        levels = [0.0, *(p.sparsity for p in points)]
+        for style, width, prefix in [("--", 0.8, ""), ("-", 1.4, "recalibrated_")][0 if plain else 1 :]:
+            accuracy = np.array([profile.dense_accuracy, *(getattr(p, f"{prefix}accuracy") for p in points)])
+            loss = [profile.dense_loss, *(getattr(p, f"{prefix}loss") for p in points)]
+            options = {"color": COLOURS[word], "linestyle": style, "linewidth": width, "marker": ".", "markersize": 3}
+            upper.plot(levels, accuracy * 100, **options)
+            lower.plot(levels, loss, **options)
+            losses += loss
+    upper.axhline(profile.dense_accuracy * 100, color="0.55", linewidth=0.8, linestyle=":")
+    lower.axhline(profile.dense_loss, color="0.55", linewidth=0.8, linestyle=":")
+    _loss_scale(lower, np.array(losses)[np.isfinite(losses)])
+    for axes in (upper, lower):
+        axes.tick_params(labelsize=6)
+        axes.set_xlim(-0.02, 1.02)
+
+
+def _loss_scale(axes: Any, losses: np.ndarray) -> None:
+    """Logarithmic where losses lie far apart."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if len(losses) and losses.min() > 0 and losses.max() > 3 * losses.min():
+        axes.set_yscale("log")
+        wide = losses.max() > 100 * losses.min()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _sensitivity_legend(profile: Profile, plain: bool) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=COLOURS[word], label=word) for word in profile.points]
+    if plain:
+        handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
+    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {profile.dense_accuracy:.2%}")]
+
+
+def curves_png(curves: Curves) -> bytes:
+    """Accuracy against sparsity: prune only, prune and fine-tune, iterative; the dense level as a line."""
+    figure, axes = new_figure(7, 4.4)
+    for method, (colour, style) in METHOD_STYLES.items():
+        points = [(p.sparsity, p.accuracy) for p in curves.points if p.method == method and p.accuracy is not None]
+        if points:
+            levels, accuracies = np.array(points).T * 100
+            axes.plot(levels, accuracies, style, color=colour, markersize=5, label=method)
+    axes.axhline(curves.dense_accuracy * 100, color="0.5", linestyle=":", label="dense")
+    axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
+    axes.set_ylabel("validation accuracy, %")
+    axes.set_title(
+        f"{curves.epochs:g} epochs = {curves.steps:,} steps of every fine-tune, seed {curves.seed}", fontsize=9
+    )
+    axes.legend(frameon=False)
+    return png_bytes(figure)
+
+
+def short(layer: str) -> str:
+    """A layer's name for a title: without `.weight`, a long one without its middle.
+
+    >>> short("backbone.conv3.weight"), short("a" * 20 + "." + "b" * 20 + ".weight")
+    ('backbone.conv3', 'aaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbb')
+    """
+    name = layer.removesuffix(".weight")
+    half = (NAME_LENGTH - 1) // 2
+    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}"
+
+
+def _paged(items: Sequence[Any], most: int) -> Iterator[tuple[Sequence[Any], int, int]]:
+    """(items of a page, its number from 1, pages in all)."""
+    count = -(-len(items) // most)
+    for number in range(count):
+        yield items[number * most : (number + 1) * most], number + 1, count
+
+
+def _number(figure: Any, number: int, count: int) -> None:
+    if count > 1:
+        figure.text(0.995, 0.005, f"page {number} of {count}", fontsize=7, ha="right", color="0.4")
+
+
+def _hide(panels: Any) -> None:
+    for axes in panels:
+        axes.set_visible(False)
