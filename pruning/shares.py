@@ -48,6 +48,11 @@ class LayerShare:
     kept_importance: float
     output_error: float | None
 
+    @property
+    def as_asked(self) -> bool:
+        """Whether the achieved sparsity is within `EQUAL`, 0.05, of the one asked for."""
+        return abs(self.achieved - self.sparsity) <= EQUAL
+
 
 @dataclass(frozen=True)
 class MeanShare:
@@ -182,10 +187,10 @@ def _relative(error: float, whole: float) -> float | None:
 def mean_shares(rows: Iterable[LayerShare]) -> tuple[MeanShare, ...]:
     """Means by sparsity and granularity over the same layers, so that nothing but the granularity differs.
 
-    Rows count whose achieved sparsity is within `EQUAL`, 0.05, of the one asked for. A granularity that has none at a
-    sparsity (`2:4` at 0.75) is left out there, and so is a sparsity at which the others have no layer in common.
+    Rows count that are `as_asked`. A granularity that has none at a sparsity (`2:4` at 0.75) is left out there, and
+    so is a sparsity at which the others have no layer in common.
     """
-    near = [row for row in rows if abs(row.achieved - row.sparsity) <= EQUAL]
+    near = [row for row in rows if row.as_asked]
     means = []
     for sparsity in dict.fromkeys(row.sparsity for row in near):
         found: dict[str, dict[str, LayerShare]] = {}

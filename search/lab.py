@@ -31,7 +31,7 @@ from pruning.masks import achieved_sparsity
 from pruning.rankings import Rankings
 from pruning.scores import restrict_graph
 from pruning.shares import layer_shares, mean_shares, own_masks
-from search.curves import Curves
+from search.curves import ITERATIVE, Curves
 from search.journal import write_durably
 from search.lab_pictures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from spaces.layers import Layer, Network
@@ -182,7 +182,12 @@ def curve_files(curves: Curves) -> Files:
         "scaled_by": "one shift on the logits of all the policy's shares",
         "policy": curves.policy.to_dict(),
         "schedules": {method: schedule.essence for method, schedule in curves.schedules.items()},
-        "cost": {"epochs": curves.epochs, "steps": curves.steps, "of": "each fine-tune, one-shot and iterative alike"},
+        "cost": {
+            "epochs": curves.epochs,
+            "steps": curves.steps,
+            "rounds": curves.schedules[ITERATIVE].rounds,
+            "of": "each fine-tune, one-shot and iterative alike; an iterative one is cut into the rounds",
+        },
         "seed": curves.seed,
         "dense": {"accuracy": curves.dense_accuracy, "loss": curves.dense_loss},
         "points": [asdict(point) for point in curves.points],

@@ -5,6 +5,7 @@ Of many layers each kind takes as many pages as it needs. Whatever is drawn here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,19 @@ HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
 SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3
 SHARED_LAYERS = 30
 """Layers side by side on one page of shares."""
+SLANTED_NAMES = 12
+"""Of layers along an axis; more stand upright."""
 NAME_LENGTH = 34
 """Characters of a layer's name that stay readable over a panel."""
 PLAIN_CURVES = 3
 """Granularities up to which the curves without recalibration are drawn too."""
 STAGE_COLOURS = ("#4c78a8", "#d95f02", "#1b9e77")
 METHOD_STYLES = dict(zip(METHODS, (("#d95f02", "o--"), ("#4c78a8", "s-"), ("#1b9e77", "^-")), strict=True))
-KEPT, REMOVED = "#1f4e79", "#eef1f4"
+KEPT, REMOVED, EDGES = "#1f4e79", "#f0f3f6", "#b0b8c0"
+LAYOUT_WIDTH, LAYOUT_HEIGHT, LAYOUT_ASPECT = 11.0, 9.0, 1.5
+"""Inches at most, and width over height as nearly as the panels allow."""
+TITLE_WIDTH = 1.8
+"""Inches that the title of a mask takes."""
 
 
 def histogram_pages(layers: Mapping[str, Sequence[Histogram]], stages: Sequence[str]) -> list[bytes]:
@@ -66,8 +73,11 @@ def _counted(histogram: Histogram, stage: str) -> str:
 
 
 def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity: float) -> list[bytes]:
-    """Kept importance and output error at one sparsity: means by granularity on the left, layers on the right."""
-    rows = [row for row in rows if row.sparsity == sparsity]
+    """Kept importance and output error at one sparsity: means by granularity on the left, layers on the right.
+
+    Layers that a granularity brings to another sparsity than the one asked for are left out.
+    """
+    rows = [row for row in rows if row.sparsity == sparsity and row.as_asked]
     means = [mean for mean in means if mean.sparsity == sparsity]
     words = list(dict.fromkeys(row.granularity for row in rows))
     pages = []
@@ -100,11 +110,15 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
                 axes.set_ylim(bottom=0)
         for axes in panels[0]:
             axes.tick_params(axis="x", labelbottom=False)
-        panels[1, 1].set_xticklabels(map(short, layers), rotation=50, ha="right", rotation_mode="anchor", fontsize=7)
+        slant = 50 if len(layers) <= SLANTED_NAMES else 90
+        panels[1, 1].set_xticklabels(map(short, layers), rotation=slant, ha="right", rotation_mode="anchor", fontsize=7)
         compared = len(means[0].layers) if means else 0
         panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=8)
         panels[0, 1].set_title(f"each layer alone at sparsity {sparsity:g}, nothing trained", fontsize=8)
-        figure.legend(*panels[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
+        figure.legend(
+            *panels[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False,
+            fontsize=8, handletextpad=0.2, columnspacing=1.2,
+        )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
@@ -133,13 +147,16 @@ def layout_png(
         cell: rows and columns of one kernel, marked by lines.
         note: what of the layer is shown.
     """
-    tall = weight.shape[0] / weight.shape[1]
-    columns = min(len(masks) + 1, 3 if 0.4 <= tall <= 2.5 else 1 if tall < 0.2 else 2 if tall < 0.4 else 9)
-    rows = -(-(len(masks) + 1) // columns)
-    width = min(4.0, 10 / columns) if tall >= 0.4 else 10 / columns
-    height = min(max(width * tall, 0.5), 9)
+    count, tall = len(masks) + 1, weight.shape[0] / weight.shape[1]
+    columns = min(range(1, count + 1), key=lambda columns: _badness(columns, count, tall))
+    rows = -(-count // columns)
+    width = min(LAYOUT_WIDTH / columns, LAYOUT_HEIGHT / (rows * tall))
     figure, panels = new_figure(
-        max(width, height / tall) * columns + 1.2, (height + 0.55) * rows + 0.6, columns, rows, squeeze=False
+        max(width, TITLE_WIDTH) * columns + 0.8,
+        (max(width * tall, 0.4) + 0.4) * rows + 0.6,
+        columns,
+        rows,
+        squeeze=False,
     )
     flat = list(panels.flat)
     limit = float(np.quantile(np.abs(weight), 0.99)) or 1.0
@@ -150,13 +167,19 @@ def layout_png(
     for axes, (word, (mask, achieved)) in zip(flat[1:], masks.items(), strict=False):
         _two_tones(axes, mask)
         axes.set_title(f"{word}: {achieved:.1%} removed", fontsize=8)
-    for axes in flat[: len(masks) + 1]:
+    for axes in flat[:count]:
         _kernel_lines(axes, weight.shape, cell)
-    _hide(flat[len(masks) + 1 :])
+    _hide(flat[count:])
     figure.suptitle(f"{layer}, {note}; dark: kept", fontsize=9)
     figure.supxlabel("input channel x kernel width", fontsize=8)
     figure.supylabel("output channel x kernel height", fontsize=8)
     return png_bytes(figure)
+
+
+def _badness(columns: int, count: int, tall: float) -> float:
+    """How far panels of this height over width, so many a row, are from a page that fits a screen and is full."""
+    rows = -(-count // columns)
+    return abs(math.log(columns / (rows * tall) / LAYOUT_ASPECT)) + (rows * columns - count) / count
 
 
 def _two_tones(axes: Any, mask: np.ndarray) -> None:
@@ -168,9 +191,9 @@ def _two_tones(axes: Any, mask: np.ndarray) -> None:
 def _kernel_lines(axes: Any, shape: tuple[int, ...], cell: tuple[int, int]) -> None:
     rows, columns = cell
     for at in np.arange(rows, shape[0], rows) if rows > 1 else ():
-        axes.axhline(at - 0.5, color="white", linewidth=0.5)
+        axes.axhline(at - 0.5, color=EDGES, linewidth=0.5)
     for at in np.arange(columns, shape[1], columns) if columns > 1 else ():
-        axes.axvline(at - 0.5, color="white", linewidth=0.5)
+        axes.axvline(at - 0.5, color=EDGES, linewidth=0.5)
     axes.tick_params(labelsize=6)
     axes.spines[:].set_visible(False)
 
@@ -204,7 +227,10 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[b
             row, column = divmod(place, columns)
             _hide(panels[2 * row : 2 * row + 2, column])
         figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=9)
-        figure.legend(handles=_sensitivity_legend(profile, plain), loc="outside upper center", ncols=6, frameon=False)
+        figure.legend(
+            handles=_sensitivity_legend(profile, plain), loc="outside upper center", ncols=2 * columns - 1,
+            frameon=False, fontsize=8,
+        )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
@@ -265,7 +291,7 @@ def curves_png(curves: Curves) -> bytes:
     axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
     axes.set_ylabel("validation accuracy, %")
     axes.set_title(
-        f"{curves.epochs:g} epochs = {curves.steps:,} steps of every fine-tune, seed {curves.seed}", fontsize=9
+        f"every fine-tune: {curves.steps:,} steps ({curves.epochs:g} epochs), seed {curves.seed}", fontsize=9
     )
     axes.legend(frameon=False)
     return png_bytes(figure)

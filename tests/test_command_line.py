@@ -397,6 +397,54 @@ def test_scan_writes_profile_and_picture(main, finished, tmp_path):
     assert set(stored["points"]) == {"fine-grained", "channel"} and stored["points"] == data["points"]
     assert set(stored["points"]["fine-grained"]) == LAYERS and "classifier.weight" not in stored["points"]["channel"]
     assert (tmp_path / "scan" / "profile.png").read_bytes().startswith(b"\x89PNG")
+    drawn = ["profile.png", "profile-layers.png", "profile-layers.json"]
+    assert data["pictures"] == [str(tmp_path / "scan" / name) for name in drawn]
+    layers = json.loads((tmp_path / "scan" / "profile-layers.json").read_text())["layers"]
+    assert {layer["layer"]: layer["parameters"] for layer in layers}["conv1.weight"] == 16 * 8 * 9
+
+
+def test_inspect_draws_the_trained_weights(main, finished, tmp_path):
+    words = ["inspect", "./tiny.py:tiny", "--pictures", tmp_path / "drawn", "--granularity", "fine-grained,kernel"]
+    reply = main(*words, "--sparsities", "0.25", "--layer", "conv0.weight", "--json")
+    assert reply.code == 0, reply.err
+    paths = json.loads(reply.out)["pictures"]
+    names = ["weights.png", "weights.json", "shares-0.25.png", "shares.json", "layout-0.25.png", "layout.json"]
+    assert paths == [str(tmp_path / "drawn" / name) for name in names] and all(map(os.path.getsize, paths))
+    assert json.loads(Path(paths[-1]).read_text())["layer"] == "conv0.weight"
+    one_line_error(main(*words, "--layer", "conv2.weight"), 2, "--layer", "conv2.weight", "conv1.weight")
+    one_line_error(main(*words, "--sparsities", "0.5,1.5"), 2, "--sparsities", "1.5", "0.99")
+    one_line_error(main(*words, "--sparsities", "0.5,0.5"), 2, "--sparsities", "once", "0.5,0.5")
+    one_line_error(main(*words, "--sparsities", "half"), 2, "--sparsities", "half", "0.5,0.75")
+    one_line_error(main("inspect", "./tiny.py:tiny", "--layer", "conv0.weight"), 2, "--layer", "--pictures")
+
+
+def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, finished, tmp_path):
+    file = tmp_path / "dict.json"
+    file.write_text(json.dumps(dict.fromkeys(LAYERS, 0.75)))
+    words = ["apply", file, "--workload", "./tiny.py:tiny", "--json"]
+    drawn = [*words, "--schedule", "iterative", "--pictures", tmp_path / "drawn", "--curves", "0.75"]
+    reply = main(*drawn, "--out", tmp_path / "rounds")
+    assert reply.code == 0, reply.err
+    data = json.loads(reply.out)
+    names = ["weights.png", "weights.json", "curves.png", "curves.json"]
+    assert data["pictures"] == [str(tmp_path / "drawn" / name) for name in names]
+    stages = json.loads((tmp_path / "drawn" / "weights.json").read_text())
+    assert stages["stages"] == ["dense", "pruned", "fine-tuned"]
+    assert [stage["zeros"] for stage in stages["layers"]["conv1.weight"]] == [0, 864, 864]
+    points = json.loads((tmp_path / "drawn" / "curves.json").read_text())["points"]
+    accuracy = {point["method"]: point["accuracy"] for point in points}
+    assert accuracy["iterative"] == data["accuracy"]
+    alone = json.loads(main(*words, "--schedule", "one-shot", "--out", tmp_path / "at-once").out)
+    assert accuracy["prune + fine-tune"] == alone["accuracy"]
+    inside = [*words, "--out", tmp_path / "o", "--pictures", tmp_path / "o" / "p"]
+    one_line_error(main(*inside), 2, "--pictures", "--out", "another folder")
+    one_line_error(main(*words, "--out", tmp_path / "o", "--curves", "0.5"), 2, "--curves", "--pictures")
+    one_line_error(main(*drawn[:-1], "0.5,0", "--out", tmp_path / "o"), 2, "--curves", "above 0")
+    scratch = [*words, "--training", "scratch-e", "--pictures", tmp_path / "p", "--curves", "0.5"]
+    one_line_error(main(*scratch, "--out", tmp_path / "o"), 2, "--curves", "scratch-e")
+    file.write_text('{"conv1.weight": 0.0}')
+    one_line_error(main(*drawn, "--out", tmp_path / "o"), 2, "--curves", "removes nothing")
+    assert not (tmp_path / "o").exists()
 
 
 def test_an_export_holds_every_file_with_its_hash(exported, finished):
