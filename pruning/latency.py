@@ -1,4 +1,4 @@
-"""Measure the latency table of a network: every layer alone at many sizes, and whole networks beside them."""
+"""Measure latency: the table of a network, every layer alone at many sizes, and whole networks beside each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -20,7 +21,15 @@ from pruning.channels import ChannelGraph, plan_units
 from pruning.codec import prunable_weights
 from pruning.removal import check_fits, one_line
 from pruning.structure import Structure, apply_structure, output_dim
-from spaces.latency import LatencyTable, LayerLatency, RestLatency, remaining, timed_layers
+from spaces.latency import (
+    LatencyTable,
+    LayerLatency,
+    RestLatency,
+    TimedNetworks,
+    remaining,
+    timed_layers,
+    timed_network,
+)
 from spaces.layers import Network
 from spaces.policy import check_sparsity, removed_count
 
@@ -36,6 +45,9 @@ NETWORK_RUNS = 4
 KERNEL_STEP = 8
 """Kernels run 10 to 20 % faster at multiples of their vector length. Few policies hit one, so beyond the first no grid
 point does but the dense size."""
+
+NETWORK_ROUNDS = 30
+"""Rounds that whole networks are compared in."""
 
 Clock = Callable[[], float]
 Task = Callable[[], object]
@@ -75,15 +87,13 @@ def measure_latency_table(
         ValueError: a level, `repeats` or `batch` out of its range, a graph of another model, or a model that does
             not run on such a batch.
     """
-    for value, word in ((batch, "batch"), (repeats, "repeats")):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{word} must be a whole number >= 1, got {value!r}; nearest valid: 1")
+    _check_counts(batch=batch, repeats=repeats)
     levels = [check_sparsity(level, "level") for level in levels]
     network = graph.network
     check_fits(model, network)
     dense = copy.deepcopy(model).eval()
     device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
-    example = example_input.detach()[torch.arange(batch) % len(example_input)].to(device)
+    example = _filled(example_input, batch, device)
     sizes = _sizes(network, levels)
     tasks = _layer_tasks(dense, network, sizes, _observed_calls(dense, example))
     tasks |= {number: _network_task(dense, graph, kept, example) for number, kept in enumerate(sizes)}
@@ -100,6 +110,62 @@ def measure_latency_table(
         dense_seconds=fastest[0],
         spread=float((high - low) / middle) if middle else 0.0,
     )
+
+
+def time_networks(
+    dense: nn.Module,
+    networks: Mapping[str, nn.Module],
+    example_input: Tensor,
+    batch: int = 1,
+    rounds: int = NETWORK_ROUNDS,
+    progress: Callable[[int, int], None] | None = None,
+    clock: Clock = time.perf_counter,
+) -> TimedNetworks:
+    """Time whole networks beside the dense one and a copy of it, in inference mode, in shuffled rounds.
+
+    A round runs every network `NETWORK_RUNS` times in an order drawn anew, each time once untimed just before. A
+    round's fastest run counts, as other work on the machine only adds; it is compared with the dense network's of
+    the same round, so that slow drift falls out.
+
+    Args:
+        dense: stays as it is, as do `networks`; timed on the device its weights are on.
+        networks: by name, of the same input.
+        example_input: a batch the models accept; its examples are repeated to fill `batch`.
+        batch: examples of one forward pass, at least 1.
+        rounds: that count, at least 1.
+        progress: called with (rounds done, rounds in all).
+        clock: seconds, rising.
+
+    Raises:
+        ValueError: `rounds` or `batch` out of its range, or a clock by which the dense network takes no time.
+    """
+    _check_counts(batch=batch, rounds=rounds)
+    models = [copy.deepcopy(model).eval() for model in (dense, dense, *networks.values())]
+    device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
+    example = _filled(example_input, batch, device)
+    tasks = {number: partial(model, example) for number, model in enumerate(models)}
+    taken = _time_in_rounds(tasks, rounds, device, clock, progress)
+    fastest = [np.reshape(taken[number], (rounds, NETWORK_RUNS)).min(axis=1).tolist() for number in tasks]
+    first, again, *others = (timed_network(seconds, fastest[0]) for seconds in fastest)
+    return TimedNetworks(
+        device=describe_device(device),
+        threads=torch.get_num_threads(),
+        batch=batch,
+        rounds=rounds,
+        dense=first,
+        copy=again,
+        networks=dict(zip(networks, others, strict=True)),
+    )
+
+
+def _check_counts(**counts: object) -> None:
+    for word, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{word} must be a whole number >= 1, got {value!r}; nearest valid: 1")
+
+
+def _filled(example_input: Tensor, batch: int, device: torch.device) -> Tensor:
+    return example_input.detach()[torch.arange(batch) % len(example_input)].to(device)
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,18 +1,20 @@
-"""The latency table of a workload's dense model, kept for later studies of the same model on the same machine."""
+"""Latency of a workload's networks: the dense model's table, kept for later studies, and finals beside each other."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table
+from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
 from search.evaluate import Subject
 from search.fingerprint import digest
 from search.journal import write_durably
-from spaces.latency import LatencyTable
+from search.train import in_fast_layout
+from spaces.latency import LatencyTable, TimedNetworks
 
 log = logging.getLogger(__name__)
 QUIET_SPREAD = 0.2
@@ -75,3 +77,21 @@ def latency_path(subject: Subject, architecture: str, cache: Path, batch: int = 
         [batch, LEVELS, KERNEL_STEP, REPEATS],
     )
     return cache / f"latency-{key}.json"
+
+
+def time_finals(
+    subject: Subject, networks: Mapping[str, nn.Module], progress: Callable[[int, int], None] | None = None
+) -> TimedNetworks:
+    """Time fine-tuned networks, one example at a time, beside the dense model and a copy of it.
+
+    All run in the layout that fine-tunes do, into which `networks` are moved. Warns of a busy machine.
+    """
+    example = subject.workload.example_input
+    moved = {name: in_fast_layout(network, example) for name, network in networks.items()}
+    timed = time_networks(subject.dense, moved, example, progress=progress)
+    if timed.dense.spread > QUIET_SPREAD:
+        log.warning(
+            "the machine was busy while finals were timed (spread %.0f %%): their latency is in doubt",
+            100 * timed.dense.spread,
+        )
+    return timed

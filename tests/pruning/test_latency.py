@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import prune, trace_channels
-from pruning.latency import KERNEL_STEP, WARM_UP_ROUNDS, describe_device, measure_latency_table
+from pruning.latency import (
+    KERNEL_STEP,
+    NETWORK_RUNS,
+    WARM_UP_ROUNDS,
+    describe_device,
+    measure_latency_table,
+    time_networks,
+)
 from search.train import in_fast_layout
 from spaces import PruningPolicy
 from spaces.latency import LatencyTable, Predictor
@@ -275,3 +282,77 @@ def test_networks_that_cannot_be_timed(residual, vgg_graph, images):
     model, example = FixedBatch(), example_of(2, 4)
     with pytest.raises(ValueError, match="the model does not run on a batch of 1: RuntimeError"):
         measure_latency_table(model, trace_channels(model, example), example)
+
+
+class Ticking:
+    """A clock that only networks move on; copies of a network go by the same one."""
+
+    def __init__(self) -> None:
+        self.now, self.order, self.speed = 0.0, [], lambda: 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def __deepcopy__(self, _memo: object) -> Ticking:
+        return self
+
+
+class Costly(nn.Module):
+    def __init__(self, clock: Ticking, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training and len(x) == 4 and torch.is_inference_mode_enabled()
+        self.clock.now += self.seconds * self.clock.speed()
+        self.clock.order.append(self.seconds)
+        return self.linear(x)
+
+
+def timed(speed, rounds: int = 30):
+    clock = Ticking()
+    clock.speed = lambda: speed(len(clock.order))
+    dense, networks = Costly(clock, 1.0), {"half": Costly(clock, 0.5), "near": Costly(clock, 0.98)}
+    seen = []
+    found = time_networks(
+        dense, networks, torch.zeros(3, 3), batch=4, rounds=rounds, progress=lambda *n: seen.append(n), clock=clock
+    )
+    assert dense.training and seen[-1] == (rounds + WARM_UP_ROUNDS,) * 2
+    return found, clock
+
+
+def test_networks_are_timed_as_they_are():
+    found, clock = timed(lambda _: 1.0)
+    assert (found.rounds, found.batch, found.threads) == (30, 4, torch.get_num_threads())
+    assert found.dense.seconds == pytest.approx(1.0) and found.dense.spread == pytest.approx(0, abs=1e-9)
+    half = found.networks["half"]
+    assert [half.seconds, half.share, half.low, half.high] == pytest.approx([0.5] * 4)
+    assert [found.dense.share, found.copy.share, found.networks["near"].share] == pytest.approx([1.0, 1.0, 0.98])
+    assert not found.within_noise("half") and not found.within_noise("near")
+    runs = 2 * NETWORK_RUNS  # each once untimed just before
+    length = 4 * runs
+    rounds = [clock.order[start : start + length] for start in range(0, len(clock.order), length)]
+    assert len(rounds) == 30 + WARM_UP_ROUNDS and all(sorted(order) == sorted(rounds[0]) for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 25, "every round has an order of its own"
+    assert all(first == second for order in rounds for first, second in zip(order[::2], order[1::2], strict=True))
+
+
+def test_drift_between_rounds_falls_out_and_noise_within_them_is_seen():
+    length = 4 * 2 * NETWORK_RUNS
+    drifting, _ = timed(lambda calls: 1.0 + calls // length)
+    assert drifting.networks["half"].share == pytest.approx(0.5) and drifting.dense.spread > 0.4
+    random = np.random.default_rng(0)
+    noisy, _ = timed(lambda _: 1 + 0.1 * random.random())
+    assert noisy.copy.low < 1 < noisy.copy.high and noisy.copy.low < noisy.copy.share < noisy.copy.high
+    assert noisy.within_noise("near") and not noisy.within_noise("half")
+    assert noisy.networks["half"].low < 0.5 < noisy.networks["half"].high
+
+
+def test_impossible_counts_are_refused():
+    network = nn.Linear(3, 2)
+    for options, said in (({"rounds": 0}, "rounds"), ({"batch": 1.5}, "batch"), ({"rounds": True}, "rounds")):
+        with pytest.raises(ValueError, match=f"{said} must be a whole number >= 1"):
+            time_networks(network, {}, torch.zeros(2, 3), **options)
+    with pytest.raises(ValueError, match="seconds above 0"):
+        time_networks(network, {}, torch.zeros(2, 3), rounds=1, clock=lambda: 5.0)

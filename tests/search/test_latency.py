@@ -14,8 +14,8 @@ from torch import nn
 from pruning.latency import measure_latency_table
 from search import Workload
 from search.evaluate import Subject
-from search.latency import cached_latency_table, latency_path
-from spaces.latency import LatencyTable
+from search.latency import cached_latency_table, latency_path, time_finals
+from spaces.latency import LatencyTable, TimedNetwork, TimedNetworks
 
 
 class Tiny(nn.Module):
@@ -26,6 +26,13 @@ class Tiny(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+class Viewed(nn.Module):
+    """Runs in PyTorch's default layout only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1)
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +133,20 @@ def test_a_busy_machine_is_told(subject, architecture, measured, monkeypatch, tm
     assert record.levelno == logging.WARNING
     assert "spread 50 %" in record.getMessage()
     assert str(latency_path(subject, architecture, tmp_path / "busy")) in record.getMessage()
+
+
+def test_finals_run_in_the_layout_of_fine_tunes_and_a_busy_machine_is_told(subject, monkeypatch, caplog):
+    layouts, steady = [], [TimedNetwork(1.0, 0.1, 1.0, 1.0, 1.0)] * 2
+
+    def timed(_dense, networks, _example, progress):
+        layouts.extend(network[1].weight.is_contiguous() for network in networks.values())
+        return TimedNetworks("cpu", 1, 1, 30, *steady, {})
+
+    monkeypatch.setattr("search.latency.time_networks", timed)
+    free, viewed = (nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 2, 3), last) for last in (nn.Flatten(), Viewed()))
+    time_finals(subject, {"free": free, "viewed": viewed})
+    assert layouts == [False, True] and not caplog.records
+    steady[0] = replace(steady[0], spread=0.5)
+    time_finals(subject, {})
+    [record] = caplog.records
+    assert "busy" in record.getMessage() and "spread 50 %" in record.getMessage()

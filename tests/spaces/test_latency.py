@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.interpolate import RegularGridInterpolator
 from scipy.optimize import nnls
 
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor
-from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency, predict
+from spaces.latency import (
+    LatencyTable,
+    LayerLatency,
+    Predictor,
+    RestLatency,
+    TimedNetwork,
+    TimedNetworks,
+    median_interval,
+    predict,
+    timed_network,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "latency-v1.json"
 LAYERS = {
@@ -208,3 +219,39 @@ def test_refused(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         LatencyTable.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 8, 9, 16, 17, 30, 31, 100])
+def test_the_interval_of_a_median_is_the_sign_tests(count):
+    """The outermost pair of order statistics that a two-sided sign test at 5 % does not reject, by SciPy's binomial."""
+    values = np.random.default_rng(count).permutation(np.arange(count, dtype=float)).tolist()
+    kept = [k for k in range(count) if stats.binomtest(k, count, 0.5).pvalue > 0.05]
+    low = kept[0] - 1 if kept else 0  # as many values below as the test still takes for chance
+    assert median_interval(values) == (max(low, 0), count - 1 - max(low, 0))
+
+
+def test_the_interval_holds_its_promise():
+    """A skewed law whose median is known: at least 95 % of the intervals hold it, and not all."""
+    random = np.random.default_rng(0)
+    hits = [low <= np.log(2) <= high for low, high in (median_interval(random.exponential(1, 30)) for _ in range(2000))]
+    assert 0.95 <= np.mean(hits) < 0.99
+
+
+def test_a_network_is_summed_up_round_by_round():
+    timed = timed_network([3.0, 1.0, 8.0], [4.0, 4.0, 16.0])
+    assert (timed.seconds, timed.share, timed.low, timed.high) == (3.0, 0.5, 0.25, 0.75)
+    assert timed.spread == (5.5 - 2.0) / 3.0
+    for seconds, dense in (([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])):
+        with pytest.raises(ValueError, match="seconds above 0 of the dense network"):
+            timed_network(seconds, dense)
+    with pytest.raises(ValueError, match="share must lie in its interval"):
+        TimedNetwork(1.0, 0.1, 0.5, 0.6, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "noise"), [(0.5, 0.9, False), (0.5, 0.95, True), (0.97, 0.98, True), (1.06, 1.2, False)]
+)
+def test_what_meets_the_dense_copys_interval_is_noise(low, high, noise):
+    copy, network = TimedNetwork(1.0, 0.0, 1.0, 0.95, 1.05), TimedNetwork(1.0, 0.0, low, low, high)
+    timed = TimedNetworks("cpu", 1, 1, 30, copy, copy, {"a": network})
+    assert timed.within_noise("a") is noise
