@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -19,6 +20,36 @@ from search.errors import PrunefrontError
 
 INTERRUPTED, TERMINATED = 130, 143
 MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
+STUDY_FILE = """\
+# every key, at its default; those behind a '#' have none, and show one value
+workload = "digits"  # or "fashion-mnist", "package.module:factory", "./file.py:factory"
+# study = "my-study"
+# data = "folder"
+# weights = "trained.safetensors"
+# width = 0.25
+trials = 24
+# timeout = 3600
+max-size = 0.25
+# min-size = 0.1
+max-macs = 1.0
+max-latency = 1.0
+# min-accuracy = "dense-0.005"
+size-metric = "encoded"
+speed = "macs"
+granularity = ["fine-grained", "channel"]
+mixed = false
+schedule = ["one-shot", "polynomial"]
+round-to = 1
+criterion = "magnitude-l2"
+sampler = "guided"
+seeds = true
+seed = 0
+dense-seed = 0
+finalists = 3
+final-seeds = 3
+root = "mlruns"
+"""
+"""A STUDY.toml that names every key."""
 
 
 class _Terminated(SystemExit):
@@ -32,30 +63,30 @@ class _Parser(argparse.ArgumentParser):
 
             valid = wrong[3].replace("'", "").split(", ")
             message = unknown(wrong[1].lower().lstrip("-"), wrong[2], valid)
-        self.exit(2, f"prunefront: {message}; see {self.prog} --help\n")
+        raise _WrongUsage(f"{message}; see {self.prog} --help")
+
+
+class _WrongUsage(Exception):
+    """Words the parser cannot make sense of."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 done, 1 goal missed, 2 usage, 3 environment, 4 refused)."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = _parser().parse_args(words)
+    except _WrongUsage as wrong:
+        return _report(str(wrong), 2, argparse.Namespace(json="--json" in words, debug=False))
     if arguments.command == "search":
-        arguments.resume = shlex.join(["prunefront", *(sys.argv[1:] if argv is None else argv)])
+        arguments.resume = shlex.join(["prunefront", *words])
     if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
         arguments.root = "mlruns"
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        with _everything_to_stderr():
-            reply = getattr(importlib.import_module("search.commands"), arguments.command)(arguments)
-        text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
-        if text:
-            print(text, flush=True)
-        if reply.then:
-            with _everything_to_stderr():
-                reply.then()
-        return reply.code
+        return _run(arguments)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing more
+        _silence_stdout()
         return 0
     except PrunefrontError as error:
         return _report(str(error), error.exit_code, arguments)
@@ -69,6 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         what = (str(error).splitlines() or [""])[0]
         return _report(f"unexpected {type(error).__name__}: {what}; run again with --debug for the place", 1, arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with _everything_to_stderr():
+        reply = getattr(importlib.import_module("search.commands"), arguments.command)(arguments)
+    text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
+    arguments.json = False  # the one object is out, or it is said on stderr why there is none
+    if text:
+        print(text, flush=True)
+    if reply.then:
+        with _everything_to_stderr():
+            reply.then()
+    return reply.code
 
 
 @contextlib.contextmanager
@@ -88,8 +132,19 @@ def _everything_to_stderr() -> Iterator[None]:
 def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
     if arguments.debug and code not in (INTERRUPTED, TERMINATED):
         traceback.print_exc()
-    print("prunefront: " + " ".join(message.splitlines()), file=sys.stderr)
+    line = " ".join(message.splitlines())
+    print(f"prunefront: {line}", file=sys.stderr)
+    if arguments.json:
+        try:
+            print(json.dumps({"error": line, "exit_code": code}), flush=True)
+        except BrokenPipeError:
+            _silence_stdout()
     return code
+
+
+def _silence_stdout() -> None:
+    """The reader left: say nothing more, not even when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(_signal: int, _frame: Any) -> NoReturn:
@@ -134,15 +189,15 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     everywhere = parser.add_argument_group("every command")
     everywhere.add_argument("--root", metavar="DIR", help="holds everything written (mlruns)")
-    everywhere.add_argument("--json", action="store_true", help="exactly one JSON object on stdout")
+    everywhere.add_argument("--json", action="store_true", help="exactly one JSON object on stdout, of an error too")
     everywhere.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return parser
 
 
-def _add_workload_options(parser: argparse.ArgumentParser) -> None:
+def _add_workload_options(parser: argparse.ArgumentParser, default: str = " (digits)") -> None:
     """Options left out stay None, so that a resumed study keeps its own values."""
     parser.add_argument(
-        "--workload", metavar="W", help="digits, fashion-mnist, package.module:factory, ./file.py:factory"
+        "--workload", metavar="W", help=f"digits, fashion-mnist, package.module:factory, ./file.py:factory{default}"
     )
     parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
     parser.add_argument("--weights", metavar="FILE", help="trained weights, .safetensors or .pt without code")
@@ -151,6 +206,8 @@ def _add_workload_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_search(commands: Any) -> None:
     parser = _command(commands, "search", "start or resume a study; the same command resumes")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "a STUDY.toml:\n\n" + textwrap.indent(STUDY_FILE, "  ")
     parser.add_argument("study_file", nargs="?", metavar="STUDY.toml", help="options from a file; flags go before it")
     parser.add_argument("--study", metavar="NAME", help="name of the study (the workload's)")
     _add_workload_options(parser)
@@ -233,8 +290,20 @@ def _add_view(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = _command(commands, "export", "write a trial's sparsity dict, sparse file and runnable model")
     parser.add_argument("study", metavar="STUDY")
-    parser.add_argument("--trial", default="best", metavar="T", help="best (default), knee, smallest, or a number")
+    parser.add_argument(
+        "--trial",
+        default="best",
+        metavar="T",
+        help="best (default: of highest final_accuracy within the limit, before finals of highest accuracy; with "
+        "--min-accuracy the smallest that accurate), knee, smallest, a trial's number, or a static baseline of the "
+        "closing table: baseline:uniform, baseline:global, baseline:lamp",
+    )
     parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument(
+        "--criterion",
+        metavar="C",
+        help="where the study's own criterion is, ./file.py:function: for a trial that kept no weights",
+    )
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 
@@ -242,7 +311,7 @@ def _add_export(commands: Any) -> None:
 def _add_apply(commands: Any) -> None:
     parser = _command(commands, "apply", "prune by a sparsity dict or policy without a study, fine-tune, export")
     parser.add_argument("file", metavar="sparsity.json|policy.json")
-    _add_workload_options(parser)
+    _add_workload_options(parser, " (a built-in one that a manifest.json beside the file names)")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained); {MASKS}")
     parser.add_argument(

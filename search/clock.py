@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from search.config import SearchConfig
+from search.records import FinalRecord, TrialRecord
 
 
 class StudyClock:
@@ -19,3 +25,31 @@ class StudyClock:
     def to_time(self, seconds: float) -> float:
         """UNIX time of a running second, as if the study had not paused."""
         return self._wall + seconds
+
+
+def seconds_left(
+    config: SearchConfig,
+    recipe: Mapping[str, Any],
+    trials: Sequence[TrialRecord],
+    finals: Sequence[FinalRecord],
+    final_runs: int,
+) -> float | None:
+    """Running seconds a study still needs at its pace so far, finals included; None before the first finished trial.
+
+    Trials end at the time limit. Before the first full-length fine-tune, one is taken to last as many times longer than
+    a trial as it has epochs.
+
+    Args:
+        recipe: of its workload, as plain data.
+        final_runs: full-length fine-tunes still to come.
+    """
+    if not trials:
+        return None
+    spent = fmean(trial.finished - trial.started for trial in trials)
+    final = spent * recipe["final_epochs"] / recipe["trial_epochs"]
+    if finals:
+        final = fmean(sum(run.result.seconds.values()) for run in finals)
+    of_trials = spent * max(config.trials - len(trials), 0)
+    if config.timeout is not None:
+        of_trials = min(of_trials, max(config.timeout - max(trial.finished for trial in trials), 0.0))
+    return of_trials + final * final_runs

@@ -26,13 +26,14 @@ from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, UsageError
 from search.evaluate import Subject, evaluate_untrained
 from search.export import (
+    MANIFEST,
     Export,
     check_folder,
     check_masks_only,
     choose_trial,
     export_of_trial,
     fine_tuned,
-    record_of_trial,
+    take_criterion,
     write_export,
 )
 from search.finals import closing_rows, verdict
@@ -57,6 +58,7 @@ from search.tables import (
     closing_table,
     counts_line,
     front_table,
+    latency_line,
     layer_table,
     percent,
     profile_table,
@@ -126,6 +128,7 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "best": result.best,
         "front": plain_rows(result.front),
         "finals": [asdict(row) for row in _closing(result.comparison, result.finals, result.trials)],
+        "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
         "verdict": verdict(result.comparison, result.finals) if result.comparison else None,
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
@@ -134,15 +137,17 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
 def _search_text(result: SearchResult) -> str:
     parts = [f"Study {result.study}: {counts_line(result.counts)}; front of {len(result.front)}"]
     if result.front.empty:
-        return parts[0] + ": no feasible trial; see `prunefront front --all`"
+        return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
     parts.append(front_table(result.front))
     if result.comparison:
         parts.append(closing_table(_closing(result.comparison, result.finals, result.trials)))
+        parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict(result.comparison, result.finals) or ""]
     parts.append(_accuracy_remark(result))
     parts.append(_speed_remark(result))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
-    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR    or: prunefront view")
+    root = "" if str(result.folder.parent) == "mlruns" else f" --root {shlex.quote(str(result.folder.parent))}"
+    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{root}    or: prunefront view{root}")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -315,10 +320,7 @@ def status(arguments: argparse.Namespace) -> Reply:
     """Counts, best so far, time left."""
     view = open_study(arguments.root, arguments.study)
     config = view.folder.config
-    done = sum(view.counts[state] for state in ("complete", "stopped-early", "failed"))
-    finished = [float(f) for f in view.trials["finished"].dropna()]
-    started = [float(s) for s in view.trials["started"].dropna()]
-    left = (max(finished) - min(started)) / done * max(config.trials - done, 0) if done else None
+    left = view.seconds_left
     reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
     best = view.best
     row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
@@ -336,18 +338,28 @@ def status(arguments: argparse.Namespace) -> Reply:
         f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
         + ("running" if view.running else "not running"),
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
-        f"Best: trial {best}, {percent(row['accuracy'], 2)} at {percent(row['size'])}" if row else "Best: none yet",
+        _best_line(row),
         f"Front: {len(view.front)} trials",
     ]
     if left:
-        lines.append(f"About {duration(left)} of trials left, finals not counted")
-    if not view.running and done < config.trials:
-        lines.append(f"Resume: {resume_command(config)}")
+        lines.append(f"About {duration(left)} left, finals included")
+    if not view.running and left != 0:
+        lines.append(f"Resume: {resume_command(config, view.criterion_place)}")
     return Reply(data, "\n".join(lines))
 
 
+def _best_line(row: Mapping[str, Any] | None) -> str:
+    """The trial that `export --trial best` writes: best so far until its finals are done."""
+    if row is None:
+        return "Best so far: none yet"
+    place = f"at {percent(row['size'])} of the size"
+    if row["final_accuracy"] is None:
+        return f"Best so far: trial {row['trial']}, accuracy {percent(row['accuracy'], 2)} {place}"
+    return f"Best: trial {row['trial']}, final accuracy {percent(row['final_accuracy'], 2)} {place}"
+
+
 def view(arguments: argparse.Namespace) -> Reply:
-    """Serve MLflow's UI in place of this process."""
+    """Serve MLflow's UI until Ctrl-C."""
     root = open_root(arguments.root)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -360,17 +372,20 @@ def view(arguments: argparse.Namespace) -> Reply:
     open_store(root)
     url = f"http://127.0.0.1:{arguments.port}"
     command = ui_command(root, arguments.port)
-    text = f"MLflow UI: {url}\nThe plain command: {shlex.join(command)}"
+    text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     return Reply({"url": url, "command": command}, text, then=lambda: serve_ui(root, arguments.port))
 
 
 def export(arguments: argparse.Namespace) -> Reply:
     """Write a trial."""
     seen = open_study(arguments.root, arguments.study)
-    number = choose_trial(seen, arguments.trial)
+    chosen = choose_trial(seen, arguments.trial)
     if arguments.torch_prune:
-        check_masks_only(record_of_trial(seen, number).policy)
-    made, workload, config = export_of_trial(seen, number, TerminalWatcher())
+        check_masks_only(chosen.policy)
+    check_folder(Path(arguments.out))
+    if arguments.criterion:
+        take_criterion(seen, arguments.criterion)
+    made, workload, config = export_of_trial(seen, chosen, TerminalWatcher())
     return _written(made, workload, config, arguments)
 
 
@@ -386,6 +401,8 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.torch_prune:
         check_masks_only(policy)
     levels = _curve_levels(arguments)
+    watcher = TerminalWatcher()
+    _settle_workload(arguments, watcher)
     config, root, workload = _workload(arguments, round_to=arguments.round_to)
     untrained = build_model(workload, config.dense_seed)
     graph = trace_channels(untrained, workload.example_input)
@@ -401,7 +418,6 @@ def apply(arguments: argparse.Namespace) -> Reply:
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
     check_folder(Path(arguments.out))
-    watcher = TerminalWatcher()
     for name in policy.channel_requests():
         if obstacle := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
@@ -454,16 +470,30 @@ def _stage_files(subject: Subject, policy: PruningPolicy, trained: Any, training
     return weight_files({stage: model for stage, model in stages.items() if model is not None})
 
 
+def _settle_workload(arguments: argparse.Namespace, watcher: TerminalWatcher) -> None:
+    """Without --workload take the built-in one that an export's manifest beside the file names, and say so."""
+    if arguments.workload:
+        return
+    manifest = Path(arguments.file).parent / MANIFEST
+    if not manifest.is_file():
+        raise UsageError(
+            f"apply needs --workload W, the network that {arguments.file} is of: digits, fashion-mnist, "
+            "package.module:factory or ./file.py:factory"
+        )
+    read = read_manifest(manifest.parent)
+    arguments.workload = _named_workload(read)
+    for option in ("data", "width"):
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, read["workload"].get(option))
+    watcher.note(f"workload {arguments.workload}, as {manifest} names it")
+
+
 def verify(arguments: argparse.Namespace) -> Reply:
     """Check an export."""
     folder = Path(arguments.folder)
     manifest = read_manifest(folder)
-    made_for = manifest.get("workload", {})
-    spec = arguments.workload or made_for.get("workload")
-    if not arguments.workload and not (isinstance(spec, str) and is_built_in(spec)):
-        raise UsageError(
-            f"the export names workload {spec!r}, and code named in a file is not run: name it yourself by --workload"
-        )
+    made_for = manifest["workload"]
+    spec = arguments.workload or _named_workload(manifest)
     root = open_root(arguments.root)
     workload = get_workload(
         spec, data=arguments.data or made_for.get("data"), width=made_for.get("width"), cache=str(root / "cache")
@@ -475,6 +505,16 @@ def verify(arguments: argparse.Namespace) -> Reply:
     text = render(["check", "result", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks])
     closing = "verified" if passed else _failures(checks)
     return Reply({"verified": passed, "checks": as_json(checks)}, f"{text}\n\n{folder}: {closing}", 0 if passed else 1)
+
+
+def _named_workload(manifest: Mapping[str, Any]) -> str:
+    """The built-in workload a manifest names; code it names is not run."""
+    spec = manifest["workload"].get("workload")
+    if not (isinstance(spec, str) and is_built_in(spec)):
+        raise UsageError(
+            f"the export names workload {spec!r}, and code named in a file is not run: name it yourself by --workload"
+        )
+    return spec
 
 
 def _failures(checks: list[Check]) -> str:

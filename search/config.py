@@ -206,7 +206,7 @@ def read_study_file(path: Path) -> dict[str, Any]:
     """Options of a STUDY.toml: the names of the command line, with `-` or `_`.
 
     Raises:
-        UsageError: no such file, not TOML, or an unknown key (nearest match named).
+        UsageError: no such file, not TOML, an unknown key (nearest match named), or one key in both spellings.
     """
     if not path.is_file():
         raise UsageError(f"no study file {str(path)!r}: check the path, or leave it out")
@@ -214,8 +214,14 @@ def read_study_file(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    options = {key.replace("-", "_"): value for key, value in data.items()}
-    for key in options:
-        if key not in SearchConfig.model_fields:
-            raise UsageError(f"{path}: {unknown('key', key, SearchConfig.model_fields)}")
+    options, known = {}, [field.replace("_", "-") for field in SearchConfig.model_fields]
+    for key, value in data.items():
+        field = key.replace("-", "_")
+        if field not in SearchConfig.model_fields:
+            raise UsageError(f"{path}: {unknown('key', key, known)}")
+        if field in options:
+            raise UsageError(
+                f"{path}: key {field.replace('_', '-')!r} stands there twice, with '-' and with '_': keep one"
+            )
+        options[field] = value
     return options

@@ -25,7 +25,7 @@ class Watcher:
         yield lambda done, total: None
 
     def headline(self, text: str) -> None:
-        """The live line of a study: best so far, trials, time left."""
+        """The live line of a study: what ended last, best so far, time left."""
 
 
 class TerminalWatcher(Watcher):

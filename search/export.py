@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pruning.codec import prunable_weights, write_sparse
+from pruning.criteria import own_function
 from pruning.structure import Structure
 from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
@@ -26,12 +28,15 @@ from search.console import Watcher
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Subject, evaluate_policy
-from search.fingerprint import model_fingerprint
+from search.finals import BASELINES
+from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.open import StudyView
-from search.records import COMPLETE, TrialRecord, TrialResult
+from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
 from search.train import FINE_TUNE, predict
+from search.user_code import named_criterion
 from search.workloads import Workload, get_workload
+from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 
 MANIFEST_VERSION = 1
@@ -41,6 +46,8 @@ TORCH_PRUNE = "model.torch-prune.safetensors"
 OUTPUT_ROWS = 2
 """Rows of recorded outputs on the example input."""
 CHOICES = ("best", "knee", "smallest")
+BASELINE = "baseline:"
+"""What the choice of a static baseline begins with."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Export:
         result: on validation data.
         test_accuracy: None where the test split was not read for this network.
         limit: the size limit it is within, and the measure that binds on; None without one.
-        origin: study, trial and seed, or the file a policy came from.
+        origin: study, trial or baseline, and seed; or the file a policy came from.
     """
 
     policy: PruningPolicy
@@ -63,13 +70,60 @@ class Export:
     origin: Mapping[str, Any]
 
 
-def choose_trial(view: StudyView, choice: str) -> int:
-    """The trial number `best`, `knee`, `smallest` or a number stands for.
+@dataclass(frozen=True)
+class Chosen:
+    """What of a study is exported.
+
+    Attributes:
+        name: as messages call it, `trial 7` or `baseline lamp`.
+        origin: the same as data, `{"trial": 7}` or `{"baseline": "lamp"}`.
+        trial: its record; None of a baseline.
+        final: the full-length run of median validation accuracy; None without finals of this policy.
+    """
+
+    name: str
+    origin: Mapping[str, Any]
+    policy: PruningPolicy
+    trial: TrialRecord | None
+    final: FinalRecord | None
+
+
+def choose_trial(view: StudyView, choice: str) -> Chosen:
+    """What `best`, `knee`, `smallest`, a trial's number or `baseline:lamp` stands for.
 
     Raises:
-        UsageError: no such word, or no complete trial of that number (the nearest is named).
-        GoalMissed: the front is empty.
+        UsageError: no such word or baseline, or no complete trial of that number (the nearest is named).
+        GoalMissed: the front is empty, or the baseline has no complete finals.
     """
+    if choice.startswith(BASELINE):
+        return _chosen_baseline(view, choice.removeprefix(BASELINE))
+    number = _number_of(view, choice)
+    record = next(trial for trial in view.folder.journal.trials() if trial.number == number)
+    final = _median_final(view, record.policy.digest)
+    return Chosen(f"trial {number}", {"trial": number}, record.policy, record, final)
+
+
+def _chosen_baseline(view: StudyView, name: str) -> Chosen:
+    if name not in BASELINES:
+        raise UsageError(unknown("baseline", name, BASELINES))
+    digest = view.comparison.baselines.get(name) if view.comparison else None
+    if digest not in view.finals:
+        raise GoalMissed(
+            f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "
+            "more; a baseline that cannot reach the limit has none"
+        )
+    final = _median_final(view, digest)
+    return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
+
+
+def _median_final(view: StudyView, digest: str) -> FinalRecord | None:
+    if digest not in view.finals:
+        return None
+    seed = view.finals[digest].best_seed
+    return next(run for run in view.folder.journal.finals() if (run.digest, run.seed) == (digest, seed))
+
+
+def _number_of(view: StudyView, choice: str) -> int:
     if choice in CHOICES:
         number = {
             "best": lambda front: view.best,
@@ -81,53 +135,91 @@ def choose_trial(view: StudyView, choice: str) -> int:
         return number
     complete = [int(n) for n in view.trials.loc[view.trials["state"] == COMPLETE, "trial"]]
     if not re.fullmatch(r"-?[0-9]{1,9}", choice):
-        raise UsageError(f"--trial takes {', '.join(CHOICES)} or a trial's number, got {choice!r}")
+        raise UsageError(f"--trial takes {', '.join(CHOICES)}, a trial's number or {BASELINE}NAME, got {choice!r}")
     if int(choice) not in complete:
         near = min(complete, key=lambda n: abs(n - int(choice)), default=None)
         raise UsageError(f"trial {choice} is no complete trial of {view.folder.name!r}; nearest: {near}")
     return int(choice)
 
 
-def record_of_trial(view: StudyView, number: int) -> TrialRecord:
-    """The journal's record of a trial that `choose_trial` gave."""
-    return next(trial for trial in view.folder.journal.trials() if trial.number == number)
+def take_criterion(view: StudyView, spec: str) -> None:
+    """Run the user's code behind the study's criterion, which repeating a fine-tune needs.
+
+    Raises:
+        UsageError: it is another criterion than the study's, or its code has changed since the study began.
+    """
+    word, own = named_criterion(spec), view.folder.config.criterion
+    if word != own:
+        raise UsageError(
+            f"--criterion {spec!r} is not the criterion {own!r} that study {view.folder.name!r} was begun with: "
+            "leave it out, or name the same function"
+        )
+    if criterion_fingerprint(word) != view.folder.read_record()["identity"].get("criterion", []):
+        raise UsageError(
+            f"the code of criterion {word!r} has changed since study {view.folder.name!r} was begun: "
+            "export by the code it was begun with"
+        )
 
 
-def export_of_trial(view: StudyView, number: int, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
-    """The network of a trial: of a finalist its full-length run of median validation accuracy.
+def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
+    """The network chosen: of a finalist or baseline its full-length run of median validation accuracy.
 
-    Weights kept by the study are loaded; without them the trial's fine-tune is repeated and said so.
+    Weights kept by the study are loaded; without them the fine-tune is repeated and said so.
+
+    Raises:
+        UsageError: repeating needs a criterion of the user's own whose code is not here.
+        GoalMissed: the repeated fine-tune failed.
     """
     folder, config = view.folder, view.folder.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
-    record = record_of_trial(view, number)
-    origin = {"study": folder.name, "trial": number}
-    limit = config.max_size, config.size_metric
-    final = view.finals.get(record.policy.digest)
-    if final is not None:
-        run = next(f for f in folder.journal.finals() if f.digest == final.digest and f.seed == final.best_seed)
-        path = folder.final_weights(run.digest, run.seed)
-        if path.is_file():
-            model, structure = load_model(build_model(workload, config.dense_seed), path)
-            made = Export(
-                record.policy, model, structure, run.result, run.test_accuracy, limit, {**origin, "seed": run.seed}
-            )
-            return made, workload, config
-    path = folder.trial_weights(number)
-    if path.is_file():
-        model, structure = load_model(build_model(workload, config.dense_seed), path)
-        result = record.result
+    if made := _kept(view, chosen, workload):
+        return made, workload, config
+    _require_code(view, chosen)
+    watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
+    dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
+    subject = Subject.of(workload, dense.model, config.round_to)
+    full = chosen.trial is None
+    epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
+    seed = chosen.final.seed if full else config.seed
+    evaluation = fine_tuned(subject, chosen.policy, epochs, seed, watcher)
+    return _made(view, chosen, evaluation.model, evaluation.structure, evaluation.result, seed), workload, config
+
+
+def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
+    """The export from weights in the study's folder: of the full-length run before those of the trial."""
+    folder, config, final, trial = view.folder, view.folder.config, chosen.final, chosen.trial
+    if final and (path := folder.final_weights(final.digest, final.seed)).is_file():
+        result, tested, seed = final.result, final.test_accuracy, final.seed
+    elif trial and (path := folder.trial_weights(trial.number)).is_file():
+        result, tested, seed = trial.result, None, config.seed
     else:
-        watcher.note(f"trial {number} kept no weights: repeating its fine-tune")
-        dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
-        subject = Subject.of(workload, dense.model, config.round_to)
-        evaluation = fine_tuned(subject, record.policy, workload.recipe.trial_epochs, config.seed, watcher)
-        model, structure, result = evaluation.model, evaluation.structure, evaluation.result
-    return (
-        Export(record.policy, model, structure, result, None, limit, {**origin, "seed": config.seed}),
-        workload,
-        config,
-    )
+        return None
+    model, structure = load_model(build_model(workload, config.dense_seed), path)
+    return _made(view, chosen, model, structure, result, seed, tested)
+
+
+def _made(
+    view: StudyView,
+    chosen: Chosen,
+    model: nn.Module,
+    structure: Structure,
+    result: TrialResult,
+    seed: int,
+    tested: float | None = None,
+) -> Export:
+    config, origin = view.folder.config, {"study": view.folder.name, **chosen.origin, "seed": seed}
+    return Export(chosen.policy, model, structure, result, tested, (config.max_size, config.size_metric), origin)
+
+
+def _require_code(view: StudyView, chosen: Chosen) -> None:
+    try:
+        own_function(chosen.policy.criterion)
+    except ValueError:
+        place = view.criterion_place or "./file.py:function"
+        raise UsageError(
+            f"{chosen.name} kept no weights, and repeating its fine-tune needs the code of criterion "
+            f"{chosen.policy.criterion!r}: name it by --criterion {shlex.quote(place)}"
+        ) from None
 
 
 def fine_tuned(

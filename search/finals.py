@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from pruning.codec import dense_bytes
 from pruning.evidence import unit_evidence
+from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
-from search.checkpoints import save_model
+from search.checkpoints import load_model, save_model
 from search.clock import StudyClock
 from search.config import SearchConfig
-from search.console import Watcher
+from search.console import Watcher, duration
+from search.dense import build_model
 from search.errors import Refused
 from search.evaluate import Subject, evaluate_policy
 from search.folder import StudyFolder
 from search.journal import write_durably
-from search.records import FinalRecord
-from search.results import FinalScore
+from search.latency import time_finals
+from search.records import COMPLETE, FinalRecord, TrialResult
+from search.results import FinalScore, score_finals
 from search.train import score
 from spaces.allocation import Evidence, Unreachable
+from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy, parts_of
 from spaces.space import Space
 
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Version 1 had no `latency`."""
 BASELINES = ("uniform", "global", "lamp")
 NOISE_FACTOR = 2.0
 """A difference of means below this many standard errors is called noise."""
@@ -53,7 +62,9 @@ class Comparison:
         baselines: static allocator -> policy digest, each landed on the limit in `granularity`; allocators
             that cannot reach the limit are absent.
         granularity: of the baselines.
-        finalists: policy digests, most accurate first.
+        finalists: policy digests, in the order they were chosen.
+        latency: the dense model's, and by policy digest the finalists' and baselines', of the runs an export ships;
+            None where latency plays no part in the study.
     """
 
     dense: Reference
@@ -61,6 +72,7 @@ class Comparison:
     baselines: Mapping[str, str]
     granularity: str
     finalists: tuple[str, ...]
+    latency: TimedNetworks | None = None
 
 
 def compare_finals(
@@ -79,14 +91,14 @@ def compare_finals(
     seeds = [config.seed + 1 + n for n in range(config.final_seeds)]
     runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
     missing = {run: what for run, what in runs.items() if run not in done}
+    began = clock.seconds
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
             evaluation = evaluate_policy(subject, policy, subject.workload.recipe.final_epochs, seed, progress)
         tested = None
         if evaluation.model is not None:
             tested = score(evaluation.model, subject.workload.test, subject.workload)
-            if digest in {policy.digest for policy in finalists}:
-                save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
+            save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
         folder.journal.write_final(
             FinalRecord(
                 digest,
@@ -98,6 +110,8 @@ def compare_finals(
                 clock.seconds,
             )
         )
+        left = (clock.seconds - began) / number * (len(missing) - number)
+        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left))
     known = read_comparison(folder)
     comparison = Comparison(
         dense=known.dense if known else _dense(subject),
@@ -105,9 +119,55 @@ def compare_finals(
         baselines={name: policy.digest for name, policy in baselines.items()},
         granularity=space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
+        latency=known.latency if known else None,
     )
-    _write_comparison(folder, comparison)
+    if config.needs_latency:
+        comparison = replace(comparison, latency=_timed(config, folder, subject, comparison, watcher))
+    write_comparison(folder, comparison)
     return comparison
+
+
+def _timed(
+    config: SearchConfig, folder: StudyFolder, subject: Subject, comparison: Comparison, watcher: Watcher
+) -> TimedNetworks:
+    """Time all that are compared in the same rounds, unless that was done in this environment before."""
+    scores = score_finals(folder.journal.finals(), config.final_seeds)
+    digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
+    kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
+    kept = {digest: path for digest, path in kept.items() if path.is_file()}
+    before, device = comparison.latency, describe_device(torch.device("cpu"))
+    if (
+        before
+        and (before.device, before.threads) == (device, torch.get_num_threads())
+        and before.networks.keys() >= kept
+    ):
+        return before
+    dense = build_model(subject.workload, config.dense_seed)
+    networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
+    with watcher.stage("latency of the finals") as progress:
+        return time_finals(subject, networks, progress)
+
+
+def _headline(run: str, result: TrialResult, left: float | None) -> str:
+    what = f"{result.accuracy:.2%} on validation" if result.state == COMPLETE else f"{result.state}: {result.reason}"
+    return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
+
+
+def final_runs_left(
+    config: SearchConfig, finalists: Sequence[str], finals: Sequence[FinalRecord], comparison: Comparison | None
+) -> int:
+    """Full-length fine-tunes that are still to come if these policies (digests) are the finalists.
+
+    While no comparison says which static baselines reach the limit and differ from finalists, it is the most there
+    can be.
+    """
+    if not config.finalists or (comparison and set(finalists) <= {*comparison.finalists}):
+        return 0
+    runs = Counter(final.digest for final in finals)
+    mine = sum(max(config.final_seeds - runs.pop(digest, 0), 0) for digest in finalists)
+    if comparison:
+        return mine
+    return mine + max(len(BASELINES) * config.final_seeds - runs.total(), 0)
 
 
 def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolicy]:
@@ -135,7 +195,8 @@ def _int8(subject: Subject) -> Reference:
     return Reference(validation, test, size / dense_bytes(subject.dense), nonzero_share_int8(subject.dense))
 
 
-def _write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
+def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
+    """Write down what the study's finals were compared with; `read_comparison` undoes it."""
     text = json.dumps({"version": COMPARISON_VERSION, **asdict(comparison)}, indent=1)
     write_durably(folder.path / "comparison.json", text.encode())
 
@@ -151,17 +212,31 @@ def read_comparison(folder: StudyFolder) -> Comparison | None:
         return None
     try:
         data: dict[str, Any] = dict(json.loads(path.read_text()))
-        if data.pop("version", None) != COMPARISON_VERSION:
+        if data.pop("version", None) not in READ_VERSIONS:
             return None
         references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
-        return Comparison(**references, finalists=tuple(data.pop("finalists")), **data)
+        latency = _read_latency(data.pop("latency", None))
+        return Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
     except (ValueError, TypeError, KeyError) as error:
         raise Refused(f"damaged {path}: {error}; delete it to compare again") from None
 
 
+def _read_latency(data: Mapping[str, Any] | None) -> TimedNetworks | None:
+    if data is None:
+        return None
+    own = {name: TimedNetwork(**data[name]) for name in ("dense", "copy")}
+    networks = {digest: TimedNetwork(**timed) for digest, timed in data["networks"].items()}
+    return TimedNetworks(**{**data, **own, "networks": networks})
+
+
 @dataclass(frozen=True)
 class ClosingRow:
-    """One line of the closing table; accuracies are shares, sd None where there is one run."""
+    """One line of the closing table; accuracies, sizes and MACs are shares, sd None where there is one run.
+
+    Attributes:
+        latency: measured; None where it was not, as int8 weights run no faster here.
+        within_noise: whether the latency is not shown to differ from the dense model's; None where it was not measured.
+    """
 
     name: str
     runs: int
@@ -171,46 +246,56 @@ class ClosingRow:
     test_sd: float | None
     size_encoded: float
     size_nonzero: float
+    macs: float
+    latency: TimedNetwork | None = None
+    within_noise: bool | None = None
 
 
 def closing_rows(
     comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int]
 ) -> list[ClosingRow]:
     """Dense, int8, baselines, finalists; `trial_of` maps a finalist's digest to its trial."""
-    rows = [
-        ClosingRow(name, 1, ref.validation_accuracy, None, ref.test_accuracy, None, ref.size_encoded, ref.size_nonzero)
-        for name, ref in (("dense", comparison.dense), ("dense int8", comparison.int8))
-    ]
+    timed = comparison.latency
+    rows = [_reference_row("dense", comparison.dense), _reference_row("dense int8", comparison.int8)]
+    rows[0] = replace(rows[0], latency=timed.dense if timed else None)
     named = {f"{name} ({comparison.granularity})": digest for name, digest in comparison.baselines.items()}
     named |= {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
-    for name, digest in named.items():
-        if digest in finals:
-            f = finals[digest]
-            rows.append(
-                ClosingRow(
-                    name, f.n, f.final_accuracy, f.final_sd, f.test_accuracy, f.test_sd, f.size_encoded, f.size_nonzero
-                )
-            )
-    return rows
+    return rows + [_final_row(name, finals[digest], timed) for name, digest in named.items() if digest in finals]
+
+
+def _reference_row(name: str, reference: Reference) -> ClosingRow:
+    validation, test = reference.validation_accuracy, reference.test_accuracy
+    return ClosingRow(name, 1, validation, None, test, None, reference.size_encoded, reference.size_nonzero, 1.0)
+
+
+def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> ClosingRow:
+    accuracies = score.final_accuracy, score.final_sd, score.test_accuracy, score.test_sd
+    row = ClosingRow(name, score.n, *accuracies, score.size_encoded, score.size_nonzero, score.macs)
+    if timed is None or score.digest not in timed.networks:
+        return row
+    return replace(row, latency=timed.networks[score.digest], within_noise=timed.within_noise(score.digest))
 
 
 def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
-    """One sentence: is the best finalist's test accuracy above the best static baseline's, or is it noise?"""
+    """One sentence: is the most accurate finalist above the most accurate static baseline on test, or is it noise?
+
+    Most accurate is of highest `final_accuracy`, on validation data.
+    """
     found = [finals[d] for d in comparison.finalists if d in finals]
     static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
     if not found or not static:
         return None
-    best = max(found, key=lambda f: f.final_accuracy)
+    top = max(found, key=lambda f: f.final_accuracy)
     name = max(static, key=lambda n: static[n].final_accuracy)
-    difference = best.test_accuracy - static[name].test_accuracy
+    difference = top.test_accuracy - static[name].test_accuracy
     points = f"{abs(difference) * 100:.2f} points"
-    if best.digest == static[name].digest:
-        return f"The best finalist is the static policy '{name}': the search found nothing better on validation data."
-    if best.test_sd is None or static[name].test_sd is None:
-        return (
-            f"The best finalist is {points} {'above' if difference >= 0 else 'below'} '{name}' on test, one seed each."
-        )
-    error = math.sqrt(fmean([best.test_sd**2, static[name].test_sd ** 2]) * 2 / min(best.n, static[name].n))
+    finalist = "The most accurate finalist"
+    if top.digest == static[name].digest:
+        return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
+    side = "above" if difference > 0 else "below"
+    if top.test_sd is None or static[name].test_sd is None:
+        return f"{finalist} is {points} {side} '{name}' on test, one seed each."
+    error = math.sqrt(fmean([top.test_sd**2, static[name].test_sd ** 2]) * 2 / min(top.n, static[name].n))
     if abs(difference) <= NOISE_FACTOR * error:
-        return f"The best finalist and '{name}' differ by {points} on test, within noise ({best.n} seeds)."
-    return f"The best finalist is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({best.n} seeds)."
+        return f"{finalist} and '{name}' differ by {points} on test, within noise ({top.n} seeds)."
+    return f"{finalist} is {points} {side} '{name}' on test ({top.n} seeds)."

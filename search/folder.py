@@ -65,6 +65,8 @@ class StudyFolder:
             record = json.loads((self.path / "study.json").read_text())
             if record.pop("version") != FOLDER_VERSION:
                 raise ValueError(f"version is not {FOLDER_VERSION}")
+            for part in ("study_id", "config", "identity"):
+                record[part]
             return record
         except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
             raise Refused(f"damaged study record {self.path / 'study.json'}: {error}") from None

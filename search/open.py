@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.finals import Comparison, read_comparison
+from search.clock import seconds_left
+from search.finals import Comparison, final_runs_left, read_comparison
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
 from search.records import FINISHED_STATES
-from search.results import TRIAL_COLUMNS, FinalScore, best_trial, front_of, score_finals, trial_table
+from search.results import TRIAL_COLUMNS, FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StudyView:
         front: non-dominated trials within the limit.
         running: whether a process has the study open.
         least_accuracy: the validation accuracy asked for, if one was.
+        criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
     """
 
     folder: StudyFolder
@@ -33,11 +35,21 @@ class StudyView:
     comparison: Comparison | None
     running: bool
     least_accuracy: float | None = None
+    criterion_place: str | None = None
 
     @property
     def best(self) -> int | None:
-        """The trial an export ships; None without a feasible one."""
+        """The trial `export --trial best` ships, see `best_trial`; None without a feasible one."""
         return best_trial(self.front, self.trials, self.folder.config.max_size, self.least_accuracy)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Running seconds the study still needs, finals included, by its pace so far; None before its first trial."""
+        folder, config = self.folder, self.folder.config
+        chosen = finalists_of(self.front, config.finalists, self.least_accuracy)
+        digests, finals = list(self.trials.set_index("trial")["digest"].loc[chosen]), folder.journal.finals()
+        runs = final_runs_left(config, digests, finals, self.comparison)
+        return seconds_left(config, folder.read_record()["identity"]["recipe"], folder.journal.trials(), finals, runs)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -62,8 +74,11 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
     table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
     front = front_of(trials, config.max_size if max_size is None else max_size, config.speed)
-    least = folder.read_record().get("least_accuracy")
-    return StudyView(folder, table, front, finals, read_comparison(folder), running, least)
+    record = folder.read_record()
+    return StudyView(
+        folder, table, front, finals, read_comparison(folder), running,
+        record.get("least_accuracy"), record.get("criterion_place"),
+    )  # fmt: skip
 
 
 def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:

@@ -21,7 +21,7 @@ COLOURS = {
 }  # fmt: skip
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
-"""Points of accuracy below the best that a front's picture shows."""
+"""Points of accuracy below the most accurate trial that a front's picture shows."""
 NAMED_LINES = 20
 """Lines up to which a legend names them all; more would hide the picture."""
 
@@ -83,7 +83,7 @@ def profile_png(profile: Profile) -> bytes:
 
 
 def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
-    """Leave out what lies far below the front's best, and say how many trials that are."""
+    """Leave out what lies far below the front's most accurate trial, and say how many trials that are."""
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2

@@ -147,7 +147,7 @@ def best_trial(
 
 
 def finalists_of(front: pd.DataFrame, count: int, least_accuracy: float | None = None) -> list[int]:
-    """Trials to fine-tune at full length: the most accurate of the front, best first.
+    """Trials to fine-tune at full length: the most accurate of the front, by falling accuracy.
 
     With `least_accuracy` the smallest at least that accurate; the most accurate if none is.
     """

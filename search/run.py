@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from pruning.channels import trace_channels
 from pruning.criteria import own_function
 from pruning.evidence import unit_evidence
+from pruning.latency import describe_device
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from search.checkpoints import save_model
-from search.clock import StudyClock
+from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.console import Watcher, duration
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
-from search.finals import Comparison, compare_finals
+from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.fingerprint import criterion_fingerprint, model_fingerprint, training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
 from search.guide import Guide
@@ -39,6 +43,7 @@ from search.scan import cached_profile
 from search.study import OptunaStudy
 from search.tracking import Tracker
 from search.train import in_fast_layout, score, step_count
+from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Evidence, Unreachable
 from spaces.latency import Predictor
@@ -60,7 +65,7 @@ class SearchResult:
         front: the non-dominated trials within the limit; columns as `prunefront front --format json`.
         trials: all trials, with `state` and `reason`.
         counts: trials by state.
-        best: the trial an export ships; None without a feasible trial.
+        best: the trial `export --trial best` ships, see `search.results.best_trial`; None without a feasible trial.
         least_accuracy: the validation accuracy asked for, if one was.
         comparison: dense model, int8 and static baselines; None when finals were left out.
         seconds: phase -> seconds.
@@ -110,7 +115,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-        _settle_identity(folder, config, workload, dense)
+        _settle_identity(folder, config, workload, dense, watcher)
         return _Coordinator(config, folder, space, workload, dense, watcher).run()
 
 
@@ -134,12 +139,18 @@ def _study_name(config: SearchConfig, workload: Workload) -> str:
         raise UsageError(f"{error}; name another by --study") from None
 
 
-def resume_command(config: SearchConfig) -> str:
-    """The command line that resumes a study; its other settings are stored with it."""
+def resume_command(config: SearchConfig, criterion_place: str | None = None) -> str:
+    """The command line that resumes a study; its other settings are stored with it.
+
+    A criterion of the user's own is named again, as its code is not: by `criterion_place`, `/folder/file.py:function`,
+    or where that is unknown by its name.
+    """
     parts = ["prunefront", "search", "--workload", config.workload]
     for option in ("study", "data", "width"):  # what finds the study, and what its workload is made from
         value = getattr(config, option)
         parts += [f"--{option}", str(value)] if value is not None else []
+    if ":" in config.criterion:
+        parts += ["--criterion", criterion_place or config.criterion]
     if config.root != "mlruns":
         parts += ["--root", config.root]
     return shlex.join(parts)
@@ -186,7 +197,9 @@ def _make_folder(folder: StudyFolder) -> None:
         (folder.path / part).mkdir(parents=True, exist_ok=True)
 
 
-def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Workload, dense: DenseModel) -> None:
+def _settle_identity(
+    folder: StudyFolder, config: SearchConfig, workload: Workload, dense: DenseModel, watcher: Watcher
+) -> None:
     """Write a new study down, or refuse one whose model, data, recipe or objectives changed."""
     identity = {
         "architecture": dense.architecture,
@@ -198,12 +211,35 @@ def _settle_identity(folder: StudyFolder, config: SearchConfig, workload: Worklo
     }
     if code := criterion_fingerprint(config.criterion):
         identity["criterion"] = code
+    now = environment()
     if folder.exists:
         record = folder.read_record()
+        if (before := record.get("environment", now)["threads"]) != now["threads"]:
+            watcher.note(
+                f"the study last ran on {before} threads, now on {now['threads']}: fine-tunes may differ in their last "
+                f"digits from those before; OMP_NUM_THREADS={before} avoids it"
+            )
         refuse_changes(record["identity"], identity, folder.name)
-        folder.write_record({**record, "config": config.model_dump(mode="json", exclude={"root"})})
+        record["config"] = config.model_dump(mode="json", exclude={"root"})
     else:
-        folder.write_record(new_record(config, identity))
+        record = new_record(config, identity)
+    if place := criterion_place(config.criterion):  # shown by `status`, never run
+        record["criterion_place"] = place
+    folder.write_record({**record, "environment": now})
+
+
+def environment() -> dict[str, Any]:
+    """What a study was last run in; no part of its identity, but results may differ between environments.
+
+    `threads` is PyTorch's number of threads, which changes sums in their last digits.
+    """
+    return {
+        "prunefront": version("prunefront"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": describe_device(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+    }
 
 
 class _Coordinator:
@@ -290,7 +326,7 @@ class _Coordinator:
         }
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json", exclude={"root"})
+        settings = self.config.model_dump(mode="json", exclude={"root"}) | environment()
         return {key: value for key, value in settings.items() if value is not None}
 
     def _reconcile(self) -> None:
@@ -395,11 +431,26 @@ class _Coordinator:
             what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
         else:
             what = f"{result.state}: {result.reason}"
-        best = "none yet" if front.empty else f"{front['accuracy'][0]:.2%} at {front['size'][0]:.1%}"
-        left = (asked - done) * (self.clock.seconds - min(t.started for t in self.trials.values())) / done
+        left = self._seconds_left(front)
         self.watcher.headline(
-            f"trial {record.number}: {what} | {done}/{asked}, best {best}, front {len(front)}, {duration(left)} left"
+            f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far(front)}, "
+            f"front {len(front)}" + (f", about {duration(left)} left" if left else "")
         )
+
+    def _best_so_far(self, front: pd.DataFrame) -> str:
+        best = best_trial(front, least_accuracy=self.least_accuracy)
+        if best is None:
+            return "none yet"
+        row = front.set_index("trial").loc[best]
+        return f"{row['accuracy']:.2%} at {row['size']:.1%}"
+
+    def _seconds_left(self, front: pd.DataFrame) -> float | None:
+        """With as many finalists as the front has now."""
+        chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
+        digests, finals = [self.trials[number].policy.digest for number in chosen], self.journal.finals()
+        runs = final_runs_left(self.config, digests, finals, read_comparison(self.folder))
+        recipe = self.subject.workload.recipe.to_dict()
+        return seconds_left(self.config, recipe, list(self.trials.values()), finals, runs)
 
     def _finals(self) -> Comparison | None:
         front = front_of(self._table(), self.config.max_size, self.config.speed)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.finals import ClosingRow
+from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.layers import Network
 from spaces.profile import Profile, ProfilePoint
 from spaces.targets import STATEMENTS
@@ -73,17 +74,38 @@ def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
 
 
 def closing_table(rows: Sequence[ClosingRow]) -> str:
-    """Dense, int8, static baselines and finalists side by side."""
-    return render(
-        ["network", "runs", "validation", "test", "encoded", "nonzero"],
+    """Dense, int8, static baselines and finalists side by side; latency where it was measured."""
+    columns, timed = (
+        ["network", "runs", "validation", "test", "encoded", "nonzero", "MACs"],
+        any(r.latency for r in rows),
+    )
+    body = [
         [
-            [
-                row.name, row.runs, spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
-                percent(row.size_encoded), percent(row.size_nonzero),
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
+            row.name, row.runs, spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
+            percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
+            *([_latency_cell(row.latency, row.within_noise)] if timed else []),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return render([*columns, "latency"] if timed else columns, body)
+
+
+def _latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:
+    if timed is None:
+        return None
+    interval = "" if timed.low == timed.high else f" [{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
+    return f"{percent(timed.share)}{interval}" + (" within noise" if within_noise else "")
+
+
+def latency_line(timed: TimedNetworks) -> str:
+    """How the closing table's latency was measured, and how far equal networks come out apart."""
+    threads = f"{timed.threads} thread{'s' * (timed.threads > 1)}"
+    dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
+    return (
+        f"Latency: batch {timed.batch}, {threads}, {timed.device}; share of the dense model's, median of {timed.rounds} "
+        f"rounds and its 95 % interval. Dense takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that "
+        "meets this one is within noise."
+    )
 
 
 def layer_table(network: Network) -> str:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from search.errors import EnvironmentProblem
 from search.locks import held_lock
 from search.records import COMPLETE, TrialRecord
 
@@ -24,6 +27,8 @@ EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
 BATCH_METRICS = 1000
 """MLflow's limit of metrics a batch."""
+SECONDS_TO_END = 10
+"""What a server asked to end may take before it is killed."""
 log = logging.getLogger(__name__)
 
 
@@ -207,9 +212,29 @@ class Tracker:
 
 
 def serve_ui(root: Path, port: int) -> None:
-    """Replace this process by MLflow's UI server on the store of `root`."""
-    open_store(root)
-    os.execv(sys.executable, [sys.executable, "-m", *ui_command(root, port)])
+    """Serve MLflow's UI on the store of `root` until this process is interrupted, which ends the server's workers too.
+
+    The server has a session of its own: Ctrl-C reaches this process alone, and MLflow's workers print no tracebacks.
+
+    Raises:
+        EnvironmentProblem: the server ended by itself.
+    """
+    server = subprocess.Popen([sys.executable, "-m", *ui_command(root, port)], start_new_session=True)
+    try:
+        code = server.wait()
+    finally:
+        _end_session(server)
+    raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: what it says is above; try another --port")
+
+
+def _end_session(server: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -41,6 +41,14 @@ def named_criterion(spec: str) -> str:
     return word
 
 
+def criterion_place(criterion: str) -> str | None:
+    """The `/folder/file.py:function` this process took a criterion of the user's own from; None for any other."""
+    file, _, name = criterion.rpartition(":")
+    module = sys.modules.get(_module_name("criterion", Path(file)))
+    known = module is not None and Path(module.__file__).name == file
+    return f"{module.__file__}:{name}" if known else None
+
+
 def _takes_data(function: Callable[..., Any], spec: str) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
@@ -91,7 +99,7 @@ def _module_of_file(what: str, path: Path) -> Any:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"no {what} file {str(path)!r}: check the path before the ':'")
-    name = f"prunefront_{what}_{path.stem}"
+    name = _module_name(what, path)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
@@ -103,6 +111,10 @@ def _module_of_file(what: str, path: Path) -> Any:
         pass_signals_on(error)
         raise UsageError(f"{what} file {path.name} raised {type(error).__name__}: {error}") from error
     return module
+
+
+def _module_name(what: str, path: Path) -> str:
+    return f"prunefront_{what}_{path.stem}"
 
 
 def pass_signals_on(error: BaseException) -> None:

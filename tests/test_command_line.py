@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,7 +23,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from search.cli import MASKS
+from search.cli import MASKS, STUDY_FILE
+from search.config import SearchConfig, make_config, read_study_file
+from search.errors import EnvironmentProblem
+from search.tracking import serve_ui
 from spaces.policy import GRANULARITIES, SEARCHED
 from spaces.targets import TARGETS
 
@@ -127,6 +132,66 @@ def test_wrong_options_end_in_one_line_and_code_2(main, place, words, said):
     assert not list(root.glob("*/study.json"))
 
 
+WRONG = [
+    (["search"], 2, ["--trials", "0"]),
+    (["search"], 2, ["--trials", "many"]),
+    (["search"], 2, ["absent.toml"]),
+    (["search"], 3, ["--workload", "no_such_module:factory"]),
+    (["search"], 3, ["--workload", "./tiny.py:tiny", "--weights", "absent.pt"]),
+    (["search"], 2, ["--criterion", "./absent.py:score"]),
+    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--granularity", "chanel"]),
+    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--criterion", "tailor"]),
+    (["scan"], 2, ["--width", "wide"]),
+    (["scan"], 3, ["--workload", "./tiny.py:tiny", "--weights", "absent.pt"]),
+    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--out", "tiny.py"]),
+    (["inspect"], 2, ["digit"]),
+    (["inspect"], 2, ["--width", "-1"]),
+    (["inspect"], 2, ["./tiny.py:tiny", "--weights", "absent.pt"]),
+    (["inspect"], 2, ["./tiny.py:tiny", "--out", "tiny.py"]),
+    (["front", "tinny"], 2, []),
+    (["front", "tiny"], 2, ["--max-size", "2"]),
+    (["front", "tiny"], 2, ["--max-size", "small"]),
+    (["front", "tiny"], 2, ["--format", "xml"]),
+    (["status", "tinny"], 2, []),
+    (["status"], 2, []),
+    (["view"], 2, ["--port", "many"]),
+    (["view"], 2, ["--port", "70000"]),
+    (["export", "tinny"], 2, ["--out", "unused"]),
+    (["export", "tiny"], 2, []),
+    (["export", "tiny"], 2, ["--out", "unused", "--trial", "worst"]),
+    (["export", "tiny"], 2, ["--out", "unused", "--trial", "baseline:lmap"]),
+    (["export", "tiny"], 2, ["--out", "unused", "--criterion", "taylor"]),
+    (["export", "tiny"], 2, ["--out", "tiny.py"]),
+    (["apply", "absent.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused"]),
+    (["apply", "tiny.py"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused"]),
+    (["apply", "dict.json"], 2, ["--out", "unused"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--seed", "many"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--seed", "-1"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--exponent", "nan"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--granularity", "chanel"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--round-to", "0"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "tiny.py"]),
+    (["verify", "absent"], 2, []),
+    (["verify", "tiny.py"], 2, []),
+    (["verify", "best"], 2, []),
+    (["verify", "best"], 2, ["--workload", "./tiny.py:tinny"]),
+    (["verify", "best"], 2, ["--workload", "./tiny.py:with_data"]),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "words"), WRONG, ids=lambda part: " ".join(map(str, part)) or "-"
+                         if isinstance(part, list) else str(part))  # fmt: skip
+def test_every_error_is_one_line_and_with_json_one_object(main, exported, place, command, code, words):
+    (place / "dict.json").write_text('{"conv1.weight": 0.25}')
+    reply = main(command[0], "--json", *command[1:], *words)
+    assert reply.out.count("\n") == 1
+    said = json.loads(reply.out)
+    reply.out = ""
+    one_line_error(reply, code)
+    assert said == {"error": reply.err.splitlines()[-1].removeprefix("prunefront: "), "exit_code": code}
+    assert not (place / "unused").exists()
+
+
 @pytest.mark.parametrize("command", ["front", "status", "export"])
 def test_an_unknown_study_names_the_nearest(main, finished, command, tmp_path):
     out = ["--out", tmp_path / "out"] if command == "export" else []
@@ -190,6 +255,9 @@ def test_a_study_file_is_checked_key_by_key(main, place, tmp_path):
     file = tmp_path / "study.toml"
     for text, said in (
         ("trails = 3", ["trails", "'trials'"]),
+        ("max-sise = 0.3", ["max-sise", "'max-size'"]),
+        ("max_sise = 0.3", ["max_sise", "'max-size'"]),
+        ("max-size = 0.3\nmax_size = 0.2", ["'max-size'", "twice"]),
         ("trials = 'many'", ["trials", "many"]),
         ("trials = 3\ntrials = 4", ["not valid TOML"]),
         ("[search]\ntrials = 3", ["search"]),
@@ -202,6 +270,20 @@ def test_a_study_file_is_checked_key_by_key(main, place, tmp_path):
         one_line_error(main("search", file), 2, *said)
     file.write_bytes(b"\xff\xfe")
     one_line_error(main("search", file), 2, "study.toml", "not valid TOML")
+
+
+def test_help_prints_a_study_file_of_every_key_at_its_default(run, tmp_path):
+    shown = run("search", "--help").stdout
+    assert "".join(f"  {line}\n" for line in STUDY_FILE.splitlines()) in shown
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY_FILE)
+    given, plain = make_config(**read_study_file(file)), SearchConfig()
+    assert given == plain
+    file.write_text(re.sub(r"^# (\S+ =)", r"\1", STUDY_FILE, flags=re.M))
+    options = read_study_file(file)
+    assert options.keys() == SearchConfig.model_fields.keys()
+    optional = {key for key, value in plain if value is None}
+    assert {key for key, value in make_config(**options) if value != getattr(plain, key)} == optional
 
 
 def test_a_study_file_says_what_the_flags_do_not(main, tmp_path):
@@ -334,6 +416,35 @@ def test_reading_a_study_changes_nothing_of_it(main, finished):
     for words in (["front", "tiny"], ["status", "tiny"], ["front", "tiny", "--all"]):
         assert main(*words).code == 0
     assert content() == before
+
+
+def test_time_left_includes_finals_and_is_never_nothing(finished):
+    """Of 8 trials and 3 seeds of 2 finalists and 3 baselines, of which some may be one policy."""
+    lines = [line for line in finished.stderr.splitlines() if re.match(r"(trial|final run) \d+", line)]
+    trials = [line for line in lines if line.startswith("trial") and "best so far" in line]
+    finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+% on validation", line)]
+    assert len(trials) == 8 and len(finals) in range(3 * 3, 3 * 5 + 1)
+    assert all(re.search(r"about [\d.]+ (s|min)", line) for line in trials + finals[:-1])
+    assert "left" not in finals[-1] and not any("0.0 s" in line for line in lines)
+
+
+def test_where_a_study_ran_is_on_record(finished):
+    assert json.loads((finished.path / "study.json").read_text())["environment"]["threads"] == 1
+    with sqlite3.connect(finished.root / "mlflow.db") as store:
+        found = store.execute("select value from params where key = 'threads'").fetchall()
+    assert found == [("1",)]
+
+
+def test_the_closing_table_shows_macs(finished):
+    rows = {row["name"]: row for row in finished.reply["finals"]}
+    assert rows["dense"]["macs"] == rows["dense int8"]["macs"] == 1.0
+    by_digest = {}
+    for path in (finished.path / "journal").glob("final-*.json"):
+        record = json.loads(path.read_text())
+        by_digest.setdefault(record["digest"], set()).add(record["result"]["shares"]["macs"])
+    trials = {row["trial"]: row["digest"] for row in finished.reply["front"]}
+    shown = {name: row["macs"] for name, row in rows.items() if name.startswith("trial")}
+    assert shown and all({macs} == by_digest[trials[int(name.split()[1])]] for name, macs in shown.items())
 
 
 def test_a_changed_study_is_refused_with_the_difference(main, finished):
@@ -558,6 +669,38 @@ def test_exporting_a_trial_without_weights_repeats_its_fine_tune(main, finished,
     assert json.loads(reply.out)["accuracy"] == journal["result"]["accuracy"]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "repeated"])
+def test_a_baseline_of_the_closing_table_is_exported(main, finished, tmp_path, kept):
+    for part in ("tiny", "cache"):
+        shutil.copytree(finished.root / part, tmp_path / "root" / part)
+    if not kept:
+        for path in (tmp_path / "root" / "tiny" / "checkpoints").glob("final-*"):
+            path.unlink()
+    out = tmp_path / "out"
+    reply = main("export", "tiny", "--root", tmp_path / "root", "--trial", "baseline:uniform", "--out", out, "--json")
+    assert reply.code == 0, reply.err
+    assert ("baseline uniform kept no weights" in reply.err) is not kept
+    manifest = json.loads(reply.out)
+    assert manifest["origin"].keys() == {"study", "baseline", "seed"} and manifest["origin"]["baseline"] == "uniform"
+    asked = set(json.loads((out / "sparsity.json").read_text()).values())
+    assert len(asked) == 1 and 0 < asked.pop() < 1
+    digest = json.loads((finished.path / "comparison.json").read_text())["baselines"]["uniform"]
+    runs = [json.loads(p.read_text()) for p in (finished.path / "journal").glob(f"final-{digest}-*.json")]
+    median = sorted(runs, key=lambda run: (run["result"]["accuracy"], run["seed"]))[1]
+    assert (manifest["accuracy"], manifest["origin"]["seed"]) == (median["result"]["accuracy"], median["seed"])
+    assert manifest["test_accuracy"] == (median["test_accuracy"] if kept else None)
+    assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
+
+
+def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
+    from search import commands
+
+    monkeypatch.setattr(commands, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
+    (tmp_path / "thesis.tex").write_text("years of work")
+    one_line_error(main("export", "tiny", "--out", tmp_path), 2, "thesis.tex")
+    one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--criterion", "taylor"), 2, "'magnitude-l2'")
+
+
 def trial_of(main, removes_channels: bool) -> int:
     rows = json.loads(main("front", "tiny", "--all", "--format", "json").out)
     return next(r["trial"] for r in rows if r["state"] == "complete" and (r["macs"] < 1) == removes_channels)
@@ -692,6 +835,22 @@ def test_apply_takes_rounds_and_regrowth(main, place, tmp_path):
     one_line_error(main("apply", file, *words, "--criterion", "foo:bar"), 2, "'foo:bar' is not registered here")
 
 
+def test_apply_takes_no_workload_for_granted(main, exported, tmp_path):
+    """A built-in one beside the file is taken and said; its layers are then looked for."""
+    (tmp_path / "bare.json").write_text('{"conv1.weight": 0.25}')
+    words = ["--out", tmp_path / "out", "--root", tmp_path / "root"]
+    one_line_error(main("apply", tmp_path / "bare.json", *words), 2, "--workload", "bare.json", "./file.py:factory")
+    one_line_error(main("apply", exported / "policy.json", *words), 2, "--workload", "is not run")
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["workload"] = {"workload": "digits", "data": None, "width": 0.0625}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    reply = main("apply", copy / "sparsity.json", *words)
+    one_line_error(reply, 2, "unknown layer", "backbone.conv")
+    assert f"workload digits, as {copy / 'manifest.json'} names it" in reply.err
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "root").rglob("*.safetensors"))
+
+
 def test_flags_complete_a_bare_dict_and_cannot_change_a_policy(main, exported, tmp_path):
     file = tmp_path / "dict.json"
     file.write_text('{"conv1.weight": 0.5}')
@@ -711,7 +870,7 @@ def test_view_answers_on_this_machine_only(program, place, finished):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [program, "view", "--port", str(port), "--json"], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [program, "view", "--port", str(port), "--json"], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -721,9 +880,24 @@ def test_view_answers_on_this_machine_only(program, place, finished):
         listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
         hosts = {row.split()[1].split(":")[0] for row in listening if int(row.split()[1].split(":")[1], 16) == port}
         assert hosts == {"0100007F"}
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=30)
+        assert server.returncode == 130 and out == ""
+        assert err.splitlines()[-1] == "prunefront: interrupted" and "Traceback" not in err
+        listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        assert not [
+            row for row in listening if int(row.split()[1].split(":")[1], 16) == port and row.split()[3] == "0A"
+        ]
     finally:
-        os.killpg(server.pid, 15)
-        server.wait(20)
+        if server.poll() is None:
+            server.terminate()
+            server.wait(20)
+
+
+def test_a_server_that_ends_by_itself_is_an_environment_problem(monkeypatch, tmp_path):
+    monkeypatch.setattr("search.tracking.ui_command", lambda *_: ["http.server", "--no-such-option"])
+    with pytest.raises(EnvironmentProblem, match="ended with code 2"):
+        serve_ui(tmp_path, 5000)
 
 
 def _answers(url: str, server: subprocess.Popen) -> int | None:

@@ -250,6 +250,37 @@ class TestCommands:
         assert verified.code == 0, verified.out
         assert not own.with_name("trace").exists(), "reading, exporting and verifying run none of the code"
 
+    def test_a_fine_tune_is_repeated_by_the_code_the_study_began_with(self, main, own, tmp_path, monkeypatch):
+        root = tmp_path / "root"
+        words = ["search", "--workload", "./tiny.py:tiny", "--root", root, "--max-size", 0.5, "--finalists", 0]
+        words += ["--seeds", "off", "--sampler", "random", "--trials", 3, "--criterion", f"{own}:spread", "--json"]
+        assert main(*words).code == 0
+        for path in (root / "tiny" / "checkpoints").iterdir():
+            path.unlink()
+        (root / "tiny" / "journal" / "trial-00002.json").unlink()
+        monkeypatch.setattr("pruning.criteria._own", {})  # as in another process
+        monkeypatch.setattr("spaces.criteria._own", {})
+        status = main("status", "tiny", "--root", root)
+        assert f"--criterion {own}:spread --root {root}" in status.out, status.out
+        export = ["export", "tiny", "--root", root, "--trial", 1, "--out", tmp_path / "out"]
+        bare = main(*export)
+        assert bare.code == 2 and f"name it by --criterion {own}:spread" in bare.err, bare.err
+        for wrong in (f"{own}:filters", "taylor"):
+            other = main(*export, "--criterion", wrong)
+            assert other.code == 2 and "is not the criterion 'score.py:spread'" in other.err, other.err
+        own.write_text(OWN.replace("weight.mean()", "weight.median()"))
+        changed = main(*export, "--criterion", f"{own}:spread")
+        assert changed.code == 2 and "has changed since study 'tiny' was begun" in changed.err, changed.err
+        assert not (tmp_path / "out").exists()
+        own.write_text(OWN)
+        repeated = main(*export, "--criterion", f"{own}:spread", "--json")
+        assert repeated.code == 0 and "trial 1 kept no weights" in repeated.err, repeated.err
+        journal = json.loads((root / "tiny" / "journal" / "trial-00001.json").read_text())
+        assert json.loads(repeated.out)["accuracy"] == journal["result"]["accuracy"]
+        assert json.loads((tmp_path / "out" / "policy.json").read_text())["criterion"] == "score.py:spread"
+        missing = main("export", "tiny", "--root", root, "--trial", "baseline:lamp", "--out", tmp_path / "other")
+        assert missing.code == 1 and "no complete finals of baseline 'lamp'" in missing.err, missing.err
+
     def test_apply_a_policy_of_own_code_only_with_its_code(self, main, own, tmp_path):
         policy = PruningPolicy({"conv1.weight": 0.5}, criterion="mine.py:spread", schedule=Schedule("one-shot"))
         file = tmp_path / "policy.json"

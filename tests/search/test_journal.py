@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from search.errors import Refused
-from search.finals import read_comparison
+from search.finals import Comparison, Reference, read_comparison, write_comparison
 from search.folder import StudyFolder
 from search.journal import Journal, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
+from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 from spaces.size import Shares
@@ -79,6 +81,27 @@ def test_records_of_version_1_are_read(tmp_path):
     assert Journal(tmp_path).finals() == [final_record()]
 
 
+def comparison() -> Comparison:
+    timed = TimedNetworks(
+        "AMD EPYC (AVX2)", 1, 1, 30,
+        dense=TimedNetwork(0.5, 0.0625, 1.0, 1.0, 1.0),
+        copy=TimedNetwork(0.5, 0.0625, 1.0, 0.9375, 1.125),
+        networks={"fedcba9876543210": TimedNetwork(0.25, 0.125, 0.5, 0.4375, 0.625)},
+    )  # fmt: skip
+    return Comparison(
+        Reference(0.9375, 0.875, 1.0, 1.0), Reference(0.90625, 0.84375, 0.3125, 0.25),
+        {"uniform": "0123456789abcdef"}, "fine-grained", ("fedcba9876543210",), timed,
+    )  # fmt: skip
+
+
+def test_a_comparison_is_written_and_read_as_in_version_2(tmp_path):
+    folder, golden = StudyFolder(tmp_path, "study"), (GOLDEN / "comparison-v2.json").read_text()
+    write_comparison(folder, comparison())
+    assert json.loads((folder.path / "comparison.json").read_text()) == json.loads(golden)
+    (folder.path / "comparison.json").write_text(golden)
+    assert read_comparison(folder) == comparison()
+
+
 def test_a_comparison_of_version_1_is_read(tmp_path):
     folder = StudyFolder(tmp_path, "study")
     folder.path.mkdir()
@@ -86,9 +109,13 @@ def test_a_comparison_of_version_1_is_read(tmp_path):
     found = read_comparison(folder)
     assert (found.dense.test_accuracy, found.int8.size_encoded, found.granularity) == (0.875, 0.3125, "fine-grained")
     assert dict(found.baselines) == {"uniform": "0123456789abcdef"} and found.finalists == ("fedcba9876543210",)
+    assert found == replace(comparison(), latency=None)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"version": 1}', '{"version": 1, "dense": 5}'])
+DAMAGED = (GOLDEN / "comparison-v2.json").read_text().replace('"share": 0.5', '"share": 0.75')
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"version": 1}', '{"version": 1, "dense": 5}', DAMAGED])
 def test_a_damaged_comparison_is_refused(tmp_path, text):
     folder = StudyFolder(tmp_path, "study")
     folder.path.mkdir()
@@ -99,7 +126,8 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 
 def shape(data: object) -> object:
     """Keys down to the leaves; what lies below a layer's or baseline's name does not count."""
-    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares", "scores"}
+    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares", "scores",
+            "latency"}  # fmt: skip
     if isinstance(data, dict):
         return {key: None if key in free else shape(value) for key, value in data.items()}
     return [shape(data[0])] if isinstance(data, list) and data and isinstance(data[0], dict) else None
@@ -109,7 +137,7 @@ def shape(data: object) -> object:
     ("pattern", "golden"),
     [
         ("journal/trial-00000.json", "journal-trial-v1.json"),
-        ("comparison.json", "comparison-v1.json"),
+        ("comparison.json", "comparison-v2.json"),
         ("study.json", "study-v1.json"),
         ("../../best/manifest.json", "manifest-v1.json"),
     ],

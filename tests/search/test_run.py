@@ -13,16 +13,20 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 
+from pruning.latency import describe_device, measure_latency_table
 from search.config import make_config
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
+from search.finals import closing_rows, read_comparison
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.pool import SHARES
 from search.run import resume_command, run_search
 from spaces import GRANULARITIES
 from spaces.allocation import ALLOCATORS
+from spaces.latency import TimedNetwork, TimedNetworks
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
 QUICK = {"max_size": 0.5, "finalists": 0}
@@ -406,6 +410,75 @@ def test_the_resume_command_repeats_what_makes_the_workload():
     assert f"--workload '{Path('my file.py').resolve()}:make'" in command
     assert "--data 'some where'" in command and "--root r" in command and "trials" not in command
     assert resume_command(make_config()) == "prunefront search --workload digits"
+    own = make_config(criterion="score.py:spread")
+    assert resume_command(own, "/my code/score.py:spread").endswith("--criterion '/my code/score.py:spread'")
+    assert resume_command(own).endswith("--criterion score.py:spread")
+
+
+class Notes(Watcher):
+    def __init__(self) -> None:
+        self.notes, self.headlines = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def headline(self, text):
+        self.headlines.append(text)
+
+
+def test_the_environment_is_recorded_and_a_change_of_threads_is_only_said(begin, root, monkeypatch):
+    begin("threads", trials=1)
+    first = json.loads((root / "threads" / "study.json").read_text())
+    assert first["environment"]["threads"] == torch.get_num_threads()
+    assert first["environment"]["torch"] == torch.__version__
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    watcher = Notes()
+    assert begin("threads", watcher, trials=2).counts["complete"] == 2
+    (said,) = [note for note in watcher.notes if "threads" in note]
+    assert f"last ran on {first['environment']['threads']} threads, now on 7" in said
+    second = json.loads((root / "threads" / "study.json").read_text())
+    assert second["environment"] == first["environment"] | {"threads": 7} and second["identity"] == first["identity"]
+    again = Notes()
+    begin("threads", again, trials=2)
+    assert not [note for note in again.notes if "threads" in note]
+
+
+def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypatch):
+    """By a stand-in for the clock's work: what is timed, when it is timed again, and what is written down."""
+    calls, measure = [], measure_latency_table
+
+    def timed(dense, networks, example, progress):
+        calls.append(set(networks))
+        one = TimedNetwork(0.002, 0.01, 1.0, 1.0, 1.0)
+        shares = {name: sum(p.numel() for p in n.parameters()) / 1442 for name, n in networks.items()}
+        found = {name: TimedNetwork(0.002 * share, 0.01, share, share, share) for name, share in shares.items()}
+        return TimedNetworks(describe_device(torch.device("cpu")), torch.get_num_threads(), 1, 30, one, one, found)
+
+    monkeypatch.setattr("search.latency.time_networks", timed)
+    monkeypatch.setattr("search.latency.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=()))
+    options = {"speed": "latency", "granularity": "channel", "finalists": 1, "final_seeds": 2}
+    first = begin("timed-finals", trials=4, **options)
+    comparison = read_comparison(StudyFolder(root, "timed-finals"))
+    compared = {*comparison.finalists, *comparison.baselines.values()}
+    assert calls == [compared] and len(compared) >= 2 and comparison == first.comparison
+    rows = {row.name: row for row in closing_rows(comparison, first.finals, {})}
+    assert {name for name, row in rows.items() if row.latency is None} == {"dense int8"}
+    begin("timed-finals", trials=4, **options)
+    assert len(calls) == 1, "nothing new to time"
+    begin("timed-finals", trials=4, **options | {"finalists": 3})
+    again = read_comparison(StudyFolder(root, "timed-finals"))
+    assert len(calls) == 2 and calls[1] == {*again.finalists, *again.baselines.values()} > compared
+    assert begin("untimed", trials=2, finalists=1, final_seeds=1).comparison.latency is None and len(calls) == 2
+
+
+def test_best_so_far_is_what_would_be_exported(begin):
+    """With an accuracy asked for, that is the smallest trial that has it, not the most accurate one."""
+    watcher = Notes()
+    result = begin("so-far", watcher, trials=8, min_accuracy="0.2")
+    best = result.trials.set_index("trial").loc[result.best]
+    said = f"best so far {best['accuracy']:.2%} at {best['size']:.1%}"
+    assert said in watcher.headlines[-1] and best["accuracy"] < result.front["accuracy"].max()
+    assert "left" not in watcher.headlines[-1] and "about" in watcher.headlines[0]
 
 
 def test_a_time_limit_starts_no_further_trial(begin, root):

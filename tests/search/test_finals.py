@@ -1,0 +1,71 @@
+"""The closing table and its verdict, from comparisons and scores made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from search.finals import Comparison, Reference, closing_rows, verdict
+from search.results import FinalScore
+from search.tables import closing_table, latency_line
+from spaces.latency import TimedNetwork, TimedNetworks
+
+REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
+SCORES = {
+    "one": FinalScore("one", 3, 0.90, 0.01, 0.88, 0.02, 0.24, 0.20, 0.25, 2),
+    "two": FinalScore("two", 3, 0.92, 0.01, 0.86, 0.02, 0.12, 0.10, 1.0, 2),
+    "static": FinalScore("static", 3, 0.91, 0.01, 0.80, 0.02, 0.25, 0.21, 1.0, 1),
+}
+COMPARISON = Comparison(
+    REFERENCE, replace(REFERENCE, size_encoded=0.26), {"lamp": "static"}, "fine-grained", ("one", "two")
+)
+TIMED = TimedNetworks(
+    "a CPU", 1, 1, 30,
+    dense=TimedNetwork(0.002, 0.05, 1.0, 1.0, 1.0),
+    copy=TimedNetwork(0.002, 0.05, 1.001, 0.99, 1.02),
+    networks={
+        "one": TimedNetwork(0.0008, 0.04, 0.4, 0.385, 0.425),
+        "two": TimedNetwork(0.002, 0.04, 0.985, 0.97, 0.995),
+    },
+)  # fmt: skip
+
+
+def cells(text: str, name: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(name)).removeprefix(name)
+
+
+def test_rows_carry_macs_and_latency_where_it_was_measured():
+    rows = {row.name: row for row in closing_rows(COMPARISON, SCORES, {"one": 7, "two": 9})}
+    assert list(rows) == ["dense", "dense int8", "lamp (fine-grained)", "trial 7", "trial 9"]
+    assert [row.macs for row in rows.values()] == [1.0, 1.0, 1.0, 0.25, 1.0]
+    assert all(row.latency is row.within_noise is None for row in rows.values())
+    timed = replace(COMPARISON, latency=TIMED)
+    rows = {row.name: row for row in closing_rows(timed, SCORES, {"one": 7, "two": 9})}
+    assert rows["dense"].latency is TIMED.dense and rows["trial 7"].latency is TIMED.networks["one"]
+    assert [row.within_noise for row in rows.values()] == [None, None, None, False, True]
+
+
+def test_the_table_shows_what_channels_bring():
+    plain = closing_table(closing_rows(COMPARISON, SCORES, {"one": 7, "two": 9}))
+    assert plain.splitlines()[0].split() == ["network", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
+    assert cells(plain, "trial 7").split()[-2:] == ["25.0", "%"] and "latency" not in plain
+    timed = closing_table(closing_rows(replace(COMPARISON, latency=TIMED), SCORES, {"one": 7, "two": 9}))
+    assert timed.splitlines()[0].endswith("MACs  latency")
+    assert cells(timed, "trial 7").endswith("40.0 % [38.5, 42.5]")
+    assert cells(timed, "trial 9").endswith("98.5 % [97.0, 99.5] within noise")
+    assert cells(timed, "dense ").endswith("100.0 %") and cells(timed, "dense int8").endswith(" -")
+    assert max(map(len, timed.splitlines())) <= 120
+    said = latency_line(TIMED)
+    for words in ("1 thread,", "a CPU", "30 rounds", "2 ms", "5.0 %", "100.1 % [99.0, 102.0]"):
+        assert words in said, said
+
+
+def test_the_verdict_is_on_the_most_accurate_finalist_by_validation():
+    """`two`, though `one` tests better; three seeds of sd 0.02 make 0.06 points of test more than noise."""
+    assert verdict(COMPARISON, SCORES) == "The most accurate finalist is 6.00 points above 'lamp' on test (3 seeds)."
+    close = SCORES | {"static": replace(SCORES["static"], test_accuracy=0.85)}
+    assert verdict(COMPARISON, close).endswith("differ by 1.00 points on test, within noise (3 seeds).")
+    alone = {name: replace(score, n=1, test_sd=None) for name, score in close.items()}
+    assert verdict(COMPARISON, alone).endswith("is 1.00 points above 'lamp' on test, one seed each.")
+    same = replace(COMPARISON, baselines={"lamp": "two"})
+    assert "is the static policy 'lamp'" in verdict(same, SCORES)
+    assert verdict(COMPARISON, {}) is None
