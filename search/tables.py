@@ -99,12 +99,11 @@ def _latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) 
 
 def latency_line(timed: TimedNetworks) -> str:
     """How the closing table's latency was measured, and how far equal networks come out apart."""
-    threads = f"{timed.threads} thread{'s' * (timed.threads > 1)}"
+    where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
-        f"Latency: batch {timed.batch}, {threads}, {timed.device}; share of the dense model's, median of {timed.rounds} "
-        f"rounds and its 95 % interval. Dense takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that "
-        "meets this one is within noise."
+        f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
+        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that meets this one is within noise."
     )
 
 
