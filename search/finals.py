@@ -135,12 +135,8 @@ def _timed(
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
-    before, device = comparison.latency, describe_device(torch.device("cpu"))
-    if (
-        before
-        and (before.device, before.threads) == (device, torch.get_num_threads())
-        and before.networks.keys() >= kept
-    ):
+    before, here = comparison.latency, (describe_device(torch.device("cpu")), torch.get_num_threads())
+    if before and (before.device, before.threads) == here and before.networks.keys() >= kept.keys():
         return before
     dense = build_model(subject.workload, config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
@@ -148,7 +144,7 @@ def _timed(
         return time_finals(subject, networks, progress)
 
 
-def _headline(run: str, result: TrialResult, left: float | None) -> str:
+def _headline(run: str, result: TrialResult, left: float) -> str:
     what = f"{result.accuracy:.2%} on validation" if result.state == COMPLETE else f"{result.state}: {result.reason}"
     return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
