@@ -49,6 +49,7 @@ from search.lab import (
     weight_files,
     write_files,
 )
+from search.onnx_file import require_onnx
 from search.open import open_study
 from search.pictures import profile_png
 from search.results import plain_rows
@@ -187,6 +188,7 @@ def _closing(comparison: Any, finals: Mapping[str, Any], trials: Any) -> list[An
 def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
+    _check_is_no_file(arguments.out)
     config, root, workload = _workload(arguments, granularity=arguments.granularity, criterion=criterion)
     untrained = build_model(workload, config.dense_seed)
     graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
@@ -215,10 +217,20 @@ def scan(arguments: argparse.Namespace) -> Reply:
     return Reply(data, "\n\n".join([head, *tables, _written_line([str(target), *pictures])]))
 
 
+def _check_is_no_file(out: str | None) -> None:
+    if out and Path(out).exists() and not Path(out).is_dir():
+        raise UsageError(f"--out {out!r} is a file: name a folder")
+
+
 def inspect(arguments: argparse.Namespace) -> Reply:
     """Layers, costs, groups, obstacles."""
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as argument or by --workload")
+    if arguments.weights and not arguments.out:
+        raise UsageError(
+            "--weights has no effect without --out DIR, whose picture shows them: leave it out, or add that"
+        )
+    _check_is_no_file(arguments.out)
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
     config, root, workload = _workload(arguments, **asked)
@@ -360,12 +372,14 @@ def _best_line(row: Mapping[str, Any] | None) -> str:
 
 def view(arguments: argparse.Namespace) -> Reply:
     """Serve MLflow's UI until Ctrl-C."""
+    if not 1 <= arguments.port <= 65535:
+        raise UsageError(f"--port must satisfy 1 <= port <= 65535, got {arguments.port}")
     root = open_root(arguments.root)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", arguments.port))
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise EnvironmentProblem(
                 f"port {arguments.port} cannot be used ({error}): choose another by --port"
             ) from None
@@ -382,11 +396,18 @@ def export(arguments: argparse.Namespace) -> Reply:
     chosen = choose_trial(seen, arguments.trial)
     if arguments.torch_prune:
         check_masks_only(chosen.policy)
-    check_folder(Path(arguments.out))
+    _check_files(arguments)
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
     made, workload, config = export_of_trial(seen, chosen, TerminalWatcher())
     return _written(made, workload, config, arguments)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is computed, an export that could not be written."""
+    check_folder(Path(arguments.out))
+    if arguments.onnx:
+        require_onnx()
 
 
 def apply(arguments: argparse.Namespace) -> Reply:
@@ -403,7 +424,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     levels = _curve_levels(arguments)
     watcher = TerminalWatcher()
     _settle_workload(arguments, watcher)
-    config, root, workload = _workload(arguments, round_to=arguments.round_to)
+    config, root, workload = _workload(arguments, round_to=arguments.round_to, seed=arguments.seed)
     untrained = build_model(workload, config.dense_seed)
     graph = trace_channels(untrained, workload.example_input)
     network = restrict_graph(untrained, graph, policy.criterion).network
@@ -417,7 +438,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
             scaled(network, policy, level)
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
-    check_folder(Path(arguments.out))
+    _check_files(arguments)
     for name in policy.channel_requests():
         if obstacle := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {obstacle}")

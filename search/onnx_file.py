@@ -22,7 +22,7 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
         EnvironmentProblem: the extra `onnx` is not installed.
         GoalMissed: the file computes something else.
     """
-    _require_extra()
+    require_onnx()
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
             model.eval(),
@@ -43,7 +43,7 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
 def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> float:
     """Largest difference of outputs over the largest output, after onnx's own checker passed the file."""
-    _require_extra()
+    require_onnx()
     import onnx
     import onnxruntime
 
@@ -55,7 +55,8 @@ def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> floa
     return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def _require_extra() -> None:
+def require_onnx() -> None:
+    """Raise `EnvironmentProblem` unless the extra `onnx` is installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

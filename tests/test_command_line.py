@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -156,6 +157,7 @@ WRONG = [
     (["status"], 2, []),
     (["view"], 2, ["--port", "many"]),
     (["view"], 2, ["--port", "70000"]),
+    (["view"], 2, ["--port", "0"]),
     (["export", "tinny"], 2, ["--out", "unused"]),
     (["export", "tiny"], 2, []),
     (["export", "tiny"], 2, ["--out", "unused", "--trial", "worst"]),
@@ -699,6 +701,8 @@ def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypa
     (tmp_path / "thesis.tex").write_text("years of work")
     one_line_error(main("export", "tiny", "--out", tmp_path), 2, "thesis.tex")
     one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--criterion", "taylor"), 2, "'magnitude-l2'")
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--onnx"), 3, "'onnx'", "prunefront[onnx]")
 
 
 def trial_of(main, removes_channels: bool) -> int:
@@ -892,6 +896,34 @@ def test_view_answers_on_this_machine_only(program, place, finished):
         if server.poll() is None:
             server.terminate()
             server.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_stopped_view_says_one_line_and_leaves_no_server(main, monkeypatch, tmp_path, number, code, word):
+    """By a server that is up at once in MLflow's place."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setattr("search.commands.open_store", lambda _: None)
+    monkeypatch.setattr("search.tracking.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
+
+    def stop_once_it_answers() -> None:
+        while not _is_open(port):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_once_it_answers, daemon=True).start()
+    reply = main("view", "--root", tmp_path, "--port", port, "--json")
+    assert reply.code == code and json.loads(reply.out)["url"].endswith(str(port))
+    assert reply.err.splitlines()[-1] == f"prunefront: {word}" and "Traceback" not in reply.err
+    assert not _is_open(port)
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_server_that_ends_by_itself_is_an_environment_problem(monkeypatch, tmp_path):
