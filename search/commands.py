@@ -605,7 +605,7 @@ def _written(made: Export, workload: Workload, config: SearchConfig, arguments: 
         + f", {manifest['sparse_bytes']:,} of {whole:,} bytes = {percent(manifest['size_encoded'], 2)}, "
         f"MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"
-        f"Check: prunefront verify {out}"
+        f"Check: prunefront verify {shlex.quote(str(out))}"
         + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
     )
     return Reply({"out": str(out), **manifest}, text)

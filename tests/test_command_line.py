@@ -138,7 +138,7 @@ WRONG = [
     (["search"], 2, ["--trials", "many"]),
     (["search"], 2, ["absent.toml"]),
     (["search"], 3, ["--workload", "no_such_module:factory"]),
-    (["search"], 3, ["--workload", "./tiny.py:tiny", "--weights", "absent.pt"]),
+    (["search"], 3, ["--workload", "./tiny.py:tiny", "--study", "other", "--weights", "absent.pt"]),
     (["search"], 2, ["--criterion", "./absent.py:score"]),
     (["scan"], 2, ["--workload", "./tiny.py:tiny", "--granularity", "chanel"]),
     (["scan"], 2, ["--workload", "./tiny.py:tiny", "--criterion", "tailor"]),
