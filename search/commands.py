@@ -356,8 +356,14 @@ def status(arguments: argparse.Namespace) -> Reply:
     if left:
         lines.append(f"About {duration(left)} left, finals included")
     if not view.running and left != 0:
-        lines.append(f"Resume: {resume_command(config, view.criterion_place)}")
+        lines.append(_resume_line(config, view.criterion_place))
     return Reply(data, "\n".join(lines))
+
+
+def _resume_line(config: SearchConfig, place: str | None) -> str:
+    if ":" in config.criterion and ".py:" not in config.criterion:
+        return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
+    return f"Resume: {resume_command(config, place)}"
 
 
 def _best_line(row: Mapping[str, Any] | None) -> str:

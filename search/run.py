@@ -139,18 +139,18 @@ def _study_name(config: SearchConfig, workload: Workload) -> str:
         raise UsageError(f"{error}; name another by --study") from None
 
 
-def resume_command(config: SearchConfig, criterion_place: str | None = None) -> str:
+def resume_command(config: SearchConfig, place: str | None = None) -> str:
     """The command line that resumes a study; its other settings are stored with it.
 
-    A criterion of the user's own is named again, as its code is not: by `criterion_place`, `/folder/file.py:function`,
-    or where that is unknown by its name.
+    A criterion of the user's own is named again, as its code is not stored: by its `place`,
+    `/folder/file.py:function`, or where that is unknown by its name.
     """
     parts = ["prunefront", "search", "--workload", config.workload]
     for option in ("study", "data", "width"):  # what finds the study, and what its workload is made from
         value = getattr(config, option)
         parts += [f"--{option}", str(value)] if value is not None else []
     if ":" in config.criterion:
-        parts += ["--criterion", criterion_place or config.criterion]
+        parts += ["--criterion", place or config.criterion]
     if config.root != "mlruns":
         parts += ["--root", config.root]
     return shlex.join(parts)
@@ -216,8 +216,8 @@ def _settle_identity(
         record = folder.read_record()
         if (before := record.get("environment", now)["threads"]) != now["threads"]:
             watcher.note(
-                f"the study last ran on {before} threads, now on {now['threads']}: fine-tunes may differ in their last "
-                f"digits from those before; OMP_NUM_THREADS={before} avoids it"
+                f"PyTorch's threads were {before} when the study last ran and are {now['threads']} now: fine-tunes may "
+                f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
         refuse_changes(record["identity"], identity, folder.name)
         record["config"] = config.model_dump(mode="json", exclude={"root"})
