@@ -37,7 +37,7 @@ def seconds_left(
     """Running seconds a study still needs at its pace so far, finals included; None before the first finished trial.
 
     Trials end at the time limit. Before the first full-length fine-tune, one is taken to last as many times longer than
-    a trial as it has epochs.
+    a trial's as it has epochs.
 
     Args:
         recipe: of its workload, as plain data.
@@ -46,9 +46,8 @@ def seconds_left(
     if not trials:
         return None
     spent = fmean(trial.finished - trial.started for trial in trials)
-    final = spent * recipe["final_epochs"] / recipe["trial_epochs"]
-    if finals:
-        final = fmean(sum(run.result.seconds.values()) for run in finals)
+    stretch = 1.0 if finals else recipe["final_epochs"] / recipe["trial_epochs"]
+    final = stretch * fmean(sum(run.result.seconds.values()) for run in finals or trials)
     of_trials = spent * max(config.trials - len(trials), 0)
     if config.timeout is not None:
         of_trials = min(of_trials, max(config.timeout - max(trial.finished for trial in trials), 0.0))

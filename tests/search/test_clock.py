@@ -20,7 +20,7 @@ def trials(*seconds: float) -> list[TrialRecord]:
     """One after the other, with a gap of a second between them that is no trial's."""
     records, now = [], 0.0
     for number, spent in enumerate(seconds):
-        result = TrialResult(FAILED, "x")
+        result = TrialResult(FAILED, "x", seconds={"training": spent - 2, "scoring": 1.0})  # and 1 for the proposal
         records.append(TrialRecord(number, "sampler", {}, POLICY, {}, 0.25, result, now, now + spent, 0.0))
         now += spent + 1
     return records
@@ -35,14 +35,14 @@ def test_trials_at_their_mean_and_finals_by_epochs_until_one_is_done():
     config = make_config(trials=6)
     assert seconds_left(config, RECIPE, [], [], 9) is None
     assert seconds_left(config, RECIPE, trials(4.0, 8.0), [], 0) == 4 * 6.0
-    assert seconds_left(config, RECIPE, trials(4.0, 8.0), [], 3) == 4 * 6.0 + 3 * 6.0 * 2.5
+    assert seconds_left(config, RECIPE, trials(4.0, 8.0), [], 3) == 4 * 6.0 + 3 * 5.0 * 2.5
     assert seconds_left(config, RECIPE, trials(4.0, 8.0), finals("a", 1, 2), 3) == 4 * 6.0 + 3 * 30.0
     assert seconds_left(config, RECIPE, trials(*[4.0] * 7), [], 0) == 0.0
 
 
 def test_no_trial_starts_after_the_time_limit():
     done = trials(4.0, 8.0)  # the last ends at second 13
-    assert seconds_left(make_config(trials=6, timeout=20.0), RECIPE, done, [], 1) == 7.0 + 15.0
+    assert seconds_left(make_config(trials=6, timeout=20.0), RECIPE, done, [], 1) == 7.0 + 12.5
     assert seconds_left(make_config(trials=6, timeout=5.0), RECIPE, done, [], 0) == 0.0
 
 
