@@ -217,20 +217,18 @@ def scan(arguments: argparse.Namespace) -> Reply:
     return Reply(data, "\n\n".join([head, *tables, _written_line([str(target), *pictures])]))
 
 
-def _check_is_no_file(out: str | None) -> None:
-    if out and Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"--out {out!r} is a file: name a folder")
+def _check_is_no_file(folder: str | None, option: str = "--out") -> None:
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        raise UsageError(f"{option} {folder!r} is a file: name a folder")
 
 
 def inspect(arguments: argparse.Namespace) -> Reply:
     """Layers, costs, groups, obstacles."""
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as argument or by --workload")
-    if arguments.weights and not arguments.out:
-        raise UsageError(
-            "--weights has no effect without --out DIR, whose picture shows them: leave it out, or add that"
-        )
-    _check_is_no_file(arguments.out)
+    if arguments.weights and not arguments.pictures:
+        raise UsageError("--weights has no effect without --pictures DIR, which show them: leave it out, or add that")
+    _check_is_no_file(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
     config, root, workload = _workload(arguments, **asked)

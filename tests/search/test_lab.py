@@ -146,7 +146,9 @@ def test_the_layer_drawn_is_the_first_that_all_can_prune(subject):
 
 def test_sensitivity_begins_with_the_dense_model(subject):
     points = {
-        "fine-grained": {"conv1.weight": (ProfilePoint(0.25, 0.7, 0.8, 0.6, 0.85), ProfilePoint(0.9, 4, 0.1, math.nan, 0.2))},
+        "fine-grained": {
+            "conv1.weight": (ProfilePoint(0.25, 0.7, 0.8, 0.6, 0.85), ProfilePoint(0.9, 4, 0.1, math.nan, 0.2))
+        },
         "channel": {"conv0.weight": (ProfilePoint(0.3, 0.75, 0.5, 0.75, 0.5),)},
     }  # fmt: skip
     data = read(files := sensitivity_files(Profile("m", 60, 0.5, 0.875, points, 1.0), subject.network, "s"), "s.json")
