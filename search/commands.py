@@ -320,7 +320,8 @@ def front(arguments: argparse.Namespace) -> Reply:
     if arguments.format == "json":
         text = json.dumps(rows, allow_nan=False)
     elif arguments.format == "csv":
-        text = table.assign(sparsity=table["sparsity"].map(json.dumps)).to_csv(index=False).rstrip("\n")
+        dicts = {name: table[name].map(json.dumps) for name in ("sparsity", "removal")}
+        text = table.assign(**dicts).to_csv(index=False).rstrip("\n")
     else:
         text = front_table(table, with_state=arguments.all) if rows else "no feasible trial yet"
     return Reply({"study": arguments.study, "front": rows}, text)

@@ -17,7 +17,7 @@ from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
 from spaces.landing import Draft, Landed
-from spaces.policy import parts_of
+from spaces.policy import PruningPolicy, parts_of
 from spaces.size import achieved, kept_units
 from spaces.space import SEED_SCHEDULE, Space
 
@@ -218,7 +218,9 @@ class Guide:
 
     def _key(self, params: Mapping[str, Any]) -> str:
         """What tells one fine-tune from another: shares really removed, granularities and, roughly, the schedule."""
-        policy = self._space.read(params).policy
+        return self._key_of(self._space.read(params).policy)
+
+    def _key_of(self, policy: PruningPolicy) -> str:
         schedule = policy.schedule
         removed = achieved(self._space.network, policy)
         words = [policy.granularity_of(name) for name, share in removed.items() if share]

@@ -16,7 +16,7 @@ from search.records import COMPLETE, FinalRecord, TrialRecord
 
 FRONT_COLUMNS = (
     "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded",
-    "macs", "latency", "granularity", "schedule", "exponent", "criterion", "origin", "digest", "sparsity",
+    "macs", "latency", "granularity", "schedule", "exponent", "criterion", "origin", "digest", "sparsity", "removal",
 )  # fmt: skip
 TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "reason", "rung", "started", "finished")
 
@@ -89,6 +89,7 @@ def trial_table(
             "latency": trial.latency,
             "digest": policy.digest,
             "sparsity": dict(policy.sparsity),
+            "removal": dict(policy.removal),
             "state": result.state,
             "reason": result.reason,
             "started": trial.started,

@@ -54,7 +54,7 @@ def divided(network: Network, word: str) -> Network:
 
 @dataclass(frozen=True)
 class Removal(Target):
-    """What a removal lands on: its own share of the dense size, and what leaves masks within reach of theirs.
+    """What a removal lands on: its own share of the dense size, and one that leaves the masks' within their reach.
 
     Attributes:
         rest: the masks' target, on the same network.
@@ -87,18 +87,20 @@ class Combined:
         limits: share, metric and speed limits; its network keeps to multiples (see `divided`), its granularity is the
             masks'.
         part: of the logarithm of the size reduction, what the removal does, 0 < part < 1.
+        least: no removal aims at a smaller share of the dense size than this.
     """
 
     word: str
     limits: Target
     part: float = EVEN_PART
+    least: float = 0.0
 
     @cached_property
     def fixed(self) -> float | None:
         return fixed_share(self.word)
 
     @cached_property
-    def least_removal(self) -> dict[str, float]:
+    def fullest_removal(self) -> dict[str, float]:
         """Every channel that can go, but one of each group."""
         return {layer.name: ALMOST_ALL for layer in self._channels.layers}
 
@@ -111,7 +113,7 @@ class Combined:
         """The share of the dense size the removal is to leave; 1.0 where the masks' size is fixed."""
         if self.fixed is not None:
             return 1.0
-        return min(max(self.limits.share**self.part, self._channels.floor * FLOOR_MARGIN), 1.0)
+        return min(max(self.limits.share**self.part, self.least), 1.0)
 
     @cached_property
     def mask_share(self) -> float:
@@ -143,7 +145,12 @@ class Combined:
     @cached_property
     def floor(self) -> float:
         """The smallest reachable share."""
-        return self.masks(self.least_removal).floor
+        return self.masks(self.fullest_removal).floor
+
+    @property
+    def channel_floor(self) -> float:
+        """The smallest share of the dense size that a removal alone reaches."""
+        return self._channels.floor
 
     @property
     def macs_floor(self) -> float:

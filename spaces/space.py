@@ -198,12 +198,20 @@ class Space:
     def combined(self, share: float, word: str, part: float = EVEN_PART) -> Combined:
         """A size to land on in this space by the two parts of a combined word."""
         limits = self.target(share, parts_of(word)[-1])
-        return Combined(word, replace(limits, network=self.divided[word]), part)
+        return Combined(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
 
     @cached_property
     def divided(self) -> dict[str, Network]:
         """Combined word -> the network on which it lands."""
         return {word: divided(self.network, word) for word in self.granularities if is_combined(word)}
+
+    @cached_property
+    def _least_by_removal(self) -> dict[str, float]:
+        """Combined word -> the smallest sensible size of its removal alone."""
+        wholes = {
+            w: Combined(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
+        }
+        return {word: whole.channel_floor * FLOOR_MARGIN for word, whole in wholes.items()}
 
     @cached_property
     def parted(self) -> bool:

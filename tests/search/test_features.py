@@ -147,3 +147,29 @@ class TestOfDrafts:
         layers = len(space.network.layers)
         assert (masked[:layers] > 1).all() and (masked[layers : 2 * layers] == 0).all()
         assert (removed[:layers] == 0).all() and (removed[layers : 2 * layers] >= 0).all() and removed.max() > 1
+
+
+class TestRemovalsBeforeMasks:
+    def test_masks_hold_what_they_add(self):
+        """So that nothing masked is the removal alone."""
+        space = Space(chain(2), 0.5, ("channel", "channel+fine-grained", "channel+kernel"), metric="nonzero")
+        every, removed = np.ones((3, 2), bool), np.array([[0.51, 0.84]] * 3)
+        masked = np.array([[0.75, 0.0], [0.0, 0.0], [0.0, 0.96]])
+        both = Requests(masked, removed, every, every, np.array([[1, 1], [1, 1], [2, 2]]))
+        alone = Requests(0 * removed, removed, ~every, every, 0 * both.words)
+        features, (sizes, schedules) = Features(space), ([0.5] * 3, [Schedule("polynomial", 3.0)] * 3)
+        found = features.of(landed(space, both, schedules, sizes))
+        total = 1 / 0.7 + 1 / 0.4
+        np.testing.assert_allclose(found[0, :5], [1.0, 0.0, 1 / 0.7, 1 / 0.4, total + 1], rtol=1e-12)
+        np.testing.assert_allclose(found[:, -1], [0.0, 0.0, 4.0], rtol=1e-12, atol=1e-12)
+        assert found[1].tolist() == features.of(landed(space, alone, schedules, sizes))[1].tolist()
+        assert len(features.weights) == found.shape[1] == len(features.dense(True))
+
+    def test_what_is_asked_is_1_where_nothing_is(self):
+        space = Space(chain(2), 0.5, ("channel", "channel+fine-grained"), metric="nonzero")
+        every = np.ones((1, 2), bool)
+        removed, masked, words = np.array([[0.0, 0.84]]), np.array([[0.75, 0.0]]), np.ones((1, 2), int)
+        both = landed(space, Requests(masked, removed, every, every, words), [Schedule()], [0.5])
+        np.testing.assert_allclose(Features(space).asked(both), [[2.0, 1.0, 1.0, 2.5]], rtol=1e-12)
+        alone = landed(space, Requests(0 * removed, removed, ~every, every, 0 * words), [Schedule()], [0.5])
+        np.testing.assert_allclose(Features(space).asked(alone), [[0.0, 0.0, 1.0, 2.5]], rtol=1e-12)

@@ -463,3 +463,36 @@ class TestDeepNetworks:
             guide.learn(number, suggestion.params, 0.1 if kinds[-1] == "one-shot" else 0.4)
         assert len(bases) >= 3
         assert kinds[FEWEST + 3 :].count("one-shot") >= 6
+
+
+class TestRemovalsBeforeMasks:
+    @pytest.mark.parametrize("harmful", ["channels", "masks"])
+    def test_finds_which_part_does_less_harm(self, harmful, world, evidence_of):
+        """All else is equal: one size, and an error of one of the two parts alone."""
+        word = "channel+fine-grained"
+        space, network = Space(world.network, 0.1, (word,), min_size=0.1), world.network
+        guide = Guide(space, evidence_of(world.profile()), DENSE_ERROR)
+        parts, sizes = [], []
+        for number in range(20):
+            params = guide.suggest(number).params
+            policy = space.read(params).policy
+            removal, masks = PruningPolicy({}, removal=policy.removal), replace(policy, removal={})
+            kept = shares(footprint(network, removal if harmful == "channels" else masks), dense_footprint(network))
+            guide.learn(number, params, float(expit(DENSE_LOGIT - 1.5 * math.log(kept.nonzero))))
+            parts.append(params["removal"])
+            sizes.append(shares(footprint(network, policy), dense_footprint(network)).encoded)
+        assert max(sizes) <= 0.1
+        late = np.mean(parts[-6:])
+        assert late < 0.3 if harmful == "channels" else late > 0.7
+
+    def test_beside_the_words_they_are_made_of(self, world, evidence_of):
+        """Points that differ in their removal alone are told apart, and all of them are within the limit."""
+        space = Space(world.network, 0.25, ("fine-grained", "channel", "channel+fine-grained"))
+        evidence = evidence_of(world.profile())
+        run = Search.start(world, evidence, 0, space).seeds(evidence, 6).suggest(10)
+        assert max(size for _, size, _ in run.points) <= 0.25
+        assert "channel+fine-grained" in {policy.granularity_label for policy in run.policies}
+        masks = PruningPolicy({"classifier.weight": 0.5}, removal={"backbone.conv3.weight": 0.25})
+        other = replace(masks, removal={"backbone.conv3.weight": 0.75})
+        keys = [run.guide._key_of(policy) for policy in (masks, other)]
+        assert keys[0] != keys[1]

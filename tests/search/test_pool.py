@@ -11,6 +11,7 @@ from pruning.evidence import unit_evidence
 from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
 from spaces.allocation import Evidence
+from spaces.combined import EVEN_PART, REMOVAL
 from spaces.landing import Draft, centred
 from spaces.profile import Profile, ProfilePoint
 from spaces.size import dense_footprint, footprint, shares
@@ -235,3 +236,37 @@ class TestMoves:
 
 def pairs(parents: list[Draft]) -> list[tuple[Draft, Draft]]:
     return [(a, b) for a in parents for b in parents if a is not b and a.granularity == b.granularity]
+
+
+class TestRemovalsBeforeMasks:
+    @pytest.fixture
+    def parted(self, vgg_graph) -> Space:
+        return Space(vgg_graph.network, 0.25, ("channel", "channel+fine-grained"))
+
+    def test_come_from_all_sources_and_divide_the_reduction_in_many_ways(self, parted, evidence_of):
+        drafts = Pool(parted, evidence_of("vgg")).draw(300, parents_of(parted), np.random.default_rng(0))
+        own = [draft for draft in drafts if draft.granularity == "channel+fine-grained"]
+        assert {draft.source for draft in own} == {PRIOR, STATIC, SWAP, CROSSOVER, FREE}
+        for source in (PRIOR, STATIC, FREE):
+            parts = [draft.part for draft in own if draft.source == source]
+            assert REMOVAL[0] <= min(parts) < 0.3 and 0.7 < max(parts) <= REMOVAL[1]
+        assert {draft.part for draft in drafts if draft.granularity == "channel"} == {EVEN_PART}
+
+    def test_land_within_the_limits(self, vgg_graph, evidence_of):
+        space = Space(vgg_graph.network, 0.3, ("channel+fine-grained", "channel+2:4"), max_macs=0.4)
+        evidence, random = evidence_of("vgg", scanned=False), np.random.default_rng(3)
+        evidence["2:4"] = evidence["fine-grained"]
+        drafts, dense = Pool(space, evidence).draw(48, parents_of(space), random), dense_footprint(space.network)
+        landed = space.land(drafts)
+        assert (landed.sizes <= 0.3).all() and (landed.speeds <= 0.4 * (1 + 1e-9)).all()
+        for draft in drafts[::6]:
+            cost = shares(footprint(space.network, space.read(space.params_of(draft)).policy), dense)
+            assert max(cost.encoded - 0.3, cost.macs - 0.4) <= 0
+
+    def test_swap_moves_the_part_a_little(self, parted, evidence_of):
+        pool, random = Pool(parted, evidence_of("vgg")), np.random.default_rng(0)
+        parent = Draft("", 0.1, "channel+fine-grained", np.zeros(len(parted.knobs)), Schedule(), part=0.15)
+        parts = np.array([pool.swap(parent, random).part for _ in range(100)])
+        assert parts.min() == REMOVAL[0] and 0.05 < parts.std() < 0.15 and np.median(parts) < 0.25
+        plain = Draft("", 0.1, "channel", np.zeros(len(parted.knobs)), Schedule(), part=0.15)
+        assert pool.swap(plain, random).part == 0.15

@@ -610,3 +610,33 @@ def test_signals_end_resumable_with_their_code(running, run, number, code, word)
         ended = run(*command[1:], "--trials", len(kept) + 1)
         assert ended.returncode == 0 and len(study.journal()) == len(kept) + 1, ended.stderr
         assert {name: study.journal()[name] for name in kept} == kept
+
+
+def test_a_study_of_removals_before_masks_is_searched_and_resumed(begin, root):
+    """Any limit on MACs, which masks alone are not within, holds for them too."""
+    options = {"granularity": "channel,channel+fine-grained,channel+*:4", "max_macs": 0.8}
+    begin("in-turn", trials=5, **options)
+    before = proposed(root, "in-turn")
+    study = begin("in-turn", trials=10, **options)
+    assert proposed(root, "in-turn")[:5] == before
+    assert set(study.trials["state"]) == {"complete"}
+    assert set(study.trials["granularity"]) >= {"channel", "channel+fine-grained"}
+    for trial in records(root, "in-turn"):
+        own = trial.params["granularity"] != "channel"
+        assert trial.result.shares.encoded <= trial.target <= 0.5 and trial.result.shares.macs <= 0.8
+        assert (trial.policy.removal == {}) == (not own) and 0.1 <= trial.params["removal"] <= 0.9
+        assert dict(study.trials.set_index("trial")["removal"][trial.number]) == dict(trial.policy.removal)
+
+
+def test_a_word_for_whole_policies_is_refused_for_mixed_layers(begin):
+    with pytest.raises(UsageError, match="'channel\\+kernel' is for a whole policy, not for mixed layers"):
+        begin("no", granularity="fine-grained,channel+kernel", mixed=True)
+    with pytest.raises(UsageError, match=r"unknown granularity 'channel\+kernal': did you mean 'channel\+kernel'"):
+        begin("no", granularity="channel+kernal")
+
+
+def test_finalists_and_baselines_of_removals_before_masks(begin):
+    study = begin("in-turn-finals", granularity="channel+fine-grained", trials=3, finalists=1, final_seeds=1)
+    assert study.comparison.granularity == "channel+fine-grained" and study.comparison.baselines
+    assert study.finals.keys() >= set(study.comparison.baselines.values())
+    assert all(final.size_encoded <= 0.5 for final in study.finals.values())
