@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.codec import CONVOLUTIONS, DTYPE_CODES, prunable_weights
-from pruning.cost import output_positions
+from pruning.cost import check_example, check_model, output_positions
+from pruning.criteria import require_finite
 from pruning.removal import (
     NEVER_RUNS,
     ChannelGraph,
@@ -82,9 +83,11 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         example_input: a batch (N, ...) the model accepts, on the model's device.
 
     Raises:
-        ValueError: the model does not run on the example input, or holds a tensor of a type that
-            safetensors files do not.
+        ValueError: no model, an example input that is none, empty or not finite, or that the model does not run on,
+            or a model that holds a tensor of a type that safetensors files do not.
     """
+    check_model(model)
+    check_example(example_input)
     with torch.inference_mode(False):
         example = example_input.detach().clone()
         trial = copy.deepcopy(model).eval()
@@ -142,6 +145,10 @@ def plan_removal(
             reasons.
     """
     criterion = check_criterion(criterion, ["channel"])
+    check_model(model)
+    if not isinstance(request, Mapping):
+        raise ValueError(f"request must map layer names to shares, got {type(request).__name__}")
+    require_finite(prunable_weights(model))
     shares = {name: check_sparsity(share, f"removal of {name!r}") for name, share in request.items()}
     if graph is None:
         graph = trace_channels(model, example_input)

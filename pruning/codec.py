@@ -104,18 +104,19 @@ def dense_bytes(model: nn.Module) -> int:
     return len(encode_state(model.state_dict()))
 
 
-def write_sparse(model: nn.Module, path: Path) -> int:
+def write_sparse(model: nn.Module, path: str | Path) -> int:
     """Write the sparse file of `model` to `path`; returns its bytes."""
-    return path.write_bytes(encode_model(model))
+    return Path(path).write_bytes(encode_model(model))
 
 
-def read_sparse(path: Path) -> dict[str, Tensor]:
+def read_sparse(path: str | Path) -> dict[str, Tensor]:
     """Decode a sparse file into a dense state dict on the CPU.
 
     Raises:
         DamagedFile: not a safetensors container, or a note that contradicts its bytes.
         FileNotFoundError: no such file.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:

@@ -21,15 +21,46 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
 
     Args:
         example_input: a batch the model accepts; MACs are divided by its first dimension.
+
+    Raises:
+        ValueError: no model, an example input that is none, empty or not finite, or that the model does not run on.
     """
+    check_model(model)
+    check_example(example_input)
     weights = prunable_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
     macs = macs_nonzero = 0
-    for name, positions in output_positions(model, example_input).items():
+    for name, positions in _positions(model, example_input).items():
         macs += positions * weights[name].numel()
         macs_nonzero += positions * (weights[name].numel() - zeros[name])
     return Footprint(parameters, parameters - sum(zeros.values()), len(encode_model(model)), macs, macs_nonzero)
+
+
+def check_model(model: object) -> None:
+    """Raise `ValueError` unless it is a `torch.nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_example(example_input: object) -> None:
+    """Raise `ValueError` unless it is a batch of at least one example, all of it finite."""
+    if not isinstance(example_input, Tensor):
+        raise ValueError(f"the example input must be a tensor (N, ...), got {type(example_input).__name__}")
+    if example_input.dim() == 0 or example_input.numel() == 0:
+        raise ValueError(f"the example input has shape {tuple(example_input.shape)}: it needs at least one example")
+    if not torch.isfinite(example_input).all():
+        raise ValueError("the example input holds NaN or infinite values: give a finite one")
+
+
+def _positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    try:
+        return output_positions(model, example_input)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"the model does not run on the example input: {type(error).__name__}: {first}") from error
 
 
 @torch.inference_mode()

@@ -205,8 +205,22 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise `NotFiniteError`, naming the layer, if a weight holds NaN or infinite elements."""
+    for name, weight in weights.items():
+        if not all_finite(weight):
+            bad = int((~torch.isfinite(weight)).sum())
+            raise NotFiniteError(
+                f"{name}: weight has {bad} NaN or infinite elements of {weight.numel()}: retrain or repair it first"
+            )
+
+
 def _checked_weight(weight: Tensor) -> Tensor:
     """The detached values in at least 32 bit; raises `ValueError` as `element_scores` does."""
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}: torch.as_tensor makes one")
+    if weight.is_complex():
+        raise ValueError(f"weight must be real, got {weight.dtype}: prune its real and imaginary parts as two weights")
     if weight.numel() == 0:
         raise ValueError("weight is empty: nothing to score")
     values = weight.detach()

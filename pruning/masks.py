@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, all_finite, element_scores
 from pruning.granularity import expand_units, staying_units, units
+from spaces.errors import unknown
 from spaces.layers import SECOND, Inputs
 from spaces.policy import check_sparsity, removed_count
 from spaces.units import Units
@@ -53,10 +54,15 @@ def make_mask(
     """
     if scores is None:
         scores = element_scores(weight, criterion, granularity=granularity)
+    elif not (isinstance(weight, Tensor) and isinstance(scores, Tensor)):
+        got = f"{type(weight).__name__} and {type(scores).__name__}"
+        raise ValueError(f"weight and scores must be tensors, got {got}: torch.as_tensor makes them")
     elif scores.shape != weight.shape:
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not all_finite(scores):
         raise NotFiniteError("scores hold NaN or infinite values: every element needs a finite score")
+    elif not all_finite(weight):
+        raise NotFiniteError("weight holds NaN or infinite elements: retrain or repair it first")
     removed = _removed(units(weight.shape, granularity, inputs), sparsity, count)
     return expand_units(staying_units(scores, granularity, removed, inputs), weight.shape, granularity, inputs)
 
@@ -75,10 +81,19 @@ def _removed(found: Units, sparsity: float | None, count: int | None) -> int:
 
 @torch.no_grad()
 def apply_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the masked parameters of `model` to zero in place; names as in `named_parameters()`."""
+    """Set the masked parameters of `model` to zero in place; names as in `named_parameters()`.
+
+    Raises:
+        ValueError: an unknown name (nearest match named), or a mask of another shape or not of bools.
+    """
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise ValueError(unknown("parameter", name, parameters))
+        if mask.shape != parameter.shape or mask.dtype != torch.bool:
+            got = f"{str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}"
+            raise ValueError(f"mask of {name!r} must be bool of shape {tuple(parameter.shape)}, got {got}")
         parameter.masked_fill_(~mask.to(parameter.device), 0)  # a product would leave NaN and -0.0
 
 

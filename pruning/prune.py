@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels import plan_by_scores, trace_channels
 from pruning.codec import inputs_of_weights, prunable_weights
+from pruning.cost import check_model
+from pruning.criteria import require_finite
 from pruning.masks import apply_masks_, make_mask
 from pruning.reconstruction import refit_next_layers
 from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks, shrink
@@ -53,7 +55,11 @@ def prune(
         NothingToRemove: the policy asks for something, but every layer asked stays whole. A policy that asks for
             nothing gives a copy.
     """
+    check_model(model)
+    if not isinstance(policy, PruningPolicy):
+        raise ValueError(f"policy must be a PruningPolicy, got {type(policy).__name__}: PruningPolicy(...) makes one")
     if example_input is not None and graph is None:
+        require_finite(prunable_weights(model))
         graph = trace_channels(model, example_input)
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
     whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy)

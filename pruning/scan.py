@@ -16,6 +16,7 @@ from pruning.channels import ChannelGraph
 from pruning.masks import apply_masks_
 from pruning.prefix import RecordedPass
 from pruning.rankings import Rankings
+from pruning.removal import check_fits
 from pruning.scores import restrict_graph
 from pruning.working_copy import WorkingCopy
 from spaces.errors import unknown
@@ -75,6 +76,7 @@ def scan_sensitivity(
     """
     began = time.perf_counter()
     _check_scan(granularities, levels, data)
+    check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
     batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
     dense, graph = copy.deepcopy(model).eval(), restrict_graph(model, graph, criterion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from spaces.errors import is_number, percent_meant
 from spaces.schedule import Schedule
 
 MASK_UPDATES = 20
@@ -20,18 +21,22 @@ def sparsity_at(
     up to `start` and exactly `final` from `end` on; `start == end` is a jump at `end`.
 
     Raises:
-        ValueError: exponent not finite and > 0, `end < start`, or a share outside [0, 1).
+        ValueError: exponent not finite and > 0, a step that is no finite number, `end < start`, or a share outside
+            [0, 1).
 
     >>> sparsity_at(50, start=0, end=100, initial=0.0, final=0.75, exponent=3)
     0.65625
     """
-    if not (math.isfinite(exponent) and exponent > 0):
+    if not (is_number(exponent) and exponent > 0):
         raise ValueError(f"exponent must be finite and > 0, got {exponent!r}; 1 is linear, 3 cubic")
+    for name, value in (("step", step), ("start", start), ("end", end)):
+        if not is_number(value):
+            raise ValueError(f"{name} must be a finite number of steps, got {value!r}")
     if end < start:
         raise ValueError(f"end must not come before start, got start={start!r}, end={end!r}")
     for name, share in (("initial", initial), ("final", final)):
-        if not 0 <= share < 1:
-            raise ValueError(f"{name} must satisfy 0 <= {name} < 1, got {share!r}")
+        if not (is_number(share) and 0 <= share < 1):
+            raise ValueError(f"{name} must satisfy 0 <= {name} < 1, got {share!r}{percent_meant(share)}")
     if step >= end:
         return final
     if step <= start:

@@ -136,10 +136,12 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor] | Iterable[tupl
 
     Args:
         model: stays as it is; its values become the originals, also where a mask is False.
-        masks: parameter name -> bool mask of its shape; a parameter of several modules is masked in all of them.
+        masks: parameter name -> mask of its shape, of bools or of 0 and 1; a parameter of several modules is masked
+            in all of them.
 
     Raises:
-        ValueError: an unknown parameter (nearest match named), a mask of another shape, a model that is pruned already.
+        ValueError: an unknown parameter (nearest match named), a mask of another shape or of other values, a model
+            that is pruned already.
     """
     if hooks := _pruning_hooks(model):
         path, _, hook = hooks[0]
@@ -148,8 +150,11 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor] | Iterable[tupl
     for name, mask in dict(masks).items():
         if name not in parameters:
             raise ValueError(unknown("parameter", name, parameters))
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"mask of {name!r} must be a tensor of bools, got {type(mask).__name__}")
         if mask.shape != parameters[name].shape:
             raise ValueError(f"mask of {name!r} has shape {tuple(mask.shape)}, not {tuple(parameters[name].shape)}")
+        mask = _checked_mask(f"mask of {name!r}", mask, parameters[name])
         alike = [other for other, parameter in parameters.items() if parameter is parameters[name]]
         for path, _, attribute in (other.rpartition(".") for other in alike):
             module = hooked.get_submodule(path)

@@ -312,8 +312,6 @@ def _written_line(paths: Sequence[str]) -> str:
 
 def front(arguments: argparse.Namespace) -> Reply:
     """The Pareto set, or all trials."""
-    if arguments.max_size is not None and not 0 < arguments.max_size <= 1:
-        raise UsageError(f"--max-size must satisfy 0 < share <= 1, got {arguments.max_size!r}")
     view = open_study(arguments.root, arguments.study, arguments.max_size)
     table = view.trials if arguments.all else view.front
     rows = plain_rows(table)

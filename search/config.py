@@ -6,13 +6,13 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from search.errors import UsageError
 from spaces.criteria import check_criterion
-from spaces.errors import unknown
+from spaces.errors import percent_meant, unknown
 from spaces.policy import CHOICES, SEARCHED, parts_in
 from spaces.schedule import SCHEDULES
 from spaces.space import SEARCHED_SCHEDULES, check_mixable
@@ -23,6 +23,12 @@ BUDGETS = ("trials", "timeout", "finalists")
 """Fields that may change when a study is resumed."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
+SHARES = ("max_size", "min_size", "max_macs", "max_latency")
+"""Limits."""
+
+
+class ConfigError(UsageError, ValueError):
+    """Options that make no study; one line names each, its value, what is valid and the remedy."""
 
 
 class SearchConfig(BaseModel):
@@ -58,9 +64,21 @@ class SearchConfig(BaseModel):
         finalists: front members fine-tuned at full length and tested; 0 leaves out finals and baselines.
         final_seeds: fine-tunes of each finalist and baseline.
         root: folder that holds everything a command writes.
+
+    Raises:
+        ConfigError: an unknown option (nearest match named), or a value outside its range; a `ValueError`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def __init__(self, **options: Any) -> None:
+        for key in options:
+            if key not in type(self).model_fields:
+                raise ConfigError(unknown("option", key, type(self).model_fields))
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_one_line(problem) for problem in error.errors())) from None
 
     workload: str = "digits"
     study: str | None = None
@@ -175,7 +193,7 @@ class SearchConfig(BaseModel):
 
 def check_study_name(name: str) -> str:
     """Return the name if it can be a folder under the root, else raise `ValueError`."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name in RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name in RESERVED:
         raise ValueError(
             f"study name may hold 1 to 100 letters, digits, '.', '_' and '-', start with no '.' or '-', "
             f"and be none of {', '.join(RESERVED)}; got {name!r}"
@@ -185,21 +203,44 @@ def check_study_name(name: str) -> str:
 
 def make_config(**options: Any) -> SearchConfig:
     """A checked config; raises `UsageError` in one line, naming the option, the value and the nearest valid one."""
-    for key in options:
-        if key not in SearchConfig.model_fields:
-            raise UsageError(unknown("option", key, SearchConfig.model_fields))
-    try:
-        return SearchConfig(**options)
-    except ValidationError as error:
-        raise UsageError("; ".join(_one_line(problem) for problem in error.errors())) from None
+    return SearchConfig(**options)
 
 
 def _one_line(problem: Any) -> str:
-    option = ".".join(str(part) for part in problem["loc"]) or "config"
-    message = problem["msg"].removeprefix("Value error, ")
-    option = option.replace("_", "-")
-    message = message if message.startswith(option) else f"{option}: {message}"
-    return message + ("" if "got" in message else f", got {problem['input']!r}")
+    """A problem of pydantic's in our words: which option, what is valid, the value received, the remedy."""
+    if problem["type"] == "value_error":  # one of ours, which says it all
+        return problem["msg"].removeprefix("Value error, ")
+    field, value = str(problem["loc"][0]), problem["input"]
+    default = SearchConfig.model_fields[field].default
+    remedy = percent_meant(_number(value)) if field in SHARES else ""
+    if not remedy and default is not None:
+        remedy = f"; the default is {default!r}"
+    return f"{field.replace('_', '-')} must be {_valid(field)}, got {value!r}{remedy}"
+
+
+def _valid(field: str) -> str:
+    """What values a field takes, in words."""
+    info = SearchConfig.model_fields[field]
+    types = get_args(info.annotation) or (info.annotation,)
+    if bool in types:
+        return "true or false"
+    if str in types:
+        return "text"
+    if int not in types and float not in types:
+        return " or ".join(map(repr, types))
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [(part, name) for part in info.metadata for name in signs if hasattr(part, name)]
+    bounds = " and ".join(f"{signs[name]} {getattr(part, name)}" for part, name in limits)
+    kind = "a share of the dense model's" if field in SHARES else "a number" if float in types else "a whole number"
+    return f"{kind}, {bounds}"
+
+
+def _number(value: object) -> object:
+    """The number a text such as `25` or `25%` says, or the value itself."""
+    try:
+        return float(value.strip().removesuffix("%")) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def read_study_file(path: Path) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from search.clock import seconds_left
+from search.errors import UsageError
 from search.finals import Comparison, final_runs_left, read_comparison
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
 from search.records import FINISHED_STATES
 from search.results import TRIAL_COLUMNS, FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
+from spaces.errors import check_limit
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     """Read a study; `max_size` re-slices its front without new trials.
 
     Raises:
-        UsageError: unknown study; the nearest name is told.
+        UsageError: unknown study; the nearest name is told. A `max_size` outside (0, 1].
         Refused: a damaged record.
     """
+    if max_size is not None:
+        try:
+            check_limit("max-size", max_size)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     folder = find_study(root, name)
     config = folder.config
     journal = folder.journal

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any
 
-from spaces.errors import unknown
+from spaces.errors import is_number, unknown
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"dense_learning_rate": 0.1, "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.9},
@@ -75,10 +74,10 @@ class Recipe:
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
             raise ValueError(f"recipe batch must be a whole number >= 1, got {self.batch!r}; the default is 128")
         for name in _POSITIVE:
-            if not _is_finite(value := getattr(self, name)) or value <= 0:
+            if not is_number(value := getattr(self, name)) or value <= 0:
                 raise ValueError(f"recipe {name} must be a number > 0, got {value!r}{self._usual(name)}")
         for name in ("weight_decay", "bn_l1"):
-            if not _is_finite(value := getattr(self, name)) or value < 0:
+            if not is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"recipe {name} must be >= 0, got {value!r}; 0 leaves it out")
         if not _is_below_one(self.warmup):
             raise ValueError(f"recipe warmup must satisfy 0 <= warmup < 1, got {self.warmup!r}; the default is 0.2")
@@ -112,12 +111,8 @@ class Recipe:
         return parts | ({"betas": list(self.betas)} if self.betas else {})  # as JSON gives it back
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_below_one(value: object) -> bool:
-    return _is_finite(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spaces.errors import unknown
+from spaces.errors import check_limit, unknown
 from spaces.latency import Predictor
 from spaces.layers import Layer, Network
 from spaces.policy import PruningPolicy
@@ -469,8 +469,9 @@ def allocate(name: str, target: Target, evidence: Evidence) -> dict[str, float]:
 
     Raises:
         Unreachable: the size is below what this allocator can give.
-        ValueError: unknown name, or `scan` without a profile.
+        ValueError: unknown name, `scan` without a profile, or a share of the target outside (0, 1].
     """
+    check_limit("share", target.share)
     if name not in ALLOCATORS:
         raise ValueError(unknown("allocator", name, ALLOCATORS))
     return ALLOCATORS[name](target, evidence)

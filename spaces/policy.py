@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spaces.criteria import check_criterion
-from spaces.errors import unknown
+from spaces.errors import percent_meant, unknown
 from spaces.schedule import SCHEDULES, Schedule
 
 POLICY_VERSION = 1
@@ -57,10 +57,15 @@ def check_sparsity(value: object, where: str = "sparsity") -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{where} must be a number with 0 <= sparsity < 1, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     if not 0.0 <= number < 1.0:
         nearest = "0.0" if number < 0 else "0.99" if number >= 1 else "a finite number"
-        raise ValueError(f"{where} must satisfy 0 <= sparsity < 1, got {number!r}; nearest valid: {nearest}")
+        raise ValueError(
+            f"{where} must satisfy 0 <= sparsity < 1, got {number!r}; nearest valid: {nearest}{percent_meant(number)}"
+        )
     return number + 0.0  # turns -0.0 into 0.0
 
 
@@ -177,6 +182,8 @@ class PruningPolicy:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningPolicy:
         """Read what `to_dict` wrote; unknown keys and other versions raise `ValueError`."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a policy must be a mapping as `to_dict` writes it, got {type(data).__name__}")
         fields = {"version", "sparsity", "granularity", "removal", "criterion", "schedule"}
         for key in data:
             if key not in fields:
@@ -219,6 +226,9 @@ def parse_object(text: str) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: duplicate key 'a': keep one of them
     """
+
+    if not isinstance(text, str):
+        raise ValueError(f"JSON must be text, got {type(text).__name__}")
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from spaces.errors import unknown
+from spaces.errors import is_number, unknown
 
 SCHEDULES = ("one-shot", "polynomial", "iterative")
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
@@ -46,7 +45,7 @@ class Schedule:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind):
                 raise ValueError(f"schedule {name} must be a {word}, got {value!r}")
-        if not (math.isfinite(self.exponent) and self.exponent > 0):
+        if not (is_number(self.exponent) and self.exponent > 0):
             raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
         if not 0 < self.ramp <= 1:
             raise ValueError(f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}; the default is 0.6")

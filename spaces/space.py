@@ -32,13 +32,13 @@ from spaces.combined import (
     preferences_of,
 )
 from spaces.criteria import check_criterion
-from spaces.errors import unknown
+from spaces.errors import check_limit, is_number, unknown
 from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
 from spaces.landing import centred as centred_logits
 from spaces.latency import Predictor
 from spaces.layers import Network
 from spaces.policy import CHOICES, PruningPolicy, parts_in, parts_of
-from spaces.schedule import Schedule
+from spaces.schedule import SCHEDULES, Schedule
 from spaces.size import SIZE_METRICS, settled
 
 SPEEDS = ("macs", "latency")
@@ -63,6 +63,15 @@ class Suggests(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
     def suggest_categorical(self, name: str, choices: list[str]) -> str: ...
+
+
+def _check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
+    for word in () if isinstance(words, str) else words:
+        if word not in known:
+            raise ValueError(unknown(what, word, known))
+    if isinstance(words, str) or not words or len(set(words)) < len(words):
+        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,8 @@ class Space:
             it, see `bases`.
 
     Raises:
-        ValueError: a granularity is unknown, repeated or not the criterion's, or `max_size` is no share in (0, 1].
+        ValueError: a granularity or schedule is unknown or repeated, a granularity is not the criterion's, or a limit
+            is no share in (0, 1].
         Unreachable: no granularity reaches the limits; the message names the reachable range.
     """
 
@@ -145,21 +155,14 @@ class Space:
     def __post_init__(self) -> None:
         if self.metric not in SIZE_METRICS:
             raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
-        if not 0 < self.max_size <= 1:
-            raise ValueError(f"max_size must satisfy 0 < max_size <= 1, got {self.max_size!r}")
-        if self.min_size is not None and not 0 < self.min_size <= self.max_size:
+        for name in ("max_size", "max_macs", "max_latency"):
+            check_limit(name, getattr(self, name))
+        if self.min_size is not None and not (is_number(self.min_size) and 0 < self.min_size <= self.max_size):
             raise ValueError(f"min_size must satisfy 0 < min_size <= {self.max_size:g}, got {self.min_size!r}")
-        if not 0 < self.max_macs <= 1:
-            raise ValueError(f"max_macs must satisfy 0 < max_macs <= 1, got {self.max_macs!r}")
-        if not self.granularities or len(set(self.granularities)) < len(self.granularities):
-            raise ValueError(f"granularities must be one or more of {', '.join(CHOICES)}, each once")
-        for word in self.granularities:
-            if word not in CHOICES:
-                raise ValueError(unknown("granularity", word, CHOICES))
+        _check_words("granularity", self.granularities, CHOICES)
+        _check_words("schedule", self.schedules, SCHEDULES)
         check_mixable(self.granularities, self.mixed)
         check_criterion(self.criterion, parts_in(self.granularities))
-        if not 0 < self.max_latency <= 1:
-            raise ValueError(f"max_latency must satisfy 0 < max_latency <= 1, got {self.max_latency!r}")
         if self.speed not in SPEEDS:
             raise ValueError(unknown("speed", self.speed, SPEEDS))
         if self.latency is None and (self.speed == "latency" or self.max_latency < 1):

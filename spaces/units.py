@@ -103,6 +103,8 @@ def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) ->
     >>> units_of("vector", (8, 3, 5, 5)), units_of("2:4", (2, 8))
     (Units(count=120, elements=5, keep=None), Units(count=4, elements=4, keep=2))
     """
+    if granularity not in GRANULARITIES:
+        raise ValueError(unknown("granularity", granularity, GRANULARITIES))
     numel = prod(shape)
     if numel == 0:
         raise ValueError(f"weight of shape {tuple(shape)} is empty: nothing to prune")
@@ -112,8 +114,6 @@ def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) ->
         if undivided := _undivided(granularity, shape, inputs):
             raise ValueError(undivided)
         return Units(pattern.of, numel // pattern.of, pattern.keep)
-    if granularity not in GRANULARITIES:
-        raise ValueError(unknown("granularity", granularity, GRANULARITIES))
     run = run_length(granularity, shape)
     return Units(numel // run, run)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pruning.cost import check_example
 from search.errors import PrunefrontError, UsageError
+from search.recipe import Recipe
 from search.user_code import load_function, pass_signals_on
 from search.workloads.base import Split, Workload, accuracy
 from spaces.errors import unknown
@@ -37,6 +42,8 @@ def get_workload(spec: str, **options: Any) -> Workload:
         UsageError: unknown name, factory or option, or a factory that returns no `Workload`.
         EnvironmentProblem: its module cannot be imported, or its data is missing.
     """
+    if not isinstance(spec, str):
+        raise UsageError(f"a workload is named by text, got {spec!r}: 'digits', or where its factory is")
     factory = _factory(BUILT_IN.get(spec, spec))
     accepted = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
@@ -57,7 +64,25 @@ def get_workload(spec: str, **options: Any) -> Workload:
         raise UsageError(f"workload {spec!r}: its factory raised {type(error).__name__}: {error}") from error
     if not isinstance(workload, Workload):
         raise UsageError(f"workload {spec!r}: its factory must return a search.Workload, got {type(workload).__name__}")
+    _check_parts(spec, workload)
     return workload
+
+
+def _check_parts(spec: str, workload: Workload) -> None:
+    """Refuse parts that would fail only once something is trained."""
+    for name in ("build_model", "loss", "metric", "augment"):
+        part = getattr(workload, name)
+        if not callable(part) and not (name == "augment" and part is None):
+            raise UsageError(f"workload {spec!r}: {name} must be a function, got {part!r}")
+    for name, kind, word in (("recipe", Recipe, "search.Recipe"), ("example_input", Tensor, "tensor")):
+        if not isinstance(part := getattr(workload, name), kind):
+            raise UsageError(f"workload {spec!r}: {name} must be a {word}, got {type(part).__name__}")
+    try:
+        check_example(workload.example_input)
+    except ValueError as error:
+        raise UsageError(f"workload {spec!r}: {error}") from None
+    if not isinstance(workload.weights, str | Path | None):
+        raise UsageError(f"workload {spec!r}: weights must name a file, got {type(workload.weights).__name__}")
 
 
 def _factory(spec: str) -> Callable[..., Workload]:

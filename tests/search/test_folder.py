@@ -98,7 +98,7 @@ def test_config_errors_are_one_line_with_the_value(options, said):
 
 
 def test_all_wrong_options_are_told_at_once():
-    with pytest.raises(UsageError, match=r"trials: .*; finalists: "):
+    with pytest.raises(UsageError, match=r"trials must be .*; finalists must be "):
         make_config(trials=0, finalists=-1)
 
 

@@ -106,7 +106,7 @@ class TestLimits:
             with pytest.raises(ValueError, match="max_size must satisfy 0 < max_size <= 1, got"):
                 Space(network, limit)
         for granularities in ((), ("channel", "channel")):
-            with pytest.raises(ValueError, match=r"granularities must be one or more of .*, each once"):
+            with pytest.raises(ValueError, match=r"give one granularity or more of .*, each once"):
                 Space(network, 0.25, granularities)
         with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
             Space(network, 0.25, ("chanel",))

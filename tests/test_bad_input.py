@@ -1,0 +1,568 @@
+"""Bad input at every public entry point: the exact result, or one line with what, the value and the remedy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from pruning import (
+    apply_masks_,
+    encode_model,
+    first_channels,
+    from_torch_prune,
+    make_mask,
+    measure_cost,
+    plan_removal,
+    prune,
+    read_sparse,
+    scan_sensitivity,
+    shrink,
+    sparsity_at,
+    to_torch_prune,
+    trace_channels,
+    write_sparse,
+)
+from pruning.codec import DamagedFile
+from pruning.evidence import unit_evidence
+from search import Recipe, SearchConfig, Workload, get_workload, load_front
+from search.config import make_config
+from search.errors import PrunefrontError, Refused, UsageError
+from spaces import NothingToRemove, PruningPolicy, Schedule, Space
+from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.errors import unknown
+
+NAN, INF = math.nan, math.inf
+MISSPELT = "did you mean"
+BAD_SHARES = [
+    (1.0, "must satisfy 0 <= sparsity < 1, got 1.0; nearest valid: 0.99"),
+    (-0.1, "must satisfy 0 <= sparsity < 1, got -0.1; nearest valid: 0.0"),
+    (25, "must satisfy 0 <= sparsity < 1, got 25.0; nearest valid: 0.99; 25 % is 0.25"),
+    (10**400, "must satisfy 0 <= sparsity < 1, got inf; nearest valid: 0.99"),
+    (NAN, "must satisfy 0 <= sparsity < 1, got nan; nearest valid: a finite number"),
+    ("a quarter", "must be a number with 0 <= sparsity < 1, got 'a quarter'"),
+    (True, "must be a number with 0 <= sparsity < 1, got True"),
+]
+"""A value, and what is said of it wherever a sparsity is taken."""
+BAD_LIMITS = {
+    0: "got 0",
+    1.5: "got 1.5; 1.5 % is 0.015",
+    25: "got 25; 25 % is 0.25",
+    -1: "got -1",
+    NAN: "got nan",
+    "x": "got 'x'",
+}
+"""Value -> what is said of it wherever a limit is taken, a share of the dense model's."""
+WEIGHT = torch.tensor([[3.0, -1.0, 2.0], [0.5, -4.0, 1.5], [0.1, 0.2, -0.3], [6.0, 5.0, 7.0]])
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 6, 3)
+        self.classifier = nn.Linear(6, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.conv1(self.norm(self.conv0(images)).relu()).relu().mean((2, 3)))
+
+
+torch.manual_seed(0)
+MODEL = Net().eval()
+IMAGES, TARGETS = torch.randn(4, 1, 6, 6), torch.arange(4)
+GRAPH = trace_channels(MODEL, IMAGES)
+HALF = {"conv0.weight": 0.5}
+LOSS = nn.functional.cross_entropy
+
+
+def broken(value: float) -> nn.Module:
+    """The network with one bad weight."""
+    model = copy.deepcopy(MODEL)
+    model.conv0.weight.data[0, 0, 0, 0] = value
+    return model
+
+
+def half_masked() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    torch_prune.identity(layer, "weight")
+    layer.weight_mask.fill_(0.5)
+    return layer
+
+
+def scan(model: nn.Module = MODEL, data=(IMAGES, TARGETS), **options):
+    options = {"levels": (0.5,), "granularities": ("channel",), **options}
+    return scan_sensitivity(model, GRAPH, data, LOSS, lambda outputs, targets: 0.5, **options)
+
+
+def planned(request, criterion: str = "magnitude-l2"):
+    return plan_removal(MODEL, request, IMAGES, criterion, GRAPH)
+
+
+def evidence() -> Evidence:
+    found = unit_evidence(MODEL, GRAPH, "fine-grained")
+    return Evidence.of(GRAPH.network, "fine-grained", found, None, "encoded")
+
+
+def made(**changes) -> Workload:
+    pair = (IMAGES, TARGETS)
+    parts = {"name": "made", "build_model": Net, "fit": pair, "calibration": pair, "validation": pair, "test": pair}
+    return Workload(**{**parts, **changes})
+
+
+def refuse(call: Callable[[], object], said: str, kind: type[Exception] = ValueError) -> None:
+    """The call raises an error of one line that says this, and none of ours is caught by accident."""
+    with pytest.raises(kind) as raised:
+        call()
+    text = str(raised.value)
+    assert said in text and "\n" not in text, text
+    assert isinstance(raised.value, (ValueError, PrunefrontError, FileNotFoundError)), raised.type
+
+
+def lengths(kept) -> dict[str, int]:
+    return {name: len(places) for name, places in kept.items()}
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def table(cases: dict[str, tuple]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in cases.items()])
+
+
+# What a mask is made of
+
+MASKED = {
+    "nothing": (WEIGHT, 0, {}, 0),
+    "nearly all": (WEIGHT, 0.999999, {}, 11),
+    "one element": (torch.tensor([2.0]), 0.9, {}, 0),
+    "a number": (torch.tensor(2.0), 0.9, {}, 0),
+    "all equal": (torch.ones(10), 0.25, {}, 3),
+    "all zero": (torch.zeros(10), 0.25, {}, 3),
+    "whole numbers": (torch.arange(4), 0.25, {}, 1),
+    "own scores": (WEIGHT, 0.25, {"scores": torch.arange(12).view(4, 3)}, 3),
+}
+
+
+@table(MASKED)
+def test_a_mask_at_the_edge_is_exact(case):
+    weight, share, options, removed = case
+    mask = make_mask(weight, share, **options)
+    assert int((~mask).sum()) == removed and mask.shape == weight.shape
+    if weight.dim() == 1 and removed:
+        assert not mask[:removed].any(), "ties go by the lowest index"
+
+
+BAD_MASKS = {
+    "empty": (lambda: make_mask(torch.empty(3, 0), 0.5), "weight is empty"),
+    "list": (lambda: make_mask([1.0, 2.0], 0.5), "weight must be a tensor, got list"),
+    "none": (lambda: make_mask(None, 0.5), "weight must be a tensor, got NoneType"),
+    "complex": (lambda: make_mask(torch.tensor([1j, 2.0]), 0.5), "weight must be real, got torch.complex64"),
+    "nan": (lambda: make_mask(torch.tensor([1.0, NAN]), 0.5), "weight has 1 NaN or infinite elements of 2"),
+    "inf": (lambda: make_mask(torch.tensor([1.0, -INF]), 0.5), "weight has 1 NaN or infinite elements of 2"),
+    "nan beside scores": (lambda: make_mask(WEIGHT * NAN, 0.5, scores=WEIGHT), "weight holds NaN or infinite"),
+    "no share": (lambda: make_mask(WEIGHT), "give one of sparsity, 0 <= sparsity < 1, and count, got None and None"),
+    "granularity": (lambda: make_mask(WEIGHT, 0.5, "chanel"), f"'chanel': {MISSPELT} 'channel'"),
+    "no granularity": (lambda: make_mask(WEIGHT, 0.5, None), "unknown granularity None"),
+    "criterion": (lambda: make_mask(WEIGHT, 0.5, criterion="l1"), f"'l1': {MISSPELT} 'magnitude-l1'"),
+    "by data": (lambda: make_mask(WEIGHT, 0.5, criterion="taylor"), "'taylor' needs more than a weight"),
+    "pattern": (lambda: make_mask(WEIGHT, 0.5, "2:4"), "2:4 needs a multiple of 4 inputs, the weight has 3"),
+    "scores' shape": (lambda: make_mask(WEIGHT, 0.5, scores=WEIGHT[:2]), "shape (4, 3), got (2, 3)"),
+    "scores' kind": (lambda: make_mask(WEIGHT, 0.5, scores=[1, 2]), "must be tensors, got Tensor and list"),
+    "scores nan": (lambda: make_mask(WEIGHT, 0.5, scores=WEIGHT * NAN), "scores hold NaN or infinite values"),
+    "scores inf": (lambda: make_mask(WEIGHT, 0.5, scores=WEIGHT / 0), "scores hold NaN or infinite values"),
+    "applied name": (lambda: apply_masks_(MODEL, {"conv0.wieght": WEIGHT > 0}), f"{MISSPELT} 'conv0.weight'"),
+    "applied shape": (
+        lambda: apply_masks_(MODEL, {"classifier.bias": WEIGHT > 0}),
+        "must be bool of shape (4,), got bool of shape (4, 3)",
+    ),
+    "applied floats": (
+        lambda: apply_masks_(MODEL, {"classifier.bias": torch.ones(4)}),
+        "must be bool of shape (4,), got float32",
+    ),
+    "torch name": (lambda: to_torch_prune(MODEL, {"conv0.wieght": WEIGHT > 0}), f"{MISSPELT} 'conv0.weight'"),
+    "torch shape": (lambda: to_torch_prune(MODEL, {"conv0.weight": WEIGHT > 0}), "has shape (4, 3), not (8, 1, 3, 3)"),
+    "torch halves": (
+        lambda: to_torch_prune(MODEL, {"classifier.bias": torch.full((4,), 0.5)}),
+        "holds 0.5: a mask holds only 0 and 1",
+    ),
+    "torch nan": (lambda: to_torch_prune(MODEL, {"classifier.bias": torch.full((4,), NAN)}), "holds nan: a mask holds"),
+    "torch list": (lambda: to_torch_prune(MODEL, {"classifier.bias": [1]}), "must be a tensor of bools, got list"),
+    "from torch": (lambda: from_torch_prune(half_masked()), "weight_mask holds 0.5: a mask holds only 0 and 1"),
+}
+
+
+@table(BAD_MASKS)
+def test_a_bad_mask_is_refused_in_one_line(case):
+    refuse(*case)
+
+
+@pytest.mark.parametrize(("share", "said"), BAD_SHARES, ids=["1", "below", "percent", "huge", "nan", "text", "bool"])
+def test_a_bad_sparsity_is_refused_wherever_it_is_given(share, said):
+    refuse(lambda: make_mask(WEIGHT, share), said)
+    refuse(lambda: PruningPolicy({"a.weight": share}), f"sparsity of 'a.weight' {said}")
+    refuse(lambda: PruningPolicy({}, removal={"a.weight": share}), f"removal of 'a.weight' {said}")
+    refuse(lambda: planned({"conv0.weight": share}), f"removal of 'conv0.weight' {said}")
+    refuse(lambda: first_channels(GRAPH, {"conv0.weight": share}), f"removal of 'conv0.weight' {said}")
+    refuse(lambda: scan(levels=(0.5, share)), said)
+    if share is not True:
+        refuse(lambda: sparsity_at(5, final=share), f"final must satisfy 0 <= final < 1, got {share!r}")
+
+
+# Models, policies and what is removed
+
+REMOVED = {
+    "nothing asked": (lambda: planned({}).kept, {}),
+    "nothing of a layer": (lambda: planned({"conv0.weight": 0.0}).kept, {}),
+    "nearly all": (lambda: lengths(planned({"conv0.weight": 0.999999}).kept), {"conv0.weight": 1, "norm.weight": 1}),
+    "identity": (lambda: equal(prune(MODEL, PruningPolicy({})), MODEL), True),
+    "one unit stays": (
+        lambda: int(prune(MODEL, PruningPolicy({"conv1.weight": 0.999999})).conv1.weight.count_nonzero()),
+        1,
+    ),
+    "costs without layers": (lambda: measure_cost(nn.ReLU(), IMAGES).macs, 0),
+    "jump": (lambda: sparsity_at(0, start=0, end=0), 0.75),
+    "nan is stored": (lambda: len(encode_model(broken(NAN))), len(encode_model(MODEL))),
+    "plain model": (lambda: dict(from_torch_prune(MODEL).masks), {}),
+    "empty masks": (lambda: len(list(to_torch_prune(MODEL, {}).buffers())), len(list(MODEL.buffers()))),
+}
+
+
+@table(REMOVED)
+def test_a_request_at_the_edge_is_exact(case):
+    call, expected = case
+    assert call() == expected
+
+
+BAD_MODELS = {
+    "layer": (lambda: prune(MODEL, PruningPolicy({"conv9.weight": 0.5})), f"'conv9.weight': {MISSPELT} 'conv1.weight'"),
+    "no policy": (lambda: prune(MODEL, HALF), "policy must be a PruningPolicy, got dict"),
+    "no model": (lambda: prune("net", PruningPolicy(HALF)), "model must be a torch.nn.Module, got str"),
+    "nan": (lambda: prune(broken(NAN), PruningPolicy(HALF)), "weight has 1 NaN or infinite elements of 72"),
+    "nan channels": (
+        lambda: prune(broken(INF), PruningPolicy(HALF, "channel"), IMAGES),
+        "conv0.weight: weight has 1 NaN",
+    ),
+    "nan plan": (lambda: plan_removal(broken(NAN), {"conv1.weight": 0.5}, IMAGES), "conv0.weight: weight has 1 NaN"),
+    "nan scan": (lambda: scan(broken(NAN)), "weight has 1 NaN"),
+    "data": (lambda: prune(MODEL, PruningPolicy(HALF, criterion="taylor")), "give calibration=pruning.Calibration("),
+    "example": (
+        lambda: prune(MODEL, PruningPolicy(HALF), torch.zeros(2, 3, 6, 6)),
+        "does not run on the example input",
+    ),
+    "no example": (lambda: plan_removal(MODEL, HALF, None), "example input must be a tensor (N, ...), got NoneType"),
+    "empty example": (
+        lambda: plan_removal(MODEL, HALF, IMAGES[:0]),
+        "shape (0, 1, 6, 6): it needs at least one example",
+    ),
+    "nan example": (lambda: trace_channels(MODEL, IMAGES * NAN), "holds NaN or infinite values"),
+    "request": (lambda: plan_removal(MODEL, 0.5, IMAGES), "request must map layer names to shares, got float"),
+    "request's layer": (lambda: planned({"conv0": 0.5}), f"'conv0': {MISSPELT} 'conv0.weight'"),
+    "criterion": (lambda: plan_removal(MODEL, HALF, IMAGES, "l2"), f"'l2': {MISSPELT} 'magnitude-l2'"),
+    "shrink another": (
+        lambda: shrink(nn.Linear(2, 2), planned(HALF)),
+        "not the traced model: 'conv0.weight' has shape None",
+    ),
+    "shrink twice": (lambda: shrink(shrink(MODEL, plan := planned(HALF)), plan), "not the traced model"),
+    "cost shape": (
+        lambda: measure_cost(MODEL, torch.zeros(2, 3, 6, 6)),
+        "does not run on the example input: RuntimeError",
+    ),
+    "cost empty": (lambda: measure_cost(MODEL, IMAGES[:0]), "it needs at least one example"),
+    "cost of text": (lambda: measure_cost("net", IMAGES), "model must be a torch.nn.Module, got str"),
+    "cost on text": (lambda: measure_cost(MODEL, "images"), "example input must be a tensor (N, ...), got str"),
+    "step": (lambda: sparsity_at("5"), "step must be a finite number of steps, got '5'"),
+    "nan step": (lambda: sparsity_at(NAN), "step must be a finite number of steps, got nan"),
+    "endless": (lambda: sparsity_at(5, end=INF), "end must be a finite number of steps, got inf"),
+    "backwards": (lambda: sparsity_at(5, start=10, end=5), "end must not come before start, got start=10, end=5"),
+    "exponent": (lambda: sparsity_at(5, exponent=0), "exponent must be finite and > 0, got 0; 1 is linear, 3 cubic"),
+    "exponent's kind": (lambda: sparsity_at(5, exponent="3"), "exponent must be finite and > 0, got '3'"),
+    "percent": (lambda: sparsity_at(5, final=25), "0 <= final < 1, got 25; 25 % is 0.25"),
+    "no levels": (lambda: scan(levels=()), "levels must be one or more sparsities, got none"),
+    "scan word": (lambda: scan(granularities=("chanel",)), f"'chanel': {MISSPELT} 'channel'"),
+    "scan text": (lambda: scan(granularities="channel"), "one or more words in a sequence, got 'channel'"),
+    "scan criterion": (lambda: scan(criterion="l2"), f"'l2': {MISSPELT} 'magnitude-l2'"),
+    "scan data": (lambda: scan(data=(IMAGES, TARGETS[:2])), "as many inputs as targets, at least 1, got 4 and 2"),
+    "scan no data": (lambda: scan(data=(IMAGES[:0], TARGETS[:0])), "at least 1, got 0 and 0"),
+    "scan another": (lambda: scan(nn.Linear(2, 2)), "not the traced model: 'conv0.weight' has shape None"),
+}
+
+
+@table(BAD_MODELS)
+def test_a_bad_model_or_request_is_refused_in_one_line(case):
+    refuse(*case)
+
+
+def scan_a_layer(layer: nn.Module, granularities: tuple[str, ...]):
+    inputs = torch.zeros(2, 3, 4, 4)
+    graph = trace_channels(layer, inputs)
+    return scan_sensitivity(layer, graph, (inputs, TARGETS[:2]), LOSS, lambda outputs, targets: 0.5, granularities)
+
+
+NOTHING = {
+    "plan": lambda: planned({"classifier.weight": 0.5}),
+    "plan rounds": lambda: planned({"conv0.weight": 0.06, "conv1.weight": 0.08}),
+    "first channels": lambda: first_channels(GRAPH, {"conv0.weight": 0.06}),
+    "prune": lambda: prune(MODEL, PruningPolicy({"conv0.weight": 0.006, "classifier.weight": 0.02})),
+    "prune pattern": lambda: prune(MODEL, PruningPolicy({"conv0.weight": 0.5}, "2:4"), graph=GRAPH),
+    "prune channels": lambda: prune(MODEL, PruningPolicy({"conv0.weight": 0.06}, "channel"), graph=GRAPH),
+    "scan": lambda: scan_a_layer(nn.Conv2d(3, 2, 3), ("2:4", "channel")),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_to_remove_is_never_silent(name):
+    refuse(NOTHING[name], "nothing to remove: ", NothingToRemove)
+    refuse(NOTHING[name], ": ask for a larger share, or of another layer", NothingToRemove)
+
+
+# Words and files
+
+POLICY = {"version": 1, "sparsity": {"a.weight": 0.25}}
+BAD_POLICIES = {
+    "empty": ("", "not valid JSON"),
+    "truncated": (json.dumps(POLICY)[:-3], "not valid JSON"),
+    "version": (json.dumps({**POLICY, "version": 2}), "policy version must be 1, got 2"),
+    "no version": ('{"sparsity": {}}', "policy version must be 1, got None"),
+    "no sparsity": ('{"version": 1}', "add {layer: share removed}"),
+    "a list": (json.dumps({**POLICY, "sparsity": [0.5]}), "sparsity must map layer names to shares, got list"),
+    "NaN": ('{"version": 1, "sparsity": {"a": NaN}}', "NaN is not a valid number here"),
+    "huge": (json.dumps({**POLICY, "sparsity": {"a": 10**400}}), "got inf; nearest valid: 0.99"),
+    "granularity": (json.dumps({**POLICY, "granularity": ["channel"]}), "unknown granularity ['channel']"),
+    "criterion": (json.dumps({**POLICY, "criterion": "l1"}), f"'l1': {MISSPELT} 'magnitude-l1'"),
+    "schedule": (json.dumps({**POLICY, "schedule": 5}), "schedule must be a Schedule or one of one-shot"),
+    "huge exponent": (json.dumps({**POLICY, "schedule": {"exponent": 10**400}}), "schedule exponent must be > 0"),
+    "schedule's key": (json.dumps({**POLICY, "schedule": {"kin": 1}}), f"'kin': {MISSPELT} 'kind'"),
+}
+
+
+@table(BAD_POLICIES)
+def test_a_bad_policy_file_is_refused_in_one_line(case):
+    refuse(lambda: PruningPolicy.from_json(case[0]), case[1])
+
+
+BAD_CHOICES = {
+    "policy of nothing": (lambda: PruningPolicy(None), "sparsity must map layer names to shares, got NoneType"),
+    "policy key": (lambda: PruningPolicy({1: 0.5}), "sparsity must have layer names as keys, got 1"),
+    "policy from nothing": (lambda: PruningPolicy.from_dict(None), "a policy must be a mapping"),
+    "policy from no text": (lambda: PruningPolicy.from_json(None), "JSON must be text, got NoneType"),
+    "policy criterion": (lambda: PruningPolicy(HALF, criterion=None), "unknown criterion None"),
+    "schedule": (lambda: Schedule("fast"), "unknown schedule 'fast'"),
+    "schedule exponent": (lambda: Schedule("polynomial", "3"), "exponent must be a number, got '3'"),
+    "schedule ramp": (lambda: Schedule("polynomial", 3.0, 60), "0 < ramp <= 1, got 60; the default is 0.6"),
+    "space size": (lambda: Space(GRAPH.network, 1e-9), "reachable is"),
+    "space words": (lambda: Space(GRAPH.network, 0.5, ("chanel",)), f"'chanel': {MISSPELT} 'channel'"),
+    "space text": (lambda: Space(GRAPH.network, 0.5, "channel"), "in a tuple, got 'channel'"),
+    "space schedules": (lambda: Space(GRAPH.network, 0.5, schedules=("fast",)), "unknown schedule 'fast'"),
+    "space none": (lambda: Space(GRAPH.network, 0.5, schedules=()), "give one schedule or more"),
+    "space metric": (lambda: Space(GRAPH.network, 0.5, metric="bytes"), "unknown size metric 'bytes'"),
+    "space min size": (lambda: Space(GRAPH.network, 0.5, min_size=0.6), "0 < min_size <= 0.5, got 0.6"),
+    "allocator": (lambda: allocate("unifrom", Target(GRAPH.network, 0.5), Evidence()), f"{MISSPELT} 'uniform'"),
+    "no profile": (lambda: allocate("scan", Target(GRAPH.network, 0.5), evidence()), "needs a profile: scan the model"),
+    "too small": (lambda: allocate("uniform", Target(GRAPH.network, 1e-9), evidence()), "the smallest is"),
+    "no names": (lambda: unknown_of_none(), "unknown study 'a': there is none yet"),
+    "workload name": (lambda: made(name="a b"), "may hold letters, digits, '.', '_' and '-', got 'a b'"),
+    "workload empty": (lambda: made(fit=(IMAGES[:0], TARGETS[:0])), "as many inputs as targets, got 0 and 0"),
+    "workload unequal": (
+        lambda: made(test=(IMAGES, TARGETS[:2])),
+        "'test' needs as many inputs as targets, got 4 and 2",
+    ),
+    "workload of none": (lambda: made(fit=None), "must be a pair of tensors or a map-style dataset, got NoneType"),
+    "recipe": (lambda: Recipe(learning_rate=10**400), "learning_rate must be a number > 0"),
+}
+
+
+def unknown_of_none() -> None:
+    raise ValueError(unknown("study", "a", []))
+
+
+@table(BAD_CHOICES)
+def test_a_bad_choice_is_refused_in_one_line(case):
+    refuse(case[0], case[1], (ValueError, Unreachable))
+
+
+@pytest.mark.parametrize("value", BAD_LIMITS)
+def test_a_bad_limit_is_refused_wherever_it_is_given(value, tmp_path):
+    said = BAD_LIMITS[value]
+    for name in ("max_size", "max_macs", "max_latency"):
+        refuse(lambda name=name: Space(GRAPH.network, **{"max_size": 0.5, name: value}), f"0 < {name} <= 1, {said}")
+        option = name.replace("_", "-")
+        for make in (SearchConfig, make_config):
+            words = f"{option} must be a share of the dense model's, > 0 and <= 1, {said}"
+            refuse(lambda make=make, name=name: make(**{name: value}), words, UsageError)
+    refuse(lambda: allocate("uniform", Target(GRAPH.network, value), evidence()), f"0 < share <= 1, {said}")
+    refuse(lambda: load_front("mine", tmp_path, value), f"0 < max-size <= 1, {said}", UsageError)
+
+
+BAD_OPTIONS = {
+    "trials": {
+        0: "trials must be a whole number, >= 1, got 0; the default is 24",
+        -1: "got -1",
+        2.5: "got 2.5",
+        "x": "'x'",
+    },
+    "timeout": {0: "timeout must be a number, > 0, got 0", NAN: "got nan"},
+    "width": {0: "width must be a number, > 0, got 0", "x": "got 'x'"},
+    "seed": {-1: "seed must be a whole number, >= 0 and < 2147483648, got -1; the default is 0"},
+    "finalists": {100: "finalists must be a whole number, >= 0 and <= 20, got 100; the default is 3"},
+    "round_to": {0: "round-to must be a whole number, >= 1 and <= 1024, got 0; the default is 1"},
+    "granularity": {
+        "chanel": f"unknown granularity 'chanel': {MISSPELT} 'channel'",
+        (): "granularity needs one or more",
+    },
+    "criterion": {"l2": f"unknown criterion 'l2': {MISSPELT} 'magnitude-l2'", 5: "criterion must be text, got 5"},
+    "sampler": {"tpee": f"unknown sampler 'tpee': {MISSPELT} 'tpe'"},
+    "size_metric": {"bytes": "size-metric must be 'encoded' or 'nonzero', got 'bytes'; the default is 'encoded'"},
+    "seeds": {"maybe": "seeds must be true or false, got 'maybe'; the default is True"},
+    "min_accuracy": {92: "min-accuracy must be a share such as 0.92", NAN: "got nan"},
+    "max_size": {"25%": "max-size must be a share of the dense model's, > 0 and <= 1, got '25%'; 25 % is 0.25"},
+    "study": {"../x": "got '../x'", 5: "study must be text, got 5"},
+    "trails": {3: f"unknown option 'trails': {MISSPELT} 'trials'"},
+}
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_a_bad_option_is_refused_in_our_words(option):
+    for value, said in BAD_OPTIONS[option].items():
+        for make in (SearchConfig, make_config):
+            refuse(lambda make=make, value=value: make(**{option: value}), said, UsageError)
+            refuse(lambda make=make, value=value: make(**{option: value}), said, ValueError)
+
+
+BAD_PARTS = {
+    "build_model": (None, "build_model must be a function, got None"),
+    "loss": ("mse", "loss must be a function, got 'mse'"),
+    "metric": (None, "metric must be a function, got None"),
+    "augment": (5, "augment must be a function, got 5"),
+    "recipe": ({"batch": 5}, "recipe must be a search.Recipe, got dict"),
+    "example_input": (IMAGES * NAN, "the example input holds NaN or infinite values"),
+    "weights": (5, "weights must name a file, got int"),
+}
+
+
+@pytest.mark.parametrize("part", BAD_PARTS)
+def test_a_bad_part_of_a_workload_is_refused_before_it_is_used(part, monkeypatch):
+    value, said = BAD_PARTS[part]
+    monkeypatch.setattr("search.workloads._factory", lambda spec: lambda: made(**{part: value}))
+    refuse(lambda: get_workload("./mine.py:make"), f"workload './mine.py:make': {said}", UsageError)
+
+
+def test_a_bad_name_of_a_workload_is_refused():
+    refuse(lambda: get_workload(None), "a workload is named by text, got None", UsageError)
+    refuse(lambda: get_workload("digit"), f"'digit': {MISSPELT} 'digits'", UsageError)
+
+
+def test_files_that_are_absent_or_damaged_are_named(tmp_path):
+    whole = encode_model(MODEL)
+    refuse(lambda: read_sparse(tmp_path / "absent"), "no file", FileNotFoundError)
+    refuse(lambda: read_sparse(str(tmp_path)), "no file", FileNotFoundError)
+    refuse(lambda: write_sparse(MODEL, tmp_path / "absent" / "file"), "No such file", FileNotFoundError)
+    for name, content in {"truncated": whole[:50], "empty": b"", "text": b"{}" * 40, "short": whole[:-9]}.items():
+        (tmp_path / name).write_bytes(content)
+        refuse(lambda name=name: read_sparse(str(tmp_path / name)), f"{name} does not decode", DamagedFile)
+    assert write_sparse(MODEL, str(tmp_path / "good")) == len(whole)
+    assert torch.equal(read_sparse(str(tmp_path / "good"))["conv0.weight"], MODEL.conv0.weight)
+    with torch.no_grad():
+        (kept := broken(NAN)).conv0.weight[1:] = 0
+    write_sparse(kept, tmp_path / "nan")
+    torch.testing.assert_close(
+        read_sparse(tmp_path / "nan")["conv0.weight"], kept.conv0.weight.detach(), equal_nan=True
+    )
+
+
+def test_studies_that_are_absent_or_damaged_are_named(tmp_path):
+    refuse(lambda: load_front("mine", tmp_path), "unknown study 'mine': there is none yet", UsageError)
+    refuse(lambda: load_front(None, tmp_path), "got None", UsageError)
+    refuse(lambda: load_front("../mine", tmp_path), "got '../mine'", UsageError)
+    record = tmp_path / "mine" / "study.json"
+    record.parent.mkdir()
+    for content, said in {"{": "damaged", '{"version": 99}': "version is not 1", "[]": "damaged"}.items():
+        record.write_text(content)
+        refuse(lambda: load_front("mine", tmp_path), said, Refused)
+    refuse(lambda: load_front("mime", tmp_path), f"{MISSPELT} 'mine'", UsageError)
+
+
+# The command line
+
+TINY = ("--workload", "./tiny.py:tiny")
+COMMANDS = {
+    "percent": (
+        ["search", "--max-size", "25"],
+        "max-size must be a share of the dense model's, > 0 and <= 1, got 25.0; 25 % is 0.25",
+    ),
+    "percent macs": (["search", "--max-macs", "60"], "got 60.0; 60 % is 0.6"),
+    "front percent": (["front", "mine", "--max-size", "25"], "0 < max-size <= 1, got 25.0; 25 % is 0.25"),
+    "no trials": (["search", "--trials", "0"], "trials must be a whole number, >= 1, got 0; the default is 24"),
+    "trials below": (["search", "--trials", "-1"], "got -1"),
+    "no number": (["search", "--max-size", "a quarter"], "'a quarter'"),
+    "criterion": (["scan", "--criterion", "l1"], f"'l1': {MISSPELT} 'magnitude-l1'"),
+    "granularity": (["scan", "--granularity", "2:5"], "unknown granularity '2:5'"),
+    "study": (["front", "absent"], "unknown study 'absent'"),
+    "export": (["export", "absent", "--out", "out"], "unknown study 'absent'"),
+    "file": (["apply", "absent.json", "--out", "out"], "no file 'absent.json'"),
+    "study file": (["search", "absent.toml"], "no study file 'absent.toml'"),
+    "folder": (["verify", "absent"], "absent"),
+    "weights": (["scan", *TINY, "--weights", "absent.pt"], "absent.pt"),
+    "round": (
+        ["apply", "dict.json", *TINY, "--out", "out", "--round-to", "0"],
+        "round-to must be a whole number, >= 1 and <= 1024, got 0",
+    ),
+}
+
+
+@pytest.fixture
+def files(place):
+    (place / "dict.json").write_text('{"conv1.weight": 0.0001}')
+    return place
+
+
+@table(COMMANDS)
+def test_a_bad_command_ends_in_one_line(main, files, tmp_path, case):
+    words, said = case
+    reply = main(words[0], "--root", tmp_path / "root", *words[1:])
+    assert reply.code in (2, 3), reply.err
+    one_line(reply, said)
+
+
+def one_line(reply, said: str) -> None:
+    lines = [line for line in reply.err.splitlines() if line.startswith("prunefront: ")]
+    assert len(lines) == 1 and said in lines[0] and "unexpected" not in lines[0], reply.err
+    assert not re.search("Traceback|pydantic|Input should", reply.err) and reply.out == ""
+
+
+def test_apply_says_why_nothing_would_go(main, files, tmp_path):
+    words = ["--root", tmp_path / "root", *TINY, "--out", tmp_path / "out"]
+    for options, said in (
+        ([], "'conv1.weight' stays whole (0.0001 of 1152 units rounds to none)"),
+        (["--granularity", "channel"], "'conv1.weight' stays whole (0.0001 of 16 units rounds to none)"),
+    ):
+        reply = main("apply", "dict.json", *words, *options)
+        assert reply.code == 2
+        one_line(reply, f"dict.json: nothing to remove: {said}: ask for a larger share, or of another layer")
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "root").glob("cache/dense-*"))
+
+
+def test_a_trial_of_nothing_fails_with_the_reason_before_training():
+    from search.evaluate import Subject, evaluate_policy
+
+    subject = Subject(replace(made(), recipe=Recipe(batch=2, trial_epochs=1)), MODEL, GRAPH)
+    steps: list[int] = []
+    for policy, reason in (
+        (PruningPolicy({"conv0.weight": 0.001}), "0.001 of 72 units rounds to none"),
+        (PruningPolicy({"classifier.weight": 0.5}, "channel"), "its outputs are the network's outputs"),
+    ):
+        result = evaluate_policy(subject, policy, 1, 0, lambda *counts: steps.append(1)).result
+        assert (result.state, result.reason) == (
+            "failed", f"refused: nothing to remove: {next(iter(policy.sparsity))!r} stays whole ({reason}): "
+            "ask for a larger share, or of another layer",
+        )  # fmt: skip
+    assert not steps and evaluate_policy(subject, PruningPolicy({}), 1, 0).result.state == "complete"
