@@ -516,7 +516,7 @@ def test_scan_writes_profile_and_picture(main, finished, tmp_path):
     assert {layer["layer"]: layer["parameters"] for layer in layers}["conv1.weight"] == 16 * 8 * 9
 
 
-def test_inspect_draws_the_trained_weights(main, finished, tmp_path):
+def test_inspect_draws_the_trained_weights(main, tmp_path):
     words = ["inspect", "./tiny.py:tiny", "--pictures", tmp_path / "drawn", "--granularity", "fine-grained,kernel"]
     reply = main(*words, "--sparsities", "0.25", "--layer", "conv0.weight", "--json")
     assert reply.code == 0, reply.err
@@ -531,7 +531,7 @@ def test_inspect_draws_the_trained_weights(main, finished, tmp_path):
     one_line_error(main("inspect", "./tiny.py:tiny", "--layer", "conv0.weight"), 2, "--layer", "--pictures")
 
 
-def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, finished, tmp_path):
+def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, tmp_path):
     file = tmp_path / "dict.json"
     file.write_text(json.dumps(dict.fromkeys(LAYERS, 0.75)))
     words = ["apply", file, "--workload", "./tiny.py:tiny", "--json"]
