@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 
 import fixed_size
 import granularities
+import primitives
 import race_table
 import search_race
 import smallest
@@ -508,3 +510,46 @@ class TestGranularities:
     def test_a_part_out_of_range_is_refused(self, text):
         with pytest.raises(granularities.argparse.ArgumentTypeError, match="such as 1/2"):
             granularities._part(text)
+
+
+class TestPrimitives:
+    def test_sides_take_turns_on_arguments_made_off_the_clock(self):
+        now, called = [0.0], []
+
+        def side(name: str, seconds: float) -> primitives.Side:
+            def call(_: object) -> None:
+                called.append(name)
+                now[0] += seconds
+
+            def prepare(n: int) -> list[None]:
+                now[0] += 64.0
+                return [None] * n
+
+            return prepare, call
+
+        found = primitives.interleaved(side("theirs", 2**-9), side("ours", 2**-10), 3, lambda: now[0])
+        assert np.array(found) == pytest.approx(np.array([[2**-9, 2**-10]] * 3))
+        theirs, ours = ["theirs"] * 3, ["ours"] * 5  # 4 ms each, and a little more
+        assert called[4:] == [*theirs, *ours, *ours, *theirs, *theirs, *ours]
+
+    def test_the_median_is_of_the_ratios_of_rounds(self):
+        one = primitives.Compared.of("a", 7, [(3.0, 1.0), (8.0, 4.0), (10.0, 10.0)])
+        assert (one.ratio, one.theirs, one.ours, one.rounds) == (2.0, 8000.0, 4000.0, 3)
+        assert (one.low, one.high) == (1.5, 2.5)
+
+    def test_shown(self, capsys, monkeypatch):
+        monkeypatch.setattr(primitives, "LEAST_SECONDS", 0.0)
+        masks = list(primitives.compare_masks(400, 1))
+        steps = [primitives.compare_steps(1 / 16, 1, batch=4, side=8)]
+        assert len(masks) == 2 * len(primitives.TWINS)
+        primitives.show(masks, steps)
+        text = capsys.readouterr().out
+        summary = json.loads(text.splitlines()[-1])
+        assert {one["size"] for one in summary["masks"]} == {400}
+        assert summary["steps"][0]["what"] == "step, VGG9 x 0.0625"
+        assert max(map(len, text.splitlines()[:-1])) <= 120
+
+    def test_masks_that_differ_are_told(self, monkeypatch):
+        monkeypatch.setattr(primitives, "make_mask", lambda weight, *_, **__: torch.ones_like(weight, dtype=torch.bool))
+        with pytest.raises(RuntimeError, match="l1_unstructured: the masks differ"):
+            list(primitives.compare_masks(400, 1))
