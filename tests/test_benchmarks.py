@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import sys
@@ -20,15 +21,21 @@ sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 
 import fixed_size
 import granularities
+import primitive_table
 import primitives
 import race_table
 import search_race
 import smallest
 from fixed_size import Cell, Difference, outcomes
+from primitive_table import PRIMITIVES, Case, Outcome, Primitive
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
 from raw_rows import read_rows
 
-from spaces.policy import PruningPolicy
+from search.train import TRAININGS
+from spaces.allocation import ALLOCATORS
+from spaces.criteria import CRITERIA
+from spaces.policy import GRANULARITIES, PruningPolicy
+from spaces.schedule import SCHEDULES
 from spaces.size import dense_footprint, footprint, shares
 
 E = math.e
@@ -553,3 +560,69 @@ class TestPrimitives:
         monkeypatch.setattr(primitives, "make_mask", lambda weight, *_, **__: torch.ones_like(weight, dtype=torch.bool))
         with pytest.raises(RuntimeError, match="l1_unstructured: the masks differ"):
             list(primitives.compare_masks(400, 1))
+
+
+class TestPrimitiveTable:
+    REPORT = """<testsuites><testsuite>
+        <testcase classname="tests.a.test_b.TestC" name="test_d[2-red]"/>
+        <testcase classname="tests.a.test_b.TestC" name="test_d[3-red]"><failure message="no"/></testcase>
+        <testcase classname="tests.a.test_b.TestC" name="test_d[2-blue]"><skipped/></testcase>
+        <testcase classname="tests.a.test_b.TestOther" name="test_d[2-red]"/>
+        <testcase classname="tests.a.test_b.TestC" name="test_different[2-red]"/>
+        <testcase classname="tests.a.test_b" name="test_alone"/>
+        </testsuite></testsuites>"""
+
+    @pytest.mark.parametrize(
+        ("part", "words"),
+        [
+            ("granularity", GRANULARITIES),
+            ("criterion", CRITERIA),
+            ("allocation", ALLOCATORS),
+            ("schedule", SCHEDULES),
+            ("training", TRAININGS),
+        ],
+    )
+    def test_every_word_the_code_knows_has_a_row(self, part, words):
+        assert set(words) <= {row.name for row in PRIMITIVES if row.part == part}
+
+    def test_no_row_is_there_twice(self):
+        assert len({(row.part, row.name) for row in PRIMITIVES}) == len(PRIMITIVES)
+
+    @pytest.mark.parametrize("test", sorted({row.test for row in PRIMITIVES}))
+    def test_what_a_row_names_exists(self, test):
+        file, *inner = test.split("::")
+        body = ast.parse((Path(__file__).parent / file).read_text()).body
+        for name in inner:
+            (body,) = (node.body for node in body if getattr(node, "name", "") == name)
+
+    @pytest.mark.parametrize(
+        ("test", "case", "found", "shown"),
+        [
+            ("TestC::test_d", "", Outcome(1, 1, 1), "1 passed, 1 failed, 1 skipped"),
+            ("TestC::test_d", "2-red", Outcome(1), "1 passed"),
+            ("TestC::test_d", "blue", Outcome(0, 0, 1), "1 skipped"),
+            ("test_alone", "", Outcome(1), "1 passed"),
+            ("test_gone", "", Outcome(), "no such test"),
+        ],
+    )
+    def test_a_row_counts_its_own_cases(self, test, case, found, shown):
+        row = Primitive("part", "name", "law", f"a/test_b.py::{test}", case)
+        own = primitive_table.outcome(row, list(primitive_table.read_cases(self.REPORT)))
+        assert (own, str(own), own.good) == (found, shown, shown == "1 passed")
+
+    def test_errors_of_fixtures_are_failures(self):
+        (case,) = primitive_table.read_cases('<a><testcase classname="x" name="y"><error/></testcase></a>')
+        assert case == Case("x", "y", "failed")
+
+    def test_shown(self, monkeypatch, capsys, tmp_path):
+        rows = [PRIMITIVES[0], Primitive("size", "odd", "a law", "a.py::test_b", "1:4")]
+        monkeypatch.setattr(primitive_table, "run", lambda rows: [Outcome(3), Outcome(4, 1)])
+        assert not primitive_table.show(rows, tmp_path / "table.md")
+        text = capsys.readouterr().out
+        line = "| size | odd | a law | `pytest tests/a.py::test_b -k 1:4` | 4 passed, 1 failed |\n"
+        assert line in text
+        assert (tmp_path / "table.md").read_text().endswith(line)
+        summary = json.loads(text.splitlines()[-1])
+        assert (summary["rows"], summary["cases_passed"], summary["not_passing"]) == (2, 7, ["size: odd"])
+        monkeypatch.setattr(primitive_table, "run", lambda rows: [Outcome(3)])
+        assert primitive_table.show(rows[:1], None)
