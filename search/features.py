@@ -32,7 +32,7 @@ class Features:
         self._removable = np.array([float(group.obstacle is None) for group in network.groups])
         self._by_mask = _buckets(np.array([layer.numel for layer in network.layers], dtype=float))
         self._by_removal = _buckets(self._removable)
-        words = {n: parts_of(word) for n, word in enumerate(space.granularities) if word in space.usable}
+        words = {n: parts_of(word) for n, word in enumerate(space.granularities) if word in space.choices}
         self._in_turn = [n for n, parts in words.items() if len(parts) > 1]
         kinds = dict.fromkeys(parts[-1] for parts in words.values() if parts[-1] != "channel")
         self._further = [[n for n, parts in words.items() if parts[-1] == kind] for kind in list(kinds)[1:]]

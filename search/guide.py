@@ -115,7 +115,7 @@ class Guide:
         self._space, self._pool, self._seed = space, Pool(space, evidence), seed
         self._largest_error = None if largest_error is None else _within(largest_error)
         self._features = Features(space)
-        ways = sorted({"channel" in parts_of(word) for word in space.usable})
+        ways = sorted({"channel" in parts_of(word) for word in space.choices})
         self._dense = (
             np.array([self._features.dense(way) for way in ways]),
             np.full(len(ways), logit(_within(dense_error))),

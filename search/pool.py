@@ -134,11 +134,14 @@ class Pool:
     def _one_granularity(self, random: np.random.Generator) -> str:
         return str(random.choice(self._space.usable))
 
+    def _of_layers(self, random: np.random.Generator) -> str:
+        return str(random.choice(self._space.choices))
+
     def _codes(self, granularity: str, random: np.random.Generator) -> str | dict[str, str]:
         """One granularity, or where layers may differ, often one a layer."""
         if not self._space.mixed or random.random() < 0.5:
             return granularity
-        return {name: self._one_granularity(random) for name in self._space.network.layer_names}
+        return {name: self._of_layers(random) for name in self._space.network.layer_names}
 
     def _other_granularity(self, granularity: str | Mapping[str, str], random: np.random.Generator) -> Any:
         """Where layers may differ, one channel group or layer takes another granularity now and then."""
@@ -149,7 +152,7 @@ class Pool:
         words = dict.fromkeys(names, granularity) if isinstance(granularity, str) else dict(granularity)
         layer = network.by_name[names[random.integers(len(names))]]
         together = network.groups[layer.channel_group].layers if layer.channel_group is not None else (layer.name,)
-        return words | dict.fromkeys(together, self._one_granularity(random))
+        return words | dict.fromkeys(together, self._of_layers(random))
 
     def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
         tables = [self._evidence[part].tradeoff for part in parts_of(granularity)]

@@ -105,7 +105,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         _require_criterion(config.criterion)
     space = _space(config, workload, root / "cache", watcher)
     for granularity, reason in space.left_out.items():
-        watcher.note(f"granularity {granularity} is left out: {reason}")
+        fate = "used beside others only" if granularity in space.choices else "left out"
+        watcher.note(f"granularity {granularity} is {fate}: {reason}")
     if (steps := step_count(workload, workload.recipe.trial_epochs)) < FEW_STEPS:
         watcher.note(
             f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "

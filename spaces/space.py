@@ -40,6 +40,7 @@ from spaces.layers import Network
 from spaces.policy import CHOICES, PruningPolicy, parts_in, parts_of
 from spaces.schedule import SCHEDULES, Schedule
 from spaces.size import SIZE_METRICS, settled
+from spaces.units import pattern_of
 
 SPEEDS = ("macs", "latency")
 SIZE_SPAN = 10.0
@@ -242,12 +243,30 @@ class Space:
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
-        """Granularities that can be within the limits."""
+        """Granularities that can be within the limits by themselves."""
         return tuple(g for g in self.granularities if g not in self.left_out)
 
     @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """Granularities a layer can have: the usable ones, and in mixtures fixed patterns that are within the limits
+        only where other layers go further than they can."""
+        return tuple(g for g in self.granularities if g in self.usable or (self.mixed and self._joins(g)))
+
+    def _joins(self, granularity: str) -> bool:
+        """Whether a fixed pattern is within the limits on some layer, the others in the smallest granularity."""
+        pattern, lowest = pattern_of(granularity), min(self.usable, key=self.floors.__getitem__)
+        able = self.target(1.0, granularity).layers if pattern and pattern.keep else ()
+        frame = dict.fromkeys(self.network.layer_names, lowest)
+        mixtures = (frame | {layer.name: granularity} for layer in sorted(able, key=lambda layer: layer.numel))
+        return any(self._within_limits(self.target(1.0, mixture)) for mixture in mixtures)
+
+    def _within_limits(self, target: Target) -> bool:
+        within = target.floor <= self.max_size and target.macs_floor <= self.max_macs
+        return within and target.latency_floor <= self.max_latency
+
+    @cached_property
     def left_out(self) -> dict[str, str]:
-        """Granularity that cannot be within the limits -> the first reason."""
+        """Granularity that cannot be within the limits by itself -> the first reason."""
         reasons = {}
         for granularity in self.granularities:
             if obstacle := self._obstacle(granularity):
@@ -293,7 +312,7 @@ class Space:
     @cached_property
     def _movable(self) -> list[tuple[str, ...]]:
         """What could have a knob of its own."""
-        if self.usable == ("channel",):
+        if self.choices == ("channel",):
             return [group.layers for group in self.network.groups if group.obstacle is None]
         return [(name,) for name in self.network.layer_names]
 
@@ -312,7 +331,7 @@ class Space:
         layers = self.network.layer_names if self.mixed else ()
         return (
             Axis("size", low, high, log=True),
-            *(Axis(f"granularity.{name}", choices=self.usable) for name in layers),
+            *(Axis(f"granularity.{name}", choices=self.choices) for name in layers),
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
             *((Axis("base", choices=self.bases),) if len(self.bases) > 1 else ()),
             *((Axis("removal", *REMOVAL),) if self.parted else ()),

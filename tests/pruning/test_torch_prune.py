@@ -380,14 +380,19 @@ class TestPolicyOfMasks:
         assert torch.equal(by_mask, mask)
 
     @pytest.mark.parametrize(
-        ("granularity", "groups", "otherwise"),
-        [("channel", 1, "kernel"), ("1:4", 1, "fine-grained"), ("*:4", 2, "fine-grained"), ("kernel", 2, "kernel")],
+        ("granularity", "groups", "share", "otherwise"),
+        [
+            ("channel", 1, 0.34, "kernel"),
+            ("1:4", 1, 0.6, "fine-grained"),
+            ("*:4", 2, 0.3, "fine-grained"),
+            ("kernel", 2, 0.34, "kernel"),
+        ],
     )
-    def test_of_transposed_convolutions(self, granularity, groups, otherwise):
+    def test_of_transposed_convolutions(self, granularity, groups, share, otherwise):
         """Whole outputs are whole slices of the second dimension, and patterns run along the first."""
         torch.manual_seed(0)
         layer = nn.Sequential(nn.ConvTranspose2d(8, 6, 3, groups=groups, bias=False))
-        masks, _ = policy_masks(layer, PruningPolicy({"0.weight": 0.6}, granularity))
+        masks, _ = policy_masks(layer, PruningPolicy({"0.weight": share}, granularity))
         policy = policy_of_masks(layer, masks)
         assert policy.granularity == granularity
         assert torch.equal(policy_masks(layer, policy)[0]["0.weight"], masks["0.weight"])

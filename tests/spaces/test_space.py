@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.evidence import unit_evidence
-from spaces import Network, PruningPolicy, Schedule, Space
+from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation import Evidence, Target, Unreachable, allocate
 from spaces.landing import Draft
 from spaces.size import achieved, dense_footprint, footprint, shares
@@ -160,6 +160,32 @@ class TestLeftOut:
         assert small.left_out == {"fine-grained": f"its smallest size is {floor:.4f}"}
         assert Space(network, 0.25, max_macs=0.5).left_out == {"fine-grained": "its fewest MACs are 1.0000 of dense"}
         assert Space(network, 0.25).left_out == {}
+
+    @pytest.mark.parametrize("limits", [{"max_size": 0.4}, {"max_size": 0.4, "max_macs": 0.7}])
+    def test_fixed_patterns_join_mixtures_that_reach_the_limit(self, vgg_graph, limits):
+        words = ("2:4", "channel", "*:4") if "max_macs" in limits else ("fine-grained", "2:4", "*:4")
+        alone = Space(vgg_graph.network, granularities=words, **limits)
+        space = Space(vgg_graph.network, granularities=words, mixed=True, **limits)
+        assert "2:4" in alone.left_out and alone.choices == alone.usable == space.usable
+        assert set(space.choices) == {*space.usable, "2:4"}
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        halved = 0
+        for _ in range(20):
+            proposal = space.suggest(study.ask())
+            share = shares(footprint(space.network, proposal.policy), dense_footprint(space.network))
+            assert share.encoded <= proposal.target <= space.max_size
+            assert share.macs <= space.max_macs
+            removed = achieved(space.network, proposal.policy)
+            halved += any(removed[n] == 0.5 and proposal.policy.granularity_of(n) == "2:4" for n in removed)
+        assert halved > 1
+
+    def test_patterns_no_mixture_can_hold_stay_left_out(self):
+        """Nearly all weights are in one layer, and the other one's inputs are not divided."""
+        shapes = {"a": (64, 6), "b": (64, 64)}
+        layers = tuple(Layer(name, "linear", shape, 1) for name, shape in shapes.items())
+        network = Network(tuple(StoredTensor(name, shape) for name, shape in shapes.items()), layers)
+        assert Space(network, 0.25, ("fine-grained", "2:4"), mixed=True).choices == ("fine-grained",)
+        assert Space(network, 0.6, ("fine-grained", "2:4"), mixed=True).choices == ("fine-grained", "2:4")
 
     def test_limits_that_no_granularity_is_within_together(self, vgg_graph):
         """Channels lower MACs but not far enough the size, masks the size but no MACs."""
