@@ -193,7 +193,7 @@ def scan(arguments: argparse.Namespace) -> Reply:
     untrained = build_model(workload, config.dense_seed)
     graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
     try:
-        require_subjects(graph, config.granularity)
+        require_subjects(graph, parts_in(config.granularity))
     except ValueError as error:
         raise UsageError(str(error)) from None
     watcher = TerminalWatcher()

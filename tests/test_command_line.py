@@ -158,20 +158,20 @@ WRONG = [
     (["view"], 2, ["--port", "many"]),
     (["view"], 2, ["--port", "70000"]),
     (["view"], 2, ["--port", "0"]),
-    (["export", "tinny"], 2, ["--out", "unused"]),
+    (["export", "tinny"], 2, ["--out", "never-made"]),
     (["export", "tiny"], 2, []),
-    (["export", "tiny"], 2, ["--out", "unused", "--trial", "worst"]),
-    (["export", "tiny"], 2, ["--out", "unused", "--trial", "baseline:lmap"]),
-    (["export", "tiny"], 2, ["--out", "unused", "--criterion", "taylor"]),
+    (["export", "tiny"], 2, ["--out", "never-made", "--trial", "worst"]),
+    (["export", "tiny"], 2, ["--out", "never-made", "--trial", "baseline:lmap"]),
+    (["export", "tiny"], 2, ["--out", "never-made", "--criterion", "taylor"]),
     (["export", "tiny"], 2, ["--out", "tiny.py"]),
-    (["apply", "absent.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused"]),
-    (["apply", "tiny.py"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused"]),
-    (["apply", "dict.json"], 2, ["--out", "unused"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--seed", "many"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--seed", "-1"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--exponent", "nan"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--granularity", "chanel"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "unused", "--round-to", "0"]),
+    (["apply", "absent.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made"]),
+    (["apply", "tiny.py"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made"]),
+    (["apply", "dict.json"], 2, ["--out", "never-made"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--seed", "many"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--seed", "-1"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--exponent", "nan"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--granularity", "chanel"]),
+    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--round-to", "0"]),
     (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "tiny.py"]),
     (["verify", "absent"], 2, []),
     (["verify", "tiny.py"], 2, []),
@@ -191,7 +191,7 @@ def test_every_error_is_one_line_and_with_json_one_object(main, exported, place,
     reply.out = ""
     one_line_error(reply, code)
     assert said == {"error": reply.err.splitlines()[-1].removeprefix("prunefront: "), "exit_code": code}
-    assert not (place / "unused").exists()
+    assert not (place / "never-made").exists()
 
 
 @pytest.mark.parametrize("command", ["front", "status", "export"])
@@ -534,9 +534,9 @@ def test_inspect_draws_the_trained_weights(main, tmp_path):
 def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, tmp_path):
     file = tmp_path / "dict.json"
     file.write_text(json.dumps(dict.fromkeys(LAYERS, 0.75)))
-    words = ["apply", file, "--workload", "./tiny.py:tiny", "--json"]
+    words = ["apply", file, "--workload", "./tiny.py:tiny"]
     drawn = [*words, "--schedule", "iterative", "--pictures", tmp_path / "drawn", "--curves", "0.75"]
-    reply = main(*drawn, "--out", tmp_path / "rounds")
+    reply = main(*drawn, "--out", tmp_path / "rounds", "--json")
     assert reply.code == 0, reply.err
     data = json.loads(reply.out)
     names = ["weights.png", "weights.json", "curves.png", "curves.json"]
@@ -547,7 +547,7 @@ def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, tmp_path):
     points = json.loads((tmp_path / "drawn" / "curves.json").read_text())["points"]
     accuracy = {point["method"]: point["accuracy"] for point in points}
     assert accuracy["iterative"] == data["accuracy"]
-    alone = json.loads(main(*words, "--schedule", "one-shot", "--out", tmp_path / "at-once").out)
+    alone = json.loads(main(*words, "--schedule", "one-shot", "--out", tmp_path / "at-once", "--json").out)
     assert accuracy["prune + fine-tune"] == alone["accuracy"]
     inside = [*words, "--out", tmp_path / "o", "--pictures", tmp_path / "o" / "p"]
     one_line_error(main(*inside), 2, "--pictures", "--out", "another folder")
