@@ -30,8 +30,9 @@ from torch.nn.utils import prune as torch_prune
 from pruning.channels import trace_channels
 from pruning.masks import apply_masks_, make_mask
 from pruning.prune import GradualPruner
+from search.optimizers import make_optimizer
 from search.tables import render
-from search.train import _optimizer, _step, in_fast_layout
+from search.train import _step, in_fast_layout
 from search.workloads import get_workload
 from search.workloads.vgg import VGG9
 from spaces.policy import PruningPolicy
@@ -178,7 +179,7 @@ def compare_steps(width: float, rounds: int, batch: int = BATCH, side: int = SID
     pruner = GradualPruner(copy.deepcopy(dense), policy, 1, graph)
     pruner.advance(0)
     workload = get_workload("digits")  # for its loss and recipe
-    optimizers = [_optimizer(model, workload.recipe) for model in (dense, pruner.model)]
+    optimizers = [make_optimizer(model, workload.recipe, False) for model in (dense, pruner.model)]
     for optimizer in optimizers:
         optimizer.param_groups[0]["lr"] = 1e-3
 
