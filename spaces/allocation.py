@@ -345,11 +345,22 @@ class Ranking:
         return bisect_left(range(units), t, key=lambda place: (place + 1) / units)
 
     def sparsity(self, place: int) -> dict[str, float]:
-        """Layer -> share of its units below the threshold at this place; almost all of them past the end."""
+        """Layer -> share of its units below the threshold at this place; almost all of them past the end.
+
+        Of units that score the threshold itself, every layer gives the share that lies before the place.
+        """
         if place >= len(self.pooled):
             return dict.fromkeys(self.ascending, ALMOST_ALL)
         threshold = self.pooled[place]
-        return {name: min(int(s.searchsorted(threshold)) / len(s), ALMOST_ALL) for name, s in self.ascending.items()}
+        first, last = self.pooled.searchsorted(threshold), self.pooled.searchsorted(threshold, side="right")
+        tied = float(place - first) / float(last - first)
+
+        def share(scores: np.ndarray) -> float:
+            below = int(scores.searchsorted(threshold))
+            equal = int(scores.searchsorted(threshold, side="right")) - below if tied else 0
+            return min((below + tied * equal) / len(scores), ALMOST_ALL)
+
+        return {name: share(scores) for name, scores in self.ascending.items()}
 
 
 def uniform(target: Target, evidence: Evidence) -> dict[str, float]:

@@ -207,16 +207,22 @@ class TestRanking:
         st.integers(0, 999),
     )
     def test_threshold_by_definition(self, rows, weights, thousandths):
-        """The smallest score such that units up to it hold the share t of all weights; ties and unequal units."""
+        """The smallest score such that units up to it hold the share t of all weights; ties and unequal units.
+
+        Of equal scores, each layer gives as large a part as lies before the place.
+        """
         scores = {f"l{i}": np.array(row, dtype=float) for i, row in enumerate(rows)}
         numel = {f"l{i}": weights[i] * len(row) for i, row in enumerate(rows)}
-        units = sorted((score, weights[i]) for i, row in enumerate(rows) for score in row)
+        units = sorted(((score, weights[i]) for i, row in enumerate(rows) for score in row), key=lambda unit: unit[0])
         total, t = sum(numel.values()), thousandths / 1000
         held = np.cumsum([weight for _, weight in units])
-        threshold = next(score for (score, _), h in zip(units, held, strict=True) if 1000 * h >= thousandths * total)
+        place = next(place for place, h in enumerate(held) if 1000 * h >= thousandths * total)
+        threshold, equal = units[place][0], [n for n, (score, _) in enumerate(units) if score == units[place][0]]
+        part = equal.index(place) / len(equal)
         ranking = Ranking.of(scores, numel)
         assert ranking.sparsity(ranking.place(t)) == {
-            f"l{i}": min(sum(score < threshold for score in row) / len(row), ALMOST_ALL) for i, row in enumerate(rows)
+            f"l{i}": min((sum(score < threshold for score in row) + part * row.count(threshold)) / len(row), ALMOST_ALL)
+            for i, row in enumerate(rows)
         }
 
     @pytest.mark.parametrize("weights", [1, 9])
