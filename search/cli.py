@@ -13,11 +13,18 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from search.commands.reply import Reply
 from search.errors import PrunefrontError
 
+COMMANDS = {
+    "study": ("search", "front", "status", "view"),
+    "network": ("scan", "inspect"),
+    "policy": ("export", "apply", "verify"),
+}
+"""File in `search.commands` -> the commands it holds."""
 INTERRUPTED, TERMINATED = 130, 143
 MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 STUDY_FILE = """\
@@ -104,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     with _everything_to_stderr():
-        reply = getattr(importlib.import_module("search.commands"), arguments.command)(arguments)
+        reply = _command_of(arguments.command)(arguments)
     text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
     arguments.json = False  # the one object is out, or it is said on stderr why there is none
     if text:
@@ -113,6 +120,12 @@ def _run(arguments: argparse.Namespace) -> int:
         with _everything_to_stderr():
             reply.then()
     return reply.code
+
+
+def _command_of(name: str) -> Callable[[argparse.Namespace], Reply]:
+    """Its function; what it needs is imported only now."""
+    (place,) = (place for place, names in COMMANDS.items() if name in names)
+    return getattr(importlib.import_module(f"search.commands.{place}"), name)
 
 
 @contextlib.contextmanager

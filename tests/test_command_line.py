@@ -695,9 +695,9 @@ def test_a_baseline_of_the_closing_table_is_exported(main, finished, tmp_path, k
 
 
 def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search import commands
+    from search.commands import policy
 
-    monkeypatch.setattr(commands, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
+    monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     (tmp_path / "thesis.tex").write_text("years of work")
     one_line_error(main("export", "tiny", "--out", tmp_path), 2, "thesis.tex")
     one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--criterion", "taylor"), 2, "'magnitude-l2'")
@@ -769,10 +769,10 @@ def test_verify_checks_the_masks_of_an_export(main, finished, tmp_path):
 
 
 def test_masks_of_removed_channels_are_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search import commands
+    from search.commands import policy
 
     out, number = tmp_path / "out", trial_of(main, removes_channels=True)
-    monkeypatch.setattr(commands, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
+    monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     one_line_error(main("export", "tiny", "--trial", number, "--out", out, "--torch-prune"), 2, "--torch-prune", "conv")
     (tmp_path / "dict.json").write_text('{"conv1.weight": 0.25}')
     words = ["--workload", "./absent.py:tiny", "--out", out, "--granularity", "channel", "--torch-prune"]
@@ -906,7 +906,7 @@ def test_a_stopped_view_says_one_line_and_leaves_no_server(main, monkeypatch, tm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    monkeypatch.setattr("search.commands.open_store", lambda _: None)
+    monkeypatch.setattr("search.commands.study.open_store", lambda _: None)
     monkeypatch.setattr("search.tracking.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
 
     def stop_once_it_answers() -> None:

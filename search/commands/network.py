@@ -1,0 +1,142 @@
+"""Commands on a network as it is: scan and inspect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pruning.calibration import Calibration
+from pruning.channels import trace_channels
+from pruning.scan import require_subjects
+from pruning.scores import restrict_graph
+from pruning.shares import FINE_TO_COARSE
+from search.commands.options import check_is_no_file, sparsities_of, workload_of
+from search.commands.reply import Reply, written_line
+from search.console import TerminalWatcher
+from search.dense import build_model, dense_model
+from search.errors import UsageError
+from search.evaluate import Subject
+from search.journal import write_durably
+from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
+from search.pictures import profile_png
+from search.scan import cached_profile, profile_path
+from search.tables import layer_table, percent, profile_table, target_table
+from search.user_code import named_criterion
+from spaces.layers import Network
+from spaces.policy import GRANULARITIES, parts_in
+from spaces.size import dense_footprint
+from spaces.targets import STATEMENTS
+from spaces.units import stays_whole
+
+
+def scan(arguments: argparse.Namespace) -> Reply:
+    """Sensitivity of every layer."""
+    criterion = named_criterion(arguments.criterion) if arguments.criterion else None
+    check_is_no_file(arguments.out)
+    config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
+    untrained = build_model(workload, config.dense_seed)
+    graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
+    try:
+        require_subjects(graph, parts_in(config.granularity))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    watcher = TerminalWatcher()
+    dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+    subject, scanned = Subject.of(workload, dense.model), parts_in(config.granularity)
+    with watcher.stage("sensitivity scan") as progress:
+        profile = cached_profile(subject, dense, config.criterion, scanned, root / "cache", progress)
+    stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
+    folder = Path(arguments.out) if arguments.out else stored.parent
+    target = folder / ("profile.json" if arguments.out else stored.name)
+    write_durably(target, profile.to_json().encode())
+    write_durably(target.with_suffix(".png"), profile_png(profile))
+    drawn = write_files(folder, sensitivity_files(profile, subject.network, f"{target.stem}-layers"))
+    tables = [profile_table(profile, granularity) for granularity in profile.points]
+    head = (
+        f"{workload.name}: dense {percent(profile.dense_accuracy, 2)} on {profile.examples} calibration examples; "
+        "below, accuracy with one layer pruned to a sparsity, BatchNorm recalibrated, nothing trained"
+    )
+    pictures = [str(target.with_suffix(".png")), *drawn]
+    data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
+    return Reply(data, "\n\n".join([head, *tables, written_line([str(target), *pictures])]))
+
+
+def inspect(arguments: argparse.Namespace) -> Reply:
+    """Layers, costs, groups, obstacles."""
+    if arguments.subject and arguments.workload:
+        raise UsageError("give the workload once: as argument or by --workload")
+    if arguments.weights and not arguments.pictures:
+        raise UsageError("--weights has no effect without --pictures DIR, which show them: leave it out, or add that")
+    check_is_no_file(arguments.pictures, "--pictures")
+    arguments.workload = arguments.subject or arguments.workload
+    asked = _asked_pictures(arguments)
+    config, root, workload = workload_of(arguments, **asked)
+    sparsities = sparsities_of(arguments.sparsities or "0.5,0.75", "--sparsities")
+    model = build_model(workload, config.dense_seed)
+    network = trace_channels(model, workload.example_input).network
+    whole = dense_footprint(network)
+    head = (
+        f"{workload.name}: {whole.parameters:,} parameters, {whole.encoded_bytes:,} bytes, {whole.macs:,} MACs; "
+        f"{len(network.layers)} prunable layers, {len(network.groups)} channel groups"
+    )
+    data = {
+        "workload": workload.name,
+        "parameters": whole.parameters,
+        "bytes": whole.encoded_bytes,
+        "macs": whole.macs,
+        "layers": [{**asdict(layer), "macs": layer.positions * layer.numel} for layer in network.layers],
+        "groups": [asdict(group) for group in network.groups],
+    }
+    whole_in = _whole_layers(network)
+    data["whole"] = whole_in
+    parts = [head, layer_table(network), *(f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items())]
+    data["targets"] = [asdict(one) for one in STATEMENTS]
+    if arguments.targets:
+        parts.append(target_table())
+    if arguments.pictures:
+        layer = _drawn_layer(arguments.layer, network, config.granularity)
+        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher()).model
+        looked_at = (
+            dense, trace_channels(dense, workload.example_input), Calibration(*workload.calibration, workload.loss)
+        )  # fmt: skip
+        how = config.granularity, sparsities, config.criterion
+        files = weight_files({"dense": dense}) | share_files(*looked_at, *how) | layout_files(*looked_at, layer, *how)
+        data["pictures"] = write_files(Path(arguments.pictures), files)
+        data["picture"] = data["pictures"][0]
+        parts.append(written_line(data["pictures"]))
+    return Reply(data, "\n\n".join(parts))
+
+
+def _asked_pictures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Granularities, fine to coarse, and criterion of `inspect`'s pictures."""
+    if not arguments.pictures:
+        for name in ("granularity", "sparsities", "layer", "criterion"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} is about pictures: say where they go by --pictures DIR, or leave it out")
+        return {}
+    criterion = named_criterion(arguments.criterion) if arguments.criterion else "magnitude-l1"
+    return {"granularity": arguments.granularity or FINE_TO_COARSE, "criterion": criterion}
+
+
+def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str]) -> str:
+    try:
+        if name is None:
+            return default_layer(network, granularities)
+        network.require([name])
+    except ValueError as error:
+        raise UsageError(f"--layer: {error}") from None
+    return name
+
+
+def _whole_layers(network: Network) -> dict[str, list[str]]:
+    """Granularity of masks -> the layers it leaves whole, for those that leave any."""
+    found = {
+        word: [layer.name for layer in network.layers if stays_whole(layer, word)]
+        for word in GRANULARITIES
+        if word != "channel"
+    }
+    return {word: names for word, names in found.items() if names}

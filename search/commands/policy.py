@@ -1,0 +1,258 @@
+"""Commands on one policy: export, apply, verify."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pruning.channels import trace_channels
+from pruning.codec import dense_bytes
+from pruning.criteria import own_function
+from pruning.scores import restrict_graph
+from search.commands.options import sparsities_of, workload_of
+from search.commands.reply import Reply, written_line
+from search.config import SearchConfig
+from search.console import TerminalWatcher
+from search.curves import pruning_curves
+from search.dense import build_model, dense_model
+from search.errors import UsageError
+from search.evaluate import Subject, evaluate_untrained
+from search.export import (
+    MANIFEST,
+    Export,
+    check_folder,
+    check_masks_only,
+    choose_trial,
+    export_of_trial,
+    fine_tuned,
+    take_criterion,
+    write_export,
+)
+from search.folder import open_root
+from search.lab import Files, curve_files, weight_files, write_files
+from search.onnx_file import require_onnx
+from search.open import open_study
+from search.tables import percent, render
+from search.train import FINE_TUNE, TRAININGS
+from search.user_code import named_criterion
+from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
+from search.workloads import Workload, get_workload, is_built_in
+from spaces.errors import unknown
+from spaces.policy import PruningPolicy, parse_object, parse_sparsity
+from spaces.scaling import scaled
+from spaces.schedule import Schedule
+from spaces.size import settled
+from spaces.whole import asked_layers, require_removal, whole_layers
+
+POLICY_FLAGS = ("granularity", "criterion", "schedule")
+SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
+NOTED_DIFFERENCE = 0.05
+"""Difference between a share asked for and the one removed from which `apply` names it."""
+MAX_POLICY_BYTES = 64 * 2**20
+"""A sparsity file above this is refused before it is read."""
+
+
+def export(arguments: argparse.Namespace) -> Reply:
+    """Write a trial."""
+    seen = open_study(arguments.root, arguments.study)
+    chosen = choose_trial(seen, arguments.trial)
+    if arguments.torch_prune:
+        check_masks_only(chosen.policy)
+    _check_files(arguments)
+    if arguments.criterion:
+        take_criterion(seen, arguments.criterion)
+    made, workload, config = export_of_trial(seen, chosen, TerminalWatcher())
+    return _written(made, workload, config, arguments)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is computed, an export that could not be written."""
+    check_folder(Path(arguments.out))
+    if arguments.onnx:
+        require_onnx()
+
+
+def apply(arguments: argparse.Namespace) -> Reply:
+    """Prune by a dict, fine-tune at the recipe's final length, export."""
+    policy = _read_policy(arguments)
+    if arguments.training not in TRAININGS:
+        raise UsageError(unknown("training", arguments.training, TRAININGS))
+    if arguments.training != FINE_TUNE:
+        if given := [name for name in ("schedule", *SCHEDULE_FLAGS) if getattr(arguments, name) is not None]:
+            raise UsageError(f"--{given[0]} has no effect on --training {arguments.training}: leave one of them out")
+        policy = replace(policy, schedule="one-shot")
+    if arguments.torch_prune:
+        check_masks_only(policy)
+    levels = _curve_levels(arguments)
+    watcher = TerminalWatcher()
+    _settle_workload(arguments, watcher)
+    config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
+    untrained = build_model(workload, config.dense_seed)
+    graph = trace_channels(untrained, workload.example_input)
+    network = restrict_graph(untrained, graph, policy.criterion).network
+    try:
+        network.require([*policy.sparsity, *policy.removal])
+        require_removal(asked_layers(policy), whole_layers(network, policy))
+    except ValueError as error:
+        raise UsageError(f"{arguments.file}: {error}") from None
+    try:
+        for level in levels:
+            scaled(network, policy, level)
+    except ValueError as error:
+        raise UsageError(f"--curves: {arguments.file}: {error}") from None
+    _check_files(arguments)
+    for name in policy.channel_requests():
+        if obstacle := network.by_name[name].obstacle:
+            watcher.note(f"{name} keeps all its channels: {obstacle}")
+    dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+    subject = Subject.of(workload, dense.model, config.round_to)
+    asked, policy = policy, settled(subject.network, policy)
+    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
+    for name, found in tuned.result.achieved.items():
+        share = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
+        if abs(share - found) > NOTED_DIFFERENCE:
+            watcher.note(f"{name}: {share:.1%} asked, {found:.1%} removed")
+    made = Export(
+        policy, tuned.model, tuned.structure, tuned.result, None, None,
+        {"file": Path(arguments.file).name, "seed": arguments.seed, "training": arguments.training},
+    )  # fmt: skip
+    reply = _written(made, workload, config, arguments)
+    if not arguments.pictures:
+        return reply
+    files = _stage_files(subject, policy, tuned.model, arguments.training)
+    if levels:
+        epochs = workload.recipe.final_epochs
+        files |= curve_files(pruning_curves(subject, asked, levels, epochs, arguments.seed, watcher))
+    paths = write_files(Path(arguments.pictures), files)
+    return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{written_line(paths)}")
+
+
+def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """Sparsities of `--curves`, once it is sure that its pictures have a place and a meaning."""
+    if arguments.pictures and Path(arguments.pictures).resolve().is_relative_to(Path(arguments.out).resolve()):
+        raise UsageError(
+            f"--pictures {arguments.pictures!r} lies in --out {arguments.out!r}, which takes an export's files only: "
+            "name another folder"
+        )
+    if arguments.curves is None:
+        return ()
+    if not arguments.pictures:
+        raise UsageError("--curves draws a picture: say where it goes by --pictures DIR, or leave it out")
+    if arguments.training != FINE_TUNE:
+        raise UsageError(f"--curves compares fine-tunes, not --training {arguments.training}: leave one of them out")
+    return sparsities_of(arguments.curves, "--curves")
+
+
+def _stage_files(subject: Subject, policy: PruningPolicy, trained: Any, training: str) -> Files:
+    pruned = evaluate_untrained(subject, policy)
+    stages = {
+        "dense": subject.dense,
+        "pruned": pruned.model,
+        "fine-tuned" if training == FINE_TUNE else training: trained,
+    }
+    return weight_files({stage: model for stage, model in stages.items() if model is not None})
+
+
+def _settle_workload(arguments: argparse.Namespace, watcher: TerminalWatcher) -> None:
+    """Without --workload take the built-in one that an export's manifest beside the file names, and say so."""
+    if arguments.workload:
+        return
+    manifest = Path(arguments.file).parent / MANIFEST
+    if not manifest.is_file():
+        raise UsageError(
+            f"apply needs --workload W, the network that {arguments.file} is of: digits, fashion-mnist, "
+            "package.module:factory or ./file.py:factory"
+        )
+    read = read_manifest(manifest.parent)
+    arguments.workload = _named_workload(read)
+    for option in ("data", "width"):
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, read["workload"].get(option))
+    watcher.note(f"workload {arguments.workload}, as {manifest} names it")
+
+
+def verify(arguments: argparse.Namespace) -> Reply:
+    """Check an export."""
+    folder = Path(arguments.folder)
+    manifest = read_manifest(folder)
+    made_for = manifest["workload"]
+    spec = arguments.workload or _named_workload(manifest)
+    root = open_root(arguments.root)
+    workload = get_workload(
+        spec, data=arguments.data or made_for.get("data"), width=made_for.get("width"), cache=str(root / "cache")
+    )
+    checks = verify_files(folder, manifest)
+    if all(check.passed for check in checks):
+        checks += verify_contents(folder, manifest, workload)
+    passed = all(check.passed for check in checks)
+    text = render(["check", "result", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks])
+    closing = "verified" if passed else _failures(checks)
+    return Reply({"verified": passed, "checks": as_json(checks)}, f"{text}\n\n{folder}: {closing}", 0 if passed else 1)
+
+
+def _named_workload(manifest: Mapping[str, Any]) -> str:
+    """The built-in workload a manifest names; code it names is not run."""
+    spec = manifest["workload"].get("workload")
+    if not (isinstance(spec, str) and is_built_in(spec)):
+        raise UsageError(
+            f"the export names workload {spec!r}, and code named in a file is not run: name it yourself by --workload"
+        )
+    return spec
+
+
+def _failures(checks: list[Check]) -> str:
+    return "NOT verified: " + ", ".join(check.name for check in checks if not check.passed)
+
+
+def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
+    """A policy from either file form; the flags complete a bare dict only."""
+    path = Path(arguments.file)
+    if not path.is_file():
+        raise UsageError(f"no file {str(path)!r}")
+    if path.stat().st_size > MAX_POLICY_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes: a sparsity dict has at most {MAX_POLICY_BYTES}")
+    flags = {k: v for k in (*POLICY_FLAGS, *SCHEDULE_FLAGS) if (v := getattr(arguments, k)) is not None}
+    if "criterion" in flags:
+        flags["criterion"] = named_criterion(flags["criterion"])
+    try:
+        text = path.read_text()
+        if "sparsity" in (data := parse_object(text)) and isinstance(data["sparsity"], dict):
+            policy = PruningPolicy.from_dict(data)
+            if flags.get("criterion") == policy.criterion:  # where the code of its criterion is
+                del flags["criterion"]
+            if flags:
+                raise ValueError(f"it is a whole policy, which --{next(iter(flags))} cannot change: leave the flag out")
+            own_function(policy.criterion)
+            return policy
+        options = {k: flags.pop(k) for k in SCHEDULE_FLAGS if k in flags}
+        schedule = Schedule(flags.pop("schedule", "polynomial"), **options)
+        for name in options:
+            if name in schedule.idle:
+                raise ValueError(f"--{name} has no effect on a schedule that is {schedule.kind}: leave it out")
+        return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _written(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Reply:
+    out = Path(arguments.out)
+    whole = dense_bytes(build_model(workload, config.dense_seed))
+    options = {key: getattr(config, key) for key in ("workload", "data", "width")}
+    manifest = write_export(made, workload, options, out, whole, arguments.onnx, arguments.torch_prune)
+    test = percent(manifest["test_accuracy"], 2)
+    text = (
+        f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
+        + (f", test {test}" if test else "")
+        + f", {manifest['sparse_bytes']:,} of {whole:,} bytes = {percent(manifest['size_encoded'], 2)}, "
+        f"MACs {percent(manifest['macs'])}\n"
+        f"Files: {', '.join(manifest['files'])}, manifest.json\n"
+        f"Check: prunefront verify {shlex.quote(str(out))}"
+        + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
+    )
+    return Reply({"out": str(out), **manifest}, text)

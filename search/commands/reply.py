@@ -1,0 +1,27 @@
+"""What a command answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What goes to stdout, as data for `--json` and as text, the exit code, and what happens after that."""
+
+    data: Mapping[str, Any]
+    text: str
+    code: int = 0
+    then: Callable[[], None] | None = None
+
+
+def written_line(paths: Sequence[str]) -> str:
+    """The files of one folder, or of several."""
+    folders = dict.fromkeys(str(Path(path).parent) for path in paths)
+    return "\n".join(
+        f"Written to {folder}: " + ", ".join(Path(path).name for path in paths if str(Path(path).parent) == folder)
+        for folder in folders
+    )

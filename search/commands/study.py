@@ -1,0 +1,187 @@
+"""Commands on a study: search, front, status, view."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from search.commands.reply import Reply
+from search.config import SearchConfig, make_config, read_study_file
+from search.console import TerminalWatcher, duration
+from search.errors import EnvironmentProblem, UsageError
+from search.finals import closing_rows, verdict
+from search.folder import open_root
+from search.open import open_study
+from search.results import plain_rows
+from search.run import SearchResult, resume_command, run_search
+from search.tables import closing_table, counts_line, front_table, latency_line, percent
+from search.tracking import open_store, serve_ui, ui_command
+from search.user_code import named_criterion
+from spaces.policy import parts_of
+
+
+def search(arguments: argparse.Namespace) -> Reply:
+    """Start or resume a study."""
+    options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}
+    options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}
+    if isinstance(options.get("seeds"), str):
+        options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
+    if isinstance(options.get("criterion"), str):
+        options["criterion"] = named_criterion(options["criterion"])
+    config = make_config(**options)
+    result = run_search(config, TerminalWatcher())
+    met = not result.front.empty and _is_accurate(result)
+    return Reply(_search_data(result), _search_text(result), 0 if met else 1)
+
+
+def _search_data(result: SearchResult) -> dict[str, Any]:
+    return {
+        "study": result.study,
+        "trials": dict(result.counts),
+        "best": result.best,
+        "front": plain_rows(result.front),
+        "finals": [asdict(row) for row in _closing(result.comparison, result.finals, result.trials)],
+        "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
+        "verdict": verdict(result.comparison, result.finals) if result.comparison else None,
+        "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+    }
+
+
+def _search_text(result: SearchResult) -> str:
+    parts = [f"Study {result.study}: {counts_line(result.counts)}; front of {len(result.front)}"]
+    if result.front.empty:
+        return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
+    parts.append(front_table(result.front))
+    if result.comparison:
+        parts.append(closing_table(_closing(result.comparison, result.finals, result.trials)))
+        parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
+        parts += [verdict(result.comparison, result.finals) or ""]
+    parts.append(_accuracy_remark(result))
+    parts.append(_speed_remark(result))
+    parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
+    root = "" if str(result.folder.parent) == "mlruns" else f" --root {shlex.quote(str(result.folder.parent))}"
+    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{root}    or: prunefront view{root}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _accuracy_remark(result: SearchResult) -> str:
+    if result.least_accuracy is None:
+        return ""
+    best = result.trials.set_index("trial").loc[result.best]
+    wanted = f"at least {result.least_accuracy:.2%} on validation data"
+    if not _is_accurate(result):
+        return f"No network is {wanted}: trial {result.best} comes nearest; give the study more --trials or room."
+    return f"The smallest network found of {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
+
+
+def _is_accurate(result: SearchResult) -> bool:
+    """Whether the best trial has the accuracy asked for; True if none was."""
+    best = result.trials.set_index("trial").loc[result.best]
+    final = best["final_accuracy"]
+    accuracy = final if final is not None and final == final else best["accuracy"]
+    return result.least_accuracy is None or accuracy >= result.least_accuracy
+
+
+def _speed_remark(result: SearchResult) -> str:
+    masks = [word for word in result.front["granularity"].unique() if "channel" not in parts_of(word)]
+    if masks:
+        words = ", ".join(masks)
+        return f"Masks ({words}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+    return ""
+
+
+def _closing(comparison: Any, finals: Mapping[str, Any], trials: Any) -> list[Any]:
+    if comparison is None:
+        return []
+    trial_of = {digest: int(number) for number, digest in zip(trials["trial"], trials["digest"], strict=True)}
+    return closing_rows(comparison, finals, trial_of)
+
+
+def front(arguments: argparse.Namespace) -> Reply:
+    """The Pareto set, or all trials."""
+    view = open_study(arguments.root, arguments.study, arguments.max_size)
+    table = view.trials if arguments.all else view.front
+    rows = plain_rows(table)
+    if arguments.format == "json":
+        text = json.dumps(rows, allow_nan=False)
+    elif arguments.format == "csv":
+        dicts = {name: table[name].map(json.dumps) for name in ("sparsity", "removal")}
+        text = table.assign(**dicts).to_csv(index=False).rstrip("\n")
+    else:
+        text = front_table(table, with_state=arguments.all) if rows else "no feasible trial yet"
+    return Reply({"study": arguments.study, "front": rows}, text)
+
+
+def status(arguments: argparse.Namespace) -> Reply:
+    """Counts, best so far, time left."""
+    view = open_study(arguments.root, arguments.study)
+    config = view.folder.config
+    left = view.seconds_left
+    reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
+    best = view.best
+    row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
+    data = {
+        "study": arguments.study,
+        "trials": view.counts,
+        "asked": config.trials,
+        "reasons": dict(reasons),
+        "running": view.running,
+        "front_size": len(view.front),
+        "best": row,
+        "seconds_left": left,
+    }
+    lines = [
+        f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
+        + ("running" if view.running else "not running"),
+        *(f"  {number} x {reason}" for reason, number in reasons.items()),
+        _best_line(row),
+        f"Front: {len(view.front)} trials",
+    ]
+    if left:
+        lines.append(f"About {duration(left)} left, finals included")
+    if not view.running and left != 0:
+        lines.append(_resume_line(config, view.criterion_place))
+    return Reply(data, "\n".join(lines))
+
+
+def _resume_line(config: SearchConfig, place: str | None) -> str:
+    if ":" in config.criterion and ".py:" not in config.criterion:
+        return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
+    return f"Resume: {resume_command(config, place)}"
+
+
+def _best_line(row: Mapping[str, Any] | None) -> str:
+    """The trial that `export --trial best` writes: best so far until its finals are done."""
+    if row is None:
+        return "Best so far: none yet"
+    place = f"at {percent(row['size'])} of the size"
+    if row["final_accuracy"] is None:
+        return f"Best so far: trial {row['trial']}, accuracy {percent(row['accuracy'], 2)} {place}"
+    return f"Best: trial {row['trial']}, final accuracy {percent(row['final_accuracy'], 2)} {place}"
+
+
+def view(arguments: argparse.Namespace) -> Reply:
+    """Serve MLflow's UI until Ctrl-C."""
+    if not 1 <= arguments.port <= 65535:
+        raise UsageError(f"--port must satisfy 1 <= port <= 65535, got {arguments.port}")
+    root = open_root(arguments.root)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", arguments.port))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"port {arguments.port} cannot be used ({error}): choose another by --port"
+            ) from None
+    open_store(root)
+    url = f"http://127.0.0.1:{arguments.port}"
+    command = ui_command(root, arguments.port)
+    text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
+    return Reply({"url": url, "command": command}, text, then=lambda: serve_ui(root, arguments.port))
