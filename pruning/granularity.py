@@ -64,7 +64,8 @@ def staying_units(scores: Tensor, granularity: str, removed: int, inputs: Inputs
         return torch.ones_like(by_unit, dtype=torch.bool)
     if by_unit.dim() > 1:
         return unit_ranks(scores, granularity, inputs) >= removed
-    values = (by_unit.float() if by_unit.dtype == torch.bfloat16 else by_unit).cpu().numpy()  # NumPy has no bfloat16
+    by_unit = by_unit.float() if by_unit.dtype == torch.bfloat16 else by_unit  # which NumPy has not
+    values = by_unit.detach().cpu().numpy()
     threshold = np.partition(values, removed - 1)[removed - 1]
     if not math.isfinite(threshold):  # sums that overflowed: NaN equals nothing
         return unit_ranks(scores, granularity, inputs) >= removed

@@ -118,6 +118,11 @@ class TestScores:
         mask = make_mask(torch.ones(4, 3), 0.25, scores=scores)
         assert mask.flatten().tolist() == by_sorting(scores.numpy().flatten(), 3)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_that_can_be_trained(self, dtype):
+        scores = nn.Parameter(torch.tensor([2.0, 0.5, 0.5, 3.0], dtype=dtype))
+        assert make_mask(torch.ones(4), 0.25, scores=scores).tolist() == [True, False, True, True]
+
 
 class TestCount:
     @pytest.mark.parametrize("count", [0, 1, 7, 11])
