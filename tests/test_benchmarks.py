@@ -470,6 +470,7 @@ class TestGranularities:
         granularities.run("digits", [3, 5], tmp_path)
         assert table() == whole
         assert 0 < len(half) < len(whole) == len({granularities._key(row) for row in whole})
+        assert [row["seed"] for row in whole if row["granularity"] == "dense"].count("3") == 1, "the very first line"
 
     def test_every_size_is_met_from_below(self, table, tmp_path):
         granularities.run("digits", [3], tmp_path)
