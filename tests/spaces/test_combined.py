@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,8 +145,9 @@ class TestProposals:
 
     @pytest.mark.parametrize("word", ["channel+*:8", "channel+2:4"])
     def test_patterns_still_divide_the_inputs_that_stay(self, word):
-        of = int(word[-1])
-        policy = even(Space(CHAIN, 0.4, (word,)), 0.13, word, 0.37)
+        of, space = int(word[-1]), Space(CHAIN, 0.4, (word,))
+        knobs = {knob: 0.3 + 0.07 * place for place, knob in enumerate(space.knobs)}
+        policy = space.propose(0.13, word, knobs, Schedule(), part=0.37).policy
         assert all(layer.shape[1] % of == 0 for layer in remaining(CHAIN, policy.removal)[1:])
 
     def test_the_policy_is_written_as_before(self):
@@ -300,6 +302,22 @@ class TestAllocations:
         scales = [(1 - s) / density[name] for name, s in policy.sparsity.items() if s > 0]
         assert len(scales) > 3 and max(scales) == pytest.approx(min(scales), rel=1e-6)
 
+    @pytest.mark.parametrize(("word", "channels"), [("channel+fine-grained", 0.4), ("channel+2:4", 0.32)])
+    def test_the_scan_is_asked_for_each_part_of_the_size(self, word, channels, vgg_graph, known):
+        """Masks for their share of what the removal left; of a fixed pattern the removal for what it takes before."""
+        network, asked = vgg_graph.network, []
+
+        def table() -> SimpleNamespace:
+            shares = dict.fromkeys(network.layer_names, 0.5)
+            return SimpleNamespace(at=lambda size, mix: asked.append(size) or shares)
+
+        scanned = {name: Evidence(one.scores, table()) for name, one in known.items()}
+        policy = Space(network, 0.25, (word,)).allocated("scan", 0.16, word, scanned)
+        assert asked[0] == pytest.approx(channels)
+        if word == "channel+fine-grained":
+            assert asked[1:] == [pytest.approx(0.16 / alone(network, policy).encoded)]
+        assert cost(network, policy).encoded <= 0.16
+
     @pytest.mark.parametrize("word", COMBINED)
     def test_every_allocator_is_within_the_size(self, word, vgg_graph, known):
         network = vgg_graph.network
@@ -325,6 +343,8 @@ class TestAllocations:
             policy, size = space.read(seed.params).policy, seed.params["size"]
             assert cost(space.network, policy).encoded <= size
             wanted = space.allocated(seed.allocator, size, seed.granularity, known)
+            knobs = {knob: seed.params[f"sparsity.{knob}"] for knob in space.knobs}
+            assert knobs == pytest.approx({knob: preferences_of(wanted).get(knob, 0.0) for knob in knobs})
             if seed.allocator == "uniform":
                 assert np.ptp(list(policy.removal.values())) < 1e-6 > np.ptp(list(policy.sparsity.values()))
             assert alone(space.network, policy).encoded == pytest.approx(alone(space.network, wanted).encoded, rel=0.12)
