@@ -154,12 +154,12 @@ def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> 
 
 def _whole_weights(model: nn.Module, policy: PruningPolicy) -> dict[str, str]:
     """`whole_layers` where channel groups are not known: channels are those of their own weight."""
-    weights, found = prunable_weights(model), {}
+    weights, inputs, found = prunable_weights(model), inputs_of_weights(model), {}
     for name, share in policy.channel_requests().items():
         dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
         found[name] = mask_obstacle("channel", weights[name].movedim(dim, 0).shape, share)
     for name, share in policy.mask_requests().items():
-        own = mask_obstacle(policy.granularity_of(name), weights[name].shape, share)
+        own = mask_obstacle(policy.granularity_of(name), weights[name].shape, share, inputs[name])
         found[name] = found.get(name, own) and own
     return {name: reason for name, reason in found.items() if reason}
 

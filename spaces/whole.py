@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spaces.layers import Layer, Network
+from spaces.layers import SECOND, Inputs, Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.size import kept_units
 from spaces.units import obstacle_to, units_of
@@ -57,7 +57,10 @@ def whole_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     kept = kept_units(network, requests)
     units = {number: group.units for number, group in enumerate(network.groups)}
     shapes = {tensor.name: tensor.shrunk(kept, units) for tensor in network.tensors if tensor.name in masks}
-    masked = {name: mask_obstacle(policy.granularity_of(name), shapes[name], share) for name, share in masks.items()}
+    masked = {
+        name: mask_obstacle(policy.granularity_of(name), shapes[name], share, network.by_name[name].inputs)
+        for name, share in masks.items()
+    }
     skipped = skipped_layers(network, requests)
     return {
         name: skipped.get(name) or masked[name]
@@ -66,11 +69,11 @@ def whole_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     }
 
 
-def mask_obstacle(granularity: str, shape: Sequence[int], share: float) -> str | None:
+def mask_obstacle(granularity: str, shape: Sequence[int], share: float, inputs: Inputs = SECOND) -> str | None:
     """Why a mask over this share of a weight's units sets nothing to zero; None if it sets some."""
-    if why := obstacle_to(granularity, shape):
+    if why := obstacle_to(granularity, shape, inputs):
         return why
-    units = units_of(granularity, shape)
+    units = units_of(granularity, shape, inputs)
     return None if units.removed(share) else rounds_to_none(share, units.count)
 
 
@@ -93,4 +96,5 @@ def _why_whole(network: Network, request: Mapping[str, float], layer: Layer) -> 
     smallest = min(group.layers, key=lambda member: request.get(member, 0.0))
     if not request.get(smallest, 0.0):
         return f"the smallest request of its group holds, and {smallest!r} asks for 0"
-    return rounds_to_none(request[smallest], group.units)
+    reason = rounds_to_none(request[smallest], group.units)
+    return reason if group.multiple == 1 else f"{reason} by multiples of {group.multiple}"

@@ -25,6 +25,7 @@ from spaces.allocation import Target
 from spaces.policy import PruningPolicy
 from spaces.size import dense_footprint, footprint, shares
 from spaces.units import UNIT_SLACK, stays_whole
+from spaces.whole import NothingToRemove, whole_layers
 
 SHARE = 0.25
 
@@ -311,8 +312,14 @@ class TestPatterns:
         masks, _ = policy_masks(model, policy, graph=graph)
         ranked = Rankings(model, graph).masks(policy)
         assert (masks.keys(), ranked.keys()) == (({"1.weight"},) * 2 if obstacle is None else (set(),) * 2)
-        left = measure_cost(prune(model, policy), torch.ones(1, 3, 4, 4)).nonzero
-        assert left == footprint(graph.network, policy).nonzero
+        assert whole_layers(graph.network, policy) == ({} if obstacle is None else {"1.weight": obstacle})
+        for traced in (None, graph):
+            if obstacle:
+                with pytest.raises(NothingToRemove, match=f"'1.weight' stays whole \\({obstacle}\\)"):
+                    prune(model, policy, graph=traced)
+            else:
+                left = measure_cost(prune(model, policy, graph=traced), torch.ones(1, 3, 4, 4)).nonzero
+                assert left == footprint(graph.network, policy).nonzero
         assert ("1.weight" in unit_evidence(model, graph, "2:4")) is (obstacle is None)
 
     def test_they_hold_while_channels_go(self, upsampling):
