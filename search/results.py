@@ -83,7 +83,7 @@ def trial_table(
             "accuracy": result.accuracy,
             "granularity": policy.granularity_label,
             "schedule": policy.schedule.kind,
-            "exponent": policy.schedule.exponent if policy.schedule.kind == "polynomial" else None,
+            "exponent": None if "exponent" in policy.schedule.idle else policy.schedule.exponent,
             "criterion": policy.criterion,
             "origin": trial.origin,
             "latency": trial.latency,

@@ -59,9 +59,9 @@ def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
     if predicted:
         columns.insert(7, "latency")
     for row in rows.to_dict("records"):
-        schedule = row["schedule"]
-        if schedule == "polynomial":
-            schedule = f"E = {row['exponent']:.2g}"
+        schedule, exponent = row["schedule"], row["exponent"]
+        if exponent is not None and exponent == exponent:
+            schedule = ("" if schedule == "polynomial" else f"{schedule}, ") + f"E = {exponent:.2g}"
         cells = [
             row["trial"], percent(row["accuracy"], 2), percent(row["final_accuracy"], 2),
             spread(row["test_accuracy"], row["test_sd"]), percent(row["size_encoded"]), percent(row["size_nonzero"]),

@@ -155,7 +155,7 @@ class Tracker:
             "granularity": policy.granularity_label,
             "criterion": policy.criterion,
             "schedule": policy.schedule.kind,
-            "exponent": policy.schedule.exponent if policy.schedule.kind == "polynomial" else "",
+            "exponent": "" if "exponent" in policy.schedule.idle else policy.schedule.exponent,
             "size_target": record.target,
             "layers": len(policy.sparsity),
         }

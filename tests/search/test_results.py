@@ -23,7 +23,9 @@ from search.results import (
     smallest_trial,
     trial_table,
 )
+from search.tables import front_table
 from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
 from spaces.size import Shares
 
 
@@ -54,6 +56,16 @@ def test_non_dominated_of_nothing_and_of_one():
     assert non_dominated(np.empty((0, 3))).tolist() == []
     assert non_dominated(np.array([[1.0, 2.0, 3.0]])).tolist() == [True]
     assert non_dominated(np.array([[1.0, np.nan]])).tolist() == [False]
+
+
+def test_an_exponent_is_shown_of_every_schedule_that_has_one():
+    schedules = [Schedule("polynomial", 2.5), Schedule("iterative", 1.25, rounds=2), Schedule("one-shot", 2.5)]
+    policies = [PruningPolicy({"conv.weight": 0.25}, schedule=schedule) for schedule in schedules]
+    table = trial_table([trial(n, 0.5, policy=policy) for n, policy in enumerate(policies)], {})
+    assert list(table["exponent"]) == [2.5, 1.25, None]
+    lines = front_table(table).splitlines()[1:]
+    for line, label in zip(lines, ("fine-grained  E = 2.5 ", "iterative, E = 1.2", "one-shot"), strict=True):
+        assert label in line
 
 
 def trial(number: int, accuracy: float | None, size: float = 0.2, macs: float = 0.5, **changes) -> TrialRecord:
