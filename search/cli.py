@@ -326,7 +326,7 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("file", metavar="sparsity.json|policy.json")
     _add_workload_options(parser, " (a built-in one that a manifest.json beside the file names)")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained); {MASKS}")
+    parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained), or channel; {MASKS}")
     parser.add_argument(
         "--criterion",
         metavar="C",

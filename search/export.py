@@ -27,9 +27,10 @@ from search.config import SearchConfig
 from search.console import Watcher
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.evaluate import Subject, evaluate_policy
+from search.evaluate import Evaluation, Subject, evaluate_policy
 from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
+from search.folder import check_is_no_file
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
@@ -178,7 +179,7 @@ def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[
     watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
     dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model, config.round_to)
-    full = chosen.trial is None
+    full = chosen.final is not None
     epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
     seed = chosen.final.seed if full else config.seed
     evaluation = fine_tuned(subject, chosen.policy, epochs, seed, watcher)
@@ -186,13 +187,14 @@ def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[
 
 
 def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
-    """The export from weights in the study's folder: of the full-length run before those of the trial."""
+    """The export from weights in the study's folder: of the full-length run if there was one, else of the trial."""
     folder, config, final, trial = view.folder, view.folder.config, chosen.final, chosen.trial
-    if final and (path := folder.final_weights(final.digest, final.seed)).is_file():
+    if final:
+        path = folder.final_weights(final.digest, final.seed)
         result, tested, seed = final.result, final.test_accuracy, final.seed
-    elif trial and (path := folder.trial_weights(trial.number)).is_file():
-        result, tested, seed = trial.result, None, config.seed
     else:
+        path, result, tested, seed = folder.trial_weights(trial.number), trial.result, None, config.seed
+    if not path.is_file():
         return None
     model, structure = load_model(build_model(workload, config.dense_seed), path)
     return _made(view, chosen, model, structure, result, seed, tested)
@@ -224,7 +226,7 @@ def _require_code(view: StudyView, chosen: Chosen) -> None:
 
 def fine_tuned(
     subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher, training: str = FINE_TUNE
-) -> Any:
+) -> Evaluation:
     """An evaluation that must succeed.
 
     Raises:
@@ -243,8 +245,7 @@ def check_folder(out: Path) -> None:
 
     An earlier export there, with nothing else beside it, will be replaced; other files are never touched.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {str(out)!r} is a file: name a folder")
+    check_is_no_file(out)
     if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _files_of_export(out)):
         raise UsageError(
             f"--out {str(out)!r} holds {min(foreign)!r}, which is no part of an export: name a new or empty folder"
@@ -305,7 +306,8 @@ def write_export(
     """Write all files and the manifest that names them; returns the manifest.
 
     Raises:
-        UsageError: `out` is a file, or holds files that are no export; `torch_prune` with removed channels.
+        UsageError: `out` is a file or lies below one, or holds files that are no export; `torch_prune` with removed
+            channels.
         EnvironmentProblem: `out` cannot be written, or `onnx` without its extra.
     """
     if torch_prune:

@@ -97,6 +97,18 @@ def open_root(root: str | Path) -> Path:
     return path
 
 
+def check_is_no_file(folder: str | Path | None, option: str = "--out") -> None:
+    """Refuse a file in the place of a folder to be written, or of one above it; None is no folder.
+
+    Raises:
+        UsageError: it is a file, or lies below one.
+    """
+    for path in (Path(folder), *Path(folder).parents) if folder else ():
+        if path.exists() and not path.is_dir():
+            below = "" if path == Path(folder) else f"lies below {str(path)!r}, which "
+            raise UsageError(f"{option} {str(folder)!r} {below}is a file: name a folder")
+
+
 def find_study(root: str | Path, name: str) -> StudyFolder:
     """An existing study.
 

@@ -524,6 +524,8 @@ def test_inspect_draws_the_trained_weights(main, tmp_path):
     names = ["weights.png", "weights.json", "shares-0.25.png", "shares.json", "layout-0.25.png", "layout.json"]
     assert paths == [str(tmp_path / "drawn" / name) for name in names] and all(map(os.path.getsize, paths))
     assert json.loads(Path(paths[-1]).read_text())["layer"] == "conv0.weight"
+    parts = json.loads(main(*words[:-1], "channel+kernel", "--sparsities", "0.25", "--json").out)["pictures"]
+    assert {row["granularity"] for row in json.loads(Path(parts[-1]).read_text())["masks"]} == {"channel", "kernel"}
     one_line_error(main(*words, "--layer", "conv2.weight"), 2, "--layer", "conv2.weight", "conv1.weight")
     one_line_error(main(*words, "--sparsities", "0.5,1.5"), 2, "--sparsities", "1.5", "0.99")
     one_line_error(main(*words, "--sparsities", "0.5,0.5"), 2, "--sparsities", "once", "0.5,0.5")
@@ -671,22 +673,48 @@ def test_exporting_a_trial_without_weights_repeats_its_fine_tune(main, finished,
     assert json.loads(reply.out)["accuracy"] == journal["result"]["accuracy"]
 
 
+def test_apply_says_what_did_not_go_as_asked_and_refuses_what_nothing_goes_of(main, tmp_path):
+    """Of a removal and of the masks after it each by itself; 12 of 16 channels stay where 10 are no multiple of 4."""
+    file, words = tmp_path / "policy.json", ["--workload", "./tiny.py:tiny", "--root", tmp_path / "root"]
+    both = {"version": 1, "sparsity": {"conv1.weight": 0.25}, "removal": {"conv1.weight": 0.4}}
+    file.write_text(json.dumps(both))
+    exact = main("apply", file, *words, "--out", tmp_path / "exact")
+    assert exact.code == 0 and " asked, " not in exact.err, exact.err
+    rounded = main("apply", file, *words, "--round-to", 4, "--out", tmp_path / "rounded")
+    assert rounded.code == 0 and rounded.err.count(" asked, ") == 1, rounded.err
+    assert "conv1.weight: 40.0% of its channels asked, 25.0% removed" in rounded.err
+    file.write_text(json.dumps({**both, "sparsity": {}}))
+    refused = main("apply", file, *words, "--round-to", 16, "--out", tmp_path / "never")
+    one_line_error(refused, 2, "policy.json: nothing to remove", "0.4 of 16 units", "multiples of 16")
+    refused = main("apply", file, *words, "--pictures", file, "--out", tmp_path / "never")
+    one_line_error(refused, 2, "--pictures", "policy.json", "is a file")
+    one_line_error(main("apply", file, *words, "--out", file / "never"), 2, "--out", "below", "which is a file")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("choice", ["baseline:uniform", "best"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "repeated"])
-def test_a_baseline_of_the_closing_table_is_exported(main, finished, tmp_path, kept):
+def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path, kept, choice):
+    """Kept or repeated at full length, even where a trial's own weights are still there."""
     for part in ("tiny", "cache"):
         shutil.copytree(finished.root / part, tmp_path / "root" / part)
     if not kept:
         for path in (tmp_path / "root" / "tiny" / "checkpoints").glob("final-*"):
             path.unlink()
     out = tmp_path / "out"
-    reply = main("export", "tiny", "--root", tmp_path / "root", "--trial", "baseline:uniform", "--out", out, "--json")
+    reply = main("export", "tiny", "--root", tmp_path / "root", "--trial", choice, "--out", out, "--json")
     assert reply.code == 0, reply.err
-    assert ("baseline uniform kept no weights" in reply.err) is not kept
     manifest = json.loads(reply.out)
-    assert manifest["origin"].keys() == {"study", "baseline", "seed"} and manifest["origin"]["baseline"] == "uniform"
-    asked = set(json.loads((out / "sparsity.json").read_text()).values())
-    assert len(asked) == 1 and 0 < asked.pop() < 1
-    digest = json.loads((finished.path / "comparison.json").read_text())["baselines"]["uniform"]
+    if choice == "best":
+        (digest,) = (row["digest"] for row in finished.reply["front"] if row["trial"] == finished.reply["best"])
+        name, origin = f"trial {finished.reply['best']}", {"trial": finished.reply["best"]}
+    else:
+        digest = json.loads((finished.path / "comparison.json").read_text())["baselines"]["uniform"]
+        name, origin = "baseline uniform", {"baseline": "uniform"}
+        asked = set(json.loads((out / "sparsity.json").read_text()).values())
+        assert len(asked) == 1 and 0 < asked.pop() < 1
+    assert (f"{name} kept no weights" in reply.err) is not kept
+    assert manifest["origin"] == {"study": "tiny", **origin, "seed": manifest["origin"]["seed"]}
     runs = [json.loads(p.read_text()) for p in (finished.path / "journal").glob(f"final-{digest}-*.json")]
     median = sorted(runs, key=lambda run: (run["result"]["accuracy"], run["seed"]))[1]
     assert (manifest["accuracy"], manifest["origin"]["seed"]) == (median["result"]["accuracy"], median["seed"])

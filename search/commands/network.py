@@ -14,12 +14,13 @@ from pruning.channels import trace_channels
 from pruning.scan import require_subjects
 from pruning.scores import restrict_graph
 from pruning.shares import FINE_TO_COARSE
-from search.commands.options import check_is_no_file, sparsities_of, workload_of
+from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.console import TerminalWatcher
 from search.dense import build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
+from search.folder import check_is_no_file
 from search.journal import write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
@@ -98,12 +99,13 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     if arguments.targets:
         parts.append(target_table())
     if arguments.pictures:
-        layer = _drawn_layer(arguments.layer, network, config.granularity)
+        granularities = parts_in(config.granularity)
+        layer = _drawn_layer(arguments.layer, network, granularities)
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher()).model
         looked_at = (
             dense, trace_channels(dense, workload.example_input), Calibration(*workload.calibration, workload.loss)
         )  # fmt: skip
-        how = config.granularity, sparsities, config.criterion
+        how = granularities, sparsities, config.criterion
         files = weight_files({"dense": dense}) | share_files(*looked_at, *how) | layout_files(*looked_at, layer, *how)
         data["pictures"] = write_files(Path(arguments.pictures), files)
         data["picture"] = data["pictures"][0]

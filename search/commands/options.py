@@ -24,12 +24,6 @@ def workload_of(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfi
     return config, root, workload
 
 
-def check_is_no_file(folder: str | None, option: str = "--out") -> None:
-    """Refuse a file in the place of a folder."""
-    if folder and Path(folder).exists() and not Path(folder).is_dir():
-        raise UsageError(f"{option} {folder!r} is a file: name a folder")
-
-
 def sparsities_of(text: str, option: str) -> tuple[float, ...]:
     """Rising sparsities of an option such as `0.5,0.75`, each above 0 and once."""
     try:

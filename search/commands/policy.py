@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from pruning.channels import trace_channels
 from pruning.codec import dense_bytes
 from pruning.criteria import own_function
+from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
@@ -20,7 +21,7 @@ from search.console import TerminalWatcher
 from search.curves import pruning_curves
 from search.dense import build_model, dense_model
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_untrained
+from search.evaluate import Evaluation, Subject, evaluate_untrained
 from search.export import (
     MANIFEST,
     Export,
@@ -32,7 +33,7 @@ from search.export import (
     take_criterion,
     write_export,
 )
-from search.folder import open_root
+from search.folder import check_is_no_file, open_root
 from search.lab import Files, curve_files, weight_files, write_files
 from search.onnx_file import require_onnx
 from search.open import open_study
@@ -42,6 +43,7 @@ from search.user_code import named_criterion
 from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.errors import unknown
+from spaces.layers import Network
 from spaces.policy import PruningPolicy, parse_object, parse_sparsity
 from spaces.scaling import scaled
 from spaces.schedule import Schedule
@@ -91,19 +93,8 @@ def apply(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalWatcher()
     _settle_workload(arguments, watcher)
     config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
-    untrained = build_model(workload, config.dense_seed)
-    graph = trace_channels(untrained, workload.example_input)
-    network = restrict_graph(untrained, graph, policy.criterion).network
-    try:
-        network.require([*policy.sparsity, *policy.removal])
-        require_removal(asked_layers(policy), whole_layers(network, policy))
-    except ValueError as error:
-        raise UsageError(f"{arguments.file}: {error}") from None
-    try:
-        for level in levels:
-            scaled(network, policy, level)
-    except ValueError as error:
-        raise UsageError(f"--curves: {arguments.file}: {error}") from None
+    network = _network_of(workload, config, policy.criterion)
+    _check_policy(arguments, network, policy, levels)
     _check_files(arguments)
     for name in policy.channel_requests():
         if obstacle := network.by_name[name].obstacle:
@@ -112,10 +103,8 @@ def apply(arguments: argparse.Namespace) -> Reply:
     subject = Subject.of(workload, dense.model, config.round_to)
     asked, policy = policy, settled(subject.network, policy)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
-    for name, found in tuned.result.achieved.items():
-        share = max(policy.sparsity.get(name, 0.0), policy.channel_requests().get(name, 0.0))
-        if abs(share - found) > NOTED_DIFFERENCE:
-            watcher.note(f"{name}: {share:.1%} asked, {found:.1%} removed")
+    for note in _differences(asked, tuned, network):
+        watcher.note(note)
     made = Export(
         policy, tuned.model, tuned.structure, tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": arguments.seed, "training": arguments.training},
@@ -131,8 +120,46 @@ def apply(arguments: argparse.Namespace) -> Reply:
     return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{written_line(paths)}")
 
 
+def _network_of(workload: Workload, config: SearchConfig, criterion: str) -> Network:
+    """The untrained network, as `config` rounds its channels and as the criterion can score it."""
+    model = build_model(workload, config.dense_seed)
+    graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
+    return restrict_graph(model, graph, criterion).network
+
+
+def _check_policy(
+    arguments: argparse.Namespace, network: Network, policy: PruningPolicy, levels: Sequence[float]
+) -> None:
+    """Refuse, before any training, a policy of another network, and one of which nothing would go."""
+    try:
+        network.require([*policy.sparsity, *policy.removal])
+        require_removal(asked_layers(policy), whole_layers(network, policy))
+    except ValueError as error:
+        raise UsageError(f"{arguments.file}: {error}") from None
+    try:
+        for level in levels:
+            scaled(network, policy, level)
+    except ValueError as error:
+        raise UsageError(f"--curves: {arguments.file}: {error}") from None
+
+
+def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> list[str]:
+    """What went of a layer where that is not what was asked: of its units, and of channels that go before masks."""
+    found = [(name, asked.sparsity.get(name, 0.0), share, "") for name, share in tuned.result.achieved.items()]
+    for name, share in asked.removal.items():
+        layer = network.by_name[name]
+        stay, channels = tuned.model.get_parameter(name).shape[layer.output_dim], layer.shape[layer.output_dim]
+        found.append((name, share, 1 - stay / channels, " of its channels"))
+    return [
+        f"{name}: {share:.1%}{of} asked, {gone:.1%} removed"
+        for name, share, gone, of in found
+        if abs(share - gone) > NOTED_DIFFERENCE
+    ]
+
+
 def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     """Sparsities of `--curves`, once it is sure that its pictures have a place and a meaning."""
+    check_is_no_file(arguments.pictures, "--pictures")
     if arguments.pictures and Path(arguments.pictures).resolve().is_relative_to(Path(arguments.out).resolve()):
         raise UsageError(
             f"--pictures {arguments.pictures!r} lies in --out {arguments.out!r}, which takes an export's files only: "
