@@ -397,7 +397,7 @@ def test_front_can_be_sliced_by_another_limit(main, finished):
     nothing = main("front", "tiny", "--format", "json", "--max-size", sizes[0] / 2)
     assert (nothing.code, json.loads(nothing.out)) == (0, [])
     for wrong in ("0", "1.5", "nan", "-1"):
-        one_line_error(main("front", "tiny", f"--max-size={wrong}"), 2, "--max-size")
+        one_line_error(main("front", "tiny", f"--max-size={wrong}"), 2, "max-size")
 
 
 def test_status_counts_and_names_the_best(main, finished):

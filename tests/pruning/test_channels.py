@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -891,7 +891,11 @@ def test_shrunk_shapes_equal_the_formula(data):
     model, x, graph = _TRACED[data.draw(st.sampled_from(list(_TRACED)))]
     shares = st.floats(0, 1, exclude_max=True)
     request = data.draw(st.dictionaries(st.sampled_from(graph.network.layer_names), shares))
-    small = shrink(model, plan_removal(model, request, x, graph=graph)).state_dict()
+    try:
+        plan = plan_removal(model, request, x, graph=graph)
+    except NothingToRemove:
+        reject()  # other tests' subject
+    small = shrink(model, plan).state_dict()
     kept, units = {}, {}
     for number, group in enumerate(graph.network.groups):
         share = min(request.get(name, 0.0) for name in group.layers)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -130,7 +130,10 @@ class TestPrune:
         fast = Rankings(vgg, vgg_graph).masks(policy)
         assert masks.keys() == fast.keys()
         assert all(torch.equal(mask, fast[name]) for name, mask in masks.items())
-        small = prune(vgg, policy, graph=vgg_graph)
+        try:
+            small = prune(vgg, policy, graph=vgg_graph)
+        except NothingToRemove:
+            reject()  # other tests' subject
         cost, planned = measure_cost(small, images), footprint(vgg_graph.network, policy)
         assert (cost.parameters, cost.nonzero, cost.macs) == (planned.parameters, planned.nonzero, planned.macs)
         assert cost.encoded_bytes <= planned.encoded_bytes
@@ -163,7 +166,10 @@ class TestPrune:
         policy = PruningPolicy(dict.fromkeys(names, share), dict(zip(names, words, strict=True)))
         example = torch.ones(1, 8, 5, 5)
         planned = footprint(trace_channels(model, example).network, policy)
-        pruned = prune(model, policy)
+        try:
+            pruned = prune(model, policy)
+        except NothingToRemove:
+            reject()  # other tests' subject
         for name in names:
             weight = pruned.get_parameter(name).data
             weight[torch.rand(weight.shape) < more] = 0

@@ -157,7 +157,7 @@ class TestConfig:
         with pytest.raises(UsageError) as refused:
             make_config(workload="digits", criterion="bn-scale")
         assert str(refused.value) == (
-            "config: criterion 'bn-scale' is defined for granularity channel only, got 'fine-grained': "
+            "criterion 'bn-scale' is defined for granularity channel only, got 'fine-grained': "
             "ask for that alone, or choose another criterion"
         )
         assert make_config(workload="digits", criterion="bn-scale", granularity="channel").criterion == "bn-scale"

@@ -73,7 +73,7 @@ def test_every_granularity_can_be_searched(begin, mixed):
 def test_a_study_takes_other_schedules(begin):
     study = begin("rounds", schedule="iterative", trials=8)
     assert set(study.trials["state"]) == {"complete"} and set(study.trials["schedule"]) == {"iterative"}
-    with pytest.raises(UsageError, match="schedule: unknown schedule 'cubic'"):
+    with pytest.raises(UsageError, match="unknown schedule 'cubic'"):
         begin("wrong", schedule="cubic", trials=2)
 
 
