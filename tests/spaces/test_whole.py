@@ -5,29 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
 from spaces.whole import asked_layers, require_removal, whole_layers
 
-NAMES = ("a.weight", "b.weight", "c.weight", "d.weight")
-SHAPES = {"a.weight": (6, 3, 3, 3), "b.weight": (8, 6, 1, 1), "c.weight": (8, 8, 2, 2), "d.weight": (1, 8)}
+NAMES = ("a.weight", "b.weight", "c.weight", "d.weight", "e.weight")
+SHAPES = {
+    "a.weight": (6, 3, 3, 3), "b.weight": (8, 6, 1, 1), "c.weight": (8, 8, 2, 2), "d.weight": (1, 8),
+    "e.weight": (8, 6, 2, 2),
+}  # fmt: skip
 GROUPS = {"a.weight": 0, "b.weight": 1, "c.weight": 1}
 OUTPUTS = "its outputs are the network's outputs"
 
 
 def network() -> Network:
-    """a, then b and c that are summed, then d, whose output is the network's."""
-    readers = {"b.weight": (0, 6), "c.weight": (1, 8), "d.weight": (1, 8)}
+    """a, then b and c that are summed, then d and, transposed, e: their outputs are the network's."""
+    readers = {"b.weight": (0, 6), "c.weight": (1, 8), "d.weight": (1, 8), "e.weight": (1, 8)}
     tensors, layers = [], []
     for name, shape in SHAPES.items():
         group = GROUPS.get(name)
         owners = [((group, shape[0]),) if group is not None else (), (readers[name],) if name in readers else ()]
+        owners = owners[::-1] if name == "e.weight" else owners
         owners += [()] * (len(shape) - 2)
         tensors.append(StoredTensor(name, shape, owners=tuple(owners)))
         obstacle = None if group is not None else OUTPUTS
-        layers.append(Layer(name, "conv2d" if len(shape) == 4 else "linear", shape, 1, 1, group, obstacle))
+        kind = "linear" if len(shape) == 2 else "conv_transpose2d" if name == "e.weight" else "conv2d"
+        layers.append(Layer(name, kind, shape, 1, 1, group, obstacle))
     return Network(tuple(tensors), tuple(layers), (ChannelGroup(("a.weight",), 6), ChannelGroup(NAMES[1:3], 8)))
 
 
@@ -37,10 +42,11 @@ words = st.sampled_from(["fine-grained", "kernel", "vector", "2:4", "*:8", "chan
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(
-    st.dictionaries(st.sampled_from(NAMES), shares, max_size=4),
-    st.dictionaries(st.sampled_from(NAMES), words, max_size=4),
+    st.dictionaries(st.sampled_from(NAMES), shares, max_size=5),
+    st.dictionaries(st.sampled_from(NAMES), words, max_size=5),
     st.dictionaries(st.sampled_from(NAMES), shares, max_size=3),
 )
+@example({"e.weight": 0.6}, {"e.weight": "2:4"}, {})
 def test_all_is_whole_exactly_where_the_network_costs_what_the_dense_one_does(sparsity, granularity, removal):
     removal = {name: share for name, share in removal.items() if granularity.get(name) != "channel"}
     policy, subject = PruningPolicy(sparsity, granularity, removal), network()
@@ -64,6 +70,7 @@ def test_all_is_whole_exactly_where_the_network_costs_what_the_dense_one_does(sp
         (PruningPolicy({"b.weight": 0.5}, "channel"), "its group holds, and 'c.weight' asks for 0"),
         (PruningPolicy({"a.weight": 0.003}), "0.003 of 162 units rounds to none"),
         (PruningPolicy({"a.weight": 0.9}, "2:4"), "2:4 needs a multiple of 4 inputs, the weight has 3"),
+        (PruningPolicy({"e.weight": 0.09}, "2:4"), "0.09 of 4 units rounds to none"),
         (PruningPolicy({"c.weight": 0.24}, "2:4"), "0.24 of 4 units rounds to none"),
         (PruningPolicy({"d.weight": 0.01}, removal={"d.weight": 0.5}), OUTPUTS),
     ],
