@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from itertools import product
 
 import numpy as np
