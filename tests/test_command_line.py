@@ -685,7 +685,7 @@ def test_apply_says_what_did_not_go_as_asked_and_refuses_what_nothing_goes_of(ma
     assert "conv1.weight: 40.0% of its channels asked, 25.0% removed" in rounded.err
     file.write_text(json.dumps({**both, "sparsity": {}}))
     refused = main("apply", file, *words, "--round-to", 16, "--out", tmp_path / "never")
-    one_line_error(refused, 2, "policy.json: nothing to remove", "0.4 of 16 units", "multiples of 16")
+    one_line_error(refused, 2, "policy.json: nothing to remove", "its 16 units", "rounded to")
     refused = main("apply", file, *words, "--pictures", file, "--out", tmp_path / "never")
     one_line_error(refused, 2, "--pictures", "policy.json", "is a file")
     one_line_error(main("apply", file, *words, "--out", file / "never"), 2, "--out", "below", "which is a file")

@@ -87,11 +87,11 @@ def test_the_reason_is_the_layers_own(policy, reason):
 
 
 def test_a_multiple_that_keeps_all_channels_is_named():
-    group = ChannelGroup(("a.weight",), 6, multiple=4)
+    group = ChannelGroup(("a.weight",), 6, multiple=3)
     rounded = replace(network(), groups=(group, *network().groups[1:]))
     policy = PruningPolicy({"a.weight": 0.1}, "channel")
     assert whole_layers(network(), policy) == {}
-    assert whole_layers(rounded, policy) == {"a.weight": "0.1 of 6 units rounds to none by multiples of 4"}
+    assert whole_layers(rounded, policy) == {"a.weight": "0.1 of 6 units rounds to none by multiples of 3"}
 
 
 def test_of_many_layers_the_first_three_are_named():
