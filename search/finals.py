@@ -213,7 +213,7 @@ def read_comparison(folder: StudyFolder) -> Comparison | None:
         references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
         latency = _read_latency(data.pop("latency", None))
         return Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Refused(f"damaged {path}: {error}; delete it to compare again") from None
 
 

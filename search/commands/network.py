@@ -76,7 +76,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
     config, root, workload = workload_of(arguments, **asked)
-    sparsities = sparsities_of(arguments.sparsities or "0.5,0.75", "--sparsities")
+    sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     model = build_model(workload, config.dense_seed)
     network = trace_channels(model, workload.example_input).network
     whole = dense_footprint(network)

@@ -113,9 +113,10 @@ def test_a_comparison_of_version_1_is_read(tmp_path):
 
 
 DAMAGED = (GOLDEN / "comparison-v2.json").read_text().replace('"share": 0.5', '"share": 0.75')
+LISTED = json.dumps({**json.loads(DAMAGED), "latency": {**json.loads(DAMAGED)["latency"], "networks": []}})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"version": 1}', '{"version": 1, "dense": 5}', DAMAGED])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", '{"version": 1}', '{"version": 1, "dense": 5}', DAMAGED, LISTED])
 def test_a_damaged_comparison_is_refused(tmp_path, text):
     folder = StudyFolder(tmp_path, "study")
     folder.path.mkdir()
