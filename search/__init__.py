@@ -11,7 +11,7 @@ from typing import Any
 _PLACES = {
     "Recipe": "search.recipe",
     "SearchConfig": "search.config",
-    "SearchResult": "search.run",
+    "SearchResult": "search.coordinator",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.open",

@@ -1,86 +1,34 @@
-"""`run_search`: the coordinator of a study, from trained network to tested finalists."""
+"""`run_search`: from a config to a study that runs or goes on."""
 
 from __future__ import annotations
 
-import platform
 import shlex
-import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import torch
 
 from pruning.channels import trace_channels
 from pruning.criteria import own_function
-from pruning.evidence import unit_evidence
-from pruning.latency import describe_device
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
-from search.checkpoints import save_model
-from search.clock import StudyClock, seconds_left
-from search.config import GUIDED, SearchConfig, check_study_name
-from search.console import Watcher, duration
+from search.config import SearchConfig, check_study_name
+from search.console import Watcher
+from search.coordinator import Coordinator, SearchResult, environment
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
-from search.evaluate import Evaluation, Subject, evaluate_policy, failed
-from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
+from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, model_fingerprint, training_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
-from search.guide import Guide
 from search.latency import cached_latency_table
 from search.locks import held_lock
-from search.pictures import front_png, profile_png
-from search.records import COMPLETE, FINISHED_STATES, TrialRecord
-from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
-from search.scan import cached_profile
-from search.study import OptunaStudy
-from search.tracking import Tracker
-from search.train import in_fast_layout, score, step_count
+from search.train import in_fast_layout, step_count
 from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
-from spaces.allocation import Evidence, Unreachable
+from spaces.allocation import Unreachable
 from spaces.latency import Predictor
-from spaces.policy import parts_in
-from spaces.profile import Profile
-from spaces.space import Proposal, Seed, Space
+from spaces.space import Space
 
 FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""
-MAX_STARTS = 4
-"""A trial whose evaluation ended the process this often is failed, so that resuming does not crash for ever."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """A study as it stands when `run_search` returns.
-
-    Attributes:
-        front: the non-dominated trials within the limit; columns as `prunefront front --format json`.
-        trials: all trials, with `state` and `reason`.
-        counts: trials by state.
-        best: the trial `export --trial best` ships, see `search.results.best_trial`; None without a feasible trial.
-        least_accuracy: the validation accuracy asked for, if one was.
-        comparison: dense model, int8 and static baselines; None when finals were left out.
-        seconds: phase -> seconds.
-    """
-
-    study: str
-    folder: Path
-    front: pd.DataFrame
-    trials: pd.DataFrame
-    counts: Mapping[str, int]
-    best: int | None
-    least_accuracy: float | None
-    comparison: Comparison | None
-    finals: Mapping[str, FinalScore]
-    seconds: Mapping[str, float]
 
 
 def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchResult:
@@ -117,7 +65,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         stack.enter_context(held_lock(folder.lock))
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
         _settle_identity(folder, config, workload, dense, watcher)
-        return _Coordinator(config, folder, space, workload, dense, watcher).run()
+        return Coordinator(config, folder, space, workload, dense, watcher).run()
 
 
 def _require_criterion(criterion: str) -> None:
@@ -227,279 +175,3 @@ def _settle_identity(
     if place := criterion_place(config.criterion):  # shown by `status`, never run
         record["criterion_place"] = place
     folder.write_record({**record, "environment": now})
-
-
-def environment() -> dict[str, Any]:
-    """What a study was last run in; no part of its identity, but results may differ between environments.
-
-    `threads` is PyTorch's number of threads, which changes sums in their last digits.
-    """
-    return {
-        "prunefront": version("prunefront"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": describe_device(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-    }
-
-
-class _Coordinator:
-    """Owns ask and tell, the journal and MLflow of one running study."""
-
-    def __init__(
-        self,
-        config: SearchConfig,
-        folder: StudyFolder,
-        space: Space,
-        workload: Workload,
-        dense: DenseModel,
-        watcher: Watcher,
-    ) -> None:
-        self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
-        self.dense, self.journal = dense, folder.journal
-        self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
-        self.trials = {trial.number: trial for trial in self.journal.trials()}
-        self.seconds = {"dense": dense.trained_seconds}
-        self.least_accuracy = None
-        if config.min_accuracy is not None:
-            self.least_accuracy = config.least_accuracy(self.dense_accuracy)
-            folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
-
-    @cached_property
-    def dense_accuracy(self) -> float:
-        """Of the dense model, on validation data."""
-        return score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
-
-    def run(self) -> SearchResult:
-        began = time.perf_counter()
-        guided = self.config.sampler == GUIDED
-        profile = self._profile() if self.config.seeds or guided else None
-        self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
-        self.seconds["scan"] = time.perf_counter() - began
-        evidence = self._evidence(profile)
-        self.space = replace(self.space, evidence=evidence)
-        self.seeds = self._first_seeds(evidence) if self.config.seeds else []
-        guide = self._guide(evidence) if guided else None
-        record = self.folder.read_record()
-        began = time.perf_counter()
-        self.study = OptunaStudy(
-            self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes
-        )
-        self.tracker = Tracker(self.folder.root, self.folder.name, record["study_id"], self.clock.to_time)
-        self.tracker.start(self._settings())
-        self.seconds["storage"] = time.perf_counter() - began
-        try:
-            self._reconcile()
-            self._run_trials()
-            comparison = self._finals() if self.config.finalists else None
-            result = self._result(comparison)
-            self._publish(result, profile)
-        except BaseException as error:
-            self.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
-            raise
-        self.tracker.finish("FINISHED")
-        return result
-
-    def _finished_times(self) -> list[float]:
-        return [trial.finished for trial in self.trials.values()] + [f.finished for f in self.journal.finals()]
-
-    @property
-    def _parts(self) -> tuple[str, ...]:
-        """The granularities that are scanned and known the evidence of."""
-        return parts_in(self.space.usable)
-
-    def _profile(self) -> Profile:
-        with self.watcher.stage("sensitivity scan") as progress:
-            return cached_profile(
-                self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress
-            )
-
-    def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
-        return {
-            granularity: Evidence.of(
-                self.subject.network,
-                granularity,
-                unit_evidence(self.subject.dense, self.subject.graph, granularity),
-                profile,
-                self.space.metric,
-            )
-            for granularity in self._parts
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json", exclude={"root"}) | environment()
-        return {key: value for key, value in settings.items() if value is not None}
-
-    def _reconcile(self) -> None:
-        """Bring Optuna and MLflow up to the journal, which is ahead after a crash, or alone if they were lost."""
-        for number in range(self.study.trial_count, max(self.trials, default=-1) + 1):
-            if record := self.trials.get(number):
-                self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
-            else:  # its journal entry was deleted: it stays begun, and is run again
-                self._ask(number)
-        for record in self.trials.values():
-            self._tell(record)
-            self.tracker.log_trial(record)
-
-    def _run_trials(self) -> None:
-        for trial in self.study.unfinished():
-            self._run_trial(trial)
-        while len(self.trials) < self.config.trials:
-            if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
-                self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
-                return
-            self._run_trial(self._ask(self.study.trial_count))
-
-    def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
-        """Seeds of the first half of the trials."""
-        return list(islice(self.space.seeds(evidence), self.config.trials // 2))
-
-    def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
-        largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
-        return Guide(self.space, evidence, 1 - self.dense_accuracy, self.config.seed, largest_error)
-
-    def _ask(self, number: int) -> Any:
-        """Trial `number`: a seed if it has one, else what the sampler proposes."""
-        if number < len(self.seeds):
-            return self.study.ask(self.seeds[number].params, self.seeds[number].allocator)
-        return self.study.ask()
-
-    def _run_trial(self, trial: Any) -> None:
-        started, began = self.clock.seconds, time.perf_counter()
-        proposal = self.space.suggest(trial)
-        self.study.explain(trial)
-        proposing = time.perf_counter() - began
-        evaluation = self._evaluate(trial, proposal)
-        if evaluation.model is not None:
-            save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
-        record = TrialRecord(
-            number=trial.number,
-            origin=self.study.origin(trial),
-            params=trial.params,
-            policy=proposal.policy,
-            sampled=proposal.sampled,
-            target=proposal.target,
-            result=evaluation.result,
-            started=started,
-            finished=self.clock.seconds,
-            proposing=proposing,
-            latency=self.space.latency.share(proposal.policy) if self.space.latency else None,
-            scores=self.study.scores(trial),
-        )
-        self.journal.write_trial(record)
-        self.trials[record.number] = record
-        self._tell(record)
-        self.tracker.log_trial(record)
-        self._drop_dominated_weights()
-        self._show(record)
-
-    def _evaluate(self, trial: Any, proposal: Proposal) -> Evaluation:
-        """Evaluate a trial, unless evaluating it has ended this process too often (a crash of native code)."""
-        if self.study.count_start(trial) > MAX_STARTS:
-            return failed(f"crashed: the process ended {MAX_STARTS} times in this trial")
-        label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
-        epochs = self.subject.workload.recipe.trial_epochs
-        try:
-            with self.watcher.stage(label) as progress:
-                return evaluate_policy(self.subject, proposal.policy, epochs, self.config.seed, progress)
-        except (KeyboardInterrupt, SystemExit):
-            self.study.count_start(trial, -1)
-            raise
-
-    def _tell(self, record: TrialRecord) -> None:
-        shares = record.result.shares
-        values = None
-        if shares:
-            speed = record.latency if self.config.speed == "latency" else shares.macs
-            values = (record.result.accuracy, shares.of(self.config.size_metric), speed)
-        self.study.tell(record.number, record.result.state, values)
-
-    def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
-        return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)
-
-    def _drop_dominated_weights(self) -> None:
-        """Keep weights of the front and of finalists only."""
-        finals = {final.digest for final in self.journal.finals()}
-        front = set(front_of(self._table(), self.config.max_size, self.config.speed)["trial"])
-        for number, record in self.trials.items():
-            if number not in front and record.policy.digest not in finals:
-                self.folder.trial_weights(number).unlink(missing_ok=True)
-
-    def _show(self, record: TrialRecord) -> None:
-        front = front_of(self._table(), self.config.max_size, self.config.speed)
-        result, done, asked = record.result, len(self.trials), self.config.trials
-        if result.state == COMPLETE:
-            what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
-        else:
-            what = f"{result.state}: {result.reason}"
-        left = self._seconds_left(front)
-        self.watcher.headline(
-            f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far(front)}, "
-            f"front {len(front)}" + (f", about {duration(left)} left" if left else "")
-        )
-
-    def _best_so_far(self, front: pd.DataFrame) -> str:
-        best = best_trial(front, least_accuracy=self.least_accuracy)
-        if best is None:
-            return "none yet"
-        row = front.set_index("trial").loc[best]
-        return f"{row['accuracy']:.2%} at {row['size']:.1%}"
-
-    def _seconds_left(self, front: pd.DataFrame) -> float | None:
-        """With as many finalists as the front has now."""
-        chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
-        digests, finals = [self.trials[number].policy.digest for number in chosen], self.journal.finals()
-        runs = final_runs_left(self.config, digests, finals, read_comparison(self.folder))
-        recipe = self.subject.workload.recipe.to_dict()
-        return seconds_left(self.config, recipe, list(self.trials.values()), finals, runs)
-
-    def _finals(self) -> Comparison | None:
-        front = front_of(self._table(), self.config.max_size, self.config.speed)
-        chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
-        finalists = [self.trials[number].policy for number in chosen]
-        return compare_finals(self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher)
-
-    def _result(self, comparison: Comparison | None) -> SearchResult:
-        finals = score_finals(self.journal.finals(), self.config.final_seeds)
-        table = self._table(finals)
-        front = front_of(table, self.config.max_size, self.config.speed)
-        counts = {state: int((table["state"] == state).sum()) for state in FINISHED_STATES}
-        return SearchResult(
-            study=self.folder.name,
-            folder=self.folder.path,
-            front=front,
-            trials=table,
-            counts={**counts, "running": 0, "waiting": 0},
-            best=best_trial(front, table, self.config.max_size, self.least_accuracy),
-            least_accuracy=self.least_accuracy,
-            comparison=comparison,
-            finals=finals,
-            seconds=self._seconds(),
-        )
-
-    def _seconds(self) -> dict[str, float]:
-        """Phase -> seconds over the whole study, dense training and scan as far as this process ran them."""
-        total = dict(self.seconds)
-        for trial in self.trials.values():
-            for phase, seconds in {"proposing": trial.proposing, **trial.result.seconds}.items():
-                total[f"trials {phase}"] = total.get(f"trials {phase}", 0.0) + seconds
-        total["finals"] = sum(sum(final.result.seconds.values()) for final in self.journal.finals())
-        total["study"] = self.clock.seconds
-        return total
-
-    def _publish(self, result: SearchResult, profile: Profile | None) -> None:
-        """Front table and pictures on MLflow's parent run."""
-        files = {
-            "front.csv": result.front.to_csv(index=False).encode(),
-            "front.png": front_png(result.trials, result.front, self.config.max_size, result.comparison),
-        }
-        if profile is not None:
-            files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
-        metrics = {"front_size": len(result.front), **{f"trials_{k}": n for k, n in result.counts.items()}}
-        if not result.front.empty:
-            best = result.trials.set_index("trial").loc[result.best]
-            measured = {
-                f"best_{key}": best[key] for key in ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
-            }
-            metrics |= {key: value for key, value in measured.items() if value is not None}
-        self.tracker.log_summary(metrics, files)

@@ -15,12 +15,13 @@ from typing import Any
 from search.commands.reply import Reply
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
+from search.coordinator import SearchResult
 from search.errors import EnvironmentProblem, UsageError
 from search.finals import closing_rows, verdict
 from search.folder import open_root
 from search.open import open_study
 from search.results import plain_rows
-from search.run import SearchResult, resume_command, run_search
+from search.run import resume_command, run_search
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
 from search.tracking import open_store, serve_ui, ui_command
 from search.user_code import named_criterion

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import search.run
+import search.coordinator
 from search import SearchConfig, run_search
-from search.run import MAX_STARTS
+from search.coordinator import MAX_STARTS
 
 
 class Death(BaseException):
@@ -28,7 +28,7 @@ def ends_by(error: type[BaseException]):
 def test_a_trial_that_always_kills_the_process_is_failed_in_the_end(place, monkeypatch):
     run_search(config(place, 1))
     with monkeypatch.context() as deadly:
-        deadly.setattr(search.run, "evaluate_policy", ends_by(Death))
+        deadly.setattr(search.coordinator, "evaluate_policy", ends_by(Death))
         for _ in range(MAX_STARTS):
             with pytest.raises(Death):
                 run_search(config(place, 2))
@@ -40,7 +40,7 @@ def test_a_trial_that_always_kills_the_process_is_failed_in_the_end(place, monke
 def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
     before = config(place, 4)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(search.run, "evaluate_policy", ends_by(KeyboardInterrupt))
+        interrupted.setattr(search.coordinator, "evaluate_policy", ends_by(KeyboardInterrupt))
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(before)

@@ -42,7 +42,7 @@ def root(tmp_path_factory) -> Path:
 def _without_mlflow(monkeypatch):
     """MLflow is a projection with tests of its own; studies in this process are much faster without it."""
     silent = SimpleNamespace(**dict.fromkeys(TRACKER, lambda *_: None))
-    monkeypatch.setattr("search.run.Tracker", lambda *_: silent)
+    monkeypatch.setattr("search.coordinator.Tracker", lambda *_: silent)
 
 
 @pytest.fixture(scope="module")
