@@ -100,22 +100,24 @@ def policy_masks(
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
     scores = Scores(model, policy.criterion, graph, calibration)
     if graph is None:
-        plan = final = None
-        masks = {name: _channel_mask(model, name, share, scores) for name, share in removals.items()}
+        plan, masks = None, _channel_masks(model, removals, scores)
+        left = chosen_from = _own_channels(model, masks)
+        if progress < 1 and removals and policy.mask_requests():
+            chosen_from = _own_channels(model, _channel_masks(model, policy.channel_requests(), scores))
     else:
         check_fits(model, graph.network)
         defined = restrict_graph(model, graph, policy.criterion)
-        plan = final = plan_by_scores(removals, defined, scores)
-        masks = removal_masks(plan)
+        plan = plan_by_scores(removals, defined, scores)
+        masks, left = removal_masks(plan), plan.structure
+        chosen_from = left
         if progress < 1 and removals and policy.mask_requests():
-            final = plan_by_scores(policy.channel_requests(), defined, scores)
+            chosen_from = plan_by_scores(policy.channel_requests(), defined, scores).structure
     requests, inputs = policy.mask_requests(), inputs_of_weights(model)
     for name in weights:
         if name not in requests:
             continue
         shape, word = weights[name].shape, policy.granularity_of(name)
-        stays = _staying(shape, plan.structure if plan else None, name)
-        chosen = _staying(shape, final.structure if final else None, name)
+        stays, chosen = _staying(shape, left, name), _staying(shape, chosen_from, name)
         inside = weights[name][chosen]
         share, due = share_due(requests[name], word, inside.shape, progress, inputs[name])
         if share:
@@ -142,6 +144,21 @@ def share_due(
     if progress == 1 or not pattern or pattern.keep is None:
         return share * progress, granularity
     return units.removed(share) / units.count * progress, f"*:{pattern.of}"
+
+
+def _channel_masks(model: nn.Module, removals: Mapping[str, float], scores: Scores) -> dict[str, Tensor]:
+    return {name: _channel_mask(model, name, share, scores) for name, share in removals.items()}
+
+
+def _own_channels(model: nn.Module, masks: Mapping[str, Tensor]) -> Structure:
+    """The output channels that masks of whole ones leave, each layer by itself."""
+    dims = {name: output_dim(model.get_submodule(name.rpartition(".")[0])) for name in masks}
+    return Structure(
+        {
+            name: {dims[name]: tuple(mask.movedim(dims[name], 0).flatten(1).any(dim=1).nonzero().flatten().tolist())}
+            for name, mask in masks.items()
+        }
+    )
 
 
 def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> Tensor:
@@ -175,9 +192,9 @@ def _kept_by_both(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> 
     return {**first, **second, **both}
 
 
-def _staying(shape: torch.Size, structure: Structure | None, name: str) -> tuple[Any, ...]:
+def _staying(shape: torch.Size, structure: Structure, name: str) -> tuple[Any, ...]:
     """Index of the elements no removal takes: an open mesh, one axis a dimension."""
-    kept = structure.kept.get(name) if structure else None
+    kept = structure.kept.get(name)
     if not kept:
         return (...,)
     axes = [torch.as_tensor(kept.get(dim, range(length))) for dim, length in enumerate(shape)]

@@ -217,7 +217,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     (2.0, 8.0)
     """
     ordered, count, outside, k = sorted(values), len(values), 0, 0
-    while 2 * (outside + math.comb(count, k)) <= 0.05 * 2**count:
+    while 40 * (outside + math.comb(count, k)) <= 2**count:  # whole numbers: 2**1024 is no float
         outside, k = outside + math.comb(count, k), k + 1
     place = max(k - 1, 0)
     return ordered[place], ordered[count - 1 - place]

@@ -20,7 +20,11 @@ def mean_sparsity(network: Network, policy: PruningPolicy) -> float:
 
     Of a layer with a removal as well it is 1 - (1 - removal)(1 - sparsity). What groups, rounding and lost inputs make
     of the requests plays no part.
+
+    Raises:
+        ValueError: the policy names a layer the network does not have (nearest match named).
     """
+    network.require((*policy.sparsity, *policy.removal))
     asked = {
         name: 1 - prod(1 - part.get(name, 0.0) for part in (policy.sparsity, policy.removal))
         for name in (*policy.sparsity, *policy.removal)

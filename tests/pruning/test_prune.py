@@ -96,6 +96,19 @@ class TestPrune:
         assert weight.shape == vgg.get_parameter(CONV1).shape
         assert {i for i in range(16) if not weight[i].any()} == gone
 
+    def test_channels_without_example_go_before_masks(self, vgg):
+        """A quarter of 16 channels, then 60 % of the weights that stay."""
+        policy = PruningPolicy({CONV1: 0.6}, removal={CONV1: 0.25})
+        dense, weight = vgg.get_parameter(CONV1).detach(), prune(vgg, policy).get_parameter(CONV1).detach()
+        gone = set(dense.abs().flatten(1).sum(dim=1).argsort()[:4].tolist())
+        assert {i for i in range(16) if not weight[i].any()} == gone
+        stays = [i for i in range(16) if i not in gone]
+        removed = math.floor(0.6 * dense[stays].numel() + 0.5)
+        assert int((weight[stays] == 0).sum()) == removed
+        assert weight[stays].abs().sum() == pytest.approx(
+            float(dense[stays].abs().flatten().sort().values[removed:].sum())
+        )
+
     @pytest.mark.parametrize("criterion", ["magnitude-l1", "magnitude-l2", "random"])
     def test_removal_equals_masks_on_the_dense_shape(self, vgg, vgg_graph, images, criterion):
         """The law mask = shrink, with fine-grained masks on what stays."""

@@ -221,7 +221,7 @@ def test_refused(text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 8, 9, 16, 17, 30, 31, 100])
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 8, 9, 16, 17, 30, 31, 100, 1100])
 def test_the_interval_of_a_median_is_the_sign_tests(count):
     """The outermost pair of order statistics that a two-sided sign test at 5 % does not reject, by SciPy's binomial."""
     values = np.random.default_rng(count).permutation(np.arange(count, dtype=float)).tolist()

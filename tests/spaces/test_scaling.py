@@ -54,6 +54,7 @@ def test_a_removal_counts_with_the_mask_on_what_stays():
         ({"a": 0.0}, 0.5, "removes nothing"),
         ({"a": 0.5}, 0.0, "0 < sparsity"),
         ({"a": 0.5}, 1.0, "sparsity < 1"),
+        ({"a": 0.5, "e": 0.0}, 0.5, "unknown layer 'e': did you mean"),
     ],
 )
 def test_what_cannot_be_scaled_is_said(shares, sparsity, said):
