@@ -149,6 +149,8 @@ def compare_masks(weights: int, rounds: int) -> Iterator[Compared]:
     outputs = max(4, round(math.sqrt(weights) / 4) * 4)  # no half channels at 75 %, where roundings differ
     layer = nn.Linear(max(1, weights // outputs), outputs, bias=False)
     weight = layer.weight.detach()
+    distinct = (torch.randperm(weight.numel()) + 1) * 2.0**-24  # where sizes are equal, PyTorch's choice has no rule
+    weight.copy_(torch.where(torch.rand(weight.shape) < 0.5, -1.0, 1.0) * distinct.reshape(weight.shape))
     ones = torch.ones_like(weight)
     for twin in TWINS:
         mask = make_mask(weight, SPARSITY, **twin.options)
