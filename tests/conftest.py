@@ -21,6 +21,7 @@ from search.workloads.vgg import VGG9
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 
 
 class Residual(nn.Module):

@@ -594,7 +594,7 @@ def test_kill_right_after_a_result_is_written(running, run):
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
 )
 def test_signals_end_resumable_with_their_code(running, run, number, code, word):
-    study = running("--trials", "60")
+    study = running("--trials", "600")
     study.wait_for(lambda: len(study.journal()) >= 1)
     if number == signal.SIGINT:
         second = run("search", "--root", study.root, "--workload", "./tiny.py:slow", "--finalists", 0)
