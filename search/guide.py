@@ -88,6 +88,19 @@ class Suggestion:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """Points that may be proposed: as landed, what `Features.asked` says of them, and the surrogate's prediction."""
+
+    landed: Landed
+    asked: np.ndarray
+    prediction: Prediction
+
+    def __add__(self, other: _Candidates) -> _Candidates:
+        asked = np.concatenate([self.asked, other.asked])
+        return _Candidates(self.landed + other.landed, asked, self.prediction + other.prediction)
+
+
 class Guide:
     """Proposes points of a space.
 
@@ -177,20 +190,21 @@ class Guide:
         drafts = self._pool.draw(pool, self._parents(rows), random)
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
-        landed = self._space.land(drafts)
         features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
         surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         front = self._posterior(rows, surrogate)
+        dominated = DominatedSpace(front, self._reference)
         most_asked = np.vstack([[o.asked for o in rows], self._smallest]).max(axis=0)
-        gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
+        candidates = self._candidates(drafts, surrogate)
+        gains, order = self._ranked(candidates, front, dominated, most_asked, for_best)
         for _ in range(rounds):
             moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
-            drafts, landed = drafts + moved, landed + self._space.land(moved)
-            gains, order = self._ranked(landed, surrogate, front, most_asked, for_best)
+            drafts, candidates = drafts + moved, candidates + self._candidates(moved, surrogate)
+            gains, order = self._ranked(candidates, front, dominated, most_asked, for_best)
         chosen = self._first_fresh(drafts, order)
-        prediction = surrogate.predict(self._features.of(landed)[[chosen]])
-        low, middle, high = expit(prediction.mean[0] + prediction.sd[0] * np.array([-1.0, 0.0, 1.0]))
+        mean, sd = candidates.prediction.mean[chosen], candidates.prediction.sd[chosen]
+        low, middle, high = expit(mean + sd * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
         return self._suggestion(drafts[chosen], {name: float(value) for name, value in scores.items()})
 
@@ -250,20 +264,28 @@ class Guide:
         error = expit(surrogate.predict(np.array([o.features for o in rows])).mean)
         return np.column_stack([error, np.log([o.size for o in rows]), [o.speed for o in rows]])
 
+    def _candidates(self, drafts: Sequence[Draft], surrogate: Surrogate) -> _Candidates:
+        landed = self._space.land(drafts)
+        return _Candidates(landed, self._features.asked(landed), surrogate.predict(self._features.of(landed)))
+
     def _ranked(
-        self, landed: Landed, surrogate: Surrogate, front: np.ndarray, most_asked: np.ndarray, for_best: bool
+        self,
+        candidates: _Candidates,
+        front: np.ndarray,
+        dominated: DominatedSpace,
+        most_asked: np.ndarray,
+        for_best: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Expected gain (p,) of each candidate, and their places from the best on; the too bold come last."""
-        prediction = surrogate.predict(self._features.of(landed))
+        landed, prediction = candidates.landed, candidates.prediction
         errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
         if for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         elif self._largest_error is not None:
             gains = self._smaller(landed.sizes, prediction, front)
         else:
-            space = DominatedSpace(front, self._reference)
-            gains = space.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
-        beyond = self._features.asked(landed) - 1 > BOLDEST * (most_asked - 1)
+            gains = dominated.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
+        beyond = candidates.asked - 1 > BOLDEST * (most_asked - 1)
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
 
     def _smaller(self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray) -> np.ndarray:

@@ -80,9 +80,9 @@ class DominatedSpace:
         levels[1:, 1:] = self._error
         wide = np.maximum(sizes[1:] - np.maximum(sizes[:-1], size[:, None]), 0)
         deep = np.maximum(speeds[1:] - np.maximum(speeds[:-1], speed[:, None]), 0)
-        found, place = np.unique(levels, return_inverse=True)
-        at_level = place.reshape(levels.shape)
-        areas = np.stack([np.einsum("pi,pj,ij->p", wide, deep, at_level == n) for n in range(len(found))], axis=1)
+        found, starts = np.unique(np.sort(levels, axis=None), return_index=True)
+        cells = (wide[:, :, None] * deep[:, None, :]).reshape(len(error), -1)
+        areas = np.add.reduceat(cells[:, np.argsort(levels, axis=None, kind="stable")], starts, axis=1)
         return np.einsum("pl,plk->pk", areas, np.maximum(found[:, None] - error[:, None, :], 0))
 
 

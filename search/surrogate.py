@@ -23,6 +23,9 @@ class Prediction:
     mean: np.ndarray
     sd: np.ndarray
 
+    def __add__(self, other: Prediction) -> Prediction:
+        return Prediction(np.concatenate([self.mean, other.mean]), np.concatenate([self.sd, other.sd]))
+
 
 class Surrogate:
     """Bayesian linear trend plus a Matern 5/2 residual; scale, lengths and noise by marginal likelihood.

@@ -81,7 +81,8 @@ class _Shrinking:
 
     def taken(self, gone: np.ndarray) -> np.ndarray:
         """Indices lost (p, s) with `gone` units of each group (p, groups)."""
-        return np.add.reduceat(gone[:, self.groups] * self.per_unit, self.starts, axis=1)
+        terms = gone[:, self.groups] * self.per_unit
+        return terms if len(self.groups) == len(self.layers) else np.add.reduceat(terms, self.starts, axis=1)
 
 
 class Costs:
@@ -197,10 +198,12 @@ class Costs:
     def _left(self, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Elements, and the first two dimensions, of the layers (p, layers) once the groups lost `gone` (p, groups)."""
         lengths, shrinking = self._lengths
-        numel = np.tile(self._fixed, (len(gone), 1))
+        numel = np.empty((len(gone), len(self._fixed)))
+        numel[:] = self._fixed
         first_two = [np.broadcast_to(length, numel.shape) for length in lengths[:2]]
         for dimension, one in shrinking.items():
-            left = np.tile(lengths[dimension], (len(gone), 1))
+            left = np.empty_like(numel)
+            left[:] = lengths[dimension]
             left[:, one.layers] -= one.taken(gone)
             numel *= left
             if dimension < 2:
