@@ -94,6 +94,13 @@ class TestRuns:
         assert all(runs["guided"][seed].shares == pytest.approx([1, 1, 1]) for seed in (0, 7))
         assert runs["extra"][0].shares == pytest.approx([2, 2, 2])
 
+    def test_a_variant_of_guided_is_no_reference(self):
+        rows = [*lines("guided", 0, [0.6] * 3), *lines("guided +more", 0, [0.2] * 3)]
+        runs = runs_of(rows, "toy", RULES)
+        assert runs["guided"][0].shares == pytest.approx([1, 1, 1])
+        assert runs["guided +more"][0].shares == pytest.approx([2, 2, 2])
+        assert runs_of(rows[3:], "toy", RULES)["guided +more"][0].shares == pytest.approx([1, 1, 1])
+
     def test_a_share_can_fall_when_validation_misleads(self):
         rows = [row("guided", 0, 0, 0.3, 0.2), row("guided", 0, 1, 0.2, 0.6), row("guided", 0, 2, 0.5, 0.0)]
         assert runs_of(rows, "toy", RULES)["guided"][0].shares == pytest.approx([2, 1, 1])
@@ -237,7 +244,7 @@ class TestShow:
         assert (half["target"], half["fine-tunes"]["ratio"], half["fine-tunes"]["censored"]) == (0.5, 3.0, 0)
         assert (most["target"], most["fine-tunes"]["ratio"], most["fine-tunes"]["censored"]) == (0.9, 1.5, 2)
         assert (own["target"], own["seconds"]["ratio"]) == ("own last", 0.75)
-        assert toy["ablations"]["guided -scan"]["mean"] == pytest.approx(-0.25)
+        assert toy["variants"]["guided -scan"]["mean"] == pytest.approx(-0.25)
         assert toy["cost over prior-free"]["guided inverted"]["fine-tunes"]["ratio"] == 1.0
         assert toy["cost over prior-free"]["guided"]["fine-tunes"]["ratio"] == pytest.approx(2 / 3, abs=1e-4)
         assert {"hardware", "torch", "optuna"} < shown.summary.keys()

@@ -1,8 +1,9 @@
 """What the raw table of a race says: hypervolume shares, costs to a target, paired comparisons, a figure.
 
 A front is chosen on validation accuracy and scored on test accuracy. The reference hypervolume of a contest is that of
-the union of the trials of the methods that ran in all contests of the workload. A cost is the first fine-tune, or the
-wall-clock second, at which a run's share reaches a target; a run that never does is censored at its budget.
+the union of the trials of the methods that ran in all contests of the workload, variants of guided aside. A cost is the
+first fine-tune, or the wall-clock second, at which a run's share reaches a target; a run that never does is censored at
+its budget.
 """
 
 from __future__ import annotations
@@ -178,10 +179,11 @@ def runs_of(rows: Sequence[Row], workload: str, rules: Rules) -> Runs:
             tables.setdefault(int(row["seed"]), {}).setdefault(row["method"], []).append(row)
     runs: Runs = {}
     everywhere = set.intersection(*({n for n, run in t.items() if len(run) >= rules.trials} for t in tables.values()))
+    referee_names = {name for name in everywhere if not is_variant(name)}
     for seed, methods in tables.items():
         whole = {name: run for name, run in methods.items() if len(run) >= rules.trials}
         trials = {name: np.array([_trial(row) for row in run]) for name, run in whole.items()}
-        referees = [own for name, own in trials.items() if name in (everywhere or trials)]
+        referees = [own for name, own in trials.items() if name in (referee_names or trials)]
         union = scored_volume(np.concatenate(referees), rules.reference) if trials else 0.0
         for name, own in trials.items():
             volumes = [scored_volume(own[:count], rules.reference) for count in range(1, len(own) + 1)]
@@ -199,8 +201,8 @@ def _seconds(rows: Sequence[Row]) -> np.ndarray:
     return float(rows[0]["seconds_before"]) + np.cumsum(each)
 
 
-def is_ablation(method: str) -> bool:
-    """Whether it is the guided sampler without one of its parts."""
+def is_variant(method: str) -> bool:
+    """Whether it is the guided sampler without one of its parts, or with one more."""
     return method.startswith(f"{GUIDED} ")
 
 
@@ -219,7 +221,7 @@ def show(rows: Sequence[Row], rules: Rules, figure: Path | None = None) -> None:
     scored = {name: runs_of(rows, name, rules) for name in dict.fromkeys(row["workload"] for row in rows)}
     summary = {}
     for workload, runs in scored.items():
-        sections = (_shares(runs), _costs(runs, rules), _ratios(runs, rules), _ablations(runs, rules), _misled(runs))
+        sections = (_shares(runs), _costs(runs, rules), _ratios(runs, rules), _variants(runs, rules), _misled(runs))
         print(f"{workload}: {len({seed for by_seed in runs.values() for seed in by_seed})} seeds\n")
         print("".join(str(section) for section in sections if section.body))
         summary[workload] = {section.name: section.values for section in sections}
@@ -254,7 +256,7 @@ def _shares(runs: Runs) -> _Section:
     longest = max((len(run.shares) for by_seed in runs.values() for run in by_seed.values()), default=0)
     values, body, counts = {}, [], [count for count in CHECKPOINTS if count <= longest]
     for method, by_seed in runs.items():
-        if is_ablation(method):
+        if is_variant(method):
             continue
         shares = _aligned(by_seed.values())
         found = {count: _mean_and_sd(shares[:, count - 1]) for count in counts if count <= shares.shape[1]}
@@ -268,7 +270,7 @@ def _shares(runs: Runs) -> _Section:
 def _costs(runs: Runs, rules: Rules) -> _Section:
     values, body = {}, []
     for method, by_seed in runs.items():
-        if is_ablation(method):
+        if is_variant(method):
             continue
         values[method], cells = {}, []
         for target in rules.targets:
@@ -288,7 +290,7 @@ def _costs(runs: Runs, rules: Rules) -> _Section:
 def _ratios(runs: Runs, rules: Rules) -> _Section:
     values, body = [], []
     for method, target in product(runs, (*rules.targets, OWN_LAST)):
-        if is_ablation(method) or method == GUIDED:
+        if is_variant(method) or method == GUIDED:
             continue
         last = {seed: float(run.shares[-1]) for seed, run in runs[method].items()}
         asked = last if target == OWN_LAST else target
@@ -321,9 +323,9 @@ def _by_unit(found: Sequence[Ratio]) -> dict[str, Any]:
     return {unit: {k: _rounded(v) for k, v in asdict(ratio).items()} for unit, ratio in zip(UNITS, found, strict=True)}
 
 
-def _ablations(runs: Runs, rules: Rules) -> _Section:
+def _variants(runs: Runs, rules: Rules) -> _Section:
     values, body, at = {}, [], rules.trials - 1
-    for method in filter(is_ablation, runs):
+    for method in filter(is_variant, runs):
         seeds = sorted(runs[method].keys() & runs.get(GUIDED, {}).keys())
         if not seeds:
             continue
@@ -333,8 +335,8 @@ def _ablations(runs: Runs, rules: Rules) -> _Section:
         body.append([method, len(seeds), *(spread(*_mean_and_sd(v)) for v in (own, whole)), points, f"{paired.p:.3f}"])
         values[method] = {k: _rounded(v) for k, v in asdict(paired).items()}
     columns = ["method", "n", f"share at {rules.trials}", "guided", "difference, points", "p"]
-    title = "guided without a part: share of the reference hypervolume, same contests and fine-tunes"
-    return _Section("ablations", title, columns, body, values)
+    title = "guided without or with a part: share of the reference hypervolume, same contests and fine-tunes"
+    return _Section("variants", title, columns, body, values)
 
 
 def _misled(runs: Runs) -> _Section:
@@ -356,7 +358,7 @@ def share_png(scored: Mapping[str, Runs]) -> bytes:
 
     figure = Figure(figsize=(12, 4.2 * len(scored)), dpi=DOTS_PER_INCH, layout="constrained")
     for panels, (workload, runs) in zip(figure.subplots(len(scored), 2, squeeze=False), scored.items(), strict=True):
-        shown = {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_ablation(method)}
+        shown = {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_variant(method)}
         for place, (method, of_method) in enumerate(shown.items()):
             style = {"color": "black" if method == GUIDED else f"C{place % 10}", "label": method}
             style |= {"linewidth": 2.2 if method == GUIDED else 1.0, "linestyle": "--" if place >= 10 else "-"}

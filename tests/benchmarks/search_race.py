@@ -184,11 +184,18 @@ def by_sampler(name: str, seeded: bool) -> Method:
     return propose
 
 
-def guided(seeded: bool = True, scan: Callable[[Profile], Profile | None] = lambda p: p, **constants: Any) -> Method:
-    """The guided sampler; `constants` of its modules are replaced while it runs."""
+def guided(
+    seeded: bool = True,
+    scan: Callable[[Profile], Profile | None] = lambda p: p,
+    further: Sequence[str] = (),
+    **constants: Any,
+) -> Method:
+    """The guided sampler, in a space of `further` granularities; `constants` of its modules are replaced meanwhile."""
 
     def propose(contest: Contest) -> Iterator[Proposed]:
-        return guided_in(contest.space, contest, contest.evidence(scan(contest.profile)), seeded, constants)
+        plain = contest.space
+        space = Space(plain.network, MAX_SIZE, (*plain.usable, *further)) if further else plain
+        return guided_in(space, contest, contest.evidence(scan(contest.profile)), seeded, constants)
 
     return propose
 
@@ -328,6 +335,7 @@ METHODS: Mapping[str, Method] = {
     "guided -surrogate": guided(guide__FEWEST=10**6),
     "guided -best": guided(guide__AT_BEST=10**6),
     "guided inverted": guided(scan=inverted),
+    "guided +combined": guided(further=("channel+fine-grained",)),
 }
 SCANNING = ("guided", "tpe+seeds", "random+seeds", "threshold")
 """Methods, by the beginning of their name, whose clock begins with the scan."""
