@@ -30,7 +30,7 @@ from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy
 from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
-from search.folder import check_is_no_file
+from search.folder import check_writable
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
@@ -245,7 +245,8 @@ def check_folder(out: Path) -> None:
 
     An earlier export there, with nothing else beside it, will be replaced; other files are never touched.
     """
-    check_is_no_file(out)
+    check_writable(out)
+    check_writable(out.absolute().parent)  # where it is written before it takes its place
     if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _files_of_export(out)):
         raise UsageError(
             f"--out {str(out)!r} holds {min(foreign)!r}, which is no part of an export: name a new or empty folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -97,14 +98,22 @@ def open_root(root: str | Path) -> Path:
     return path
 
 
-def check_is_no_file(folder: str | Path | None, option: str = "--out") -> None:
-    """Refuse a file in the place of a folder to be written, or of one above it; None is no folder.
+def check_writable(folder: str | Path | None, option: str = "--out") -> None:
+    """Refuse, before anything is computed, a folder that could not be made or written; None is no folder.
 
     Raises:
         UsageError: it is a file, or lies below one.
+        EnvironmentProblem: the nearest folder there is takes no file.
     """
-    for path in (Path(folder), *Path(folder).parents) if folder else ():
-        if path.exists() and not path.is_dir():
+    for path in (Path(folder), *Path(folder).absolute().parents) if folder else ():
+        if path.is_dir():
+            try:
+                tempfile.TemporaryFile(dir=path).close()
+            except OSError as error:
+                problem = f"cannot write to {option} {str(folder)!r} ({error.strerror or error})"
+                raise EnvironmentProblem(f"{problem}: name another folder") from None
+            return
+        if path.exists():
             below = "" if path == Path(folder) else f"lies below {str(path)!r}, which "
             raise UsageError(f"{option} {str(folder)!r} {below}is a file: name a folder")
 

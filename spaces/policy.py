@@ -155,13 +155,15 @@ class PruningPolicy:
     @property
     def granularity_label(self) -> str:
         """One word for tables: the granularity, a combined word such as `channel+kernel` where a removal comes before
-        the masks, or `mixed` when layers differ."""
+        the masks, `channel` where it comes without any, or `mixed` when layers differ."""
         used = {self.granularity_of(name) for name, share in self.sparsity.items() if share > 0}
         word = self.granularity
         if isinstance(word, Mapping):
-            word = used.pop() if len(used) == 1 else "mixed" if used else "fine-grained"
-        combined = f"channel+{word}"
-        return combined if combined in COMBINED and any(self.removal.values()) else word
+            word = next(iter(used)) if len(used) == 1 else "mixed" if used else "fine-grained"
+        if not any(self.removal.values()):
+            return word
+        combined = f"channel+{word}" if used else "channel"
+        return combined if combined in (*COMBINED, "channel") else word
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a `version`, sorted by layer name; `from_dict` undoes it."""

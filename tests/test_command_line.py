@@ -533,6 +533,14 @@ def test_inspect_draws_the_trained_weights(main, tmp_path):
     one_line_error(main("inspect", "./tiny.py:tiny", "--layer", "conv0.weight"), 2, "--layer", "--pictures")
 
 
+def test_inspect_draws_a_criterion_of_channels_by_channels(main, tmp_path):
+    words = ["inspect", "./tiny.py:tiny", "--pictures", tmp_path / "drawn", "--sparsities", "0.25"]
+    reply = main(*words, "--criterion", "fpgm", "--json")
+    assert reply.code == 0, reply.err
+    masks = json.loads((tmp_path / "drawn" / "layout.json").read_text())["masks"]
+    assert {row["granularity"] for row in masks} == {"channel"}
+
+
 def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, tmp_path):
     file = tmp_path / "dict.json"
     file.write_text(json.dumps(dict.fromkeys(LAYERS, 0.75)))
@@ -690,6 +698,18 @@ def test_apply_says_what_did_not_go_as_asked_and_refuses_what_nothing_goes_of(ma
     one_line_error(refused, 2, "--pictures", "policy.json", "is a file")
     one_line_error(main("apply", file, *words, "--out", file / "never"), 2, "--out", "below", "which is a file")
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where nobody can make a folder")
+def test_a_folder_that_cannot_be_written_costs_no_fine_tune(main, tmp_path):
+    file, words = tmp_path / "sparsity.json", ["--workload", "./tiny.py:tiny", "--root", tmp_path / "root"]
+    file.write_text('{"conv1.weight": 0.25}')
+    refused = main("apply", file, *words, "--out", "/proc/never/here")
+    one_line_error(refused, 3, "--out", "/proc/never/here", "name another folder")
+    refused = main("apply", file, *words, "--out", tmp_path / "never", "--pictures", "/proc/never")
+    one_line_error(refused, 3, "--pictures", "/proc/never", "name another folder")
+    assert not (tmp_path / "never").exists()
+    assert not any((tmp_path / "root").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("choice", ["baseline:uniform", "best"])

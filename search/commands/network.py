@@ -20,13 +20,14 @@ from search.console import TerminalWatcher
 from search.dense import build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
-from search.folder import check_is_no_file
+from search.folder import check_writable
 from search.journal import write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
 from search.scan import cached_profile, profile_path
 from search.tables import layer_table, percent, profile_table, target_table
 from search.user_code import named_criterion
+from spaces.criteria import criterion_word
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, parts_in
 from spaces.size import dense_footprint
@@ -37,7 +38,7 @@ from spaces.units import stays_whole
 def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
-    check_is_no_file(arguments.out)
+    check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
     untrained = build_model(workload, config.dense_seed)
     graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
@@ -72,7 +73,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         raise UsageError("give the workload once: as argument or by --workload")
     if arguments.weights and not arguments.pictures:
         raise UsageError("--weights has no effect without --pictures DIR, which show them: leave it out, or add that")
-    check_is_no_file(arguments.pictures, "--pictures")
+    check_writable(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
     config, root, workload = workload_of(arguments, **asked)
@@ -121,7 +122,8 @@ def _asked_pictures(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise UsageError(f"--{name} is about pictures: say where they go by --pictures DIR, or leave it out")
         return {}
     criterion = named_criterion(arguments.criterion) if arguments.criterion else "magnitude-l1"
-    return {"granularity": arguments.granularity or FINE_TO_COARSE, "criterion": criterion}
+    defined = criterion_word(criterion).granularities or FINE_TO_COARSE
+    return {"granularity": arguments.granularity or defined, "criterion": criterion}
 
 
 def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from search.export import (
     take_criterion,
     write_export,
 )
-from search.folder import check_is_no_file, open_root
+from search.folder import check_writable, open_root
 from search.lab import Files, curve_files, weight_files, write_files
 from search.onnx_file import require_onnx
 from search.open import open_study
@@ -159,7 +159,7 @@ def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> l
 
 def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     """Sparsities of `--curves`, once it is sure that its pictures have a place and a meaning."""
-    check_is_no_file(arguments.pictures, "--pictures")
+    check_writable(arguments.pictures, "--pictures")
     if arguments.pictures and Path(arguments.pictures).resolve().is_relative_to(Path(arguments.out).resolve()):
         raise UsageError(
             f"--pictures {arguments.pictures!r} lies in --out {arguments.out!r}, which takes an export's files only: "

@@ -205,6 +205,12 @@ class TestRequests:
     def test_label(self, sparsity, granularity, label):
         assert PruningPolicy(sparsity, granularity).granularity_label == label
 
+    @pytest.mark.parametrize(
+        ("sparsity", "label"), [({"a": 0.5}, "channel+kernel"), ({"a": 0.0}, "channel"), ({}, "channel")]
+    )
+    def test_label_after_a_removal(self, sparsity, label):
+        assert PruningPolicy(sparsity, "kernel", removal={"b": 0.25}).granularity_label == label
+
 
 class TestFile:
     def test_golden_file_of_version_1(self):
