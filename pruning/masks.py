@@ -46,8 +46,8 @@ def make_mask(
 
     Raises:
         ValueError: sparsity outside [0, 1), a count that is no whole number or leaves no unit, both or neither of
-            them, unknown words, empty weight, NaN weights or scores, scores of another shape, a pattern whose M does
-            not divide the inputs.
+            them, unknown words, empty weight, NaN or complex weights or scores, scores of another shape, a pattern
+            whose M does not divide the inputs.
 
     >>> make_mask(torch.tensor([3.0, -1.0, 2.0, 0.5]), sparsity=0.25).tolist()
     [True, True, True, False]
@@ -57,6 +57,8 @@ def make_mask(
     elif not (isinstance(weight, Tensor) and isinstance(scores, Tensor)):
         got = f"{type(weight).__name__} and {type(scores).__name__}"
         raise ValueError(f"weight and scores must be tensors, got {got}: torch.as_tensor makes them")
+    elif weight.is_complex() or scores.is_complex():
+        raise ValueError(f"weight and scores must be real, got {weight.dtype} and {scores.dtype}: score real numbers")
     elif scores.shape != weight.shape:
         raise ValueError(f"scores must have the weight's shape {tuple(weight.shape)}, got {tuple(scores.shape)}")
     elif not all_finite(scores):

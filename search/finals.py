@@ -172,7 +172,7 @@ def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolic
     policies = {}
     for name in BASELINES:
         try:
-            policies[name] = space.allocated(name, space.max_size, granularity, evidence)
+            policies[name] = space.allocated(name, space.size_range[1], granularity, evidence)
         except Unreachable:
             continue
     return policies

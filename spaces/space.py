@@ -45,6 +45,8 @@ from spaces.units import pattern_of
 SPEEDS = ("macs", "latency")
 SIZE_SPAN = 10.0
 """The smallest size target is the limit over this, or the floor below."""
+LARGEST_TARGET = 0.9
+"""Largest size target where the limit is the dense size, if all granularities go as low: at 1 nothing would go."""
 EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
 MOST_KNOBS = 24
@@ -290,8 +292,11 @@ class Space:
     @cached_property
     def size_range(self) -> tuple[float, float]:
         """Smallest and largest size target."""
-        floor = min(self.floors[g] for g in self.usable) * FLOOR_MARGIN
-        return min(max(self.min_size or self.max_size / SIZE_SPAN, floor), self.max_size), self.max_size
+        floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
+        low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
+        if high == 1 and low <= LARGEST_TARGET:
+            high = min(max(LARGEST_TARGET, *floors), high)
+        return min(low, high), high
 
     def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
         """The size, or where one granularity cannot go that low, the smallest sensible one of it."""

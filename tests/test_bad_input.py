@@ -166,6 +166,10 @@ BAD_MASKS = {
     "empty": (lambda: make_mask(torch.empty(3, 0), 0.5), "weight is empty"),
     "list": (lambda: make_mask([1.0, 2.0], 0.5), "weight must be a tensor, got list"),
     "none": (lambda: make_mask(None, 0.5), "weight must be a tensor, got NoneType"),
+    "complex, scored": (
+        lambda: make_mask(torch.tensor([1j, 2.0]), 0.5, scores=torch.ones(2)),
+        "must be real, got torch.complex64",
+    ),
     "complex": (lambda: make_mask(torch.tensor([1j, 2.0]), 0.5), "weight must be real, got torch.complex64"),
     "nan": (lambda: make_mask(torch.tensor([1.0, NAN]), 0.5), "weight has 1 NaN or infinite elements of 2"),
     "inf": (lambda: make_mask(torch.tensor([1.0, -INF]), 0.5), "weight has 1 NaN or infinite elements of 2"),

@@ -16,7 +16,7 @@ from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation import Evidence, Target, Unreachable, allocate
 from spaces.landing import Draft
 from spaces.size import achieved, dense_footprint, footprint, shares
-from spaces.space import EXPONENTS, FLOOR_MARGIN, SEED_SCHEDULE, SIZE_SPAN
+from spaces.space import EXPONENTS, FLOOR_MARGIN, LARGEST_TARGET, SEED_SCHEDULE, SIZE_SPAN
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -141,6 +141,14 @@ class TestLimits:
         assert wide.size_range == (0.9 / SIZE_SPAN, 0.9)
         tight = Space(vgg_graph.network, 0.03, ("fine-grained",))
         assert tight.size_range == (tight.floors["fine-grained"] * FLOOR_MARGIN, 0.03)
+
+    def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_evidence):
+        space = Space(vgg_graph.network, 1.0)
+        assert space.size_range == (1 / SIZE_SPAN, LARGEST_TARGET)
+        for seed in space.seeds(vgg_evidence):
+            policy = space.read(seed.params).policy
+            assert shares(footprint(space.network, policy), dense_footprint(space.network)).encoded <= LARGEST_TARGET
+        assert Space(vgg_graph.network, 1.0, min_size=0.95).size_range == (0.95, 1.0)
 
 
 def mostly_whole(network: Network) -> Network:
