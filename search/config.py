@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from search.errors import UsageError
 from spaces.criteria import check_criterion
 from spaces.errors import percent_meant, unknown
+from spaces.limits import check_mixable
 from spaces.policy import CHOICES, SEARCHED, parts_in
 from spaces.schedule import SCHEDULES
-from spaces.space import SEARCHED_SCHEDULES, check_mixable
+from spaces.space import SEARCHED_SCHEDULES
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")

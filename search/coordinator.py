@@ -37,7 +37,8 @@ from search.workloads import Workload
 from spaces.allocation import Evidence
 from spaces.policy import parts_in
 from spaces.profile import Profile
-from spaces.space import Proposal, Seed, Space
+from spaces.seeds import Seed, seeds_of
+from spaces.space import Proposal, Space
 
 MAX_STARTS = 4
 """A trial whose evaluation ended the process this often is failed, so that resuming does not crash for ever."""
@@ -178,7 +179,7 @@ class Coordinator:
 
     def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
         """Seeds of the first half of the trials."""
-        return list(islice(self.space.seeds(evidence), self.config.trials // 2))
+        return list(islice(seeds_of(self.space, evidence), self.config.trials // 2))
 
     def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy

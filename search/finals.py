@@ -32,6 +32,7 @@ from search.train import score
 from spaces.allocation import Evidence, Unreachable
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy, parts_of
+from spaces.seeds import allocated
 from spaces.space import Space
 
 COMPARISON_VERSION = 2
@@ -172,7 +173,7 @@ def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolic
     policies = {}
     for name in BASELINES:
         try:
-            policies[name] = space.allocated(name, space.size_range[1], granularity, evidence)
+            policies[name] = allocated(space, name, space.size_range[1], granularity, evidence)
         except Unreachable:
             continue
     return policies

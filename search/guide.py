@@ -144,7 +144,7 @@ class Guide:
     @property
     def _effort(self) -> tuple[int, int, int]:
         """Candidates, rounds, and how many are moved in each."""
-        return (DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT) if len(self._space.bases) > 1 else (POOL, ROUNDS, KEPT)
+        return (DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT) if len(self._space.bases.names) > 1 else (POOL, ROUNDS, KEPT)
 
     @cached_property
     def _smallest(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from spaces.combined import EVEN_PART, REMOVAL, is_combined, preferences_of
 from spaces.landing import EVEN, Draft, centred
 from spaces.policy import parts_of
 from spaces.schedule import Schedule
+from spaces.seeds import allocated
 from spaces.space import EXPONENTS, SEED_SCHEDULE, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
@@ -78,7 +79,7 @@ class Pool:
         size, granularity = self._size(random), self._one_granularity(random)
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
-            codes, base = self._codes(granularity, random), str(random.choice(self._space.bases))
+            codes, base = self._codes(granularity, random), str(random.choice(self._space.bases.names))
             return Draft(FREE, size, codes, logits, self._schedule(None, random), base, self._part(granularity, random))
         found = self._from_table(granularity, size, random) if source == PRIOR else None
         while found is None:
@@ -158,7 +159,7 @@ class Pool:
         tables = [self._evidence[part].tradeoff for part in parts_of(granularity)]
         if None in tables:
             return None
-        if len(self._space.bases) > 1:
+        if len(self._space.bases.names) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
         if len(tables) > 1:
             return self._allocated(str(random.choice(SCANNED)), granularity, size)
@@ -171,13 +172,13 @@ class Pool:
 
     def _allocated(self, name: str, granularity: str, size: float) -> tuple[np.ndarray, str] | None:
         """Knobs and base of a static allocation at the grid's nearest size; None where it cannot be reached."""
-        if len(self._space.bases) > 1:
+        if len(self._space.bases.names) > 1:
             return np.zeros(len(self._space.knobs)), name
         place = int(np.argmin(np.abs(np.log(self._grid / size))))
         if (key := (name, granularity, place)) not in self._static:
             wanted = self._space.reachable(float(self._grid[place]), granularity)
             try:
-                found = self._space.allocated(name, wanted, granularity, self._evidence)
+                found = allocated(self._space, name, wanted, granularity, self._evidence)
                 self._static[key] = self._space.logits(preferences_of(found) if found.removal else found.sparsity), EVEN
             except Unreachable:
                 self._static[key] = None

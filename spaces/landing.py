@@ -186,7 +186,8 @@ class Landing:
 
     def _asked_in_turn(self, word: str, drafts: Sequence[Draft], targets: Sequence[Combined]) -> _Asked:
         logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
-        pairs = [self._space.part_logits(draft.base, target) for draft, target in zip(drafts, targets, strict=True)]
+        bases = self._space.bases
+        pairs = [bases.part_logits(draft.base, target) for draft, target in zip(drafts, targets, strict=True)]
         channels, masks = (np.stack(part) for part in zip(*pairs, strict=True))
         by_layer, by_group = logits[:, own] + masks, logits[:, lead] + channels[:, self._leads]
         every = np.ones(by_layer.shape, dtype=bool)
@@ -197,9 +198,9 @@ class Landing:
     def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
         logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
         by_layer, by_group = logits[:, own], logits[:, lead]
-        if len(self._space.bases) > 1:
+        if len(self._space.bases.names) > 1:
             pairs = zip(drafts, targets, strict=True)
-            bases = np.stack([self._space.base_logits(d.base, d.granularity, target) for d, target in pairs])
+            bases = np.stack([self._space.bases.logits(d.base, d.granularity, target) for d, target in pairs])
             by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
         words = np.stack([self._space.words(draft.granularity) for draft in drafts])
         channel = words == self._channel

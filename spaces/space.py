@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.allocation import (
-    ALLOCATORS,
-    SCANNED,
-    Evidence,
-    Target,
-    Unreachable,
-    allocate,
-    land_by_shift,
-)
-from spaces.combined import (
-    EVEN_PART,
-    FLOOR_MARGIN,
-    REMOVAL,
-    Combined,
-    allocate_both,
-    divided,
-    is_combined,
-    preferences_of,
-)
+from spaces.allocation import Evidence, Target, Unreachable, land_by_shift
+from spaces.bases import Bases
+from spaces.combined import EVEN_PART, REMOVAL, Combined, is_combined
 from spaces.criteria import check_criterion
-from spaces.errors import check_limit, is_number, unknown
+from spaces.errors import unknown
 from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
 from spaces.landing import centred as centred_logits
-from spaces.latency import Predictor
-from spaces.layers import Network
-from spaces.policy import CHOICES, PruningPolicy, parts_in, parts_of
+from spaces.limits import Limits, check_words
+from spaces.policy import PruningPolicy, parts_in
 from spaces.schedule import SCHEDULES, Schedule
-from spaces.size import SIZE_METRICS, settled
-from spaces.units import pattern_of
+from spaces.size import settled
 
 SPEEDS = ("macs", "latency")
-SIZE_SPAN = 10.0
-"""The smallest size target is the limit over this, or the floor below."""
-LARGEST_TARGET = 0.9
-"""Largest size target where the limit is the dense size, if all granularities go as low: at 1 nothing would go."""
 EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
 MOST_KNOBS = 24
 """In networks of more layers, runs of neighbours share a knob, which moves them on top of a base allocation."""
-BASE_SIZES, BASE_REACH = 5, 8.0
-"""Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""
 SEARCHED_SCHEDULES = ("one-shot", "polynomial")
 """Schedules of a search that names none."""
 SEED_SCHEDULE = Schedule("polynomial", 3.0)
-SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
-"""Where seeds lie between the limit (0) and the smallest target (1), on a log scale; any first few spread."""
 
 
 class Suggests(Protocol):
@@ -66,15 +38,6 @@ class Suggests(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
     def suggest_categorical(self, name: str, choices: list[str]) -> str: ...
-
-
-def _check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
-    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
-    for word in () if isinstance(words, str) else words:
-        if word not in known:
-            raise ValueError(unknown(what, word, known))
-    if isinstance(words, str) or not words or len(set(words)) < len(words):
-        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
 
 
 @dataclass(frozen=True)
@@ -109,200 +72,34 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Seed:
-    """A known allocation as parameters of the space."""
-
-    allocator: str
-    granularity: str
-    params: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Size target, per-layer preferences, granularity, schedule and exponent, all landing within the limit.
+class Space(Limits):
+    """Size target, per-layer preferences, granularity, schedule and exponent, all landing within the limits.
 
     Attributes:
-        max_size: the limit, a share of the dense model in `metric`.
-        granularities: choices, one for a whole policy, or one a layer when `mixed`; also combined words such as
-            `channel+kernel`, a removal and then masks on what stays, which are for a whole policy only.
         criterion: fixed in a study.
-        min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
-        max_macs: a further limit, a share of the dense MACs.
-        max_latency: a further limit, a share of the dense latency as `latency` predicts it.
-        latency: predicts it; needed by a limit on it, and by `speed` `latency`.
         speed: the third objective, `macs` or `latency`.
-        schedules: kinds to choose from.
         evidence: by granularity, for combined words by both of theirs; networks of more than `MOST_KNOBS` layers need
             it, see `bases`.
+        schedules: kinds to choose from.
 
     Raises:
-        ValueError: a granularity or schedule is unknown or repeated, a granularity is not the criterion's, or a limit
-            is no share in (0, 1].
+        ValueError: a schedule is unknown or repeated, a granularity is not the criterion's; and as `Limits` do.
         Unreachable: no granularity reaches the limits; the message names the reachable range.
     """
 
-    network: Network
-    max_size: float
-    granularities: tuple[str, ...] = ("fine-grained", "channel")
-    metric: str = "encoded"
-    mixed: bool = False
     criterion: str = "magnitude-l2"
-    min_size: float | None = None
-    max_macs: float = 1.0
-    max_latency: float = 1.0
-    latency: Predictor | None = None
     speed: str = "macs"
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     schedules: tuple[str, ...] = SEARCHED_SCHEDULES
 
     def __post_init__(self) -> None:
-        if self.metric not in SIZE_METRICS:
-            raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
-        for name in ("max_size", "max_macs", "max_latency"):
-            check_limit(name, getattr(self, name))
-        if self.min_size is not None and not (is_number(self.min_size) and 0 < self.min_size <= self.max_size):
-            raise ValueError(f"min_size must satisfy 0 < min_size <= {self.max_size:g}, got {self.min_size!r}")
-        _check_words("granularity", self.granularities, CHOICES)
-        _check_words("schedule", self.schedules, SCHEDULES)
-        check_mixable(self.granularities, self.mixed)
+        super().__post_init__()
+        check_words("schedule", self.schedules, SCHEDULES)
         check_criterion(self.criterion, parts_in(self.granularities))
         if self.speed not in SPEEDS:
             raise ValueError(unknown("speed", self.speed, SPEEDS))
-        if self.latency is None and (self.speed == "latency" or self.max_latency < 1):
-            raise ValueError("a speed or limit of latency needs a predictor: measure a latency table first")
-        words = ", ".join(self.granularities)
-        speeds = {"MACs": (self.max_macs, self._macs_floors), "latency": (self.max_latency, self._latency_floors)}
-        for name, (limit, floors) in speeds.items():
-            if (smallest := min(floors.values())) > limit:
-                raise Unreachable(
-                    f"{name} limit {limit:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1, and only "
-                    f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
-                )
-        if not self.usable:
-            raise Unreachable(self._why_unreachable())
-
-    def _why_unreachable(self) -> str:
-        removing = [g for g in self.granularities if not self._obstacle(g)]
-        fast = [g for g in removing if self._macs_floors[g] <= self.max_macs]
-        fast = [g for g in fast if self._latency_floors[g] <= self.max_latency]
-        if not removing:
-            words = ", ".join(self.granularities)
-            return f"{words} can remove nothing of this network: every layer stays whole, `prunefront inspect` says why"
-        if not fast:
-            reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
-            return f"no granularity is within all limits ({reasons}): raise one of them"
-        smallest = min(self.floors[g] for g in fast)
-        return (
-            f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}: "
-            f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
-        )
-
-    def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
-        """A size to land on in this space, by one part if there are two."""
-        return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
-
-    def combined(self, share: float, word: str, part: float = EVEN_PART) -> Combined:
-        """A size to land on in this space by the two parts of a combined word."""
-        limits = self.target(share, parts_of(word)[-1])
-        return Combined(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
-
-    @cached_property
-    def divided(self) -> dict[str, Network]:
-        """Combined word -> the network on which it lands."""
-        return {word: divided(self.network, word) for word in self.granularities if is_combined(word)}
-
-    @cached_property
-    def _least_by_removal(self) -> dict[str, float]:
-        """Combined word -> the smallest sensible size of its removal alone."""
-        wholes = {
-            w: Combined(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
-        }
-        return {word: whole.channel_floor * FLOOR_MARGIN for word, whole in wholes.items()}
-
-    @cached_property
-    def parted(self) -> bool:
-        """Whether a combined word is among the choices."""
-        return any(map(is_combined, self.usable))
-
-    def _whole(self, word: str) -> Target | Combined:
-        return self.combined(1.0, word) if is_combined(word) else self.target(1.0, word)
-
-    def _obstacle(self, word: str) -> str | None:
-        """Why a word can remove nothing; None if it can remove something."""
-        whole = self._whole(word)
-        if isinstance(whole, Combined):
-            return whole.obstacle
-        return None if whole.layers else "it can remove nothing of this network"
-
-    @cached_property
-    def floors(self) -> dict[str, float]:
-        """Granularity -> smallest reachable share of the dense size."""
-        return {g: self._whole(g).floor for g in self.granularities}
-
-    @cached_property
-    def _part_floors(self) -> dict[str, float]:
-        return {g: self.target(1.0, g).floor for g in parts_in(self.granularities)}
-
-    @cached_property
-    def usable(self) -> tuple[str, ...]:
-        """Granularities that can be within the limits by themselves."""
-        return tuple(g for g in self.granularities if g not in self.left_out)
-
-    @cached_property
-    def choices(self) -> tuple[str, ...]:
-        """Granularities a layer can have: the usable ones, and in mixtures fixed patterns that are within the limits
-        only where other layers go further than they can."""
-        return tuple(g for g in self.granularities if g in self.usable or (self.mixed and self._joins(g)))
-
-    def _joins(self, granularity: str) -> bool:
-        """Whether a fixed pattern is within the limits on some layer, the others in the smallest granularity."""
-        pattern, lowest = pattern_of(granularity), min(self.usable, key=self.floors.__getitem__)
-        able = self.target(1.0, granularity).layers if pattern and pattern.keep else ()
-        frame = dict.fromkeys(self.network.layer_names, lowest)
-        mixtures = (frame | {layer.name: granularity} for layer in sorted(able, key=lambda layer: layer.numel))
-        return any(self._within_limits(self.target(1.0, mixture)) for mixture in mixtures)
-
-    def _within_limits(self, target: Target) -> bool:
-        within = target.floor <= self.max_size and target.macs_floor <= self.max_macs
-        return within and target.latency_floor <= self.max_latency
-
-    @cached_property
-    def left_out(self) -> dict[str, str]:
-        """Granularity that cannot be within the limits by itself -> the first reason."""
-        reasons = {}
-        for granularity in self.granularities:
-            if obstacle := self._obstacle(granularity):
-                reasons[granularity] = obstacle
-            elif (floor := self.floors[granularity]) > self.max_size:
-                reasons[granularity] = f"its smallest size is {floor:.4f}"
-            elif (floor := self._macs_floors[granularity]) > self.max_macs:
-                reasons[granularity] = f"its fewest MACs are {floor:.4f} of dense"
-            elif (floor := self._latency_floors[granularity]) > self.max_latency:
-                reasons[granularity] = f"its lowest latency is {floor:.4f} of dense"
-        return reasons
-
-    @cached_property
-    def _macs_floors(self) -> dict[str, float]:
-        return {g: self._whole(g).macs_floor for g in self.granularities}
-
-    @cached_property
-    def _latency_floors(self) -> dict[str, float]:
-        return {g: self._whole(g).latency_floor for g in self.granularities}
-
-    @cached_property
-    def size_range(self) -> tuple[float, float]:
-        """Smallest and largest size target."""
-        floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
-        low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
-        if high == 1 and low <= LARGEST_TARGET:
-            high = min(max(LARGEST_TARGET, *floors), high)
-        return min(low, high), high
-
-    def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
-        """The size, or where one granularity cannot go that low, the smallest sensible one of it."""
-        if not isinstance(granularity, str):
-            return size
-        return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)
+        if self.latency is None and self.speed == "latency":
+            raise ValueError("latency as the third objective needs a predictor: measure a latency table first")
 
     @cached_property
     def knobs(self) -> dict[str, tuple[str, ...]]:
@@ -322,12 +119,14 @@ class Space:
         return [(name,) for name in self.network.layer_names]
 
     @cached_property
-    def bases(self) -> tuple[str, ...]:
-        """Allocations the knobs can move: `even`, and where knobs are shared those the evidence allows."""
-        if len(self._movable) <= MOST_KNOBS or not self.evidence:
-            return (EVEN,)
-        scanned = all(e.tradeoff for e in self.evidence.values())
-        return (EVEN, *(name for name in ALLOCATORS if scanned or name not in SCANNED))
+    def bases(self) -> Bases:
+        """Allocations the knobs can move."""
+        return Bases(self)
+
+    @property
+    def shared(self) -> bool:
+        """Whether layers that could each have a knob share some."""
+        return len(self._movable) > MOST_KNOBS
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -338,7 +137,7 @@ class Space:
             Axis("size", low, high, log=True),
             *(Axis(f"granularity.{name}", choices=self.choices) for name in layers),
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
-            *((Axis("base", choices=self.bases),) if len(self.bases) > 1 else ()),
+            *((Axis("base", choices=self.bases.names),) if len(self.bases.names) > 1 else ()),
             *((Axis("removal", *REMOVAL),) if self.parted else ()),
             *(Axis(f"sparsity.{knob}") for knob in self.knobs),
             Axis("schedule", choices=self.schedules),
@@ -403,7 +202,7 @@ class Space:
         if is_combined(granularity):
             return self._propose_both(self.combined(target, granularity, part), preferences, schedule, base)
         where = self.target(target, granularity)
-        sampled = self._by_layer(where, preferences, self.base_logits(base, granularity, target))
+        sampled = self._by_layer(where, preferences, self.bases.logits(base, granularity, target))
         try:
             sparsity = self._land(sampled, where)
         except Unreachable:
@@ -416,7 +215,7 @@ class Space:
     def _propose_both(
         self, where: Combined, preferences: Mapping[str, float], schedule: Schedule, base: str
     ) -> Proposal:
-        below = self.part_logits(base, where)
+        below = self.bases.part_logits(base, where)
         sampled = self._by_layer(where.removal, preferences, below[0])
         removal = self._land(sampled, where.removal)
         rest = where.masks(removal)
@@ -463,56 +262,6 @@ class Space:
         knob_of = {layer: knob for knob, layers in self.knobs.items() for layer in layers}
         return [knob_of.get(name, name) for name in self.network.layer_names]
 
-    def base_logits(self, name: str, granularity: str | Mapping[str, str], size: float) -> np.ndarray:
-        """Logits (layers,) a base asks for at a size, linear between its sizes in the logarithm of the size."""
-        if name == EVEN:
-            return np.zeros(len(self.network.layers))
-        if not isinstance(granularity, str):
-            words = self.words(granularity)
-            bases = (self.base_logits(name, word, size) for word in self.usable)
-            places = map(self.granularities.index, self.usable)
-            return sum(base * (words == place) for base, place in zip(bases, places, strict=True))
-        return self._base_along(name, granularity, size, self.size_range)
-
-    def part_logits(self, name: str, where: Combined) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (layers,) a base asks for of the removal and of the masks, each at its own share of the reduction."""
-        if name == EVEN:
-            nothing = np.zeros(len(self.network.layers))
-            return nothing, nothing
-        low, high = self.size_range
-        sizes = low ** REMOVAL[1], high ** REMOVAL[0]
-        shares = (where.removal.aim, where.mask_share)
-        channel, masks = (
-            self._base_along(name, word, size, sizes) for word, size in zip(parts_of(where.word), shares, strict=True)
-        )
-        return channel, masks
-
-    def _base_along(self, name: str, granularity: str, size: float, sizes: tuple[float, float]) -> np.ndarray:
-        low, high = sizes
-        place = (BASE_SIZES - 1) * (math.log(high / size) / math.log(high / low) if high > low else 0.0)
-        first = int(min(max(place, 0), BASE_SIZES - 2))
-        part = min(max(place - first, 0.0), 1.0)
-        before, after = (self._base_at(name, granularity, n, sizes) for n in (first, first + 1))
-        return before * (1 - part) + after * part
-
-    def _base_at(self, name: str, granularity: str, place: int, sizes: tuple[float, float]) -> np.ndarray:
-        """The same at one of `BASE_SIZES` sizes; `even` where the allocation cannot reach it."""
-        if (key := (name, granularity, place, sizes)) not in self._base_logits:
-            low, high = sizes
-            size = high * (low / high) ** (place / (BASE_SIZES - 1))
-            size = min(max(size, self._part_floors[granularity] * FLOOR_MARGIN), high)
-            try:
-                found = allocate(name, self.target(size, granularity), self.evidence[granularity])
-            except Unreachable:
-                found = {}
-            shares = np.array([found.get(layer, 0.5 if not found else 0.0) for layer in self.network.layer_names])
-            self._base_logits[key] = np.clip(logits_of(shares), -BASE_REACH, BASE_REACH)
-        return self._base_logits[key]
-
-    @cached_property
-    def _base_logits(self) -> dict[tuple[str, str, int, tuple[float, float]], np.ndarray]:
-        return {}
-
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
         shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
@@ -554,56 +303,3 @@ class Space:
         """What known allocations are tried with: a cubic ramp, or the last kind there is to choose from."""
         kinds = self.schedules
         return SEED_SCHEDULE if SEED_SCHEDULE.kind in kinds else Schedule(kinds[-1], SEED_SCHEDULE.exponent)
-
-    def seeds(self, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
-        """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
-
-        Args:
-            evidence: by granularity, for combined words by both of theirs.
-        """
-        scanned = all(e.tradeoff for e in evidence.values())
-        names = [name for name in ALLOCATORS if scanned or name not in SCANNED]
-        low, high = self.size_range
-        seen = set()
-        for turn in range(len(SEED_SIZES) * len(names)):
-            size = high * (low / high) ** SEED_SIZES[(turn // len(names) + turn % len(names)) % len(SEED_SIZES)]
-            name = names[turn % len(names)]
-            for granularity in self.usable:
-                if name == "scan-speed" and "channel" not in parts_of(granularity):
-                    continue  # masks change no MACs
-                seed = self._seed(name, granularity, self.reachable(size, granularity), evidence)
-                if seed is not None and (key := tuple(seed.params.items())) not in seen:
-                    seen.add(key)
-                    yield seed
-
-    def allocated(self, name: str, size: float, granularity: str, evidence: Mapping[str, Evidence]) -> PruningPolicy:
-        """The policy of an allocator at a size; of a combined word its removal does half of the reduction.
-
-        Raises:
-            Unreachable: the allocator cannot give that size.
-        """
-        if is_combined(granularity):
-            where = self.combined(size, granularity)
-            policy = settled(where.limits.network, allocate_both(name, where, evidence))
-        else:
-            sparsity = allocate(name, self.target(size, granularity), evidence[granularity])
-            policy = PruningPolicy(sparsity, granularity)
-        return replace(policy, criterion=self.criterion, schedule=self.seed_schedule)
-
-    def _seed(self, allocator: str, granularity: str, size: float, evidence: Mapping[str, Evidence]) -> Seed | None:
-        try:
-            policy = self.allocated(allocator, size, granularity, evidence)
-        except Unreachable:
-            return None
-        if len(self.bases) > 1:
-            params = self.params(size, granularity, dict.fromkeys(self.knobs, 0.5), self.seed_schedule, allocator)
-        else:
-            params = self.params(size, granularity, preferences_of(policy), self.seed_schedule)
-        return Seed(allocator, granularity, params)
-
-
-def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
-    """Raise `ValueError` if layers may differ and a word among the choices is for a whole policy only."""
-    whole = [word for word in granularities if is_combined(word)]
-    if mixed and whole:
-        raise ValueError(f"granularity {whole[0]!r} is for a whole policy, not for mixed layers: leave one of them out")

@@ -29,8 +29,9 @@ from study import hardware
 
 from search.tables import render, spread
 from spaces.allocation import Unreachable, allocate
+from spaces.combined import FLOOR_MARGIN
 from spaces.policy import PruningPolicy
-from spaces.space import FLOOR_MARGIN, SEED_SCHEDULE, Space
+from spaces.space import SEED_SCHEDULE, Space
 
 STATIC = ("lamp", "global", "erk", "uniform", "last-layers")
 STATIC_SEEDS, FRESH_SEEDS = 1000, range(2000, 2003)

@@ -48,6 +48,7 @@ from search.workloads import Workload, get_workload
 from spaces.allocation import Evidence, Unreachable, land
 from spaces.policy import PruningPolicy
 from spaces.profile import Profile
+from spaces.seeds import seeds_of
 from spaces.size import dense_footprint, footprint, shares
 from spaces.space import SEED_SCHEDULE, Space
 
@@ -210,7 +211,7 @@ def guided_in(
 ) -> Iterator[Proposed]:
     """A guided study without end in a space of the contest's network; seeds are at most half of `TRIALS`."""
     guide = Guide(space, evidence, contest.dense_error, contest.seed, largest_error)
-    seeds = list(islice(space.seeds(evidence), TRIALS // 2)) if seeded else []
+    seeds = list(islice(seeds_of(space, evidence), TRIALS // 2)) if seeded else []
     for number in count():
         with _replaced(constants or {}):
             if number < len(seeds):
@@ -263,7 +264,7 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
 
 def static_portfolio(contest: Contest) -> Iterator[Proposed]:
     """Static allocations over log-spaced sizes, nothing learnt."""
-    for seed in contest.space.seeds(contest.evidence(None)):
+    for seed in seeds_of(contest.space, contest.evidence(None)):
         yield Proposed(contest.space.read(seed.params).policy, seed.allocator)
 
 
@@ -348,7 +349,7 @@ def _sizes_and_granularities(contest: Contest) -> list[tuple[float, str]]:
 
 
 def _seeds(contest: Contest) -> list[Any]:
-    return list(islice(contest.space.seeds(contest.evidence(contest.profile)), TRIALS // 2))
+    return list(islice(seeds_of(contest.space, contest.evidence(contest.profile)), TRIALS // 2))
 
 
 def _study() -> optuna.Study:

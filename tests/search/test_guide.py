@@ -21,6 +21,7 @@ from spaces import Network, PruningPolicy, Space
 from spaces.allocation import Evidence
 from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
 from spaces.profile import Profile, ProfilePoint
+from spaces.seeds import seeds_of
 from spaces.size import achieved, dense_footprint, footprint, shares
 from spaces.space import SEED_SCHEDULE
 
@@ -108,7 +109,7 @@ class Search:
         self.points.append((found, cost.encoded, cost.macs))
 
     def seeds(self, evidence: Mapping[str, Evidence], count: int) -> Search:
-        for seed in islice(self.space.seeds(evidence), count):
+        for seed in islice(seeds_of(self.space, evidence), count):
             self.evaluate(seed.params)
         return self
 
@@ -219,7 +220,7 @@ class TestSurvives:
         """One granularity always fails: the other is searched, and to the same end as alone."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 0)
-        for params in [seed.params for seed in islice(run.space.seeds(evidence), 8)]:
+        for params in [seed.params for seed in islice(seeds_of(run.space, evidence), 8)]:
             run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
         for _ in range(12):
             params = run.guide.suggest(len(run.policies)).params
@@ -299,7 +300,7 @@ class TestSuggestions:
         """In any order, and whether or not it was asked in between: a resumed study goes on alike."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 5).seeds(evidence, 4)
-        params = [seed.params for seed in islice(run.space.seeds(evidence), 4)]
+        params = [seed.params for seed in islice(seeds_of(run.space, evidence), 4)]
         for number in range(4, 9):
             params.append(run.guide.suggest(number).params)
             run.evaluate(params[-1])
@@ -451,7 +452,7 @@ class TestDeepNetworks:
         network, random = chain(30), np.random.default_rng(0)
         known = {"fine-grained": Evidence({layer.name: random.random(layer.numel) ** 2 for layer in network.layers})}
         space = Space(network, 0.25, ("fine-grained",), evidence=known)
-        assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.bases)
+        assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.bases.names)
         guide, dense, bases, kinds = Guide(space, known, 0.05), dense_footprint(network), set(), []
         for number in range(16):
             suggestion = guide.suggest(number)

@@ -20,6 +20,7 @@ from search.guide import FEWEST, Guide, Suggestion
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation import Evidence
+from spaces.seeds import seeds_of
 from spaces.size import achieved
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -73,7 +74,7 @@ def space(vgg_graph) -> Space:
 
 @pytest.fixture(scope="module")
 def seed_params(space) -> dict[str, Any]:
-    return dict(next(space.seeds(unit_scores(space))).params)
+    return dict(next(seeds_of(space, unit_scores(space))).params)
 
 
 def unit_scores(space: Space) -> dict[str, Evidence]:

@@ -22,6 +22,7 @@ from spaces.combined import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
 from spaces.landing import Draft, centred
 from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
 from spaces.policy import COMBINED, parts_of
+from spaces.seeds import allocated, seeds_of
 from spaces.size import achieved, dense_footprint, kept_units, remaining, shares
 
 NETWORKS = ["vgg", "residual"]
@@ -65,7 +66,7 @@ def drafts_of(space: Space, count: int, seed: int = 0) -> list[Draft]:
             space.usable[number % len(space.usable)],
             random.normal(0, 1.5, len(space.knobs)),
             Schedule(),
-            str(random.choice(space.bases)),
+            str(random.choice(space.bases.names)),
             float(random.uniform(*REMOVAL)),
         )
         for number in range(count)
@@ -230,7 +231,7 @@ class TestManyAtOnce:
     def test_on_bases_of_deep_networks(self):
         network, random = chain(30), np.random.default_rng(0)
         space = Space(network, 0.25, ("channel+fine-grained",), evidence=evidence(network, random))
-        assert len(space.bases) > 2
+        assert len(space.bases.names) > 2
         drafts = drafts_of(space, 8)
         for draft, size, speed in zip(drafts, (landed := space.land(drafts)).sizes, landed.speeds, strict=True):
             exact = cost(network, space.read(space.params_of(draft)).policy)
@@ -284,8 +285,8 @@ class TestAllocations:
     def test_uniform_is_even_in_both_parts(self, vgg_graph, known):
         """Half of the logarithm of the reduction each, and no more channels than that takes."""
         network = vgg_graph.network
-        policy = Space(network, 0.25, ("channel+fine-grained",)).allocated(
-            "uniform", 0.16, "channel+fine-grained", known
+        policy = allocated(
+            Space(network, 0.25, ("channel+fine-grained",)), "uniform", 0.16, "channel+fine-grained", known
         )
         removed, masked = set(policy.removal.values()), set(policy.sparsity.values())
         assert len(removed) == len(masked) == 1
@@ -297,7 +298,7 @@ class TestAllocations:
 
     def test_erk_counts_the_dimensions_that_stay(self, vgg_graph, known):
         network = vgg_graph.network
-        policy = Space(network, 0.25, ("channel+fine-grained",)).allocated("erk", 0.1, "channel+fine-grained", known)
+        policy = allocated(Space(network, 0.25, ("channel+fine-grained",)), "erk", 0.1, "channel+fine-grained", known)
         density = {layer.name: sum(layer.shape) / prod(layer.shape) for layer in remaining(network, policy.removal)}
         scales = [(1 - s) / density[name] for name, s in policy.sparsity.items() if s > 0]
         assert len(scales) > 3 and max(scales) == pytest.approx(min(scales), rel=1e-6)
@@ -312,7 +313,7 @@ class TestAllocations:
             return SimpleNamespace(at=lambda size, mix: asked.append(size) or shares)
 
         scanned = {name: Evidence(one.scores, table()) for name, one in known.items()}
-        policy = Space(network, 0.25, (word,)).allocated("scan", 0.16, word, scanned)
+        policy = allocated(Space(network, 0.25, (word,)), "scan", 0.16, word, scanned)
         assert asked[0] == pytest.approx(channels)
         if word == "channel+fine-grained":
             assert asked[1:] == [pytest.approx(0.16 / alone(network, policy).encoded)]
@@ -325,7 +326,7 @@ class TestAllocations:
         found = []
         for name in ("lamp", "global", "erk", "uniform", "last-layers"):
             try:
-                policy = space.allocated(name, 0.3, word, known)
+                policy = allocated(space, name, 0.3, word, known)
             except Unreachable:
                 continue
             assert cost(network, policy).encoded <= 0.3
@@ -335,14 +336,14 @@ class TestAllocations:
 
     def test_seeds_lie_in_the_space_and_are_near_their_allocations(self, vgg_graph, known):
         space = Space(vgg_graph.network, 0.25, ("channel", "channel+fine-grained"))
-        seeds = [seed for seed in space.seeds(known) if seed.granularity == "channel+fine-grained"]
+        seeds = [seed for seed in seeds_of(space, known) if seed.granularity == "channel+fine-grained"]
         assert {seed.allocator for seed in seeds} >= {"lamp", "global", "erk", "uniform"}
         for seed in seeds[:8]:
             assert list(seed.params) == [axis.name for axis in space.axes]
             assert seed.params["removal"] == EVEN_PART
             policy, size = space.read(seed.params).policy, seed.params["size"]
             assert cost(space.network, policy).encoded <= size
-            wanted = space.allocated(seed.allocator, size, seed.granularity, known)
+            wanted = allocated(space, seed.allocator, size, seed.granularity, known)
             knobs = {knob: seed.params[f"sparsity.{knob}"] for knob in space.knobs}
             assert knobs == pytest.approx({knob: preferences_of(wanted).get(knob, 0.0) for knob in knobs})
             if seed.allocator == "uniform":
@@ -364,4 +365,6 @@ class TestAllocations:
         space = Space(vgg_graph.network, 0.25)
         for word in space.usable:
             plain = allocate("lamp", space.target(0.2, word), known[word])
-            assert space.allocated("lamp", 0.2, word, known) == PruningPolicy(plain, word, schedule=space.seed_schedule)
+            assert allocated(space, "lamp", 0.2, word, known) == PruningPolicy(
+                plain, word, schedule=space.seed_schedule
+            )

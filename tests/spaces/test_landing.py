@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
 from spaces.costs import Costs, Requests
 from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
+from spaces.limits import SIZE_SPAN
 from spaces.size import HEADER_SLACK, achieved, dense_footprint, encoding_note, shares
-from spaces.space import SIZE_SPAN
 
 STEP = 2 * REACH / 2**STEPS
 """Logits between the last two shifts a landing tells apart."""

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from pruning.evidence import unit_evidence
 from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.combined import FLOOR_MARGIN
 from spaces.landing import Draft
+from spaces.limits import LARGEST_TARGET, SIZE_SPAN
+from spaces.seeds import seeds_of
 from spaces.size import achieved, dense_footprint, footprint, shares
-from spaces.space import EXPONENTS, FLOOR_MARGIN, LARGEST_TARGET, SEED_SCHEDULE, SIZE_SPAN
+from spaces.space import EXPONENTS, SEED_SCHEDULE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -145,7 +148,7 @@ class TestLimits:
     def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 1.0)
         assert space.size_range == (1 / SIZE_SPAN, LARGEST_TARGET)
-        for seed in space.seeds(vgg_evidence):
+        for seed in seeds_of(space, vgg_evidence):
             policy = space.read(seed.params).policy
             assert shares(footprint(space.network, policy), dense_footprint(space.network)).encoded <= LARGEST_TARGET
         assert Space(vgg_graph.network, 1.0, min_size=0.95).size_range == (0.95, 1.0)
@@ -235,7 +238,7 @@ class TestSeeds:
     @pytest.mark.parametrize("limit", [0.25, 0.05])
     def test_land_on_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_evidence, mixed, limit):
         space = Space(vgg_graph.network, limit, mixed=mixed)
-        for seed in list(space.seeds(vgg_evidence))[:14]:
+        for seed in list(seeds_of(space, vgg_evidence))[:14]:
             trial = optuna.trial.FixedTrial(seed.params)
             proposal = space.suggest(trial)
             assert set(trial.params) == set(seed.params)
@@ -251,7 +254,7 @@ class TestSeeds:
 
     def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
-        seeds = list(space.seeds(vgg_evidence))
+        seeds = list(seeds_of(space, vgg_evidence))
         assert len({tuple(seed.params.items()) for seed in seeds}) == len(seeds)
         assert {seed.granularity for seed in seeds[:2]} == {"fine-grained", "channel"}
         assert len({seed.allocator for seed in seeds[:10]}) == 5
@@ -264,7 +267,7 @@ class TestSeeds:
     def test_study_accepts_them(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        seeds = list(space.seeds(vgg_evidence))[:4]
+        seeds = list(seeds_of(space, vgg_evidence))[:4]
         for seed in seeds:
             study.enqueue_trial(seed.params)
         for seed in seeds:

@@ -1,0 +1,208 @@
+"""What a policy may cost, and which granularities can be that cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+
+from spaces.allocation import Target, Unreachable
+from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
+from spaces.errors import check_limit, is_number, unknown
+from spaces.latency import Predictor
+from spaces.layers import Network
+from spaces.policy import CHOICES, parts_of
+from spaces.size import SIZE_METRICS
+from spaces.units import pattern_of
+
+SIZE_SPAN = 10.0
+"""The smallest size target is the limit over this, or the floor below."""
+LARGEST_TARGET = 0.9
+"""Largest size target where the limit is the dense size, if all granularities go as low: at 1 nothing would go."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on a network's size and speed, and what each granularity can do within them.
+
+    Attributes:
+        max_size: the limit, a share of the dense model in `metric`.
+        granularities: choices, one for a whole policy, or one a layer when `mixed`; also combined words such as
+            `channel+kernel`, a removal and then masks on what stays, which are for a whole policy only.
+        min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
+        max_macs: a further limit, a share of the dense MACs.
+        max_latency: a further limit, a share of the dense latency as `latency` predicts it.
+        latency: predicts it; needed by a limit on it.
+
+    Raises:
+        ValueError: a granularity is unknown or repeated, or a limit is no share in (0, 1].
+        Unreachable: no granularity reaches the limits; the message names the reachable range.
+    """
+
+    network: Network
+    max_size: float
+    granularities: tuple[str, ...] = ("fine-grained", "channel")
+    metric: str = "encoded"
+    mixed: bool = False
+    min_size: float | None = None
+    max_macs: float = 1.0
+    max_latency: float = 1.0
+    latency: Predictor | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in SIZE_METRICS:
+            raise ValueError(unknown("size metric", self.metric, SIZE_METRICS))
+        for name in ("max_size", "max_macs", "max_latency"):
+            check_limit(name, getattr(self, name))
+        if self.min_size is not None and not (is_number(self.min_size) and 0 < self.min_size <= self.max_size):
+            raise ValueError(f"min_size must satisfy 0 < min_size <= {self.max_size:g}, got {self.min_size!r}")
+        check_words("granularity", self.granularities, CHOICES)
+        check_mixable(self.granularities, self.mixed)
+        if self.latency is None and self.max_latency < 1:
+            raise ValueError("a limit of latency needs a predictor: measure a latency table first")
+        words = ", ".join(self.granularities)
+        speeds = {"MACs": (self.max_macs, self._macs_floors), "latency": (self.max_latency, self._latency_floors)}
+        for name, (limit, floors) in speeds.items():
+            if (smallest := min(floors.values())) > limit:
+                raise Unreachable(
+                    f"{name} limit {limit:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1, and only "
+                    f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+                )
+        if not self.usable:
+            raise Unreachable(self._why_unreachable())
+
+    def _why_unreachable(self) -> str:
+        removing = [g for g in self.granularities if not self._obstacle(g)]
+        fast = [g for g in removing if self._macs_floors[g] <= self.max_macs]
+        fast = [g for g in fast if self._latency_floors[g] <= self.max_latency]
+        if not removing:
+            words = ", ".join(self.granularities)
+            return f"{words} can remove nothing of this network: every layer stays whole, `prunefront inspect` says why"
+        if not fast:
+            reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
+            return f"no granularity is within all limits ({reasons}): raise one of them"
+        smallest = min(self.floors[g] for g in fast)
+        return (
+            f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}: "
+            f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+        )
+
+    def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
+        """A size to land on in this space, by one part if there are two."""
+        return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
+
+    def combined(self, share: float, word: str, part: float = EVEN_PART) -> Combined:
+        """A size to land on in this space by the two parts of a combined word."""
+        limits = self.target(share, parts_of(word)[-1])
+        return Combined(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
+
+    @cached_property
+    def divided(self) -> dict[str, Network]:
+        """Combined word -> the network on which it lands."""
+        return {word: divided(self.network, word) for word in self.granularities if is_combined(word)}
+
+    @cached_property
+    def _least_by_removal(self) -> dict[str, float]:
+        """Combined word -> the smallest sensible size of its removal alone."""
+        wholes = {
+            w: Combined(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
+        }
+        return {word: whole.channel_floor * FLOOR_MARGIN for word, whole in wholes.items()}
+
+    @cached_property
+    def parted(self) -> bool:
+        """Whether a combined word is among the choices."""
+        return any(map(is_combined, self.usable))
+
+    def _whole(self, word: str) -> Target | Combined:
+        return self.combined(1.0, word) if is_combined(word) else self.target(1.0, word)
+
+    def _obstacle(self, word: str) -> str | None:
+        """Why a word can remove nothing; None if it can remove something."""
+        whole = self._whole(word)
+        if isinstance(whole, Combined):
+            return whole.obstacle
+        return None if whole.layers else "it can remove nothing of this network"
+
+    @cached_property
+    def floors(self) -> dict[str, float]:
+        """Granularity -> smallest reachable share of the dense size."""
+        return {g: self._whole(g).floor for g in self.granularities}
+
+    @cached_property
+    def usable(self) -> tuple[str, ...]:
+        """Granularities that can be within the limits by themselves."""
+        return tuple(g for g in self.granularities if g not in self.left_out)
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """Granularities a layer can have: the usable ones, and in mixtures fixed patterns that are within the limits
+        only where other layers go further than they can."""
+        return tuple(g for g in self.granularities if g in self.usable or (self.mixed and self._joins(g)))
+
+    def _joins(self, granularity: str) -> bool:
+        """Whether a fixed pattern is within the limits on some layer, the others in the smallest granularity."""
+        pattern, lowest = pattern_of(granularity), min(self.usable, key=self.floors.__getitem__)
+        able = self.target(1.0, granularity).layers if pattern and pattern.keep else ()
+        frame = dict.fromkeys(self.network.layer_names, lowest)
+        mixtures = (frame | {layer.name: granularity} for layer in sorted(able, key=lambda layer: layer.numel))
+        return any(self._within_limits(self.target(1.0, mixture)) for mixture in mixtures)
+
+    def _within_limits(self, target: Target) -> bool:
+        within = target.floor <= self.max_size and target.macs_floor <= self.max_macs
+        return within and target.latency_floor <= self.max_latency
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Granularity that cannot be within the limits by itself -> the first reason."""
+        reasons = {}
+        for granularity in self.granularities:
+            if obstacle := self._obstacle(granularity):
+                reasons[granularity] = obstacle
+            elif (floor := self.floors[granularity]) > self.max_size:
+                reasons[granularity] = f"its smallest size is {floor:.4f}"
+            elif (floor := self._macs_floors[granularity]) > self.max_macs:
+                reasons[granularity] = f"its fewest MACs are {floor:.4f} of dense"
+            elif (floor := self._latency_floors[granularity]) > self.max_latency:
+                reasons[granularity] = f"its lowest latency is {floor:.4f} of dense"
+        return reasons
+
+    @cached_property
+    def _macs_floors(self) -> dict[str, float]:
+        return {g: self._whole(g).macs_floor for g in self.granularities}
+
+    @cached_property
+    def _latency_floors(self) -> dict[str, float]:
+        return {g: self._whole(g).latency_floor for g in self.granularities}
+
+    @cached_property
+    def size_range(self) -> tuple[float, float]:
+        """Smallest and largest size target."""
+        floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
+        low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
+        if high == 1 and low <= LARGEST_TARGET:
+            high = min(max(LARGEST_TARGET, *floors), high)
+        return min(low, high), high
+
+    def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
+        """The size, or where one granularity cannot go that low, the smallest sensible one of it."""
+        if not isinstance(granularity, str):
+            return size
+        return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)
+
+
+def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
+    for word in () if isinstance(words, str) else words:
+        if word not in known:
+            raise ValueError(unknown(what, word, known))
+    if isinstance(words, str) or not words or len(set(words)) < len(words):
+        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
+
+
+def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
+    """Raise `ValueError` if layers may differ and a word among the choices is for a whole policy only."""
+    whole = [word for word in granularities if is_combined(word)]
+    if mixed and whole:
+        raise ValueError(f"granularity {whole[0]!r} is for a whole policy, not for mixed layers: leave one of them out")
