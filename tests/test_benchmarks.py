@@ -29,7 +29,7 @@ import smallest
 from fixed_size import Cell, Difference, outcomes
 from primitive_table import PRIMITIVES, Case, Outcome, Primitive
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
-from raw_rows import read_rows
+from raw_rows import read_rows, seed_range
 
 from search.train import TRAININGS
 from spaces.allocation import ALLOCATORS
@@ -183,6 +183,11 @@ class TestRatio:
         ratio = race_table.cost_ratio(runs, "a", "b", {0: 0.5, 1: 0.85, 5: 0.0}, "fine-tunes")
         assert (ratio.n, ratio.ratio, ratio.censored) == (2, pytest.approx(2**0.5), 1)
         assert race_table.cost_ratio(runs, "a", "c", 0.5, "fine-tunes") is None
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("2-4", [2, 3, 4]), ("7", [7]), ("3-3", [3])])
+def test_seeds_of_a_run(text, seeds):
+    assert list(seed_range(text)) == seeds
 
 
 class TestSignFlip:

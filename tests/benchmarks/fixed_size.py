@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from raw_rows import Row, append_rows, read_rows
+from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import MAX_SIZE, TRIALS, WORKLOADS, Contest, guided_in
 from study import hardware
 
@@ -236,15 +236,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("workload", choices=WORKLOADS)
-    running.add_argument("--seeds", default="0-2", help="first-last")
+    running.add_argument("--seeds", type=seed_range, default="0-2", help="first-last, or one")
     running.add_argument("--cells", required=True, help="SIZE:GRANULARITY,..., SIZE a share or floor")
     running.add_argument("--root", type=Path, default=Path("mlruns"))
     commands.add_parser("show")
     options = parser.parse_args()
     if options.command == "run":
-        first, last = map(int, options.seeds.split("-"))
         cells = [Cell.parse(text) for text in options.cells.split(",")]
-        run(options.workload, range(first, last + 1), cells, options.root)
+        run(options.workload, options.seeds, cells, options.root)
     else:
         show(read_rows(TABLE))
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from raw_rows import Row, append_rows, read_rows
+from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
@@ -296,15 +296,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("workload", choices=WORKLOADS)
-    running.add_argument("--seeds", default="0-2", help="first-last")
+    running.add_argument("--seeds", type=seed_range, default="0-2", help="first-last, or one")
     running.add_argument("--part", type=_part, default=(1, 1), help="I/N: every N-th line, from the I-th")
     running.add_argument("--root", type=Path, default=Path("mlruns"))
     showing = commands.add_parser("show")
     showing.add_argument("--figure", type=Path, help="a PNG to write: accuracy against size, and against the schedule")
     options = parser.parse_args()
     if options.command == "run":
-        first, last = map(int, options.seeds.split("-"))
-        run(options.workload, range(first, last + 1), options.root, options.part)
+        run(options.workload, options.seeds, options.root, options.part)
     else:
         show(read_rows(TABLE), options.figure)
 

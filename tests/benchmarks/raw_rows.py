@@ -1,4 +1,4 @@
-"""Raw results of benchmarks: CSV files beside the scripts, one line a fine-tune or policy, appended to."""
+"""Raw results of benchmarks: CSV files beside the scripts, one line a fine-tune or policy, appended to; their seeds."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def seed_range(text: str) -> range:
+    """Seeds of `first-last`, both included; of a single number, that one. `ValueError` for anything else."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)

@@ -29,7 +29,7 @@ import numpy as np
 import optuna
 import torch
 from race_table import Rules, show
-from raw_rows import append_rows, read_rows
+from raw_rows import append_rows, read_rows, seed_range
 from sklearn.model_selection import train_test_split
 from small_fashion import small_fashion
 
@@ -407,7 +407,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("workload", choices=WORKLOADS)
-    running.add_argument("--seeds", default="0-9", help="first-last")
+    running.add_argument("--seeds", type=seed_range, default="0-9", help="first-last, or one")
     running.add_argument("--methods", default=",".join(METHODS))
     running.add_argument("--trials", type=int, default=TRIALS)
     running.add_argument("--root", type=Path, default=Path("mlruns"))
@@ -415,8 +415,7 @@ def main() -> None:
     showing.add_argument("--figure", type=Path, help="a PNG to write: shares against fine-tunes and seconds")
     options = parser.parse_args()
     if options.command == "run":
-        first, last = map(int, options.seeds.split("-"))
-        race(options.workload, range(first, last + 1), options.methods.split(","), options.trials, options.root)
+        race(options.workload, options.seeds, options.methods.split(","), options.trials, options.root)
     else:
         show(read_rows(TABLE), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from fixed_size import CHOOSING, FINAL, FRESH_SEEDS, REPEAT_SEEDS, REPEATED, STATIC_SEEDS
-from raw_rows import Row, append_rows, read_rows
+from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import TRIALS, WORKLOADS, Contest, Tuned, guided_in
 from study import hardware
 from torch import nn
@@ -216,13 +216,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("workload", choices=WORKLOADS)
-    running.add_argument("--seeds", default="0-0", help="first-last")
+    running.add_argument("--seeds", type=seed_range, default="0-0", help="first-last, or one")
     running.add_argument("--root", type=Path, default=Path("mlruns"))
     commands.add_parser("show")
     options = parser.parse_args()
     if options.command == "run":
-        first, last = map(int, options.seeds.split("-"))
-        run(options.workload, range(first, last + 1), options.root)
+        run(options.workload, options.seeds, options.root)
     else:
         show(read_rows(TABLE))
 
