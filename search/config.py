@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from search.errors import UsageError
 from spaces.criteria import check_criterion
 from spaces.errors import percent_meant, unknown
-from spaces.limits import check_mixable
+from spaces.limits import LARGEST_TARGET, check_mixable
 from spaces.policy import CHOICES, SEARCHED, parts_in
 from spaces.schedule import SCHEDULES
 from spaces.space import SEARCHED_SCHEDULES
@@ -155,6 +155,8 @@ class SearchConfig(BaseModel):
     def _sizes_in_order(self) -> SearchConfig:
         if self.min_size is not None and self.min_size > self.max_size:
             raise ValueError(f"min-size must be at most max-size {self.max_size:g}, got {self.min_size:g}")
+        if self.min_size is not None and self.max_size == 1 and self.min_size > LARGEST_TARGET:
+            raise ValueError(f"min-size without a max-size is at most {LARGEST_TARGET:g}, got {self.min_size:g}")
         return self
 
     @model_validator(mode="after")

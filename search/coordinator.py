@@ -22,7 +22,7 @@ from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
-from search.evaluate import Evaluation, Subject, evaluate_policy, failed
+from search.evaluate import MAX_STARTS, Evaluation, Subject, crashed, evaluate_policy
 from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.folder import StudyFolder
 from search.guide import Guide
@@ -39,9 +39,6 @@ from spaces.policy import parts_in
 from spaces.profile import Profile
 from spaces.seeds import Seed, seeds_of
 from spaces.space import Proposal, Space
-
-MAX_STARTS = 4
-"""A trial whose evaluation ended the process this often is failed, so that resuming does not crash for ever."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +166,17 @@ class Coordinator:
             self.tracker.log_trial(record)
 
     def _run_trials(self) -> None:
-        for trial in self.study.unfinished():
-            self._run_trial(trial)
+        begun = self.study.unfinished()
         while len(self.trials) < self.config.trials:
             if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
                 self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
                 return
-            self._run_trial(self._ask(self.study.trial_count))
+            self._run_trial(begun.pop(0) if begun else self._ask(self.study.trial_count))
 
     def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
-        """Seeds of the first half of the trials."""
-        return list(islice(seeds_of(self.space, evidence), self.config.trials // 2))
+        """Seeds of the first half of the trials, as many as there were to be when the study began."""
+        count = self.folder.read_record().get("seeds", self.config.trials // 2)
+        return list(islice(seeds_of(self.space, evidence), count))
 
     def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
@@ -223,7 +220,7 @@ class Coordinator:
     def _evaluate(self, trial: Any, proposal: Proposal) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often (a crash of native code)."""
         if self.study.count_start(trial) > MAX_STARTS:
-            return failed(f"crashed: the process ended {MAX_STARTS} times in this trial")
+            return crashed()
         label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
         epochs = self.subject.workload.recipe.trial_epochs
         try:
@@ -281,7 +278,10 @@ class Coordinator:
         return seconds_left(self.config, recipe, list(self.trials.values()), finals, runs)
 
     def _finals(self) -> Comparison | None:
+        """None if there is no finalist to compare with anything."""
         front = front_of(self._table(), self.config.max_size, self.config.speed)
+        if front.empty:
+            return None
         chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
         finalists = [self.trials[number].policy for number in chosen]
         return compare_finals(self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher)

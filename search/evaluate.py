@@ -26,6 +26,9 @@ from spaces.policy import PruningPolicy
 from spaces.size import Footprint, dense_footprint, footprint, shares
 from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
 
+MAX_STARTS = 4
+"""How often an evaluation may begin that ends the process each time (a crash of native code)."""
+
 
 class BrokenPromise(Exception):
     """A network costs more than its policy said before training."""
@@ -117,6 +120,11 @@ def _evaluated(subject: Subject, policy: PruningPolicy, trained: Callable[[Subje
 def failed(reason: str) -> Evaluation:
     """A failed result without a network; only the first line of the reason is kept."""
     return Evaluation(TrialResult(FAILED, reason.splitlines()[0][:500]))
+
+
+def crashed() -> Evaluation:
+    """What becomes of an evaluation that began too often."""
+    return failed(f"crashed: the process ended {MAX_STARTS} times in it")
 
 
 def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:

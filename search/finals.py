@@ -22,17 +22,18 @@ from search.config import SearchConfig
 from search.console import Watcher, duration
 from search.dense import build_model
 from search.errors import Refused
-from search.evaluate import Subject, evaluate_policy
+from search.evaluate import MAX_STARTS, Evaluation, Subject, crashed, evaluate_policy
 from search.folder import StudyFolder
-from search.journal import write_durably
+from search.journal import Journal, write_durably
 from search.latency import time_finals
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results import FinalScore, score_finals
-from search.train import score
+from search.train import Progress, score
 from spaces.allocation import Evidence, Unreachable
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy, parts_of
 from spaces.seeds import allocated
+from spaces.size import effect
 from spaces.space import Space
 
 COMPARISON_VERSION = 2
@@ -60,8 +61,9 @@ class Comparison:
     Attributes:
         dense: the unpruned model.
         int8: dense with weights rounded to 8 bits.
-        baselines: static allocator -> policy digest, each landed on the limit in `granularity`; allocators
-            that cannot reach the limit are absent.
+        baselines: static allocator -> policy digest, each landed on the largest size target in `granularity`; the
+            digest is a finalist's, or an earlier one's, if it removes the same. Allocators that cannot reach the limit
+            are absent.
         granularity: of the baselines.
         finalists: policy digests, in the order they were chosen.
         latency: the dense model's, and by policy digest the finalists' and baselines', of the runs an export ships;
@@ -86,7 +88,7 @@ def compare_finals(
     watcher: Watcher,
 ) -> Comparison:
     """Fine-tune and test what has not been yet, run by run, and write down what is compared."""
-    baselines = _baseline_policies(subject, space)
+    baselines = baseline_policies(subject, space, finalists)
     done = {(final.digest, final.seed) for final in folder.journal.finals()}
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
     seeds = [config.seed + 1 + n for n in range(config.final_seeds)]
@@ -95,7 +97,7 @@ def compare_finals(
     began = clock.seconds
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
-            evaluation = evaluate_policy(subject, policy, subject.workload.recipe.final_epochs, seed, progress)
+            evaluation = _evaluated(subject, policy, seed, folder.journal, progress)
         tested = None
         if evaluation.model is not None:
             tested = score(evaluation.model, subject.workload.test, subject.workload)
@@ -113,6 +115,7 @@ def compare_finals(
         )
         left = (clock.seconds - began) / number * (len(missing) - number)
         watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left))
+    _tell_failures(folder.journal, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
         dense=known.dense if known else _dense(subject),
@@ -126,6 +129,31 @@ def compare_finals(
         comparison = replace(comparison, latency=_timed(config, folder, subject, comparison, watcher))
     write_comparison(folder, comparison)
     return comparison
+
+
+def _tell_failures(
+    journal: Journal, runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]], watcher: Watcher
+) -> None:
+    for final in journal.finals():
+        if final.result.state != COMPLETE and (what := runs.get((final.digest, final.seed))):
+            path = journal.final_path(final.digest, final.seed)
+            watcher.note(
+                f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is in no mean: "
+                f"to repeat it, delete {path} and run the same command"
+            )
+
+
+def _evaluated(
+    subject: Subject, policy: PruningPolicy, seed: int, journal: Journal, progress: Progress | None
+) -> Evaluation:
+    """One full-length fine-tune, unless it has ended this process too often (a crash of native code)."""
+    if journal.count_start(policy.digest, seed) > MAX_STARTS:
+        return crashed()
+    try:
+        return evaluate_policy(subject, policy, subject.workload.recipe.final_epochs, seed, progress)
+    except (KeyboardInterrupt, SystemExit):
+        journal.count_start(policy.digest, seed, -1)
+        raise
 
 
 def _timed(
@@ -167,15 +195,18 @@ def final_runs_left(
     return mine + max(len(BASELINES) * config.final_seeds - runs.total(), 0)
 
 
-def _baseline_policies(subject: Subject, space: Space) -> dict[str, PruningPolicy]:
+def baseline_policies(subject: Subject, space: Space, finalists: Sequence[PruningPolicy]) -> dict[str, PruningPolicy]:
+    """Static allocations at the limit; one that removes what a finalist or an earlier one does, is that policy."""
     granularity = space.usable[0]
     evidence = {part: Evidence(unit_evidence(subject.dense, subject.graph, part)) for part in parts_of(granularity)}
+    known = {effect(space.network, policy): policy for policy in reversed(finalists)}
     policies = {}
     for name in BASELINES:
         try:
-            policies[name] = allocated(space, name, space.size_range[1], granularity, evidence)
+            policy = allocated(space, name, space.size_range[1], granularity, evidence)
         except Unreachable:
             continue
+        policies[name] = known.setdefault(effect(space.network, policy), policy)
     return policies
 
 
@@ -233,6 +264,7 @@ class ClosingRow:
     Attributes:
         latency: measured; None where it was not, as int8 weights run no faster here.
         within_noise: whether the latency is not shown to differ from the dense model's; None where it was not measured.
+        failed: runs beside the `runs` that the means are of.
     """
 
     name: str
@@ -246,6 +278,7 @@ class ClosingRow:
     macs: float
     latency: TimedNetwork | None = None
     within_noise: bool | None = None
+    failed: int = 0
 
 
 def closing_rows(
@@ -267,7 +300,8 @@ def _reference_row(name: str, reference: Reference) -> ClosingRow:
 
 def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> ClosingRow:
     accuracies = score.final_accuracy, score.final_sd, score.test_accuracy, score.test_sd
-    row = ClosingRow(name, score.n, *accuracies, score.size_encoded, score.size_nonzero, score.macs)
+    sizes = score.size_encoded, score.size_nonzero, score.macs
+    row = ClosingRow(name, score.n, *accuracies, *sizes, failed=score.failed)
     if timed is None or score.digest not in timed.networks:
         return row
     return replace(row, latency=timed.networks[score.digest], within_noise=timed.within_noise(score.digest))

@@ -138,10 +138,12 @@ def find_study(root: str | Path, name: str) -> StudyFolder:
 def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a new study writes down about itself.
 
-    `identity` is what may not change besides the config: fingerprints, recipe, objectives.
+    `identity` is what may not change besides the config: fingerprints, recipe, objectives. The number of `seeds` stays
+    when the study gets more trials, so that those go on where it was.
     """
     return {
         "study_id": uuid.uuid4().hex,
+        "seeds": config.trials // 2,
         "created": time.time(),
         "config": config.model_dump(mode="json", exclude={"root"}),
         "identity": json.loads(json.dumps(identity)),

@@ -17,8 +17,8 @@ from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
 from spaces.landing import Draft, Landed
-from spaces.policy import PruningPolicy, parts_of
-from spaces.size import achieved, kept_units
+from spaces.policy import parts_of
+from spaces.size import effect
 from spaces.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
@@ -231,16 +231,7 @@ class Guide:
         return int(order[0])
 
     def _key(self, params: Mapping[str, Any]) -> str:
-        """What tells one fine-tune from another: shares really removed, granularities and, roughly, the schedule."""
-        return self._key_of(self._space.read(params).policy)
-
-    def _key_of(self, policy: PruningPolicy) -> str:
-        schedule = policy.schedule
-        removed = achieved(self._space.network, policy)
-        words = [policy.granularity_of(name) for name, share in removed.items() if share]
-        pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
-        kept = kept_units(self._space.network, policy.removal)
-        return repr((list(removed.values()), words, pace, kept))  # text remembers its hash
+        return effect(self._space.network, self._space.read(params).policy)
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""

@@ -35,10 +35,18 @@ class Journal:
         self.folder = folder
 
     def write_trial(self, record: TrialRecord) -> None:
-        self._write(f"trial-{record.number:05d}.json", record)
+        self._write(self.folder / f"trial-{record.number:05d}.json", record)
 
     def write_final(self, record: FinalRecord) -> None:
-        self._write(f"final-{record.digest}-{record.seed}.json", record)
+        self._write(self.final_path(record.digest, record.seed), record)
+        (self.folder / f"begun-{record.digest}-{record.seed}").unlink(missing_ok=True)
+
+    def count_start(self, digest: str, seed: int, change: int = 1) -> int:
+        """Note that a final begins (or, with -1, was interrupted in good order); returns how often it has begun."""
+        path = self.folder / f"begun-{digest}-{seed}"
+        count = (int(path.read_text()) if path.is_file() else 0) + change
+        write_durably(path, str(count).encode())
+        return count
 
     def trials(self) -> list[TrialRecord]:
         """Finished trials by number.
@@ -52,8 +60,13 @@ class Journal:
         """Finished finals by digest and seed; raises `Refused` like `trials`."""
         return [self._read(path, final_from_plain) for path in sorted(self.folder.glob("final-*.json"))]
 
-    def _write(self, name: str, record: TrialRecord | FinalRecord) -> None:
-        write_durably(self.folder / name, json.dumps(to_plain(record), indent=1).encode())
+    def final_path(self, digest: str, seed: int) -> Path:
+        """Where a final is written."""
+        return self.folder / f"final-{digest}-{seed}.json"
+
+    @staticmethod
+    def _write(path: Path, record: TrialRecord | FinalRecord) -> None:
+        write_durably(path, json.dumps(to_plain(record), indent=1).encode())
 
     @staticmethod
     def _read(path: Path, parse: Any) -> Any:

@@ -26,6 +26,7 @@ class FinalScore:
     """Fine-tunes of full length of one policy: means over `n` seeds; sd is None for one seed.
 
     Attributes:
+        failed: further seeds whose fine-tune failed, and that the means know nothing of.
         best_seed: the seed of median validation accuracy (the lower one of two), which an export ships.
     """
 
@@ -39,18 +40,20 @@ class FinalScore:
     size_nonzero: float
     macs: float
     best_seed: int
+    failed: int = 0
 
 
 def score_finals(finals: Sequence[FinalRecord], seeds: int) -> dict[str, FinalScore]:
-    """Policy digest -> scores, for policies whose `seeds` fine-tunes are all there and complete."""
+    """Policy digest -> scores, for policies whose `seeds` fine-tunes are all there, and not all failed."""
     by_digest: dict[str, list[FinalRecord]] = {}
     for final in finals:
-        if final.result.state == COMPLETE:
-            by_digest.setdefault(final.digest, []).append(final)
-    return {digest: _score(runs) for digest, runs in by_digest.items() if len(runs) >= seeds}
+        by_digest.setdefault(final.digest, []).append(final)
+    whole = {digest: runs for digest, runs in by_digest.items() if len(runs) >= seeds}
+    complete = {digest: [run for run in runs if run.result.state == COMPLETE] for digest, runs in whole.items()}
+    return {digest: _score(runs, len(whole[digest]) - len(runs)) for digest, runs in complete.items() if runs}
 
 
-def _score(runs: Sequence[FinalRecord]) -> FinalScore:
+def _score(runs: Sequence[FinalRecord], failed: int) -> FinalScore:
     ordered = sorted(runs, key=lambda run: (run.result.accuracy, run.seed))
     validation = [run.result.accuracy for run in runs]
     tests = [run.test_accuracy for run in runs]
@@ -66,6 +69,7 @@ def _score(runs: Sequence[FinalRecord]) -> FinalScore:
         size_nonzero=max(run.result.shares.nonzero for run in runs),
         macs=median.result.shares.macs,
         best_seed=median.seed,
+        failed=failed,
     )
 
 
@@ -137,7 +141,7 @@ def best_trial(
     """
     if front.empty:
         return None
-    tuned = front if trials is None else trials
+    tuned = front if trials is None else trials[trials["state"] == COMPLETE]
     tuned = tuned[[f is not None and f == f for f in tuned["final_accuracy"]]]
     tuned = tuned[[size <= max_size for size in tuned["size"]]]
     candidates, key = (front, "accuracy") if tuned.empty else (tuned, "final_accuracy")

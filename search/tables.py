@@ -81,13 +81,17 @@ def closing_table(rows: Sequence[ClosingRow]) -> str:
     )
     body = [
         [
-            row.name, row.runs, spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
+            row.name, _runs_cell(row), spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
             percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
             *([_latency_cell(row.latency, row.within_noise)] if timed else []),
         ]
         for row in rows
     ]  # fmt: skip
     return render([*columns, "latency"] if timed else columns, body)
+
+
+def _runs_cell(row: ClosingRow) -> str:
+    return f"{row.runs} of {row.runs + row.failed}" if row.failed else str(row.runs)
 
 
 def _latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:

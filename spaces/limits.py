@@ -57,6 +57,8 @@ class Limits:
             check_limit(name, getattr(self, name))
         if self.min_size is not None and not (is_number(self.min_size) and 0 < self.min_size <= self.max_size):
             raise ValueError(f"min_size must satisfy 0 < min_size <= {self.max_size:g}, got {self.min_size!r}")
+        if self.max_size == 1 and self.min_size is not None and self.min_size > LARGEST_TARGET:
+            raise ValueError(f"min_size without a limit is at most {LARGEST_TARGET:g}, got {self.min_size!r}")
         check_words("granularity", self.granularities, CHOICES)
         check_mixable(self.granularities, self.mixed)
         if self.latency is None and self.max_latency < 1:
@@ -181,7 +183,7 @@ class Limits:
         """Smallest and largest size target."""
         floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
         low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
-        if high == 1 and low <= LARGEST_TARGET:
+        if high == 1:
             high = min(max(LARGEST_TARGET, *floors), high)
         return min(low, high), high
 

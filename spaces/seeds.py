@@ -9,7 +9,7 @@ from typing import Any
 from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Unreachable, allocate
 from spaces.combined import allocate_both, is_combined, preferences_of
 from spaces.policy import PruningPolicy, parts_of
-from spaces.size import settled
+from spaces.size import effect, settled
 from spaces.space import Space
 
 SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
@@ -28,6 +28,8 @@ class Seed:
 def seeds_of(space: Space, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
     """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
 
+    Of allocations that remove the same units, as few layers or coarse units make them, the first alone is one.
+
     Args:
         evidence: by granularity, for combined words by both of theirs.
     """
@@ -42,7 +44,7 @@ def seeds_of(space: Space, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
             if name == "scan-speed" and "channel" not in parts_of(granularity):
                 continue  # masks change no MACs
             seed = _seed(space, name, granularity, space.reachable(size, granularity), evidence)
-            if seed is not None and (key := tuple(seed.params.items())) not in seen:
+            if seed is not None and (key := effect(space.network, space.read(seed.params).policy)) not in seen:
                 seen.add(key)
                 yield seed
 

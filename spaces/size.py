@@ -324,3 +324,15 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
             removed = masked_count(word, shape, masks.get(layer.name, 0.0), layer.inputs)
             result[layer.name] = removed / prod(shape)
     return result
+
+
+def effect(network: Network, policy: PruningPolicy) -> str:
+    """What tells a policy's fine-tune from another's: units really removed, granularities and, roughly, the schedule.
+
+    Policies of equal effect ask for shares that differ by less than a unit, or where nothing goes, and for exponents
+    that agree to one decimal.
+    """
+    schedule, removed = policy.schedule, achieved(network, policy)
+    words = [policy.granularity_of(name) for name, share in removed.items() if share]
+    pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
+    return repr((list(removed.values()), words, pace, kept_units(network, policy.removal)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 import search.coordinator
+import search.finals
 from search import SearchConfig, run_search
-from search.coordinator import MAX_STARTS
+from search.console import Watcher
+from search.evaluate import MAX_STARTS
 
 
 class Death(BaseException):
@@ -45,3 +47,31 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 run_search(before)
     assert run_search(before).trials["state"][3] == "complete"
+
+
+def test_a_final_run_that_always_kills_the_process_is_failed_in_the_end(place, monkeypatch):
+    finals = config(place, 3).model_copy(update={"study": "deadly-finals", "finalists": 1, "final_seeds": 1})
+    with monkeypatch.context() as deadly:
+        deadly.setattr(search.finals, "evaluate_policy", ends_by(Death))
+        for _ in range(MAX_STARTS):
+            with pytest.raises(Death):
+                run_search(finals)
+    notes: list[str] = []
+    watcher = Watcher()
+    watcher.note = notes.append
+    result = run_search(finals, watcher)
+    assert len(result.finals) == 3 and result.comparison is not None  # four of one seed: finalist and baselines
+    told = next(note for note in notes if "crashed: " in note)
+    assert told.endswith("and run the same command")
+    begun = [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
+    assert not begun
+
+
+def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatch):
+    finals = config(place, 2).model_copy(update={"study": "calm-finals", "finalists": 1, "final_seeds": 1})
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(search.finals, "evaluate_policy", ends_by(KeyboardInterrupt))
+        for _ in range(MAX_STARTS + 1):
+            with pytest.raises(KeyboardInterrupt):
+                run_search(finals)
+    assert all(score.failed == 0 for score in run_search(finals).finals.values())

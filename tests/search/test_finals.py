@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
 
-from search.finals import Comparison, Reference, closing_rows, verdict
+import pytest
+
+from pruning.evidence import unit_evidence
+from search.finals import BASELINES, Comparison, Reference, baseline_policies, closing_rows, verdict
 from search.results import FinalScore
 from search.tables import closing_table, latency_line
+from spaces import Space
+from spaces.allocation import Evidence
 from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.seeds import seeds_of
+from spaces.size import achieved
 
 REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
 SCORES = {
@@ -59,6 +68,12 @@ def test_the_table_shows_what_channels_bring():
         assert words in said, said
 
 
+def test_a_failed_run_shows_in_the_number_of_runs():
+    scores = SCORES | {"one": replace(SCORES["one"], n=2, failed=1)}
+    text = closing_table(closing_rows(COMPARISON, scores, {"one": 7, "two": 9}))
+    assert cells(text, "trial 7").split()[:3] == ["2", "of", "3"] and cells(text, "trial 9").split()[0] == "3"
+
+
 def test_the_verdict_is_on_the_most_accurate_finalist_by_validation():
     """`two`, though `one` tests better; three seeds of sd 0.02 make 0.06 points of test more than noise."""
     assert verdict(COMPARISON, SCORES) == "The most accurate finalist is 6.00 points above 'lamp' on test (3 seeds)."
@@ -69,3 +84,17 @@ def test_the_verdict_is_on_the_most_accurate_finalist_by_validation():
     same = replace(COMPARISON, baselines={"lamp": "two"})
     assert "is the static policy 'lamp'" in verdict(same, SCORES)
     assert verdict(COMPARISON, {}) is None
+
+
+@pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])
+def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_graph, granularities):
+    subject, space = SimpleNamespace(dense=vgg, graph=vgg_graph), Space(vgg_graph.network, 0.6, granularities)
+    evidence = {word: Evidence(unit_evidence(vgg, vgg_graph, word)) for word in granularities}
+    seeds = list(islice(seeds_of(space, evidence), 20))
+    finalists = [space.read(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
+    found = baseline_policies(subject, space, finalists)
+    assert found["lamp"] is finalists[0] and list(found) == list(BASELINES)
+    different = {tuple(achieved(space.network, policy).values()) for policy in found.values()}
+    assert len({policy.digest for policy in found.values()}) == len(different)
+    alone = baseline_policies(subject, space, [])
+    assert achieved(space.network, alone["lamp"]) == achieved(space.network, finalists[0])

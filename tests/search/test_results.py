@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -146,11 +147,21 @@ def test_finals_are_means_and_the_median_seed():
     assert alone.final_sd is None and alone.test_sd is None
 
 
-def test_unfinished_or_failed_finals_give_no_score():
+def test_unfinished_finals_give_no_score_and_failed_ones_are_counted():
     policy = PruningPolicy({"conv.weight": 0.5})
     runs = [final(1, 0.80, 0.70, policy), final(2, 0.90, 0.60, policy)]
     assert score_finals(runs, 3) == {}
-    assert score_finals([*runs, final(3, None, None, policy)], 3) == {}
+    score = score_finals([*runs, final(3, None, None, policy)], 3)[policy.digest]
+    assert (score.n, score.failed) == (2, 1) and score.final_accuracy == fmean([0.80, 0.90])
+    assert score_finals([final(seed, None, None, policy) for seed in (1, 2)], 2) == {}
+
+
+def test_a_failed_trial_with_the_policy_of_a_finalist_is_not_the_best():
+    good = trial(0, 0.9, 0.2)
+    broken = replace(good, number=1, result=TrialResult(FAILED, "out-of-memory"))
+    scores = score_finals([final(1, 0.85, 0.7, good.policy)], 1)
+    table = trial_table([good, broken], scores)
+    assert best_trial(front_of(table, 0.25), table, 0.25) == 0
 
 
 def test_best_goes_by_finals_once_there_are_any():

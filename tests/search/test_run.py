@@ -15,10 +15,13 @@ import optuna
 import pytest
 import torch
 
+import search.coordinator
+import search.finals
 from pruning.latency import describe_device, measure_latency_table
 from search.config import make_config
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
+from search.evaluate import failed
 from search.finals import closing_rows, read_comparison
 from search.folder import StudyFolder
 from search.journal import Journal
@@ -247,6 +250,29 @@ def test_a_longer_budget_goes_on_where_it_ended(begin, root):
     begin("longer", trials=8)
     assert proposed(root, "longer") == proposed(root, "straight")
     assert [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())][:4] == first
+
+
+def test_a_longer_budget_brings_no_further_seeds(begin, root):
+    begin("grown", trials=4)
+    begin("grown", trials=12)
+    assert [record.origin in ALLOCATORS for record in records(root, "grown")] == [True] * 2 + [False] * 10
+
+
+def test_an_interrupted_trial_is_not_run_again_beyond_the_budget(begin, root):
+    with pytest.raises(KeyboardInterrupt):
+        begin("shortened", Interrupt(within=4), trials=8)
+    begin("shortened", trials=8, timeout=1e-6)
+    begin("shortened", trials=4, timeout=3600.0)
+    assert len(records(root, "shortened")) == 4
+    begin("shortened", trials=6)
+    assert [record.number for record in records(root, "shortened")] == list(range(6))
+
+
+def test_where_every_trial_fails_there_are_no_finals(begin, root, monkeypatch):
+    monkeypatch.setattr(search.coordinator, "evaluate_policy", lambda *_: failed("diverged: the loss is nan"))
+    monkeypatch.setattr(search.finals, "evaluate_policy", lambda *_: pytest.fail("a baseline was fine-tuned"))
+    result = begin("hopeless", trials=3, finalists=2)
+    assert result.counts["failed"] == 3 and result.comparison is None and result.best is None
 
 
 @pytest.mark.parametrize("number", [1, 5])

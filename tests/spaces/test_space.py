@@ -151,7 +151,8 @@ class TestLimits:
         for seed in seeds_of(space, vgg_evidence):
             policy = space.read(seed.params).policy
             assert shares(footprint(space.network, policy), dense_footprint(space.network)).encoded <= LARGEST_TARGET
-        assert Space(vgg_graph.network, 1.0, min_size=0.95).size_range == (0.95, 1.0)
+        with pytest.raises(ValueError, match=r"min_size without a limit is at most 0\.9, got 0\.95"):
+            Space(vgg_graph.network, 1.0, min_size=0.95)
 
 
 def mostly_whole(network: Network) -> Network:
@@ -251,6 +252,14 @@ class TestSeeds:
                 units = layer.shape[0] if seed.granularity == "channel" else layer.numel
                 assert found[layer.name] == pytest.approx(expected[layer.name], abs=max(2 / units, 2e-4)), seed
             assert real_size(space, proposal.policy) <= seed.params["size"] <= limit
+
+    @pytest.mark.parametrize("words", [("2:4",), ("2:4", "channel"), ("fine-grained", "channel")])
+    def test_no_two_remove_the_same(self, vgg, vgg_graph, words):
+        scores = {word: Evidence(unit_evidence(vgg, vgg_graph, word)) for word in words}
+        space = Space(vgg_graph.network, 0.6, words)
+        policies = [space.read(seed.params).policy for seed in seeds_of(space, scores)]
+        removed = [(policy.granularity_label, *achieved(space.network, policy).values()) for policy in policies]
+        assert len(set(removed)) == len(removed) >= len(words)
 
     def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
