@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -59,18 +60,66 @@ root = "mlruns"
 """A STUDY.toml that names every key."""
 
 
+def _number(text: str) -> float | str:
+    """The number; a text that is none stays, for the option's own check to refuse it as it would in a STUDY.toml."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _whole(text: str) -> int | str:
+    """Likewise of a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 class _Terminated(SystemExit):
     """SIGTERM or SIGHUP: end like Ctrl-C, resumable."""
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if wrong := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            from spaces.errors import unknown  # spaces imports numpy, which --help does not need
+    """Errors in our words; a misspelt option is refused before the value behind it is taken for another argument."""
 
-            valid = wrong[3].replace("'", "").split(", ")
-            message = unknown(wrong[1].lower().lstrip("-"), wrong[2], valid)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        for word in itertools.takewhile(self._precedes_the_rest, args):
+            option = word.partition("=")[0]
+            if re.fullmatch(r"--?[A-Za-z]\S*", option) and option not in self._option_string_actions:
+                self.error(self._refused(option))
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"one argument too many, {left[0]!r}: leave it out")
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.match(r"argument (\S+): invalid choice: (['\"])(.*?)\2 \(choose from (.*)\)", message):
+            message = _unknown(wrong[1].lower().lstrip("-"), wrong[3], wrong[4].replace("'", "").split(", "))
         raise _WrongUsage(f"{message}; see {self.prog} --help")
+
+    def _precedes_the_rest(self, word: str) -> bool:
+        """Whether a word may still be an option of this parser: what follows the command is for that one's."""
+        return word.startswith("-")
+
+    def _refused(self, option: str) -> str:
+        return f"before the COMMAND go --help and --version only, got {option!r}: write it behind"
+
+
+class _CommandParser(_Parser):
+    """Takes options and arguments in any order."""
+
+    def _precedes_the_rest(self, word: str) -> bool:
+        return word != "--"
+
+    def _refused(self, option: str) -> str:
+        return _unknown("option", option, [name for name in self._option_string_actions if name.startswith("--")])
+
+
+def _unknown(what: str, received: str, valid: Sequence[str]) -> str:
+    from spaces.errors import unknown  # spaces imports numpy, which --help does not need
+
+    return unknown(what, received, valid)
 
 
 class _WrongUsage(Exception):
@@ -172,10 +221,11 @@ def _how_to_resume(arguments: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="prunefront",
+        allow_abbrev=False,
         description="Find the Pareto set of pruning policies of a trained network: accuracy, stored size, speed.",
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="the installed version")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     _add_search(commands)
     _add_scan(commands)
     _add_inspect(commands)
@@ -214,7 +264,7 @@ def _add_workload_options(parser: argparse.ArgumentParser, default: str = " (dig
     )
     parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
     parser.add_argument("--weights", metavar="FILE", help="trained weights, .safetensors or .pt without code")
-    parser.add_argument("--width", type=float, metavar="F", help="width factor of a built-in network (1/8)")
+    parser.add_argument("--width", type=_number, metavar="F", help="width factor of a built-in network (1/8)")
 
 
 def _add_search(commands: Any) -> None:
@@ -224,12 +274,16 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("study_file", nargs="?", metavar="STUDY.toml", help="options from a file; flags go before it")
     parser.add_argument("--study", metavar="NAME", help="name of the study (the workload's)")
     _add_workload_options(parser)
-    parser.add_argument("--trials", type=int, metavar="N", help="finished trials in total (24)")
-    parser.add_argument("--timeout", type=float, metavar="S", help="running seconds after which no trial starts")
-    parser.add_argument("--max-size", type=float, metavar="SHARE", help="size limit, a share of the dense model (0.25)")
-    parser.add_argument("--min-size", metavar="SHARE", type=float, help="smallest size searched (a tenth of the limit)")
-    parser.add_argument("--max-macs", metavar="SHARE", type=float, help="limit on MACs, a share of the dense model's")
-    parser.add_argument("--max-latency", metavar="SHARE", type=float, help="limit on predicted latency, likewise")
+    parser.add_argument("--trials", type=_whole, metavar="N", help="finished trials in total (24)")
+    parser.add_argument("--timeout", type=_number, metavar="S", help="running seconds after which no trial starts")
+    parser.add_argument(
+        "--max-size", type=_number, metavar="SHARE", help="size limit, a share of the dense model (0.25)"
+    )
+    parser.add_argument(
+        "--min-size", metavar="SHARE", type=_number, help="smallest size searched (a tenth of the limit)"
+    )
+    parser.add_argument("--max-macs", metavar="SHARE", type=_number, help="limit on MACs, a share of the dense model's")
+    parser.add_argument("--max-latency", metavar="SHARE", type=_number, help="limit on predicted latency, likewise")
     parser.add_argument(
         "--min-accuracy", metavar="A", help="find the smallest network this accurate: 0.92, or dense-0.005"
     )
@@ -241,7 +295,7 @@ def _add_search(commands: Any) -> None:
         help=f"choices (fine-grained,channel); {MASKS}; channel+kernel, channel+2:4, ...: channels go, then masks",
     )
     parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
-    parser.add_argument("--round-to", type=int, metavar="N", help="keep channel counts to a multiple of N (1)")
+    parser.add_argument("--round-to", type=_whole, metavar="N", help="keep channel counts to a multiple of N (1)")
     parser.add_argument("--schedule", metavar="A,B", help="choices (one-shot,polynomial); also iterative")
     parser.add_argument(
         "--criterion",
@@ -250,11 +304,11 @@ def _add_search(commands: Any) -> None:
     )
     parser.add_argument("--sampler", metavar="S", help="guided (default), tpe, nsga2, gp or random")
     parser.add_argument("--seeds", choices=("on", "off"), help="begin with static allocations and the scan's (on)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of sampling, data order and augmentation (0)")
+    parser.add_argument("--seed", type=_whole, metavar="N", help="of sampling, data order and augmentation (0)")
     parser.add_argument(
-        "--finalists", type=int, metavar="N", help="front members tuned at full length (3); 0: no finals"
+        "--finalists", type=_whole, metavar="N", help="front members tuned at full length (3); 0: no finals"
     )
-    parser.add_argument("--final-seeds", type=int, metavar="N", help="full fine-tunes of each finalist (3)")
+    parser.add_argument("--final-seeds", type=_whole, metavar="N", help="full fine-tunes of each finalist (3)")
 
 
 def _add_scan(commands: Any) -> None:
@@ -286,7 +340,9 @@ def _add_front(commands: Any) -> None:
     parser = _command(commands, "front", "the Pareto set of a study")
     parser.add_argument("study", metavar="STUDY")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    parser.add_argument("--max-size", type=float, metavar="SHARE", help="re-slice by another limit, without new trials")
+    parser.add_argument(
+        "--max-size", type=_number, metavar="SHARE", help="re-slice by another limit, without new trials"
+    )
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
 
 
@@ -297,7 +353,7 @@ def _add_status(commands: Any) -> None:
 
 def _add_view(commands: Any) -> None:
     parser = _command(commands, "view", "MLflow's UI on this store, on 127.0.0.1 only")
-    parser.add_argument("--port", type=int, default=5000, metavar="N")
+    parser.add_argument("--port", type=_whole, default=5000, metavar="N")
 
 
 def _add_export(commands: Any) -> None:
@@ -332,18 +388,18 @@ def _add_apply(commands: Any) -> None:
         metavar="C",
         help="of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
     )
-    parser.add_argument("--round-to", type=int, metavar="N", help="keep channel counts to a multiple of N (1)")
+    parser.add_argument("--round-to", type=_whole, metavar="N", help="keep channel counts to a multiple of N (1)")
     parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default), one-shot or iterative")
-    parser.add_argument("--exponent", type=float, metavar="E", help="of a bare dict's polynomial or rounds (3)")
-    parser.add_argument("--ramp", type=float, metavar="SHARE", help="share of the steps by which it is reached (0.6)")
-    parser.add_argument("--start", type=float, metavar="SHARE", help="share of the steps before the ramp begins (0)")
-    parser.add_argument("--interval", type=int, metavar="N", help="steps between mask updates (0: 20 on the ramp)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of an iterative schedule (3)")
+    parser.add_argument("--exponent", type=_number, metavar="E", help="of a bare dict's polynomial or rounds (3)")
+    parser.add_argument("--ramp", type=_number, metavar="SHARE", help="share of the steps by which it is reached (0.6)")
+    parser.add_argument("--start", type=_number, metavar="SHARE", help="share of the steps before the ramp begins (0)")
+    parser.add_argument("--interval", type=_whole, metavar="N", help="steps between mask updates (0: 20 on the ramp)")
+    parser.add_argument("--rounds", type=_whole, metavar="N", help="of an iterative schedule (3)")
     parser.add_argument(
         "--training", default="fine-tune", metavar="T", help="fine-tune; or from fresh weights scratch-e, scratch-b"
     )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tune (0)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the fine-tune (0)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the weights: dense, pruned, fine-tuned")
     parser.add_argument(
         "--curves", metavar="S,S", help="also draw accuracy at these sparsities: prune only, fine-tuned, iterative"

@@ -147,7 +147,8 @@ class SearchConfig(BaseModel):
             share = math.nan
         if not 0 <= share < 1:
             raise ValueError(
-                f"min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got {value!r}"
+                "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, "
+                f"got {value!r}{percent_meant(number)}"
             )
         return str(value).strip()
 
@@ -215,7 +216,7 @@ def _one_line(problem: Any) -> str:
         return problem["msg"].removeprefix("Value error, ")
     field, value = str(problem["loc"][0]), problem["input"]
     default = SearchConfig.model_fields[field].default
-    remedy = percent_meant(_number(value)) if field in SHARES else ""
+    remedy = percent_meant(value) if field in SHARES else ""
     if not remedy and default is not None:
         remedy = f"; the default is {default!r}"
     return f"{field.replace('_', '-')} must be {_valid(field)}, got {value!r}{remedy}"
@@ -236,14 +237,6 @@ def _valid(field: str) -> str:
     bounds = " and ".join(f"{signs[name]} {getattr(part, name)}" for part, name in limits)
     kind = "a share of the dense model's" if field in SHARES else "a number" if float in types else "a whole number"
     return f"{kind}, {bounds}"
-
-
-def _number(value: object) -> object:
-    """The number a text such as `25` or `25%` says, or the value itself."""
-    try:
-        return float(value.strip().removesuffix("%")) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def read_study_file(path: Path) -> dict[str, Any]:

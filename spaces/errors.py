@@ -50,9 +50,16 @@ def check_limit(name: str, share: object) -> float:
 
 
 def percent_meant(value: object) -> str:
-    """The share a number above 1 may have meant, as the end of a message; empty for other values.
+    """The share a number above 1, or a text such as `25%`, may have meant, as the end of a message; else empty.
 
-    >>> percent_meant(30), percent_meant("x"), percent_meant(-1)
-    ('; 30 % is 0.3', '', '')
+    >>> percent_meant(30), percent_meant("0.5%"), percent_meant("x"), percent_meant(-1)
+    ('; 30 % is 0.3', '; 0.5 % is 0.005', '', '')
     """
-    return f"; {value:g} % is {value / 100:g}" if is_number(value) and 1 < value <= 100 else ""
+    above = 1
+    if isinstance(value, str):
+        above = 0 if value.strip().endswith("%") else 1
+        try:
+            value = float(value.strip().removesuffix("%"))
+        except ValueError:
+            return ""
+    return f"; {value:g} % is {value / 100:g}" if is_number(value) and above < value <= 100 else ""

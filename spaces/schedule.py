@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from spaces.errors import is_number, unknown
+from spaces.errors import is_number, percent_meant, unknown
 
 SCHEDULES = ("one-shot", "polynomial", "iterative")
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
 _NUMBERS = tuple((name, Real, "number") for name in ("exponent", "ramp", "start"))
+_SHARES = ("ramp", "start")
 _WHOLE = tuple((name, Integral, "whole number") for name in ("interval", "rounds"))
 
 
@@ -44,13 +45,20 @@ class Schedule:
         for name, kind, word in (*_NUMBERS, *_WHOLE):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind):
-                raise ValueError(f"schedule {name} must be a {word}, got {value!r}")
+                meant = percent_meant(value) if name in _SHARES else ""
+                raise ValueError(f"schedule {name} must be a {word}, got {value!r}{meant}")
         if not (is_number(self.exponent) and self.exponent > 0):
             raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
         if not 0 < self.ramp <= 1:
-            raise ValueError(f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}; the default is 0.6")
+            raise ValueError(
+                f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}{percent_meant(self.ramp)}; "
+                "the default is 0.6"
+            )
         if not 0 <= self.start < self.ramp:
-            raise ValueError(f"schedule start must satisfy 0 <= start < ramp, got {self.start!r}; the default is 0")
+            raise ValueError(
+                f"schedule start must satisfy 0 <= start < ramp, got {self.start!r}{percent_meant(self.start)}; "
+                "the default is 0"
+            )
         if self.interval < 0:
             raise ValueError(f"schedule interval must be >= 0 steps, got {self.interval!r}; 0 spreads the updates")
         if self.rounds < 1:

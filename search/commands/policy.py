@@ -102,12 +102,12 @@ def apply(arguments: argparse.Namespace) -> Reply:
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     subject = Subject.of(workload, dense.model, config.round_to)
     asked, policy = policy, settled(subject.network, policy)
-    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, arguments.seed, watcher, arguments.training)
+    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, config.seed, watcher, arguments.training)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
         policy, tuned.model, tuned.structure, tuned.result, None, None,
-        {"file": Path(arguments.file).name, "seed": arguments.seed, "training": arguments.training},
+        {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     reply = _written(made, workload, config, arguments)
     if not arguments.pictures:
@@ -115,7 +115,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     files = _stage_files(subject, policy, tuned.model, arguments.training)
     if levels:
         epochs = workload.recipe.final_epochs
-        files |= curve_files(pruning_curves(subject, asked, levels, epochs, arguments.seed, watcher))
+        files |= curve_files(pruning_curves(subject, asked, levels, epochs, config.seed, watcher))
     paths = write_files(Path(arguments.pictures), files)
     return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{written_line(paths)}")
 

@@ -170,8 +170,10 @@ def _best_line(row: Mapping[str, Any] | None) -> str:
 
 def view(arguments: argparse.Namespace) -> Reply:
     """Serve MLflow's UI until Ctrl-C."""
-    if not 1 <= arguments.port <= 65535:
-        raise UsageError(f"--port must satisfy 1 <= port <= 65535, got {arguments.port}")
+    if not (isinstance(arguments.port, int) and 1 <= arguments.port <= 65535):
+        raise UsageError(
+            f"--port must be a whole number, 1 <= port <= 65535, got {arguments.port!r}; the default is 5000"
+        )
     root = open_root(arguments.root)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
