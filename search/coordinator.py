@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -32,7 +31,6 @@ from search.results import FinalScore, best_trial, finalists_of, front_of, score
 from search.scan import cached_profile
 from search.study import OptunaStudy
 from search.tracking import Tracker
-from search.train import score
 from search.workloads import Workload
 from spaces.allocation import Evidence
 from spaces.policy import parts_in
@@ -86,13 +84,8 @@ class Coordinator:
         self.seconds = {"dense": dense.trained_seconds}
         self.least_accuracy = None
         if config.min_accuracy is not None:
-            self.least_accuracy = config.least_accuracy(self.dense_accuracy)
+            self.least_accuracy = config.least_accuracy(dense.accuracy)
             folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
-
-    @cached_property
-    def dense_accuracy(self) -> float:
-        """Of the dense model, on validation data."""
-        return score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
 
     def run(self) -> SearchResult:
         began = time.perf_counter()
@@ -180,7 +173,7 @@ class Coordinator:
 
     def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
-        return Guide(self.space, evidence, 1 - self.dense_accuracy, self.config.seed, largest_error)
+        return Guide(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""

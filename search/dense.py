@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from search.checkpoints import load_model, load_user_weights, save_model
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import data_fingerprint, digest, model_fingerprint, training_fingerprint, weights_fingerprint
-from search.train import Diverged, in_fast_layout, train_dense
+from search.train import Diverged, in_fast_layout, predict, train_dense
+from search.user_code import pass_signals_on
 from search.workloads.base import Workload
 
 log = logging.getLogger(__name__)
+SLACK = 1e-6
+"""A metric may leave [0, 1] by this much: single precision rounds."""
 FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate")
 """Parts of a recipe the dense model does not depend on."""
 
@@ -29,6 +33,7 @@ class DenseModel:
     """A trained dense model and the fingerprints that tell whether it is still the same.
 
     Attributes:
+        accuracy: the metric on validation data, in [0, 1].
         trained_seconds: what training it took in this process; 0.0 if it was loaded.
     """
 
@@ -36,6 +41,7 @@ class DenseModel:
     architecture: str
     data: str
     weights: str
+    accuracy: float
     trained_seconds: float
 
 
@@ -55,7 +61,8 @@ def dense_model(
         watcher: follows the training, if there is one.
 
     Raises:
-        UsageError: the model cannot be built, does not run on its data, or its training diverges.
+        UsageError: the model cannot be built, does not run on its data, its training diverges, or the metric of it
+            is no share.
         EnvironmentProblem, Refused: from reading weights.
     """
     model = build_model(workload, seed)
@@ -85,7 +92,9 @@ def dense_model(
                 raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
         model = cached
     model = in_fast_layout(model, workload.example_input).eval()
-    return DenseModel(model, architecture, data, weights_fingerprint(model), seconds)
+    outputs = predict(model, workload.validation[0])
+    accuracy = _metric(workload, outputs, workload.validation[1], "of the dense model on validation data")
+    return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
 
 
 def _taken_masked(path: Path, masks: Mapping[str, Tensor]) -> str:
@@ -107,10 +116,10 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
 
 
 def build_model(workload: Workload, seed: int) -> nn.Module:
-    """An untrained model of the workload, known to run on its example input and to fit its loss.
+    """An untrained model of the workload, known to run on its example input and to fit its loss and metric.
 
     Raises:
-        UsageError: it does not; the cause is named.
+        UsageError: it does not, or the metric is no share; the cause is named.
     """
     torch.manual_seed(seed)
     try:
@@ -120,9 +129,48 @@ def build_model(workload: Workload, seed: int) -> nn.Module:
         with torch.inference_mode():
             outputs = model(workload.example_input)
             workload.loss(outputs, workload.fit[1][: len(workload.example_input)])
-        return model.train(training)
+        model.train(training)
     except Exception as error:
         raise UsageError(
             f"workload {workload.name!r}: building the model, or its loss on the example input of shape "
             f"{tuple(workload.example_input.shape)}, raised {type(error).__name__}: {error}"
         ) from error
+    _try_metric(workload, outputs)
+    return model
+
+
+def _try_metric(workload: Workload, outputs: Tensor) -> None:
+    """Call the metric once as scoring will, on as many rows as validation data has.
+
+    `outputs` of the example input are repeated for that: of two examples alone, a metric that needs every class to
+    occur would fail.
+    """
+    targets = workload.validation[1]
+    rows = len(targets) * len(outputs) // len(workload.example_input)
+    _metric(workload, outputs[torch.arange(rows) % len(outputs)], targets, "of the untrained network")
+
+
+def _metric(workload: Workload, outputs: Tensor, targets: Tensor, of: str) -> float:
+    """The metric of these outputs, refused if it raises or is no share: the search knows errors as 1 - metric."""
+    try:
+        with torch.inference_mode():
+            returned = workload.metric(outputs, targets)
+    except (Exception, SystemExit) as error:
+        pass_signals_on(error)
+        said = " ".join(str(error).split())
+        raise UsageError(
+            f"workload {workload.name!r}: metric {of}, outputs of shape {tuple(outputs.shape)} and targets of "
+            f"{tuple(targets.shape)}, raised {type(error).__name__}: {said}; it must return a share, 0 to 1"
+        ) from error
+    try:
+        share = float(returned)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        share, got = math.nan, f"a {type(returned).__name__}"
+    else:
+        got = f"{share:.9g}"
+    if not -SLACK <= share <= 1 + SLACK:
+        raise UsageError(
+            f"workload {workload.name!r}: metric must return a share, 0 to 1, larger is better, got {got} {of}: "
+            "divide percent by 100, rescale a value without bounds, such as an error to 1 / (1 + error)"
+        )
+    return share

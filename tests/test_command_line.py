@@ -232,6 +232,28 @@ def test_an_unreachable_limit_names_the_range_before_any_training(main, place):
     assert not (root / "cache").exists() and not (root / "tiny").exists()
 
 
+METRICS = {
+    "psnr": ["'psnr'", "a share, 0 to 1, larger is better", "got 30.25 of the untrained network", "1 / (1 + error)"],
+    "unmeasured": ["'unmeasured'", "metric of the untrained network", "KeyError: 'no such class'", "a share, 0 to 1"],
+    "late": ["'late'", "got nan of the dense model on validation data"],
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("command", ["search", "scan", "apply"])
+def test_a_metric_that_is_no_share_is_refused_before_it_costs_anything(main, place, tmp_path, command, name):
+    (place / "dict.json").write_text('{"conv1.weight": 0.25}')
+    words = ["dict.json", "--out", tmp_path / "out"] if command == "apply" else []
+    reply = main(command, *words, "--root", tmp_path, "--workload", f"./tiny.py:{name}", "--json")
+    said = json.loads(reply.out)
+    assert said["exit_code"] == 2 and reply.out.count("\n") == 1
+    reply.out = ""
+    one_line_error(reply, 2, *METRICS[name])
+    assert bool(list(tmp_path.glob("cache/dense-*"))) == (name == "late")
+    assert not list(tmp_path.glob("cache/profile-*")) and not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*/study.json"))
+
+
 def test_missing_data_is_an_environment_problem_before_any_study_exists(main, place):
     root = place / "nodata"
     reply = main("search", "--root", root, "--workload", "fashion-mnist", "--data", place / "nowhere")

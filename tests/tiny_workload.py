@@ -74,5 +74,24 @@ def with_data(data):
     return changed(name="with-data", fit=tuple(part[:count] for part in whole.fit))
 
 
+def psnr():
+    """A metric beyond a share."""
+    return changed(name="psnr", metric=lambda outputs, targets: 30.25)
+
+
+def unmeasured():
+    """A metric that raises."""
+
+    def metric(outputs, targets):
+        return {}["no such class"]
+
+    return changed(name="unmeasured", metric=metric)
+
+
+def late():
+    """A metric that is no number of trained outputs, which are large."""
+    return changed(name="late", metric=lambda outputs, targets: 0.25 if outputs.abs().max() < 2 else float("nan"))
+
+
 def leaving():
     raise SystemExit(7)

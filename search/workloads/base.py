@@ -35,7 +35,8 @@ class Workload:
         test: read once a finalist, by nothing else.
         recipe: how networks are trained and fine-tuned.
         loss: (outputs, targets) -> scalar tensor; default cross-entropy.
-        metric: (outputs, targets) of a whole split -> float in [0, 1], higher is better; default accuracy.
+        metric: (outputs, targets) of a whole split -> float in [0, 1], larger is better; default accuracy. Tried on
+            an untrained network's outputs before any training: what is no share there is refused.
         weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only); without
             it the dense model is trained once, on `fit` only, and cached.
         example_input: a batch for tracing; default the first two fit inputs.

@@ -363,8 +363,8 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):
         "calls = []\n"
         "def metric(outputs, targets):\n"
         "    calls.append(len(targets))\n"
-        "    if len(calls) == 6: raise KeyError('no such class')  # dense training took 4\n"
-        "    return float('nan') if len(calls) == 7 else accuracy(outputs, targets)\n"
+        "    if len(calls) == 9: raise KeyError('no such class')  # trying it took 2, dense training 4 and 1\n"
+        "    return float('nan') if len(calls) == 10 else accuracy(outputs, targets)\n"
         "def faulty(): return changed(name='faulty', metric=metric)\n"
     )
     config = make_config(

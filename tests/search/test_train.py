@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -382,6 +383,98 @@ def test_a_model_that_does_not_run_on_its_data_is_named(workload):
     wrong = dataclasses.replace(workload, example_input=torch.zeros(2, 3, 8, 8))
     with pytest.raises(UsageError, match=r"'tiny'.*\(2, 3, 8, 8\).*RuntimeError"):
         build_model(wrong, 0)
+
+
+BAD_METRICS = {
+    "raises": (boom, "raised KeyError: 'no such class'"),
+    "leaves": (lambda o, t: sys.exit(3), "raised SystemExit: 3"),
+    "nan": (lambda o, t: float("nan"), "got nan"),
+    "inf": (lambda o, t: torch.tensor(float("inf")), "got inf"),
+    "psnr": (lambda o, t: 30.25, "got 30.25"),
+    "negative loss": (lambda o, t: -torch.nn.functional.cross_entropy(o, t), "got -2."),
+    "just above": (lambda o, t: 1.0001, "got 1.0001"),
+    "nothing": (lambda o, t: None, "got a NoneType"),
+    "one a row": (lambda o, t: o.argmax(dim=1) == t, "got a Tensor"),
+    "huge": (lambda o, t: 10**400, "got a int"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_METRICS)
+def test_a_metric_that_is_no_share_is_refused_before_training(workload, case, tmp_path):
+    metric, said = BAD_METRICS[case]
+    wrong, watcher = dataclasses.replace(workload, metric=metric), Counting()
+    with pytest.raises(UsageError) as raised:
+        dense_model(wrong, 0, tmp_path, watcher=watcher)
+    text = str(raised.value)
+    assert text.startswith("workload 'tiny': metric ") and said in text and "a share, 0 to 1" in text, text
+    assert "of the untrained network" in text and "\n" not in text
+    assert not watcher.labels and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.25, True, torch.tensor([0.25]), 1 + 1e-7, -1e-7])
+def test_a_share_of_any_kind_is_a_metric(workload, value):
+    build_model(dataclasses.replace(workload, metric=lambda o, t: value), 0)
+
+
+def test_a_metric_is_tried_on_as_many_rows_as_it_will_score(workload):
+    """Of the two example inputs alone, one that needs every class to occur would fail."""
+    shapes = []
+
+    def every_class(outputs, targets):
+        shapes.append((tuple(outputs.shape), tuple(targets.shape)))
+        assert torch.is_inference_mode_enabled() and set(targets.tolist()) == set(range(10))
+        return 0.5
+
+    build_model(dataclasses.replace(workload, metric=every_class), 0)
+    assert shapes == [((200, 10), (200,))]
+
+
+def test_a_network_of_several_rows_an_example_keeps_their_number(workload):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = workload.build_model()
+
+        def forward(self, images):
+            return self.inner(images).repeat_interleave(2, dim=0)
+
+    seen = []
+    changed = dataclasses.replace(
+        workload,
+        build_model=Two,
+        loss=lambda o, t: o.sum(),
+        metric=lambda o, t: seen.append(o) or 0.5,
+        validation=tuple(part[:7] for part in workload.validation),
+    )
+    model = build_model(changed, 0).eval()
+    with torch.inference_mode():
+        first = model(workload.example_input)
+    assert torch.equal(seen[0], torch.cat([first] * 4)[:14])
+
+
+@pytest.mark.parametrize("form", ["trained", "cached", "loaded"])
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "got nan"), (30.25, "got 30.25"), (-0.5, "got -0.5")])
+def test_a_dense_metric_that_is_no_share_is_refused(workload, tmp_path, form, value, said):
+    """Fine of outputs that are all alike in size, as an untrained network's are; wrong of trained ones."""
+    wrong = dataclasses.replace(workload, metric=lambda o, t: 0.25 if o.abs().max() < 2 else value)
+    weights = None
+    if form == "loaded":
+        weights = tmp_path / "weights.pt"
+        torch.save(train_dense(workload, 5).model.state_dict(), weights)
+    if form == "cached":
+        with pytest.raises(UsageError):
+            dense_model(wrong, 0, tmp_path / "cache")
+    watcher = Counting()
+    with pytest.raises(UsageError, match=f"'tiny': metric .* {said} of the dense model on validation data") as raised:
+        dense_model(wrong, 0, tmp_path / "cache", weights, watcher)
+    assert bool(watcher.labels) == (form == "trained") and "\n" not in str(raised.value)
+
+
+def test_the_dense_model_knows_its_validation_accuracy(workload, tmp_path):
+    dense = dense_model(workload, 0, tmp_path)
+    with torch.inference_mode():
+        right = dense.model(workload.validation[0]).argmax(dim=1) == workload.validation[1]
+    assert dense.accuracy == pytest.approx(int(right.sum()) / 200) and dense.accuracy > 0.5
 
 
 def test_training_leaves_the_float_mode_of_the_process(workload):
