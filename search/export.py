@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +28,13 @@ from search.checkpoints import load_model
 from search.config import SearchConfig
 from search.console import Watcher
 from search.dense import build_model, dense_model
-from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy
 from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
-from search.folder import check_writable
+from search.folder import check_writable, unwritable
+from search.journal import flush
+from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results import knee_trial, smallest_trial
@@ -69,6 +73,14 @@ class Export:
     test_accuracy: float | None
     limit: tuple[float, str] | None
     origin: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """An export on disk: its manifest, and why an ONNX file that was asked for is no part of it; else None."""
+
+    manifest: Mapping[str, Any]
+    no_onnx: GoalMissed | None
 
 
 @dataclass(frozen=True)
@@ -243,14 +255,40 @@ def fine_tuned(
 def check_folder(out: Path) -> None:
     """Refuse, before anything is computed, a folder an export cannot go to.
 
-    An earlier export there, with nothing else beside it, will be replaced; other files are never touched.
+    An earlier export there, with nothing else beside it, will be replaced as a whole; other files are never touched.
+    A link stands for the folder it points to.
+
+    Raises:
+        UsageError: it is a file or lies below one, or holds files that are no export.
+        EnvironmentProblem: it cannot be written, or cannot be replaced as a whole.
     """
     check_writable(out)
-    check_writable(out.absolute().parent)  # where it is written before it takes its place
+    if obstacle := _obstacle(_place(out)):
+        raise EnvironmentProblem(
+            f"an export replaces its folder as a whole, and --out {str(out)!r} cannot be ({obstacle}): "
+            f"name a folder in it, such as {str(out / 'export')!r}"
+        )
     if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _files_of_export(out)):
         raise UsageError(
             f"--out {str(out)!r} holds {min(foreign)!r}, which is no part of an export: name a new or empty folder"
         )
+
+
+def _place(out: Path) -> Path:
+    """The folder itself where `out` is a link, whether it exists or not."""
+    return Path(os.path.realpath(out))
+
+
+def _obstacle(place: Path) -> str | None:
+    """Why a folder cannot be renamed; None if it can, or there is none yet."""
+    if not place.is_dir():
+        return None
+    if os.path.ismount(place):
+        return "it is a mount point"
+    if os.path.samefile(place, os.curdir):
+        return "this command runs in it"
+    reason = unwritable(place.parent)
+    return f"its parent {str(place.parent)!r} cannot be written: {reason}" if reason else None
 
 
 def check_masks_only(policy: PruningPolicy) -> None:
@@ -279,20 +317,51 @@ def _files_of_export(folder: Path) -> set[str]:
 
 @contextmanager
 def _filled_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place once everything is written."""
-    check_folder(out)
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
+    """A folder beside `out` that takes its place once everything is written, and stays where it is if it cannot."""
+    place = _place(out)
+    partial = place.parent / f".export-{uuid.uuid4().hex[:8]}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.rename(out)
+        with _new_folder(partial):
+            yield partial
     except OSError as error:
         raise EnvironmentProblem(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    earlier = partial.with_suffix(".replaced")
+    try:
+        check_folder(out)  # again: files may have come while it was computed
+        _replace(place, partial, earlier)
+    except (OSError, PrunefrontError) as error:
+        reason = f"cannot replace {str(out)!r}: {error.strerror or error}" if isinstance(error, OSError) else error
+        kept = f", the earlier one in {str(earlier)!r}" if earlier.is_dir() else ""
+        raise EnvironmentProblem(f"{reason}; the new export is complete in {str(partial)!r}{kept}") from None
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[None]:
+    """Make it, and remove it again if what is done with it fails."""
+    try:
+        path.mkdir(parents=True)
+        yield
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _replace(place: Path, new: Path, earlier: Path) -> None:
+    """Put `new` in `place`; what was there waits as `earlier`, and goes once `new` stands.
+
+    After a crash between the renames both are complete, `.export-*.replaced` and `.export-*.partial` beside `place`.
+    """
+    for path in new.iterdir():
+        flush(path)
+    try:
+        if place.is_dir():
+            place.rename(earlier)
+        new.rename(place)
+    except BaseException:
+        if earlier.is_dir() and not place.exists():
+            earlier.rename(place)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def write_export(
@@ -303,33 +372,43 @@ def write_export(
     dense_bytes: int,
     onnx: bool,
     torch_prune: bool = False,
-) -> dict[str, Any]:
-    """Write all files and the manifest that names them; returns the manifest.
+) -> Written:
+    """Write all files and the manifest that names them, without the ONNX file if the network has none.
+
+    `check_folder` says beforehand what `out` can be.
 
     Raises:
-        UsageError: `out` is a file or lies below one, or holds files that are no export; `torch_prune` with removed
-            channels.
-        EnvironmentProblem: `out` cannot be written, or `onnx` without its extra.
+        UsageError: `torch_prune` with removed channels.
+        EnvironmentProblem: the files cannot be written, or `onnx` without its extra: nothing has changed. Or `out`
+            cannot be replaced: it is as it was, and the message names the folder of the new export.
     """
     if torch_prune:
         check_masks_only(export.policy)
+    if onnx:
+        require_onnx()
     with _filled_whole(out) as folder:
         (folder / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
         (folder / POLICY).write_text(export.policy.to_json())
         (folder / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
         (folder / WEIGHTS).write_bytes(_saved(export.model))
         write_sparse(export.model, folder / SPARSE)
-        if onnx:
-            from search.onnx_file import write_onnx
-
-            write_onnx(export.model, workload.example_input, folder / ONNX)
+        no_onnx = _onnx_refusal(export.model, workload, folder / ONNX) if onnx else None
         if torch_prune:
             masks = {name: _nonzero_mask(export.model, name) for name in export.policy.mask_requests()}
             (folder / TORCH_PRUNE).write_bytes(_saved(to_torch_prune(export.model, masks)))
         files = {path.name: _described(path) for path in sorted(folder.iterdir())}
         manifest = _manifest(export, workload, workload_options, dense_bytes, files)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
+    return Written(manifest, no_onnx)
+
+
+def _onnx_refusal(model: nn.Module, workload: Workload, path: Path) -> GoalMissed | None:
+    """Write the ONNX file; why there is none if there is none."""
+    try:
+        write_onnx(model, workload.example_input, path)
+    except GoalMissed as missed:
+        return missed
+    return None
 
 
 def _saved(model: nn.Module) -> bytes:

@@ -101,21 +101,30 @@ def open_root(root: str | Path) -> Path:
 def check_writable(folder: str | Path | None, option: str = "--out") -> None:
     """Refuse, before anything is computed, a folder that could not be made or written; None is no folder.
 
+    A link stands for what it points to.
+
     Raises:
         UsageError: it is a file, or lies below one.
         EnvironmentProblem: the nearest folder there is takes no file.
     """
-    for path in (Path(folder), *Path(folder).absolute().parents) if folder else ():
+    place = Path(os.path.realpath(folder)) if folder else None
+    for path in (place, *place.parents) if place else ():
         if path.is_dir():
-            try:
-                tempfile.TemporaryFile(dir=path).close()
-            except OSError as error:
-                problem = f"cannot write to {option} {str(folder)!r} ({error.strerror or error})"
-                raise EnvironmentProblem(f"{problem}: name another folder") from None
+            if reason := unwritable(path):
+                raise EnvironmentProblem(f"cannot write to {option} {str(folder)!r} ({reason}): name another folder")
             return
-        if path.exists():
-            below = "" if path == Path(folder) else f"lies below {str(path)!r}, which "
+        if os.path.lexists(path):  # a link that leads to itself is there, and exists nowhere
+            below = "" if path == place else f"lies below {str(path)!r}, which "
             raise UsageError(f"{option} {str(folder)!r} {below}is a file: name a folder")
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder that exists takes no file; None if it takes one."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def find_study(root: str | Path, name: str) -> StudyFolder:

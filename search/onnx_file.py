@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from pathlib import Path
 
@@ -20,12 +21,27 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
     Raises:
         EnvironmentProblem: the extra `onnx` is not installed.
-        GoalMissed: the file computes something else.
+        GoalMissed: the network cannot be written as ONNX, or its file cannot be run or computes something else; why.
+            No file is left.
     """
     require_onnx()
+    try:
+        _write(model, example_input, path)
+        difference = onnx_difference(model, example_input, path)
+    except Exception as error:  # torch.onnx, onnx and onnxruntime have errors of many kinds, and no common one
+        path.unlink(missing_ok=True)
+        raise GoalMissed(f"the network cannot be written as ONNX ({_root_cause(error)})") from error
+    if not difference <= TOLERANCE:  # NaN is no agreement
+        path.unlink()
+        raise GoalMissed(
+            f"its outputs differ from PyTorch's by {difference:.1e} of the largest, allowed is {TOLERANCE:g}"
+        )
+
+
+def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
-            model.eval(),
+            copy.deepcopy(model).eval(),  # tracing leaves tensors without values in a network that keeps its inputs
             (example_input.contiguous(),),
             str(path),
             dynamo=True,
@@ -33,12 +49,13 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
-    difference = onnx_difference(model, example_input, path)
-    if difference > TOLERANCE:
-        raise GoalMissed(
-            f"the ONNX file differs from PyTorch by {difference:.1e} of the largest output, allowed is {TOLERANCE:g}: "
-            "export without --onnx"
-        )
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the error everything began with: torch.onnx wraps the one that names the operator."""
+    while error.__cause__:
+        error = error.__cause__
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> float:

@@ -20,11 +20,13 @@ from search.config import SearchConfig
 from search.console import TerminalWatcher
 from search.curves import pruning_curves
 from search.dense import build_model, dense_model
-from search.errors import UsageError
+from search.errors import GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_untrained
 from search.export import (
     MANIFEST,
+    ONNX,
     Export,
+    Written,
     check_folder,
     check_masks_only,
     choose_trial,
@@ -68,7 +70,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
     made, workload, config = export_of_trial(seen, chosen, TerminalWatcher())
-    return _written(made, workload, config, arguments)
+    return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
@@ -109,14 +111,16 @@ def apply(arguments: argparse.Namespace) -> Reply:
         policy, tuned.model, tuned.structure, tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
-    reply = _written(made, workload, config, arguments)
-    if not arguments.pictures:
+    written, paths = _write(made, workload, config, arguments), []
+    if arguments.pictures:
+        files = _stage_files(subject, policy, tuned.model, arguments.training)
+        if levels:
+            epochs = workload.recipe.final_epochs
+            files |= curve_files(pruning_curves(subject, asked, levels, epochs, config.seed, watcher))
+        paths = write_files(Path(arguments.pictures), files)
+    reply = _reply_to(written, config, Path(arguments.out))
+    if not paths:
         return reply
-    files = _stage_files(subject, policy, tuned.model, arguments.training)
-    if levels:
-        epochs = workload.recipe.final_epochs
-        files |= curve_files(pruning_curves(subject, asked, levels, epochs, config.seed, watcher))
-    paths = write_files(Path(arguments.pictures), files)
     return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{written_line(paths)}")
 
 
@@ -267,17 +271,27 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _written(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Reply:
-    out = Path(arguments.out)
+def _write(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Written:
     whole = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
-    manifest = write_export(made, workload, options, out, whole, arguments.onnx, arguments.torch_prune)
+    return write_export(made, workload, options, Path(arguments.out), whole, arguments.onnx, arguments.torch_prune)
+
+
+def _reply_to(written: Written, config: SearchConfig, out: Path) -> Reply:
+    """What is said of an export that stands.
+
+    Raises:
+        GoalMissed: without the ONNX file that was asked for.
+    """
+    if written.no_onnx:
+        raise GoalMissed(f"the export stands in {str(out)!r} without {ONNX}: {written.no_onnx}") from written.no_onnx
+    manifest = written.manifest
+    size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
     test = percent(manifest["test_accuracy"], 2)
     text = (
         f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
         + (f", test {test}" if test else "")
-        + f", {manifest['sparse_bytes']:,} of {whole:,} bytes = {percent(manifest['size_encoded'], 2)}, "
-        f"MACs {percent(manifest['macs'])}\n"
+        + f", {size} = {percent(manifest['size_encoded'], 2)}, MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"
         f"Check: prunefront verify {shlex.quote(str(out))}"
         + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
