@@ -751,6 +751,50 @@ def test_a_folder_that_cannot_be_written_costs_no_fine_tune(main, tmp_path):
     assert not any((tmp_path / "root").rglob("*.safetensors"))
 
 
+def test_a_mount_point_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
+    from search.commands import policy
+
+    monkeypatch.setattr(policy, "dense_model", lambda *_: pytest.fail("training was begun"))
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    (tmp_path / "sparsity.json").write_text('{"conv1.weight": 0.25}')
+    words = ["apply", tmp_path / "sparsity.json", "--workload", "./tiny.py:tiny", "--root", tmp_path / "root"]
+    for name in ("disk", "link"):
+        out = str(tmp_path / name)
+        one_line_error(main(*words, "--out", out), 3, repr(out), "mount point", repr(f"{out}/export"))
+    assert main("export", "tiny", "--out", tmp_path / "disk" / "export").code == 0
+
+
+def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
+    """Code 1 and one line; all that was asked for besides is there, and what is there is right."""
+    (tmp_path / "sparsity.json").write_text('{"conv1.weight": 0.25}')
+    out, own = tmp_path / "out", ["--workload", "./tiny.py:without_onnx", "--root", tmp_path / "root"]
+    asked = ["--onnx", "--torch-prune", "--pictures", tmp_path / "pictures"]
+    reply = main("apply", tmp_path / "sparsity.json", *own, "--out", out, *asked)
+    one_line_error(reply, 1, "export stands", repr(str(out)), "without model.onnx", "No ONNX function", "bessel_i1e")
+    files = [*EXPORTED, "manifest.json", "model.torch-prune.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(files)
+    assert any((tmp_path / "pictures").iterdir())
+    verified = main("verify", out, *own)
+    assert verified.code == 0 and "torch-prune file" in verified.out, verified.out
+
+
+def test_an_onnx_file_that_computes_something_else_is_left_out(main, finished, tmp_path, monkeypatch):
+    from search import onnx_file
+
+    words, out = ["export", "tiny", "--onnx", "--out", tmp_path / "out"], tmp_path / "out"
+    assert main(*words).code == 0
+    assert "model.onnx" in json.loads((out / "manifest.json").read_text())["files"]
+    monkeypatch.setattr(onnx_file, "TOLERANCE", -1.0)
+    reply = main(*words, "--json")
+    said = json.loads(reply.out)
+    assert (reply.code, said["exit_code"]) == (1, 1)
+    assert "without model.onnx" in said["error"] and "differ from PyTorch's" in said["error"]
+    assert not (out / "model.onnx").exists()
+    assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
+
+
 @pytest.mark.parametrize("choice", ["baseline:uniform", "best"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "repeated"])
 def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path, kept, choice):
