@@ -22,7 +22,7 @@ from spaces.allocation import Evidence
 from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
 from spaces.profile import Profile, ProfilePoint
 from spaces.seeds import seeds_of
-from spaces.size import achieved, dense_footprint, footprint, shares
+from spaces.size import achieved, dense_footprint, effect, footprint, shares
 from spaces.space import SEED_SCHEDULE
 
 SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)
@@ -495,5 +495,5 @@ class TestRemovalsBeforeMasks:
         assert "channel+fine-grained" in {policy.granularity_label for policy in run.policies}
         masks = PruningPolicy({"classifier.weight": 0.5}, removal={"backbone.conv3.weight": 0.25})
         other = replace(masks, removal={"backbone.conv3.weight": 0.75})
-        keys = [run.guide._key_of(policy) for policy in (masks, other)]
+        keys = [effect(world.network, policy) for policy in (masks, other)]
         assert keys[0] != keys[1]
