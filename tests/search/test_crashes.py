@@ -9,6 +9,7 @@ import search.finals
 from search import SearchConfig, run_search
 from search.console import Watcher
 from search.evaluate import MAX_STARTS
+from search.journal import Journal
 
 
 class Death(BaseException):
@@ -74,4 +75,5 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(finals)
-    assert all(score.failed == 0 for score in run_search(finals).finals.values())
+    journal = Journal(run_search(finals).folder / "journal")
+    assert {final.result.state for final in journal.finals()} == {"complete"}
