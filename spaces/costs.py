@@ -137,7 +137,7 @@ class Costs:
     def _fixed(self) -> np.ndarray:
         """Elements of the layers (layers,) in the dimensions that do not shrink."""
         lengths, shrinking = self._lengths
-        return np.prod([length for d, length in enumerate(lengths) if d not in shrinking], axis=0)
+        return lengths[[d not in shrinking for d in range(len(lengths))]].prod(axis=0)
 
     @cached_property
     def _others(self) -> tuple[float, np.ndarray]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from pruning import trace_channels
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
 from spaces.costs import Costs, Requests
 from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
@@ -22,7 +26,12 @@ CLOSE = settings(deadline=None, derandomize=True, max_examples=40)
 
 @st.composite
 def networks(draw) -> Network:
-    """Convolutions in a chain, with depthwise, square and joined ones, norms, a flattening end and odd types."""
+    """Convolutions in a chain, with depthwise, square and joined ones, norms, a flattening end and odd types.
+
+    Or linear layers alone, so that there may be no dimension that no layer shrinks in.
+    """
+    kernel = draw(st.sampled_from([(9,), (9,), ()]))
+    own_kernel, points = ((),) * len(kernel), (1,) * len(kernel)
     units = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     tensors, layers = [StoredTensor("count", (), "I64", parameter=False)], []
 
@@ -34,12 +43,12 @@ def networks(draw) -> Network:
     inputs, before = 3, ()
     for number, count in enumerate(units):
         own = ((number, count),)
-        add(f"conv{number}", number, (count, inputs, 9), (own, before, ()))
+        add(f"conv{number}", number, (count, inputs, *kernel), (own, before, *own_kernel))
         if draw(st.booleans()):
-            add(f"depthwise{number}", number, (count, 1, 9), (own, (), ()))
+            add(f"depthwise{number}", number, (count, 1, *kernel), (own, (), *own_kernel))
         if draw(st.booleans()):
-            add(f"square{number}", number, (count, count, 1), (own, own, ()))
-        if draw(st.booleans()):
+            add(f"square{number}", number, (count, count, *points), (own, own, *own_kernel))
+        if kernel and draw(st.booleans()):
             add(f"up{number}", number, (inputs, count, 9), (before, own, ()), "conv_transpose2d")
         tensors.append(StoredTensor(f"norm{number}", (count,), owners=(own,)))
         tensors.append(StoredTensor(f"mean{number}", (count,), parameter=draw(st.booleans()), owners=(own,)))
@@ -252,6 +261,41 @@ class TestAgreement:
         drafts = random_drafts(space, 6, seed=3)
         moved = [draft(space, d.size, d.logits + 2.5, d.granularity) for d in drafts]
         np.testing.assert_allclose(space.land(moved).requests.masked, space.land(drafts).requests.masked, atol=1e-12)
+
+
+def _linear(*widths: int, bias: bool = True) -> nn.Sequential:
+    layers = [nn.Linear(*pair, bias=bias) for pair in pairwise(widths)]
+    return nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))[:-1]
+
+
+FLAT = {
+    "linear": (_linear(24, 16, 12, 10), torch.randn(2, 24)),
+    "without biases": (_linear(24, 16, 10, bias=False), torch.randn(2, 24)),
+    "one layer": (_linear(24, 10), torch.randn(2, 24)),
+    "one output": (_linear(24, 16, 1), torch.randn(2, 24)),
+    "embedding": (nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), _linear(24, 16, 10)), torch.randint(9, (2, 4))),
+    "points": (nn.Sequential(nn.Conv2d(24, 16, 1), nn.Conv2d(16, 10, 1), nn.Flatten()), torch.randn(2, 24, 1, 1)),
+    "transposed": (nn.Sequential(nn.ConvTranspose1d(3, 16, 3), nn.ConvTranspose1d(16, 10, 2)), torch.randn(2, 3, 4)),
+    "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("metric", ["encoded", "nonzero"])
+@pytest.mark.parametrize("name", FLAT)
+def test_networks_without_any_kernel_land_within_every_size(name, metric):
+    """In every granularity, with one or several of them, on what the scalar landing says within a unit."""
+    graph = trace_channels(*FLAT[name])
+    space = Space(graph.network, 0.97, GRANULARITIES, metric, mixed=name != "linear")
+    drafts = random_drafts(space, 24, seed=5)
+    landed = space.land(drafts)
+    less, more = (header / dense_footprint(space.network).encoded_bytes for header in header_bounds(space.network))
+    unit = one_unit_each(space.network, metric) + (0.0 if metric == "nonzero" else less + more)
+    for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
+        proposal = read(space, point)
+        cost = exact(space.network, proposal.policy)
+        assert cost.of(metric) <= proposal.target + 1e-12
+        assert size == pytest.approx(cost.of(metric), abs=unit + 0.02)
+        assert 0 < speed <= 1
 
 
 class TestLimits:
