@@ -177,7 +177,7 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], dic
 
 def _observe_training(model: nn.Module, example: Tensor) -> Counter[nn.Module]:
     """How often each module runs where the model takes its training path; none if it fails there."""
-    with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             _train_containers_(model)(example)
         except Exception:

@@ -63,7 +63,7 @@ def _positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
         raise ValueError(f"the model does not run on the example input: {type(error).__name__}: {first}") from error
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def output_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
     """Prunable weight -> output positions of one example, summed over calls; 0 if never called.
 

@@ -64,7 +64,7 @@ def measure_latency_table(
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> LatencyTable:
-    """Time layers and networks, each in inference mode, in shuffled rounds that drift hits all alike.
+    """Time layers and networks, each without gradients, in shuffled rounds that drift hits all alike.
 
     A round times every layer at every pair of kept outputs and inputs, the dense network, and the network with all
     or half of its groups at some levels. Each is run once untimed just before, as kernels of a new size take longer.
@@ -121,7 +121,7 @@ def time_networks(
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> TimedNetworks:
-    """Time whole networks beside the dense one and a copy of it, in inference mode, in shuffled rounds.
+    """Time whole networks beside the dense one and a copy of it, without gradients, in shuffled rounds.
 
     A round runs every network `NETWORK_RUNS` times in an order drawn anew, each time once untimed just before. A
     round's fastest run counts, as other work on the machine only adds; it is compared with the dense network's of
@@ -236,7 +236,7 @@ def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]
     called = [module for module in model.modules() if id(getattr(module, "weight", None)) in names]
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model(example)
     except Exception as error:
         raise ValueError(f"the model does not run on a batch of {len(example)}: {one_line(error)}") from error
@@ -259,7 +259,7 @@ def _layer_tasks(
     return tasks
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
     """Run standalone layers of these sizes, once for each call, in the memory format of the originals."""
     small = [_resized(call, outputs, inputs) for call in calls]
@@ -298,7 +298,7 @@ def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Te
     return lambda: small(example)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _time_in_rounds(
     tasks: Mapping[Hashable, Task],
     repeats: int,

@@ -36,7 +36,7 @@ class RecordedPass:
     Args:
         model: stays as it is.
         drive: makes the pass, by calling the module it gets on one batch after another, the same each time
-            and in inference mode; it may change buffers. A call may return None instead of outputs.
+            and without gradients; it may change buffers. A call may return None instead of outputs.
         limit: bytes kept at most; passes that would need more start at the beginning.
 
     Attributes:

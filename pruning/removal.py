@@ -289,7 +289,7 @@ def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[
         model, example = model.float(), example.float()
     device = next((tensor.device for tensor in model.state_dict().values()), example.device)
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]), exact:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
         return [tensor.double() for tensor in tensors_in(model(example.to(device))) if tensor.numel()]
 
 

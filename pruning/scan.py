@@ -141,7 +141,7 @@ class _Scorer:
         plain = self._plainly(candidate)
         return plain, self._plainly(candidate) if self._recalibrate(candidate) else plain
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _recorded(self) -> tuple[RecordedPass, ...]:
         """The dense model's passes: plain, recalibrating, and plain again with the new statistics."""
         limit = PREFIX_BYTES // 3
@@ -151,7 +151,7 @@ class _Scorer:
             return (plain,)
         return plain, fitting, RecordedPass(fitting.model, self._forward, limit)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _from_prefix(self, candidate: nn.Module, changed: set[str]) -> tuple[_Scores, _Scores]:
         outputs, changed = self._passes[0].repeat(candidate, changed)
         plain = again = self._score(torch.cat(outputs))
@@ -160,7 +160,7 @@ class _Scorer:
             again = self._score(torch.cat(self._passes[2].repeat(candidate, changed)[0]))
         return plain, again
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _plainly(self, candidate: nn.Module) -> _Scores:
         return self._score(torch.cat(self._forward(candidate)))
 

@@ -126,7 +126,7 @@ def build_model(workload: Workload, seed: int) -> nn.Module:
         model = workload.build_model()
         training = model.training
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = model(workload.example_input)
             workload.loss(outputs, workload.fit[1][: len(workload.example_input)])
         model.train(training)
@@ -153,7 +153,7 @@ def _try_metric(workload: Workload, outputs: Tensor) -> None:
 def _metric(workload: Workload, outputs: Tensor, targets: Tensor, of: str) -> float:
     """The metric of these outputs, refused if it raises or is no share: the search knows errors as 1 - metric."""
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             returned = workload.metric(outputs, targets)
     except (Exception, SystemExit) as error:
         pass_signals_on(error)

@@ -61,7 +61,7 @@ class Trained:
     seconds_scoring: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs of the whole split in eval mode; the model's training flags are left as they were."""
     was_training = model.training
@@ -72,7 +72,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
         model.train(was_training)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(model: nn.Module, split: Split, workload: Workload) -> Scores:
     """Loss and metric on a split."""
     outputs = predict(model, split[0])
@@ -183,7 +183,7 @@ def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _runs(model: nn.Module, example_input: Tensor) -> bool:
     try:
         model.eval().to(memory_format=torch.channels_last)(example_input)

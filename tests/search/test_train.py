@@ -422,7 +422,7 @@ def test_a_metric_is_tried_on_as_many_rows_as_it_will_score(workload):
 
     def every_class(outputs, targets):
         shapes.append((tuple(outputs.shape), tuple(targets.shape)))
-        assert torch.is_inference_mode_enabled() and set(targets.tolist()) == set(range(10))
+        assert not torch.is_grad_enabled() and set(targets.tolist()) == set(range(10))
         return 0.5
 
     build_model(dataclasses.replace(workload, metric=every_class), 0)
@@ -481,3 +481,33 @@ def test_training_leaves_the_float_mode_of_the_process(workload):
     """Subnormal numbers are flushed while training only: other code of the process may need them."""
     train_dense(workload, 0)
     assert float(torch.tensor(1e-40) * 1.0) > 0.0
+
+
+def test_a_table_made_while_scoring_is_usable_in_training(workload):
+    """Made at first need and kept: the validation split needs a longer one than a training batch does."""
+
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.table = workload.build_model(), None
+
+        def forward(self, images):
+            if self.table is None or len(self.table) < len(images):
+                self.table = torch.full((len(images), 1), 0.75)
+            outputs = self.inner(images)
+            return outputs * self.table[: len(images)]
+
+    changed = dataclasses.replace(workload, build_model=Table, recipe=Recipe(batch=20, dense_epochs=2, trial_epochs=1))
+    model = build_model(changed, 0)
+    assert not any(tensor.is_inference() for tensor in (model.table, *model.state_dict().values()))
+    trained = train_dense(changed, 0)
+    assert len(trained.model.table) == len(workload.validation[0])
+    subject = Subject.of(changed, trained.model)
+    assert evaluate_policy(subject, PruningPolicy({"inner.conv1.weight": 0.25}), 0.5, 0).result.state == "complete"
+
+
+def test_no_code_of_the_project_leaves_inference_tensors_behind():
+    """Tensors made under `inference_mode` cannot be trained with later: user networks run under `no_grad`."""
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("pruning", "search") for path in (root / folder).rglob("*.py")]
+    assert files and not [path for path in files if "inference_mode()" in path.read_text()]
