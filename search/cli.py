@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shlex
-import signal
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from search import interrupts
+from search.blame import told
 from search.commands.reply import Reply
 from search.errors import PrunefrontError
 
@@ -26,7 +27,8 @@ COMMANDS = {
     "policy": ("export", "apply", "verify"),
 }
 """File in `search.commands` -> the commands it holds."""
-INTERRUPTED, TERMINATED = 130, 143
+_stdout = 1
+"""Where the reply goes while file descriptor 1 leads to stderr."""
 MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 STUDY_FILE = """\
 # every key, at its default; those behind a '#' have none, and show one value
@@ -76,10 +78,6 @@ def _whole(text: str) -> int | str:
         return text
 
 
-class _Terminated(SystemExit):
-    """SIGTERM or SIGHUP: end like Ctrl-C, resumable."""
-
-
 class _Parser(argparse.ArgumentParser):
     """Errors in our words; a misspelt option is refused before the value behind it is taken for another argument."""
 
@@ -97,6 +95,9 @@ class _Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument (\S+): invalid choice: (['\"])(.*?)\2 \(choose from (.*)\)", message):
             message = _unknown(wrong[1].lower().lstrip("-"), wrong[3], wrong[4].replace("'", "").split(", "))
         raise _WrongUsage(f"{message}; see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Answered
 
     def _precedes_the_rest(self, word: str) -> bool:
         """Whether a word may still be an option of this parser: what follows the command is for that one's."""
@@ -126,36 +127,54 @@ class _WrongUsage(Exception):
     """Words the parser cannot make sense of."""
 
 
+class _Answered(Exception):
+    """The parser has said all itself, as for `--help`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 done, 1 goal missed, 2 usage, 3 environment, 4 refused)."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        arguments = _parser().parse_args(words)
-    except _WrongUsage as wrong:
-        return _report(str(wrong), 2, argparse.Namespace(json="--json" in words, debug=False))
-    if arguments.command == "search":
+    arguments = argparse.Namespace(json="--json" in words, debug=False)
+    if "search" in words[:1]:
         arguments.resume = shlex.join(["prunefront", *words])
-    if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
-        arguments.root = "mlruns"
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
+    interrupts.watch(lambda: _say_at_once(arguments))
     try:
+        arguments = _parser().parse_args(words, argparse.Namespace(**vars(arguments)))
+        if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
+            arguments.root = "mlruns"
         return _run(arguments)
-    except BrokenPipeError:
-        _silence_stdout()
-        return 0
-    except PrunefrontError as error:
-        return _report(str(error), error.exit_code, arguments)
-    except KeyboardInterrupt:
-        return _report("interrupted" + _how_to_resume(arguments), INTERRUPTED, arguments)
-    except _Terminated:
-        return _report("terminated" + _how_to_resume(arguments), TERMINATED, arguments)
-    except OSError as error:
-        where = f" ({error.filename!r})" if error.filename else ""
-        return _report(f"{error.strerror or error}{where}: free space or choose another place", 3, arguments)
-    except Exception as error:
-        what = (str(error).splitlines() or [""])[0]
-        return _report(f"unexpected {type(error).__name__}: {what}; run again with --debug for the place", 1, arguments)
+    except BaseException as error:
+        return _ended(error, arguments)
+    finally:
+        interrupts.end_at_next()
+
+
+def _ended(error: BaseException, arguments: argparse.Namespace) -> int:
+    """Say in one line why a command ended; its exit code."""
+    interrupts.settle()
+    if code := interrupts.exit_code():  # whatever became of what the signal raised
+        return _report(_of_signal(code) + _how_to_resume(arguments), code, arguments)
+    match error:
+        case _Answered():
+            return 0
+        case _WrongUsage():
+            return _report(str(error), 2, arguments)
+        case BrokenPipeError():
+            _silence_stdout()
+            return 0
+        case PrunefrontError():
+            return _report(str(error), error.exit_code, arguments)
+        case OSError():
+            where = f" ({error.filename!r})" if error.filename else ""
+            return _report(f"{error.strerror or error}{where}: free space or choose another place", 3, arguments)
+        case Exception():
+            what = (str(error).splitlines() or [""])[0]
+            said = f"unexpected {type(error).__name__}: {what}; run again with --debug for the place"
+            return _report(said, 1, arguments)
+        case KeyboardInterrupt() if interrupts.is_signal(error):
+            return _report("interrupted" + _how_to_resume(arguments), interrupts.INTERRUPTED, arguments)
+    said = f"your own code asked to end the program by {told(error)}: let it raise an error that says what is wrong"
+    return _report(said, 2, arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -180,19 +199,21 @@ def _command_of(name: str) -> Callable[[argparse.Namespace], Reply]:
 @contextlib.contextmanager
 def _everything_to_stderr() -> Iterator[None]:
     """Keep stdout for the reply: what user code, its child processes or a library print goes to stderr."""
+    global _stdout
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept = _stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         os.dup2(kept, 1)
+        _stdout = 1
         os.close(kept)
 
 
 def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
-    if arguments.debug and code not in (INTERRUPTED, TERMINATED):
+    if arguments.debug and code not in (interrupts.INTERRUPTED, interrupts.TERMINATED):
         traceback.print_exc()
     line = " ".join(message.splitlines())
     print(f"prunefront: {line}", file=sys.stderr)
@@ -209,8 +230,17 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _terminate(_signal: int, _frame: Any) -> NoReturn:
-    raise _Terminated(TERMINATED)
+def _say_at_once(arguments: argparse.Namespace) -> None:
+    """What `_report` says of a signal, by system calls alone: nothing else of this process still runs."""
+    code = interrupts.exit_code()
+    line = _of_signal(code) + _how_to_resume(arguments)
+    os.write(2, f"prunefront: {line}\n".encode())
+    if arguments.json:
+        os.write(_stdout, (json.dumps({"error": line, "exit_code": code}) + "\n").encode())
+
+
+def _of_signal(code: int) -> str:
+    return "interrupted" if code == interrupts.INTERRUPTED else "terminated"
 
 
 def _how_to_resume(arguments: argparse.Namespace) -> str:

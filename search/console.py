@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from search.interrupts import check
+
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -29,13 +31,14 @@ class Watcher:
 
 
 class TerminalWatcher(Watcher):
-    """Progress bars on a terminal; plain lines elsewhere."""
+    """Progress bars on a terminal; plain lines elsewhere. Whatever is shown ends by a signal that has come."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._headline = ""
 
     def note(self, text: str) -> None:
+        check()
         self._console.print(text, markup=False)
 
     def headline(self, text: str) -> None:
@@ -46,8 +49,15 @@ class TerminalWatcher(Watcher):
     @contextmanager
     def stage(self, label: str) -> Iterator[Callable[[int, int], None]]:
         follow = self._bar if self._console.is_terminal else self._lines
-        with follow(label) as progress:
+        check()
+        with follow(label) as show:
+
+            def progress(done: int, total: int) -> None:
+                check()
+                show(done, total)
+
             yield progress
+        check()
 
     @contextmanager
     def _bar(self, label: str) -> Iterator[Callable[[int, int], None]]:

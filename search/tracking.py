@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import EnvironmentProblem
+from search.interrupts import check
 from search.locks import held_lock
 from search.records import COMPLETE, TrialRecord
 
@@ -205,6 +206,7 @@ class Tracker:
         try:
             yield
         except Exception as error:
+            check()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if not self._warned:
                 log.warning("MLflow could not be written (%s): the study goes on, its next start logs the rest", reason)

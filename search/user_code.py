@@ -13,6 +13,7 @@ from typing import Any
 
 from pruning.criteria import own_function, register_criterion
 from search.errors import EnvironmentProblem, UsageError
+from search.interrupts import check, is_signal
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
 
@@ -118,6 +119,7 @@ def _module_name(what: str, path: Path) -> str:
 
 
 def pass_signals_on(error: BaseException) -> None:
-    """`sys.exit` in a user's code is an error of that code; the command's own subclass of it, for SIGTERM, is not."""
-    if isinstance(error, SystemExit) and type(error) is not SystemExit:
+    """Raise again what a signal raised; `sys.exit` and the like in a user's code are errors of that code."""
+    if not isinstance(error, Exception) and is_signal(error):
         raise error
+    check()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pruning import trace_channels
-from search import cli
+from search import cli, interrupts
 from search.workloads.vgg import VGG9
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -133,7 +133,6 @@ def exported(run, finished, place) -> Path:
 @pytest.fixture
 def main(place, monkeypatch, capfd):
     """Run a command inside this process, in the user's folder: exit code, stdout, stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.chdir(place)
 
     def command(*words: object) -> SimpleNamespace:
@@ -146,5 +145,4 @@ def main(place, monkeypatch, capfd):
         return SimpleNamespace(code=code, out=out, err=err)
 
     yield command
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    interrupts.unwatch()

@@ -1,0 +1,155 @@
+"""Signals that end a command, at whatever moment they fall.
+
+What a signal handler raises can be lost: Python ignores it in a callback of the garbage collector and in `__del__`, and
+a clause of somebody else's may catch it. So a signal is also noted, a lost one is raised again, and work that goes in
+steps asks at each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes: after SIGINT, and after SIGTERM or SIGHUP."""
+SOON = 0.05
+"""Seconds after which a signal that was lost is raised again: by then the callback that lost it is over."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, such as by Ctrl-C."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP: end like Ctrl-C, resumable."""
+
+
+_received: int | None = None
+_again = False
+_last_words: Callable[[], None] | None = None
+_handlers: dict[int, Any] = {}
+_hook: Any = None
+_later: threading.Timer | None = None
+
+
+def watch(last_words: Callable[[], None]) -> None:
+    """From now on a signal raises `Interrupted` or `Terminated`, and a second one ends the process at once.
+
+    One the process was started to ignore (by `nohup`, or by a shell for what it runs in the background) stays ignored.
+    Does nothing but in the main thread, where alone Python handles signals.
+
+    Args:
+        last_words: called before a second signal ends the process.
+    """
+    global _received, _again, _last_words, _hook
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _received, _again, _last_words = None, False, last_words
+    for number in SIGNALS:
+        if (before := signal.getsignal(number)) not in (signal.SIG_IGN, _receive):
+            _handlers[number] = before
+            signal.signal(number, _receive)
+    if sys.unraisablehook is not _raise_again:
+        _hook, sys.unraisablehook = sys.unraisablehook, _raise_again
+
+
+def unwatch() -> None:
+    """Undo `watch`."""
+    global _received
+    settle()
+    for number, before in _handlers.items():
+        signal.signal(number, before)
+    _handlers.clear()
+    _received = None
+    if sys.unraisablehook is _raise_again:
+        sys.unraisablehook = _hook
+
+
+def settle() -> None:
+    """The signal has arrived where the command ends: it is not raised again."""
+    if _later is not None:
+        _later.cancel()
+
+
+def end_at_next() -> None:
+    """All is said: a further signal ends the process without a word."""
+    global _received, _last_words
+    settle()
+    _last_words = None
+    if _received is None and _handlers:
+        _received = 0
+
+
+def exit_code() -> int | None:
+    """130 or 143 once a signal has come, else None."""
+    return (INTERRUPTED if _received == signal.SIGINT else TERMINATED) if _received else None
+
+
+def check() -> None:
+    """Raise what the signal that has come did, in case that was lost; called where work goes in steps."""
+    if _received:
+        _end()
+
+
+def is_signal(error: BaseException) -> bool:
+    """Whether an exception that ends a program was raised by a signal, and not by the code that it came out of."""
+    if exit_code() is not None:
+        return True
+    if isinstance(error, KeyboardInterrupt):
+        return not _handlers  # by Python's own handler, of which nothing can be seen
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(getattr(own, "__func__", own), "__code__", None) for own in handlers if callable(own)}
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in codes:
+            return True
+        step = step.tb_next
+    return False
+
+
+def _receive(number: int, _frame: Any) -> None:
+    global _received, _again
+    if _again:
+        _again = False
+    elif _received is not None:
+        _end_at_once(_received or number)
+    else:
+        _received = number
+    _end()
+
+
+def _end() -> NoReturn:
+    raise (Interrupted() if _received == signal.SIGINT else Terminated(TERMINATED))
+
+
+def _end_at_once(number: int) -> NoReturn:
+    try:
+        if _last_words is not None:
+            _last_words()
+    finally:
+        os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+
+
+def _raise_again(lost: Any) -> None:
+    """Python's hook for exceptions that it ignores."""
+    if not isinstance(lost.exc_value, Interrupted | Terminated):
+        _hook(lost)
+        return
+
+    def send() -> None:
+        global _again
+        _again = True
+        signal.pthread_kill(threading.main_thread().ident, _received or signal.SIGTERM)
+
+    global _later
+    _later = threading.Timer(SOON, send)
+    _later.daemon = True
+    try:
+        _later.start()
+    except RuntimeError:  # the interpreter is ending
+        os._exit(exit_code() or TERMINATED)
