@@ -25,6 +25,7 @@ from pruning.calibration import Calibration
 from pruning.codec import CONVOLUTIONS, DTYPE_CODES, prunable_weights
 from pruning.cost import check_example, check_model, output_positions
 from pruning.criteria import require_finite
+from pruning.outputs import tensors_in
 from pruning.removal import (
     NEVER_RUNS,
     ChannelGraph,
@@ -37,7 +38,6 @@ from pruning.removal import (
     plan_units,
     removal_masks,
     shrink,
-    tensors_in,
 )
 from pruning.scores import Scores, restrict_graph
 from pruning.structure import is_depthwise, output_dim

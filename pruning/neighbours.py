@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.calibration import observed
 from pruning.codec import prunable_weights
-from pruning.removal import ChannelGraph, tensors_in
+from pruning.outputs import tensors_in
+from pruning.removal import ChannelGraph
 
 
 def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pruning.outputs import tensors_in
+
 _Place = tuple[int, int]
 """Number of an operation, and of a tensor among what it returns."""
 
@@ -228,7 +230,7 @@ class _Recorder(_Mode):
 
     def finish(self, outputs: Any) -> _Call:
         """The call, whose outputs count as taken by a step after the last."""
-        for tensor in _parted(tree_leaves(outputs))[0]:
+        for tensor in tensors_in(outputs):
             self._use(tensor)
         return self.call
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.outputs import tensors_in
 from pruning.structure import Structure, apply_structure
 from spaces.layers import Network
 from spaces.policy import removed_count
@@ -291,15 +292,6 @@ def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
     with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
         return [tensor.double() for tensor in tensors_in(model(example.to(device))) if tensor.numel()]
-
-
-def tensors_in(output: object) -> Iterator[Tensor]:
-    """Every tensor in nested mappings, lists and tuples."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (Mapping, list, tuple)):
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from tensors_in(part)
 
 
 def one_line(error: Exception) -> str:

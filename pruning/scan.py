@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pruning.calibrate import recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels import ChannelGraph
 from pruning.masks import apply_masks_
+from pruning.outputs import join_batches
 from pruning.prefix import RecordedPass
 from pruning.rankings import Rankings
 from pruning.removal import check_fits
@@ -115,7 +117,7 @@ class _Scorer:
         dense: scores without masks.
     """
 
-    def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Tensor], _Scores]) -> None:
+    def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Any], _Scores]) -> None:
         self._model, self._batches, self._score = dense, batches, score
         self.dense = self._plainly(copy.deepcopy(dense))
         self._copy = WorkingCopy(dense)
@@ -154,18 +156,21 @@ class _Scorer:
     @torch.no_grad()
     def _from_prefix(self, candidate: nn.Module, changed: set[str]) -> tuple[_Scores, _Scores]:
         outputs, changed = self._passes[0].repeat(candidate, changed)
-        plain = again = self._score(torch.cat(outputs))
+        plain = again = self._score(self._joined(outputs))
         if len(self._passes) > 1:
             _, changed = self._passes[1].repeat(candidate, changed)
-            again = self._score(torch.cat(self._passes[2].repeat(candidate, changed)[0]))
+            again = self._score(self._joined(self._passes[2].repeat(candidate, changed)[0]))
         return plain, again
 
     @torch.no_grad()
     def _plainly(self, candidate: nn.Module) -> _Scores:
-        return self._score(torch.cat(self._forward(candidate)))
+        return self._score(self._joined(self._forward(candidate)))
 
-    def _forward(self, candidate: nn.Module) -> list[Tensor]:
+    def _forward(self, candidate: nn.Module) -> list[Any]:
         return [candidate(batch) for batch in self._batches]
+
+    def _joined(self, outputs: Sequence[Any]) -> Any:
+        return join_batches(outputs, [len(batch) for batch in self._batches])
 
     def _recalibrate(self, candidate: nn.Module) -> int:
         return recalibrate_(candidate, self._batches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,16 @@ from torch import Tensor, nn
 from pruning.masks import achieved_sparsity
 from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
+from search.checks import check_model, check_run
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import data_fingerprint, digest, model_fingerprint, training_fingerprint, weights_fingerprint
+from search.metric_checks import metric_of
 from search.train import Diverged, in_fast_layout, predict, train_dense
-from search.user_code import pass_signals_on
+from search.user_code import call_user
 from search.workloads.base import Workload
 
 log = logging.getLogger(__name__)
-SLACK = 1e-6
-"""A metric may leave [0, 1] by this much: single precision rounds."""
 FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate")
 """Parts of a recipe the dense model does not depend on."""
 
@@ -93,7 +92,7 @@ def dense_model(
         model = cached
     model = in_fast_layout(model, workload.example_input).eval()
     outputs = predict(model, workload.validation[0])
-    accuracy = _metric(workload, outputs, workload.validation[1], "of the dense model on validation data")
+    accuracy = metric_of(workload, outputs, workload.validation[1], "of the dense model on validation data")
     return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
 
 
@@ -116,61 +115,13 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
 
 
 def build_model(workload: Workload, seed: int) -> nn.Module:
-    """An untrained model of the workload, known to run on its example input and to fit its loss and metric.
+    """An untrained model of the workload, known to run on all splits and to fit its loss and metric.
 
     Raises:
         UsageError: it does not, or the metric is no share; the cause is named.
     """
     torch.manual_seed(seed)
-    try:
-        model = workload.build_model()
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            outputs = model(workload.example_input)
-            workload.loss(outputs, workload.fit[1][: len(workload.example_input)])
-        model.train(training)
-    except Exception as error:
-        raise UsageError(
-            f"workload {workload.name!r}: building the model, or its loss on the example input of shape "
-            f"{tuple(workload.example_input.shape)}, raised {type(error).__name__}: {error}"
-        ) from error
-    _try_metric(workload, outputs)
+    model = call_user(f"workload {workload.name!r}: build_model", workload.build_model)
+    check_model(workload, model)
+    check_run(workload, model)
     return model
-
-
-def _try_metric(workload: Workload, outputs: Tensor) -> None:
-    """Call the metric once as scoring will, on as many rows as validation data has.
-
-    `outputs` of the example input are repeated for that: of two examples alone, a metric that needs every class to
-    occur would fail.
-    """
-    targets = workload.validation[1]
-    rows = len(targets) * len(outputs) // len(workload.example_input)
-    _metric(workload, outputs[torch.arange(rows) % len(outputs)], targets, "of the untrained network")
-
-
-def _metric(workload: Workload, outputs: Tensor, targets: Tensor, of: str) -> float:
-    """The metric of these outputs, refused if it raises or is no share: the search knows errors as 1 - metric."""
-    try:
-        with torch.no_grad():
-            returned = workload.metric(outputs, targets)
-    except (Exception, SystemExit) as error:
-        pass_signals_on(error)
-        said = " ".join(str(error).split())
-        raise UsageError(
-            f"workload {workload.name!r}: metric {of}, outputs of shape {tuple(outputs.shape)} and targets of "
-            f"{tuple(targets.shape)}, raised {type(error).__name__}: {said}; it must return a share, 0 to 1"
-        ) from error
-    try:
-        share = float(returned)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        share, got = math.nan, f"a {type(returned).__name__}"
-    else:
-        got = f"{share:.9g}"
-    if not -SLACK <= share <= 1 + SLACK:
-        raise UsageError(
-            f"workload {workload.name!r}: metric must return a share, 0 to 1, larger is better, got {got} {of}: "
-            "divide percent by 100, rescale a value without bounds, such as an error to 1 / (1 + error)"
-        )
-    return share

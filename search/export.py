@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pruning.codec import prunable_weights, write_sparse
 from pruning.criteria import own_function
+from pruning.outputs import tensors_in
 from pruning.structure import Structure
 from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
@@ -446,9 +447,16 @@ def _manifest(
         "achieved": dict(export.result.achieved),
         "limit": export.limit[0] if export.limit else None,
         "size_metric": export.limit[1] if export.limit else None,
-        "outputs": predict(export.model, workload.example_input[:OUTPUT_ROWS]).tolist(),
+        "outputs": recorded_outputs(predict(export.model, workload.example_input[:OUTPUT_ROWS])),
         "files": dict(files),
     }
+
+
+def recorded_outputs(outputs: Any) -> list[Any]:
+    """The numbers of one tensor; of several, those of each in turn."""
+    if isinstance(outputs, Tensor):
+        return outputs.tolist()
+    return [tensor.tolist() for tensor in tensors_in(outputs)]
 
 
 def _all_layers(workload: Workload, export: Export) -> dict[str, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pruning.outputs import output_names, tensors_in
 from search.errors import EnvironmentProblem, GoalMissed
 
 TOLERANCE = 1e-4
@@ -39,16 +40,32 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
 
 def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
+    network = copy.deepcopy(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
+    with torch.no_grad():
+        outputs = copy.deepcopy(network)(example_input)
+    names = None if isinstance(outputs, Tensor) else output_names(outputs)
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
-            copy.deepcopy(model).eval(),  # tracing leaves tensors without values in a network that keeps its inputs
+            network if names is None else _Flat(network).eval(),
             (example_input.contiguous(),),
             str(path),
             dynamo=True,
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,
         )
+
+
+class _Flat(nn.Module):
+    """A network that returns its tensors in one tuple: ONNX knows no other containers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors_in(self.network(inputs)))
 
 
 def _root_cause(error: BaseException) -> str:
@@ -66,10 +83,11 @@ def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> floa
 
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: example_input.contiguous().numpy()})
+    found = session.run(None, {session.get_inputs()[0].name: example_input.contiguous().numpy()})
     with torch.no_grad():
-        expected = model.eval()(example_input)
-    return float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        expected = list(tensors_in(model.eval()(example_input)))
+    pairs = zip((torch.from_numpy(array).double() for array in found), expected, strict=True)
+    return max(float((got - to).abs().max() / to.abs().max().clamp_min(1e-12)) for got, to in pairs if to.numel())
 
 
 def require_onnx() -> None:

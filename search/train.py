@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.calibration import Calibration
+from pruning.outputs import join_batches
 from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
 from pruning.schedule import cycle_at
@@ -62,12 +64,13 @@ class Trained:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs of the whole split in eval mode; the model's training flags are left as they were."""
+def predict(model: nn.Module, inputs: Tensor) -> Any:
+    """Outputs of the whole split in eval mode, joined; the model's training flags are left as they were."""
     was_training = model.training
     model.eval()
     try:
-        return torch.cat([model(batch) for batch in inputs.split(SCORING_BATCH)])
+        batches = inputs.split(SCORING_BATCH)
+        return join_batches([model(batch) for batch in batches], [len(batch) for batch in batches])
     finally:
         model.train(was_training)
 

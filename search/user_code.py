@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.criteria import own_function, register_criterion
-from search.errors import EnvironmentProblem, UsageError
+from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.interrupts import check, is_signal
 from spaces.criteria import check_criterion
 from spaces.errors import unknown
@@ -123,3 +123,18 @@ def pass_signals_on(error: BaseException) -> None:
     if not isinstance(error, Exception) and is_signal(error):
         raise error
     check()
+
+
+def call_user(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the user's returns; whatever it raises, `sys.exit` too, is one `UsageError` that says `what`.
+
+    Only interruptions, and errors that are ours, come out as they are.
+    """
+    try:
+        return function(*arguments)
+    except PrunefrontError:
+        raise
+    except (Exception, SystemExit, GeneratorExit) as error:
+        pass_signals_on(error)
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(f"{what} raised {type(error).__name__}{f': {said}' if said else ''}") from error

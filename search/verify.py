@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pruning.codec import DamagedFile, dense_bytes, read_sparse
 from pruning.cost import measure_cost
+from pruning.outputs import tensors_in
 from pruning.structure import Structure
 from pruning.torch_prune import state_from_torch_prune
 from search.checkpoints import restore
@@ -164,8 +165,11 @@ def _nonzero(model: nn.Module, dense: nn.Module, workload: Workload, manifest: M
 
 def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
     inputs = workload.example_input[:OUTPUT_ROWS]
-    outputs, recorded = predict(model, inputs), torch.tensor(manifest["outputs"])
-    difference = max(relative_difference(outputs, o) for o in (recorded, predict(from_sparse, inputs)))
+    outputs, recorded = predict(model, inputs), manifest["outputs"]
+    recorded = [torch.tensor(part) for part in ([recorded] if isinstance(outputs, Tensor) else recorded)]
+    found = list(tensors_in(outputs))
+    others = (recorded, list(tensors_in(predict(from_sparse, inputs))))
+    difference = max(_largest_difference(found, tensors) for tensors in others)
     return Check("outputs", difference <= OUTPUT_TOLERANCE, f"largest relative difference {difference:.1e}")
 
 
@@ -185,10 +189,19 @@ def _onnx(model: nn.Module, workload: Workload, path: Path) -> Check:
     return Check("onnx", difference <= OUTPUT_TOLERANCE, f"largest relative difference {difference:.1e}")
 
 
+def _largest_difference(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    if len(tensors) != len(others):
+        return float("inf")
+    return max((relative_difference(*pair) for pair in zip(tensors, others, strict=True)), default=0.0)
+
+
 def relative_difference(outputs: Tensor, others: Tensor) -> float:
     """Largest absolute difference over the largest absolute output; infinite for other shapes."""
     if outputs.shape != others.shape:
         return float("inf")
+    if not outputs.numel():
+        return 0.0
+    outputs, others = outputs.double(), others.double()
     largest = float(outputs.abs().max())
     return float((outputs - others).abs().max()) / (largest or 1.0)
 

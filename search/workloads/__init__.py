@@ -13,7 +13,8 @@ from pruning.cost import check_example
 from search.errors import PrunefrontError, UsageError
 from search.recipe import Recipe
 from search.user_code import load_function, pass_signals_on
-from search.workloads.base import Split, Workload, accuracy
+from search.workloads.base import Split, Workload
+from search.workloads.metrics import accuracy
 from spaces.errors import unknown
 
 __all__ = ["BUILT_IN", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from search.recipe import Recipe
+from search.workloads.metrics import accuracy, default_metric
 
 Split = tuple[Tensor, Tensor]
 SPLITS = ("fit", "calibration", "validation", "test")
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of rows whose largest output is the target: outputs (n, classes), targets (n,) -> [0, 1]."""
-    return float((outputs.argmax(dim=1) == targets).float().mean())
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,11 @@ class Workload:
         validation: what trials are compared on.
         test: read once a finalist, by nothing else.
         recipe: how networks are trained and fine-tuned.
-        loss: (outputs, targets) -> scalar tensor; default cross-entropy.
-        metric: (outputs, targets) of a whole split -> float in [0, 1], larger is better; default accuracy. Tried on
-            an untrained network's outputs before any training: what is no share there is refused.
+        loss: (outputs, targets) -> scalar tensor; default cross-entropy. Outputs are what the network returns: a
+            tensor, or tensors in dicts, tuples, lists and dataclasses.
+        metric: (outputs, targets) of a whole split -> float in [0, 1], larger is better; default accuracy, after a
+            binary cross-entropy that of one output. Outputs of batches are joined along their first dimension. Tried
+            before any training: what is no share is refused, and so is what is undefined for every kind of outputs.
         weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only); without
             it the dense model is trained once, on `fit` only, and cached.
         example_input: a batch for tracing; default the first two fit inputs.
@@ -53,8 +52,8 @@ class Workload:
     validation: Split | Dataset
     test: Split | Dataset
     recipe: Recipe = field(default_factory=Recipe)
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
-    metric: Callable[[Tensor, Tensor], float] = accuracy
+    loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
+    metric: Callable[[Any, Tensor], float] = accuracy
     weights: str | Path | None = None
     example_input: Tensor | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
@@ -64,6 +63,8 @@ class Workload:
             raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
         for split in SPLITS:
             object.__setattr__(self, split, _as_tensors(getattr(self, split), split))
+        if self.metric is accuracy:
+            object.__setattr__(self, "metric", default_metric(self.loss))
         if self.example_input is None:
             object.__setattr__(self, "example_input", self.fit[0][:2].clone())
 

@@ -19,7 +19,7 @@ from search import export, get_workload, onnx_file
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Subject, evaluate_policy
 from search.export import Export, check_folder, write_export
-from search.verify import read_manifest, verify_files
+from search.verify import read_manifest, verify_contents, verify_files
 from spaces.policy import PruningPolicy
 
 
@@ -233,3 +233,44 @@ def test_an_onnx_file_that_differs_is_not_left(tmp_path, monkeypatch, difference
     monkeypatch.setattr(onnx_file, "onnx_difference", lambda *_: 0.5e-4)
     onnx_file.write_onnx(nn.Linear(4, 3), torch.rand(5, 4), tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+class Heads(nn.Module):
+    """Two heads and a table that every example shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.digit, self.parity = nn.Linear(8, 10), nn.Linear(8, 2)
+        self.register_buffer("table", torch.arange(15.0).reshape(5, 3))
+
+    def forward(self, images):
+        seen = self.conv(images).relu().mean(dim=(2, 3))
+        return {"digit": self.digit(seen), "rest": (self.parity(seen), self.table)}
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_an_export_records_and_verifies_every_output(workload, tmp_path, onnx):
+    if onnx:
+        pytest.importorskip("onnxruntime")
+    heads = replace(
+        workload, build_model=Heads, metric=lambda o, t: float((o["rest"][0].argmax(1) == t % 2).float().mean()),
+        loss=lambda o, t: nn.functional.cross_entropy(o["digit"], t) + o["rest"][0].square().mean(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    subject = Subject.of(heads, Heads().eval())
+    policy = PruningPolicy({"conv.weight": 0.25, "digit.weight": 0.5}, schedule="one-shot")
+    done = evaluate_policy(subject, policy, 0.1, 3)
+    export = Export(policy, done.model, done.structure, done.result, None, None, {})
+    write_export(export, heads, {"workload": "x"}, tmp_path / "out", dense_bytes(heads.build_model()), onnx=onnx)
+    manifest = read_manifest(tmp_path / "out")
+    with torch.no_grad():
+        expected = done.model(heads.example_input)
+    digit, parity, table = (torch.tensor(part) for part in manifest["outputs"])
+    assert torch.allclose(digit, expected["digit"]) and torch.allclose(parity, expected["rest"][0])
+    assert torch.equal(table, subject.dense.table)
+    checks = {check.name: check.passed for check in verify_contents(tmp_path / "out", manifest, heads)}
+    assert all(checks.values()) and checks["outputs"] and checks.get("onnx", False) == onnx
+    manifest["outputs"][1][0][1] += 0.25
+    checks = {check.name: check.passed for check in verify_contents(tmp_path / "out", manifest, heads)}
+    assert [name for name, passed in checks.items() if not passed] == ["outputs"]

@@ -426,7 +426,7 @@ def test_a_metric_is_tried_on_as_many_rows_as_it_will_score(workload):
         return 0.5
 
     build_model(dataclasses.replace(workload, metric=every_class), 0)
-    assert shapes == [((200, 10), (200,))]
+    assert shapes == [((rows, 10), (rows,)) for rows in (200, 60, 150)]  # validation, calibration, test
 
 
 def test_a_network_of_several_rows_an_example_keeps_their_number(workload):

@@ -1,0 +1,146 @@
+"""What is tried of a workload before anything is trained: model, loss and metric, on examples of each of its splits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from pruning.calibration import evenly_spaced
+from pruning.outputs import describe, join_batches, map_tensors, tensors_in
+from search.errors import UsageError
+from search.metric_checks import try_metric
+from search.user_code import call_user
+from search.workloads.base import SPLITS, Workload
+from search.workloads.metrics import DEFAULT_METRICS, check_cross_entropy, check_default_metric, is_cross_entropy
+
+SCORED = ("validation", "calibration", "test")
+"""Splits that the metric is asked about."""
+TRIED = 8
+"""Examples of each split that the untrained network runs on."""
+MOST_ELEMENTS = 2**25
+"""Numbers of outputs held at once while loss and metric are tried."""
+UNBROADCAST = "that is different to the input size"
+"""What PyTorch's regression losses warn of when they broadcast."""
+
+
+def check_model(workload: Workload, model: object) -> None:
+    """Refuse, as `UsageError`, what is no network that can be trained and copied."""
+    name = workload.name
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"workload {name!r}: build_model must return a torch.nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"workload {name!r}: build_model returns a scripted network, which cannot be taken apart: return the "
+            "module that it was made from"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [tensor for tensor, value in tensors if isinstance(value, UninitializedTensorMixin)]:
+        raise UsageError(
+            f"workload {name!r}: {lazy[0]!r} of the network is lazy, it has no shape yet: let build_model run the "
+            "network once on an example before it returns it"
+        )
+    if meta := [tensor for tensor, value in tensors if value.is_meta]:
+        raise UsageError(f"workload {name!r}: {meta[0]!r} of the network is on the device meta and holds no numbers")
+    if not any(True for _ in model.parameters()):
+        raise UsageError(f"workload {name!r}: the network has no parameters, so there is nothing to prune")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            f"workload {name!r}: all parameters of the network are frozen, so nothing can be fine-tuned: leave "
+            "requires_grad of some of them on"
+        )
+
+
+def check_run(workload: Workload, model: nn.Module) -> None:
+    """Run the untrained network and its loss on examples of each split, and its metric on all but fit data.
+
+    Raises:
+        UsageError: any of it fails, or the metric is no share; the split and the cause are named.
+    """
+    training = model.training
+    model.eval()
+    try:
+        outputs = _outputs(workload, model, workload.example_input, "the example input")
+        first = _outputs(workload, model, workload.example_input[:1], "the first example input")
+        for split in SPLITS:
+            _check_split(workload, model, split, outputs)
+        for split in SCORED:
+            targets = getattr(workload, split)[1]
+            targets = evenly_spaced(targets, _most_rows(outputs) // len(workload.example_input))
+            try_metric(workload, _of_rows(len(targets), outputs, first, len(workload.example_input)), targets, split)
+    finally:
+        model.train(training)
+
+
+def _outputs(workload: Workload, model: nn.Module, inputs: Tensor, of: str) -> Any:
+    what = f"workload {workload.name!r}: the network on {of} of shape {tuple(inputs.shape)}"
+    with torch.no_grad():
+        outputs = call_user(what, model, inputs)
+    if not any(True for _ in tensors_in(outputs)):
+        raise UsageError(f"{what} returns {describe(outputs)}, in which there is no tensor")
+    return outputs
+
+
+def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any) -> None:
+    inputs, targets = getattr(workload, split)
+    where = f"workload {workload.name!r}: split {split!r}"
+    if inputs.dtype != workload.fit[0].dtype:
+        raise UsageError(f"{where} has inputs of type {inputs.dtype}, split 'fit' of {workload.fit[0].dtype}")
+    for part, tensor in (("inputs", inputs), ("targets", targets)):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
+            raise UsageError(f"{where} holds NaN or infinite {part}: leave such examples out")
+    problems: list[tuple[str, Callable[[], None]]] = []
+    if is_cross_entropy(workload.loss):
+        problems.append(("loss", lambda: check_cross_entropy(outputs, targets)))
+    if workload.metric in DEFAULT_METRICS:
+        problems.append(("metric accuracy", lambda: check_default_metric(workload.metric, outputs, targets)))
+    for part, check in problems:
+        try:
+            check()
+        except ValueError as error:
+            raise UsageError(f"{where} and its {part}: {error}") from None
+    some, their = evenly_spaced(inputs, TRIED), evenly_spaced(targets, TRIED)
+    with torch.enable_grad() if split == "fit" else torch.no_grad():
+        found = call_user(f"{where}: the network on inputs of shape {tuple(some.shape)}", model, some)
+        loss = _loss(workload, found, their, where)
+    if split == "fit" and not loss.requires_grad:
+        raise UsageError(f"workload {workload.name!r}: its loss has no gradient, so that nothing can be trained by it")
+    if isinstance(found, Tensor) and len(found) == len(their):
+        with torch.no_grad():  # every example's target, against outputs that are at hand
+            rows = min(workload.recipe.batch, _most_rows(found) // len(found))
+            for batch in targets.split(rows):
+                _loss(workload, found[torch.arange(len(batch)) % len(found)], batch, where)
+
+
+def _most_rows(outputs: Any) -> int:
+    """How many times the examples that these outputs are of may be had at once, at least once, times their rows."""
+    elements = sum(tensor.numel() for tensor in tensors_in(outputs))
+    rows = max((len(tensor) for tensor in tensors_in(outputs) if tensor.ndim), default=1)
+    return max(rows, MOST_ELEMENTS // max(elements // max(rows, 1), 1))
+
+
+def _of_rows(rows: int, outputs: Any, first: Any, given: int) -> Any:
+    """Outputs as of so many examples: those of the `given` example inputs repeated, the `first` one's to fill up."""
+    if isinstance(outputs, Tensor):
+        return outputs[torch.arange(rows * len(outputs) // given) % len(outputs)]
+    whole = (rows - 1) // given
+    left = rows - whole * given
+    copies = [map_tensors(part, torch.clone) for part in [outputs] * whole + [first] * left]
+    return join_batches(copies, [given] * whole + [1] * left)
+
+
+def _loss(workload: Workload, outputs: Any, targets: Tensor, where: str) -> Tensor:
+    what = f"{where}: its loss of {describe(outputs)} and targets of shape {tuple(targets.shape)}"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        loss = call_user(what, workload.loss, outputs, targets)
+    if any(UNBROADCAST in str(warning.message) for warning in told):
+        raise UsageError(f"{what} compares every output with every target: give both the same shape")
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UsageError(f"{what} must be a tensor of one number, got {got}: take the mean over examples")
+    return loss

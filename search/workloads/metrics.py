@@ -1,0 +1,189 @@
+"""The default metric: accuracy, where shapes leave no doubt what it is; elsewhere a reason and the remedy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pruning.outputs import describe
+
+IGNORED = -100
+"""Targets that neither cross-entropy nor accuracy counts, as PyTorch has it."""
+DISTRIBUTION_SLACK = 1e-3
+"""How far shares of classes may sum up to something else than 1: they may be of half precision."""
+REMEDY = "give the workload a metric= of your own"
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of examples (or pixels) whose largest output is the target.
+
+    Args:
+        outputs: (n, classes, ...), at least two classes.
+        targets: class numbers (n, ...) or (n, 1, ...), or shares of the classes, one-hot for instance, (n, classes,
+            ...). Those of -100 are not counted.
+
+    Raises:
+        ValueError: shapes or values of which this is not the accuracy; what to do about it.
+    """
+    labels = class_labels(outputs, targets)
+    right = outputs.argmax(dim=1) == labels
+    return float(right[labels != IGNORED].float().mean())
+
+
+def accuracy_of_logits(outputs: Tensor, targets: Tensor) -> float:
+    """Share of examples (or pixels) whose one output is above 0 where the target is 1, and not where it is 0.
+
+    Args:
+        outputs: (n,), (n, 1) or (n, 1, ...); with several classes, see `accuracy`.
+        targets: 0 or 1, as many as outputs.
+
+    Raises:
+        ValueError: shapes or values of which this is not the accuracy; what to do about it.
+    """
+    return _binary_accuracy(outputs, targets, 0.0)
+
+
+def accuracy_of_probabilities(outputs: Tensor, targets: Tensor) -> float:
+    """As `accuracy_of_logits`, of outputs in [0, 1], which count from above 0.5."""
+    return _binary_accuracy(outputs, targets, 0.5)
+
+
+def default_metric(loss: Callable[..., Any]) -> Callable[[Tensor, Tensor], float]:
+    """The accuracy that goes with a loss: where that is a binary cross-entropy, one output tells two classes apart."""
+    if _is(loss, functional.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss):
+        return accuracy_of_logits
+    if _is(loss, functional.binary_cross_entropy, nn.BCELoss):
+        return accuracy_of_probabilities
+    return accuracy
+
+
+DEFAULT_METRICS = (accuracy, accuracy_of_logits, accuracy_of_probabilities)
+
+
+def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The targets as class numbers, integers of shape (n, ...), `IGNORED` among them.
+
+    Args:
+        outputs: (rows, classes, ...), of which only the shape after the first dimension counts.
+        targets: as `accuracy` takes them.
+
+    Raises:
+        ValueError: what they are instead, and the remedy.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the network returns {describe(outputs)}, no single tensor: {REMEDY} that takes it apart")
+    if outputs.ndim < 2:
+        raise ValueError(f"outputs of shape {tuple(outputs.shape)} have no dimension of classes: {REMEDY}")
+    classes, places = outputs.shape[1], (len(targets), *outputs.shape[2:])
+    if classes < 2:
+        raise ValueError(
+            f"outputs of shape {tuple(outputs.shape)} are one number each, no scores of classes: {REMEDY}, or a loss= "
+            "of torch's binary_cross_entropy_with_logits where there are two classes"
+        )
+    if targets.shape == places:
+        labels = targets
+    elif targets.shape == (len(targets), 1, *outputs.shape[2:]):
+        labels = targets[:, 0]
+    elif targets.shape[1:] == outputs.shape[1:]:
+        return _of_shares(targets)
+    else:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not go with outputs of {tuple(outputs.shape)}, whose classes "
+            f"are their dimension 1: give targets of shape {places}, or {REMEDY}"
+        )
+    if labels.is_floating_point():
+        if (odd := labels[labels != labels.round()]).numel():
+            raise ValueError(f"targets such as {float(odd[0]):g} are no class numbers: {REMEDY}, and a loss=")
+        labels = labels.long()
+    counted = labels[labels != IGNORED].long()
+    for label in (int(counted.min()), int(counted.max())) if counted.numel() else ():
+        if not 0 <= label < classes:
+            raise ValueError(
+                f"target {label} is no class of outputs of shape {tuple(outputs.shape)}: class numbers go from 0 to "
+                f"{classes - 1}; leave examples out by {IGNORED}"
+            )
+    return labels.long()
+
+
+def _of_shares(targets: Tensor) -> Tensor:
+    """The largest of shares of classes."""
+    sums = targets.float().sum(dim=1)
+    if bool((targets < 0).any()) or not bool(((sums - 1).abs() <= DISTRIBUTION_SLACK).all()):
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)}, as outputs have it, are no shares of classes that sum up to 1: "
+            f"{REMEDY} (and a loss=, if they are several classes at once or no classes)"
+        )
+    return targets.float().argmax(dim=1)
+
+
+def _binary_accuracy(outputs: Tensor, targets: Tensor, threshold: float) -> float:
+    if not isinstance(outputs, Tensor) or (outputs.ndim > 1 and outputs.shape[1] > 1):
+        return accuracy(outputs, targets)
+    return float(((_column(outputs) > threshold) == binary_labels(outputs, targets)).float().mean())
+
+
+def binary_labels(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The targets of one output an example (or pixel) as bool, without a dimension of classes.
+
+    Raises:
+        ValueError: they are others than 0 and 1, or not as many.
+    """
+    if _column(targets).shape[1:] != _column(outputs).shape[1:]:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not go with outputs of {tuple(outputs.shape)}: {REMEDY}"
+        )
+    if (odd := targets[(targets != 0) & (targets != 1)]).numel():
+        raise ValueError(f"targets such as {float(odd[0]):g} are neither 0 nor 1: {REMEDY}")
+    return _column(targets) == 1
+
+
+def _column(tensor: Tensor) -> Tensor:
+    return tensor[:, 0] if tensor.ndim > 1 and tensor.shape[1] == 1 else tensor
+
+
+def _is(loss: Callable[..., Any], function: Callable[..., Any], module: type[nn.Module]) -> bool:
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss is function or isinstance(loss, module)
+
+
+def is_cross_entropy(loss: Callable[..., Any]) -> bool:
+    """Whether a loss is PyTorch's own cross-entropy."""
+    return _is(loss, functional.cross_entropy, nn.CrossEntropyLoss)
+
+
+def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tensor) -> None:
+    """Raise `ValueError` where a default metric cannot score such outputs against these targets; why, and a remedy."""
+    single = isinstance(outputs, Tensor) and (outputs.ndim == 1 or (outputs.ndim > 1 and outputs.shape[1] == 1))
+    if metric is not accuracy and single:
+        binary_labels(outputs, targets)
+    else:
+        class_labels(outputs, targets)
+
+
+def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
+    """Raise `ValueError` where cross-entropy would be constant, or fail for want of another shape or type."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the network returns {describe(outputs)}, no single tensor: give the workload a loss= and a metric= that "
+            "take it apart"
+        )
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            f"the cross-entropy of outputs of shape {tuple(outputs.shape)} is of one class, and so constant: give the "
+            "workload a loss= and a metric= of your own"
+        )
+    rest = outputs.shape[2:]
+    if targets.shape == (len(targets), 1, *rest):
+        column = "targets[:, 0]" + ("" if targets.dtype == torch.long else ".long()")
+        raise ValueError(f"cross-entropy takes no targets of shape {tuple(targets.shape)}: squeeze them, {column}")
+    if targets.shape == (len(targets), *rest) and targets.dtype not in (torch.long, torch.uint8):
+        raise ValueError(
+            f"cross-entropy takes no class numbers of type {targets.dtype}: pass targets.long(), or if they are no "
+            "classes, give the workload a loss= and a metric= of your own"
+        )
