@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.masks import achieved_sparsity
+from pruning.outputs import tensors_in
 from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.checks import check_model, check_run
@@ -18,7 +21,7 @@ from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import data_fingerprint, digest, model_fingerprint, training_fingerprint, weights_fingerprint
 from search.metric_checks import metric_of
-from search.train import Diverged, in_fast_layout, predict, train_dense
+from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
 from search.user_code import call_user
 from search.workloads.base import Workload
 
@@ -79,11 +82,7 @@ def dense_model(
         path = cache / f"dense-{key}.safetensors"
         cached = _cached(model, path)
         if cached is None:
-            try:
-                with watcher.stage(f"training the dense model of {workload.name}") as progress:
-                    trained = train_dense(workload, seed, progress)
-            except Diverged as error:
-                raise UsageError(f"training the dense model of {workload.name!r} failed: {error}") from None
+            trained = _trained(workload, seed, watcher)
             cached, seconds = trained.model, trained.seconds_training + trained.seconds_scoring
             try:
                 save_model(cached, Structure({}), path)
@@ -91,9 +90,46 @@ def dense_model(
                 raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
         model = cached
     model = in_fast_layout(model, workload.example_input).eval()
-    outputs = predict(model, workload.validation[0])
+    outputs = call_user(f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0])
+    _require_numbers(workload, model, outputs, source)
     accuracy = metric_of(workload, outputs, workload.validation[1], "of the dense model on validation data")
     return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
+
+
+def _trained(workload: Workload, seed: int, watcher: Watcher) -> Trained:
+    """Train the dense model; the metric may be undefined while it is not trained yet."""
+    what = f"training the dense model of {workload.name!r}"
+    tolerant = replace(workload, metric=lambda outputs, targets: _number(workload.metric, outputs, targets))
+    try:
+        with watcher.stage(f"training the dense model of {workload.name}") as progress:
+            return call_user(what, train_dense, tolerant, seed, progress)
+    except UsageError as error:
+        if isinstance(error.__cause__, Diverged):
+            raise UsageError(f"{what} failed: {error.__cause__}") from None
+        raise
+
+
+def _number(metric: Callable[[Any, Tensor], float], outputs: Any, targets: Tensor) -> float:
+    try:
+        return float(metric(outputs, targets))
+    except Exception:
+        return math.nan
+
+
+def _require_numbers(workload: Workload, model: nn.Module, outputs: Any, source: str | Path | None) -> None:
+    """Refuse a dense model that gives NaN; a negative variance is the usual cause that its weights tell."""
+    if not any(tensor.isnan().any() for tensor in tensors_in(outputs) if tensor.is_floating_point()):
+        return
+    of = f"weights {Path(source).name}: " if source else ""
+    causes = [
+        f"{name!r} holds {float(buffer.min()):g}, a negative variance"
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] == "running_var" and buffer.numel() and float(buffer.min()) < 0
+    ]
+    raise UsageError(
+        f"{of}workload {workload.name!r}: the dense model gives NaN on validation data: "
+        f"{causes[0] if causes else 'its weights overflow, or it divides by zero'}; train it again"
+    )
 
 
 def _taken_masked(path: Path, masks: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.criteria import own_function, register_criterion
+from search.blame import told
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.interrupts import check, is_signal
 from spaces.criteria import check_criterion
@@ -136,5 +137,4 @@ def call_user(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
         pass_signals_on(error)
-        said = " ".join(str(error).split())[:300]
-        raise UsageError(f"{what} raised {type(error).__name__}{f': {said}' if said else ''}") from error
+        raise UsageError(f"{what} raised {told(error)}") from error
