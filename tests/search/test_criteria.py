@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_criteria_choose_different_channels(subject):
 
 def test_groups_the_criterion_is_not_defined_for_stay_whole_and_sizes_agree(workload, residual):
     """`first` and `last` have no BatchNorm; the footprint before training knows."""
-    adapted = replace(workload, name="residual", build_model=lambda: residual)
+    adapted = replace(workload, name="residual", build_model=lambda: copy.deepcopy(residual))
     subject = Subject.of(adapted, residual)
     shares = dict.fromkeys(("first.weight", "last.weight", "inner.weight"), 0.5)
     policy = PruningPolicy(shares, "channel", criterion="bn-scale")
@@ -190,7 +191,7 @@ class TestScan:
         assert len(set(paths)) == 4
 
     def test_a_scan_leaves_out_what_the_criterion_is_not_defined_for(self, workload, residual, tmp_path):
-        adapted = replace(workload, name="residual", build_model=lambda: residual)
+        adapted = replace(workload, name="residual", build_model=lambda: copy.deepcopy(residual))
         dense = dense_model(adapted, 0, tmp_path)
         subject = Subject.of(adapted, dense.model)
         profile = cached_profile(subject, dense, "reconstruction", ("channel",), tmp_path)
