@@ -1,51 +1,145 @@
-"""BatchNorm recalibration: statistics that fit the weights as they are now."""
+"""BatchNorm recalibration: running statistics that fit the weights as they are now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
+
+
+def learning_norms(model: nn.Module) -> list[nn.Module]:
+    """The norms whose running statistics training moves, or would with a momentum above 0.
+
+    Left out are those without statistics, and those their owner froze: by `track_running_stats`, or by a `train` of
+    the model's own that leaves them in evaluation mode. The training flags are as before afterwards.
+    """
+    if not any(isinstance(module, _NormBase) for module in model.modules()):
+        return []
+    with _flags_restored(model):
+        model.train()
+        return [
+            module
+            for module in model.modules()
+            if isinstance(module, _NormBase)
+            and module.training
+            and module.track_running_stats
+            and isinstance(module.running_mean, Tensor)
+            and isinstance(module.running_var, Tensor)
+        ]
 
 
 @torch.no_grad()
 def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace every BatchNorm's running statistics by the plain average over `batches`, in place.
+    """Replace the running statistics of all `learning_norms` by the plain average over `batches`, in place.
 
-    Weights do not change, dropout stays off, momentum and the training flags are restored. BatchNorms
-    that track no statistics are left alone; with none left, nothing runs.
+    Weights do not change, dropout stays off, momentum and the training flags are restored. A norm that no pass
+    moves (of a head used in training only) keeps its statistics, and all do if the model fails; without norms
+    nothing runs.
 
     Args:
         batches: inputs of at least two values a channel each, from fit or calibration data.
 
     Returns:
-        The number of BatchNorm layers recalibrated.
+        The number of norms recalibrated.
 
     Raises:
         ValueError: `batches` is empty.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = learning_norms(model)
     if not norms:
         return 0
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError("recalibration needs at least one batch of inputs, got none")
-    training = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
+    before, reset = norm_statistics(norms), {}
+    momenta, calls = {norm: norm.momentum for norm in norms}, dict.fromkeys(norms, 0)
+
+    def average(norm: nn.Module, _: object) -> None:
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]  # the average so far; None would do with a counter only
+
+    hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
-        for batch in chain([first], batches):
-            model(batch)
+        with _flags_restored(model):
+            model.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+            reset = norm_statistics(norms)
+            for batch in chain([first], batches):
+                model(batch)
+        moved = [norm for norm in norms if calls[norm] and not _equal(norm, reset[norm])]
+    except BaseException:
+        moved = []
+        raise
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+        restore_statistics_({norm: kept for norm, kept in before.items() if norm not in moved})
+    return len(moved)
+
+
+Statistics = dict[nn.Module, dict[str, Tensor]]
+"""Norm -> its buffers by name."""
+
+
+def norm_statistics(norms: Iterable[nn.Module]) -> Statistics:
+    """Copies of the norms' running statistics."""
+    return {norm: {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms}
+
+
+@torch.no_grad()
+def restore_statistics_(statistics: Statistics) -> None:
+    """Undo what happened to running statistics since `norm_statistics`."""
+    for norm, buffers in statistics.items():
+        for name, buffer in norm.named_buffers(recurse=False):
+            buffer.copy_(buffers[name])
+
+
+@torch.no_grad()
+def refresh_(model: nn.Module, batches: Iterable[Tensor], loss: Callable[[], float]) -> bool | None:
+    """Recalibrate, but keep the statistics as they were where those give the smaller loss.
+
+    A running average with a small momentum has hardly moved after a short fine-tune; a few examples, on the other
+    hand, average to statistics worse than those a long training gathered.
+
+    Args:
+        model: changed in place, in its running statistics alone.
+        batches: as of `recalibrate_`.
+        loss: of the model as it is, on data apart from `batches` and from what it will be compared on.
+
+    Returns:
+        Whether the new statistics were kept; None if the model has none that move.
+    """
+    norms = learning_norms(model)
+    if not norms:
+        return None
+    before, loss_before = norm_statistics(norms), loss()
+    recalibrate_(model, batches)
+    if math.isnan(loss_before) or loss() <= loss_before:
+        return True
+    restore_statistics_(before)
+    return False
+
+
+def _equal(norm: nn.Module, statistics: dict[str, Tensor]) -> bool:
+    return all(torch.equal(getattr(norm, name), statistics[name]) for name in ("running_mean", "running_var"))
+
+
+@contextmanager
+def _flags_restored(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        model.train(training[model])  # modules that do more than set the flag do it
         for module, flag in training.items():
             module.training = flag
-    return len(norms)

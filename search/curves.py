@@ -72,7 +72,7 @@ def pruning_curves(
 ) -> Curves:
     """Carry out the policy at other sparsities by each method, from the same dense model and with the same seed.
 
-    The policy is scaled by one shift of its logits. BatchNorm statistics are not recalibrated where nothing is trained.
+    The policy is scaled by one shift of its logits. BatchNorm statistics are refreshed even where nothing is trained.
 
     Args:
         sparsities: each in (0, 1).

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.calibrate import learning_norms
 from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
 from pruning.structure import Structure
@@ -78,7 +79,8 @@ def dense_model(
     else:
         recipe = workload.recipe.to_dict()
         of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
-        key = digest(architecture, training_fingerprint(workload), data, of_training, seed)
+        refreshed = ["refreshed"] if learning_norms(model) else []
+        key = digest(architecture, training_fingerprint(workload), data, of_training, seed, *refreshed)
         path = cache / f"dense-{key}.safetensors"
         cached = _cached(model, path)
         if cached is None:

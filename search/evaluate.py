@@ -147,6 +147,7 @@ def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Eval
             "scoring": trained.seconds_scoring,
             "measuring": time.perf_counter() - began,
         },
+        statistics=trained.statistics,
     )
     return Evaluation(result, trained.model, trained.structure)
 

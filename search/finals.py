@@ -27,6 +27,7 @@ from search.folder import StudyFolder
 from search.journal import Journal, write_durably
 from search.latency import time_finals
 from search.records import COMPLETE, FinalRecord, TrialResult
+from search.refresh import refresh_statistics_
 from search.results import FinalScore, score_finals
 from search.train import Progress, score
 from spaces.allocation import Evidence, Unreachable
@@ -219,6 +220,7 @@ def _dense(subject: Subject) -> Reference:
 def _int8(subject: Subject) -> Reference:
     workload = subject.workload
     rounded, size = quantize_int8(subject.dense)
+    refresh_statistics_(rounded, workload)
     validation, test = (score(rounded, s, workload).accuracy for s in (workload.validation, workload.test))
     return Reference(validation, test, size / dense_bytes(subject.dense), nonzero_share_int8(subject.dense))
 

@@ -37,6 +37,8 @@ class TrialResult:
         achieved: layer -> sparsity read back from the model's shapes and zeros.
         curve: one point an epoch.
         seconds: phase -> seconds (`training`, `scoring`, `measuring`).
+        statistics: the network's running statistics of BatchNorm, `refreshed` over fit data or `as trained`,
+            whichever had the smaller loss on calibration data; None if it has none, and in older records.
     """
 
     state: str
@@ -47,6 +49,7 @@ class TrialResult:
     achieved: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    statistics: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         "achieved": dict(result.achieved),
         "curve": [asdict(point) for point in result.curve],
         "seconds": dict(result.seconds),
+        **({"statistics": result.statistics} if result.statistics else {}),
     }
 
 

@@ -23,6 +23,7 @@ from pruning.structure import Structure, apply_structure
 from search.optimizers import forget_masked_, make_optimizer
 from search.recipe import one_cycle
 from search.records import CurvePoint
+from search.refresh import refresh_statistics_
 from search.workloads.base import Split, Workload
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
@@ -53,7 +54,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: what was removed from the dense one, its curve, and its scores on validation."""
+    """A trained network: what was removed from the dense one, its curve, and its scores on validation.
+
+    `statistics` says which running statistics it is scored with, as of `refresh_statistics_`.
+    """
 
     model: nn.Module
     structure: Structure
@@ -61,6 +65,7 @@ class Trained:
     scores: Scores
     seconds_training: float
     seconds_scoring: float
+    statistics: str | None = None
 
 
 @torch.no_grad()
@@ -113,7 +118,7 @@ def fine_tune(
 
 
 def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph) -> Trained:
-    """Carry out all of the policy on a copy of `dense` at once, train nothing, and score it.
+    """Carry out all of the policy on a copy of `dense` at once, train nothing but running statistics, and score it.
 
     Raises:
         Diverged: the validation loss is NaN or infinite.
@@ -124,10 +129,11 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     pruner = GradualPruner(copy.deepcopy(dense), at_once, 1, graph, calibration)
     pruner.advance(0)
     began = time.perf_counter()
+    statistics = refresh_statistics_(pruner.model, workload)
     scores = score(pruner.model, workload.validation, workload)
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} without training")
-    return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, time.perf_counter() - began)
+    return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, time.perf_counter() - began, statistics)
 
 
 def train_fresh(
@@ -229,7 +235,7 @@ def _train(
     torch.manual_seed(seed)  # dropout and the like
     regrow = pruner is not None and pruner.schedule.regrow
     optimizer = make_optimizer(model, recipe, regrow)
-    curve, losses, scores, scoring = [], [], None, 0.0
+    curve, losses, scores, scoring, statistics = [], [], None, 0.0, None
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
         if pruner and pruner.advance(step):
@@ -250,6 +256,8 @@ def _train(
             if pruner and step + 1 == steps and pruner.advance(steps):
                 model = pruner.model
             entered = time.perf_counter()
+            if step + 1 == steps:
+                statistics = refresh_statistics_(model, workload)
             scores = score(model, workload.validation, workload)
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
@@ -258,7 +266,7 @@ def _train(
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
     model.eval()
     structure = pruner.structure if pruner else Structure({})
-    return Trained(model, structure, tuple(curve), scores, time.perf_counter() - began - scoring, scoring)
+    return Trained(model, structure, tuple(curve), scores, time.perf_counter() - began - scoring, scoring, statistics)
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:

@@ -125,12 +125,16 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
         read_comparison(folder)
 
 
+LATER = {"statistics"}
+"""Keys that records did not have at first: optional on reading."""
+
+
 def shape(data: object) -> object:
-    """Keys down to the leaves; what lies below a layer's or baseline's name does not count."""
+    """Keys down to the leaves; what lies below a layer's or baseline's name, and what came later, does not count."""
     free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares", "scores",
             "latency"}  # fmt: skip
     if isinstance(data, dict):
-        return {key: None if key in free else shape(value) for key, value in data.items()}
+        return {key: None if key in free else shape(value) for key, value in data.items() if key not in LATER}
     return [shape(data[0])] if isinstance(data, list) and data and isinstance(data[0], dict) else None
 
 
