@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
+from torch.nn.parameter import is_lazy
 
 
 def learning_norms(model: nn.Module) -> list[nn.Module]:
@@ -28,8 +29,9 @@ def learning_norms(model: nn.Module) -> list[nn.Module]:
             if isinstance(module, _NormBase)
             and module.training
             and module.track_running_stats
-            and isinstance(module.running_mean, Tensor)
-            and isinstance(module.running_var, Tensor)
+            and all(
+                isinstance(kept, Tensor) and not is_lazy(kept) for kept in (module.running_mean, module.running_var)
+            )
         ]
 
 
@@ -69,7 +71,10 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
         with _flags_restored(model):
             model.eval()
             for norm in norms:
-                norm.reset_running_stats()
+                norm.running_mean.zero_()
+                norm.running_var.fill_(1)
+                if isinstance(norm.num_batches_tracked, Tensor):
+                    norm.num_batches_tracked.zero_()
                 norm.train()
             reset = norm_statistics(norms)
             for batch in chain([first], batches):

@@ -46,10 +46,9 @@ class Calibration:
         """Pairs of at most `SCORE_BATCH` examples, in order."""
         return zip(self.inputs.split(SCORE_BATCH), self.targets.split(SCORE_BATCH), strict=True)
 
-    @torch.no_grad()
     def mean_loss(self, model: nn.Module) -> float:
         """The loss of the model in eval mode, batches weighted by their examples."""
-        with observed(model) as network:
+        with observed(model) as network, torch.no_grad():
             losses = [float(self.loss(network(inputs), targets)) * len(inputs) for inputs, targets in self.batches()]
         return sum(losses) / len(self.inputs)
 
