@@ -10,11 +10,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from search.entries import MOST_TRIALS
 from search.errors import UsageError
+from search.reading import read_text
 from spaces.criteria import check_criterion
 from spaces.errors import percent_meant, unknown
 from spaces.limits import LARGEST_TARGET, check_mixable
 from spaces.policy import CHOICES, SEARCHED, parts_in
+from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import SCHEDULES
 from spaces.space import SEARCHED_SCHEDULES
 
@@ -24,6 +27,10 @@ BUDGETS = ("trials", "timeout", "finalists")
 """Fields that may change when a study is resumed."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
+MOST_STUDY_FILE = 2**20
+"""Bytes of a STUDY.toml."""
+SWITCHES = ("mixed", "seeds")
+"""Fields that are true or false."""
 SHARES = ("max_size", "min_size", "max_macs", "max_latency")
 """Limits."""
 
@@ -107,6 +114,25 @@ class SearchConfig(BaseModel):
     finalists: int = Field(default=3, ge=0, le=20)
     final_seeds: int = Field(default=3, ge=1, le=20)
     root: str = "mlruns"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _value_is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """A true is no number, and no text for the system holds a NUL."""
+        if isinstance(value, bool) and info.field_name not in SWITCHES:
+            raise ValueError(
+                f"{info.field_name.replace('_', '-')} must be {_valid(info.field_name)}, got {str(value).lower()}"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{info.field_name.replace('_', '-')} holds a NUL character, got {value!r}: leave it out")
+        return value
+
+    @field_validator("trials")
+    @classmethod
+    def _trials_can_be_counted(cls, count: int) -> int:
+        if count > MOST_TRIALS:
+            raise ValueError(f"trials must be at most {MOST_TRIALS}, got {shortened(str(count), LONGEST_WORD)}")
+        return count
 
     @field_validator("workload")
     @classmethod
@@ -219,7 +245,7 @@ def _one_line(problem: Any) -> str:
     remedy = percent_meant(value) if field in SHARES else ""
     if not remedy and default is not None:
         remedy = f"; the default is {default!r}"
-    return f"{field.replace('_', '-')} must be {_valid(field)}, got {value!r}{remedy}"
+    return f"{field.replace('_', '-')} must be {_valid(field)}, got {shortened(repr(value), LONGEST_WORD)}{remedy}"
 
 
 def _valid(field: str) -> str:
@@ -245,11 +271,13 @@ def read_study_file(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, not TOML, an unknown key (nearest match named), or one key in both spellings.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"no study file {str(path)!r}: check the path, or leave it out")
     try:
-        data = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = tomllib.loads(read_text(path, MOST_STUDY_FILE))
+    except RecursionError:
+        raise UsageError(f"{path}: not valid TOML here: nested too deeply") from None
+    except ValueError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     options, known = {}, [field.replace("_", "-") for field in SearchConfig.model_fields]
     for key, value in data.items():

@@ -21,18 +21,21 @@ from search.clock import StudyClock
 from search.config import SearchConfig
 from search.console import Watcher, duration
 from search.dense import build_model
+from search.entries import LARGEST_SHARE
 from search.errors import Refused
 from search.evaluate import MAX_STARTS, Evaluation, Subject, crashed, evaluate_policy
 from search.folder import StudyFolder
 from search.journal import Journal, write_durably
 from search.latency import time_finals
+from search.reading import read_text
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.refresh import refresh_statistics_
 from search.results import FinalScore, score_finals
 from search.train import Progress, score
 from spaces.allocation import Evidence, Unreachable
+from spaces.errors import is_number
 from spaces.latency import TimedNetwork, TimedNetworks
-from spaces.policy import PruningPolicy, parts_of
+from spaces.policy import PruningPolicy, parse_object, parts_of
 from spaces.seeds import allocated
 from spaces.size import effect
 from spaces.space import Space
@@ -238,17 +241,28 @@ def read_comparison(folder: StudyFolder) -> Comparison | None:
         Refused: it is damaged.
     """
     path = folder.path / "comparison.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        data: dict[str, Any] = dict(json.loads(path.read_text()))
+        data: dict[str, Any] = parse_object(read_text(path))
         if data.pop("version", None) not in READ_VERSIONS:
             return None
         references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
         latency = _read_latency(data.pop("latency", None))
-        return Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
+        _check_comparison(found)
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise Refused(f"damaged {path}: {error}; delete it to compare again") from None
+
+
+def _check_comparison(found: Comparison) -> None:
+    for reference in (found.dense, found.int8):
+        if not all(is_number(share) and 0 <= share <= LARGEST_SHARE for share in vars(reference).values()):
+            raise ValueError(f"accuracies and sizes must be shares, got {reference}")
+    digests = [*found.finalists, *dict(found.baselines).values()]
+    if not all(isinstance(word, str) for word in (*digests, *found.baselines, found.granularity)):
+        raise ValueError("baselines, finalists and granularity must be text")
 
 
 def _read_latency(data: Mapping[str, Any] | None) -> TimedNetworks | None:

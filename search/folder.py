@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -13,11 +14,40 @@ from pathlib import Path
 from typing import Any
 
 from search.config import BUDGETS, RESERVED, SearchConfig, check_study_name
+from search.entries import MOST_TRIALS
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.journal import Journal, write_durably
-from spaces.errors import unknown
+from search.reading import read_text
+from spaces.errors import is_number, unknown
+from spaces.policy import parse_object
+from spaces.printable import LONGEST_WORD, shortened
 
 FOLDER_VERSION = 1
+_PARTS = {
+    "study_id": str, "config": dict, "identity": dict, "seeds": int | None, "environment": dict | None,
+    "least_accuracy": float | int | None, "criterion_place": str | None,
+}  # fmt: skip
+"""Parts of a study's record and their types; None of what may be missing."""
+
+
+def _check_parts(record: dict[str, Any]) -> None:
+    for part, kind in _PARTS.items():
+        if not isinstance(record.get(part), kind) or isinstance(record.get(part), bool):
+            raise ValueError(f"{part!r} is missing or of a wrong type")
+        if record.get(part, "") is None:
+            del record[part]
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", record["study_id"]):
+        raise ValueError(f"'study_id' is none: {shortened(repr(record['study_id']), LONGEST_WORD)}")
+    if not 0 <= record.get("seeds", 0) <= MOST_TRIALS:
+        raise ValueError(f"'seeds' must be from 0 to {MOST_TRIALS}")
+    if not all(is_number(record.get(part, 0)) for part in ("least_accuracy", "created")):
+        raise ValueError("'least_accuracy' and 'created' must be numbers")
+    if type(record.get("environment", {"threads": 1}).get("threads")) is not int:
+        raise ValueError("'environment' has no number of 'threads'")
+    recipe = record["identity"].get("recipe")
+    epochs = [recipe.get(part) for part in ("trial_epochs", "final_epochs")] if isinstance(recipe, dict) else [None]
+    if not all(is_number(count) and count > 0 for count in epochs):
+        raise ValueError("'recipe' is missing or none")
 
 
 @dataclass(frozen=True)
@@ -63,14 +93,24 @@ class StudyFolder:
             Refused: it is damaged or of another version.
         """
         try:
-            record = json.loads((self.path / "study.json").read_text())
-            if record.pop("version") != FOLDER_VERSION:
+            record = parse_object(read_text(self.path / "study.json"))
+            if record.pop("version", None) != FOLDER_VERSION:
                 raise ValueError(f"version is not {FOLDER_VERSION}")
-            for part in ("study_id", "config", "identity"):
-                record[part]
+            _check_parts(record)
             return record
-        except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
-            raise Refused(f"damaged study record {self.path / 'study.json'}: {error}") from None
+        except (ValueError, OSError) as error:
+            raise Refused(
+                f"damaged study record {self.path / 'study.json'}: {error}; "
+                "put back a copy of it, or name a new --study"
+            ) from None
+
+    def refuse_orphan(self) -> None:
+        """Raise `Refused` where results are left of a study whose record is gone: nobody knows what they are of."""
+        if not self.exists and not self.journal.is_empty:
+            raise Refused(
+                f"{self.path} holds results without the {self.path / 'study.json'} that says what they are of: "
+                "put back a copy of it, move the folder away, or name a new --study"
+            )
 
     @property
     def config(self) -> SearchConfig:
@@ -140,6 +180,7 @@ def find_study(root: str | Path, name: str) -> StudyFolder:
         raise UsageError(str(error)) from None
     if folder.exists:
         return folder
+    folder.refuse_orphan()
     known = [path.parent.name for path in root.glob("*/study.json") if path.parent.name not in RESERVED]
     raise UsageError(f"{unknown('study', name, known)} under root {str(root)!r}")
 

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from search.entries import check_final, check_trial
 from search.errors import Refused
+from search.reading import read_text
 from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
+from spaces.policy import parse_object
+from spaces.printable import printable
+
+Record = TypeVar("Record", TrialRecord, FinalRecord)
+MOST_ENTRY = 256 * 2**20
+"""Bytes of an entry: a curve of a million points is smaller."""
+FEW = 100
+"""Numbers that may be missing although few entries are there: entries that were deleted to be run again."""
+DELETE = "delete it and the study.db above it, and the same command repeats that trial"
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -40,16 +52,16 @@ class Journal:
         self.folder = folder
 
     def write_trial(self, record: TrialRecord) -> None:
-        self._write(self.folder / f"trial-{record.number:05d}.json", record)
+        self._write(self.folder / trial_name(record), record)
 
     def write_final(self, record: FinalRecord) -> None:
-        self._write(self.final_path(record.digest, record.seed), record)
+        self._write(self.folder / final_name(record), record)
         (self.folder / f"begun-{record.digest}-{record.seed}").unlink(missing_ok=True)
 
     def count_start(self, digest: str, seed: int, change: int = 1) -> int:
         """Note that a final begins (or, with -1, was interrupted in good order); returns how often it has begun."""
         path = self.folder / f"begun-{digest}-{seed}"
-        count = (int(path.read_text()) if path.is_file() else 0) + change
+        count = _counted(path) + change
         write_durably(path, str(count).encode())
         return count
 
@@ -57,28 +69,65 @@ class Journal:
         """Finished trials by number.
 
         Raises:
-            Refused: an entry is damaged; it is named.
+            Refused: an entry is damaged, bears another number than its name, or leaves more numbers out than there
+                are entries; it is named.
         """
-        return [self._read(path, trial_from_plain) for path in sorted(self.folder.glob("trial-*.json"))]
+        found = [self._read(path, trial_from_plain, check_trial, trial_name) for path in self._entries("trial")]
+        found.sort(key=lambda trial: trial.number)  # names of more than five digits are not in this order
+        if found and (missing := found[-1].number + 1 - len(found)) > len(found) + FEW:
+            raise Refused(
+                f"damaged journal {self.folder}: {trial_name(found[-1])} is there, and {missing:,} numbers before "
+                f"it are not; {DELETE}"
+            )
+        return found
 
     def finals(self) -> list[FinalRecord]:
         """Finished finals by digest and seed; raises `Refused` like `trials`."""
-        return [self._read(path, final_from_plain) for path in sorted(self.folder.glob("final-*.json"))]
+        return [self._read(path, final_from_plain, check_final, final_name) for path in self._entries("final")]
 
     def final_path(self, digest: str, seed: int) -> Path:
         """Where a final is written."""
         return self.folder / f"final-{digest}-{seed}.json"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no result."""
+        return not self._entries("trial") and not self._entries("final")
+
+    def _entries(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*.json"))
 
     @staticmethod
     def _write(path: Path, record: TrialRecord | FinalRecord) -> None:
         write_durably(path, json.dumps(to_plain(record), indent=1).encode())
 
     @staticmethod
-    def _read(path: Path, parse: Any) -> Any:
+    def _read(
+        path: Path, parse: Callable[[Any], Record], check: Callable[[Record], None], name: Callable[[Record], str]
+    ) -> Record:
         try:
-            return parse(json.loads(path.read_text()))
+            record = parse(parse_object(read_text(path, MOST_ENTRY), constants=True))
+            check(record)
+            if path.name != name(record):
+                raise ValueError(f"its content is that of {printable(name(record))}")
+            return record
         except (ValueError, OSError) as error:
-            raise Refused(
-                f"damaged journal entry {path}: {error}; "
-                "delete it and the study.db above it, and the same command repeats that trial"
-            ) from None
+            raise Refused(f"damaged journal entry {path}: {error}; {DELETE}") from None
+
+
+def trial_name(record: TrialRecord) -> str:
+    """The file a trial is written to."""
+    return f"trial-{record.number:05d}.json"
+
+
+def final_name(record: FinalRecord) -> str:
+    """The file a final is written to."""
+    return f"final-{record.digest}-{record.seed}.json"
+
+
+def _counted(path: Path) -> int:
+    """How often a final has begun; a count that cannot be read is none."""
+    try:
+        return max(int(read_text(path, 100)), 0)
+    except (ValueError, OSError):
+        return 0

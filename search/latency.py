@@ -13,8 +13,10 @@ from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measu
 from search.evaluate import Subject
 from search.fingerprint import digest
 from search.journal import write_durably
+from search.reading import read_text
 from search.train import in_fast_layout
 from spaces.latency import LatencyTable, TimedNetworks
+from spaces.printable import printable
 
 log = logging.getLogger(__name__)
 QUIET_SPREAD = 0.2
@@ -41,11 +43,11 @@ def cached_latency_table(
     path = latency_path(subject, architecture, cache, batch)
     if path.is_file():
         try:
-            table = LatencyTable.from_json(path.read_text())
+            table = LatencyTable.from_json(read_text(path))
             table.require(subject.network)
             return table
         except ValueError as error:
-            log.warning("%s: %s", path.name, error)
+            log.warning("%s: %s", path.name, printable(error))
     table = measure_latency_table(
         subject.dense,
         subject.graph,

@@ -150,5 +150,5 @@ def _built(kind: Any, data: Mapping[str, Any]) -> Any:
         result["shares"] = Shares(**result["shares"]) if result["shares"] else None
         result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
         return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from None

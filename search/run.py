@@ -51,6 +51,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
         _require_criterion(config.criterion)
+    folder.refuse_orphan()
     space = _space(config, workload, root / "cache", watcher)
     for granularity, reason in space.left_out.items():
         fate = "used beside others only" if granularity in space.choices else "left out"

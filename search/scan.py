@@ -12,8 +12,10 @@ from search.dense import DenseModel
 from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.journal import write_durably
+from search.reading import read_text
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
+from spaces.printable import printable
 from spaces.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -32,9 +34,11 @@ def cached_profile(
     path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
     if path.is_file():
         try:
-            return Profile.from_json(path.read_text())
+            kept = Profile.from_json(read_text(path))
+            kept.require(granularities, subject.network.by_name)
+            return kept
         except ValueError as error:
-            log.warning("%s: %s", path.name, error)
+            log.warning("%s: %s", path.name, printable(error))
     workload = subject.workload
     profile = scan_sensitivity(
         subject.dense,

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 
+from spaces.printable import LONGEST_WORD, shortened
+
 
 def unknown(what: str, received: object, valid: Iterable[str]) -> str:
     """Say that `received` is no known `what`, and which valid name is nearest: one that holds it, if there is one.
@@ -14,15 +16,15 @@ def unknown(what: str, received: object, valid: Iterable[str]) -> str:
     >>> unknown("layer", "conv1.wieght", ["conv0.weight", "conv1.weight"])
     "unknown layer 'conv1.wieght': did you mean 'conv1.weight'? (2 known: conv0.weight, conv1.weight)"
     """
-    names = sorted(valid)
+    names, said = sorted(valid), shortened(repr(received), LONGEST_WORD)
     if not names:
-        return f"unknown {what} {received!r}: there is none yet"
-    text = str(received)
+        return f"unknown {what} {said}: there is none yet"
+    text = shortened(str(received), LONGEST_WORD)
     holding = [name for name in names if len(text) > 1 and text in name]
     near = difflib.get_close_matches(text, holding or names, n=1, cutoff=0.0)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     hint = f": did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {received!r}{hint} ({len(names)} known: {shown})"
+    return f"unknown {what} {said}{hint} ({len(names)} known: {shown})"
 
 
 def is_number(value: object) -> bool:

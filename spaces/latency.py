@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, combinations, pairwise
 from math import prod
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from spaces.errors import is_number
 from spaces.layers import Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy, parse_object
 from spaces.size import kept_units
@@ -71,7 +71,7 @@ class RestLatency:
     def __post_init__(self) -> None:
         _check_seconds(self.seconds)
         for share in (self.activations, self.weights):
-            if not (_is_number(share) and 0 < share <= 1):
+            if not (is_number(share) and 0 < share <= 1):
                 raise ValueError(f"what remains must be a share in (0, 1], got {share!r}")
 
 
@@ -162,7 +162,7 @@ class TimedNetwork:
     def __post_init__(self) -> None:
         for value in (self.seconds, self.spread, self.low):
             _check_seconds(value)
-        if not (_is_number(self.share) and _is_number(self.high) and self.low <= self.share <= self.high):
+        if not (is_number(self.share) and is_number(self.high) and self.low <= self.share <= self.high):
             raise ValueError(f"share must lie in its interval, got {self.share!r} of [{self.low!r}, {self.high!r}]")
 
 
@@ -375,12 +375,8 @@ def _rising(values: Sequence[float]) -> bool:
     return all(before < after for before, after in pairwise(values))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_seconds(value: object) -> None:
-    if not (_is_number(value) and value >= 0):
+    if not (is_number(value) and value >= 0):
         raise ValueError(f"seconds and spread must be finite and at least 0, got {value!r}")
 
 

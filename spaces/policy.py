@@ -13,6 +13,7 @@ from typing import Any
 
 from spaces.criteria import check_criterion
 from spaces.errors import percent_meant, unknown
+from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import SCHEDULES, Schedule
 
 POLICY_VERSION = 1
@@ -22,6 +23,8 @@ COMBINED = tuple(f"channel+{word}" for word in GRANULARITIES if word != "channel
 CHOICES = (*GRANULARITIES, *COMBINED)
 SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
+DEEPEST, LONGEST_NUMBER = 64, 1000
+"""Of JSON that is read: levels of nesting, characters of a whole number."""
 
 
 def parts_of(word: str) -> tuple[str, ...]:
@@ -221,8 +224,13 @@ class PruningPolicy:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def parse_object(text: str) -> dict[str, Any]:
+def parse_object(text: str, constants: bool = False) -> dict[str, Any]:
     """Parse a JSON object strictly: duplicate keys, NaN, Infinity and non-objects raise `ValueError`.
+
+    So do a nesting deeper than `DEEPEST` and numbers of more than `LONGEST_NUMBER` characters.
+
+    Args:
+        constants: take NaN and Infinity, which records of losses hold.
 
     >>> parse_object('{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -236,15 +244,23 @@ def parse_object(text: str) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise ValueError(f"duplicate key {key!r}: keep one of them")
+                raise ValueError(f"duplicate key {shortened(repr(key), LONGEST_WORD)}: keep one of them")
             result[key] = value
         return result
 
     def no_constants(word: str) -> Any:
         raise ValueError(f"{word} is not a valid number here: use a finite number")
 
+    def whole(digits: str) -> int:
+        if len(digits) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(digits)} digits is not valid here")
+        return int(digits)
+
+    options = {} if constants else {"parse_constant": no_constants}
     try:
-        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constants)
+        data = json.loads(text, object_pairs_hook=no_duplicates, parse_int=whole, **options)
+        if _deeper(data, DEEPEST):
+            raise RecursionError
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error}") from None
     except RecursionError:
@@ -252,6 +268,21 @@ def parse_object(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"must be a JSON object, got {type(data).__name__}")
     return data
+
+
+def _deeper(data: Any, most: int) -> bool:
+    """Whether objects and lists are nested more than `most` deep."""
+    level = [data] if isinstance(data, (dict, list)) else []
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def parse_sparsity(text: str) -> dict[str, float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from spaces.errors import unknown
+from spaces.errors import is_number, unknown
 from spaces.policy import parse_object
 
 PROFILE_VERSION = 1
@@ -81,9 +82,39 @@ class Profile:
                 granularity: {layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()}
                 for granularity, by in data.pop("points").items()
             }
-            return cls(points=points, **data)
-        except (TypeError, KeyError, AttributeError) as error:
+            found = cls(points=points, **{key: math.nan if data[key] is None else data[key] for key in data})
+            found._check()
+            return found
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"damaged profile ({error}): scan again") from None
+
+    def _check(self) -> None:
+        """Raise `ValueError` for what no scan finds."""
+        if not isinstance(self.model, str):
+            raise ValueError("model must be text")
+        numbers = {"examples": self.examples, "dense_accuracy": self.dense_accuracy, "seconds": self.seconds}
+        for name, value in numbers.items():
+            if not (is_number(value) and value >= 0):
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
+        values = [vars(p) for by in self.points.values() for points in by.values() for p in points]
+        for point in [{"dense_loss": self.dense_loss}, *values]:
+            for name, value in point.items():
+                if not (is_number(value) or value is math.nan):
+                    raise ValueError(f"{name} must be a number, got {value!r}")
+        for by in self.points.values():
+            for layer, points in by.items():
+                levels = [0.0, *(p.sparsity for p in points), 1.0]
+                if not points or any(not before <= after for before, after in pairwise(levels)):
+                    raise ValueError(f"sparsities of {layer!r} must rise from 0 to 1")
+
+    def require(self, granularities: Iterable[str], layers: Collection[str]) -> None:
+        """Raise `ValueError` unless the profile is of these granularities, and of no other layers."""
+        if {*granularities} != {*self.points}:
+            raise ValueError(f"the profile is of {', '.join(self.points)}: scan again")
+        for by in self.points.values():
+            for layer in by:
+                if layer not in layers:
+                    raise ValueError(f"the profile has {unknown('layer', layer, layers)}: scan again")
 
     def table(self, granularity: str) -> list[tuple[str, ProfilePoint]]:
         """(layer, point) rows of one granularity, in the order scanned.

@@ -7,9 +7,12 @@ from numbers import Integral, Real
 from typing import Any
 
 from spaces.errors import is_number, percent_meant, unknown
+from spaces.printable import LONGEST_WORD, shortened
 
 SCHEDULES = ("one-shot", "polynomial", "iterative")
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
+MOST = {"exponent": 1000, "interval": 10**9, "rounds": 1000}
+"""Beyond these nothing else happens, however long it takes."""
 _NUMBERS = tuple((name, Real, "number") for name in ("exponent", "ramp", "start"))
 _SHARES = ("ramp", "start")
 _WHOLE = tuple((name, Integral, "whole number") for name in ("interval", "rounds"))
@@ -46,23 +49,26 @@ class Schedule:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind):
                 meant = percent_meant(value) if name in _SHARES else ""
-                raise ValueError(f"schedule {name} must be a {word}, got {value!r}{meant}")
+                raise ValueError(f"schedule {name} must be a {word}, got {_said(value)}{meant}")
         if not (is_number(self.exponent) and self.exponent > 0):
-            raise ValueError(f"schedule exponent must be > 0, got {self.exponent!r}; 1 is linear, 3 cubic")
+            raise ValueError(f"schedule exponent must be > 0, got {_said(self.exponent)}; 1 is linear, 3 cubic")
         if not 0 < self.ramp <= 1:
             raise ValueError(
-                f"schedule ramp must satisfy 0 < ramp <= 1, got {self.ramp!r}{percent_meant(self.ramp)}; "
+                f"schedule ramp must satisfy 0 < ramp <= 1, got {_said(self.ramp)}{percent_meant(self.ramp)}; "
                 "the default is 0.6"
             )
         if not 0 <= self.start < self.ramp:
             raise ValueError(
-                f"schedule start must satisfy 0 <= start < ramp, got {self.start!r}{percent_meant(self.start)}; "
+                f"schedule start must satisfy 0 <= start < ramp, got {_said(self.start)}{percent_meant(self.start)}; "
                 "the default is 0"
             )
         if self.interval < 0:
-            raise ValueError(f"schedule interval must be >= 0 steps, got {self.interval!r}; 0 spreads the updates")
+            raise ValueError(f"schedule interval must be >= 0 steps, got {_said(self.interval)}; 0 spreads the updates")
         if self.rounds < 1:
-            raise ValueError(f"schedule rounds must be >= 1, got {self.rounds!r}; the default is {DEFAULT_ROUNDS}")
+            raise ValueError(f"schedule rounds must be >= 1, got {_said(self.rounds)}; the default is {DEFAULT_ROUNDS}")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"schedule {name} must be at most {most}, got {_said(getattr(self, name))}")
         if not isinstance(self.regrow, bool):
             raise ValueError(f"schedule regrow must be true or false, got {self.regrow!r}")
 
@@ -94,3 +100,7 @@ class Schedule:
     def essence(self) -> dict[str, Any]:
         """`to_dict` without what is idle."""
         return {key: value for key, value in self.to_dict().items() if key not in self.idle}
+
+
+def _said(value: object) -> str:
+    return shortened(repr(value), LONGEST_WORD)

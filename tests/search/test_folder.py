@@ -19,7 +19,8 @@ from search.locks import held_lock, is_held
 @pytest.fixture
 def folder(tmp_path) -> StudyFolder:
     made = StudyFolder(tmp_path, "mine")
-    made.write_record(new_record(make_config(study="mine", max_size=0.3, trials=6), {"data": "abc", "pair": (1, 2)}))
+    identity = {"data": "abc", "pair": (1, 2), "recipe": {"trial_epochs": 1, "final_epochs": 2.5}}
+    made.write_record(new_record(make_config(study="mine", max_size=0.3, trials=6), identity))
     return made
 
 
@@ -27,7 +28,9 @@ def test_a_record_comes_back(folder, tmp_path):
     assert folder.exists and find_study(tmp_path, "mine") == folder
     assert folder.config == SearchConfig(study="mine", max_size=0.3, trials=6, root=str(tmp_path))
     record = folder.read_record()
-    assert record["identity"] == {"data": "abc", "pair": [1, 2]} and "root" not in record["config"]
+    assert (
+        record["identity"]["data"] == "abc" and record["identity"]["pair"] == [1, 2] and "root" not in record["config"]
+    )
     assert len(record["study_id"]) == 32
 
 

@@ -76,7 +76,7 @@ def test_a_final_is_written_as_in_version_1(tmp_path):
 
 def test_records_of_version_1_are_read(tmp_path):
     (tmp_path / "trial-00007.json").write_bytes((GOLDEN / "journal-trial-v1.json").read_bytes())
-    (tmp_path / "final-0123456789abcdef-3.json").write_bytes((GOLDEN / "journal-final-v1.json").read_bytes())
+    (tmp_path / "final-2140c9f9a7c700a0-3.json").write_bytes((GOLDEN / "journal-final-v1.json").read_bytes())
     assert Journal(tmp_path).trials() == [trial_record()]
     assert Journal(tmp_path).finals() == [final_record()]
 

@@ -1,0 +1,107 @@
+"""What a record that was read must be to be believed: numbers within their ranges, words that exist."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord, TrialResult
+from spaces.errors import is_number, unknown
+from spaces.printable import LONGEST_WORD, shortened
+
+SLACK = 1e-6
+"""A share may leave [0, 1] by this much: single precision rounds."""
+LARGEST_SHARE = 2.0
+"""Of a size or of MACs over the dense model's: what does not shrink may be written a little larger."""
+MOST_TRIALS = 1_000_000
+"""Numbers of trials lie below."""
+
+
+def check_trial(record: TrialRecord) -> None:
+    """Raise `ValueError`, naming the part, unless a trial can be what a study wrote."""
+    _whole("number", record.number, MOST_TRIALS)
+    _text("origin", record.origin)
+    for part in ("params", "sampled", "scores"):
+        _mapping(part, getattr(record, part))
+    for layer, share in record.sampled.items():
+        _share(f"sampled of {layer!r}", share)
+    for name, score in record.scores.items():
+        _number(f"score {name!r}", score)
+    _share("target", record.target)
+    for part in ("started", "finished", "proposing"):
+        _seconds(part, getattr(record, part))
+    if record.latency is not None:
+        _seconds("latency", record.latency)
+    _check_result(record.result)
+
+
+def check_final(record: FinalRecord) -> None:
+    """The same of a final."""
+    _text("digest", record.digest)
+    _whole("seed", record.seed, 2**32)
+    _seconds("finished", record.finished)
+    _check_result(record.result)
+    if record.result.state == COMPLETE:
+        _share("test_accuracy", record.test_accuracy)
+        _number("test_loss", record.test_loss)
+
+
+def _check_result(result: TrialResult) -> None:
+    if result.state not in FINISHED_STATES:
+        raise ValueError(unknown("state", result.state, FINISHED_STATES))
+    if result.reason is not None:
+        _text("reason", result.reason)
+    for part in ("achieved", "seconds"):
+        _mapping(part, getattr(result, part))
+    for layer, share in result.achieved.items():
+        _share(f"achieved of {layer!r}", share)
+    for phase, seconds in result.seconds.items():
+        _seconds(f"seconds of {phase!r}", seconds)
+    for point in result.curve:
+        for name, value in vars(point).items():
+            _number(f"curve's {name}", value)
+    if result.state == COMPLETE:
+        _share("accuracy", result.accuracy)
+        _number("loss", result.loss)
+        if result.shares is None:
+            raise ValueError("it is complete and has no shares")
+    if result.shares is not None:
+        for name, value in vars(result.shares).items():
+            if not (is_number(value) and 0 <= value <= LARGEST_SHARE):
+                raise ValueError(f"share {name} must be from 0 to {LARGEST_SHARE:g}, got {_said(value)}")
+
+
+def _whole(part: str, value: object, below: int) -> None:
+    if type(value) is not int or not 0 <= value < below:
+        raise ValueError(f"{part} must be a whole number from 0 to {below - 1}, got {_said(value)}")
+
+
+def _share(part: str, value: object) -> None:
+    if not (is_number(value) and -SLACK <= value <= 1 + SLACK):
+        raise ValueError(f"{part} must be a share, 0 to 1, got {_said(value)}")
+
+
+def _seconds(part: str, value: object) -> None:
+    if not (is_number(value) and value >= 0):
+        raise ValueError(f"{part} must be a number >= 0, got {_said(value)}")
+
+
+def _number(part: str, value: object) -> None:
+    """NaN and infinity are numbers a loss can have."""
+    if not (is_number(value) or (isinstance(value, float) and not math.isfinite(value))):
+        raise ValueError(f"{part} must be a number, got {_said(value)}")
+
+
+def _text(part: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{part} must be text, got {_said(value)}")
+
+
+def _mapping(part: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{part} must be an object, got {_said(value)}")
+
+
+def _said(value: object) -> str:
+    return shortened(repr(value), LONGEST_WORD)
