@@ -14,7 +14,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from search import interrupts
 from search.blame import told
@@ -29,6 +29,8 @@ COMMANDS = {
 """File in `search.commands` -> the commands it holds."""
 _stdout = 1
 """Where the reply goes while file descriptor 1 leads to stderr."""
+SHORT = 1000
+"""Characters of a message that is never cut."""
 MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 STUDY_FILE = """\
 # every key, at its default; those behind a '#' have none, and show one value
@@ -183,7 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
     text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
     arguments.json = False  # the one object is out, or it is said on stderr why there is none
     if text:
-        print(text, flush=True)
+        _print_plain(text)
     if reply.then:
         with _everything_to_stderr():
             reply.then()
@@ -214,15 +216,35 @@ def _everything_to_stderr() -> Iterator[None]:
 
 def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
     if arguments.debug and code not in (interrupts.INTERRUPTED, interrupts.TERMINATED):
-        traceback.print_exc()
-    line = " ".join(message.splitlines())
-    print(f"prunefront: {line}", file=sys.stderr)
+        _print_plain(traceback.format_exc(), sys.stderr)
+    line = _one_line(message)
+    _print_plain(f"prunefront: {line}", sys.stderr)
     if arguments.json:
         try:
             print(json.dumps({"error": line, "exit_code": code}), flush=True)
         except BrokenPipeError:
             _silence_stdout()
     return code
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.splitlines())
+    if line.isprintable() and len(line) < SHORT:
+        return line
+    from spaces.printable import printable, shortened  # spaces imports numpy, which most messages do not need
+
+    return shortened(printable(line))
+
+
+def _print_plain(text: str, file: TextIO | None = None) -> None:
+    """Print text in which names and messages may be anybody's: nothing in it steers the terminal."""
+    if not text.replace("\n", "").isprintable():
+        from spaces.printable import printable
+
+        text = printable(text, lines=True)
+    file = sys.stdout if file is None else file
+    encoding = file.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def _silence_stdout() -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from search.interrupts import check
+from spaces.printable import printable, shortened
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
@@ -34,20 +35,21 @@ class TerminalWatcher(Watcher):
     """Progress bars on a terminal; plain lines elsewhere. Whatever is shown ends by a signal that has come."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._headline = ""
 
     def note(self, text: str) -> None:
         check()
-        self._console.print(text, markup=False)
+        self._console.print(shortened(printable(text)), markup=False)
 
     def headline(self, text: str) -> None:
-        self._headline = text
+        self._headline = printable(text)
         if not self._console.is_terminal:
             self.note(text)
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        label = printable(label)
         follow = self._bar if self._console.is_terminal else self._lines
         check()
         with follow(label) as show:

@@ -25,6 +25,7 @@ from search.metric_checks import metric_of
 from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
 from search.user_code import call_user
 from search.workloads.base import Workload
+from spaces.printable import printable
 
 log = logging.getLogger(__name__)
 FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate")
@@ -148,7 +149,7 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
     try:
         return load_model(model, path)[0]
     except Refused as error:
-        log.warning("%s; training the dense model again", error)
+        log.warning("%s; training the dense model again", printable(error))
         return None
 
 

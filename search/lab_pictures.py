@@ -14,7 +14,7 @@ import numpy as np
 from pruning.histograms import Histogram
 from pruning.shares import LayerShare, MeanShare
 from search.curves import METHODS, Curves
-from search.pictures import COLOURS, new_figure, png_bytes
+from search.pictures import COLOURS, new_figure, png_bytes, short
 from spaces.profile import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
@@ -23,8 +23,6 @@ SHARED_LAYERS = 30
 """Layers side by side on one page of shares."""
 SLANTED_NAMES = 12
 """Of layers along an axis; more stand upright."""
-NAME_LENGTH = 34
-"""Characters of a layer's name that stay readable over a panel."""
 PLAIN_CURVES = 3
 """Granularities up to which the curves without recalibration are drawn too."""
 STAGE_COLOURS = ("#4c78a8", "#d95f02", "#1b9e77")
@@ -170,7 +168,7 @@ def layout_png(
     for axes in flat[:count]:
         _kernel_lines(axes, weight.shape, cell)
     _hide(flat[count:])
-    figure.suptitle(f"{layer}, {note}; dark: kept", fontsize=9)
+    figure.suptitle(f"{short(layer)}, {note}; dark: kept", fontsize=9)
     figure.supxlabel("input channel x kernel width", fontsize=8)
     figure.supylabel("output channel x kernel height", fontsize=8)
     return png_bytes(figure)
@@ -295,17 +293,6 @@ def curves_png(curves: Curves) -> bytes:
     )
     axes.legend(frameon=False)
     return png_bytes(figure)
-
-
-def short(layer: str) -> str:
-    """A layer's name for a title: without `.weight`, a long one without its middle.
-
-    >>> short("backbone.conv3.weight"), short("a" * 20 + "." + "b" * 20 + ".weight")
-    ('backbone.conv3', 'aaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbb')
-    """
-    name = layer.removesuffix(".weight")
-    half = (NAME_LENGTH - 1) // 2
-    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}"
 
 
 def _paged(items: Sequence[Any], most: int) -> Iterator[tuple[Sequence[Any], int, int]]:

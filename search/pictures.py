@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 
 from search.records import COMPLETE
 from spaces.policy import parts_of
+from spaces.printable import printable
 from spaces.profile import Profile
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ COLOURS = {
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
 """Points of accuracy below the most accurate trial that a front's picture shows."""
+NAME_LENGTH = 34
+"""Characters of a layer's name that stay readable over a panel."""
 NAMED_LINES = 20
 """Lines up to which a legend names them all; more would hide the picture."""
 
@@ -72,7 +76,7 @@ def profile_png(profile: Profile) -> bytes:
             levels = [0.0, *(p.sparsity for p in points)]
             recalibrated = [profile.dense_accuracy, *(p.recalibrated_accuracy for p in points)]
             plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
-            (line,) = axes.plot(levels, np.array(recalibrated) * 100, marker=".", label=layer.removesuffix(".weight"))
+            (line,) = axes.plot(levels, np.array(recalibrated) * 100, marker=".", label=short(layer))
             axes.plot(levels, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
         axes.set_title(f"{granularity} (dashed: BatchNorm not recalibrated)", fontsize=9)
         axes.set_xlabel("sparsity of this layer alone")
@@ -103,8 +107,30 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **o
     return figure, panels
 
 
+def short(layer: str) -> str:
+    """A layer's name for a title: without `.weight`, a long one without its middle, nothing of it a formula.
+
+    >>> short("backbone.conv3.weight"), short("a" * 20 + "." + "b" * 20 + ".weight")
+    ('backbone.conv3', 'aaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbb')
+    """
+    name = printable(layer.removesuffix(".weight"))
+    half = (NAME_LENGTH - 1) // 2
+    return literal(name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}")
+
+
+def literal(text: str) -> str:
+    r"""`text` as matplotlib draws it as it stands: no part between dollars is a formula.
+
+    >>> literal("$x$")
+    '\\$x\\$'
+    """
+    return text.replace("$", r"\$")
+
+
 def png_bytes(figure: Any) -> bytes:
     """The figure as a PNG file that depends on nothing but what is drawn."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a character the font lacks is drawn as a box
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

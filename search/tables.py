@@ -12,6 +12,7 @@ from rich.table import Table
 from search.finals import ClosingRow
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.layers import Network
+from spaces.printable import printable
 from spaces.profile import Profile, ProfilePoint
 from spaces.targets import STATEMENTS
 
@@ -21,14 +22,14 @@ WIDTH = 120
 
 def render(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """A plain table; numbers are right-aligned, None is a dash."""
-    rows = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    rows = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
     table = Table(title=title, box=None, header_style="bold", title_justify="left", pad_edge=False)
     for place, name in enumerate(columns):
         numeric = all(_is_number(row[place]) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, markup=False, highlight=False)
+    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
     console.print(table, markup=False)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

@@ -39,6 +39,7 @@ from search.folder import check_writable, open_root
 from search.lab import Files, curve_files, weight_files, write_files
 from search.onnx_file import require_onnx
 from search.open import open_study
+from search.reading import read_text
 from search.tables import percent, render
 from search.train import FINE_TUNE, TRAININGS
 from search.user_code import named_criterion
@@ -50,14 +51,12 @@ from spaces.policy import PruningPolicy, parse_object, parse_sparsity
 from spaces.scaling import scaled
 from spaces.schedule import Schedule
 from spaces.size import settled
-from spaces.whole import asked_layers, require_removal, whole_layers
+from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
 NOTED_DIFFERENCE = 0.05
 """Difference between a share asked for and the one removed from which `apply` names it."""
-MAX_POLICY_BYTES = 64 * 2**20
-"""A sparsity file above this is refused before it is read."""
 
 
 def export(arguments: argparse.Namespace) -> Reply:
@@ -135,8 +134,11 @@ def _check_policy(
     arguments: argparse.Namespace, network: Network, policy: PruningPolicy, levels: Sequence[float]
 ) -> None:
     """Refuse, before any training, a policy of another network, and one of which nothing would go."""
+    words = policy.granularity
     try:
-        network.require([*policy.sparsity, *policy.removal])
+        network.require([*policy.sparsity, *policy.removal, *(() if isinstance(words, str) else words)])
+        if not asked_layers(policy):
+            raise NothingToRemove("nothing to remove: it asks for no share of any layer: ask for one above 0")
         require_removal(asked_layers(policy), whole_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
@@ -242,15 +244,13 @@ def _failures(checks: list[Check]) -> str:
 def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
     """A policy from either file form; the flags complete a bare dict only."""
     path = Path(arguments.file)
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"no file {str(path)!r}")
-    if path.stat().st_size > MAX_POLICY_BYTES:
-        raise UsageError(f"{path} has {path.stat().st_size} bytes: a sparsity dict has at most {MAX_POLICY_BYTES}")
     flags = {k: v for k in (*POLICY_FLAGS, *SCHEDULE_FLAGS) if (v := getattr(arguments, k)) is not None}
     if "criterion" in flags:
         flags["criterion"] = named_criterion(flags["criterion"])
     try:
-        text = path.read_text()
+        text = read_text(path)
         if "sparsity" in (data := parse_object(text)) and isinstance(data["sparsity"], dict):
             policy = PruningPolicy.from_dict(data)
             if flags.get("criterion") == policy.criterion:  # where the code of its criterion is
@@ -265,8 +265,6 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
             if name in schedule.idle:
                 raise ValueError(f"--{name} has no effect on a schedule that is {schedule.kind}: leave it out")
         return PruningPolicy(parse_sparsity(text), schedule=schedule, **flags)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not a text file") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
