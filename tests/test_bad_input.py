@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -591,3 +592,86 @@ def test_a_trial_of_nothing_fails_with_the_reason_before_training():
             "ask for a larger share, or of another layer",
         )  # fmt: skip
     assert not steps and evaluate_policy(subject, PruningPolicy({}), 1, 0).result.state == "complete"
+
+
+NOTHING = "nothing to remove: it asks for no share of any layer: ask for one above 0"
+POLICIES = {
+    "empty": ("{}", NOTHING),
+    "all zero": ('{"conv0.weight": 0.0, "conv1.weight": 0}', NOTHING),
+    "denormal": ('{"conv1.weight": 5e-324}', "nothing to remove: 'conv1.weight' stays whole"),
+    "unknown, granularity only": (
+        '{"version": 1, "sparsity": {"conv1.weight": 0.25}, "granularity": {"conv1.wieght": "channel"}}',
+        f"unknown layer 'conv1.wieght': {MISSPELT} 'conv1.weight'",
+    ),
+    "without end": (
+        '{"version": 1, "sparsity": {"conv1.weight": 0.25}, "schedule": {"kind": "iterative", "rounds": 1000000000}}',
+        "schedule rounds must be at most 1000, got 1000000000",
+    ),
+    "steep": (
+        '{"version": 1, "sparsity": {"conv1.weight": 0.25}, "schedule": {"kind": "polynomial", "exponent": 1e308}}',
+        "schedule exponent must be at most 1000, got 1e+308",
+    ),
+    "nested": ("[" * 10_000, "nested too deeply"),
+    "nested objects": ('{"a":' * 100 + "1" + "}" * 100, "nested too deeply"),
+    "long number": ('{"conv1.weight": ' + "9" * 100_000 + "}", "a number of 100000 digits is not valid here"),
+    "long name": (json.dumps({"x" * 10**6: 0.25}), "unknown layer 'xxx"),
+    "many names": (json.dumps({f"x{n}": 0.25 for n in range(200_000)}), "unknown layer 'x0'"),
+    "surrogate": ('{"\\ud800": 0.25}', "unknown layer '\\ud800'"),
+    "escapes": ('{"\\u001b[2K\\r": 0.25}', "unknown layer '\\x1b[2K\\r'"),
+    "not text": ("\udcff", "it is not a text file in UTF-8 (byte 0)"),
+    "twice": ('{"a": 0.25, "a": 0.5}', "duplicate key 'a': keep one of them"),
+    "infinite": ('{"conv1.weight": 1e999}', "got inf"),
+}
+
+
+@table(POLICIES)
+def test_a_policy_file_is_refused_at_once(main, place, tmp_path, case):
+    content, said = case
+    (place / "policy.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    reply = main("apply", "policy.json", "--root", tmp_path / "root", *TINY, "--out", tmp_path / "out")
+    assert reply.code == 2, reply.err
+    one_line(reply, said)
+    assert len(reply.err) < 5000 and not list((tmp_path / "root").glob("cache/dense-*"))
+
+
+def test_a_policy_with_a_byte_order_mark_is_read(main, place, tmp_path):
+    (place / "policy.json").write_bytes(b'\xef\xbb\xbf{"conv9.weight": 0.25}')
+    reply = main("apply", "policy.json", "--root", tmp_path / "root", *TINY, "--out", tmp_path / "out")
+    one_line(reply, "unknown layer 'conv9.weight'")
+
+
+STUDY_FILES = {
+    "true trials": ("trials = true", "trials must be a whole number, >= 1, got true"),
+    "true width": ("width = true", "width must be a number, > 0, got true"),
+    "false study": ("study = false", "study must be text, got false"),
+    "many trials": ("trials = 99999999999999999999", "trials must be at most 1000000, got 99999999999999999999"),
+    "digits": ("trials = " + "9" * 5000, "not valid TOML: Exceeds the limit (4300 digits)"),
+    "nested": ("a = " + "[" * 5000, "nested too deeply"),
+    "nul": ('root = "a\\u0000"', "root holds a NUL character, got 'a\\x00'"),
+    "not text": ("\udcff", "it is not a text file in UTF-8"),
+    "date": ("trials = 1979-05-27", "trials must be a whole number, >= 1, got datetime.date(1979, 5, 27)"),
+    "infinite": ("max-size = 1e999", "got inf"),
+    "escapes": ('study = "\\u001b[2K"', r"got '\x1b[2K'"),
+}
+
+
+@table(STUDY_FILES)
+def test_a_study_file_is_refused_at_once(main, tmp_path, case):
+    content, said = case
+    (tmp_path / "study.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
+    reply = main("search", tmp_path / "study.toml")
+    assert reply.code == 2, reply.err
+    one_line(reply, said)
+
+
+def test_too_many_trials_are_refused_on_the_command_line(main):
+    one_line(main("search", "--trials", "99999999999999999999"), "trials must be at most 1000000")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_waited_for(main, tmp_path, make):
+    make(tmp_path / "pipe")
+    for words in (["search", tmp_path / "pipe"], ["apply", tmp_path / "pipe", *TINY, "--out", tmp_path / "out"]):
+        reply = main(*words)
+        assert reply.code == 2
+        one_line(reply, "it is a folder, pipe or device, not a file")

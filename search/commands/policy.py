@@ -51,7 +51,7 @@ from spaces.policy import PruningPolicy, parse_object, parse_sparsity
 from spaces.scaling import scaled
 from spaces.schedule import Schedule
 from spaces.size import settled
-from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
+from spaces.whole import asked_layers, require_removal, whole_layers
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
@@ -137,8 +137,6 @@ def _check_policy(
     words = policy.granularity
     try:
         network.require([*policy.sparsity, *policy.removal, *(() if isinstance(words, str) else words)])
-        if not asked_layers(policy):
-            raise NothingToRemove("nothing to remove: it asks for no share of any layer: ask for one above 0")
         require_removal(asked_layers(policy), whole_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
@@ -147,6 +145,10 @@ def _check_policy(
             scaled(network, policy, level)
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
+    if not asked_layers(policy):
+        raise UsageError(
+            f"{arguments.file}: nothing to remove: it asks for no share of any layer: ask for one above 0, such as 0.5"
+        )
 
 
 def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> list[str]:
