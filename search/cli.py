@@ -41,6 +41,7 @@ workload = "digits"  # or "fashion-mnist", "package.module:factory", "./file.py:
 # width = 0.25
 trials = 24
 # timeout = 3600
+# trial-timeout = 600
 max-size = 0.25
 # min-size = 0.1
 max-macs = 1.0
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(json="--json" in words, debug=False)
     if "search" in words[:1]:
         arguments.resume = shlex.join(["prunefront", *words])
-    interrupts.watch(lambda: _say_at_once(arguments))
+    interrupts.watch(lambda message, code: _say_at_once(message, code, arguments))
     try:
         arguments = _parser().parse_args(words, argparse.Namespace(**vars(arguments)))
         if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
@@ -252,10 +253,9 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say_at_once(arguments: argparse.Namespace) -> None:
-    """What `_report` says of a signal, by system calls alone: nothing else of this process still runs."""
-    code = interrupts.exit_code()
-    line = _of_signal(code) + _how_to_resume(arguments)
+def _say_at_once(message: str | None, code: int, arguments: argparse.Namespace) -> None:
+    """What `_report` says, by system calls alone: nothing else of this process still runs."""
+    line = (message or _of_signal(code)) + _how_to_resume(arguments)
     os.write(2, f"prunefront: {line}\n".encode())
     if arguments.json:
         os.write(_stdout, (json.dumps({"error": line, "exit_code": code}) + "\n").encode())
@@ -328,6 +328,7 @@ def _add_search(commands: Any) -> None:
     _add_workload_options(parser)
     parser.add_argument("--trials", type=_whole, metavar="N", help="finished trials in total (24)")
     parser.add_argument("--timeout", type=_number, metavar="S", help="running seconds after which no trial starts")
+    parser.add_argument("--trial-timeout", type=_number, metavar="S", help="seconds after which a single trial fails")
     parser.add_argument(
         "--max-size", type=_number, metavar="SHARE", help="size limit, a share of the dense model (0.25)"
     )

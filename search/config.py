@@ -23,7 +23,7 @@ from spaces.space import SEARCHED_SCHEDULES
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
-BUDGETS = ("trials", "timeout", "finalists")
+BUDGETS = ("trials", "timeout", "trial_timeout", "finalists")
 """Fields that may change when a study is resumed."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
@@ -50,6 +50,8 @@ class SearchConfig(BaseModel):
         width: width factor of a built-in workload's network; default its own (1/8).
         trials: finished trials in total (complete, stopped early, failed).
         timeout: running seconds of the study after which no further trial starts.
+        trial_timeout: seconds after which one trial's evaluation fails; a final may take as many times longer as it
+            has epochs more.
         max_size: the size limit, a share of the dense model.
         min_size: smallest size target; default a tenth of the limit. Equal to the limit, accuracy at that size
             is all that is searched.
@@ -95,6 +97,7 @@ class SearchConfig(BaseModel):
     width: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     trials: int = Field(default=24, ge=1)
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    trial_timeout: float | None = Field(default=None, gt=0, le=10**7, allow_inf_nan=False)
     max_size: float = Field(default=0.25, gt=0, le=1, allow_inf_nan=False)
     min_size: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     max_macs: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)

@@ -16,12 +16,13 @@ import torch
 
 from pruning.evidence import unit_evidence
 from pruning.latency import describe_device
+from search.attempts import Attempt, give_up_on
 from search.checkpoints import save_model
 from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
-from search.evaluate import MAX_STARTS, Evaluation, Subject, crashed, evaluate_policy
+from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.folder import StudyFolder
 from search.guide import Guide
@@ -186,7 +187,8 @@ class Coordinator:
         proposal = self.space.suggest(trial)
         self.study.explain(trial)
         proposing = time.perf_counter() - began
-        evaluation = self._evaluate(trial, proposal)
+        attempt = Attempt(self.journal.folder, f"trial-{trial.number:05d}")
+        evaluation = self._evaluate(trial, proposal, attempt)
         if evaluation.model is not None:
             save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
         record = TrialRecord(
@@ -204,24 +206,32 @@ class Coordinator:
             scores=self.study.scores(trial),
         )
         self.journal.write_trial(record)
+        attempt.finish()
         self.trials[record.number] = record
         self._tell(record)
         self.tracker.log_trial(record)
         self._drop_dominated_weights()
         self._show(record)
 
-    def _evaluate(self, trial: Any, proposal: Proposal) -> Evaluation:
-        """Evaluate a trial, unless evaluating it has ended this process too often (a crash of native code)."""
-        if self.study.count_start(trial) > MAX_STARTS:
-            return crashed()
-        label = f"trial {trial.number} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
-        epochs = self.subject.workload.recipe.trial_epochs
-        try:
-            with self.watcher.stage(label) as progress:
-                return evaluate_policy(self.subject, proposal.policy, epochs, self.config.seed, progress)
-        except (KeyboardInterrupt, SystemExit):
-            self.study.count_start(trial, -1)
-            raise
+    def _evaluate(self, trial: Any, proposal: Proposal, attempt: Attempt) -> Evaluation:
+        """Evaluate a trial, unless evaluating it has ended this process too often."""
+        name = f"trial {trial.number}"
+        if reason := attempt.failure:
+            journaled = self.journal.folder / f"trial-{trial.number:05d}.json"
+            self.watcher.note(
+                f"{name} is left out ({reason}): to try it again, delete {journaled} and {self.folder.database} and "
+                "run the same command"
+            )
+            return failed(reason)
+        if attempt.deaths:
+            self.watcher.note(f"{name} begins again, it was cut off {attempt.deaths[-1]}")
+        label = f"{name} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
+        epochs, limit = self.subject.workload.recipe.trial_epochs, self.config.trial_timeout
+        with self.watcher.stage(label) as progress, attempt.running(progress) as step:
+            return evaluate_policy(
+                self.subject, proposal.policy, epochs, self.config.seed, step,
+                seconds=limit, give_up=give_up_on(attempt, name, limit),
+            )  # fmt: skip
 
     def _tell(self, record: TrialRecord) -> None:
         shares = record.result.shares

@@ -18,16 +18,17 @@ from pruning.criteria import NotFiniteError
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.structure import Structure
+from search.attempts import TIMED_OUT, reached
+from search.blame import told
 from search.records import COMPLETE, FAILED, TrialResult
+from search.time_limit import TimedOut, limited
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
+from search.user_code import pass_signals_on
 from search.workloads.base import Workload
 from spaces.layers import Network
 from spaces.policy import PruningPolicy
 from spaces.size import Footprint, dense_footprint, footprint, shares
 from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
-
-MAX_STARTS = 4
-"""How often an evaluation may begin that ends the process each time (a crash of native code)."""
 
 
 class BrokenPromise(Exception):
@@ -77,22 +78,36 @@ def evaluate_policy(
     seed: int,
     progress: Progress | None = None,
     training: str = FINE_TUNE,
+    seconds: float | None = None,
+    give_up: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
 
-    With another `training` the policy's network is trained from fresh weights instead, for epochs of its own.
+    With another `training` the policy's network is trained from fresh weights instead, for epochs of its own. An
+    evaluation longer than `seconds` fails; `give_up` is called if it cannot, see `search.time_limit.limited`.
 
     Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a policy that asks for
     something of which nothing goes, a removal that does not equal its mask, or a network larger than planned),
-    `error: ...` (anything the workload's own code raised).
+    `timed-out: ...`, `error: ...` (anything the workload's own code raised, `sys.exit` and the like too).
     """
+    at = [0, 0]
 
     def trained(subject: Subject) -> Trained:
-        if training == FINE_TUNE:
-            return fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, progress)
-        return train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, progress)
+        def step(done: int, total: int) -> None:
+            at[:] = done, total
+            due()
+            if progress:
+                progress(done, total)
 
-    return _evaluated(subject, policy, trained)
+        if training == FINE_TUNE:
+            return fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, step)
+        return train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, step)
+
+    try:
+        with limited(seconds, give_up) as due:
+            return _evaluated(subject, policy, trained)
+    except TimedOut as error:
+        return failed(f"{TIMED_OUT}: {error}, {reached(*at)}")
 
 
 def evaluate_untrained(subject: Subject, policy: PruningPolicy) -> Evaluation:
@@ -113,18 +128,16 @@ def _evaluated(subject: Subject, policy: PruningPolicy, trained: Callable[[Subje
         return failed("out-of-memory")
     except (RemovalMismatch, NothingToRemove, BrokenPromise) as error:
         return failed(f"refused: {error}")
-    except Exception as error:
-        return failed(f"error: {type(error).__name__}: {error}")
+    except TimedOut:
+        raise
+    except BaseException as error:
+        pass_signals_on(error)
+        return failed(f"error: {told(error)}")
 
 
 def failed(reason: str) -> Evaluation:
     """A failed result without a network; only the first line of the reason is kept."""
     return Evaluation(TrialResult(FAILED, reason.splitlines()[0][:500]))
-
-
-def crashed() -> Evaluation:
-    """What becomes of an evaluation that began too often."""
-    return failed(f"crashed: the process ended {MAX_STARTS} times in it")
 
 
 def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:

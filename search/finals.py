@@ -16,6 +16,8 @@ from pruning.codec import dense_bytes
 from pruning.evidence import unit_evidence
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
+from search.attempts import Attempt, give_up_on
+from search.blame import told
 from search.checkpoints import load_model, save_model
 from search.clock import StudyClock
 from search.config import SearchConfig
@@ -23,7 +25,7 @@ from search.console import Watcher, duration
 from search.dense import build_model
 from search.entries import LARGEST_SHARE
 from search.errors import Refused
-from search.evaluate import MAX_STARTS, Evaluation, Subject, crashed, evaluate_policy
+from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.folder import StudyFolder
 from search.journal import Journal, write_durably
 from search.latency import time_finals
@@ -31,7 +33,8 @@ from search.reading import read_text
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.refresh import refresh_statistics_
 from search.results import FinalScore, score_finals
-from search.train import Progress, score
+from search.train import Progress, Scores, score
+from search.user_code import pass_signals_on
 from spaces.allocation import Evidence, Unreachable
 from spaces.errors import is_number
 from spaces.latency import TimedNetwork, TimedNetworks
@@ -100,11 +103,10 @@ def compare_finals(
     missing = {run: what for run, what in runs.items() if run not in done}
     began = clock.seconds
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
+        attempt = Attempt(folder.journal.folder, f"{digest}-{seed}")
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
-            evaluation = _evaluated(subject, policy, seed, folder.journal, progress)
-        tested = None
+            evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:
-            tested = score(evaluation.model, subject.workload.test, subject.workload)
             save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
         folder.journal.write_final(
             FinalRecord(
@@ -117,6 +119,7 @@ def compare_finals(
                 clock.seconds,
             )
         )
+        attempt.finish()
         left = (clock.seconds - began) / number * (len(missing) - number)
         watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left))
     _tell_failures(folder.journal, runs, watcher)
@@ -148,16 +151,27 @@ def _tell_failures(
 
 
 def _evaluated(
-    subject: Subject, policy: PruningPolicy, seed: int, journal: Journal, progress: Progress | None
-) -> Evaluation:
-    """One full-length fine-tune, unless it has ended this process too often (a crash of native code)."""
-    if journal.count_start(policy.digest, seed) > MAX_STARTS:
-        return crashed()
-    try:
-        return evaluate_policy(subject, policy, subject.workload.recipe.final_epochs, seed, progress)
-    except (KeyboardInterrupt, SystemExit):
-        journal.count_start(policy.digest, seed, -1)
-        raise
+    config: SearchConfig, subject: Subject, policy: PruningPolicy, seed: int, attempt: Attempt, progress: Progress
+) -> tuple[Evaluation, Scores | None]:
+    """One full-length fine-tune and its scores on test data, unless it has ended this process too often.
+
+    It may last as many times longer than a trial as it has epochs more.
+    """
+    if reason := attempt.failure:
+        return failed(reason), None
+    recipe, limit = subject.workload.recipe, config.trial_timeout
+    if limit is not None:
+        limit *= max(recipe.final_epochs / recipe.trial_epochs, 1)
+    give_up = give_up_on(attempt, "a final run", limit)
+    with attempt.running(progress) as step:
+        evaluation = evaluate_policy(subject, policy, recipe.final_epochs, seed, step, seconds=limit, give_up=give_up)
+        if evaluation.model is None:
+            return evaluation, None
+        try:
+            return evaluation, score(evaluation.model, subject.workload.test, subject.workload)
+        except BaseException as error:
+            pass_signals_on(error)
+            return failed(f"error on test data: {told(error)}"), None
 
 
 def _timed(

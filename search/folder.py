@@ -235,7 +235,8 @@ def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str
         if stored.get(key) != now.get(key)
     ]
     if changes:
+        mutable = [key.replace("_", "-") for key in BUDGETS]
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
-            "only trials, timeout and finalists may change; name a new --study"
+            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study"
         )

@@ -31,20 +31,21 @@ class Terminated(SystemExit):
 
 _received: int | None = None
 _again = False
-_last_words: Callable[[], None] | None = None
+_last_words: Callable[[str | None, int], None] | None = None
 _handlers: dict[int, Any] = {}
 _hook: Any = None
 _later: threading.Timer | None = None
 
 
-def watch(last_words: Callable[[], None]) -> None:
+def watch(last_words: Callable[[str | None, int], None]) -> None:
     """From now on a signal raises `Interrupted` or `Terminated`, and a second one ends the process at once.
 
     One the process was started to ignore (by `nohup`, or by a shell for what it runs in the background) stays ignored.
     Does nothing but in the main thread, where alone Python handles signals.
 
     Args:
-        last_words: called before a second signal ends the process.
+        last_words: called before `end_process`, and before a second signal ends the process, with its arguments; of
+            a signal there is no message.
     """
     global _received, _again, _last_words, _hook
     if threading.current_thread() is not threading.main_thread():
@@ -85,6 +86,16 @@ def end_at_next() -> None:
         _received = 0
 
 
+def can_end_process() -> bool:
+    """Whether this process is a command's, and not that of a program which calls it."""
+    return bool(_handlers)
+
+
+def end_process(message: str, code: int) -> NoReturn:
+    """From any thread, end a command whose main thread will never come back."""
+    _end_at_once(message, code)
+
+
 def exit_code() -> int | None:
     """130 or 143 once a signal has come, else None."""
     return (INTERRUPTED if _received == signal.SIGINT else TERMINATED) if _received else None
@@ -117,7 +128,7 @@ def _receive(number: int, _frame: Any) -> None:
     if _again:
         _again = False
     elif _received is not None:
-        _end_at_once(_received or number)
+        _end_at_once(None, INTERRUPTED if (_received or number) == signal.SIGINT else TERMINATED)
     else:
         _received = number
     _end()
@@ -127,12 +138,12 @@ def _end() -> NoReturn:
     raise (Interrupted() if _received == signal.SIGINT else Terminated(TERMINATED))
 
 
-def _end_at_once(number: int) -> NoReturn:
+def _end_at_once(message: str | None, code: int) -> NoReturn:
     try:
         if _last_words is not None:
-            _last_words()
+            _last_words(message, code)
     finally:
-        os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        os._exit(code)
 
 
 def _raise_again(lost: Any) -> None:

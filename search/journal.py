@@ -56,14 +56,6 @@ class Journal:
 
     def write_final(self, record: FinalRecord) -> None:
         self._write(self.folder / final_name(record), record)
-        (self.folder / f"begun-{record.digest}-{record.seed}").unlink(missing_ok=True)
-
-    def count_start(self, digest: str, seed: int, change: int = 1) -> int:
-        """Note that a final begins (or, with -1, was interrupted in good order); returns how often it has begun."""
-        path = self.folder / f"begun-{digest}-{seed}"
-        count = _counted(path) + change
-        write_durably(path, str(count).encode())
-        return count
 
     def trials(self) -> list[TrialRecord]:
         """Finished trials by number.
@@ -123,11 +115,3 @@ def trial_name(record: TrialRecord) -> str:
 def final_name(record: FinalRecord) -> str:
     """The file a final is written to."""
     return f"final-{record.digest}-{record.seed}.json"
-
-
-def _counted(path: Path) -> int:
-    """How often a final has begun; a count that cannot be read is none."""
-    try:
-        return max(int(read_text(path, 100)), 0)
-    except (ValueError, OSError):
-        return 0

@@ -13,6 +13,7 @@ from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.journal import write_durably
 from search.reading import read_text
+from search.user_code import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
 from spaces.printable import printable
@@ -40,17 +41,20 @@ def cached_profile(
         except ValueError as error:
             log.warning("%s: %s", path.name, printable(error))
     workload = subject.workload
-    profile = scan_sensitivity(
-        subject.dense,
-        subject.graph,
-        workload.calibration,
-        workload.loss,
-        workload.metric,
-        granularities=granularities,
-        criterion=criterion,
-        fingerprint=dense.weights,
-        progress=progress,
-    )
+    try:
+        profile = scan_sensitivity(
+            subject.dense,
+            subject.graph,
+            workload.calibration,
+            workload.loss,
+            workload.metric,
+            granularities=granularities,
+            criterion=criterion,
+            fingerprint=dense.weights,
+            progress=progress,
+        )
+    except BaseException as error:
+        blame(error, workload.name, "the sensitivity scan")
     write_durably(path, profile.to_json().encode())
     return profile
 

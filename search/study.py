@@ -23,8 +23,6 @@ ORIGIN = "origin"
 """Trial attribute: the allocator of a seed, or the source of a guided proposal; absent for other samplers."""
 SCORES = "scores"
 """Trial attribute: what the guide knew of a trial before it was evaluated."""
-STARTS = "starts"
-"""Trial attribute: how often its evaluation was begun."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
 _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -85,18 +83,16 @@ class OptunaStudy:
         """Finish a trial; telling a finished one again changes nothing."""
         self._study.tell(number, values if state == COMPLETE else None, state=_STATES[state], skip_if_finished=True)
 
-    @staticmethod
-    def count_start(trial: Trial, change: int = 1) -> int:
-        """Note that a trial's evaluation begins (or, with -1, was interrupted in good order); returns the count."""
-        starts = trial.user_attrs.get(STARTS, 0) + change
-        trial.set_user_attr(STARTS, starts)
-        return starts
-
     def explain(self, trial: Trial) -> None:
-        """Write down why the guide proposed a trial that has just been sampled."""
-        if self._guide is not None and (why := self._guide.suggested(trial.number)) is not None:
-            trial.set_user_attr(ORIGIN, why.source)
+        """Write down why the guide proposed a sampled trial, also one that was cut off before that was written."""
+        if self._guide is None or ORIGIN in trial.user_attrs:
+            return
+        if self._guide.suggested(trial.number) is None:
+            _ = trial.relative_params  # sampled again: all that was known then is known now
+        why = self._guide.suggested(trial.number)
+        if all(why.params[name] == value for name, value in trial.params.items()):
             trial.set_user_attr(SCORES, dict(why.scores))
+            trial.set_user_attr(ORIGIN, why.source)  # last: where it is, the other is
 
     @staticmethod
     def origin(trial: Trial) -> str:

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pruning.criteria import own_function, register_criterion
-from search.blame import told
+from search.blame import place, told
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.interrupts import check, is_signal
 from spaces.criteria import check_criterion
@@ -135,6 +135,14 @@ def call_user(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except PrunefrontError:
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except BaseException as error:
         pass_signals_on(error)
         raise UsageError(f"{what} raised {told(error)}") from error
+
+
+def blame(error: BaseException, workload: str, doing: str) -> NoReturn:
+    """Raise what code of the user's own raised as one line about that code; anything else as it is."""
+    pass_signals_on(error)
+    if isinstance(error, Exception) and (isinstance(error, PrunefrontError) or place(error) is None):
+        raise error
+    raise UsageError(f"workload {workload!r}: {doing} ended by {told(error)}") from error

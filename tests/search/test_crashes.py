@@ -1,79 +1,258 @@
-"""A trial that kills the process every time must not stop its study for ever."""
+"""What an evaluation does to its process: what counts as its failure, and what does not."""
 
 from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
 
 import pytest
 
 import search.coordinator
 import search.finals
 from search import SearchConfig, run_search
+from search.attempts import MAX_KILLS, MAX_STARTS, Attempt
 from search.console import Watcher
-from search.evaluate import MAX_STARTS
 from search.journal import Journal
 
 
-class Death(BaseException):
-    """Ends a run as abruptly as a test can: nothing of the project handles it."""
+def segfault() -> None:
+    ctypes.string_at(0)
 
 
-def config(place, trials: int) -> SearchConfig:
-    options = {"trials": trials, "finalists": 0, "seeds": False, "max_size": 0.5}
-    return SearchConfig(workload=f"{place / 'tiny.py'}:tiny", study="deadly", root=str(place / "deadly"), **options)
+def leave() -> None:
+    os._exit(5)
 
 
-def ends_by(error: type[BaseException]):
-    def evaluate(*_arguments):
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies(act) -> int:
+    """What a child process that does this ends with, as `os.waitstatus_to_exitcode` has it."""
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            act()
+        finally:
+            os._exit(97)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def attempted(folder, act, after: int = 3) -> int:
+    """An attempt at an evaluation of 20 steps that ends its process after some of them."""
+
+    def evaluation() -> None:
+        with Attempt(folder, "net").running() as step:
+            for done in range(after + 1):
+                step(done, 20)
+            act()
+
+    return dies(evaluation)
+
+
+def kept(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_crash_of_native_code_says_what_it_was_and_where(tmp_path):
+    assert attempted(tmp_path, segfault) == -signal.SIGSEGV
+    (death,) = Attempt(tmp_path, "net").deaths
+    line = segfault.__code__.co_firstlineno + 1
+    assert str(death) == f"after step 3 of 20: Segmentation fault (test_crashes.py, line {line})"
+
+
+def test_an_os_exit_says_so(tmp_path):
+    assert attempted(tmp_path, leave, after=0) == 5
+    (death,) = Attempt(tmp_path, "net").deaths
+    line = leave.__code__.co_firstlineno + 1
+    assert str(death) == f"after step 0 of 20: os._exit(5) (test_crashes.py, line {line})"
+
+
+def test_a_kill_leaves_the_step_alone(tmp_path):
+    assert attempted(tmp_path, be_killed, after=12) == -signal.SIGKILL
+    (death,) = Attempt(tmp_path, "net").deaths
+    assert (death.step, death.steps, death.how) == (12, 20, "")
+
+
+@pytest.mark.parametrize("act", [segfault, leave])
+def test_deaths_of_its_own_doing_fail_it_wherever_they_are(tmp_path, act):
+    for number in range(MAX_STARTS):
+        assert Attempt(tmp_path, "net").failure is None
+        attempted(tmp_path, act, after=number)
+    reason = Attempt(tmp_path, "net").failure
+    assert reason.startswith("crashed: the process ended 4 times in it, last after step 3 of 20: ")
+
+
+def test_kills_at_different_steps_never_fail_it(tmp_path):
+    for step in range(2 * MAX_KILLS):
+        attempted(tmp_path, be_killed, after=step % 5)
+        assert Attempt(tmp_path, "net").failure is None
+    assert len(Attempt(tmp_path, "net").deaths) == 2 * MAX_KILLS
+
+
+def test_as_many_kills_at_one_step_as_only_a_lack_of_memory_explains_fail_it(tmp_path):
+    for _ in range(MAX_KILLS):
+        assert Attempt(tmp_path, "net").failure is None
+        attempted(tmp_path, be_killed)
+    assert Attempt(tmp_path, "net").failure == (
+        "crashed: the process ended 12 times in it, each time after step 3 of 20: "
+        "killed from outside, or for lack of memory"
+    )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, GeneratorExit])
+def test_an_exception_is_no_death(tmp_path, error):
+    with pytest.raises(error), Attempt(tmp_path, "net").running() as step:
+        step(3, 20)
         raise error
+    assert kept(tmp_path) == [] and Attempt(tmp_path, "net").deaths == ()
+
+
+def test_what_was_known_before_an_interruption_is_known_after_it(tmp_path):
+    attempted(tmp_path, segfault)
+    with pytest.raises(KeyboardInterrupt), Attempt(tmp_path, "net").running():
+        raise KeyboardInterrupt
+    assert [death.step for death in Attempt(tmp_path, "net").deaths] == [3]
+    attempted(tmp_path, be_killed, after=7)
+    again = Attempt(tmp_path, "net")
+    assert [(death.step, bool(death.how)) for death in again.deaths] == [(3, True), (7, False)]
+    again.finish()
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "{", "[3]", '[{"step": "x"}]', "null", '[{"step": 1e999}]', "\x00\xff", "[" * 100_000]
+)
+def test_damaged_marks_count_as_none(tmp_path, text):
+    """An earlier version wrote a bare number."""
+    (tmp_path / "begun-net").write_text(text)
+    assert Attempt(tmp_path, "net").deaths == ()
+    (tmp_path / "begun-net.now").write_text(text)
+    (death,) = Attempt(tmp_path, "net").deaths
+    assert (death.step, death.steps) == (0, 0)
+    assert Attempt(tmp_path, "net").failure is None
+
+
+def test_steps_are_passed_on_and_os_exit_is_given_back(tmp_path):
+    seen, before = [], os._exit
+    with Attempt(tmp_path, "net").running(lambda *step: seen.append(step)) as step:
+        step(1, 20)
+        assert os._exit is not before
+    assert seen == [(1, 20)] and os._exit is before
+
+
+def test_a_child_process_that_leaves_is_no_death(tmp_path):
+    """As workers of a data loader do."""
+    with Attempt(tmp_path, "net").running() as step:
+        step(2, 20)
+        assert dies(leave) == 5
+        assert "os._exit" not in (tmp_path / "begun-net.now").read_text()
+
+
+# In a study
+
+
+def config(place, study: str, trials: int, **options) -> SearchConfig:
+    options = {"finalists": 0, "seeds": False, "max_size": 0.5, "sampler": "random", **options}
+    return SearchConfig(
+        workload=f"{place / 'tiny.py'}:tiny", study=study, root=str(place / "deadly"), trials=trials, **options
+    )
+
+
+def ends_by(act):
+    def evaluate(_subject, _policy, _epochs, _seed, step, **_limits):
+        step(7, 20)
+        act()
 
     return evaluate
 
 
-def test_a_trial_that_always_kills_the_process_is_failed_in_the_end(place, monkeypatch):
-    run_search(config(place, 1))
+class Noted(Watcher):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("act", [segfault, be_killed])
+def test_a_trial_that_ended_its_process_four_times(place, monkeypatch, act):
+    """Failed if it did so itself; else it is as good as any other."""
+    own, name = act is segfault, f"deadly-{act.__name__}"
+    run_search(config(place, name, 1))
     with monkeypatch.context() as deadly:
-        deadly.setattr(search.coordinator, "evaluate_policy", ends_by(Death))
+        deadly.setattr(search.coordinator, "evaluate_policy", ends_by(act))
         for _ in range(MAX_STARTS):
-            with pytest.raises(Death):
-                run_search(config(place, 2))
-    result = run_search(config(place, 3))
-    assert list(result.trials["state"]) == ["complete", "failed", "complete"]
-    assert result.trials["reason"][1].startswith("crashed: ")
+            dies(lambda: run_search(config(place, name, 2)))
+    watcher = Noted()
+    result = run_search(config(place, name, 3), watcher)
+    assert list(result.trials["state"]) == ["complete", "failed" if own else "complete", "complete"]
+    (told,) = (note for note in watcher.notes if note.startswith("trial 1 "))
+    assert "after step 7 of 20: " in told
+    if own:
+        assert result.trials["reason"][1].startswith(
+            "crashed: the process ended 4 times in it, last after step 7 of 20"
+        )
+        assert f"delete {result.folder}/journal/trial-00001.json and {result.folder}/study.db and run" in told
+    assert not [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
 
 
 def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
-    before = config(place, 4)
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(search.coordinator, "evaluate_policy", ends_by(KeyboardInterrupt))
+    before = config(place, "calm", 1)
+
+    def interrupted(*_arguments, **_limits):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(search.coordinator, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(before)
-    assert run_search(before).trials["state"][3] == "complete"
+    assert run_search(before).trials["state"][0] == "complete"
 
 
-def test_a_final_run_that_always_kills_the_process_is_failed_in_the_end(place, monkeypatch):
-    finals = config(place, 3).model_copy(update={"study": "deadly-finals", "finalists": 1, "final_seeds": 1})
+def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place, monkeypatch):
+    finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1)
     with monkeypatch.context() as deadly:
-        deadly.setattr(search.finals, "evaluate_policy", ends_by(Death))
+        deadly.setattr(search.finals, "evaluate_policy", ends_by(segfault))
         for _ in range(MAX_STARTS):
-            with pytest.raises(Death):
-                run_search(finals)
-    notes: list[str] = []
-    watcher = Watcher()
-    watcher.note = notes.append
+            assert dies(lambda: run_search(finals)) == -signal.SIGSEGV
+    watcher = Noted()
     result = run_search(finals, watcher)
     assert len(result.finals) == 3 and result.comparison is not None  # four of one seed: finalist and baselines
-    told = next(note for note in notes if "crashed: " in note)
+    told = next(note for note in watcher.notes if "crashed: " in note)
     assert told.endswith("and run the same command")
-    begun = [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
-    assert not begun
+    assert not [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
 
 
 def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatch):
-    finals = config(place, 2).model_copy(update={"study": "calm-finals", "finalists": 1, "final_seeds": 1})
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(search.finals, "evaluate_policy", ends_by(KeyboardInterrupt))
+    finals = config(place, "calm-finals", 2, finalists=1, final_seeds=1)
+
+    def interrupted(*_arguments, **_limits):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(search.finals, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(finals)
     journal = Journal(run_search(finals).folder / "journal")
     assert {final.result.state for final in journal.finals()} == {"complete"}
+
+
+def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypatch):
+    score, calls = search.finals.score, []
+
+    def once(*arguments):
+        calls.append(arguments)
+        return sys.exit(0) if len(calls) == 1 else score(*arguments)
+
+    monkeypatch.setattr(search.finals, "score", once)
+    result = run_search(config(place, "untested", 2, finalists=1, final_seeds=2))
+    (failure,) = [final for final in Journal(result.folder / "journal").finals() if final.result.state == "failed"]
+    assert failure.result.reason.startswith("error on test data: sys.exit(0) (test_crashes.py, line ")
+    assert failure.test_accuracy is None and failure.result.accuracy is None
+    assert result.finals[failure.digest].n == 1 and result.finals[failure.digest].failed == 1

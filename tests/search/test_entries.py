@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from search.attempts import Attempt
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.finals import read_comparison
@@ -143,9 +144,9 @@ def test_numbers_of_six_digits_come_behind_those_of_five(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff\xfe", b"-5", b"9" * 5000, b"1.5"])
-def test_a_count_of_begins_that_cannot_be_read_is_none(tmp_path, content):
+def test_marks_of_begun_evaluations_that_cannot_be_read_count_as_none(tmp_path, content):
     (tmp_path / "begun-0123456789abcdef-3").write_bytes(content)
-    assert Journal(tmp_path).count_start("0123456789abcdef", 3) == 1
+    assert Attempt(tmp_path, "0123456789abcdef-3").deaths == ()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])

@@ -30,7 +30,7 @@ def watched(monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(interrupts.os, "_exit", leave)
-    interrupts.watch(lambda: ended.append("last words"))
+    interrupts.watch(lambda message, code: ended.append((message, code)))
     yield ended
     interrupts.unwatch()
 
@@ -108,14 +108,14 @@ def test_the_second_signal_ends_the_process_at_once(watched, number, code):
     assert interrupts.exit_code() == code and watched == []
     with pytest.raises(SystemExit):
         send(signal.SIGTERM)
-    assert watched == ["last words", code]
+    assert watched == [(None, code), code]
 
 
 def test_an_ignored_signal_stays_ignored(monkeypatch):
     """As `nohup` has it, or a shell for what it runs in the background."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        interrupts.watch(lambda: None)
+        interrupts.watch(lambda *_: None)
         send(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and interrupts.exit_code() is None
     finally:
@@ -125,7 +125,7 @@ def test_an_ignored_signal_stays_ignored(monkeypatch):
 
 def test_what_was_there_comes_back():
     handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
-    interrupts.watch(lambda: None)
+    interrupts.watch(lambda *_: None)
     assert signal.getsignal(signal.SIGTERM) is not handler
     interrupts.unwatch()
     assert signal.getsignal(signal.SIGTERM) is handler and sys.unraisablehook is hook

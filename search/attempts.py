@@ -1,0 +1,189 @@
+"""Evaluations that begin: how far each came, and what is known of those that ended the process.
+
+A process that is killed can say nothing, so it is noted while it lives: the step after each step, and a crash of native
+code or an `os._exit` by the handlers of those. Being killed from outside is then no failure of a trial: what counts are
+deaths that are known to be its own doing, and very many at one and the same step, as by a lack of memory.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from search import interrupts
+from search.blame import is_own
+from search.journal import write_durably
+from search.reading import read_bytes, read_text
+
+MAX_STARTS = 4
+"""How often an evaluation may begin that ends the process each time, by what is known of it."""
+MAX_KILLS = 12
+"""How often the process may be killed at one step of an evaluation, nobody knows by whom."""
+TIMED_OUT = "timed-out"
+MOST_BYTES = 2**20
+_STEP_BYTES = 32
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Death:
+    """An earlier attempt that ended its process: after `step` of `steps` training steps; `how` is empty if unknown."""
+
+    step: int
+    steps: int
+    how: str
+
+    def __str__(self) -> str:
+        return f"{reached(self.step, self.steps)}: {self.how or 'killed from outside, or for lack of memory'}"
+
+
+def reached(step: int, steps: int) -> str:
+    """How far an evaluation came, in words."""
+    return f"after step {step} of {steps}" if steps else "before its first step was done"
+
+
+class Attempt:
+    """One evaluation, whose earlier attempts are read from files beside the journal's, which it removes by `finish`.
+
+    Args:
+        folder: of the journal.
+        key: names the evaluation.
+
+    Attributes:
+        deaths: of earlier attempts, oldest first.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._known, self._now = folder / f"begun-{key}", folder / f"begun-{key}.now"
+        self.deaths = _known_deaths(self._known) + _last_death(self._now)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the evaluation may not begin again; None if it may."""
+        own = [death for death in self.deaths if death.how]
+        if own and own[-1].how.startswith(TIMED_OUT):
+            return f"{own[-1].how}, {reached(own[-1].step, own[-1].steps)}"
+        if len(own) >= MAX_STARTS:
+            return f"crashed: the process ended {len(own)} times in it, last {own[-1]}"
+        kills = Counter((death.step, death.steps) for death in self.deaths if not death.how)
+        if kills and (most := kills.most_common(1)[0])[1] >= MAX_KILLS:
+            return f"crashed: the process ended {most[1]} times in it, each time {Death(*most[0], '')}"
+        return None
+
+    @contextmanager
+    def running(self, progress: Progress | None = None) -> Iterator[Progress]:
+        """While the evaluation runs; the function takes steps and calls `progress`.
+
+        Any exception that comes out of it leaves the process alive, so that it is no death.
+        """
+        if self.deaths:
+            text = json.dumps([asdict(death) for death in self.deaths])
+            write_durably(self._known, text.encode())
+        file = os.open(self._now, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            _write_step(file, 0, 0)
+            os.lseek(file, _STEP_BYTES, os.SEEK_SET)
+
+            def step(done: int, total: int) -> None:
+                _write_step(file, done, total)
+                if progress is not None:
+                    progress(done, total)
+
+            with _last_words(file):
+                yield step
+        finally:
+            os.close(file)
+            self._now.unlink(missing_ok=True)
+
+    def say(self, words: str) -> None:
+        """Write down what is about to end the process."""
+        with self._now.open("ab") as file:
+            file.write(words.encode())
+
+    def finish(self) -> None:
+        """Forget the attempts: the result is written."""
+        self._known.unlink(missing_ok=True)
+        self._now.unlink(missing_ok=True)
+
+
+def give_up_on(attempt: Attempt, name: str, seconds: float | None) -> Callable[[], None] | None:
+    """What ends a command whose evaluation stays in native code beyond its limit; None in a program of the user's."""
+    if seconds is None or not interrupts.can_end_process():
+        return None
+
+    def give_up() -> None:
+        attempt.say(f"{TIMED_OUT}: longer than {seconds:g} s, in native code")
+        interrupts.end_process(
+            f"{name} takes longer than its limit of {seconds:g} s in native code, which cannot be interrupted: "
+            "the same command records it as failed and goes on",
+            3,
+        )
+
+    return give_up
+
+
+def _write_step(file: int, done: int, total: int) -> None:
+    with suppress(OSError):  # the step is worth nothing if nobody dies
+        os.pwrite(file, f"{done} {total}".ljust(_STEP_BYTES - 1).encode() + b"\n", 0)
+
+
+@contextmanager
+def _last_words(file: int) -> Iterator[None]:
+    """Let a crash of native code, and `os._exit` of anybody's code, say what it was."""
+    before, leave, process = faulthandler.is_enabled(), os._exit, os.getpid()
+
+    def said_and_left(code: int) -> None:
+        if os.getpid() == process and interrupts.exit_code() is None:
+            os.write(file, f"os._exit({code})\n".encode())
+            faulthandler.dump_traceback(file, all_threads=False)
+        leave(code)
+
+    faulthandler.enable(file, all_threads=False)
+    os._exit = said_and_left
+    try:
+        yield
+    finally:
+        os._exit = leave
+        faulthandler.disable()
+        if before:
+            with suppress(ValueError, AttributeError, OSError, RuntimeError):  # a stderr that is no file
+                faulthandler.enable(sys.__stderr__)
+
+
+def _known_deaths(path: Path) -> tuple[Death, ...]:
+    """What cannot be read counts as none: an evaluation then begins once more than it might."""
+    try:
+        read: Any = json.loads(read_text(path, MOST_BYTES))
+        return tuple(Death(int(one["step"]), int(one["steps"]), str(one["how"])) for one in read)
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+        return ()
+
+
+def _last_death(path: Path) -> tuple[Death, ...]:
+    try:
+        text = read_bytes(path, MOST_BYTES).decode(errors="replace")
+    except (OSError, ValueError):
+        return ()
+    numbers = re.match(r"(\d{1,15}) (\d{1,15}) *\n", text)
+    done, total = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+    return (Death(done, total, _how(text[_STEP_BYTES:])),)
+
+
+def _how(words: str) -> str:
+    """`Segmentation fault (net.py, line 12)` of what Python's fault handler writes; likewise of `os._exit`."""
+    lines = [line for line in words.splitlines() if line.strip("\0 ")]
+    if not lines:
+        return ""
+    what = lines[0].removeprefix("Fatal Python error: ")[:200]
+    frames = re.findall(r'^  File "(.+)", line (\d+) in ', words, re.MULTILINE)
+    own = next(((Path(file).name, line) for file, line in frames if is_own(file)), None)
+    return f"{what} ({own[0]}, line {own[1]})" if own else what
