@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.codec import CONVOLUTIONS, DTYPE_CODES, prunable_weights
-from pruning.cost import check_example, check_model, output_positions
+from pruning.cost import check_example, check_model
 from pruning.criteria import require_finite
+from pruning.multiplications import Multiplications, count_multiplications
 from pruning.outputs import tensors_in
 from pruning.removal import (
     NEVER_RUNS,
@@ -41,6 +42,7 @@ from pruning.removal import (
 )
 from pruning.scores import Scores, restrict_graph
 from pruning.structure import is_depthwise, output_dim
+from pruning.whole_weights import whole_weights
 from spaces.criteria import check_criterion
 from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
 from spaces.policy import check_sparsity
@@ -92,11 +94,12 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         example = example_input.detach().clone()
         trial = copy.deepcopy(model).eval()
         try:
-            calls, positions = _observe(trial, example)
+            calls, counted = _observe(trial, example)
         except Exception as error:
             raise ValueError(f"the model does not run on the example input: {one_line(error)}") from error
-        bare = _bare_network(trial, calls, positions)
-        training_calls = Counter() if all(positions.values()) else _observe_training(trial, example)
+        bare = _bare_network(trial, calls, counted)
+        all_run = all(layer.positions for layer in bare.prunable)
+        training_calls = Counter() if all_run else _observe_training(trial, example)
         try:
             coupling = _trace_coupling(trial, example, calls | training_calls, bool(training_calls - calls))
         except Exception as error:
@@ -169,10 +172,10 @@ def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Sco
     return plan_units(graph, removed_units, skipped_layers(graph.network, shares))
 
 
-def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], dict[str, int]]:
-    """How often each module runs in one forward pass, and the output positions of each layer."""
+def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Multiplications]:
+    """How often each module runs in one forward pass, and what is multiplied in it."""
     with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]):
-        return calls, output_positions(model, example)
+        return calls, count_multiplications(model, example)
 
 
 def _observe_training(model: nn.Module, example: Tensor) -> Counter[nn.Module]:
@@ -204,7 +207,7 @@ def _train_containers_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], positions: Mapping[str, int]) -> Network:
+def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Multiplications) -> Network:
     """Tensors and layers with no group yet; every layer has the obstacle of being in none."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tensors, aliases, first_names = [], {}, {}
@@ -222,8 +225,11 @@ def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], positions: M
         kind = next(word for cls, word in _KINDS.items() if isinstance(module, cls))
         obstacle = _NOT_REACHED if calls[module] else NEVER_RUNS
         shape, groups = tuple(weight.shape), getattr(module, "groups", 1)
-        layers.append(Layer(name, kind, shape, positions[name], groups, obstacle=obstacle))
-    return Network(tuple(tensors), tuple(layers), aliases=aliases)
+        layers.append(Layer(name, kind, shape, counted.positions.get(name, 0), groups, obstacle=obstacle))
+    layers += whole_weights(model, counted.positions)
+    unlisted = counted.positions.keys() - {layer.name for layer in layers}
+    others = counted.others + sum(counted.positions[name] * model.get_parameter(name).numel() for name in unlisted)
+    return Network(tuple(tensors), tuple(layers), (), aliases, others, counted.uncounted)
 
 
 def _storage(tensor: Tensor) -> tuple[Any, ...]:
@@ -231,7 +237,7 @@ def _storage(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _refused(layers: Iterable[Layer], reason: str) -> tuple[Layer, ...]:
-    return tuple(replace(layer, obstacle=reason) for layer in layers)
+    return tuple(replace(layer, obstacle=reason) if layer.prunable else layer for layer in layers)
 
 
 class _Index(NamedTuple):

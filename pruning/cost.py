@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from pruning.codec import encode_model, prunable_weights
+from pruning.multiplications import Multiplications, count_multiplications
 from spaces.size import Footprint
 
 
@@ -16,8 +15,9 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
 
     The same counts `spaces.size.footprint` computes from a policy before training, here read back from
     the real weights: zeros are elements equal to 0 in prunable weights, `encoded_bytes` is the length of
-    the file `pruning.codec` would write, MACs are those of convolutions and linear layers for one
-    example. The model is not changed.
+    the file `pruning.codec` would write, MACs are those of one example as PyTorch's dispatcher sees them (of tied,
+    parametrised, recurrent and functional weights too), but for products of two activations such as attention's
+    scores: see `pruning.multiplications`. The model is not changed.
 
     Args:
         example_input: a batch the model accepts; MACs are divided by its first dimension.
@@ -30,10 +30,9 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
     weights = prunable_weights(model)
     parameters = sum(p.numel() for p in model.parameters())
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
-    macs = macs_nonzero = 0
-    for name, positions in _positions(model, example_input).items():
-        macs += positions * weights[name].numel()
-        macs_nonzero += positions * (weights[name].numel() - zeros[name])
+    counted = multiplications(model, example_input)
+    macs = counted.others + sum(counted.positions.get(n, 0) * p.numel() for n, p in model.named_parameters())
+    macs_nonzero = macs - sum(counted.positions.get(name, 0) * count for name, count in zeros.items())
     return Footprint(parameters, parameters - sum(zeros.values()), len(encode_model(model)), macs, macs_nonzero)
 
 
@@ -53,40 +52,12 @@ def check_example(example_input: object) -> None:
         raise ValueError("the example input holds NaN or infinite values: give a finite one")
 
 
-def _positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+def multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:
+    """What one example multiplies; `ValueError` where the model does not run on the example input."""
     try:
-        return output_positions(model, example_input)
+        return count_multiplications(model, example_input)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(f"the model does not run on the example input: {type(error).__name__}: {first}") from error
-
-
-@torch.no_grad()
-def output_positions(model: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Prunable weight -> output positions of one example, summed over calls; 0 if never called.
-
-    A transposed convolution multiplies its weights at every position of its input, so those are its
-    positions. Positions times the weight's elements are the layer's dense MACs.
-    """
-    names = {id(weight): name for name, weight in prunable_weights(model).items()}
-    positions = dict.fromkeys(names.values(), 0)
-
-    def count(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> None:
-        multiplied = (*args, *kwargs.values())[0] if getattr(module, "transposed", False) else output
-        per_channel = multiplied.numel() // module.weight.shape[0]
-        positions[names[id(module.weight)]] += per_channel // example_input.shape[0]
-
-    layers = [module for module in model.modules() if id(getattr(module, "weight", None)) in names]
-    hooks = [layer.register_forward_hook(count, with_kwargs=True) for layer in layers]
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, flag in training.items():
-            module.training = flag
-    return positions

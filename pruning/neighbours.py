@@ -40,7 +40,7 @@ def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
 
 def readers(graph: ChannelGraph, number: int) -> list[str]:
     """The layers with input columns that leave with units of this group, in the network's order."""
-    places = ((layer.name, graph.owners.get((layer.name, layer.input_dim))) for layer in graph.network.layers)
+    places = ((layer.name, graph.owners.get((layer.name, layer.input_dim))) for layer in graph.network.prunable)
     return [name for name, owners in places if owners is not None and (owners[:, 0] == number).any()]
 
 

@@ -132,7 +132,7 @@ def refit_next_layers(dense: nn.Module, small: nn.Module, plan: RemovalPlan, cal
 def _readers_that_lost(plan: RemovalPlan) -> list[str]:
     graph, kept = plan.graph, plan.structure.kept
     alone = {readers(graph, number)[0] for number in _defined_groups(graph)}
-    return [layer.name for layer in graph.network.layers if layer.name in alone and 1 in kept.get(layer.name, {})]
+    return [layer.name for layer in graph.network.prunable if layer.name in alone and 1 in kept.get(layer.name, {})]
 
 
 def _rows(model: nn.Module, reader: str, calibration: Calibration) -> Tensor:

@@ -24,8 +24,8 @@ TRIAL_SHARE = 0.25
 """Share of every group's units removed when a traced graph is tried out."""
 INITIAL_SIZE = 1e-4
 """Mean |element| up to which a parameter is taken to be at its initial value, such as a layer scale's 1e-6."""
-NEVER_RUNS = "no call of its module was seen in the forward pass, so its MACs are not counted either"
-"""Obstacle of layers that only training uses, or nothing at all."""
+NEVER_RUNS = "no call of its module was seen in the forward pass"
+"""Obstacle of layers that only training uses, whose weight is used without their module, or nothing at all."""
 
 
 class RemovalMismatch(ValueError):
@@ -116,7 +116,7 @@ class RemovalPlan:
     @cached_property
     def removed(self) -> dict[str, float]:
         """Every prunable layer -> achieved share of its output channels removed."""
-        kept, layers = self.kept, self.graph.network.layers
+        kept, layers = self.kept, self.graph.network.prunable
         return {x.name: 1 - len(kept[x.name]) / x.shape[x.output_dim] if x.name in kept else 0.0 for x in layers}
 
 
@@ -243,7 +243,7 @@ def _try_out(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> str |
     difference = output_difference(masked, small, graph.example_input)
     if difference is not None:
         return f"removal does not equal the mask: {difference}"
-    if all(layer.positions for layer in graph.network.layers):
+    if all(layer.positions for layer in graph.network.prunable):
         return None
     return _training_failure(masked, small, graph.example_input)
 

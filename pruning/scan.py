@@ -188,7 +188,7 @@ def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
 def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
     """Raise `NothingToRemove` if every layer stays whole in all these granularities."""
     if not any(_subjects(graph, granularity) for granularity in granularities):
-        whole = {layer.name: stays_whole(layer, granularities[0]) for layer in graph.network.layers}
+        whole = {layer.name: stays_whole(layer, granularities[0]) for layer in graph.network.prunable}
         require_removal(whole, whole)
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 
@@ -211,4 +211,4 @@ def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:
     """What is pruned together in one point of the scan."""
     if granularity == "channel":
         return [group.layers for group in graph.network.groups if group.obstacle is None]
-    return [(layer.name,) for layer in graph.network.layers if not stays_whole(layer, granularity)]
+    return [(layer.name,) for layer in graph.network.prunable if not stays_whole(layer, granularity)]

@@ -111,7 +111,7 @@ def layer_shares(
         check_sparsity(sparsity)
     rows = []
     for granularity in granularities:  # one at a time: the orders of a large network's units take memory
-        layers = [layer for layer in graph.network.layers if stays_whole(layer, granularity) is None]
+        layers = [layer for layer in graph.network.prunable if stays_whole(layer, granularity) is None]
         rankings = Rankings(model, graph, calibration)
         masks = {
             layer.name: [own_masks(rankings, graph.network, layer, granularity, s, criterion) for s in sparsities]

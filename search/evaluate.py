@@ -146,7 +146,7 @@ def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Eval
     began = time.perf_counter()
     cost = measure_cost(trained.model, subject.workload.example_input)
     planned = footprint(subject.network, policy)
-    if cost.encoded_bytes > planned.encoded_bytes or cost.macs != planned.macs:
+    if cost.encoded_bytes > planned.encoded_bytes or cost.macs > planned.macs:  # products of no layer may shrink too
         raise BrokenPromise(f"the network costs {cost}, its policy promised {planned}")
     result = TrialResult(
         state=COMPLETE,

@@ -30,7 +30,7 @@ class Features:
     def __init__(self, space: Space) -> None:
         network = space.network
         self._removable = np.array([float(group.obstacle is None) for group in network.groups])
-        self._by_mask = _buckets(np.array([layer.numel for layer in network.layers], dtype=float))
+        self._by_mask = _buckets(np.array([layer.numel for layer in network.prunable], dtype=float))
         self._by_removal = _buckets(self._removable)
         words = {n: parts_of(word) for n, word in enumerate(space.granularities) if word in space.choices}
         self._in_turn = [n for n, parts in words.items() if len(parts) > 1]

@@ -138,17 +138,17 @@ def default_layer(network: Network, granularities: Sequence[str]) -> str:
     Raises:
         ValueError: a network without prunable layers.
     """
-    if not network.layers:
+    if not network.prunable:
         raise ValueError("the network has no prunable layer: nothing to draw")
-    for layer in network.layers:
+    for layer in network.prunable:
         if not any(stays_whole(layer, word) for word in granularities):
             return layer.name
-    return max(network.layers, key=lambda layer: layer.numel).name
+    return max(network.prunable, key=lambda layer: layer.numel).name
 
 
 def sensitivity_files(profile: Profile, network: Network, stem: str) -> Files:
     """Accuracy and loss against sparsity, one panel a layer: `STEM.png` and further pages, `STEM.json`."""
-    parameters = {layer.name: layer.numel for layer in network.layers}
+    parameters = {layer.name: layer.numel for layer in network.prunable}
     curves = {
         name: {word: _curve(profile, word, name) for word, by_layer in profile.points.items() if name in by_layer}
         for name in parameters

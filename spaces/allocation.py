@@ -411,7 +411,7 @@ def last_layers_only(target: Target, evidence: Evidence) -> dict[str, float]:
     The fewest last layers that hold `LAST_LAYERS_SHARE` of the weights; more of them when they cannot
     free enough, the output layer last of all.
     """
-    output = target.network.layers[-1].name
+    output = target.network.prunable[-1].name
     from_last = target.layers[::-1]
     order = sorted(from_last, key=lambda layer: layer.name == output)
     held = list(accumulate(layer.numel for layer in order))

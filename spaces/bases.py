@@ -41,7 +41,7 @@ class Bases:
     def logits(self, name: str, granularity: str | Mapping[str, str], size: float) -> np.ndarray:
         """Logits (layers,) a base asks for at a size, linear between its sizes in the logarithm of the size."""
         if name == EVEN:
-            return np.zeros(len(self._space.network.layers))
+            return np.zeros(len(self._space.network.prunable))
         if not isinstance(granularity, str):
             words = self._space.words(granularity)
             bases = (self.logits(name, word, size) for word in self._space.usable)
@@ -52,7 +52,7 @@ class Bases:
     def part_logits(self, name: str, where: Combined) -> tuple[np.ndarray, np.ndarray]:
         """Logits (layers,) a base asks for of the removal and of the masks, each at its own share of the reduction."""
         if name == EVEN:
-            nothing = np.zeros(len(self._space.network.layers))
+            nothing = np.zeros(len(self._space.network.prunable))
             return nothing, nothing
         low, high = self._space.size_range
         sizes = low ** REMOVAL[1], high ** REMOVAL[0]

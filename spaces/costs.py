@@ -85,6 +85,34 @@ class _Shrinking:
         return terms if len(self.groups) == len(self.layers) else np.add.reduceat(terms, self.starts, axis=1)
 
 
+class _Weights:
+    """What is left of some weights once channel groups lost units, vectorised over points and weights."""
+
+    def __init__(self, network: Network, names: Sequence[str]) -> None:
+        tensors = {tensor.name: tensor for tensor in network.tensors}
+        chosen = [tensors[name] for name in names]
+        most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2
+        lengths = [[t.shape[d] if d < len(t.shape) else 1 for t in chosen] for d in range(most)]
+        shrinking = {d: _Shrinking.of(network, chosen, d) for d in range(most)}
+        self._shrinking = {d: one for d, one in shrinking.items() if len(one.layers)}
+        self._lengths = np.array(lengths, dtype=float)
+        self._fixed = self._lengths[[d not in self._shrinking for d in range(most)]].prod(axis=0)
+
+    def left(self, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Elements, and the first two dimensions, of the weights (p, weights) once groups lost `gone` (p, groups)."""
+        numel = np.empty((len(gone), len(self._fixed)))
+        numel[:] = self._fixed
+        first_two = [np.broadcast_to(length, numel.shape) for length in self._lengths[:2]]
+        for dimension, one in self._shrinking.items():
+            left = np.empty_like(numel)
+            left[:] = self._lengths[dimension]
+            left[:, one.layers] -= one.taken(gone)
+            numel *= left
+            if dimension < 2:
+                first_two[dimension] = left
+        return numel, first_two
+
+
 class Costs:
     """Sizes and MACs of many requests, vectorised over points and layers.
 
@@ -102,13 +130,14 @@ class Costs:
         granularities: Sequence[str] = ("fine-grained", "channel"),
     ) -> None:
         self._network, self._metric, self._latency = network, metric, latency
-        layers = network.layers
+        layers = network.prunable
         divisions = {n: Divisions(layers, [parts_of(word)[-1]] * len(layers)) for n, word in enumerate(granularities)}
         self._divisions = {n: found for n, found in divisions.items() if not found.plain}
         dense = dense_footprint(network)
         self._dense_macs = max(dense.macs, 1)
         self._dense = dense.encoded_bytes if metric == "encoded" else dense.parameters
-        self._positions = np.array([layer.positions for layer in network.layers], dtype=float)
+        self._positions = np.array([layer.positions for layer in network.prunable], dtype=float)
+        self._maskable = np.array([layer.whole is None for layer in network.prunable], dtype=float)
 
     @cached_property
     def _units(self) -> np.ndarray:
@@ -121,23 +150,17 @@ class Costs:
     @cached_property
     def _item(self) -> np.ndarray:
         tensors = {tensor.name: tensor for tensor in self._network.tensors}
-        return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.layers], dtype=float)
+        return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.prunable], dtype=float)
 
     @cached_property
-    def _lengths(self) -> tuple[np.ndarray, dict[int, _Shrinking]]:
-        """Of the layers: length of each dimension (dimensions, layers), two of them or more, and how some shrink."""
-        tensors = {tensor.name: tensor for tensor in self._network.tensors}
-        chosen = [tensors[layer.name] for layer in self._network.layers]
-        most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2
-        lengths = [[t.shape[d] if d < len(t.shape) else 1 for t in chosen] for d in range(most)]
-        shrinking = {d: _Shrinking.of(self._network, chosen, d) for d in range(most)}
-        return np.array(lengths, dtype=float), {d: one for d, one in shrinking.items() if len(one.layers)}
+    def _weights(self) -> _Weights:
+        return _Weights(self._network, self._network.layer_names)
 
     @cached_property
-    def _fixed(self) -> np.ndarray:
-        """Elements of the layers (layers,) in the dimensions that do not shrink."""
-        lengths, shrinking = self._lengths
-        return lengths[[d not in shrinking for d in range(len(lengths))]].prod(axis=0)
+    def _others_multiplied(self) -> tuple[np.ndarray, _Weights]:
+        """Positions of the weights that are no prunable layers, and these."""
+        positions = {n: count for n, count in self._network.multiplied.items() if n not in self._network.by_name}
+        return np.array(list(positions.values()), dtype=float), _Weights(self._network, tuple(positions))
 
     @cached_property
     def _others(self) -> tuple[float, np.ndarray]:
@@ -164,13 +187,18 @@ class Costs:
     def of(self, requests: Requests) -> Shares:
         """What the requests leave of the dense network."""
         gone = self._gone(requests)
-        numel, lengths = self._left(gone)
+        numel, lengths = self._weights.left(gone)
         nonzero = numel - self._zeros(requests, numel, lengths)
         whole, per_unit = self._others
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, lengths)
         size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
-        return Shares(size, numel @ self._positions / self._dense_macs, latency)
+        return Shares(size, (numel @ self._positions + self._further_macs(gone)) / self._dense_macs, latency)
+
+    def _further_macs(self, gone: np.ndarray) -> np.ndarray:
+        """MACs of all that is no prunable layer (p,)."""
+        positions, weights = self._others_multiplied
+        return weights.left(gone)[0] @ positions + self._network.other_macs
 
     def achieved(self, requests: Requests, in_turn: bool = False) -> Requests:
         """The shares really taken where units of several weights, or multiples that groups keep to, round them.
@@ -179,9 +207,9 @@ class Costs:
             in_turn: masks come after removals, as shares of what these leave; else of the dense layers.
         """
         if self._divisions:
-            numel, lengths = self._left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
+            numel, lengths = self._weights.left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
             by_unit = np.isin(requests.words, list(self._divisions))
-            masked = np.where(by_unit, self._zeros(requests, numel, lengths) / numel, requests.masked)
+            masked = np.where(by_unit, self._zeros(requests, numel, lengths) / numel, requests.masked) * self._maskable
             requests = replace(requests, masked=masked)
         if (self._multiples > 1).any():
             requests = replace(requests, removed=self._gone(requests) / np.maximum(self._units, 1))
@@ -195,22 +223,8 @@ class Costs:
         left = np.ceil((self._units - gone) / self._multiples) * self._multiples
         return np.maximum(self._units - left, 0)
 
-    def _left(self, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Elements, and the first two dimensions, of the layers (p, layers) once the groups lost `gone` (p, groups)."""
-        lengths, shrinking = self._lengths
-        numel = np.empty((len(gone), len(self._fixed)))
-        numel[:] = self._fixed
-        first_two = [np.broadcast_to(length, numel.shape) for length in lengths[:2]]
-        for dimension, one in shrinking.items():
-            left = np.empty_like(numel)
-            left[:] = lengths[dimension]
-            left[:, one.layers] -= one.taken(gone)
-            numel *= left
-            if dimension < 2:
-                first_two[dimension] = left
-        return numel, first_two
-
     def _zeros(self, requests: Requests, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
+        requests = replace(requests, masked=requests.masked * self._maskable)
         zeros = np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
         for word, divisions in self._divisions.items():
             own = (requests.words == word) & (requests.masked > 0)

@@ -245,7 +245,7 @@ class Landing:
         """Which layer belongs to which channel group (layers, groups)."""
         network = self._space.network
         members = [[name in group.layers for group in network.groups] for name in network.layer_names]
-        return np.array(members, dtype=float).reshape(len(network.layers), len(network.groups))
+        return np.array(members, dtype=float).reshape(len(network.prunable), len(network.groups))
 
     @cached_property
     def _maskable(self) -> np.ndarray:
@@ -253,7 +253,10 @@ class Landing:
         space = self._space
         return np.array(
             [
-                [not obstacle_to(parts_of(word)[-1], layer.shape, layer.inputs) for layer in space.network.layers]
+                [
+                    not (layer.whole or obstacle_to(parts_of(word)[-1], layer.shape, layer.inputs))
+                    for layer in space.network.prunable
+                ]
                 for word in space.granularities
             ]
         )

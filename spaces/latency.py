@@ -112,7 +112,7 @@ class LatencyTable:
 
     def require(self, network: Network) -> None:
         """Raise `ValueError` unless the table is of a network with these layers and sizes."""
-        for layer in network.layers:
+        for layer in network.prunable:
             grid = self.layers.get(layer.name)
             if grid is None and layer.positions:
                 raise ValueError(f"the latency table lacks layer {layer.name!r}: measure again")
@@ -245,7 +245,7 @@ class Predictor:
         self._network = network
         self._units = np.array([group.units for group in network.groups], dtype=np.int64)
         tensors = {tensor.name: tensor for tensor in network.tensors}
-        timed = [layer for layer in network.layers if layer.name in table.layers]
+        timed = [layer for layer in network.prunable if layer.name in table.layers]
         self._outputs = _Channels([tensors[layer.name] for layer in timed], 0, network)
         self._inputs = _Channels([tensors[layer.name] for layer in timed], 1, network)
         self._grids = _Grids([table.layers[layer.name] for layer in timed])
@@ -293,7 +293,7 @@ def remaining(dense: Sequence[int], kept: Sequence[int]) -> np.ndarray:
 
 def timed_layers(network: Network) -> tuple[Layer, ...]:
     """The layers one forward pass calls."""
-    return tuple(layer for layer in network.layers if layer.positions)
+    return tuple(layer for layer in network.prunable if layer.positions)
 
 
 class _Channels:

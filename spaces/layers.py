@@ -69,17 +69,19 @@ SECOND = Inputs()
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight, named as in `model.named_parameters()`.
+    """One weight, named as in `model.named_parameters()`: a prunable one, or one that stays whole for a reason.
 
     Attributes:
         kind: `conv1d`, `conv2d`, `conv3d`, `conv_transpose1d`, `conv_transpose2d`, `conv_transpose3d` or
-            `linear`.
-        positions: output positions of one example (height x width of a convolution's output, of a
-            transposed one's input, 1 for a linear layer on vectors), so that dense MACs are
-            `positions * numel`.
+            `linear`; of weights that are not prunable also `recurrent`, `attention`, `embedding`, `parametrized` or
+            `parameter`.
+        positions: how often one example multiplies each element (height x width of a convolution's output, of a
+            transposed one's input, 1 for a linear layer on vectors), so that dense MACs are `positions * numel`.
         convolution_groups: `groups` of the convolution.
         channel_group: number of the group its output channels belong to; None if they are in none.
         obstacle: why its output channels stay whole; None if they can be removed.
+        prunable: False where policies cannot name it: it stays whole in every granularity, as `obstacle` says.
+        whole: why masks of every granularity leave a prunable weight whole; None if they do not.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Layer:
     convolution_groups: int = 1
     channel_group: int | None = None
     obstacle: str | None = None
+    prunable: bool = True
+    whole: str | None = None
 
     @property
     def numel(self) -> int:
@@ -139,23 +143,39 @@ class Network:
 
     Attributes:
         tensors: in `state_dict()` order, shared storage once.
-        layers: the prunable weights, in the order of `named_parameters()`.
+        layers: the prunable weights in the order of `named_parameters()`, then those that are not, likewise.
         groups: the channel groups; a group's number is its place here.
         aliases: further `state_dict()` names of shared tensors, name -> the name in `tensors`.
+        other_macs: of one example, in products with something else than a whole weight: these do not shrink.
+        uncounted: multiplications that no MACs count, each in a few words.
     """
 
     tensors: tuple[StoredTensor, ...]
     layers: tuple[Layer, ...]
     groups: tuple[ChannelGroup, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    other_macs: int = 0
+    uncounted: tuple[str, ...] = ()
+
+    @cached_property
+    def prunable(self) -> tuple[Layer, ...]:
+        """The layers a policy can name."""
+        return tuple(layer for layer in self.layers if layer.prunable)
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
-        return {layer.name: layer for layer in self.layers}
+        """The prunable ones."""
+        return {layer.name: layer for layer in self.prunable}
+
+    @cached_property
+    def multiplied(self) -> dict[str, int]:
+        """Positions of every weight that has some, prunable or not."""
+        return {layer.name: layer.positions for layer in self.layers if layer.positions}
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        return tuple(layer.name for layer in self.layers)
+        """Of the prunable ones."""
+        return tuple(self.by_name)
 
     def output_dim(self, tensor: str) -> int:
         """The dimension of this tensor that channels of its module's output index."""
@@ -164,7 +184,8 @@ class Network:
     @property
     def removable(self) -> tuple[str, ...]:
         """Names of the layers whose output channels can be removed."""
-        return tuple(layer.name for layer in self.layers if layer.obstacle is None and layer.channel_group is not None)
+        able = (layer for layer in self.prunable if layer.obstacle is None and layer.channel_group is not None)
+        return tuple(layer.name for layer in able)
 
     def require(self, names: Iterable[str]) -> None:
         """Raise `ValueError` with the nearest match for the first name that is no prunable layer."""

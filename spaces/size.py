@@ -109,10 +109,10 @@ def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ..
     """The layers in the shapes they have once these shares of output channels are gone."""
     kept = kept_units(network, removal)
     if not kept:
-        return network.layers
+        return network.prunable
     units = {number: group.units for number, group in enumerate(network.groups)}
     shapes = {t.name: t.shrunk(kept, units) for t in network.tensors if t.name in network.by_name}
-    return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.layers)
+    return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.prunable)
 
 
 def settled(network: Network, policy: PruningPolicy) -> PruningPolicy:
@@ -262,24 +262,31 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
     masks = policy.mask_requests()
 
     entries, dense, parameters, zeros = [], [], 0, 0
-    macs = macs_nonzero = 0
+    macs = macs_nonzero = network.other_macs
     for tensor in network.tensors:
         shape = tensor.shrunk(kept, units)
         numel = prod(shape)
         parameters += numel if tensor.parameter else 0
         dense.append(Entry(tensor.name, tensor.dtype, shape))
+        positions = network.multiplied.get(tensor.name, 0)
+        macs += positions * numel
+        macs_nonzero += positions * numel
         layer = network.by_name.get(tensor.name)
         if layer is None:
             entries.append(dense[-1])
             continue
         granularity = policy.granularity_of(layer.name)
-        removed = masked_count(granularity, shape, masks.get(layer.name, 0.0), layer.inputs)
+        removed = masked_in(layer, granularity, shape, masks.get(layer.name, 0.0))
         zeros += removed
-        macs += layer.positions * numel
-        macs_nonzero += layer.positions * (numel - removed)
+        macs_nonzero -= positions * removed
         entries.append(encoded_entry(tensor, shape, numel - removed, granularity, layer.inputs))
     written = container_bytes(no_larger_than_dense(entries, dense, network.aliases), network.aliases)
     return Footprint(parameters, parameters - zeros, written, macs, macs_nonzero)
+
+
+def masked_in(layer: Layer, granularity: str, shape: tuple[int, ...], share: float) -> int:
+    """Elements of a layer of this shape a mask sets to zero."""
+    return 0 if layer.whole else masked_count(granularity, shape, share, layer.inputs)
 
 
 def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs: Inputs = SECOND) -> int:
@@ -321,7 +328,7 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
         else:
             shape = tensor.shrunk(kept, units)
             word = policy.granularity_of(layer.name)
-            removed = masked_count(word, shape, masks.get(layer.name, 0.0), layer.inputs)
+            removed = masked_in(layer, word, shape, masks.get(layer.name, 0.0))
             result[layer.name] = removed / prod(shape)
     return result
 

@@ -89,6 +89,11 @@ class Sizer:
         self._layer_shape = self._shapes.of_tensor[stored]
         self._layers = layers
         self._positions = _whole(layer.positions for layer in layers)
+        self._maskable = np.array([layer.whole is None for layer in layers], dtype=bool)
+        multiplied = [n for n, tensor in enumerate(network.tensors) if tensor.name in network.multiplied]
+        self._multiplied_shape = self._shapes.of_tensor[multiplied]
+        self._multiplied = _whole(network.multiplied[network.tensors[n].name] for n in multiplied)
+        self._other_macs = network.other_macs
         parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
         self._parameter_tensors = np.bincount(self._shapes.of_tensor[parameters], minlength=self._shapes.count)
 
@@ -123,7 +128,7 @@ class Sizer:
             groups: as `lost` gives them, or `Pruned.groups`.
         """
         numel, lengths, characters = self._shapes.after(groups)
-        masks, own = masks[self._layer_place], numel[self._layer_shape]
+        masks, own = masks[self._layer_place] * self._maskable, numel[self._layer_shape]
         if divisions is None:
             return Pruned(groups, numel, characters, removed_counts(masks, own))
         lengths = lengths[:, self._layer_shape]
@@ -140,7 +145,7 @@ class Sizer:
 
     def macs(self, pruned: Pruned) -> float:
         """The share of the dense MACs; 1.0 when the dense network has none."""
-        return float(self._positions @ pruned.numel[self._layer_shape]) / self.dense.macs if self.dense.macs else 1.0
+        return float(self._macs(pruned)) / self.dense.macs if self.dense.macs else 1.0
 
     def removed(self, pruned: Pruned) -> np.ndarray:
         """Units gone of every channel group of the network (groups,)."""
@@ -150,14 +155,17 @@ class Sizer:
 
     def footprint(self, pruned: Pruned) -> Footprint:
         """All counts, equal to those of `spaces.size.footprint`."""
-        parameters, numel = self._parameters(pruned), pruned.numel[self._layer_shape]
+        parameters, macs = self._parameters(pruned), self._macs(pruned)
         return Footprint(
             parameters=parameters,
             nonzero=parameters - int(pruned.zeros.sum()),
             encoded_bytes=self._file.bytes(pruned),
-            macs=int(self._positions @ numel),
-            macs_nonzero=int(self._positions @ (numel - pruned.zeros)),
+            macs=macs,
+            macs_nonzero=macs - int(self._positions @ pruned.zeros),
         )
+
+    def _macs(self, pruned: Pruned) -> int:
+        return self._other_macs + int(self._multiplied @ pruned.numel[self._multiplied_shape])
 
     def _parameters(self, pruned: Pruned) -> int:
         return int(self._parameter_tensors @ pruned.numel)

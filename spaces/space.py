@@ -250,7 +250,7 @@ class Space(Limits):
     @cached_property
     def leads(self) -> list[int]:
         """Place of the first layer of each layer's channel group; its own without a group."""
-        groups, layers = self.network.groups, self.network.layers
+        groups, layers = self.network.groups, self.network.prunable
         first = (
             layer.name if layer.channel_group is None else groups[layer.channel_group].layers[0] for layer in layers
         )
@@ -295,7 +295,7 @@ class Space(Limits):
     def words(self, granularity: str | Mapping[str, str]) -> np.ndarray:
         """Each layer's granularity (layers,): its place in `granularities`."""
         if isinstance(granularity, str):
-            return np.full(len(self.network.layers), self.granularities.index(granularity))
+            return np.full(len(self.network.prunable), self.granularities.index(granularity))
         return np.array([self.granularities.index(granularity[name]) for name in self.network.layer_names])
 
     @property

@@ -93,7 +93,7 @@ def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
         groups = enumerate(network.groups)
         knobs = [Knob(g.layers, Units(g.units, 1), n, g.multiple) for n, g in groups if g.obstacle is None]
     else:
-        layers = [layer for layer in network.layers if not stays_whole(layer, granularity)]
+        layers = [layer for layer in network.prunable if not stays_whole(layer, granularity)]
         knobs = [Knob((layer.name,), units_of(granularity, layer.shape, layer.inputs)) for layer in layers]
     return {knob.name: knob for knob in knobs}
 
@@ -385,7 +385,7 @@ def _choices(
     alone = [np.zeros((len(one.kept), 2)) for one in steps]
     for tensor in network.tensors:
         layer = network.by_name.get(tensor.name)
-        unit = np.array([_unit_size(tensor, metric), layer.positions if layer else 0], dtype=float)
+        unit = np.array([_unit_size(tensor, metric), network.multiplied.get(tensor.name, 0)], dtype=float)
         if tensor.name in masked:
             kept = steps[masked[tensor.name]].kept * knobs[masked[tensor.name]].units.elements
             entries = (encoded_entry(tensor, tensor.shape, int(n), granularity, layer.inputs) for n in kept)
@@ -394,6 +394,7 @@ def _choices(
             continue
         for places, count in _numel_terms(tensor, groups).items():
             terms[places] += count * unit
+    terms[()] += [0, network.other_macs]
     if metric == "encoded":
         tensors = sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in network.tensors)
         terms[()] += [dense_footprint(network).encoded_bytes - tensors, 0]  # the header

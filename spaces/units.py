@@ -149,7 +149,7 @@ def stays_whole(layer: Layer, granularity: str) -> str | None:
     """Why nothing of a layer can go in this granularity; None if something can."""
     if granularity == "channel":
         return layer.obstacle or ("it is in no channel group" if layer.channel_group is None else None)
-    return obstacle_to(granularity, layer.shape, layer.inputs)
+    return layer.whole or obstacle_to(granularity, layer.shape, layer.inputs)
 
 
 class Divisions:

@@ -58,7 +58,8 @@ def whole_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     units = {number: group.units for number, group in enumerate(network.groups)}
     shapes = {tensor.name: tensor.shrunk(kept, units) for tensor in network.tensors if tensor.name in masks}
     masked = {
-        name: mask_obstacle(policy.granularity_of(name), shapes[name], share, network.by_name[name].inputs)
+        name: network.by_name[name].whole
+        or mask_obstacle(policy.granularity_of(name), shapes[name], share, network.by_name[name].inputs)
         for name, share in masks.items()
     }
     skipped = skipped_layers(network, requests)
@@ -85,7 +86,7 @@ def rounds_to_none(share: float, units: int) -> str:
 def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, str]:
     """Layer that is asked for a share of its output channels but loses none -> why."""
     shrinking = kept_units(network, request)
-    asked = [layer for layer in network.layers if request.get(layer.name, 0.0)]
+    asked = [layer for layer in network.prunable if request.get(layer.name, 0.0)]
     return {x.name: _why_whole(network, request, x) for x in asked if x.channel_group not in shrinking}
 
 

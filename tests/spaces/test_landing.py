@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +59,11 @@ def networks(draw) -> Network:
     positions = draw(st.sampled_from([1, 4]))
     flat = tuple((number, indices * positions) for number, indices in before)
     add("last", None, (draw(st.integers(1, 12)), inputs * positions), ((), flat))
+    if draw(st.booleans()):
+        tensors.append(StoredTensor("cell", (8, inputs * positions), owners=((), flat)))
+        layers.append(Layer("cell", "recurrent", (8, inputs * positions), 3, obstacle="it", prunable=False))
+    for place in draw(st.sets(st.integers(0, len(layers) - 1), max_size=2)):
+        layers[place] = replace(layers[place], whole="nothing is known of it")
     blocked = draw(st.sets(st.integers(0, len(units) - 1)))
     groups = tuple(
         ChannelGroup(
@@ -68,7 +74,7 @@ def networks(draw) -> Network:
         )
         for number, count in enumerate(units)
     )
-    return Network(tuple(tensors), tuple(layers), groups)
+    return Network(tuple(tensors), tuple(layers), groups, other_macs=draw(st.sampled_from([0, 777])))
 
 
 MASKS = tuple(word for word in GRANULARITIES if word != "channel")
@@ -78,8 +84,8 @@ SHARE = st.one_of(st.sampled_from([0.0, 0.5, 1 - 1e-9]), st.floats(0, 0.999))
 @st.composite
 def asked(draw, network: Network, points: int) -> tuple[Requests, list[PruningPolicy]]:
     """Masks on every layer after removals from every group that can lose channels, and the policies they mean."""
-    masked = np.array([[draw(SHARE) for _ in network.layers] for _ in range(points)])
-    words = np.array([[draw(st.sampled_from(range(len(MASKS)))) for _ in network.layers] for _ in range(points)])
+    masked = np.array([[draw(SHARE) for _ in network.prunable] for _ in range(points)])
+    words = np.array([[draw(st.sampled_from(range(len(MASKS)))) for _ in network.prunable] for _ in range(points)])
     able = np.array([group.obstacle is None for group in network.groups])
     removed = np.array([[draw(SHARE) for _ in network.groups] for _ in range(points)]) * able
     policies = [

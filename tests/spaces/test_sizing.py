@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import weakref
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -44,6 +45,10 @@ def networks(draw) -> Network:
             kind = draw(st.sampled_from(["conv2d", "conv2d", "conv_transpose2d"])) if len(shape) > 1 else "conv2d"
             parts = draw(st.sampled_from([1, 1, 2])) if shape[0] % 2 == 0 else 1
             layers.append(Layer(name, kind, shape, draw(st.integers(1, 2000)), parts, channel_group=group))
+            if group is None and not draw(st.integers(0, 3)):
+                layers[-1] = replace(layers[-1], whole="nothing is known of it")
+        elif shape and draw(st.booleans()):
+            layers.append(Layer(name, "recurrent", shape, draw(st.integers(0, 9)), obstacle="it", prunable=False))
         dtype = draw(st.sampled_from(["F32"] * 6 + sorted(ITEM_BYTES)))
         stored = StoredTensor(name, shape, dtype, prunable or draw(st.booleans()), owners if any(owners) else ())
         if not prunable or draw(st.integers(0, 9)):
@@ -60,7 +65,7 @@ def networks(draw) -> Network:
     if not tensors:
         tensors.append(StoredTensor("last", (3,)))
     aliases = {f"also {name}": tensors[0].name for name in draw(st.lists(st.sampled_from(WORDS), max_size=2))}
-    return Network(tuple(tensors), tuple(layers), groups, aliases)
+    return Network(tuple(tensors), tuple(layers), groups, aliases, draw(st.sampled_from([0, 0, 12345])))
 
 
 @st.composite

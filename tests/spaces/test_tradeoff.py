@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -30,6 +31,15 @@ def network(units: dict[int, int], weights: dict[str, tuple], extra: tuple[Store
     members = {g: tuple(layer.name for layer in layers if layer.channel_group == g) for g in units}
     groups = tuple(ChannelGroup(members[g], units[g], None if members[g] else "nothing") for g in sorted(units))
     return Network((*tensors, *extra), tuple(layers), groups)
+
+
+def with_others(net: Network) -> Network:
+    """A recurrent weight that reads the last group, and products of no layer."""
+    last = len(net.groups) - 1
+    shape = (12, net.groups[last].units)
+    cell = StoredTensor("cell", shape, owners=((), ((last, shape[1]),)))
+    layer = Layer("cell", "recurrent", shape, 7, obstacle="it", prunable=False)
+    return replace(net, tensors=(*net.tensors, cell), layers=(*net.layers, layer), other_macs=4321)
 
 
 def own(*pairs: tuple[int, int]) -> list[tuple[int, int]]:
@@ -98,6 +108,7 @@ NETWORKS = {
         },
     ),
 }
+NETWORKS["with others"] = with_others(NETWORKS["chain"])
 EXACT = [name for name in NETWORKS if name != "dense"]
 LEVELS = {3: (0.0, 0.4, 0.8), 4: (0.0, 0.3, 0.55, 0.95)}
 
