@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from optuna.trial import Trial
 
 import search.coordinator
 import search.finals
@@ -15,6 +16,7 @@ from search import SearchConfig, run_search
 from search.attempts import MAX_KILLS, MAX_STARTS, Attempt
 from search.console import Watcher
 from search.journal import Journal
+from search.study import OptunaStudy
 
 
 def segfault() -> None:
@@ -256,3 +258,47 @@ def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypat
     assert failure.result.reason.startswith("error on test data: sys.exit(0) (test_crashes.py, line ")
     assert failure.test_accuracy is None and failure.result.accuracy is None
     assert result.finals[failure.digest].n == 1 and result.finals[failure.digest].failed == 1
+
+
+# Cut between a proposal and its evaluation
+
+
+@pytest.fixture
+def guided(place):
+    """A guided study that nothing disturbs: its records by number."""
+    run_search(config(place, "undisturbed", 7, sampler="guided"))
+    return recorded(place, "undisturbed")
+
+
+def recorded(place, study: str) -> list[tuple]:
+    trials = Journal(place / "deadly" / study / "journal").trials()
+    return [(trial.origin, dict(trial.scores), dict(trial.params), trial.policy.digest) for trial in trials]
+
+
+def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, monkeypatch, guided):
+    """Before it is said why it was proposed, and in the middle of that."""
+    assert all(scores for _, scores, _, _ in guided[-2:])
+    own = config(place, "cut", 7, sampler="guided")
+    explain, note = OptunaStudy.explain, Trial.set_user_attr
+    before, between = [5], [6]
+
+    def cut_before(study, trial):
+        if trial.number in before:
+            before.clear()
+            raise KeyboardInterrupt
+        explain(study, trial)
+
+    def cut_between(trial, key, value):
+        note(trial, key, value)
+        if trial.number in between and len(between) == 1:
+            between.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(OptunaStudy, "explain", cut_before)
+    monkeypatch.setattr(Trial, "set_user_attr", cut_between)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_search(own)
+    run_search(own)
+    assert not before and not between
+    assert recorded(place, "cut") == guided
