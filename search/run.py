@@ -56,6 +56,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     for granularity, reason in space.left_out.items():
         fate = "used beside others only" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
+    if space.network.uncounted:
+        watcher.note(f"MACs leave out {'; '.join(space.network.uncounted)}")
     if (steps := step_count(workload, workload.recipe.trial_epochs)) < FEW_STEPS:
         watcher.note(
             f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "

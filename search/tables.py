@@ -11,9 +11,10 @@ from rich.table import Table
 
 from search.finals import ClosingRow
 from spaces.latency import TimedNetwork, TimedNetworks
-from spaces.layers import Network
+from spaces.layers import Layer, Network
 from spaces.printable import printable
 from spaces.profile import Profile, ProfilePoint
+from spaces.size import stored_shares
 from spaces.targets import STATEMENTS
 
 WIDTH = 120
@@ -112,18 +113,41 @@ def latency_line(timed: TimedNetworks) -> str:
     )
 
 
+OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"
+"""What MACs of no whole weight are of."""
+
+
 def layer_table(network: Network) -> str:
-    """Every prunable layer with its costs, its channel group and what keeps it whole."""
+    """Every prunable layer with its costs, its share of the stored size, its channel group and what keeps it whole."""
+    stored = stored_shares(network)
     return render(
-        ["layer", "kind", "shape", "parameters", "MACs", "group", "channels cannot go because"],
+        ["layer", "kind", "shape", "parameters", "size", "MACs", "group", "channels cannot go because"],
+        [[*_weight_cells(layer, stored), layer.channel_group, layer.obstacle] for layer in network.prunable],
+    )
+
+
+def whole_table(network: Network) -> str:
+    """Everything else a model stores, with the reason why it stays whole."""
+    stored = stored_shares(network)
+    whole = [layer for layer in network.layers if not layer.prunable]
+    rest = {
+        "other parameters": "biases, and scales of norms and PReLUs, go with the channels they belong to only",
+        "buffers": "statistics and tables go with the channels they belong to only",
+        "header": "names, shapes and places in the file",
+    }
+    return render(
+        ["stored besides", "kind", "shape", "parameters", "size", "MACs", "stays whole because"],
         [
-            [
-                layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.numel:,}",
-                f"{layer.positions * layer.numel:,}", layer.channel_group, layer.obstacle,
-            ]
-            for layer in network.layers
+            *([*_weight_cells(layer, stored), layer.obstacle] for layer in whole),
+            *([name, None, None, None, percent(stored[name]), None, why] for name, why in rest.items() if stored[name]),
+            *([["other products", *[None] * 4, f"{network.other_macs:,}", OTHERS]] if network.other_macs else []),
         ],
-    )  # fmt: skip
+    )
+
+
+def _weight_cells(layer: Layer, stored: Mapping[str, float]) -> list[str | None]:
+    shape, macs = "x".join(map(str, layer.shape)), layer.positions * layer.numel
+    return [layer.name, layer.kind, shape, f"{layer.numel:,}", percent(stored[layer.name]), f"{macs:,}"]
 
 
 def target_table() -> str:

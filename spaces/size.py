@@ -302,6 +302,24 @@ def dense_footprint(network: Network) -> Footprint:
     return footprint(network, PruningPolicy({}))
 
 
+def stored_shares(network: Network) -> dict[str, float]:
+    """Share of the dense file's bytes each weight takes, by name, then all other parameters (biases and norms), all
+    buffers and the file's header together; the shares sum to 1.
+
+    >>> tensors = StoredTensor("w", (66, 2)), StoredTensor("b", (86,))
+    >>> stored_shares(Network(tensors, (Layer("w", "linear", (66, 2), 1),)))
+    {'w': 0.528, 'other parameters': 0.344, 'buffers': 0.0, 'header': 0.128}
+    """
+    layers, total = {layer.name for layer in network.layers}, dense_footprint(network).encoded_bytes
+    bytes_of = {tensor.name: tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in network.tensors}
+    found = {layer.name: bytes_of.get(layer.name, 0) for layer in network.layers}
+    rest = [tensor for tensor in network.tensors if tensor.name not in layers]
+    found["other parameters"] = sum(bytes_of[tensor.name] for tensor in rest if tensor.parameter)
+    found["buffers"] = sum(bytes_of[tensor.name] for tensor in rest if not tensor.parameter)
+    found["header"] = total - sum(found.values())
+    return {name: count / total for name, count in found.items()}
+
+
 def shares(part: Footprint, dense: Footprint) -> Shares:
     """`part` over `dense`; MACs are 1.0 when the dense model has none."""
     return Shares(

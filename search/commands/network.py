@@ -25,12 +25,12 @@ from search.journal import write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
 from search.scan import cached_profile, profile_path
-from search.tables import layer_table, percent, profile_table, target_table
+from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.user_code import named_criterion
 from spaces.criteria import criterion_word
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, parts_in
-from spaces.size import dense_footprint
+from spaces.size import dense_footprint, stored_shares
 from spaces.targets import STATEMENTS
 from spaces.units import stays_whole
 
@@ -80,22 +80,31 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     model = build_model(workload, config.dense_seed)
     network = trace_channels(model, workload.example_input).network
-    whole = dense_footprint(network)
+    whole, stored = dense_footprint(network), stored_shares(network)
     head = (
         f"{workload.name}: {whole.parameters:,} parameters, {whole.encoded_bytes:,} bytes, {whole.macs:,} MACs; "
-        f"{len(network.layers)} prunable layers, {len(network.groups)} channel groups"
+        f"{len(network.prunable)} prunable layers with {percent(sum(stored[x.name] for x in network.prunable))} of the "
+        f"bytes, {len(network.groups)} channel groups"
     )
     data = {
         "workload": workload.name,
         "parameters": whole.parameters,
         "bytes": whole.encoded_bytes,
         "macs": whole.macs,
-        "layers": [{**asdict(layer), "macs": layer.positions * layer.numel} for layer in network.layers],
+        "layers": [
+            {**asdict(layer), "macs": layer.positions * layer.numel, "share": stored[layer.name]}
+            for layer in network.layers
+        ],
+        "shares": {name: stored[name] for name in ("other parameters", "buffers", "header")},
+        "other_macs": network.other_macs,
+        "uncounted": list(network.uncounted),
         "groups": [asdict(group) for group in network.groups],
     }
     whole_in = _whole_layers(network)
     data["whole"] = whole_in
-    parts = [head, layer_table(network), *(f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items())]
+    parts = [head, layer_table(network), whole_table(network)]
+    parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items()]
+    parts += [f"MACs leave out {'; '.join(network.uncounted)}"] if network.uncounted else []
     data["targets"] = [asdict(one) for one in STATEMENTS]
     if arguments.targets:
         parts.append(target_table())
@@ -139,7 +148,7 @@ def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str
 def _whole_layers(network: Network) -> dict[str, list[str]]:
     """Granularity of masks -> the layers it leaves whole, for those that leave any."""
     found = {
-        word: [layer.name for layer in network.layers if stays_whole(layer, word)]
+        word: [layer.name for layer in network.prunable if stays_whole(layer, word)]
         for word in GRANULARITIES
         if word != "channel"
     }
