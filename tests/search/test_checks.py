@@ -244,13 +244,13 @@ def test_a_metric_undefined_for_an_untrained_network_only_is_taken(metric, tmp_p
 def test_a_metric_undefined_for_the_trained_network_is_refused(tmp_path):
     recipe = Recipe(batch=10, dense_epochs=1, dense_learning_rate=1e-9)
     workload = task(INPUTS.mean((1, 2, 3)), Constant, metric=needs_both_classes, loss=F.mse_loss, recipe=recipe)
-    with pytest.raises(UsageError, match="metric of the dense model on validation data.*only one class predicted"):
+    with pytest.raises(UsageError, match=r"metric of the dense model on validation data.*only one class predicted"):
         dense_model(workload, 0, tmp_path)
 
 
 def test_a_metric_of_another_shape_is_refused_before_training():
     wrong = task(metric=lambda o, t: float((o[:, 7] > 0).float().mean()))
-    with pytest.raises(UsageError, match="IndexError.*nor is it one for random outputs, or for right ones"):
+    with pytest.raises(UsageError, match=r"IndexError.*nor is it one for random outputs, or for right ones"):
         build_model(wrong, 0)
 
 
@@ -260,7 +260,7 @@ def test_a_metric_that_a_test_split_cannot_have_is_found_before_training():
             raise ValueError("only one class present")
         return 0.25
 
-    with pytest.raises(UsageError, match="on test data.*only one class present"):
+    with pytest.raises(UsageError, match=r"on test data.*only one class present"):
         build_model(task(metric=both, test=(INPUTS[:5], CLASSES[:5] * 0)), 0)
 
 
@@ -303,7 +303,7 @@ def test_weights_whose_network_gives_nan_are_named(tmp_path):
     net[1].weight.data *= 1e38
     net[1].bias.data *= -1e38
     torch.save(net.state_dict(), tmp_path / "large.pt")
-    with pytest.raises(UsageError, match="large.pt"):
+    with pytest.raises(UsageError, match=r"large\.pt"):
         dense_model(task(net=lambda: nn.Sequential(*map(type_of, net))), 0, tmp_path, tmp_path / "large.pt")
 
 
