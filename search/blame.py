@@ -37,4 +37,9 @@ def told(error: BaseException) -> str:
 
 def is_own(file: str) -> bool:
     """Whether a file of code, as tracebacks name it, is the user's."""
-    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in _OTHERS)
+    return not file.startswith("<") and not is_others(file)
+
+
+def is_others(file: str | Path) -> bool:
+    """Whether a file of code belongs to Python, an installed package or prunefront."""
+    return any(Path(file).is_relative_to(folder) for folder in _OTHERS)

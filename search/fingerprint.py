@@ -1,21 +1,24 @@
-"""Fingerprints: whether model, data or code are still what they were."""
+"""Fingerprints: whether model, data or code are still what they were.
+
+Only what decides results counts, see `search.code`: neither docstrings, comments and formatting, nor where code stands.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
-from collections.abc import Iterable
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.criteria import own_function
-from search.workloads.base import SPLITS, Workload
+from search.code import ADDRESS, code_of, code_of_network
+from search.workloads.base import SPLITS, Split, Workload
 
-_OUTSIDE = ("torch", "torchvision", "builtins")
+_of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_TRAINING = "_training_fingerprint"
 
 
 def digest(*parts: Any) -> str:
@@ -24,17 +27,26 @@ def digest(*parts: Any) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Of the architecture: names, shapes, dtypes, module settings, and the modules the user's classes are written in.
+    """Of the architecture: names, shapes, dtypes, settings and code of the modules, and which parameters are frozen.
 
-    Comments and formatting of that code do not count, nor do the weights.
+    The weights do not count. It is taken once, when first asked for: what a network notes down later plays no part.
     """
-    tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items()]
-    return digest(tensors, repr(model), _codes(type(m) for m in model.modules()))
+    if model not in _of_models:
+        tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors_of(model)]
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        _of_models[model] = digest(tensors, ADDRESS.sub("", repr(model)), code_of_network(model), frozen)
+    return _of_models[model]
 
 
 def training_fingerprint(workload: Workload) -> str:
-    """Of what else decides a result: the code behind loss, metric and augmentation."""
-    return digest(_codes([workload.loss, workload.metric, workload.augment]))
+    """Of what else decides a result: the code behind loss, metric and augmentation.
+
+    It is taken once, when first asked for: what these functions note down later plays no part.
+    """
+    kept = vars(workload)
+    if _TRAINING not in kept:
+        kept[_TRAINING] = digest(code_of([workload.loss, workload.metric, workload.augment]))
+    return kept[_TRAINING]
 
 
 def criterion_fingerprint(criterion: str) -> list[str]:
@@ -44,13 +56,18 @@ def criterion_fingerprint(criterion: str) -> list[str]:
         ValueError: it is not registered in this process.
     """
     function = own_function(criterion)
-    return [digest(_codes([function]))] if function else []
+    return [digest(code_of([function]))] if function else []
+
+
+def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The tensors of a state dict, whatever else is in it."""
+    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Of the values of a state dict."""
     hasher = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors_of(model):
         hasher.update(name.encode())
         _update(hasher, tensor)
     return hasher.hexdigest()
@@ -60,32 +77,23 @@ def data_fingerprint(workload: Workload) -> str:
     """Of every example of every split."""
     hasher = hashlib.blake2b(digest_size=8)
     for split in SPLITS:
-        for tensor in getattr(workload, split):
-            hasher.update(f"{split} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            _update(hasher, tensor)
+        _update_split(hasher, split, getattr(workload, split))
     return hasher.hexdigest()
+
+
+def split_fingerprint(split: Split) -> str:
+    """Of every example of one split."""
+    hasher = hashlib.blake2b(digest_size=8)
+    _update_split(hasher, "", split)
+    return hasher.hexdigest()
+
+
+def _update_split(hasher: Any, name: str, split: Split) -> None:
+    for tensor in split:
+        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        _update(hasher, tensor)
 
 
 def _update(hasher: Any, tensor: Tensor) -> None:
     if tensor.numel():
         hasher.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
-
-
-def _codes(objects: Iterable[Any]) -> list[str]:
-    """The names of functions or classes, with the whole source of the modules they are written in."""
-    found = set()
-    for thing in objects:
-        thing = getattr(thing, "func", thing)  # of a functools.partial
-        named = thing if hasattr(thing, "__qualname__") else type(thing)
-        module = inspect.getmodule(named)
-        found.add(named.__qualname__)
-        if module is not None and module.__name__.split(".")[0] not in _OUTSIDE:
-            found.add(_syntax(module))
-    return sorted(found)
-
-
-def _syntax(module: Any) -> str:
-    try:
-        return ast.dump(ast.parse(inspect.getsource(module)))
-    except (OSError, TypeError, SyntaxError):
-        return module.__name__
