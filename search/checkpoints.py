@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
+from search.fingerprint import tensors_of
 from search.journal import write_durably
 from spaces.errors import unknown
 
+CHECKSUM = "sha256"
+"""Key of the checksum in the metadata of weights; files from before it lack it."""
+
 
 def save_model(model: nn.Module, structure: Structure, path: Path) -> None:
-    """Write a model's state dict, with what was removed from the dense model as metadata; durable."""
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_durably(path, save(state, metadata={"structure": json.dumps(structure.to_dict())}))
+    """Write a model's state dict, with what was removed from the dense model and a checksum as metadata; durable."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors_of(model)}
+    metadata = {"structure": json.dumps(structure.to_dict()), CHECKSUM: _checksum(state)}
+    write_durably(path, save(state, metadata=metadata))
 
 
 def load_model(dense: nn.Module, path: Path) -> tuple[nn.Module, Structure]:
@@ -34,9 +40,22 @@ def load_model(dense: nn.Module, path: Path) -> tuple[nn.Module, Structure]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         structure = Structure.from_dict(json.loads(metadata["structure"]))
-        return restore(dense, structure, load(path.read_bytes())), structure
+        state = load(path.read_bytes())
+        if metadata.get(CHECKSUM, _checksum(state)) != _checksum(state):
+            raise ValueError("its numbers are not those that were written (checksum)")
+        return restore(dense, structure, state), structure
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise Refused(f"damaged weights {path}: {_first_line(error)}") from None
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, types and values."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        if tensor.numel():
+            hasher.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return hasher.hexdigest()
 
 
 def restore(dense: nn.Module, structure: Structure, state: Mapping[str, Tensor]) -> nn.Module:

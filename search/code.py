@@ -53,7 +53,8 @@ def code_of_network(model: nn.Module) -> list[str]:
         walk.seen[id(module)] = module
     for name, module in model.named_modules():
         walk.root(type(module))
-        if type(module).__module__.partition(".")[0] not in _LIBRARIES and (held := attributes_of(module)):
+        usual = type(module).__module__.partition(".")[0] in _LIBRARIES  # whose settings its text shows
+        if held := _hooks_of(module) if usual else attributes_of(module):
             kept.append(f"{name}: {walk.visit(held)}")
     return [*kept, *sorted(set(walk.texts))]
 
@@ -62,8 +63,11 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What a module keeps beside tensors, submodules and the settings that every module has; its hooks too."""
     usual = vars(nn.Module())
     held = {name: value for name, value in vars(module).items() if name not in usual}
-    hooks = {name: [*vars(module)[name].values()] for name in _HOOKS if vars(module).get(name)}
-    return held | hooks
+    return held | _hooks_of(module)
+
+
+def _hooks_of(module: nn.Module) -> dict[str, Any]:
+    return {name: [*vars(module)[name].values()] for name in _HOOKS if vars(module).get(name)}
 
 
 class _Walk:
@@ -287,9 +291,10 @@ def _holds(node: ast.AST, line: int) -> bool:
 
 def _compiled_alike(node: ast.AST, code: types.CodeType) -> bool:
     """Whether one of several lambdas of a line is this one, by where its code says that it stands."""
-    places = [place for place in code.co_positions() if place[2] is not None and place[0] == node.lineno]
-    columns = [place[2] for place in places]
-    return bool(columns) and node.col_offset <= min(columns) and max(columns) <= node.end_col_offset
+    places = [place for place in code.co_positions() if None not in place and place[2:] != (0, 0)]
+    begins, ends = {(line, column) for line, _, column, _ in places}, {(line, column) for _, line, _, column in places}
+    first, last = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+    return bool(begins) and first <= min(begins) and max(ends) <= last
 
 
 def _class_level_names(node: ast.AST | None) -> set[str]:

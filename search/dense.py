@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -16,15 +17,24 @@ from pruning.calibrate import learning_norms
 from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
 from pruning.structure import Structure
+from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.checks import check_model, check_run
 from search.console import Watcher
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.fingerprint import data_fingerprint, digest, model_fingerprint, training_fingerprint, weights_fingerprint
+from search.fingerprint import (
+    digest,
+    model_fingerprint,
+    split_fingerprint,
+    training_fingerprint,
+    weights_fingerprint,
+)
 from search.metric_checks import metric_of
+from search.old_fingerprints import old_dense_key
+from search.randomness import seeded
 from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
 from search.user_code import call_user
-from search.workloads.base import Workload
+from search.workloads.base import SPLITS, Workload
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)
@@ -37,13 +47,14 @@ class DenseModel:
     """A trained dense model and the fingerprints that tell whether it is still the same.
 
     Attributes:
+        data: split -> fingerprint of its examples.
         accuracy: the metric on validation data, in [0, 1].
         trained_seconds: what training it took in this process; 0.0 if it was loaded.
     """
 
     model: nn.Module
     architecture: str
-    data: str
+    data: Mapping[str, str]
     weights: str
     accuracy: float
     trained_seconds: float
@@ -56,10 +67,13 @@ def dense_model(
     weights: str | Path | None = None,
     watcher: Watcher | None = None,
 ) -> DenseModel:
-    """Load the user's weights, the cached model, or train one on fit data and cache it.
+    """Load the user's weights, take the model as it is built, or the cached one, or train one and cache it.
+
+    It is taken as built where the workload says so by `weights="as built"`, or where `build_model` returns the same
+    weights under every seed and they do the task, unless it says `train_dense=True`.
 
     Args:
-        seed: of the dense training; part of the cache's key with architecture, data and recipe.
+        seed: of the dense training; part of the cache's key with architecture, first weights, fit data and recipe.
         cache: folder of cached models.
         weights: a weights file; goes before the workload's own.
         watcher: follows the training, if there is one.
@@ -70,39 +84,78 @@ def dense_model(
         EnvironmentProblem, Refused: from reading weights.
     """
     model = build_model(workload, seed)
-    architecture, data = model_fingerprint(model), data_fingerprint(workload)
+    architecture = model_fingerprint(model)
     source = weights or workload.weights
     watcher = watcher or Watcher()
     seconds = 0.0
-    if source:
+    if source == AS_BUILT:
+        pass
+    elif source:
         if masks := load_user_weights(model, Path(source)):
             watcher.note(_taken_masked(Path(source), masks))
     else:
-        recipe = workload.recipe.to_dict()
-        of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
-        refreshed = ["refreshed"] if learning_norms(model) else []
-        key = digest(architecture, training_fingerprint(workload), data, of_training, seed, *refreshed)
-        path = cache / f"dense-{key}.safetensors"
-        cached = _cached(model, path)
-        if cached is None:
-            trained = _trained(workload, seed, watcher)
-            cached, seconds = trained.model, trained.seconds_training + trained.seconds_scoring
-            try:
-                save_model(cached, Structure({}), path)
-            except OSError as error:
-                raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
-        model = cached
+        start = _start(workload, model, seed, watcher)
+        if start is not None:
+            model, seconds = _cached_or_trained(workload, model, start, seed, cache, watcher)
     model = in_fast_layout(model, workload.example_input).eval()
     outputs = call_user(f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0])
     _require_numbers(workload, model, outputs, source)
     accuracy = metric_of(workload, outputs, workload.validation[1], "of the dense model on validation data")
+    data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
     return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
 
 
-def _trained(workload: Workload, seed: int, watcher: Watcher) -> Trained:
-    """Train the dense model; the metric may be undefined while it is not trained yet."""
+def _start(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) -> str | None:
+    """What training starts from, as part of a key; None if the model comes trained."""
+    first, other = weights_fingerprint(model), _built(workload, seed + 1)
+    if not same_weights(model, other):
+        return first if same_weights(model, _built(workload, seed)) else "drawn anew each time"
+    if workload.train_dense:
+        return first
+    said = f"{workload.name}: build_model returns the same weights under every seed"
+    if outperforms_shuffled(workload, model, lambda *given: _number(workload.metric, *given)):
+        watcher.note(
+            f"{said}, and they do the task: they are taken as the dense model; train_dense=True in the workload would "
+            "train them further"
+        )
+        return None
+    watcher.note(
+        f"{said}, but they do the task no better than shuffled ones: the dense model is trained from them; weights="
+        f"{AS_BUILT!r} in the workload would take them as they are"
+    )
+    return first
+
+
+def _cached_or_trained(
+    workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: Watcher
+) -> tuple[nn.Module, float]:
+    """The dense model, and the seconds it took to train it."""
+    recipe = workload.recipe.to_dict()
+    of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
+    architecture, code, fit = model_fingerprint(model), training_fingerprint(workload), split_fingerprint(workload.fit)
+    refreshed = ["refreshed"] if learning_norms(model) else []
+    path = cache / f"dense-{digest(architecture, code, fit, of_training, seed, start, *refreshed)}.safetensors"
+    cached = _cached(model, path)
+    if cached is None and (old := old_dense_key(architecture, workload, of_training, seed)):
+        cached = _cached(model, cache / f"dense-{old}.safetensors")
+    if cached is not None:
+        return cached, 0.0
+    trained = _trained(workload, copy.deepcopy(model), seed, watcher)
+    try:
+        save_model(trained.model, Structure({}), path)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
+    return trained.model, trained.seconds_training + trained.seconds_scoring
+
+
+def _trained(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) -> Trained:
+    """Train this model on fit data; the metric may be undefined while it is not trained yet."""
     what = f"training the dense model of {workload.name!r}"
-    tolerant = replace(workload, metric=lambda outputs, targets: _number(workload.metric, outputs, targets))
+    tolerant = replace(
+        workload,
+        build_model=lambda: model,
+        metric=lambda outputs, targets: _number(workload.metric, outputs, targets),
+    )
     try:
         with watcher.stage(f"training the dense model of {workload.name}") as progress:
             return call_user(what, train_dense, tolerant, seed, progress)
@@ -159,8 +212,15 @@ def build_model(workload: Workload, seed: int) -> nn.Module:
     Raises:
         UsageError: it does not, or the metric is no share; the cause is named.
     """
-    torch.manual_seed(seed)
-    model = call_user(f"workload {workload.name!r}: build_model", workload.build_model)
-    check_model(workload, model)
+    training_fingerprint(workload)  # before its functions have run
+    model = _built(workload, seed)
     check_run(workload, model)
+    return model
+
+
+def _built(workload: Workload, seed: int) -> nn.Module:
+    with seeded(seed):
+        model = call_user(f"workload {workload.name!r}: build_model", workload.build_model)
+    check_model(workload, model)
+    model_fingerprint(model)  # as it is before it runs
     return model

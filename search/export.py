@@ -35,6 +35,7 @@ from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.folder import check_writable, unwritable
 from search.journal import flush
+from search.old_fingerprints import old_criterion_fingerprint
 from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
@@ -168,7 +169,8 @@ def take_criterion(view: StudyView, spec: str) -> None:
             f"--criterion {spec!r} is not the criterion {own!r} that study {view.folder.name!r} was begun with: "
             "leave it out, or name the same function"
         )
-    if criterion_fingerprint(word) != view.folder.read_record()["identity"].get("criterion", []):
+    recorded = view.folder.read_record()["identity"].get("criterion", [])
+    if recorded not in (criterion_fingerprint(word), old_criterion_fingerprint(word)):
         raise UsageError(
             f"the code of criterion {word!r} has changed since study {view.folder.name!r} was begun: "
             "export by the code it was begun with"

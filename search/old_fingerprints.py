@@ -14,26 +14,47 @@ from typing import Any
 from torch import nn
 
 from pruning.criteria import own_function
-from search.fingerprint import digest, model_fingerprint, training_fingerprint
+from search.fingerprint import data_fingerprint, digest, training_fingerprint
 from search.workloads.base import Workload
 
 _OUTSIDE = ("torch", "torchvision", "builtins")
-BUILT_IN: Mapping[str, str] = {}
+BUILT_IN: Mapping[str, str] = {
+    "7216db4c5d0b715a": "924f78aa5d0ab67a",  # digits, width 1/16
+    "c0ac9c6a7df2455f": "762187aa12b95c8a",  # 1/8
+    "ba557621a090a8b3": "66ebb53941b9b158",  # 1/4
+    "455c68db1d3f3852": "743b2ea5d8538bae",  # 1/2
+    "dfc218d62ac691f4": "383eb49bea26c1e0",  # 1
+    "5b21a59e30a8cec6": "d74bcd76442d20ed",  # fashion-mnist, width 1/16
+    "da999cc864f6d951": "6f9b2fcdb78bc91c",  # 1/8
+    "b206564e71597c6a": "afacd8b18dbb817d",  # 1/4
+    "8d35ced678544569": "4a34f94b1aa92b88",  # 1/2
+    "2eebee43fbc66727": "52f71eb7e41ceec7",  # 1
+    "d264e8fd4d1e8b80": "cc84388a7002aeb5",  # digits, and whatever has the default loss and metric
+    "6d9abe38afea25e9": "8366e46c79077b9b",  # fashion-mnist
+}
 """Fingerprint of an unchanged part of a built-in workload -> the one it had: networks of common widths, then what is
 behind loss, metric and augmentation."""
 
 
-def old_model_fingerprints(model: nn.Module) -> set[str]:
-    """Those this network may have been recorded with."""
+def old_model_fingerprints(model: nn.Module, architecture: str) -> set[str]:
+    """Those this network, of this fingerprint now, may have been recorded with."""
     tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if hasattr(t, "dtype")]
     found = {digest(tensors, repr(model), _codes(type(m) for m in model.modules()))}
-    return found | {BUILT_IN[new] for new in [model_fingerprint(model)] if new in BUILT_IN}
+    return found | {BUILT_IN[new] for new in [architecture] if new in BUILT_IN}
 
 
 def old_training_fingerprints(workload: Workload) -> set[str]:
     """Those the workload's loss, metric and augmentation may have been recorded with."""
     found = {digest(_codes([workload.loss, workload.metric, workload.augment]))}
     return found | {BUILT_IN[new] for new in [training_fingerprint(workload)] if new in BUILT_IN}
+
+
+def old_dense_key(architecture: str, workload: Workload, recipe: Mapping[str, Any], seed: int) -> str | None:
+    """The key under which a built-in workload's dense model may have been cached; None of any other workload."""
+    code = training_fingerprint(workload)
+    if architecture not in BUILT_IN or code not in BUILT_IN:
+        return None
+    return digest(BUILT_IN[architecture], BUILT_IN[code], data_fingerprint(workload), recipe, seed)
 
 
 def old_criterion_fingerprint(criterion: str) -> list[str]:

@@ -16,8 +16,9 @@ from search.coordinator import Coordinator, SearchResult, environment
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
-from search.fingerprint import criterion_fingerprint, model_fingerprint, training_fingerprint
+from search.fingerprint import model_fingerprint
 from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
+from search.identity import in_todays_words, of_split, study_identity
 from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.train import in_fast_layout, step_count
@@ -152,17 +153,11 @@ def _make_folder(folder: StudyFolder) -> None:
 def _settle_identity(
     folder: StudyFolder, config: SearchConfig, workload: Workload, dense: DenseModel, watcher: Watcher
 ) -> None:
-    """Write a new study down, or refuse one whose model, data, recipe or objectives changed."""
-    identity = {
-        "architecture": dense.architecture,
-        "loss, metric and augmentation": training_fingerprint(workload),
-        "data": dense.data,
-        "dense model": dense.weights,
-        "recipe": workload.recipe.to_dict(),
-        "objectives": {"accuracy": "maximize", "size": "minimize", config.speed: "minimize"},
-    }
-    if code := criterion_fingerprint(config.criterion):
-        identity["criterion"] = code
+    """Write a new study down, or refuse one whose model, data, recipe or objectives changed.
+
+    Its test split may change as long as no final run has been scored on it.
+    """
+    identity = study_identity(config, workload, dense)
     now = environment()
     if folder.exists:
         record = folder.read_record()
@@ -171,7 +166,12 @@ def _settle_identity(
                 f"PyTorch's threads were {before} when the study last ran and are {now['threads']} now: fine-tunes may "
                 f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
-        refuse_changes(record["identity"], identity, folder.name)
+        before = in_todays_words(record["identity"], config, workload, dense)
+        if (test := of_split("test")) in before and before[test] != identity[test] and not folder.journal.finals():
+            watcher.note("the test split is not the one the study began with: no result depends on it so far")
+            before[test] = identity[test]
+        refuse_changes(before, identity, folder.name)
+        record["identity"] = identity
         record["config"] = config.model_dump(mode="json", exclude={"root"})
     else:
         record = new_record(config, identity)

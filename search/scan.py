@@ -73,7 +73,7 @@ def profile_path(
         dense.weights,
         dense.architecture,
         training_fingerprint(workload),
-        dense.data,
+        dense.data["calibration"],
         criterion,
         sorted(granularities),
         LEVELS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import linecache
 import os
 import sys
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def _module_of_file(what: str, path: Path) -> Any:
     sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
     if str(path.parent) not in sys.path:  # stays: a function may import its neighbours when it is called
         sys.path.append(str(path.parent))
+    linecache.checkcache(str(path))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

@@ -36,8 +36,10 @@ class Workload:
         metric: (outputs, targets) of a whole split -> float in [0, 1], larger is better; default accuracy, after a
             binary cross-entropy that of one output. Outputs of batches are joined along their first dimension. Tried
             before any training: what is no share is refused, and so is what is undefined for every kind of outputs.
-        weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only); without
-            it the dense model is trained once, on `fit` only, and cached.
+        weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only), or `as built` if
+            `build_model` returns the trained network; without it the dense model is trained once, on `fit` only, and
+            cached, unless it is found to come trained: the same weights under every seed, which do the task.
+        train_dense: train the dense model even if it comes trained, as fine-tuning a pretrained network is.
         example_input: a batch for tracing; default the first two fit inputs.
         augment: (inputs, generator) -> inputs, applied to each training batch.
 
@@ -55,6 +57,7 @@ class Workload:
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
     metric: Callable[[Any, Tensor], float] = accuracy
     weights: str | Path | None = None
+    train_dense: bool = False
     example_input: Tensor | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
@@ -63,6 +66,11 @@ class Workload:
             raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
         for split in SPLITS:
             object.__setattr__(self, split, _as_tensors(getattr(self, split), split))
+        if self.train_dense and self.weights is not None:
+            raise ValueError(
+                f"train_dense trains what build_model returns, so weights {str(self.weights)!r} have no use: leave one "
+                "of them out"
+            )
         if self.metric is accuracy:
             object.__setattr__(self, "metric", default_metric(self.loss))
         if self.example_input is None:

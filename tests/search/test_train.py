@@ -245,10 +245,11 @@ def test_the_dense_model_is_trained_once_for_its_code_data_recipe_and_seed(place
     assert trained() and not trained()
     assert trained(seed=1) and not trained(seed=1)
     assert not trained("# a comment\n" + code)
-    assert trained(code.replace("trial_epochs=1", "trial_epochs=3"))  # any code of the user's file counts
+    assert not trained(code.replace("trial_epochs=1", "trial_epochs=3"))
+    assert not trained(code.replace('("test", 150)', '("test", 151)'))
     assert trained(code.replace("dense_epochs=4", "dense_epochs=3"))
     assert trained(code.replace("nn.functional.max_pool2d", "nn.functional.avg_pool2d"))
-    assert trained(code.replace('("calibration", 60)', '("calibration", 61)'))
+    assert trained(code.replace('("fit", 400)', '("fit", 401)'))
     assert not trained()
 
 

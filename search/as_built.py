@@ -1,0 +1,56 @@
+"""Whether the network that `build_model` returns comes trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pruning.calibration import evenly_spaced
+from search.fingerprint import weights_fingerprint
+from search.train import predict
+from search.workloads.base import Workload
+
+AS_BUILT = "as built"
+"""In the place of a weights file: the network is trained as `build_model` returns it."""
+EXAMPLES = 128
+SHUFFLES = 5
+AHEAD, LESS_ERROR = 0.5, 0.8
+"""A trained network beats its shuffled copies by this share of the range they lie in, and has at most this share of the
+best one's error."""
+
+
+def outperforms_shuffled(workload: Workload, model: nn.Module, metric: Callable[[object, Tensor], float]) -> bool:
+    """Whether the network does its task clearly better than with each weight's elements in random order.
+
+    Args:
+        metric: the workload's, NaN where that is undefined.
+    """
+    inputs, targets = (evenly_spaced(part, EXAMPLES) for part in workload.calibration)
+
+    def share(network: nn.Module) -> float:
+        found = metric(predict(network, inputs), targets)
+        return found if found == found else 0.0
+
+    own = share(model)
+    others = [share(_shuffled(model, seed)) for seed in range(SHUFFLES)]
+    best, worst = max(others), min(others)
+    return own > best + AHEAD * (best - worst) and 1 - own <= LESS_ERROR * (1 - best)
+
+
+@torch.no_grad()
+def _shuffled(model: nn.Module, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = copy.deepcopy(model)
+    for parameter in shuffled.parameters():
+        flat = parameter.detach().flatten()
+        order = torch.randperm(flat.numel(), generator=generator).to(flat.device)
+        parameter.copy_(flat[order].view(parameter.shape))
+    return shuffled
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two networks hold equal tensors under equal names."""
+    return weights_fingerprint(first) == weights_fingerprint(second)

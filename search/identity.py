@@ -1,0 +1,56 @@
+"""What a study may not change besides its config: fingerprints, recipe, objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search.config import SearchConfig
+from search.dense import DenseModel
+from search.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
+from search.old_fingerprints import old_criterion_fingerprint, old_model_fingerprints, old_training_fingerprints
+from search.workloads.base import SPLITS, Workload
+
+ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"
+DATA = "data"
+"""All splits in one fingerprint, as studies were once recorded."""
+
+
+def of_split(split: str) -> str:
+    """The part of an identity that a split has."""
+    return f"{split} data"
+
+
+def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) -> dict[str, Any]:
+    """The identity of a study of this config, workload and dense model, as plain data."""
+    identity = {
+        ARCHITECTURE: dense.architecture,
+        TRAINING: training_fingerprint(workload),
+        **{of_split(split): dense.data[split] for split in SPLITS},
+        "dense model": dense.weights,
+        "recipe": workload.recipe.to_dict(),
+        "objectives": {"accuracy": "maximize", "size": "minimize", config.speed: "minimize"},
+    }
+    code = criterion_fingerprint(config.criterion)
+    return identity | ({CRITERION: code} if code else {})
+
+
+def in_todays_words(
+    stored: Mapping[str, Any], config: SearchConfig, workload: Workload, dense: DenseModel
+) -> dict[str, Any]:
+    """A recorded identity, with today's fingerprints in place of older ones of the same code and data."""
+    now, found = study_identity(config, workload, dense), dict(stored)
+    older = {
+        ARCHITECTURE: old_model_fingerprints(dense.model, dense.architecture),
+        TRAINING: old_training_fingerprints(workload),
+    }
+    for part, known in older.items():
+        if found.get(part) in known:
+            found[part] = now[part]
+    if CRITERION in now and found.get(CRITERION) == old_criterion_fingerprint(config.criterion):
+        found[CRITERION] = now[CRITERION]
+    if DATA in found:
+        before = found.pop(DATA)
+        same = before == data_fingerprint(workload)
+        found |= {of_split(split): dense.data[split] if same else f"{before} of all splits" for split in SPLITS}
+    return found

@@ -1,0 +1,34 @@
+"""A checksum in JSON files of our own making, so that a changed number in them is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+KEY = "sha256"
+
+
+def sealed(text: str) -> str:
+    """The JSON object of `text` with a checksum of it as its last entry."""
+    data = json.loads(text)
+    return json.dumps({**data, KEY: _checksum(data)})
+
+
+def unsealed(text: str) -> str:
+    """The JSON object that was sealed; what carries no checksum comes back as it is.
+
+    Raises:
+        ValueError: it is no JSON, or not what was sealed.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict) or KEY not in data:
+        return text
+    seal = data.pop(KEY)
+    if seal != _checksum(data):
+        raise ValueError("its numbers are not those that were written (checksum)")
+    return json.dumps(data)
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
