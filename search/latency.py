@@ -14,6 +14,7 @@ from search.evaluate import Subject
 from search.fingerprint import digest
 from search.journal import write_durably
 from search.reading import read_text
+from search.seal import sealed, unsealed
 from search.train import in_fast_layout
 from spaces.latency import LatencyTable, TimedNetworks
 from spaces.printable import printable
@@ -43,7 +44,7 @@ def cached_latency_table(
     path = latency_path(subject, architecture, cache, batch)
     if path.is_file():
         try:
-            table = LatencyTable.from_json(read_text(path))
+            table = LatencyTable.from_json(unsealed(read_text(path)))
             table.require(subject.network)
             return table
         except ValueError as error:
@@ -62,7 +63,7 @@ def cached_latency_table(
             100 * table.spread,
             path,
         )
-    write_durably(path, table.to_json().encode())
+    write_durably(path, sealed(table.to_json()).encode())
     return table
 
 

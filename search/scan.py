@@ -13,6 +13,7 @@ from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.journal import write_durably
 from search.reading import read_text
+from search.seal import sealed, unsealed
 from search.user_code import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
@@ -35,7 +36,7 @@ def cached_profile(
     path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
     if path.is_file():
         try:
-            kept = Profile.from_json(read_text(path))
+            kept = Profile.from_json(unsealed(read_text(path)))
             kept.require(granularities, subject.network.by_name)
             return kept
         except ValueError as error:
@@ -55,7 +56,7 @@ def cached_profile(
         )
     except BaseException as error:
         blame(error, workload.name, "the sensitivity scan")
-    write_durably(path, profile.to_json().encode())
+    write_durably(path, sealed(profile.to_json()).encode())
     return profile
 
 

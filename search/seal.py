@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from spaces.policy import parse_object
+
 KEY = "sha256"
 
 
@@ -21,8 +23,8 @@ def unsealed(text: str) -> str:
     Raises:
         ValueError: it is no JSON, or not what was sealed.
     """
-    data = json.loads(text)
-    if not isinstance(data, dict) or KEY not in data:
+    data = parse_object(text)
+    if KEY not in data:
         return text
     seal = data.pop(KEY)
     if seal != _checksum(data):

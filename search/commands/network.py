@@ -54,7 +54,8 @@ def scan(arguments: argparse.Namespace) -> Reply:
     stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
-    write_durably(target, profile.to_json().encode())
+    if arguments.out:
+        write_durably(target, profile.to_json().encode())
     write_durably(target.with_suffix(".png"), profile_png(profile))
     drawn = write_files(folder, sensitivity_files(profile, subject.network, f"{target.stem}-layers"))
     tables = [profile_table(profile, granularity) for granularity in profile.points]

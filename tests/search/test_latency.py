@@ -15,6 +15,7 @@ from pruning.latency import measure_latency_table
 from search import Workload
 from search.evaluate import Subject
 from search.latency import cached_latency_table, latency_path, time_finals
+from search.seal import unsealed
 from spaces.latency import LatencyTable, TimedNetwork, TimedNetworks
 
 
@@ -71,7 +72,13 @@ def test_measured_once(subject, architecture, measured, tmp_path):
     assert measured == [first]
     assert second == first
     assert (first.model, first.batch) == ("architecture", 1)
-    assert LatencyTable.from_json(latency_path(subject, architecture, tmp_path / "cache").read_text()) == first
+    text = latency_path(subject, architecture, tmp_path / "cache").read_text()
+    assert LatencyTable.from_json(unsealed(text)) == first
+    path = latency_path(subject, architecture, tmp_path / "cache")
+    assert '"spread": 0.01' in text
+    path.write_text(text.replace('"spread": 0.01', '"spread": 0.02'))
+    cached_latency_table(subject, architecture, tmp_path / "cache")
+    assert len(measured) == 2  # a changed number is noticed
 
 
 def test_what_makes_another_table(subject, architecture, monkeypatch):
@@ -120,7 +127,7 @@ def test_damaged_files_are_measured_again(subject, architecture, measured, tmp_p
     [record] = caplog.records
     assert message in record.getMessage()
     assert "\n" not in record.getMessage()
-    assert LatencyTable.from_json(path.read_text()) == table
+    assert LatencyTable.from_json(unsealed(path.read_text())) == table
 
 
 def test_a_busy_machine_is_told(subject, architecture, measured, monkeypatch, tmp_path, caplog):
