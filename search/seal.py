@@ -23,7 +23,7 @@ def unsealed(text: str) -> str:
     Raises:
         ValueError: it is no JSON, or not what was sealed.
     """
-    data = parse_object(text)
+    data = parse_object(text, constants=True)
     if KEY not in data:
         return text
     seal = data.pop(KEY)
