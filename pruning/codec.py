@@ -20,10 +20,12 @@ A note `same NAME` marks a tensor that shares NAME's storage. Everything else is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 
 from pruning.structure import inputs_of
 from spaces.layers import Inputs
+from spaces.printable import shortened
 from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, no_larger_than_dense, worth_encoding
 from spaces.units import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
 
@@ -44,6 +47,9 @@ _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAX_DECODED_BYTES = 64 * 2**30
 """Refuse a file that claims to decode to more: its header is not to be believed."""
+MOST_DIMENSIONS = 16
+LONGEST_SAID = 300
+"""Characters of what is wrong with a file."""
 PATTERN_LENGTHS = (4, 8)
 """M of the patterns looked for in every weight."""
 
@@ -109,11 +115,16 @@ def write_sparse(model: nn.Module, path: str | Path) -> int:
     return Path(path).write_bytes(encode_model(model))
 
 
-def read_sparse(path: str | Path) -> dict[str, Tensor]:
+def read_sparse(path: str | Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Decode a sparse file into a dense state dict on the CPU.
 
+    Args:
+        like: what the file must hold, by name, shape and dtype, as of the network it is of: known beforehand it bounds
+            what a stranger's file can make of itself. Without it all tensors together have at most
+            `MAX_DECODED_BYTES`.
+
     Raises:
-        DamagedFile: not a safetensors container, or a note that contradicts its bytes.
+        DamagedFile: not a safetensors container, a note that contradicts its bytes, or other tensors than `like`.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -122,6 +133,7 @@ def read_sparse(path: str | Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
+            _check_claims(file, notes, like)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, note in notes.items():
             if not note.startswith("same "):
@@ -129,9 +141,45 @@ def read_sparse(path: str | Path) -> dict[str, Tensor]:
         for name, note in notes.items():
             if note.startswith("same "):
                 state[name] = state[note.removeprefix("same ")]
-    except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
-        raise DamagedFile(f"{path.name} does not decode: {error}; export the trial again") from None
+    except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError, MemoryError, OSError) as error:
+        said = shortened(" ".join(str(error).splitlines()), LONGEST_SAID)
+        raise DamagedFile(f"{path.name} does not decode: {said}; export the trial again") from None
     return state
+
+
+def _check_claims(file: Any, notes: Mapping[str, str], like: Mapping[str, Tensor] | None) -> None:
+    """Raise `ValueError` for a header that promises what the file cannot be, before any tensor is made of it."""
+    held, aliases = set(file.keys()), {name for name, note in notes.items() if note.startswith("same ")}
+    for name, note in notes.items():
+        if name not in aliases and name not in held:
+            raise ValueError(f"a note on {name!r}, which is not there")
+        if name in aliases and (name in held or note.removeprefix("same ") not in held):
+            raise ValueError(f"note {note!r} of {name!r} names no other tensor")
+    if like is not None and (held | aliases) != like.keys():
+        other = min((held | aliases) ^ like.keys())
+        raise ValueError(f"tensor {other!r} is {'missing' if other in like else 'none of the network'}")
+    claimed = 0
+    for name in held:
+        if name in notes:
+            code, shape = _claim(notes[name])
+            claimed += prod(shape) * _DTYPES[code].itemsize
+        else:
+            code, shape = file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())
+        if like is not None and (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (code, shape):
+            raise ValueError(f"tensor {name!r} is of {code} and shape {shape}, the network's is not")
+    if claimed > MAX_DECODED_BYTES:
+        raise ValueError(f"it claims more than {MAX_DECODED_BYTES} bytes, namely {claimed}")
+
+
+def _claim(note: str) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape a note promises; raises `ValueError` for what no tensor has."""
+    words = note.split(" ")
+    if len(words) != 4 or words[1] not in _DTYPES:
+        raise ValueError(f"impossible note {note!r}")
+    dims = words[2].split(",")
+    if len(dims) > MOST_DIMENSIONS or not all(re.fullmatch("[0-9]{1,18}", dim) for dim in dims):
+        raise ValueError(f"impossible note {note!r}")
+    return words[1], tuple(map(int, dims))
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -232,13 +280,11 @@ def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int, 
 
 
 def _decode_tensor(payload: Tensor, note: str) -> Tensor:
-    encoding, code, dims, count = note.split(" ")
-    dtype, shape, nonzero = _DTYPES[code], tuple(int(d) for d in dims.split(",")), int(count)
-    size = prod(shape)
+    encoding, _, _, count = note.split(" ")
+    code, shape = _claim(note)
+    dtype, nonzero, size = _DTYPES[code], int(count), prod(shape)
     if min(shape) < 1 or not 0 <= nonzero <= size:
         raise ValueError(f"impossible note {note!r}")
-    if size * dtype.itemsize > MAX_DECODED_BYTES:
-        raise ValueError(f"note {note!r} claims more than {MAX_DECODED_BYTES} bytes")
     if payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ValueError(f"note {note!r} belongs to bytes, not to {payload.dtype} of shape {tuple(payload.shape)}")
     data = payload.numpy()

@@ -465,7 +465,8 @@ def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", "reload an export: hashes, size, accuracy, equal outputs")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--workload", metavar="W", help="needed when the export is of your own workload")
-    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
+    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data; never the manifest's")
+    parser.add_argument("--width", type=_number, metavar="F", help="width factor of a built-in network above 2")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,19 @@ from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.folder import check_writable, unwritable
 from search.journal import flush
+from search.manifest import (
+    FILES,
+    MANIFEST,
+    MANIFEST_VERSION,
+    ONNX,
+    POLICY,
+    SPARSE,
+    SPARSITY,
+    STRUCTURE,
+    TORCH_PRUNE,
+    WEIGHTS,
+    foreign_file,
+)
 from search.old_fingerprints import old_criterion_fingerprint
 from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
@@ -46,10 +59,6 @@ from search.workloads import Workload, get_workload
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 
-MANIFEST_VERSION = 1
-SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
-WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
-TORCH_PRUNE = "model.torch-prune.safetensors"
 OUTPUT_ROWS = 2
 """Rows of recorded outputs on the example input."""
 CHOICES = ("best", "knee", "smallest")
@@ -271,9 +280,10 @@ def check_folder(out: Path) -> None:
             f"an export replaces its folder as a whole, and --out {str(out)!r} cannot be ({obstacle}): "
             f"name a folder in it, such as {str(out / 'export')!r}"
         )
-    if out.is_dir() and (foreign := {path.name for path in out.iterdir()} - _files_of_export(out)):
+    if out.is_dir() and (foreign := foreign_file(out)) is not None:
         raise UsageError(
-            f"--out {str(out)!r} holds {min(foreign)!r}, which is no part of an export: name a new or empty folder"
+            f"--out {str(out)!r} holds {foreign!r}, which is no part of an export there, or not as it was written: "
+            "name a new or empty folder"
         )
 
 
@@ -306,16 +316,6 @@ def check_masks_only(policy: PruningPolicy) -> None:
             f"--torch-prune takes policies of masks only, and this one removes {removed[layer]:.4g} of the channels of "
             f"{layer!r}: leave --torch-prune out, or choose a trial without removed channels"
         )
-
-
-def _files_of_export(folder: Path) -> set[str]:
-    """Names an export's own manifest gives; empty if there is none of ours."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        ours = manifest["version"] == MANIFEST_VERSION and "prunefront" in manifest
-        return {*manifest["files"], MANIFEST} if ours else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 @contextmanager
@@ -364,7 +364,10 @@ def _replace(place: Path, new: Path, earlier: Path) -> None:
         if earlier.is_dir() and not place.exists():
             earlier.rename(place)
         raise
-    shutil.rmtree(earlier, ignore_errors=True)
+    with suppress(OSError):  # what else lies there by now stays, and so does the folder
+        for name in (*FILES, MANIFEST):
+            (earlier / name).unlink(missing_ok=True)
+        earlier.rmdir()
 
 
 def write_export(

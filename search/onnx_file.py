@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -87,7 +89,21 @@ def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> floa
     with torch.no_grad():
         expected = list(tensors_in(model.eval()(example_input)))
     pairs = zip((torch.from_numpy(array).double() for array in found), expected, strict=True)
-    return max(float((got - to).abs().max() / to.abs().max().clamp_min(1e-12)) for got, to in pairs if to.numel())
+    return worst(_difference(got, to) for got, to in pairs)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def worst(differences: Iterable[float]) -> float:
+    """The largest, 0 of none; NaN, which is no agreement, if there is one."""
+    found = [0.0, *differences]
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def require_onnx() -> None:

@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from pruning.codec import DamagedFile, dense_bytes, read_sparse
+from pruning.codec import dense_bytes, read_sparse
 from pruning.cost import measure_cost
 from pruning.outputs import tensors_in
-from pruning.structure import Structure
+from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import state_from_torch_prune
 from search.checkpoints import restore
 from search.dense import build_model
-from search.errors import EnvironmentProblem, Refused, UsageError
-from search.export import (
-    MANIFEST,
-    MANIFEST_VERSION,
+from search.export import OUTPUT_ROWS
+from search.fingerprint import model_fingerprint
+from search.manifest import (
+    ALWAYS,
+    FILES,
     ONNX,
-    OUTPUT_ROWS,
     POLICY,
     SPARSE,
     SPARSITY,
     STRUCTURE,
     TORCH_PRUNE,
     WEIGHTS,
+    largest_files,
 )
-from search.fingerprint import model_fingerprint
 from search.old_fingerprints import old_model_fingerprints
+from search.onnx_file import onnx_difference, worst
+from search.reading import read_bytes, read_text, sha256_of
 from search.train import predict, score
 from search.workloads import Workload
 from spaces.policy import PruningPolicy, parse_object, parse_sparsity
+from spaces.printable import LONGEST_WORD, shortened
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output: what another CPU may round differently."""
 ACCURACY_TOLERANCE_EXAMPLES = 1.0
 """Validation examples that may fall on the other side on another CPU."""
-
-_MANIFEST_TYPES = {
-    "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
-    "size_encoded": float, "size_nonzero": float, "limit": float | None, "size_metric": str | None,
-}  # fmt: skip
+LONGEST_DETAIL = 300
+"""Characters of why a check failed."""
 
 
 @dataclass(frozen=True)
@@ -60,67 +59,74 @@ class Check:
     detail: str
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an export.
+def verify_files(folder: Path, manifest: Mapping[str, Any], most: Mapping[str, int] | None = None) -> list[Check]:
+    """Hash of every file the manifest names, and that nothing is missing from it.
 
-    Raises:
-        UsageError: the folder is no export.
-        Refused: the manifest is damaged or of another version.
+    Args:
+        most: file -> bytes it can have, as `largest_files` has them; a larger one is not read.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UsageError(f"{str(folder)!r} is no export: it has no {MANIFEST}")
-    try:
-        manifest = parse_object(path.read_text())
-    except (ValueError, OSError) as error:
-        raise Refused(f"damaged manifest {path}: {error}; export again") from None
-    if manifest.get("version") != MANIFEST_VERSION:
-        raise Refused(f"manifest {path} is not of version {MANIFEST_VERSION}; export again")
-    if wrong := [key for key, kinds in _MANIFEST_TYPES.items() if not isinstance(manifest.get(key), kinds)]:
-        raise Refused(f"damaged manifest {path}: {wrong[0]!r} is missing or of a wrong type; export again")
-    if not all(isinstance(described, Mapping) for described in manifest["files"].values()):
-        raise Refused(f"damaged manifest {path}: 'files' must describe each file; export again")
-    return manifest
-
-
-def verify_files(folder: Path, manifest: Mapping[str, Any]) -> list[Check]:
-    """Hash and length of every file the manifest names, and that nothing is missing from it."""
     checks = []
-    for name in sorted({*manifest["files"], SPARSITY, POLICY, STRUCTURE, WEIGHTS, SPARSE}):
+    if foreign := manifest["files"].keys() - {*FILES}:
+        named = shortened(repr(min(foreign)), LONGEST_WORD)
+        checks.append(Check("files", False, f"{len(foreign)} named that are no files of an export, such as {named}"))
+    for name in sorted({*manifest["files"], *ALWAYS} & {*FILES}):
         described, path = manifest["files"].get(name), folder / name
-        if described is None or Path(name).name != name or not path.is_file():
+        if described is None or not path.exists():
             checks.append(Check(f"hash of {name}", False, "missing"))
             continue
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        try:
+            found = sha256_of(path, most[name] if most else sys.maxsize)
+        except (ValueError, OSError) as error:
+            checks.append(Check(f"hash of {name}", False, f"not read: {error}"))
+            continue
         checks.append(Check(f"hash of {name}", found == described.get("sha256"), f"sha256 {found[:12]}..."))
     return checks
 
 
 def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workload) -> list[Check]:
     """Reload both weight files and compare policy, size, outputs and validation accuracy with the manifest."""
-    steps: list[Callable[[], Check]] = []
     dense = build_model(workload, seed=0)
+    most = largest_files(dense)
+    loaded = _tried("reload", lambda: _loaded(folder, dense, most))
+    if isinstance(loaded, Check):
+        return [loaded]
+    structure, plain, sparse, model = loaded
+    steps: dict[str, Callable[[], Check]] = {
+        "architecture": lambda: _architecture(dense, manifest),
+        "sparsity dict": lambda: _policy(folder, most),
+        "sparse file": lambda: _sparse_equals_plain(plain, sparse),
+        "size on disk": lambda: _size(folder, dense, manifest),
+        "nonzero size": lambda: _nonzero(model, dense, workload, manifest),
+        "outputs": lambda: _outputs(model, restore(dense, structure, sparse), workload, manifest),
+        "validation accuracy": lambda: _accuracy(model, workload, manifest),
+    }
+    if TORCH_PRUNE in manifest["files"]:
+        steps["torch-prune file"] = lambda: _torch_prune_equals_plain(plain, folder / TORCH_PRUNE, most)
+    if ONNX in manifest["files"]:
+        steps["onnx"] = lambda: _onnx(model, workload, folder / ONNX)
+    return [_tried(name, step) for name, step in steps.items()]
+
+
+Found = TypeVar("Found")
+
+
+def _tried(name: str, step: Callable[[], Found]) -> Found | Check:
+    """What a step finds; a failed check where it raises: what is read makes readers raise anything."""
     try:
-        structure = Structure.from_dict(parse_object((folder / STRUCTURE).read_text()))
-        plain = load((folder / WEIGHTS).read_bytes())
-        sparse = read_sparse(folder / SPARSE)
-        model = restore(dense, structure, plain)
-        steps = [
-            lambda: _architecture(dense, manifest),
-            lambda: _policy(folder),
-            lambda: _sparse_equals_plain(plain, sparse),
-            lambda: _size(folder, dense, manifest),
-            lambda: _nonzero(model, dense, workload, manifest),
-            lambda: _outputs(model, restore(dense, structure, sparse), workload, manifest),
-            lambda: _accuracy(model, workload, manifest),
-        ]
-        if TORCH_PRUNE in manifest["files"]:
-            steps.append(lambda: _torch_prune_equals_plain(plain, folder / TORCH_PRUNE))
-        if ONNX in manifest["files"]:
-            steps.append(lambda: _onnx(model, workload, folder / ONNX))
-        return [step() for step in steps]
-    except (DamagedFile, SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        return [Check("reload", False, str(error).splitlines()[0])]
+        return step()
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        return Check(name, False, shortened(f"{type(error).__name__}: {said}", LONGEST_DETAIL))
+
+
+def _loaded(
+    folder: Path, dense: nn.Module, most: Mapping[str, int]
+) -> tuple[Structure, dict[str, Tensor], dict[str, Tensor], nn.Module]:
+    structure = Structure.from_dict(parse_object(read_text(folder / STRUCTURE, most[STRUCTURE])))
+    model = apply_structure(dense, structure)
+    plain = load(read_bytes(folder / WEIGHTS, most[WEIGHTS]))
+    sparse = read_sparse(folder / SPARSE, like=model.state_dict())
+    return structure, plain, sparse, restore(dense, structure, plain)
 
 
 def _architecture(dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
@@ -129,9 +135,9 @@ def _architecture(dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
     return Check("architecture", manifest["architecture"] in known, f"fingerprint {found}")
 
 
-def _policy(folder: Path) -> Check:
-    policy = PruningPolicy.from_json((folder / POLICY).read_text())
-    flat = parse_sparsity((folder / SPARSITY).read_text())
+def _policy(folder: Path, most: Mapping[str, int]) -> Check:
+    policy = PruningPolicy.from_json(read_text(folder / POLICY, most[POLICY]))
+    flat = parse_sparsity(read_text(folder / SPARSITY, most[SPARSITY]))
     same = {n: s for n, s in flat.items() if s > 0} == {n: s for n, s in policy.sparsity.items() if s > 0}
     return Check("sparsity dict", same, f"{len(flat)} layers, as in the policy")
 
@@ -141,8 +147,8 @@ def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tenso
     return Check("sparse file", same, f"{len(plain)} tensors equal to {WEIGHTS}, bit by bit")
 
 
-def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path) -> Check:
-    masked = state_from_torch_prune(load(path.read_bytes()), keep=plain)
+def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path, most: Mapping[str, int]) -> Check:
+    masked = state_from_torch_prune(load(read_bytes(path, most[TORCH_PRUNE])), keep=plain)
     same = plain.keys() == masked.state.keys() and all(torch.equal(plain[n], masked.state[n]) for n in plain)
     detail = f"{len(masked.masks)} originals x masks and all other tensors equal to {WEIGHTS}"
     return Check("torch-prune file", same, detail)
@@ -171,7 +177,7 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
     recorded = [torch.tensor(part) for part in ([recorded] if isinstance(outputs, Tensor) else recorded)]
     found = list(tensors_in(outputs))
     others = (recorded, list(tensors_in(predict(from_sparse, inputs))))
-    difference = max(_largest_difference(found, tensors) for tensors in others)
+    difference = worst(_largest_difference(found, tensors) for tensors in others)
     return Check("outputs", difference <= OUTPUT_TOLERANCE, f"largest relative difference {difference:.1e}")
 
 
@@ -182,19 +188,14 @@ def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any])
 
 
 def _onnx(model: nn.Module, workload: Workload, path: Path) -> Check:
-    from search.onnx_file import onnx_difference
-
-    try:
-        difference = onnx_difference(model, workload.example_input, path)
-    except EnvironmentProblem as error:
-        return Check("onnx", False, str(error))
+    difference = onnx_difference(model, workload.example_input, path)
     return Check("onnx", difference <= OUTPUT_TOLERANCE, f"largest relative difference {difference:.1e}")
 
 
 def _largest_difference(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     if len(tensors) != len(others):
         return float("inf")
-    return max((relative_difference(*pair) for pair in zip(tensors, others, strict=True)), default=0.0)
+    return worst(relative_difference(*pair) for pair in zip(tensors, others, strict=True))
 
 
 def relative_difference(outputs: Tensor, others: Tensor) -> float:

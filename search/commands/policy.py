@@ -16,11 +16,11 @@ from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
-from search.config import SearchConfig
+from search.config import SearchConfig, make_config
 from search.console import TerminalWatcher
 from search.curves import pruning_curves
 from search.dense import build_model, dense_model
-from search.errors import GoalMissed, UsageError
+from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_untrained
 from search.export import (
     MANIFEST,
@@ -35,19 +35,21 @@ from search.export import (
     take_criterion,
     write_export,
 )
-from search.folder import check_writable, open_root
+from search.folder import check_writable
 from search.lab import Files, curve_files, weight_files, write_files
+from search.manifest import largest_files, read_manifest
 from search.onnx_file import require_onnx
 from search.open import open_study
 from search.reading import read_text
 from search.tables import percent, render
 from search.train import FINE_TUNE, TRAININGS
 from search.user_code import named_criterion
-from search.verify import Check, as_json, read_manifest, verify_contents, verify_files
+from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
-from spaces.errors import unknown
+from spaces.errors import is_number, unknown
 from spaces.layers import Network
 from spaces.policy import PruningPolicy, parse_object, parse_sparsity
+from spaces.printable import LONGEST_WORD, shortened
 from spaces.scaling import scaled
 from spaces.schedule import Schedule
 from spaces.size import settled
@@ -55,6 +57,8 @@ from spaces.whole import asked_layers, require_removal, whole_layers
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
+WIDEST = 2.0
+"""Width factor up to which a manifest's is taken: 37 million parameters."""
 NOTED_DIFFERENCE = 0.05
 """Difference between a share asked for and the one removed from which `apply` names it."""
 
@@ -204,29 +208,52 @@ def _settle_workload(arguments: argparse.Namespace, watcher: TerminalWatcher) ->
         )
     read = read_manifest(manifest.parent)
     arguments.workload = _named_workload(read)
-    for option in ("data", "width"):
-        if getattr(arguments, option) is None:
-            setattr(arguments, option, read["workload"].get(option))
-    watcher.note(f"workload {arguments.workload}, as {manifest} names it")
+    arguments.width = _width(arguments, read)
+    watcher.note(f"workload {arguments.workload}, as {manifest} names it; {_data_used(arguments, read)}")
 
 
 def verify(arguments: argparse.Namespace) -> Reply:
     """Check an export."""
     folder = Path(arguments.folder)
     manifest = read_manifest(folder)
-    made_for = manifest["workload"]
-    spec = arguments.workload or _named_workload(manifest)
-    root = open_root(arguments.root)
-    workload = get_workload(
-        spec, data=arguments.data or made_for.get("data"), width=made_for.get("width"), cache=str(root / "cache")
-    )
-    checks = verify_files(folder, manifest)
+    spec, width = arguments.workload or _named_workload(manifest), _width(arguments, manifest)
+    used = _data_used(arguments, manifest)
+    try:
+        workload = get_workload(spec, data=arguments.data, width=width, cache=str(Path(arguments.root, "cache")))
+    except (UsageError, EnvironmentProblem) as error:
+        raise type(error)(str(error) if arguments.data else f"{error}; {used}") from error
+    checks = verify_files(folder, manifest, largest_files(build_model(workload, seed=0)))
     if all(check.passed for check in checks):
         checks += verify_contents(folder, manifest, workload)
     passed = all(check.passed for check in checks)
     text = render(["check", "result", "detail"], [[c.name, "ok" if c.passed else "FAILED", c.detail] for c in checks])
     closing = "verified" if passed else _failures(checks)
-    return Reply({"verified": passed, "checks": as_json(checks)}, f"{text}\n\n{folder}: {closing}", 0 if passed else 1)
+    data = {"verified": passed, "data": arguments.data, "checks": as_json(checks)}
+    return Reply(data, f"{text}\n\n{folder}: {closing}; {used}", 0 if passed else 1)
+
+
+def _data_used(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> str:
+    """Which data a command takes: never those a manifest names, which may be anybody's."""
+    if arguments.data:
+        return f"data from {str(Path(arguments.data).resolve())!r}, as --data names them"
+    named = manifest["workload"].get("data")
+    if named is None:
+        return "data from where the workload itself takes them"
+    said = shortened(repr(named), LONGEST_WORD)
+    return f"data from where the workload itself takes them, not from {said}, which the manifest names: --data can"
+
+
+def _width(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> float | None:
+    """The width asked for, else the manifest's, which is not believed to be of a giant."""
+    width = manifest["workload"].get("width")
+    if arguments.width is not None or width is None:
+        return make_config(width=arguments.width).width
+    if not (is_number(width) and 0 < width <= WIDEST):
+        raise UsageError(
+            f"the export names width {shortened(repr(width), LONGEST_WORD)}, and above {WIDEST:g} none named in a file "
+            "is taken: name it yourself by --width"
+        )
+    return width
 
 
 def _named_workload(manifest: Mapping[str, Any]) -> str:
@@ -234,7 +261,8 @@ def _named_workload(manifest: Mapping[str, Any]) -> str:
     spec = manifest["workload"].get("workload")
     if not (isinstance(spec, str) and is_built_in(spec)):
         raise UsageError(
-            f"the export names workload {spec!r}, and code named in a file is not run: name it yourself by --workload"
+            f"the export names workload {shortened(repr(spec), LONGEST_WORD)}, and code named in a file is not run: "
+            "name it yourself by --workload"
         )
     return spec
 

@@ -19,7 +19,8 @@ from search import export, get_workload, onnx_file
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Subject, evaluate_policy
 from search.export import Export, check_folder, write_export
-from search.verify import read_manifest, verify_contents, verify_files
+from search.manifest import read_manifest
+from search.verify import verify_contents, verify_files
 from spaces.policy import PruningPolicy
 
 

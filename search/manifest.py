@@ -1,0 +1,100 @@
+"""The manifest of an export: what it names, and which files of a folder it makes ours."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruning.codec import dense_bytes
+from search.errors import Refused, UsageError
+from search.reading import MOST_JSON, read_text, sha256_of
+from spaces.policy import parse_object
+
+MANIFEST_VERSION = 1
+SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
+WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
+TORCH_PRUNE = "model.torch-prune.safetensors"
+ALWAYS = (SPARSITY, POLICY, STRUCTURE, WEIGHTS, SPARSE)
+"""Files of every export, beside its manifest."""
+FILES = (*ALWAYS, ONNX, TORCH_PRUNE)
+"""Files an export can have: a manifest that names others makes them no part of it."""
+_TYPES = {
+    "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
+    "size_encoded": float, "size_nonzero": float, "limit": float | None, "size_metric": str | None,
+}  # fmt: skip
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an export.
+
+    Raises:
+        UsageError: the folder is no export.
+        Refused: the manifest is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(f"{str(folder)!r} is no export: it has no {MANIFEST}")
+    try:
+        manifest = parse_object(read_text(path))
+    except (ValueError, OSError) as error:
+        raise Refused(f"damaged manifest {path}: {error}; export again") from None
+    if manifest.get("version") != MANIFEST_VERSION:
+        raise Refused(f"manifest {path} is not of version {MANIFEST_VERSION}; export again")
+    wrong = [key for key, kinds in _TYPES.items() if not isinstance(manifest.get(key), kinds)]
+    wrong += [key for key in _TYPES if isinstance(value := manifest.get(key), float) and not math.isfinite(value)]
+    if wrong:
+        raise Refused(f"damaged manifest {path}: {wrong[0]!r} is missing or of a wrong type; export again")
+    if not all(isinstance(described, Mapping) for described in manifest["files"].values()):
+        raise Refused(f"damaged manifest {path}: 'files' must describe each file; export again")
+    return manifest
+
+
+def foreign_file(folder: Path) -> str | None:
+    """A name in a folder that is no file of an export there, as its manifest describes it; None if all are.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    try:
+        files = read_manifest(folder)["files"]
+    except (UsageError, Refused):
+        files = None
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name != MANIFEST or files is None:
+                if not (files and entry.name in FILES and entry.is_file(follow_symlinks=False)):
+                    return entry.name
+                if not _is_as_described(folder / entry.name, files.get(entry.name, {})):
+                    return entry.name
+    return None
+
+
+def _is_as_described(path: Path, described: Mapping[str, Any]) -> bool:
+    size = described.get("bytes")
+    try:
+        return type(size) is int and path.stat().st_size == size and sha256_of(path, size) == described.get("sha256")
+    except ValueError:
+        return False
+
+
+def largest_files(dense: nn.Module) -> dict[str, int]:
+    """File of an export -> bytes it can have at most, pruned from this network."""
+    state = dense.state_dict()
+    names = sum(6 * len(name) + 1024 for name in state) + 2**16
+    indices = sum(32 * size for tensor in state.values() for size in tensor.shape)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    text = min(names + indices, MOST_JSON)
+    return {
+        SPARSITY: text,
+        POLICY: text,
+        STRUCTURE: text,
+        WEIGHTS: weights + names,
+        SPARSE: dense_bytes(dense) + names,
+        ONNX: 4 * weights + 2**26,
+        TORCH_PRUNE: 2 * (weights + names),
+    }
