@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.calibrate import recalibrate_
+from pruning.batches import examples_at_once
+from pruning.calibrate import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels import ChannelGraph
 from pruning.masks import apply_masks_
@@ -33,10 +34,15 @@ LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 SCAN_EXAMPLES = 1000
 """Examples scored at most: a scan ranks layers and levels, whose losses lie far apart."""
 SCAN_BATCH = 500
-"""Examples a forward pass at most; the data is cut into equal parts, each one BatchNorm statistic."""
+"""Examples a forward pass at most, and fewer of large ones (see `examples_at_once`); the data is cut into equal parts,
+each one BatchNorm statistic."""
+HARM = 0.01
+"""Accuracy that recalibrating the dense model may cost, or one example's if that is more: else examples are too few."""
 PREFIX_BYTES = 2**30
 """Memory spent at most on tensors of the dense model that candidates start from."""
 
+PointKey = tuple[str, str, float]
+"""Of a point: granularity, first of the layers pruned together, level asked for."""
 _Scores = tuple[float, float]
 """Loss and metric."""
 
@@ -52,8 +58,13 @@ def scan_sensitivity(
     levels: Sequence[float] = LEVELS,
     fingerprint: str = "",
     progress: Callable[[int, int], None] | None = None,
+    known: Mapping[PointKey, ProfilePoint] | None = None,
+    keep: Callable[[PointKey, ProfilePoint], None] | None = None,
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration.
+
+    The dense model is scored both ways too. Where recalibrating already hurts it, by more than `HARM`, the examples
+    are too few, and the points are scored without.
 
     Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
     and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
@@ -70,6 +81,8 @@ def scan_sensitivity(
         levels: sparsities, at least one, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
         fingerprint: kept in the profile, to tell whose it is.
         progress: called with (points done, points in all).
+        known: points of the same scan, interrupted before; they are not scored again.
+        keep: called with every point that is scored, before `progress`.
 
     Raises:
         ValueError: unknown words, a level outside [0, 1) or none, NaN or infinite weights, no data, or inputs and
@@ -80,9 +93,13 @@ def scan_sensitivity(
     _check_scan(granularities, levels, data)
     check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
-    batches = inputs.tensor_split(math.ceil(len(inputs) / SCAN_BATCH))
     dense, graph = copy.deepcopy(model).eval(), restrict_graph(model, graph, criterion)
     require_subjects(graph, granularities)
+    parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
+    if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
+        mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+        inputs, targets = inputs[mixed], targets[mixed]
+    batches = inputs.tensor_split(parts)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
     rankings = Rankings(dense, graph, Calibration(*data, loss))
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
@@ -97,9 +114,15 @@ def scan_sensitivity(
     for subject in order:
         row = []
         for level in _distinct(levels, subject[0]):
-            policy, masks = masks_at(level, *subject)
-            plain, recalibrated = scorer.scores(masks)
-            row.append(ProfilePoint(achieved(graph.network, policy)[subject[1][0]], *plain, *recalibrated))
+            key = (subject[0], subject[1][0], level)
+            point = (known or {}).get(key)
+            if point is None:
+                policy, masks = masks_at(level, *subject)
+                plain, recalibrated = scorer.scores(masks)
+                point = ProfilePoint(achieved(graph.network, policy)[key[1]], *plain, *recalibrated)
+                if keep:
+                    keep(key, point)
+            row.append(point)
             done += 1
             if progress:
                 progress(done, points_in_all)
@@ -107,7 +130,9 @@ def scan_sensitivity(
     points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
     for granularity, names in subjects:
         points[granularity].update(dict.fromkeys(names, rows[granularity, names]))
-    return Profile(fingerprint, len(targets), *scorer.dense, points, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    again = scorer.recalibrated or (None, None)
+    return Profile(fingerprint, len(targets), *scorer.dense, points, seconds, *again, scorer.too_few)
 
 
 class _Scorer:
@@ -115,16 +140,32 @@ class _Scorer:
 
     Attributes:
         dense: scores without masks.
+        recalibrated: likewise, after recalibration; None for a network without BatchNorm.
+        too_few: whether the examples are too few to recalibrate by, so that it is left out.
     """
 
     def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Any], _Scores]) -> None:
         self._model, self._batches, self._score = dense, batches, score
         self.dense = self._plainly(copy.deepcopy(dense))
+        self.recalibrated, self.too_few = self._recalibrated_dense()
+        self._recalibrates = self.recalibrated is not None and not self.too_few
         self._copy = WorkingCopy(dense)
         try:
             self._passes = self._recorded()
         except Exception:  # whatever a module does that cannot be recorded, it is scored without
             self._passes = None
+
+    def _recalibrated_dense(self) -> tuple[_Scores | None, bool]:
+        """Its scores, and whether recalibration hurts it."""
+        model, examples = copy.deepcopy(self._model), sum(map(len, self._batches))
+        if not learning_norms(model):
+            return None, False
+        if examples == 1:  # of which a norm may know no variance
+            return None, True
+        if not self._recalibrate(model):
+            return None, False
+        scores, least = self._plainly(model), self.dense[1] - max(HARM, 1.5 / examples)
+        return scores, not (math.isfinite(scores[0]) and scores[1] >= least)
 
     def start(self, masks: dict[str, Tensor]) -> int:
         """Where in the forward pass a candidate begins to differ; scores are cheapest in this order."""
@@ -141,16 +182,16 @@ class _Scorer:
         candidate = copy.deepcopy(self._model)
         apply_masks_(candidate, masks)
         plain = self._plainly(candidate)
-        return plain, self._plainly(candidate) if self._recalibrate(candidate) else plain
+        return plain, self._plainly(candidate) if self._recalibrates and self._recalibrate(candidate) else plain
 
     @torch.no_grad()
     def _recorded(self) -> tuple[RecordedPass, ...]:
-        """The dense model's passes: plain, recalibrating, and plain again with the new statistics."""
+        """The dense model's passes: plain and, where it is, recalibrating and plain again with the new statistics."""
         limit = PREFIX_BYTES // 3
         plain = RecordedPass(self._model, self._forward, limit)
-        fitting = RecordedPass(self._model, self._recalibrate, limit)
-        if not fitting.result:
+        if not self._recalibrates:
             return (plain,)
+        fitting = RecordedPass(self._model, self._recalibrate, limit)
         return plain, fitting, RecordedPass(fitting.model, self._forward, limit)
 
     @torch.no_grad()

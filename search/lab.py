@@ -169,8 +169,8 @@ def _curve(profile: Profile, granularity: str, layer: str) -> dict[str, list[flo
         "sparsity": [0.0, *(p.sparsity for p in points)],
         "accuracy": [profile.dense_accuracy, *(p.accuracy for p in points)],
         "loss": [profile.dense_loss, *(p.loss for p in points)],
-        "recalibrated_accuracy": [profile.dense_accuracy, *(p.recalibrated_accuracy for p in points)],
-        "recalibrated_loss": [profile.dense_loss, *(p.recalibrated_loss for p in points)],
+        "recalibrated_accuracy": [profile.reference[1], *(p.recalibrated_accuracy for p in points)],
+        "recalibrated_loss": [profile.reference[0], *(p.recalibrated_loss for p in points)],
     }
 
 

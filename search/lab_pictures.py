@@ -203,7 +203,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[b
         parameters: layer -> weights it has.
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
-    plain = len(profile.points) <= PLAIN_CURVES
+    plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated
     pages = []
     for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
         columns = min(SENSITIVITY_COLUMNS, len(page))
@@ -242,8 +242,9 @@ def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bo
         points = by_layer[layer]
         levels = [0.0, *(p.sparsity for p in points)]
         for style, width, prefix in [("--", 0.8, ""), ("-", 1.4, "recalibrated_")][0 if plain else 1 :]:
-            accuracy = np.array([profile.dense_accuracy, *(getattr(p, f"{prefix}accuracy") for p in points)])
-            loss = [profile.dense_loss, *(getattr(p, f"{prefix}loss") for p in points)]
+            dense = profile.reference if prefix else (profile.dense_loss, profile.dense_accuracy)
+            accuracy = np.array([dense[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
+            loss = [dense[0], *(getattr(p, f"{prefix}loss") for p in points)]
             options = {"color": COLOURS[word], "linestyle": style, "linewidth": width, "marker": ".", "markersize": 3}
             upper.plot(levels, accuracy * 100, **options)
             lower.plot(levels, loss, **options)

@@ -74,11 +74,13 @@ def profile_png(profile: Profile) -> bytes:
             shown.setdefault(points, layer)  # layers of a group share their points
         for points, layer in shown.items():
             levels = [0.0, *(p.sparsity for p in points)]
-            recalibrated = [profile.dense_accuracy, *(p.recalibrated_accuracy for p in points)]
-            plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
+            recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
             (line,) = axes.plot(levels, np.array(recalibrated) * 100, marker=".", label=short(layer))
-            axes.plot(levels, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
-        axes.set_title(f"{granularity} (dashed: BatchNorm not recalibrated)", fontsize=9)
+            if profile.is_recalibrated:
+                plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
+                axes.plot(levels, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
+        dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated else ""
+        axes.set_title(f"{granularity}{dashed}", fontsize=9)
         axes.set_xlabel("sparsity of this layer alone")
         axes.set_ylabel("calibration accuracy, %")
         if len(shown) <= NAMED_LINES:

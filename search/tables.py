@@ -159,7 +159,7 @@ def target_table() -> str:
 
 
 def profile_table(profile: Profile, granularity: str) -> str:
-    """Calibration accuracy by layer and sparsity, after BatchNorm recalibration.
+    """Calibration accuracy by layer and sparsity, after BatchNorm recalibration where there is one.
 
     Few units round to other sparsities in one layer than in another; then each cell names its own.
     """

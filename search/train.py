@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.batches import examples_at_once
 from pruning.calibration import Calibration
 from pruning.outputs import join_batches
 from pruning.prune import GradualPruner
@@ -30,7 +31,6 @@ from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 from spaces.size import dense_footprint, footprint
 
-SCORING_BATCH = 1000
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
 FRESH_SEED = 2**40
 """Added to the seed of fresh weights, so that they are never the ones a dense model began with."""
@@ -74,7 +74,7 @@ def predict(model: nn.Module, inputs: Tensor) -> Any:
     was_training = model.training
     model.eval()
     try:
-        batches = inputs.split(SCORING_BATCH)
+        batches = inputs.split(examples_at_once(model, inputs))
         return join_batches([model(batch) for batch in batches], [len(batch) for batch in batches])
     finally:
         model.train(was_training)

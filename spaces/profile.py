@@ -21,8 +21,8 @@ PROFILE_VERSION = 1
 class ProfilePoint:
     """Loss and accuracy on calibration data with one layer pruned, nothing trained.
 
-    The `recalibrated` pair is taken after BatchNorm recalibration; for a model without BatchNorm it
-    repeats the other. `sparsity` is the achieved one.
+    The `recalibrated` pair is taken after BatchNorm recalibration; where nothing is recalibrated (see
+    `Profile.is_recalibrated`) it repeats the other. `sparsity` is the achieved one.
     """
 
     sparsity: float
@@ -44,6 +44,11 @@ class Profile:
         points: granularity -> layer -> points by rising sparsity; layers that cannot be pruned in a
             granularity are absent from it.
         seconds: what the scan took.
+        dense_recalibrated_loss: of the dense model after the same recalibration as the points; None for a model
+            without BatchNorm, and in profiles from before it was taken.
+        dense_recalibrated_accuracy: likewise.
+        too_few: the examples are too few to recalibrate by: that alone hurts the dense model, so the points are scored
+            without.
     """
 
     model: str
@@ -52,23 +57,46 @@ class Profile:
     dense_accuracy: float
     points: Mapping[str, Mapping[str, tuple[ProfilePoint, ...]]]
     seconds: float
+    dense_recalibrated_loss: float | None = None
+    dense_recalibrated_accuracy: float | None = None
+    too_few: bool = False
+
+    @property
+    def is_recalibrated(self) -> bool:
+        """Whether the `recalibrated` pairs of the points differ from the others by a recalibration."""
+        if self.dense_recalibrated_loss is not None:
+            return not self.too_few
+        every = (p for by_layer in self.points.values() for points in by_layer.values() for p in points)
+        return any((p.loss, p.accuracy) != (p.recalibrated_loss, p.recalibrated_accuracy) for p in every)
+
+    @property
+    def reference(self) -> tuple[float, float]:
+        """Loss and accuracy of the dense model that the `recalibrated` pairs of the points are held against."""
+        if self.dense_recalibrated_loss is None or self.too_few:
+            return self.dense_loss, self.dense_accuracy
+        return self.dense_recalibrated_loss, self.dense_recalibrated_accuracy
 
     def damage(self, granularity: str, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Sparsities (k,) from 0 up and the loss increase there (k,), after recalibration.
+        """Sparsities (k,) from 0 up and the loss increase there (k,), dense and pruned model both recalibrated.
 
         The increase is made non-decreasing and starts at 0: a layer that gains by pruning counts as
         free, and NaN counts as the worst finite increase of the layer (or 0 without one).
         """
         points = self.points[granularity][layer]
         levels = np.array([0.0, *(p.sparsity for p in points)])
-        losses = np.array([self.dense_loss, *(p.recalibrated_loss for p in points)]) - self.dense_loss
+        dense = self.reference[0]
+        losses = np.array([dense, *(p.recalibrated_loss for p in points)]) - dense
         finite = losses[np.isfinite(losses)]
         losses = np.where(np.isfinite(losses), losses, finite.max(initial=0.0))
         return levels, np.maximum.accumulate(np.maximum(losses, 0.0))
 
     def to_json(self) -> str:
         """JSON text; `from_json` undoes it. Losses that are not finite become null, and NaN when read."""
-        data = nan_as_null({"version": PROFILE_VERSION, **asdict(self)})
+        data = asdict(self)
+        for name in ("dense_recalibrated_loss", "dense_recalibrated_accuracy", "too_few"):
+            if data[name] is None or data[name] is False:
+                del data[name]
+        data = nan_as_null({"version": PROFILE_VERSION, **data})
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
     @classmethod

@@ -1,0 +1,68 @@
+"""How many examples a network is given at once where it is not trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+BATCH_BYTES = 128 * 2**20
+"""Bytes that the largest tensor of a pass takes for a whole batch; the pass as a whole takes a few times that."""
+MOST_EXAMPLES = 1000
+_FEW, _MORE = 2, 4
+"""Examples of two passes, whose tensors differ by what an example adds; not 1, which some networks refuse."""
+
+
+def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES) -> int:
+    """As many examples as `BATCH_BYTES`, 128 MiB, hold of the largest tensor, at least 1 and never more than `most`.
+
+    That tensor is the input, or any the model makes of it in eval mode, seen in passes of two and of four examples.
+    Outputs of networks depend on the number by rounding only. The model and the random state stay as they are.
+
+    Args:
+        inputs: (n, ...), of which the first four are tried.
+    """
+    if len(inputs) <= _MORE:
+        return max(1, len(inputs))
+    largest = inputs[0].nbytes
+    training = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()
+            few, more = _made(model, inputs[:_FEW]), _made(model, inputs[:_MORE])
+        if len(few) == len(more):
+            largest = max([largest, *((b - a) // (_MORE - _FEW) for a, b in zip(few, more, strict=True))])
+        else:
+            largest = max([largest, *(size // _MORE for size in more)])
+    except Exception:  # what fails here fails in earnest with a better message, or not at all
+        pass
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return max(1, min(most, BATCH_BYTES // max(1, largest)))
+
+
+def _made(model: nn.Module, inputs: Tensor) -> list[int]:
+    """Bytes of every tensor made in a pass, in their order."""
+    with _Sizes() as sizes:
+        model(inputs)
+    return sizes.found
+
+
+class _Sizes(TorchDispatchMode):
+    """Sees the tensors that operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, for seconds
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        made = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        self.found += [min(leaf.nbytes, leaf.untyped_storage().nbytes()) for leaf in made]
+        return result

@@ -1,0 +1,84 @@
+"""The points of a scan on disk as they come, so that an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pruning.scan import PointKey
+from search.journal import flush
+from spaces.errors import is_number
+from spaces.profile import ProfilePoint, nan_as_null
+
+FLUSH_SECONDS = 5.0
+"""Points of the last seconds are lost if the machine fails; none are if the process alone does."""
+
+
+class KeptPoints:
+    """Points of one scan in a file of JSON lines beside its profile; lines that are no points are passed over.
+
+    Use it as a context. Two processes that make the same scan may share the file.
+
+    Attributes:
+        known: points found in the file and added since.
+        seconds: what earlier processes scanned for.
+    """
+
+    def __init__(self, profile: Path) -> None:
+        self._path = profile.with_suffix(".points.jsonl")
+        self.known: dict[PointKey, ProfilePoint] = {}
+        self.seconds = 0.0
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        for line in content.splitlines():
+            self._read(line)
+        self._begins_in_a_line = bool(content) and not content.endswith(b"\n")
+        self._began = self._flushed = time.perf_counter()
+
+    def __enter__(self) -> KeptPoints:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("ab", buffering=0)
+        if self._begins_in_a_line:
+            self._file.write(b"\n")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def keep(self, key: PointKey, point: ProfilePoint) -> None:
+        """Add a point; as of `scan_sensitivity`."""
+        self.known[key] = point
+        now = time.perf_counter()
+        granularity, layer, level = key
+        line = {"granularity": granularity, "layer": layer, "level": level, "point": nan_as_null(asdict(point))}
+        line["seconds"] = self.seconds + now - self._began
+        self._file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+        if now - self._flushed > FLUSH_SECONDS:
+            os.fsync(self._file.fileno())
+            self._flushed = now
+
+    def drop(self) -> None:
+        """The profile is written: its points alone are of no use any more."""
+        self._path.unlink(missing_ok=True)
+        flush(self._path.parent)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            data: dict[str, Any] = json.loads(line)
+            key = (data["granularity"], data["layer"], data["level"])
+            values = {name: math.nan if value is None else value for name, value in data["point"].items()}
+            point = ProfilePoint(**values)
+            seconds = data["seconds"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return
+        numbers = [value for value in values.values() if value is not math.nan]
+        if not all(map(is_number, [*numbers, key[2], seconds])) or not 0 <= point.sparsity <= 1 or seconds < 0:
+            return
+        if isinstance(key[0], str) and isinstance(key[1], str):
+            self.known[key] = point
+            self.seconds = max(self.seconds, seconds)
