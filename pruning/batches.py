@@ -17,8 +17,9 @@ _FEW, _MORE = 2, 4
 def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES) -> int:
     """As many examples as `BATCH_BYTES`, 128 MiB, hold of the largest tensor, at least 1 and never more than `most`.
 
-    That tensor is the input, or any the model makes of it in eval mode, seen in passes of two and of four examples.
-    Outputs of networks depend on the number by rounding only. The model and the random state stay as they are.
+    That tensor is the input, or any the model makes of it in eval mode, seen in passes of two and of four examples;
+    what one fused operation takes inside is not seen. Outputs of networks depend on the number by rounding only. The
+    model and the random state stay as they are.
 
     Args:
         inputs: (n, ...), of which the first four are tried.

@@ -20,6 +20,7 @@ from search import interrupts
 from search.blame import told
 from search.commands.reply import Reply
 from search.errors import PrunefrontError
+from search.kept import begin_anew, what_is_kept
 
 COMMANDS = {
     "study": ("search", "front", "status", "view"),
@@ -140,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(json="--json" in words, debug=False)
     if "search" in words[:1]:
         arguments.resume = shlex.join(["prunefront", *words])
+    begin_anew()
     interrupts.watch(lambda message, code: _say_at_once(message, code, arguments))
     try:
         arguments = _parser().parse_args(words, argparse.Namespace(**vars(arguments)))
@@ -266,8 +268,10 @@ def _of_signal(code: int) -> str:
 
 
 def _how_to_resume(arguments: argparse.Namespace) -> str:
-    command = getattr(arguments, "resume", None)
-    return f"; finished trials are kept, resume with: {command}" if command else ""
+    command, kept = getattr(arguments, "resume", None), what_is_kept()
+    if command:
+        return f"; {kept or 'finished trials are kept'}, resume with: {command}"
+    return f"; {kept}: run the same command again" if kept else ""
 
 
 def _parser() -> argparse.ArgumentParser:

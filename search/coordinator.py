@@ -29,7 +29,7 @@ from search.guide import Guide
 from search.pictures import front_png, profile_png
 from search.records import COMPLETE, FINISHED_STATES, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
-from search.scan import cached_profile
+from search.scan import cached_profile, recalibration_note
 from search.study import OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
@@ -128,9 +128,12 @@ class Coordinator:
 
     def _profile(self) -> Profile:
         with self.watcher.stage("sensitivity scan") as progress:
-            return cached_profile(
+            profile = cached_profile(
                 self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress
             )
+        if note := recalibration_note(profile):
+            self.watcher.note(note)
+        return profile
 
     def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
         return {

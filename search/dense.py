@@ -29,6 +29,7 @@ from search.fingerprint import (
     training_fingerprint,
     weights_fingerprint,
 )
+from search.kept import kept_so_far
 from search.metric_checks import metric_of
 from search.old_fingerprints import old_dense_key
 from search.randomness import seeded
@@ -157,7 +158,10 @@ def _trained(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) 
         metric=lambda outputs, targets: _number(workload.metric, outputs, targets),
     )
     try:
-        with watcher.stage(f"training the dense model of {workload.name}") as progress:
+        with (
+            kept_so_far(lambda: "no step of the dense model's training is kept"),
+            watcher.stage(f"training the dense model of {workload.name}") as progress,
+        ):
             return call_user(what, train_dense, tolerant, seed, progress)
     except UsageError as error:
         if isinstance(error.__cause__, Diverged):

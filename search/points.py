@@ -13,11 +13,14 @@ from typing import Any
 
 from pruning.scan import PointKey
 from search.journal import flush
+from search.reading import read_bytes
 from spaces.errors import is_number
 from spaces.profile import ProfilePoint, nan_as_null
 
 FLUSH_SECONDS = 5.0
 """Points of the last seconds are lost if the machine fails; none are if the process alone does."""
+MOST_BYTES = 2**30
+"""Of the file: four million points."""
 
 
 class KeptPoints:
@@ -34,8 +37,8 @@ class KeptPoints:
         self._path = profile.with_suffix(".points.jsonl")
         self.known: dict[PointKey, ProfilePoint] = {}
         self.seconds = 0.0
-        content = self._path.read_bytes() if self._path.is_file() else b""
-        for line in content.splitlines():
+        content = read_bytes(self._path, MOST_BYTES) if self._path.is_file() else b""
+        for line in content.split(b"\n"):
             self._read(line)
         self._begins_in_a_line = bool(content) and not content.endswith(b"\n")
         self._began = self._flushed = time.perf_counter()

@@ -36,7 +36,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     """Start or resume a study and run it to its budget.
 
     The same config resumes; a finished study returns at once. Every finished trial is on disk before
-    anything else hears of it, so an interruption at any moment costs the running trial only.
+    anything else hears of it, and every point of the scan is as it comes, so an interruption costs the running trial
+    or point only, or the training of the dense model.
 
     Raises:
         UsageError: wrong settings, a limit that cannot be reached, or a changed study; before training.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pruning.calibrate import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from pruning.scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from search.dense import DenseModel
 from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.journal import write_durably
+from search.kept import kept_so_far
+from search.points import KeptPoints
 from search.reading import read_text
 from search.seal import sealed, unsealed
 from search.user_code import blame
@@ -21,6 +25,7 @@ from spaces.printable import printable
 from spaces.profile import Profile
 
 log = logging.getLogger(__name__)
+NONE_KEPT = "no point of the scan is kept yet"
 
 
 def cached_profile(
@@ -31,7 +36,10 @@ def cached_profile(
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
-    """The profile of this model and data from the cache, or a new scan on calibration data."""
+    """The profile of this model and data from the cache, or a scan on calibration data.
+
+    The points of a scan are kept as they come, and taken up again by the next call.
+    """
     multiples = tuple(group.multiple for group in subject.network.groups)
     path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
     if path.is_file():
@@ -42,22 +50,49 @@ def cached_profile(
         except ValueError as error:
             log.warning("%s: %s", path.name, printable(error))
     workload = subject.workload
-    try:
-        profile = scan_sensitivity(
-            subject.dense,
-            subject.graph,
-            workload.calibration,
-            workload.loss,
-            workload.metric,
-            granularities=granularities,
-            criterion=criterion,
-            fingerprint=dense.weights,
-            progress=progress,
-        )
-    except BaseException as error:
-        blame(error, workload.name, "the sensitivity scan")
-    write_durably(path, sealed(profile.to_json()).encode())
+    total = 0
+
+    def follow(done: int, points: int) -> None:
+        nonlocal total
+        total = points
+        if progress:
+            progress(done, points)
+
+    def say() -> str:
+        return f"{len(points.known)} of {total} points of the scan are kept" if points.known and total else NONE_KEPT
+
+    with KeptPoints(path) as points, kept_so_far(say):
+        try:
+            profile = scan_sensitivity(
+                subject.dense,
+                subject.graph,
+                workload.calibration,
+                workload.loss,
+                workload.metric,
+                granularities=granularities,
+                criterion=criterion,
+                fingerprint=dense.weights,
+                progress=follow,
+                known=points.known,
+                keep=points.keep,
+            )
+        except BaseException as error:
+            blame(error, workload.name, "the sensitivity scan")
+        profile = replace(profile, seconds=points.seconds + profile.seconds)
+        write_durably(path, sealed(profile.to_json()).encode())
+        points.drop()
     return profile
+
+
+def recalibration_note(profile: Profile) -> str | None:
+    """What the user should know of a profile whose examples were too few to recalibrate BatchNorm by."""
+    if not profile.too_few:
+        return None
+    note = f"BatchNorm is not recalibrated in the scan: {profile.examples} calibration examples are too few"
+    if profile.dense_recalibrated_accuracy is None:
+        return note
+    dense, again = profile.dense_accuracy, profile.dense_recalibrated_accuracy
+    return f"{note}, over which it takes the unpruned network from {dense:.1%} to {again:.1%}"
 
 
 def profile_path(
@@ -81,6 +116,7 @@ def profile_path(
         SCAN_EXAMPLES,
         *scoring,
         *criterion_fingerprint(criterion),
+        *(["dense recalibrated"] if learning_norms(dense.model) else []),
         *([list(multiples)] if any(multiple > 1 for multiple in multiples) else []),
     )
     return cache / f"profile-{key}.json"

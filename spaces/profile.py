@@ -129,6 +129,11 @@ class Profile:
             for name, value in point.items():
                 if not (is_number(value) or value is math.nan):
                     raise ValueError(f"{name} must be a number, got {value!r}")
+        again = (self.dense_recalibrated_loss, self.dense_recalibrated_accuracy)
+        if again != (None, None) and not (is_number(again[1]) and (is_number(again[0]) or again[0] is math.nan)):
+            raise ValueError(f"dense_recalibrated_loss and _accuracy must be numbers, got {again!r}")
+        if not isinstance(self.too_few, bool):
+            raise ValueError(f"too_few must be true or false, got {self.too_few!r}")
         for by in self.points.values():
             for layer, points in by.items():
                 levels = [0.0, *(p.sparsity for p in points), 1.0]

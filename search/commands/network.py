@@ -24,7 +24,7 @@ from search.folder import check_writable
 from search.journal import write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
-from search.scan import cached_profile, profile_path
+from search.scan import cached_profile, profile_path, recalibration_note
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.user_code import named_criterion
 from spaces.criteria import criterion_word
@@ -59,10 +59,15 @@ def scan(arguments: argparse.Namespace) -> Reply:
     write_durably(target.with_suffix(".png"), profile_png(profile))
     drawn = write_files(folder, sensitivity_files(profile, subject.network, f"{target.stem}-layers"))
     tables = [profile_table(profile, granularity) for granularity in profile.points]
+    how = again = ""
+    if profile.is_recalibrated:
+        how, again = "BatchNorm recalibrated, ", f", {percent(profile.reference[1], 2)} with BatchNorm recalibrated,"
     head = (
-        f"{workload.name}: dense {percent(profile.dense_accuracy, 2)} on {profile.examples} calibration examples; "
-        "below, accuracy with one layer pruned to a sparsity, BatchNorm recalibrated, nothing trained"
+        f"{workload.name}: dense {percent(profile.dense_accuracy, 2)}{again} on {profile.examples} calibration "
+        f"examples; below, accuracy with one layer pruned to a sparsity, {how}nothing trained"
     )
+    if note := recalibration_note(profile):
+        watcher.note(note)
     pictures = [str(target.with_suffix(".png")), *drawn]
     data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
     return Reply(data, "\n\n".join([head, *tables, written_line([str(target), *pictures])]))

@@ -204,3 +204,89 @@ def test_many_examples_are_thinned_evenly(monkeypatch):
     chosen = [100 * i // 30 for i in range(30)]
     with torch.no_grad():
         assert profile.dense_loss == pytest.approx(float(cross_entropy(model(inputs[chosen]), targets[chosen])))
+
+
+def test_the_dense_model_is_recalibrated_as_the_points_are(scanned, residual, data):
+    profile, inputs, targets = scanned[0], *data
+    model = copy.deepcopy(residual)
+    recalibrate_(model, [inputs[:500], inputs[500:]])
+    with torch.no_grad():
+        again = model.eval()(inputs)
+    assert profile.dense_recalibrated_loss == pytest.approx(float(cross_entropy(again, targets)), rel=1e-3)
+    assert profile.dense_recalibrated_accuracy == pytest.approx(accuracy(again, targets), abs=5 / 620)
+    assert profile.is_recalibrated and not profile.too_few
+    level, damage = profile.damage("fine-grained", "first.weight")
+    losses = [
+        p.recalibrated_loss - profile.dense_recalibrated_loss for p in profile.points["fine-grained"]["first.weight"]
+    ]
+    assert level[0] == 0 and damage[-1] == pytest.approx(max(0.0, *losses))
+
+
+def told_by_its_offset(count: int) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """All examples are of one class, which a network tells by where they lie: recalibrated to mean 0 it cannot."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2))
+    with torch.no_grad():
+        for layer, row in ((model[0], [0.5, 0.25, 0.75]), (model[2], [1.0, 0.75, 0.5, 2.0])):
+            layer.weight.copy_(torch.tensor([row]).expand(layer.weight.shape))
+            layer.bias.zero_()
+        model[2].weight[0] *= -1
+    inputs = 2 + torch.rand(count, 3, generator=torch.Generator().manual_seed(0))
+    return model.eval(), (inputs, torch.ones(count, dtype=torch.long))
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("count", [1, 8])
+def test_without_recalibration_where_it_hurts_the_dense_model_already(count, prefix, monkeypatch):
+    model, data = told_by_its_offset(count)
+    if not prefix:
+        monkeypatch.setattr(scan._Scorer, "_recorded", lambda scorer: None)
+    graph = trace_channels(model, torch.cat([data[0], data[0]])[:2])
+    profile = scan_sensitivity(model, graph, data, cross_entropy, accuracy, levels=(0.3, 0.8))
+    assert profile.too_few and not profile.is_recalibrated and profile.dense_accuracy == 1.0
+    if count > 1:
+        assert 0.25 <= profile.dense_recalibrated_accuracy <= 0.75
+    for granularity in profile.points:
+        for _, point in profile.table(granularity):
+            assert (point.loss, point.accuracy) == (point.recalibrated_loss, point.recalibrated_accuracy)
+    assert profile.damage("fine-grained", "0.weight")[1][0] == 0
+
+
+@pytest.mark.parametrize(("lost", "few"), [(0, False), (1, False), (2, True)])
+def test_one_example_lost_by_recalibration_is_not_too_few(lost, few, monkeypatch):
+    """Of 40 examples one is 2.5 points, above the harm that counts of many."""
+    model, (inputs, targets) = told_by_its_offset(40)
+    calls = iter([1.0, 1.0 - lost / 40])
+    graph = trace_channels(model, inputs[:2])
+    profile = scan_sensitivity(
+        model, graph, (inputs, targets), cross_entropy, lambda o, t: next(calls, 1.0), levels=(0.3,)
+    )
+    assert profile.too_few is few
+
+
+def test_examples_sorted_by_class_are_mixed(monkeypatch):
+    """Batches of one class each would give statistics of no class, and the dense model a loss it has not."""
+    monkeypatch.setattr(scan, "SCAN_BATCH", 20)
+    torch.manual_seed(0)
+    targets = torch.arange(200) // 50
+    inputs = torch.randn(200, 6) + 4 * nn.functional.one_hot(targets, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    graph = trace_channels(model.eval(), inputs[:2])
+    profile = scan_sensitivity(model, graph, (inputs, targets), cross_entropy, accuracy, levels=(0.3,))
+    assert profile.dense_accuracy > 0.9 and profile.is_recalibrated
+    assert profile.dense_recalibrated_accuracy > profile.dense_accuracy - 0.03
+
+
+def test_points_known_before_are_not_scored_again(residual, residual_graph, data):
+    data, kept, again = (data[0][:40], data[1][:40]), {}, {}
+    how = (residual, residual_graph, data, cross_entropy, accuracy, ("fine-grained",))
+    whole = scan_sensitivity(*how, levels=(0.3, 0.8), keep=kept.__setitem__)
+    assert len(kept) == 8 and set(kept) >= {("fine-grained", "first.weight", 0.3), ("fine-grained", "last.weight", 0.8)}
+    some = dict(list(kept.items())[:3])
+    resumed = scan_sensitivity(*how, levels=(0.3, 0.8), known=some, keep=again.__setitem__)
+    assert resumed.points == whole.points and resumed.reference == whole.reference
+    assert not again.keys() & some.keys() and again | some == kept

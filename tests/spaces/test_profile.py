@@ -95,3 +95,54 @@ def test_table():
     ]
     with pytest.raises(ValueError, match="unknown granularity in this profile 'chanel': did you mean 'channel'"):
         GOLDEN_PROFILE.table("chanel")
+
+
+TWO = {"channel": {"w": (ProfilePoint(0.25, 5.0, 0.5, 1.75, 0.75), ProfilePoint(0.5, 9.0, 0.25, 2.5, 0.625))}}
+
+
+class TestRecalibrated:
+    """Points against the dense model recalibrated as they are."""
+
+    def profile(self, **parts) -> Profile:
+        return Profile("m", 8, 0.125, 1.0, TWO, 2.0, **parts)
+
+    def test_damage_is_what_pruning_adds(self):
+        alike = self.profile(dense_recalibrated_loss=1.5, dense_recalibrated_accuracy=0.875)
+        assert alike.damage("channel", "w")[1].tolist() == [0.0, 0.25, 1.0]
+        assert alike.reference == (1.5, 0.875) and alike.is_recalibrated
+
+    def test_of_profiles_from_before_the_reference_is_the_dense_model_as_it_is(self):
+        assert self.profile().damage("channel", "w")[1].tolist() == [0.0, 1.625, 2.375]
+        assert self.profile().reference == (0.125, 1.0) and self.profile().is_recalibrated
+        same = ProfilePoint(0.25, 5.0, 0.5, 5.0, 0.5)
+        assert not Profile("m", 8, 0.125, 1.0, {"channel": {"w": (same,)}}, 2.0).is_recalibrated
+
+    def test_of_too_few_examples_nothing_is_recalibrated(self):
+        few = self.profile(dense_recalibrated_loss=3.5, dense_recalibrated_accuracy=0.0, too_few=True)
+        assert few.reference == (0.125, 1.0) and not few.is_recalibrated
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            {"dense_recalibrated_loss": 1.5, "dense_recalibrated_accuracy": 0.875}, {"too_few": True}, {},
+            {"dense_recalibrated_loss": 3.5, "dense_recalibrated_accuracy": 0.0, "too_few": True},
+        ],
+    )  # fmt: skip
+    def test_survives_its_file(self, parts):
+        assert Profile.from_json(self.profile(**parts).to_json()) == self.profile(**parts)
+
+    def test_a_loss_that_is_not_finite_is_read_as_nan(self):
+        parts = {"dense_recalibrated_loss": math.inf, "dense_recalibrated_accuracy": 0.25, "too_few": True}
+        assert math.isnan(Profile.from_json(self.profile(**parts).to_json()).dense_recalibrated_loss)
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            {"too_few": 1}, {"dense_recalibrated_loss": 1.5}, {"dense_recalibrated_accuracy": 0.5},
+            {"dense_recalibrated_loss": "low", "dense_recalibrated_accuracy": 0.5},
+            {"dense_recalibrated_loss": 1.5, "dense_recalibrated_accuracy": [0.5]},
+        ],
+    )  # fmt: skip
+    def test_damaged(self, parts):
+        with pytest.raises(ValueError, match="damaged profile"):
+            Profile.from_json(self.profile(**parts).to_json())

@@ -1,0 +1,197 @@
+"""An interrupted scan: its points are kept, taken up again, and give the profile of an uninterrupted one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from search.console import TerminalWatcher
+from search.dense import dense_model
+from search.errors import UsageError
+from search.evaluate import Subject
+from search.kept import begin_anew, kept_so_far, what_is_kept
+from search.points import KeptPoints
+from search.scan import cached_profile, recalibration_note
+from search.workloads import get_workload
+from spaces.profile import Profile, ProfilePoint
+
+KEY = ("fine-grained", "conv0.weight", 0.3)
+
+
+class Counted(nn.Module):
+    """Counts the passes it is asked for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.count = inner, SimpleNamespace(calls=0)
+
+    def __deepcopy__(self, memo):
+        copied = Counted(copy.deepcopy(self.inner, memo))
+        copied.count = self.count
+        return copied.train(self.training)
+
+    def forward(self, x):
+        self.count.calls += 1
+        return self.inner(x)
+
+
+@pytest.fixture(scope="module")
+def scanned(place, tmp_path_factory) -> SimpleNamespace:
+    """What a scan needs, and an uninterrupted profile."""
+    workload = get_workload(f"{place / 'tiny.py'}:tiny")
+    cache = tmp_path_factory.mktemp("cache")
+    dense = dense_model(workload, 0, cache)
+    dense = replace(dense, model=Counted(dense.model).eval())
+    subject = Subject.of(workload, dense.model)
+    before = dense.model.count.calls
+    profile = cached_profile(subject, dense, "magnitude-l2", ["fine-grained", "channel"], cache)
+    points = sum(len(p) for by in profile.points.values() for p in by.values())
+    return SimpleNamespace(
+        subject=subject, dense=dense, profile=profile, points=points, calls=dense.model.count.calls - before
+    )
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    begin_anew()
+    yield
+    begin_anew()
+
+
+def scan(scanned, cache, stop: int | None = None, with_=KeyboardInterrupt):
+    """The scan into another cache, interrupted at a point; returns profile, points followed and passes made."""
+    seen, before = [], scanned.dense.model.count.calls
+
+    def progress(done, total):
+        seen.append((done, total))
+        if done == stop:
+            raise with_
+
+    profile = None
+    try:
+        profile = cached_profile(
+            scanned.subject, scanned.dense, "magnitude-l2", ["fine-grained", "channel"], cache, progress
+        )
+    except (with_, UsageError):  # of the tests' own code, for which they are to blame
+        assert stop
+    return profile, seen, scanned.dense.model.count.calls - before
+
+
+def only(cache, kind: str):
+    (path,) = cache.glob(f"profile-*{kind}")
+    return path
+
+
+@pytest.mark.parametrize(("stop", "with_"), [(5, KeyboardInterrupt), (11, SystemExit), (3, ValueError)])
+def test_an_interrupted_scan_goes_on(scanned, tmp_path, stop, with_):
+    _, seen, first = scan(scanned, tmp_path, stop, with_)
+    total = seen[0][1]
+    assert len(only(tmp_path, ".points.jsonl").read_text().splitlines()) == stop
+    if with_ is KeyboardInterrupt:
+        assert what_is_kept() == f"{stop} of {total} points of the scan are kept"
+    profile, seen, second = scan(scanned, tmp_path)
+    assert replace(profile, seconds=0) == replace(scanned.profile, seconds=0)
+    assert [done for done, _ in seen] == list(range(1, total + 1))
+    assert first + second < scanned.calls + 30  # the dense passes twice, no point twice
+    assert second < scanned.calls
+    assert not list(tmp_path.glob("*.points.jsonl"))
+    assert Profile.from_json(only(tmp_path, ".json").read_text()) == profile
+    assert scan(scanned, tmp_path)[2] == 0
+
+
+def test_interrupted_twice_and_by_a_cut_line(scanned, tmp_path):
+    """Every part of the file that is no point is passed over: what it should have said is scanned again."""
+    scan(scanned, tmp_path, 4)
+    path = only(tmp_path, ".points.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    scan(scanned, tmp_path, 7)
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 8 and not lines[3].endswith(b"}")
+    foreign = [b"", b"[1]", b"5", b"{}", b"\xff\xfe", b'{"granularity": "channel"}', b"[" * 100_000]
+    wrong = json.loads(lines[0])
+    for change in ({"level": "a"}, {"level": [1]}, {"layer": 3}, {"seconds": None}, {"point": {}}, {"point": 4}):
+        foreign.append(json.dumps({**wrong, **change}).encode())
+    for change in ({"loss": "low"}, {"sparsity": 7}, {"accuracy": True}, {"more": 1}):
+        foreign.append(json.dumps({**wrong, "point": {**wrong["point"], **change}}).encode())
+    foreign.append(lines[0].replace(b'"loss": ', b'"loss": NaN, "old": '))
+    path.write_bytes(b"\n".join([*foreign, *lines]))
+    profile, _, _ = scan(scanned, tmp_path)
+    assert replace(profile, seconds=0) == replace(scanned.profile, seconds=0)
+
+
+def test_a_point_comes_back_as_it_was(tmp_path):
+    nan, path = float("nan"), tmp_path / "profile-a.json"
+    point = ProfilePoint(0.1 + 0.2, 1 / 3, 0.25, float("inf"), nan)
+    with KeptPoints(path) as points:
+        points.keep(KEY, point)
+    found = KeptPoints(path).known[KEY]
+    assert (found.sparsity, found.loss, found.accuracy) == (0.1 + 0.2, 1 / 3, 0.25)
+    assert repr((found.recalibrated_loss, found.recalibrated_accuracy)) == "(nan, nan)"
+
+
+def test_seconds_add_up(tmp_path, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("search.points.time.perf_counter", lambda: now[0])
+    for _ in range(2):
+        with KeptPoints(tmp_path / "profile-a.json") as points:
+            now[0] += 2.5
+            points.keep(KEY, ProfilePoint(0.25, 1.0, 0.5, 1.0, 0.5))
+    assert KeptPoints(tmp_path / "profile-a.json").seconds == 5.0
+
+
+class TestKept:
+    def test_of_work_that_ended_nothing_is_said(self):
+        with kept_so_far(lambda: "a"):
+            with kept_so_far(lambda: "b"):
+                assert what_is_kept() == "b"
+            assert what_is_kept() == "a"
+        with pytest.raises(ValueError, match="no"), kept_so_far(lambda: "c"):
+            raise ValueError("no")
+        assert what_is_kept() is None
+
+    @pytest.mark.parametrize("command", ["scan", "search"])
+    @pytest.mark.parametrize("phase", ["dense", "scan"])
+    def test_the_last_line_says_what_is_kept(self, main, place, tmp_path, monkeypatch, command, phase):
+        workload = f"{place / 'tiny.py'}:tiny"
+        wanted = "training the dense model" if phase == "dense" else "sensitivity scan"
+        steps = []
+
+        @contextmanager
+        def stage(self, label):
+            yield progress if wanted in label else lambda done, total: None
+
+        def progress(done, total):
+            steps.append(done)
+            if done == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(TerminalWatcher, "stage", stage)
+        monkeypatch.setattr("search.interrupts.is_signal", lambda error: True)
+        reply = main(command, "--workload", workload, "--root", tmp_path)
+        assert reply.code == 130 and steps == [1, 2, 3]
+        said = (
+            "no step of the dense model's training is kept"
+            if phase == "dense"
+            else "3 of 35 points of the scan are kept"
+        )
+        last = reply.err.splitlines()[-1]
+        if command == "search":
+            assert last.startswith(f"prunefront: interrupted; {said}, resume with: prunefront search --workload")
+        else:
+            assert last == f"prunefront: interrupted; {said}: run the same command again"
+
+
+def test_too_few_examples_are_told_in_one_line():
+    few = Profile("", 32, 0.1, 1.0, {}, 0.0, 3.5, 0.0625, too_few=True)
+    assert recalibration_note(few) == (
+        "BatchNorm is not recalibrated in the scan: 32 calibration examples are too few, over which it takes the "
+        "unpruned network from 100.0% to 6.2%"
+    )
+    assert recalibration_note(replace(few, too_few=False)) is None
+    assert "one" not in recalibration_note(Profile("", 1, 0.1, 1.0, {}, 0.0, too_few=True))
