@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from search.evaluate import Subject
 from search.kept import begin_anew, kept_so_far, what_is_kept
 from search.points import KeptPoints
 from search.scan import cached_profile, recalibration_note
+from search.seal import unsealed
 from search.workloads import get_workload
 from spaces.profile import Profile, ProfilePoint
 
@@ -101,7 +103,7 @@ def test_an_interrupted_scan_goes_on(scanned, tmp_path, stop, with_):
     assert first + second < scanned.calls + 30  # the dense passes twice, no point twice
     assert second < scanned.calls
     assert not list(tmp_path.glob("*.points.jsonl"))
-    assert Profile.from_json(only(tmp_path, ".json").read_text()) == profile
+    assert Profile.from_json(unsealed(only(tmp_path, ".json").read_text())) == profile
     assert scan(scanned, tmp_path)[2] == 0
 
 
@@ -169,10 +171,9 @@ class TestKept:
         def progress(done, total):
             steps.append(done)
             if done == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(TerminalWatcher, "stage", stage)
-        monkeypatch.setattr("search.interrupts.is_signal", lambda error: True)
         reply = main(command, "--workload", workload, "--root", tmp_path)
         assert reply.code == 130 and steps == [1, 2, 3]
         said = (
