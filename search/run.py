@@ -21,6 +21,7 @@ from search.folder import StudyFolder, new_record, open_root, refuse_changes, re
 from search.identity import in_todays_words, of_split, study_identity
 from search.latency import cached_latency_table
 from search.locks import held_lock
+from search.overlap import overlaps
 from search.train import in_fast_layout, step_count
 from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
@@ -68,6 +69,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))
+        if said := overlaps(workload):
+            watcher.note(said)
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
         _settle_identity(folder, config, workload, dense, watcher)
         return Coordinator(config, folder, space, workload, dense, watcher).run()

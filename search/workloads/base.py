@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from search.recipe import Recipe
 from search.workloads.metrics import accuracy, default_metric
+from search.workloads.splits import Split, as_tensors
 
-Split = tuple[Tensor, Tensor]
+log = logging.getLogger(__name__)
 SPLITS = ("fit", "calibration", "validation", "test")
 
 
@@ -25,8 +27,8 @@ class Workload:
     Attributes:
         name: short; letters, digits, `.`, `_` and `-`.
         build_model: makes the untrained model; two calls give the same names and shapes.
-        fit: data the weights are trained on: (inputs (n, ...), targets (n, ...)) or a map-style dataset
-            of such pairs, which is read once into tensors.
+        fit: data the weights are trained on: (inputs (n, ...), targets (n, ...)), or a map-style dataset
+            of such pairs, or a `DataLoader` over one, which is read once, in order, into tensors.
         calibration: what scans and data-driven scores see.
         validation: what trials are compared on.
         test: read once a finalist, by nothing else.
@@ -49,10 +51,10 @@ class Workload:
 
     name: str
     build_model: Callable[[], nn.Module]
-    fit: Split | Dataset
-    calibration: Split | Dataset
-    validation: Split | Dataset
-    test: Split | Dataset
+    fit: Split | Dataset | DataLoader
+    calibration: Split | Dataset | DataLoader
+    validation: Split | Dataset | DataLoader
+    test: Split | Dataset | DataLoader
     recipe: Recipe = field(default_factory=Recipe)
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
     metric: Callable[[Any, Tensor], float] = accuracy
@@ -64,8 +66,18 @@ class Workload:
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
             raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
+        drawn = []
         for split in SPLITS:
-            object.__setattr__(self, split, _as_tensors(getattr(self, split), split))
+            tensors, changes = as_tensors(getattr(self, split), split)
+            object.__setattr__(self, split, tensors)
+            drawn += [split] if changes else []
+        if drawn:
+            log.warning(
+                "workload %r: examples of %s change each time they are read; they are read once, under fixed seeds, "
+                "and stay as they are then: give random changes of training inputs as augment=",
+                self.name,
+                ", ".join(drawn),
+            )
         if self.train_dense and self.weights is not None:
             raise ValueError(
                 f"train_dense trains what build_model returns, so weights {str(self.weights)!r} have no use: leave one "
@@ -75,20 +87,3 @@ class Workload:
             object.__setattr__(self, "metric", default_metric(self.loss))
         if self.example_input is None:
             object.__setattr__(self, "example_input", self.fit[0][:2].clone())
-
-
-def _as_tensors(split: Split | Dataset, name: str) -> Split:
-    if not isinstance(split, tuple):
-        if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
-            raise ValueError(
-                f"split {name!r} must be a pair of tensors or a map-style dataset, got {type(split).__name__}"
-            )
-        if len(split) == 0:
-            raise ValueError(f"split {name!r} is empty: it needs at least one example")
-        split = tuple(next(iter(DataLoader(split, batch_size=len(split)))))
-    if len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
-        raise ValueError(f"split {name!r} must be a pair of tensors (inputs, targets)")
-    inputs, targets = split
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(f"split {name!r} needs as many inputs as targets, got {len(inputs)} and {len(targets)}")
-    return inputs.contiguous(), targets

@@ -1,0 +1,39 @@
+"""Whether splits share examples."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from search.workloads.base import Workload
+
+PAIRS = (
+    ("fit", "validation"), ("fit", "test"), ("validation", "test"), ("calibration", "validation"),
+    ("calibration", "test"),
+)  # fmt: skip
+"""Splits that should have no example in common; calibration data may well be a part of fit data."""
+FEW = 0.01
+"""Share of the second split that may be in the first without a word: real data hold some doubles."""
+
+
+def overlaps(workload: Workload) -> str | None:
+    """One line that says which splits hold the same inputs, and how many; None if hardly any do."""
+    known: dict[str, list[bytes]] = {}
+    for split in {name for pair in PAIRS for name in pair}:
+        known[split] = _digests(getattr(workload, split)[0])
+    found = []
+    for first, second in PAIRS:
+        held = set(known[first])
+        shared = sum(digest in held for digest in known[second])
+        if shared > FEW * len(known[second]):
+            found.append(f"{shared} of {len(known[second])} {second} examples are in {first} too")
+    return f"splits overlap: {'; '.join(found)}: accuracies on them are too good" if found else None
+
+
+def _digests(inputs: Tensor) -> list[bytes]:
+    rows = inputs.detach().cpu().contiguous().reshape(len(inputs), -1)
+    if not rows.shape[1]:
+        return []
+    return [hashlib.blake2b(row, digest_size=8).digest() for row in rows.view(torch.uint8).numpy()]

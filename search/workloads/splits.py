@@ -1,0 +1,136 @@
+"""Reading a split into tensors, the same ones each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
+
+from search.randomness import seeded
+
+Split = tuple[Tensor, Tensor]
+CHUNK = 64
+"""Items put together at once: a split is never in memory twice."""
+PROBES = 4
+"""Times an item is read again to see whether it changes."""
+SEED = 0
+
+
+def as_tensors(split: Any, name: str) -> tuple[Split, bool]:
+    """Inputs and targets of a split, and whether they are one of many draws.
+
+    Global random generators stand at a fixed seed while a data set is read, so that it is read alike each time.
+
+    Args:
+        split: a pair of tensors, a map-style data set of pairs, or a `DataLoader` over one, which is read in order.
+
+    Raises:
+        ValueError: anything else; what it is, and what to do.
+    """
+    if isinstance(split, DataLoader):
+        return _read(*_of_loader(split, name), name)
+    if isinstance(split, IterableDataset):
+        raise ValueError(
+            f"split {name!r} is a stream ({type(split).__name__}): give a map-style dataset, or read it into a pair of "
+            "tensors first"
+        )
+    if isinstance(split, tuple):
+        if len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
+            kinds = ", ".join(type(part).__name__ for part in split)
+            raise ValueError(f"split {name!r} must be a pair of tensors (inputs, targets), got ({kinds})")
+        return _checked(split, name), False
+    if not hasattr(split, "__getitem__") or not hasattr(split, "__len__") or isinstance(split, Mapping):
+        raise ValueError(f"split {name!r} must be a pair of tensors or a map-style dataset, got {type(split).__name__}")
+    return _read(split, range(len(split)), default_collate, name)
+
+
+def _of_loader(loader: DataLoader, name: str) -> tuple[Dataset, Sequence[int], Callable[[list[Any]], Any]]:
+    """Its data set, the places in it that the loader goes to, and how it puts items together."""
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(f"split {name!r} is a DataLoader over a stream: read it into a pair of tensors first")
+    sampler = loader.sampler
+    if loader.batch_size is None or not isinstance(sampler, (SequentialSampler, RandomSampler, SubsetRandomSampler)):
+        raise ValueError(
+            f"split {name!r} is a DataLoader with a sampler of its own ({type(sampler).__name__}): give its dataset, "
+            "or a torch.utils.data.Subset of it"
+        )
+    places = sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else range(len(loader.dataset))
+    return loader.dataset, places, loader.collate_fn
+
+
+def _read(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> tuple[Split, bool]:
+    if len(places) == 0:
+        raise ValueError(f"split {name!r} is empty: it needs at least one example")
+    parts: list[Tensor] = []
+    with seeded(SEED):
+        for begin in range(0, len(places), CHUNK):
+            chunk = _pair([split[place] for place in places[begin : begin + CHUNK]], collate, name)
+            if not parts:
+                parts = [torch.empty((len(places), *part.shape[1:]), dtype=part.dtype) for part in chunk]
+            for whole, part in zip(parts, chunk, strict=True):
+                if part.shape[1:] != whole.shape[1:] or part.dtype != whole.dtype:
+                    raise ValueError(f"split {name!r} has items of different shapes or types, {_shapes(whole, part)}")
+                whole[begin : begin + len(part)] = part
+    return _checked(tuple(parts), name), _changes(split, places, collate, name)
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return " and ".join(f"{tuple(t.shape[1:])} of {t.dtype}" for t in tensors)
+
+
+def _pair(items: list[Any], collate: Callable[[list[Any]], Any], name: str) -> Split:
+    first = items[0]
+    if isinstance(first, Mapping):
+        keys = ", ".join(repr(key) for key in first)
+        raise ValueError(f"split {name!r} yields mappings of {keys}: wrap it so that an item is (inputs, target)")
+    if isinstance(first, (tuple, list)) and len(first) != 2:
+        raise ValueError(
+            f"split {name!r} yields items of {len(first)} parts: an item must be (inputs, target), several inputs "
+            "packed into one tensor"
+        )
+    try:
+        pair = collate(items)
+    except (TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"split {name!r}: its items cannot be put together to tensors: {said}") from None
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        raise ValueError(f"split {name!r} must yield pairs (inputs, target) of tensors or numbers")
+    return tuple(pair)
+
+
+def _changes(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> bool:
+    """Whether items read again, under other seeds, are other ones; the first and the middle one are tried."""
+    for place in {places[0], places[len(places) // 2]}:
+        seen = []
+        for number in range(PROBES):
+            with seeded(SEED + 1 + number):
+                seen.append(_pair([split[place]], collate, name))
+        if not all(_equal(again, seen[0]) for again in seen[1:]):
+            return True
+    return False
+
+
+def _equal(first: Split, second: Split) -> bool:
+    return all(
+        a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _checked(split: Split, name: str) -> Split:
+    inputs, targets = split
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
+        lengths = [len(part) if part.ndim else "a single number" for part in split]
+        raise ValueError(f"split {name!r} needs as many inputs as targets, got {lengths[0]} and {lengths[1]}")
+    return inputs.contiguous(), targets

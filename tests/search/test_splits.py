@@ -1,0 +1,168 @@
+"""Splits as users have them: data sets that draw at random, loaders, streams, splits that share examples."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from search import Workload
+from search.fingerprint import data_fingerprint
+from search.overlap import overlaps
+
+INPUTS, TARGETS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 4
+SPLITS = ("fit", "calibration", "validation", "test")
+
+
+def task(**splits) -> Workload:
+    parts = dict.fromkeys(SPLITS, (INPUTS, TARGETS)) | splits
+    return Workload(name="task", build_model=lambda: nn.Linear(3, 4), **parts)
+
+
+class Drawn(Dataset):
+    """Inputs moved by what `draw` gives."""
+
+    def __init__(self, draw, n=70):
+        self.draw, self.n = draw, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, place):
+        return INPUTS[place] + self.draw(), int(TARGETS[place])
+
+
+class Own:
+    """A generator of its own, which goes on from one item to the next."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __call__(self):
+        return torch.rand(3, generator=self.generator)
+
+
+DRAWS = {
+    "torch": lambda: lambda: torch.rand(3),
+    "numpy": lambda: lambda: torch.tensor(np.random.rand(3)).float(),
+    "python": lambda: random.random,
+    "now and then": lambda: lambda: float(torch.rand(1) < 0.5),
+    "its own": Own,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_data_set_that_draws_is_read_alike_each_time_and_said_so(draw, caplog):
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    first = task(fit=Drawn(DRAWS[draw]()))
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    assert np.random.get_state()[1].tolist() == states[1]
+    (said,) = caplog.messages
+    assert "examples of fit change each time" in said and "augment=" in said
+    torch.rand(5), np.random.rand(5), random.random()
+    second = task(fit=Drawn(DRAWS[draw]()))
+    assert data_fingerprint(first) == data_fingerprint(second)
+    moves = first.fit[0] - INPUTS
+    assert len({tuple(row) for row in moves.tolist()}) > 1 and torch.equal(first.fit[1], TARGETS)
+
+
+def test_a_data_set_in_random_order_is_said(caplog):
+    class Shuffled(Dataset):
+        def __len__(self):
+            return 70
+
+        def __getitem__(self, place):
+            return INPUTS[(other := random.randrange(70))], int(TARGETS[other])
+
+    one, other = (task(fit=Shuffled(), test=Shuffled()) for _ in range(2))
+    assert data_fingerprint(one) == data_fingerprint(other) and "examples of fit, test change" in caplog.messages[0]
+
+
+def test_a_data_set_that_draws_nothing_is_not_spoken_of(caplog):
+    made = task(fit=Drawn(lambda: 0.0), test=Subset(TensorDataset(INPUTS, TARGETS), range(5, 70)))
+    assert torch.equal(made.fit[0], INPUTS) and torch.equal(made.test[0], INPUTS[5:]) and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({"batch_size": 16}, range(70)),
+        ({"batch_size": 16, "shuffle": True, "drop_last": True}, range(70)),
+        ({"batch_size": 4, "sampler": SubsetRandomSampler([9, 3, 30])}, [3, 9, 30]),
+    ],
+)
+def test_a_loader_is_read_in_order(options, places):
+    made = task(fit=DataLoader(TensorDataset(INPUTS, TARGETS), **options))
+    assert torch.equal(made.fit[0], INPUTS[list(places)]) and torch.equal(made.fit[1], TARGETS[list(places)])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield INPUTS[0], 0
+
+
+class Items(Dataset):
+    def __init__(self, of):
+        self.of = of
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, place):
+        return self.of(place)
+
+
+REFUSED = {
+    "stream": (Stream(), "is a stream (Stream): give a map-style dataset"),
+    "loader of a stream": (DataLoader(Stream()), "a DataLoader over a stream"),
+    "loader with weights": (
+        DataLoader(TensorDataset(INPUTS, TARGETS), sampler=WeightedRandomSampler([1.0] * 70, 70)),
+        "a sampler of its own (WeightedRandomSampler)",
+    ),
+    "mappings": (Items(lambda i: {"pixel_values": INPUTS[i], "labels": 0}), "yields mappings of 'pixel_values', 'la"),
+    "two inputs": (Items(lambda i: (INPUTS[i], INPUTS[i], 0)), "yields items of 3 parts: an item must be"),
+    "a pair of inputs": (Items(lambda i: ((INPUTS[i], INPUTS[i]), 0)), "must yield pairs (inputs, target) of tensors"),
+    "a mapping": ({"x": INPUTS, "y": TARGETS}, "must be a pair of tensors or a map-style dataset, got dict"),
+    "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
+    "sizes": (Items(lambda i: (torch.ones(3 + i), 0)), "cannot be put together to tensors: stack expects each tensor"),
+    "objects": (Items(lambda i: (object(), 0)), "cannot be put together to tensors"),
+    "one number": ((torch.tensor(0.5), TARGETS), "as many inputs as targets, got a single number and 70"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("name", ["fit", "test"])
+def test_what_is_no_split_is_told_in_one_line(case, name):
+    split, said = REFUSED[case]
+    with pytest.raises(ValueError, match=f"^split '{name}'") as raised:
+        task(**{name: split})
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def apart(**changes) -> Workload:
+    starts = {"fit": (0, 40), "calibration": (0, 20), "validation": (40, 56), "test": (56, 70)} | changes
+    return task(**{name: (INPUTS[a:b], TARGETS[a:b]) for name, (a, b) in starts.items()})
+
+
+def test_overlapping_splits_are_noted():
+    assert overlaps(apart()) is None
+    assert overlaps(apart(validation=(30, 56))) == (
+        "splits overlap: 10 of 26 validation examples are in fit too: accuracies on them are too good"
+    )
+    said = overlaps(apart(validation=(0, 10), test=(0, 10)))
+    for pair in ("10 of 10 validation examples are in fit", "10 of 10 test examples are in fit",
+                 "10 of 10 test examples are in validation"):  # fmt: skip
+        assert pair in said
+    assert "12 of 14 test examples are in calibration" in overlaps(apart(calibration=(40, 68)))
