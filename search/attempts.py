@@ -142,7 +142,8 @@ def _last_words(file: int) -> Iterator[None]:
     before, leave, process = faulthandler.is_enabled(), os._exit, os.getpid()
 
     def said_and_left(code: int) -> None:
-        if os.getpid() == process and interrupts.exit_code() is None:
+        unsaid = os.fstat(file).st_size <= _STEP_BYTES
+        if os.getpid() == process and unsaid and interrupts.exit_code() is None:
             os.write(file, f"os._exit({code})\n".encode())
             faulthandler.dump_traceback(file, all_threads=False)
         leave(code)

@@ -104,6 +104,8 @@ def compare_finals(
     began = clock.seconds
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
         attempt = Attempt(folder.journal.folder, f"{digest}-{seed}")
+        if attempt.deaths and not attempt.failure:
+            watcher.note(f"the final run of {name} begins again, it was cut off {attempt.deaths[-1]}")
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
             evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:

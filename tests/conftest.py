@@ -130,6 +130,13 @@ def exported(run, finished, place) -> Path:
     return place / "best"
 
 
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A command that ran in this process leaves its handlers, as its program ends with it."""
+    yield
+    interrupts.unwatch()
+
+
 @pytest.fixture
 def main(place, monkeypatch, capfd):
     """Run a command inside this process, in the user's folder: exit code, stdout, stderr."""
@@ -144,5 +151,4 @@ def main(place, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    yield command
-    interrupts.unwatch()
+    return command

@@ -6,17 +6,19 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 import pytest
 from optuna.trial import Trial
 
 import search.coordinator
 import search.finals
-from search import SearchConfig, run_search
-from search.attempts import MAX_KILLS, MAX_STARTS, Attempt
+from search import SearchConfig, interrupts, run_search
+from search.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
 from search.console import Watcher
 from search.journal import Journal
 from search.study import OptunaStudy
+from search.time_limit import limited
 
 
 def segfault() -> None:
@@ -152,6 +154,31 @@ def test_a_child_process_that_leaves_is_no_death(tmp_path):
         step(2, 20)
         assert dies(leave) == 5
         assert "os._exit" not in (tmp_path / "begun-net.now").read_text()
+
+
+def test_native_code_beyond_its_limit_ends_the_command_and_counts_as_timed_out(tmp_path, monkeypatch):
+    """What blocks the alarm is as deaf to it as native code."""
+    monkeypatch.setattr("search.time_limit.GRACE", 0.1)
+
+    def act() -> None:
+        def say(message, code) -> None:
+            (tmp_path / "said").write_text(f"{code}: {message}")
+
+        interrupts.watch(say)
+        attempt = Attempt(tmp_path, "net")
+        with attempt.running() as step, limited(0.2, give_up_on(attempt, "trial 3", 0.2)):
+            step(3, 20)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+            time.sleep(600)
+
+    assert dies(act) == 3
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("3: trial 3 takes longer than its limit of 0.2 s in native code, ")
+    assert Attempt(tmp_path, "net").failure == "timed-out: longer than 0.2 s, in native code, after step 3 of 20"
+
+
+def test_a_program_of_the_users_is_not_ended_for_it(tmp_path):
+    assert give_up_on(Attempt(tmp_path, "net"), "trial 3", 0.2) is None
 
 
 # In a study
