@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,7 @@ from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import tensors_of
 from search.journal import write_durably
+from search.unwrap import COUNTER, DEEPEST, Ambiguous, unwrap
 from spaces.errors import unknown
 
 CHECKSUM = "sha256"
@@ -61,15 +64,21 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
 def restore(dense: nn.Module, structure: Structure, state: Mapping[str, Tensor]) -> nn.Module:
     """A dense model shrunk by `structure` with `state` loaded strictly; eval mode."""
     model = apply_structure(dense, structure)
-    model.load_state_dict(state, strict=True)
+    extra = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
+    model.load_state_dict({**extra, **state}, strict=True)
     return model.eval()
 
 
-def load_user_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
+def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] | None = None) -> Mapping[str, Tensor]:
     """Load a state dict the user trained into `model`: safetensors, or a torch file without code.
 
-    Tensors pruned by `torch.nn.utils.prune` are taken as their originals times their masks; returned are these masks,
-    bool by tensor name, none for a plain state dict.
+    It may lie in an entry of a checkpoint, such as `state_dict` or `model`, and all its names may begin with something
+    that the model's do not, such as `module.`, or the other way round. Tensors pruned by `torch.nn.utils.prune` are
+    taken as their originals times their masks; returned are these masks, bool by tensor name, none for a plain state
+    dict.
+
+    Args:
+        note: told in one line where in the file the state dict was, unless it was all of it.
 
     Raises:
         EnvironmentProblem: no such file.
@@ -78,43 +87,104 @@ def load_user_weights(model: nn.Module, path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise EnvironmentProblem(f"no weights file {str(path)!r}: check --weights")
-    expected = model.state_dict()
+    expected = dict(tensors_of(model))
+    content = _read_content(path)
+    masks: dict[str, Tensor] = {}
     try:
-        masked = state_from_torch_prune(_read_state(path), keep=expected)
+        found = unwrap(_without_masks(content, expected, masks, DEEPEST), expected)
+    except Ambiguous as error:
+        raise UsageError(f"weights {path.name} {error}") from None
     except ValueError as error:
         raise UsageError(f"weights {path.name}: {error}") from None
-    state = masked.state
+    state = found.state
+    _require_fit(state, expected, path)
+    own = model.state_dict()
+    left = {name: value for name, value in own.items() if name not in state}  # extra state and BatchNorm's counters
+    model.load_state_dict({**left, **state}, strict=True)
+    if found.said and note:
+        note(f"weights {path.name}: taken from {found.said}")
+    return masks
+
+
+def _without_masks(content: Any, expected: Mapping[str, Tensor], masks: dict[str, Tensor], depth: int) -> Any:
+    """The same, each state dict in it in its plain form; `masks` takes up what they were multiplied by."""
+    if not isinstance(content, Mapping) or not depth:
+        return content
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    rest = {key: _without_masks(content[key], expected, masks, depth - 1) for key in content if key not in tensors}
+    masked = state_from_torch_prune(tensors, keep=expected)
+    masks.update(masked.masks)
+    return {**rest, **masked.state}
+
+
+def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     for name in state:
         if name not in expected:
             raise UsageError(f"weights {path.name}: {unknown('tensor', name, expected)}")
     for name, tensor in expected.items():
+        if name not in state and name.endswith(COUNTER):
+            continue
         if name not in state:
             raise UsageError(f"weights {path.name} lack tensor {name!r} of shape {tuple(tensor.shape)}")
-        if state[name].shape != tensor.shape:
+        given = state[name]
+        if given.shape != tensor.shape:
             raise UsageError(
-                f"weights {path.name}: tensor {name!r} has shape {tuple(state[name].shape)}, "
+                f"weights {path.name}: tensor {name!r} has shape {tuple(given.shape)}, "
                 f"the model needs {tuple(tensor.shape)}"
             )
-        if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+        if given.is_floating_point() and not torch.isfinite(given).all():
             raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")
-    model.load_state_dict(state, strict=True)
-    return masked.masks
+        if given.is_complex() != tensor.is_complex() or given.is_floating_point() < tensor.is_floating_point():
+            raise UsageError(
+                f"weights {path.name}: tensor {name!r} is of type {given.dtype}, which is no {tensor.dtype}: save it "
+                "as the model has it"
+            )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_content(path: Path) -> Mapping[Any, Any]:
+    """The mapping a weights file holds, its tensors checked to be plain ones."""
     try:
         return load(path.read_bytes())
     except SafetensorError as safetensors_error:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # garbage makes readers raise anything
             raise Refused(
                 f"weights {path} are neither safetensors ({_first_line(safetensors_error)}) nor a torch file that "
                 f"loads without running code ({_first_line(error)}); save model.state_dict() with safetensors"
             ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise Refused(f"weights {path} hold no plain state dict: save model.state_dict()")
-    return dict(state)
+    if not isinstance(content, Mapping):
+        raise Refused(f"weights {path} hold no state dict but a {type(content).__name__}: save model.state_dict()")
+    _require_plain(content, path, DEEPEST)
+    if not any(True for _ in _tensors_in(content, DEEPEST)):
+        raise Refused(f"weights {path} hold no tensor with a name: save model.state_dict()")
+    return content
+
+
+def _tensors_in(content: Any, depth: int) -> Iterator[Tensor]:
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor) and isinstance(key, str):
+            yield value
+        elif depth:
+            yield from _tensors_in(value, depth - 1)
+
+
+def _require_plain(content: Mapping[Any, Any], path: Path, depth: int) -> None:
+    for tensor in _tensors_in(content, depth):
+        kind = (
+            "on the device meta, without numbers" if tensor.is_meta
+            else "quantized" if tensor.is_quantized
+            else "sparse" if tensor.layout != torch.strided
+            else "a view of more elements than it stores"
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+            else None
+        )  # fmt: skip
+        if kind:
+            raise Refused(
+                f"weights {path} hold a tensor of shape {tuple(tensor.shape)} that is {kind}: save plain ones"
+            )
 
 
 def _first_line(error: BaseException) -> str:

@@ -92,7 +92,7 @@ def dense_model(
     if source == AS_BUILT:
         pass
     elif source:
-        if masks := load_user_weights(model, Path(source)):
+        if masks := load_user_weights(model, Path(source), watcher.note):
             watcher.note(_taken_masked(Path(source), masks))
     else:
         start = _start(workload, model, seed, watcher)

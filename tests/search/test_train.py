@@ -325,7 +325,6 @@ def test_weights_that_do_not_fit_name_the_first_tensor(workload, tmp_path):
                     r"conv0\.wieght.*conv0\.weight"),
         "lacking": ({k: v for k, v in state.items() if k != "bn1.bias"}, r"lack.*bn1\.bias.*\(16,\)"),
         "reshaped": ({**state, "conv1.weight": torch.zeros(16, 8, 1, 1)}, r"conv1\.weight.*\(16, 8, 1, 1\)"),
-        "prefixed": ({f"module.{k}": v for k, v in state.items()}, r"module\."),
     }  # fmt: skip
     for name, (wrong, said) in cases.items():
         save_file(wrong, tmp_path / f"{name}.safetensors")

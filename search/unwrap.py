@@ -1,0 +1,111 @@
+"""State dicts as checkpoints hold them: nested beside other things, and under other first names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEEPEST = 4
+"""Mappings in mappings looked into."""
+COUNTER = "num_batches_tracked"
+"""Tensors of BatchNorm that weights may lack: nothing is computed from them unless momentum is None."""
+COMPILED = "_orig_mod"
+"""Part of a name that `torch.compile` puts in."""
+SHOWN = 3
+
+
+class Ambiguous(ValueError):
+    """A file holds several state dicts that fit."""
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A state dict in the model's own names.
+
+    Attributes:
+        fits: whether it has all that the model needs, in its shapes, and nothing else.
+        matched: how many tensors the model has in this shape.
+        said: where it was in the file and what its names began with; empty if it was as the model has it.
+    """
+
+    state: Mapping[str, Tensor]
+    fits: bool
+    matched: int
+    said: str
+
+
+def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrapped:
+    """The state dict in a checkpoint that fits best, its names without what all of them have before the model's.
+
+    Args:
+        content: what the file holds; entries that are no tensors, and what lies beside the state dict, are left out.
+        expected: the model's tensors.
+
+    Raises:
+        Ambiguous: several fit that hold other numbers.
+    """
+    found = [form for path, state in _states(content, (), DEEPEST) for form in _forms(path, state, expected)]
+    fitting = [form for form in found if form.fits]
+    if fitting:
+        first = fitting[0]
+        for other in fitting[1:]:
+            if not all(torch.equal(first.state[name], other.state[name]) for name in first.state):
+                places = " and ".join(repr(form.said or "its own names") for form in (first, other))
+                raise Ambiguous(f"hold several state dicts that fit, {places}: save the one that is meant by itself")
+        return first
+    return max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, ""))
+
+
+def _states(content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping of names to tensors in a checkpoint, with where it is."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield ".".join(path), tensors
+    if depth:
+        for key, value in content.items():
+            yield from _states(value, (*path, str(key)), depth - 1)
+
+
+def _forms(path: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[Unwrapped]:
+    """The state dict with every first part of its names replaced that makes one of them the model's."""
+    plain = {_plain(name): tensor for name, tensor in state.items()}
+    own = {_plain(name): name for name in expected}
+    begins = {("", "")}
+    for wanted in list(own)[:SHOWN]:
+        begins |= {pair for name in plain if (pair := _begins(name, wanted)) is not None}
+    for had, given in sorted(begins, key=lambda pair: (len(pair[0]) + len(pair[1]), pair)):
+        renamed = {given + name.removeprefix(had): tensor for name, tensor in plain.items() if name.startswith(had)}
+        mapped = {own.get(name, name): tensor for name, tensor in renamed.items()}
+        lacking = [name for name in expected if name not in mapped and not name.endswith(COUNTER)]
+        matched = sum(name in mapped and mapped[name].shape == tensor.shape for name, tensor in expected.items())
+        fits = not lacking and mapped.keys() <= expected.keys() and matched == len(mapped)
+        yield Unwrapped(mapped, fits, matched, _said(path, had, given, plain.keys() != state.keys()))
+
+
+def _said(path: str, had: str, given: str, compiled: bool) -> str:
+    parts = [f"entry {path!r}"] if path else []
+    parts += [f"names without {had!r}"] if had else []
+    parts += [f"names with {given!r} before them"] if given else []
+    parts += [f"names without {COMPILED!r}"] if compiled else []
+    return ", ".join(parts)
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+def _begins(name: str, wanted: str) -> tuple[str, str] | None:
+    """What comes before the longest common end of two dotted names; None where not even the last part is common."""
+    one, other = name.split("."), wanted.split(".")
+    common = 0
+    while common < min(len(one), len(other)) and one[-1 - common] == other[-1 - common]:
+        common += 1
+    if not common:
+        return None
+    return tuple("".join(f"{part}." for part in parts[: len(parts) - common]) for parts in (one, other))
