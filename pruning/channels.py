@@ -25,6 +25,7 @@ from pruning.calibration import Calibration
 from pruning.codec import CONVOLUTIONS, DTYPE_CODES, prunable_weights
 from pruning.cost import check_example, check_model
 from pruning.criteria import require_finite
+from pruning.memory import out_of_memory
 from pruning.multiplications import Multiplications, count_multiplications
 from pruning.outputs import tensors_in
 from pruning.removal import (
@@ -103,6 +104,8 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         try:
             coupling = _trace_coupling(trial, example, calls | training_calls, bool(training_calls - calls))
         except Exception as error:
+            if out_of_memory(error):
+                raise
             reason = f"torch-pruning cannot trace the network: {one_line(error)}"
             return ChannelGraph(replace(bare, layers=_refused(bare.layers, reason)), {}, example)
         graph = _build_graph(bare, coupling, example)

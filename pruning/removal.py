@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.memory import out_of_memory
 from pruning.outputs import tensors_in
 from pruning.structure import Structure, apply_structure
 from spaces.layers import Network
@@ -258,6 +259,8 @@ def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> s
     try:
         _outputs(small, pair, training=True)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         return f"layers that run only in training mode need it: {one_line(error)}"
     return None
 
@@ -265,12 +268,15 @@ def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> s
 def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> str | None:
     """How the second model's outputs differ from the first's in eval mode, in one line; None if they agree.
 
-    They agree within 1e-4 of the largest |output| of the first. Changes the mode of both.
+    They agree within 1e-4 of the largest |output| of the first. Changes the mode of both. A lack of memory is raised:
+    it says nothing about the networks.
     """
     expected = _outputs(first, example)
     try:
         actual = _outputs(second, example)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         return f"the new network does not run, {one_line(error)}"
     if not expected:
         return "the network gives no tensors that could be compared"

@@ -22,12 +22,13 @@ from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
+from search.errors import EnvironmentProblem, GoalMissed
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.folder import StudyFolder
 from search.guide import Guide
 from search.pictures import front_png, profile_png
-from search.records import COMPLETE, FINISHED_STATES, TrialRecord
+from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 from search.scan import cached_profile, recalibration_note
 from search.study import OptunaStudy
@@ -38,6 +39,9 @@ from spaces.policy import parts_in
 from spaces.profile import Profile
 from spaces.seeds import Seed, seeds_of
 from spaces.space import Proposal, Space
+
+HOPELESS = 3
+"""Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Coordinator:
         self.dense, self.journal = dense, folder.journal
         self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
         self.trials = {trial.number: trial for trial in self.journal.trials()}
+        self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}
         self.least_accuracy = None
         if config.min_accuracy is not None:
@@ -169,6 +174,7 @@ class Coordinator:
                 self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
                 return
             self._run_trial(begun.pop(0) if begun else self._ask(self.study.trial_count))
+            self._stop_if_hopeless()
 
     def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
         """Seeds of the first half of the trials, as many as there were to be when the study began."""
@@ -211,10 +217,24 @@ class Coordinator:
         self.journal.write_trial(record)
         attempt.finish()
         self.trials[record.number] = record
+        self.run_here.append(record)
         self._tell(record)
         self.tracker.log_trial(record)
         self._drop_dominated_weights()
         self._show(record)
+
+    def _stop_if_hopeless(self) -> None:
+        """End a study none of whose trials has come to anything for one reason that no policy can mend."""
+        if len(self.run_here) < HOPELESS or any(t.result.state == COMPLETE for t in self.trials.values()):
+            return
+        reasons = {record.result.reason for record in self.run_here[-HOPELESS:]}
+        cause = self.run_here[-1].result.cause
+        if len(reasons) > 1 or cause not in (ERROR, OUT_OF_MEMORY):
+            return
+        told = f"{HOPELESS} trials in a row and none before them: failed with {reasons.pop()!r}"
+        if cause == OUT_OF_MEMORY:
+            raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
+        raise GoalMissed(f"{told}: repair what raised it and run the same command, or name a new --study")
 
     def _evaluate(self, trial: Any, proposal: Proposal, attempt: Attempt) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often."""
@@ -242,7 +262,7 @@ class Coordinator:
         if shares:
             speed = record.latency if self.config.speed == "latency" else shares.macs
             values = (record.result.accuracy, shares.of(self.config.size_metric), speed)
-        self.study.tell(record.number, record.result.state, values)
+        self.study.tell(record.number, record.result.state, values, record.result.cause)
 
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
         return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import nn
 
 from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
 from pruning.criteria import NotFiniteError
+from pruning.memory import out_of_memory
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.attempts import TIMED_OUT, reached
 from search.blame import told
-from search.records import COMPLETE, FAILED, TrialResult
+from search.records import COMPLETE, DIVERGED, ERROR, FAILED, OUT_OF_MEMORY, REFUSED, TrialResult, cause_of
 from search.time_limit import TimedOut, limited
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code import pass_signals_on
@@ -86,9 +86,10 @@ def evaluate_policy(
     With another `training` the policy's network is trained from fresh weights instead, for epochs of its own. An
     evaluation longer than `seconds` fails; `give_up` is called if it cannot, see `search.time_limit.limited`.
 
-    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory`, `refused: ...` (a policy that asks for
-    something of which nothing goes, a removal that does not equal its mask, or a network larger than planned),
-    `timed-out: ...`, `error: ...` (anything the workload's own code raised, `sys.exit` and the like too).
+    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory` (wherever it came about), `refused: ...`
+    (a policy that asks for something of which nothing goes, a removal that does not equal its mask, or a network larger
+    than planned), `timed-out: ...`, `error: ...` (anything the workload's own code raised, `sys.exit` and the like
+    too).
     """
     at = [0, 0]
 
@@ -122,27 +123,32 @@ def _evaluated(subject: Subject, policy: PruningPolicy, trained: Callable[[Subje
         subject = subject.scored_by(policy.criterion)
         require_removal(asked_layers(policy), whole_layers(subject.network, policy))
         return _measured(subject, policy, trained(subject))
-    except (Diverged, NotFiniteError) as error:
-        return failed(f"diverged: {error}")
-    except (MemoryError, torch.OutOfMemoryError):
-        return failed("out-of-memory")
-    except (RemovalMismatch, NothingToRemove, BrokenPromise) as error:
-        return failed(f"refused: {error}")
     except TimedOut:
         raise
     except BaseException as error:
         pass_signals_on(error)
-        return failed(f"error: {told(error)}")
+        return failed(_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    if out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, Diverged | NotFiniteError):
+        return f"{DIVERGED}: {error}"
+    if isinstance(error, RemovalMismatch | NothingToRemove | BrokenPromise):
+        return f"{REFUSED}: {error}"
+    return f"{ERROR}: {told(error)}"
 
 
 def failed(reason: str) -> Evaluation:
-    """A failed result without a network; only the first line of the reason is kept."""
-    return Evaluation(TrialResult(FAILED, reason.splitlines()[0][:500]))
+    """A failed result without a network, its cause the reason's first word; only the reason's first line is kept."""
+    reason = (reason.splitlines() or [""])[0][:500]
+    return Evaluation(TrialResult(FAILED, reason, cause=cause_of(reason)))
 
 
 def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:
     if not math.isfinite(trained.scores.accuracy):
-        return failed(f"diverged: the metric is {trained.scores.accuracy}")
+        return failed(f"{DIVERGED}: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
     cost = measure_cost(trained.model, subject.workload.example_input)
     planned = footprint(subject.network, policy)

@@ -55,7 +55,7 @@ class Observation:
     Attributes:
         draft: the point, as it was landed.
         asked: of each layer, as `Features.asked` says.
-        error: 1 - metric on validation data; 1.0 for a failed trial.
+        error: 1 - metric on validation data; 1.0 for a trial that diverged.
         size: share of the dense size, as it was landed.
         speed: the third objective's share of the dense model's.
     """
@@ -170,9 +170,13 @@ class Guide:
         for known in self._observed if replaced else (number,):
             self._join_front(known)
 
+    def avoid(self, number: int, params: Mapping[str, Any]) -> None:
+        """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
+        self._asked[number] = self._key(params)
+
     def known(self, number: int) -> bool:
-        """Whether a trial has been learnt."""
-        return number in self._observed
+        """Whether a trial has been learnt, or is avoided."""
+        return number in self._asked
 
     def suggested(self, number: int) -> Suggestion | None:
         """What was suggested for a trial by this guide, if anything."""

@@ -12,6 +12,10 @@ from spaces.size import Shares
 RECORD_VERSION = 1
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
+DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
+"""Causes of a failed trial: training that gave no finite numbers, a policy that cannot be carried out, too little
+memory, an exception of the workload's own code; others are `crashed` and `timed-out`. Only the first tells of a policy's
+accuracy."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class TrialResult:
         seconds: phase -> seconds (`training`, `scoring`, `measuring`).
         statistics: the network's running statistics of BatchNorm, `refreshed` over fit data or `as trained`,
             whichever had the smaller loss on calibration data; None if it has none, and in older records.
+        cause: why it failed, in one word: `diverged`, `refused`, `out-of-memory`, `error`, ...; None unless failed.
     """
 
     state: str
@@ -50,6 +55,16 @@ class TrialResult:
     curve: tuple[CurvePoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     statistics: str | None = None
+    cause: str | None = None
+
+
+def cause_of(reason: str | None) -> str | None:
+    """The cause a reason begins with, which is all that records of before there were causes have.
+
+    >>> cause_of("error: ValueError: no"), cause_of("out-of-memory"), cause_of(None)
+    ('error', 'out-of-memory', None)
+    """
+    return reason.partition(":")[0] if reason else None
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         "curve": [asdict(point) for point in result.curve],
         "seconds": dict(result.seconds),
         **({"statistics": result.statistics} if result.statistics else {}),
+        **({"cause": result.cause} if result.cause else {}),
     }
 
 
@@ -148,6 +164,7 @@ def _built(kind: Any, data: Mapping[str, Any]) -> Any:
             raise ValueError(f"record version must be {RECORD_VERSION}")
         result = dict(data["result"])
         result["shares"] = Shares(**result["shares"]) if result["shares"] else None
+        result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)
         result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
         return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})
     except (KeyError, TypeError, AttributeError) as error:

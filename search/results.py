@@ -18,7 +18,7 @@ FRONT_COLUMNS = (
     "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded",
     "macs", "latency", "granularity", "schedule", "exponent", "criterion", "origin", "digest", "sparsity", "removal",
 )  # fmt: skip
-TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "reason", "rung", "started", "finished")
+TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "reason", "cause", "rung", "started", "finished")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def trial_table(
             "removal": dict(policy.removal),
             "state": result.state,
             "reason": result.reason,
+            "cause": result.cause,
             "started": trial.started,
             "finished": trial.finished,
         }

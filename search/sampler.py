@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.guide import Guide
+from search.records import DIVERGED
 from spaces.errors import unknown
 from spaces.space import Axis
 
@@ -28,9 +29,17 @@ class GuidedSampler(BaseSampler):
         guide: suggests values of all axes of one space; None samples every parameter by independent TPE.
         axes: of that space.
         seed: of TPE.
+        causes: of failed trials, by number, see `search.records`.
     """
 
-    def __init__(self, guide: Guide | None = None, axes: tuple[Axis, ...] = (), seed: int | None = None) -> None:
+    def __init__(
+        self,
+        guide: Guide | None = None,
+        axes: tuple[Axis, ...] = (),
+        seed: int | None = None,
+        causes: Mapping[int, str | None] | None = None,
+    ) -> None:
+        self._causes = {} if causes is None else causes
         self._guide, self._space = guide, {axis.name: _distribution(axis) for axis in axes}
         self._fallback = TPESampler(seed=seed)
 
@@ -54,15 +63,21 @@ class GuidedSampler(BaseSampler):
         self._fallback.reseed_rng()
 
     def _learn(self, study: Study) -> None:
-        """Tell the guide of the trials it does not know yet; a failed one counts as no accuracy at all."""
+        """Tell the guide of the trials it does not know yet.
+
+        One that diverged counts as no accuracy at all. Whatever else failed or stopped early says nothing about
+        accuracy, and is only not proposed again.
+        """
         finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         for trial in study.get_trials(deepcopy=False, states=finished):
             if self._guide.known(trial.number) or self._space.keys() - trial.params.keys():
                 continue
             if trial.state == TrialState.COMPLETE:
                 self._guide.learn(trial.number, trial.params, 1 - trial.values[0])
-            elif trial.state == TrialState.FAIL:
+            elif self._causes.get(trial.number) == DIVERGED:
                 self._guide.learn(trial.number, trial.params, 1.0)
+            else:
+                self._guide.avoid(trial.number, trial.params)
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
@@ -80,7 +95,12 @@ _STOCK: dict[str, Callable[[int], BaseSampler]] = {
 
 
 def make_sampler(
-    name: str, seed: int, trial: int, guide: Guide | None = None, axes: tuple[Axis, ...] = ()
+    name: str,
+    seed: int,
+    trial: int,
+    guide: Guide | None = None,
+    axes: tuple[Axis, ...] = (),
+    causes: Mapping[int, str | None] | None = None,
 ) -> BaseSampler:
     """The sampler of one trial, seeded by study seed and trial number.
 
@@ -88,6 +108,7 @@ def make_sampler(
 
     Args:
         guide: of `guided`, with the axes of its space.
+        causes: of failed trials, by number; `guided` learns from those that diverged.
 
     Raises:
         ValueError: unknown name.
@@ -96,7 +117,7 @@ def make_sampler(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "guided":
-            return GuidedSampler(guide, axes, derived)
+            return GuidedSampler(guide, axes, derived, causes)
         if name not in _STOCK:
             raise ValueError(unknown("sampler", name, ("guided", *_STOCK)))
         return _STOCK[name](derived)

@@ -48,6 +48,7 @@ class OptunaStudy:
         axes: tuple[Axis, ...] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._causes: dict[int, str | None] = {}
         self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
         try:
             storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
@@ -79,8 +80,9 @@ class OptunaStudy:
         self._take_sampler(number)
         return self._study.ask()
 
-    def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
-        """Finish a trial; telling a finished one again changes nothing."""
+    def tell(self, number: int, state: str, values: Sequence[float] | None = None, cause: str | None = None) -> None:
+        """Finish a trial, of a failed one with its cause; telling a finished one again changes nothing in the file."""
+        self._causes[number] = cause
         self._study.tell(number, values if state == COMPLETE else None, state=_STATES[state], skip_if_finished=True)
 
     def explain(self, trial: Trial) -> None:
@@ -109,7 +111,7 @@ class OptunaStudy:
         return Trial(self._study, trial_id)
 
     def _take_sampler(self, number: int) -> None:
-        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes)
+        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
 
 
 def begun_trials(path: Path, name: str) -> list[int]:

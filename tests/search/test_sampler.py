@@ -54,10 +54,13 @@ class Listener:
     """A guide that proposes one point and remembers what it is told."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params, self.told, self.asked = params, [], []
+        self.params, self.told, self.avoided, self.asked = params, [], [], []
 
     def known(self, number: int) -> bool:
-        return number in [told[0] for told in self.told]
+        return number in [told[0] for told in self.told] + [avoided[0] for avoided in self.avoided]
+
+    def avoid(self, number: int, params: Mapping[str, Any]) -> None:
+        self.avoided.append((number, dict(params)))
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         self.told.append((number, dict(params), error))
@@ -87,9 +90,9 @@ def unit_scores(space: Space) -> dict[str, Evidence]:
 
 class TestLearning:
     @pytest.mark.filterwarnings("ignore:.*nan:UserWarning", "ignore:.*not acceptable:UserWarning")
-    def test_complete_and_failed_trials_once_and_no_others(self, space, seed_params):
+    def test_complete_and_diverged_trials_once_and_no_others(self, space, seed_params):
         guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)
-        study.sampler = GuidedSampler(guide, space.axes, seed=0)
+        study.sampler = GuidedSampler(guide, space.axes, seed=0, causes={1: "diverged", 3: "out-of-memory"})
         asked = [study.ask() for _ in range(5)]
         for trial in asked[:4]:
             space.suggest(trial)
@@ -100,9 +103,10 @@ class TestLearning:
         study.tell(asked[4], [0.5, 0.5, 0.5])
         space.suggest(study.ask())
         assert guide.told == [(0, seed_params, 0.125), (1, seed_params, 1.0)]
-        study.tell(asked[3], [float("nan"), 0.2, 1.0], skip_if_finished=True)
+        assert guide.avoided == [(2, seed_params)]
+        study.tell(asked[3], state=TrialState.FAIL)
         space.suggest(study.ask())
-        assert guide.told[2:] == [(3, seed_params, 1.0)], "not a number is a failure"
+        assert guide.told[2:] == [] and guide.avoided[1:] == [(3, seed_params)]
         assert guide.asked == [0, 1, 2, 3, 4, 5, 6]
 
     def test_parameters_of_another_space_are_left_to_tpe(self, space, seed_params):
@@ -142,7 +146,9 @@ class TestStudies:
         asked = []
         for _ in range(trials):
             number = len(study.trials)
-            study.sampler = make_sampler("guided", 3, number, guide, space.axes)
+            study.sampler = make_sampler(
+                "guided", 3, number, guide, space.axes, dict.fromkeys(range(3, 99, 4), "diverged")
+            )
             trial = study.ask()
             policy = space.suggest(trial).policy
             assert trial.params == dict(guide.suggested(number).params)
