@@ -14,8 +14,8 @@ COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
 """Causes of a failed trial: training that gave no finite numbers, a policy that cannot be carried out, too little
-memory, an exception of the workload's own code; others are `crashed` and `timed-out`. Only the first tells of a policy's
-accuracy."""
+memory, an exception of the workload's own code; others are `crashed` and `timed-out`. Only the first tells of a
+policy's accuracy."""
 
 
 @dataclass(frozen=True)
