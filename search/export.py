@@ -35,6 +35,7 @@ from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.folder import check_writable, unwritable
 from search.journal import flush
+from search.locks import folder_is_held, held_folder
 from search.manifest import (
     FILES,
     MANIFEST,
@@ -322,9 +323,10 @@ def check_masks_only(policy: PruningPolicy) -> None:
 def _filled_whole(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place once everything is written, and stays where it is if it cannot."""
     place = _place(out)
+    _remove_abandoned(place.parent)
     partial = place.parent / f".export-{uuid.uuid4().hex[:8]}.partial"
     try:
-        with _new_folder(partial):
+        with _new_folder(partial), held_folder(partial):
             yield partial
     except OSError as error:
         raise EnvironmentProblem(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
@@ -335,7 +337,17 @@ def _filled_whole(out: Path) -> Iterator[Path]:
     except (OSError, PrunefrontError) as error:
         reason = f"cannot replace {str(out)!r}: {error.strerror or error}" if isinstance(error, OSError) else error
         kept = f", the earlier one in {str(earlier)!r}" if earlier.is_dir() else ""
+        with suppress(OSError):  # a later export takes a '.partial' folder for one that was killed
+            partial = partial.rename(partial.with_suffix(".complete"))
         raise EnvironmentProblem(f"{reason}; the new export is complete in {str(partial)!r}{kept}") from None
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed exports left, but for one cut off while it took its place: it and the earlier are complete."""
+    for path in parent.glob(".export-*.partial"):
+        ours = re.fullmatch(r"\.export-[0-9a-f]{8}\.partial", path.name) and not path.is_symlink()
+        if ours and not path.with_suffix(".replaced").exists() and not folder_is_held(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -183,11 +183,12 @@ class Undisturbed:
     def made(cls, folder: Path) -> Undisturbed:
         place, seconds, calls = Place(folder / "undisturbed"), {}, {}
         place.out = folder / "undisturbed" / "export" / "out"
+        store = folder / "mlflow.db"
+        maker = _make_store(store)
         entered, phase = time.monotonic(), "start-up"
         for command in ("search", "export"):
             if command == "export":
                 place.out.parent.mkdir()
-                store = folder / "mlflow.db"
             counted = folder / f"calls-{command}"
 
             def count(counted: Path = counted) -> None:
@@ -205,12 +206,12 @@ class Undisturbed:
             calls[command] = json.loads(counted.read_text())
         seconds[phase] = time.monotonic() - entered
         seconds["start-up"] = 4.0
-        _made_store(store)
+        os.waitpid(maker, 0)
         return cls(place, {phase: seconds.get(phase, 0.5) for phase in PHASES}, calls, store)
 
 
-def _made_store(path: Path) -> None:
-    """An empty MLflow database, so that most studies need not wait for theirs."""
+def _make_store(path: Path) -> int:
+    """Begin to make an empty MLflow database, so that most studies need not wait for theirs; the process that does."""
     child = os.fork()
     if not child:
         try:
@@ -220,7 +221,7 @@ def _made_store(path: Path) -> None:
             shutil.copy(path.parent / "store" / "mlflow.db", path)
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    return child
 
 
 def moments_of(count: int, random_: random.Random, calls: dict[str, dict[str, int]]) -> list[Moment]:
@@ -254,9 +255,20 @@ def sequences_of(moments: list[Moment]) -> Iterator[list[Moment]]:
 
 @dataclass
 class Count:
+    """Moments of one phase and signal: those in time, those of them at which all held, and those that came too late."""
+
     tried: int = 0
     held: int = 0
     late: int = 0
+
+
+@dataclass
+class Counts:
+    """Of a campaign; `whole` studies had nothing wrong at their end."""
+
+    moments: dict[str, Count] = field(default_factory=dict)
+    studies: int = 0
+    whole: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -314,9 +326,10 @@ def go_on(place: Place) -> list[str]:
 def check_all(place: Place, undisturbed: Undisturbed) -> list[str]:
     """The study to its end, and all that must hold of it then."""
     faults = go_on(place)
-    export = place.start("export")
+    began, export = time.monotonic(), place.start("export")
     if export.wait() != 0:
         return [*faults, f"export ended with {export.code}: {export.said[-300:]}"]
+    undisturbed.seconds["export"] = min(undisturbed.seconds["export"], time.monotonic() - began)
     faults += invariants.said_well(export.said, 0)
     results = invariants.journal(place.study)
     faults += invariants.same_results(results, invariants.journal(undisturbed.place.study))
@@ -329,34 +342,31 @@ def check_all(place: Place, undisturbed: Undisturbed) -> list[str]:
     return faults + invariants.nothing_left_over(place.root, place.out, place.folder)
 
 
-def run(moments: int, seed: int, folder: Path, program: str | None, say=print) -> dict[str, Count]:
-    """The campaign; what was counted by phase and signal."""
+def run(moments: int, seed: int, folder: Path, program: str | None, say=print) -> Counts:
+    """The campaign."""
     random_ = random.Random(seed)
     undisturbed = Undisturbed.made(folder)
-    counts: dict[str, Count] = {}
-    slowest = 0.0
+    counts, slowest = Counts(), 0.0
     for number, sequence in enumerate(sequences_of(moments_of(moments, random_, undisturbed.calls))):
         place = Place(folder / f"study-{number}")
         if not any(moment.phase == "store creation" for moment in sequence) or number % 3:
             shutil.copy(undisturbed.store, place.root / "mlflow.db")
-        tried = []
+        found = []
         for moment in sequence:
-            count = counts.setdefault(f"{moment.phase} SIG{moment.kind}", Count())
+            count = counts.moments.setdefault(f"{moment.phase} SIG{moment.kind}", Count())
             in_time, faults, seconds = disturb(place, moment, undisturbed, program)
             slowest = max(slowest, seconds)
             count.tried += in_time
             count.late += not in_time
-            count.faults += faults
-            tried.append((count, in_time and not faults))
-        faults = check_all(place, undisturbed)
-        for count, held in tried:
-            count.held += held and not faults
-        if faults:
-            said = f"study {number} after {', '.join(map(str, sequence))}: "
-            tried[-1][0].faults += [said + fault for fault in faults]
-        else:
+            count.held += in_time and not faults
+            found += faults
+        at_end = check_all(place, undisturbed)
+        counts.studies += 1
+        counts.whole += not at_end
+        counts.faults += found + [f"study {number} after {', '.join(map(str, sequence))}: {fault}" for fault in at_end]
+        if not found + at_end:
             shutil.rmtree(place.folder)
-        say(f"study {number}: {len(sequence)} moments, {len(faults)} faults at its end")
+        say(f"study {number}: {len(sequence)} moments, {len(found)} faults at them, {len(at_end)} at its end")
     say(f"slowest end after a signal: {slowest:.2f} s")
     return counts
 
@@ -384,16 +394,18 @@ def main() -> int:
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    for name, count in sorted(counts.items()):
+    totals = {key: sum(getattr(count, key) for count in counts.moments.values()) for key in ("tried", "held", "late")}
+    for name, count in sorted(counts.moments.items()):
         say(f"{name:32} tried {count.tried:3}  held {count.held:3}  ended before {count.late:3}")
-        for fault in count.faults:
-            say(f"    {fault}")
-    totals = {key: sum(getattr(count, key) for count in counts.values()) for key in ("tried", "held", "late")}
-    faults = [fault for count in counts.values() for fault in count.faults]
-    seconds = round(time.monotonic() - began)
-    by_phase = {name: [count.tried, count.held, count.late] for name, count in sorted(counts.items())}
-    print(json.dumps({**totals, "seed": options.seed, "seconds": seconds, "counts": by_phase, "faults": faults}))
-    return 1 if faults else 0
+    say(f"{'all':32} tried {totals['tried']:3}  held {totals['held']:3}  ended before {totals['late']:3}")
+    say(f"studies {counts.studies}, nothing wrong at the end of {counts.whole}")
+    for fault in counts.faults:
+        say(f"    {fault}")
+    by_phase = {name: [count.tried, count.held, count.late] for name, count in sorted(counts.moments.items())}
+    told: dict[str, object] = {**totals, "studies": counts.studies, "whole": counts.whole, "seed": options.seed}
+    told |= {"seconds": round(time.monotonic() - began), "counts": by_phase, "faults": counts.faults}
+    print(json.dumps(told))
+    return 1 if counts.faults else 0
 
 
 if __name__ == "__main__":

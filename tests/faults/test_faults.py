@@ -40,6 +40,7 @@ def test_nothing_is_lost_at_ten_seeded_moments(tmp_path):
     counted = json.loads(ended.stdout)
     assert counted["faults"] == [] and ended.returncode == 0
     assert counted["tried"] + counted["late"] == 10 and counted["held"] == counted["tried"] >= 5
+    assert counted["whole"] == counted["studies"] >= 1
 
 
 def test_every_phase_and_signal_has_its_share_of_the_moments():

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,40 @@ def test_a_file_that_came_meanwhile_is_kept_and_so_is_the_new_export(write, tmp_
     assert (out / "thesis.tex").read_text() == "years of work"
     found = complete(tmp_path)
     assert found["earlier"] == out and repr(str(found["new"])) in str(raised.value)
+
+
+def test_what_killed_exports_left_goes_with_the_next_one(write, tmp_path):
+    """But for what another process still writes, what is none of ours, and what a crash between renames left whole."""
+    left, live, whole, others = (
+        tmp_path / f".export-{name}"
+        for name in ("0123abcd.partial", "1123abcd.partial", "2123abcd.partial", "x.partial")
+    )
+    for folder in (left, live, whole, others, whole.with_suffix(".replaced")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    linked = tmp_path / ".export-3123abcd.partial"
+    linked.symlink_to(others)
+    holder = subprocess.Popen(["flock", str(live), "sh", "-c", "echo held; read line"], stdin=-1, stdout=-1, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        write(tmp_path / "out", "new")
+        kept = {live, whole, whole.with_suffix(".replaced"), others, linked, tmp_path / "out"}
+        assert set(tmp_path.iterdir()) == kept and (others / "model.safetensors").exists()
+        holder.communicate("\n")
+    write(tmp_path / "out", "newer")
+    assert set(tmp_path.iterdir()) == kept - {live}
+
+
+def test_an_export_that_found_no_place_outlives_the_next_one(write, tmp_path, monkeypatch):
+    out, write_sparse = tmp_path / "out", export.write_sparse
+    monkeypatch.setattr(
+        export, "write_sparse", lambda *a: (write_sparse(*a), out.mkdir(), (out / "thesis.tex").write_text("years"))
+    )
+    with pytest.raises(EnvironmentProblem, match=r"thesis\.tex"):
+        write(out, "homeless")
+    monkeypatch.setattr(export, "write_sparse", write_sparse)
+    write(tmp_path / "elsewhere", "next")
+    assert complete(tmp_path).keys() == {"homeless", "next"}
 
 
 def test_a_link_is_written_through(write, tmp_path):
