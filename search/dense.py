@@ -67,7 +67,8 @@ def dense_model(
     cache: Path,
     weights: str | Path | None = None,
     watcher: Watcher | None = None,
-) -> DenseModel:
+    train: bool = True,
+) -> DenseModel | None:
     """Load the user's weights, take the model as it is built, or the cached one, or train one and cache it.
 
     It is taken as built where the workload says so by `weights="as built"`, or where `build_model` returns the same
@@ -78,6 +79,7 @@ def dense_model(
         cache: folder of cached models.
         weights: a weights file; goes before the workload's own.
         watcher: follows the training, if there is one.
+        train: where the model would have to be trained, do; else None is returned.
 
     Raises:
         UsageError: the model cannot be built, does not run on its data, its training diverges, or the metric of it
@@ -97,7 +99,10 @@ def dense_model(
     else:
         start = _start(workload, model, seed, watcher)
         if start is not None:
-            model, seconds = _cached_or_trained(workload, model, start, seed, cache, watcher)
+            found = _cached_or_trained(workload, model, start, seed, cache, watcher, train)
+            if found is None:
+                return None
+            model, seconds = found
     model = in_fast_layout(model, workload.example_input).eval()
     outputs = call_user(f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0])
     _require_numbers(workload, model, outputs, source)
@@ -128,9 +133,9 @@ def _start(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) ->
 
 
 def _cached_or_trained(
-    workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: Watcher
-) -> tuple[nn.Module, float]:
-    """The dense model, and the seconds it took to train it."""
+    workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: Watcher, train: bool
+) -> tuple[nn.Module, float] | None:
+    """The dense model, and the seconds it took to train it; None where it would have to be trained and may not."""
     recipe = workload.recipe.to_dict()
     of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
     architecture, code, fit = model_fingerprint(model), training_fingerprint(workload), split_fingerprint(workload.fit)
@@ -141,6 +146,8 @@ def _cached_or_trained(
         cached = _cached(model, cache / f"dense-{old}.safetensors")
     if cached is not None:
         return cached, 0.0
+    if not train:
+        return None
     trained = _trained(workload, copy.deepcopy(model), seed, watcher)
     try:
         save_model(trained.model, Structure({}), path)

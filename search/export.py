@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import uuid
@@ -26,12 +25,12 @@ from pruning.outputs import tensors_in
 from pruning.structure import Structure
 from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
+from search.chosen import Chosen
 from search.config import SearchConfig
 from search.console import Watcher
 from search.dense import build_model, dense_model
-from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, UsageError
+from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, Refused, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy
-from search.finals import BASELINES
 from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.folder import check_writable, unwritable
 from search.journal import flush
@@ -52,19 +51,15 @@ from search.manifest import (
 from search.old_fingerprints import old_criterion_fingerprint
 from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
-from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
-from search.results import knee_trial, smallest_trial
-from search.train import FINE_TUNE, predict
+from search.records import TrialResult
+from search.train import FINE_TUNE, predict, score
+from search.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.user_code import named_criterion
 from search.workloads import Workload, get_workload
-from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 
 OUTPUT_ROWS = 2
 """Rows of recorded outputs on the example input."""
-CHOICES = ("best", "knee", "smallest")
-BASELINE = "baseline:"
-"""What the choice of a static baseline begins with."""
 
 
 @dataclass(frozen=True)
@@ -95,78 +90,6 @@ class Written:
     no_onnx: GoalMissed | None
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What of a study is exported.
-
-    Attributes:
-        name: as messages call it, `trial 7` or `baseline lamp`.
-        origin: the same as data, `{"trial": 7}` or `{"baseline": "lamp"}`.
-        trial: its record; None of a baseline.
-        final: the full-length run of median validation accuracy; None without finals of this policy.
-    """
-
-    name: str
-    origin: Mapping[str, Any]
-    policy: PruningPolicy
-    trial: TrialRecord | None
-    final: FinalRecord | None
-
-
-def choose_trial(view: StudyView, choice: str) -> Chosen:
-    """What `best`, `knee`, `smallest`, a trial's number or `baseline:lamp` stands for.
-
-    Raises:
-        UsageError: no such word or baseline, or no complete trial of that number (the nearest is named).
-        GoalMissed: the front is empty, or the baseline has no complete finals.
-    """
-    if choice.startswith(BASELINE):
-        return _chosen_baseline(view, choice.removeprefix(BASELINE))
-    number = _number_of(view, choice)
-    record = next(trial for trial in view.folder.journal.trials() if trial.number == number)
-    final = _median_final(view, record.policy.digest)
-    return Chosen(f"trial {number}", {"trial": number}, record.policy, record, final)
-
-
-def _chosen_baseline(view: StudyView, name: str) -> Chosen:
-    if name not in BASELINES:
-        raise UsageError(unknown("baseline", name, BASELINES))
-    digest = view.comparison.baselines.get(name) if view.comparison else None
-    if digest not in view.finals:
-        raise GoalMissed(
-            f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "
-            "more; a baseline that cannot reach the limit has none"
-        )
-    final = _median_final(view, digest)
-    return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
-
-
-def _median_final(view: StudyView, digest: str) -> FinalRecord | None:
-    if digest not in view.finals:
-        return None
-    seed = view.finals[digest].best_seed
-    return next(run for run in view.folder.journal.finals() if (run.digest, run.seed) == (digest, seed))
-
-
-def _number_of(view: StudyView, choice: str) -> int:
-    if choice in CHOICES:
-        number = {
-            "best": lambda front: view.best,
-            "knee": knee_trial,
-            "smallest": smallest_trial,
-        }[choice](view.front)
-        if number is None:
-            raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
-        return number
-    complete = [int(n) for n in view.trials.loc[view.trials["state"] == COMPLETE, "trial"]]
-    if not re.fullmatch(r"-?[0-9]{1,9}", choice):
-        raise UsageError(f"--trial takes {', '.join(CHOICES)}, a trial's number or {BASELINE}NAME, got {choice!r}")
-    if int(choice) not in complete:
-        near = min(complete, key=lambda n: abs(n - int(choice)), default=None)
-        raise UsageError(f"trial {choice} is no complete trial of {view.folder.name!r}; nearest: {near}")
-    return int(choice)
-
-
 def take_criterion(view: StudyView, spec: str) -> None:
     """Run the user's code behind the study's criterion, which repeating a fine-tune needs.
 
@@ -193,21 +116,31 @@ def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[
     Weights kept by the study are loaded; without them the fine-tune is repeated and said so.
 
     Raises:
+        UsageError: the study's model, data, recipe or code changed, as when it is resumed.
+        Refused: weights that do not have the accuracy recorded of them.
         UsageError: repeating needs a criterion of the user's own whose code is not here.
         GoalMissed: the repeated fine-tune failed.
     """
     folder, config = view.folder, view.folder.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
+    refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
         return made, workload, config
     _require_code(view, chosen)
     watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
     dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
+    refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
     subject = Subject.of(workload, dense.model, config.round_to)
     full = chosen.final is not None
     epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
     seed = chosen.final.seed if full else config.seed
     evaluation = fine_tuned(subject, chosen.policy, epochs, seed, watcher)
+    recorded = (chosen.final if full else chosen.trial).result.accuracy
+    if not as_recorded(evaluation.result.accuracy, recorded, workload):
+        watcher.note(
+            f"the repeated fine-tune has validation accuracy {evaluation.result.accuracy:.2%}, the study recorded "
+            f"{recorded:.2%}: another machine, or other versions or threads, round otherwise"
+        )
     return _made(view, chosen, evaluation.model, evaluation.structure, evaluation.result, seed), workload, config
 
 
@@ -222,6 +155,12 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
     if not path.is_file():
         return None
     model, structure = load_model(build_model(workload, config.dense_seed), path)
+    found = score(model, workload.validation, workload).accuracy
+    if not as_recorded(found, result.accuracy, workload):
+        raise Refused(
+            f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {result.accuracy:.2%}: "
+            "they are not what was measured; delete them, and the export repeats the fine-tune"
+        )
     return _made(view, chosen, model, structure, result, seed, tested)
 
 

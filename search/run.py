@@ -17,12 +17,13 @@ from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
 from search.fingerprint import model_fingerprint
-from search.folder import StudyFolder, new_record, open_root, refuse_changes, resumed_config
-from search.identity import in_todays_words, of_split, study_identity
+from search.folder import StudyFolder, new_record, open_root, resumed_config
+from search.identity import study_identity
 from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.overlap import overlaps
 from search.train import in_fast_layout, step_count
+from search.unchanged import refuse_changes_of
 from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Unreachable
@@ -161,7 +162,6 @@ def _settle_identity(
 
     Its test split may change as long as no final run has been scored on it.
     """
-    identity = study_identity(config, workload, dense)
     now = environment()
     if folder.exists:
         record = folder.read_record()
@@ -170,15 +170,10 @@ def _settle_identity(
                 f"PyTorch's threads were {before} when the study last ran and are {now['threads']} now: fine-tunes may "
                 f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
-        before = in_todays_words(record["identity"], config, workload, dense)
-        if (test := of_split("test")) in before and before[test] != identity[test] and not folder.journal.finals():
-            watcher.note("the test split is not the one the study began with: no result depends on it so far")
-            before[test] = identity[test]
-        refuse_changes(before, identity, folder.name)
-        record["identity"] = identity
+        record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher)
         record["config"] = config.model_dump(mode="json", exclude={"root"})
     else:
-        record = new_record(config, identity)
+        record = new_record(config, study_identity(config, workload, dense))
     if place := criterion_place(config.criterion):  # shown by `status`, never run
         record["criterion_place"] = place
     folder.write_record({**record, "environment": now})

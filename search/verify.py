@@ -38,14 +38,13 @@ from search.old_fingerprints import old_model_fingerprints
 from search.onnx_file import onnx_difference, worst
 from search.reading import read_bytes, read_text, sha256_of
 from search.train import predict, score
+from search.unchanged import as_recorded
 from search.workloads import Workload
 from spaces.policy import PruningPolicy, parse_object, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output: what another CPU may round differently."""
-ACCURACY_TOLERANCE_EXAMPLES = 1.0
-"""Validation examples that may fall on the other side on another CPU."""
 LONGEST_DETAIL = 300
 """Characters of why a check failed."""
 
@@ -183,8 +182,7 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
 
 def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
     found, recorded = score(model, workload.validation, workload).accuracy, manifest["accuracy"]
-    slack = ACCURACY_TOLERANCE_EXAMPLES / len(workload.validation[1]) + 1e-9
-    return Check("validation accuracy", abs(found - recorded) <= slack, f"{found:.4f}, recorded {recorded:.4f}")
+    return Check("validation accuracy", as_recorded(found, recorded, workload), f"{found:.4f}, recorded {recorded:.4f}")
 
 
 def _onnx(model: nn.Module, workload: Workload, path: Path) -> Check:

@@ -14,6 +14,7 @@ from pruning.codec import dense_bytes
 from pruning.criteria import own_function
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
+from search.chosen import choose_trial
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig, make_config
@@ -29,7 +30,6 @@ from search.export import (
     Written,
     check_folder,
     check_masks_only,
-    choose_trial,
     export_of_trial,
     fine_tuned,
     take_criterion,

@@ -1,0 +1,70 @@
+"""Whether a study is still what it was when its results were recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pruning.criteria import own_function
+from search.console import Watcher
+from search.dense import DenseModel, build_model, dense_model
+from search.fingerprint import model_fingerprint, split_fingerprint
+from search.folder import StudyFolder, refuse_changes
+from search.identity import CRITERION, in_todays_words, of_split, study_identity
+from search.workloads.base import SPLITS, Workload
+
+TOLERANCE_EXAMPLES = 1.0
+"""Validation examples that may fall on the other side on another CPU."""
+
+
+def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Watcher) -> None:
+    """Refuse a study whose model, data, recipe, objectives or code changed, without training anything.
+
+    Its dense model is looked at where it is there without training: the user's weights, as built, or cached.
+
+    Raises:
+        UsageError: every difference, as when the study is resumed.
+    """
+    record, config = folder.read_record(), folder.config
+    cache = folder.root / "cache"
+    dense = dense_model(workload, config.dense_seed, cache, config.weights, Watcher(), train=False)
+    if dense is None:
+        model = build_model(workload, config.dense_seed)
+        data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
+        weights = record["identity"].get("dense model")
+        dense = DenseModel(model, model_fingerprint(model), data, weights, math.nan, 0.0)
+    refuse_changes_of(record, folder, workload, dense, watcher)
+
+
+def refuse_changes_of(
+    record: Mapping[str, Any], folder: StudyFolder, workload: Workload, dense: DenseModel, watcher: Watcher
+) -> dict[str, Any]:
+    """The study's identity, refused by `UsageError` if it is not the recorded one.
+
+    Its test split may change as long as no final run has been scored on it. The code of a criterion of the user's own
+    is looked at where it is registered.
+    """
+    config, stored = folder.config, dict(record["identity"])
+    code = stored.pop(CRITERION, None) if not _is_here(config.criterion) else None
+    config = config.model_copy(update={"criterion": "magnitude-l2"}) if code else config
+    identity = study_identity(config, workload, dense)
+    before = in_todays_words(stored, config, workload, dense)
+    if (test := of_split("test")) in before and before[test] != identity[test] and not folder.journal.finals():
+        watcher.note("the test split is not the one the study began with: no result depends on it so far")
+        before[test] = identity[test]
+    refuse_changes(before, identity, folder.name)
+    return identity | ({CRITERION: code} if code else {})
+
+
+def _is_here(criterion: str) -> bool:
+    try:
+        own_function(criterion)
+    except ValueError:
+        return False
+    return True
+
+
+def as_recorded(found: float, recorded: float, workload: Workload) -> bool:
+    """Whether two accuracies on validation data differ by rounding alone."""
+    return abs(found - recorded) <= TOLERANCE_EXAMPLES / len(workload.validation[1]) + 1e-9
