@@ -6,15 +6,18 @@ computed from, in the order of `weight.flatten(1)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.calibration import Calibration, observed
 from pruning.codec import prunable_weights
+from pruning.multiplications import eager
 
 _GRADIENTS_OF_WEIGHTS = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}
 
@@ -25,22 +28,56 @@ def observe_inputs(
     calibration: Calibration,
     see: Callable[[str, nn.Module, Tensor], None],
 ) -> None:
-    """Call `see(layer, its module, its input)` for every call of these layers on every batch, in eval mode."""
+    """Call `see(layer, its module, its input)` for every call of these layers on every batch, in eval mode.
+
+    Of linear layers whose module is never called, such as attention's output projection, it is called for every product
+    with their weight instead.
+    """
+    called = set()
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: see(name, module, inputs[0].detach())
+        def meet(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            called.add(name)
+            see(name, module, inputs[0].detach())
 
-    with observed(model) as network, torch.no_grad():
-        for name in layers:
-            network.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(hook_of(name))
+        return meet
+
+    with observed(model) as network, torch.no_grad(), eager():
+        modules = {name: network.get_submodule(name.rpartition(".")[0]) for name in layers}
+        hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
         for inputs, _ in calibration.batches():
             network(inputs)
+        for hook in hooks:
+            hook.remove()
+        rest = {name: m for name, m in modules.items() if name not in called and isinstance(m, nn.Linear)}
+        if rest:
+            with _Products(rest, see):
+                for inputs, _ in calibration.batches():
+                    network(inputs)
+
+
+class _Products(TorchDispatchMode):
+    """Calls `see(layer, its module, what its weight is multiplied with)` for every matrix product with one of them."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Tensor], None]) -> None:
+        super().__init__()
+        self._of = {module.weight.data_ptr(): (name, module) for name, module in modules.items()}
+        self._see = see
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ in ("mm", "addmm"):
+            inputs, factor = args[-2:]
+            name, module = self._of.get(factor.data_ptr(), ("", None))
+            if module is not None and factor.shape == module.weight.shape[::-1]:
+                self._see(name, module, inputs.detach())
+        return out
 
 
 def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, Tensor]:
     """|w| times the L2 norm of what it multiplies over all examples and positions (Wanda, arXiv 2306.11695).
 
-    Returns layer -> tensor of the weight's shape; 0 where the forward pass calls no module of the layer.
+    Returns layer -> tensor of the weight's shape; 0 where the forward pass does not multiply it.
     """
     weights = prunable_weights(model)
     energies = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}

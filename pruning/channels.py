@@ -161,7 +161,7 @@ def plan_removal(
     graph.network.require(shares)
     check_fits(model, graph.network)
     scores = Scores(model, criterion, graph, calibration, seed)
-    plan = plan_by_scores(shares, restrict_graph(model, graph, criterion), scores)
+    plan = plan_by_scores(shares, restrict_graph(model, graph, criterion, calibration), scores)
     require_removal([name for name, share in shares.items() if share], plan.skipped)
     return plan
 

@@ -33,5 +33,5 @@ def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> di
     return {
         name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().numpy()
         for name, weight in prunable_weights(model).items()
-        if not obstacle_to(granularity, weight.shape, inputs[name])
+        if not (graph.network.by_name[name].whole or obstacle_to(granularity, weight.shape, inputs[name]))
     }

@@ -47,7 +47,7 @@ def prune(
         example_input: a batch the model accepts. Without it (and without `graph`) channels asked to go
             are set to zero in their own weight, and no shape changes.
         graph: the model's traced channel groups, to save tracing again.
-        calibration: what data-driven criteria look at.
+        calibration: what data-driven criteria look at; layers they see no data of stay whole.
 
     Raises:
         ValueError: the policy names a weight that is not prunable (nearest match named), NaN weights,
@@ -61,8 +61,11 @@ def prune(
     if example_input is not None and graph is None:
         require_finite(prunable_weights(model))
         graph = trace_channels(model, example_input)
+    if graph is not None:
+        check_fits(model, graph.network)
+        graph = restrict_graph(model, graph, policy.criterion, calibration)
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
-    whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy)
+    whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy, calibration)
     require_removal(asked_layers(policy), whole)
     pruned = copy.deepcopy(model)
     apply_masks_(pruned, masks)
@@ -100,12 +103,15 @@ def policy_masks(
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
     scores = Scores(model, policy.criterion, graph, calibration)
     if graph is None:
+        whole = scores.unseen()
+        removals = {name: share for name, share in removals.items() if name not in whole}
         plan, masks = None, _channel_masks(model, removals, scores)
         left = chosen_from = _own_channels(model, masks)
         if progress < 1 and removals and policy.mask_requests():
             chosen_from = _own_channels(model, _channel_masks(model, policy.channel_requests(), scores))
     else:
         check_fits(model, graph.network)
+        whole = {layer.name: layer.whole for layer in graph.network.prunable if layer.whole}
         defined = restrict_graph(model, graph, policy.criterion)
         plan = plan_by_scores(removals, defined, scores)
         masks, left = removal_masks(plan), plan.structure
@@ -114,7 +120,7 @@ def policy_masks(
             chosen_from = plan_by_scores(policy.channel_requests(), defined, scores).structure
     requests, inputs = policy.mask_requests(), inputs_of_weights(model)
     for name in weights:
-        if name not in requests:
+        if name not in requests or name in whole:
             continue
         shape, word = weights[name].shape, policy.granularity_of(name)
         stays, chosen = _staying(shape, left, name), _staying(shape, chosen_from, name)
@@ -169,16 +175,17 @@ def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> 
     return make_mask(weight.movedim(dim, 0), share, "channel", scores.criterion, elements).movedim(0, dim)
 
 
-def _whole_weights(model: nn.Module, policy: PruningPolicy) -> dict[str, str]:
+def _whole_weights(model: nn.Module, policy: PruningPolicy, calibration: Calibration | None) -> dict[str, str]:
     """`whole_layers` where channel groups are not known: channels are those of their own weight."""
     weights, inputs, found = prunable_weights(model), inputs_of_weights(model), {}
+    unseen = Scores(model, policy.criterion, calibration=calibration).unseen()
     for name, share in policy.channel_requests().items():
         dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
         found[name] = mask_obstacle("channel", weights[name].movedim(dim, 0).shape, share)
     for name, share in policy.mask_requests().items():
         own = mask_obstacle(policy.granularity_of(name), weights[name].shape, share, inputs[name])
         found[name] = found.get(name, own) and own
-    return {name: reason for name, reason in found.items() if reason}
+    return {name: unseen.get(name) or reason for name, reason in found.items() if unseen.get(name) or reason}
 
 
 def _inside(masks: Mapping[str, Tensor], policy: PruningPolicy, plan: RemovalPlan) -> dict[str, Tensor]:

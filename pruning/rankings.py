@@ -77,8 +77,9 @@ class Rankings:
         """Mask of one layer, chosen among the elements no removal takes; None if its granularity leaves it whole."""
         shape, granularity = self._weights[name].shape, policy.granularity_of(name)
         axes = [stays.get((name, dim), np.ones(length, dtype=bool)) for dim, length in enumerate(shape)]
-        inputs = self._graph.network.by_name[name].inputs
-        if obstacle_to(granularity, [int(axis.sum()) for axis in axes], inputs):
+        layer = self._graph.network.by_name[name]
+        inputs = layer.inputs
+        if layer.whole or obstacle_to(granularity, [int(axis.sum()) for axis in axes], inputs):
             return None
         if all(axis.all() for axis in axes):
             ranks = self._ranking(name, granularity, policy.criterion)

@@ -47,6 +47,17 @@ def reconstruction_orders(model: nn.Module, graph: ChannelGraph, calibration: Ca
     Raises:
         NotFiniteError: the next layer's outputs hold NaN or infinite values (it is named).
     """
+    return {number: gram.greedy() for number, gram in _grams(model, graph, calibration).items()}
+
+
+def unseen_groups(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, str]:
+    """Groups the criterion is defined for, but whose units add nothing to the next layer on calibration data -> why."""
+    grams = _grams(model, graph, calibration)
+    reason = "criterion 'reconstruction' found in the calibration data that its channels add nothing to {!r}"
+    return {number: reason.format(gram.reader) for number, gram in grams.items() if gram.empty}
+
+
+def _grams(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, _Gram]:
     found = {number: _Gram(model, graph, number) for number in _defined_groups(graph)}
 
     def see(reader: str, module: nn.Module, inputs: Tensor) -> None:
@@ -55,7 +66,7 @@ def reconstruction_orders(model: nn.Module, graph: ChannelGraph, calibration: Ca
                 gram.add(module, inputs)
 
     observe_inputs(model, {gram.reader for gram in found.values()}, calibration, see)
-    return {number: gram.greedy() for number, gram in found.items()}
+    return found
 
 
 def _defined_groups(graph: ChannelGraph) -> list[int]:
@@ -76,6 +87,10 @@ class _Gram:
     def add(self, module: nn.Module, inputs: Tensor) -> None:
         added = _contributions(module, inputs, self._units, len(self._sums), self._generator)
         self._sums += added.T @ added
+
+    @property
+    def empty(self) -> bool:
+        return not self._sums.any()
 
     def greedy(self) -> np.ndarray:
         if not torch.isfinite(self._sums).all():

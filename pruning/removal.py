@@ -68,6 +68,17 @@ def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGra
     return replace(graph, network=replace(network, tensors=tensors, layers=layers, groups=groups), owners=owners)
 
 
+def leave_whole(graph: ChannelGraph, reasons: Mapping[str, str]) -> ChannelGraph:
+    """The same graph in which no mask and no removal takes anything of these layers: layer -> why."""
+    if not reasons:
+        return graph
+    numbers = {x.channel_group: reasons[x.name] for x in graph.network.prunable if x.name in reasons}
+    numbers = {n: why for n, why in numbers.items() if n is not None and graph.network.groups[n].obstacle is None}
+    graph = refuse_groups(graph, numbers)
+    layers = tuple(replace(x, whole=reasons[x.name]) if x.name in reasons else x for x in graph.network.layers)
+    return replace(graph, network=replace(graph.network, layers=layers))
+
+
 def round_groups(graph: ChannelGraph, round_to: int) -> ChannelGraph:
     """The same graph, whose layers keep a multiple of `round_to` output channels wherever they lose some.
 

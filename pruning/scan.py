@@ -93,7 +93,8 @@ def scan_sensitivity(
     _check_scan(granularities, levels, data)
     check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
-    dense, graph = copy.deepcopy(model).eval(), restrict_graph(model, graph, criterion)
+    dense, calibration = copy.deepcopy(model).eval(), Calibration(*data, loss)
+    graph = restrict_graph(model, graph, criterion, calibration)
     require_subjects(graph, granularities)
     parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
     if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
@@ -101,7 +102,7 @@ def scan_sensitivity(
         inputs, targets = inputs[mixed], targets[mixed]
     batches = inputs.tensor_split(parts)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
-    rankings = Rankings(dense, graph, Calibration(*data, loss))
+    rankings = Rankings(dense, graph, calibration)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
     def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:

@@ -19,8 +19,8 @@ from pruning.codec import prunable_weights
 from pruning.criteria import PLAIN, checked_scores, element_scores, own_function, spread, unit_sums, zeros_first
 from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 from pruning.neighbours import columns_of, following_norms, readers
-from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders
-from pruning.removal import ChannelGraph, refuse_groups
+from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
+from pruning.removal import ChannelGraph, leave_whole, refuse_groups
 from pruning.structure import output_dim
 from spaces.criteria import check_criterion, criterion_word
 from spaces.errors import unknown
@@ -89,6 +89,8 @@ class Scores:
             return element_scores(weight, self.criterion, generator, granularity)
         element_scores(weight, "magnitude-l1")  # refuses weights that are not finite
         terms = self._terms(name)
+        if not terms.any():  # nothing is known of it any more: what went before goes on to go first
+            return element_scores(weight, "magnitude-l1")
         if self.criterion == "taylor-group":
             module = self._model.get_submodule(name.rpartition(".")[0])
             dim = output_dim(module) if granularity == "channel" else 0
@@ -120,9 +122,19 @@ class Scores:
         else:
             generator = torch.Generator().manual_seed(self._seed + number)  # the same at every step of a ramp
             scores = _mean_over_layers([self._of_layer(name, group.units, generator) for name in group.layers])
+            if self._needs_data and not scores.any():  # nothing is known of it any more
+                scores = Scores(self._model, "magnitude-l2", self._graph).group(number)
         if not np.isfinite(scores).all():
             checked_scores(torch.from_numpy(scores), self.criterion, torch.Size(scores.shape))
         return scores if self.criterion in PLAIN else self._zeros_first(number, scores)
+
+    def unseen(self) -> dict[str, str]:
+        """Layers a data-driven criterion found nothing about: their weights are not all 0, but their scores are."""
+        if not self._needs_data or self.criterion in _OF_NEIGHBOURS:
+            return {}
+        reason = f"criterion {self.criterion!r} found nothing about it in the calibration data"
+        unseen = (name for name, weight in self._weights.items() if weight.any() and not self._terms(name).any())
+        return dict.fromkeys(unseen, reason)
 
     def obstacle(self, number: int) -> str | None:
         """Why the criterion is not defined for this channel group; None if it is."""
@@ -216,18 +228,25 @@ def _mean_over_layers(scores: list[np.ndarray]) -> np.ndarray:
     return total / len(scores)
 
 
-def restrict_graph(model: nn.Module, graph: ChannelGraph, criterion: str) -> ChannelGraph:
+def restrict_graph(
+    model: nn.Module, graph: ChannelGraph, criterion: str, calibration: Calibration | None = None
+) -> ChannelGraph:
     """The graph in which channel groups the criterion is not defined for carry that as their obstacle.
 
+    Args:
+        calibration: with it, layers that a data-driven criterion sees no data of stay whole in every granularity.
+
     Raises:
-        ValueError: an unknown criterion.
+        ValueError: an unknown criterion, or scores of the user's own function that are none.
     """
-    if check_criterion(criterion) not in _OF_NEIGHBOURS:
-        return graph
+    seeing = calibration is not None and criterion_word(check_criterion(criterion)).needs_data
+    if criterion not in _OF_NEIGHBOURS:
+        return leave_whole(graph, Scores(model, criterion, graph, calibration).unseen()) if seeing else graph
     norms = following_norms(model, graph.example_input) if criterion == "bn-scale" else {}
     numbers = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
     reasons = {number: _obstacle(criterion, graph, number, norms) for number in numbers}
-    return refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
+    graph = refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
+    return refuse_groups(graph, unseen_groups(model, graph, calibration)) if seeing else graph
 
 
 def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[str, str]) -> str | None:

@@ -106,7 +106,7 @@ def layer_shares(
     Raises:
         ValueError: a sparsity outside [0, 1), or a criterion not defined for a granularity.
     """
-    graph = restrict_graph(model, graph, criterion)
+    graph = restrict_graph(model, graph, criterion, calibration)
     for sparsity in sparsities:
         check_sparsity(sparsity)
     rows = []

@@ -22,7 +22,7 @@ from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
-from search.errors import EnvironmentProblem, GoalMissed
+from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.folder import StudyFolder
@@ -34,11 +34,12 @@ from search.scan import cached_profile, recalibration_note
 from search.study import OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
-from spaces.allocation import Evidence
+from spaces.allocation import Evidence, Unreachable
 from spaces.policy import parts_in
 from spaces.profile import Profile
 from spaces.seeds import Seed, seeds_of
 from spaces.space import Proposal, Space
+from spaces.whole import NAMED
 
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
@@ -85,6 +86,7 @@ class Coordinator:
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
         self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
+        self._leave_unseen_whole()
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}
@@ -92,6 +94,19 @@ class Coordinator:
         if config.min_accuracy is not None:
             self.least_accuracy = config.least_accuracy(dense.accuracy)
             folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
+
+    def _leave_unseen_whole(self) -> None:
+        """Take out of the space what the criterion knows nothing about, which only the trained network tells."""
+        unseen = [layer.name for layer in self.subject.network.prunable if layer.whole]
+        if not unseen:
+            return
+        named = ", ".join(unseen[:NAMED]) + (f" and {len(unseen) - NAMED} more" if len(unseen) > NAMED else "")
+        note = f"criterion {self.config.criterion!r} found nothing in the calibration data about {named}: left whole"
+        self.watcher.note(note)
+        try:
+            self.space = replace(self.space, network=self.subject.network)
+        except Unreachable as error:
+            raise UsageError(f"{error}; {note}") from None
 
     def run(self) -> SearchResult:
         began = time.perf_counter()

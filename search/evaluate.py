@@ -10,6 +10,7 @@ from functools import cached_property
 
 from torch import nn
 
+from pruning.calibration import Calibration
 from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
 from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
@@ -42,6 +43,7 @@ class Subject:
     workload: Workload
     dense: nn.Module
     graph: ChannelGraph
+    scored: str | None = None
 
     @classmethod
     def of(cls, workload: Workload, dense: nn.Module, round_to: int = 1) -> Subject:
@@ -49,9 +51,12 @@ class Subject:
         return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
     def scored_by(self, criterion: str) -> Subject:
-        """The subject in which channel groups the criterion is not defined for carry that as their obstacle."""
-        graph = restrict_graph(self.dense, self.graph, criterion)
-        return self if graph is self.graph else replace(self, graph=graph)
+        """The subject in which channel groups the criterion is not defined for carry that as their obstacle, and layers
+        it sees no calibration data of stay whole."""
+        if criterion == self.scored:
+            return self
+        calibration = Calibration(*self.workload.calibration, self.workload.loss)
+        return replace(self, graph=restrict_graph(self.dense, self.graph, criterion, calibration), scored=criterion)
 
     @property
     def network(self) -> Network:

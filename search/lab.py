@@ -92,7 +92,7 @@ def layout_files(
     criterion: str,
 ) -> Files:
     """One layer's weight and masks as flat pictures: `layout-S.png` for every sparsity S, `layout.json`."""
-    graph = restrict_graph(model, graph, criterion)
+    graph = restrict_graph(model, graph, criterion, calibration)
     chosen, weight = graph.network.by_name[layer], prunable_weights(model)[layer].detach()
     left_out = {word: why for word in granularities if (why := stays_whole(chosen, word))}
     rankings = Rankings(model, graph, calibration)
