@@ -132,7 +132,7 @@ class Scores:
         """Layers a data-driven criterion found nothing about: their weights are not all 0, but their scores are."""
         if not self._needs_data or self.criterion in _OF_NEIGHBOURS:
             return {}
-        reason = f"criterion {self.criterion!r} found nothing about it in the calibration data"
+        reason = f"criterion {self.criterion!r} found nothing in the calibration data to score it by"
         unseen = (name for name, weight in self._weights.items() if weight.any() and not self._terms(name).any())
         return dict.fromkeys(unseen, reason)
 

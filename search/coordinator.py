@@ -96,12 +96,18 @@ class Coordinator:
             folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
 
     def _leave_unseen_whole(self) -> None:
-        """Take out of the space what the criterion knows nothing about, which only the trained network tells."""
-        unseen = [layer.name for layer in self.subject.network.prunable if layer.whole]
-        if not unseen:
+        """Take out of the space what only the trained network tells to stay whole, such as layers a criterion sees no
+        data of."""
+        could = set(self.space.network.removable)
+        whole = {
+            layer.name: layer.whole or layer.obstacle
+            for layer in self.subject.network.prunable
+            if layer.whole or (layer.obstacle and layer.name in could)
+        }
+        if not whole:
             return
-        named = ", ".join(unseen[:NAMED]) + (f" and {len(unseen) - NAMED} more" if len(unseen) > NAMED else "")
-        note = f"criterion {self.config.criterion!r} found nothing in the calibration data about {named}: left whole"
+        named = ", ".join(list(whole)[:NAMED]) + (f" and {len(whole) - NAMED} more" if len(whole) > NAMED else "")
+        note = f"left whole: {named} ({next(iter(whole.values()))})"
         self.watcher.note(note)
         try:
             self.space = replace(self.space, network=self.subject.network)
