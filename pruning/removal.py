@@ -72,9 +72,12 @@ def leave_whole(graph: ChannelGraph, reasons: Mapping[str, str]) -> ChannelGraph
     """The same graph in which no mask and no removal takes anything of these layers: layer -> why."""
     if not reasons:
         return graph
-    numbers = {x.channel_group: reasons[x.name] for x in graph.network.prunable if x.name in reasons}
-    numbers = {n: why for n, why in numbers.items() if n is not None and graph.network.groups[n].obstacle is None}
-    graph = refuse_groups(graph, numbers)
+    refused = {}
+    for number, group in enumerate(graph.network.groups):
+        unknown = next((name for name in group.layers if name in reasons), None)
+        if unknown is not None and group.obstacle is None:
+            refused[number] = reasons[unknown] if len(group.layers) == 1 else f"{unknown!r}: {reasons[unknown]}"
+    graph = refuse_groups(graph, refused)
     layers = tuple(replace(x, whole=reasons[x.name]) if x.name in reasons else x for x in graph.network.layers)
     return replace(graph, network=replace(graph.network, layers=layers))
 

@@ -98,21 +98,19 @@ class Coordinator:
     def _leave_unseen_whole(self) -> None:
         """Take out of the space what only the trained network tells to stay whole, such as layers a criterion sees no
         data of."""
-        could = set(self.space.network.removable)
-        whole = {
-            layer.name: layer.whole or layer.obstacle
-            for layer in self.subject.network.prunable
-            if layer.whole or (layer.obstacle and layer.name in could)
-        }
-        if not whole:
+        could, layers = set(self.space.network.removable), self.subject.network.prunable
+        whole = {layer.name: layer.whole for layer in layers if layer.whole}
+        channels = {x.name: x.obstacle for x in layers if x.obstacle and x.name in could and not x.whole}
+        found = [("left whole", whole), ("left all channels", channels)]
+        notes = [f"{what}: {_named(names)} ({next(iter(names.values()))})" for what, names in found if names]
+        if not notes:
             return
-        named = ", ".join(list(whole)[:NAMED]) + (f" and {len(whole) - NAMED} more" if len(whole) > NAMED else "")
-        note = f"left whole: {named} ({next(iter(whole.values()))})"
-        self.watcher.note(note)
+        for note in notes:
+            self.watcher.note(note)
         try:
             self.space = replace(self.space, network=self.subject.network)
         except Unreachable as error:
-            raise UsageError(f"{error}; {note}") from None
+            raise UsageError("; ".join([str(error), *notes])) from None
 
     def run(self) -> SearchResult:
         began = time.perf_counter()
@@ -391,3 +389,8 @@ def environment() -> dict[str, Any]:
         "device": describe_device(torch.device("cpu")),
         "threads": torch.get_num_threads(),
     }
+
+
+def _named(names: Mapping[str, str]) -> str:
+    """The first few of them."""
+    return ", ".join(list(names)[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

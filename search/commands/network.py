@@ -48,7 +48,10 @@ def scan(arguments: argparse.Namespace) -> Reply:
         raise UsageError(str(error)) from None
     watcher = TerminalWatcher()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject, scanned = Subject.of(workload, dense.model), parts_in(config.granularity)
+    scanned = parts_in(config.granularity)
+    subject = Subject.of(workload, dense.model).scored_by(config.criterion)
+    if whole := [layer for layer in subject.network.prunable if layer.whole]:
+        watcher.note(f"left out: {', '.join(layer.name for layer in whole)} ({whole[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
         profile = cached_profile(subject, dense, config.criterion, scanned, root / "cache", progress)
     stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")

@@ -105,7 +105,10 @@ def apply(arguments: argparse.Namespace) -> Reply:
         if obstacle := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject = Subject.of(workload, dense.model, config.round_to)
+    subject = Subject.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
+    for name in asked_layers(policy):
+        if why := subject.network.by_name[name].whole:
+            watcher.note(f"{name} stays whole: {why}")
     asked, policy = policy, settled(subject.network, policy)
     tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, config.seed, watcher, arguments.training)
     for note in _differences(asked, tuned, network):
