@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from pruning.copying import copy_model
 
 SCORE_EXAMPLES = 256
 """Examples a score looks at, evenly spaced: along a ramp all scores are worked out again at each mask update."""
@@ -66,4 +67,4 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        yield copy.deepcopy(model).eval()
+        yield copy_model(model).eval()

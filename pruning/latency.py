@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import random
 import time
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pruning.channels import ChannelGraph, plan_units
 from pruning.codec import prunable_weights
+from pruning.copying import copy_model
 from pruning.removal import check_fits, one_line
 from pruning.structure import Structure, apply_structure, output_dim
 from spaces.latency import (
@@ -91,7 +91,7 @@ def measure_latency_table(
     levels = [check_sparsity(level, "level") for level in levels]
     network = graph.network
     check_fits(model, network)
-    dense = copy.deepcopy(model).eval()
+    dense = copy_model(model).eval()
     device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
     example = _filled(example_input, batch, device)
     sizes = _sizes(network, levels)
@@ -140,7 +140,7 @@ def time_networks(
         ValueError: `rounds` or `batch` out of its range, or a clock by which the dense network takes no time.
     """
     _check_counts(batch=batch, rounds=rounds)
-    models = [copy.deepcopy(model).eval() for model in (dense, dense, *networks.values())]
+    models = [copy_model(model).eval() for model in (dense, dense, *networks.values())]
     device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
     example = _filled(example_input, batch, device)
     tasks = {number: partial(model, example) for number, model in enumerate(models)}

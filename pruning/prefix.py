@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pruning.copying import copy_model
 from pruning.outputs import tensors_in
 
 _Place = tuple[int, int]
@@ -47,7 +48,7 @@ class RecordedPass:
     """
 
     def __init__(self, model: nn.Module, drive: Callable[[nn.Module], Any], limit: int) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copy_model(model)
         self._drive, self._limit = drive, limit
         self._begin = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         recorder = _Recorded(self.model)

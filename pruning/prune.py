@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels import plan_by_scores, trace_channels
 from pruning.codec import inputs_of_weights, prunable_weights
+from pruning.copying import copy_model
 from pruning.cost import check_model
 from pruning.criteria import require_finite
 from pruning.masks import apply_masks_, make_mask
@@ -67,7 +67,7 @@ def prune(
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
     whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy, calibration)
     require_removal(asked_layers(policy), whole)
-    pruned = copy.deepcopy(model)
+    pruned = copy_model(model)
     apply_masks_(pruned, masks)
     if plan is None or not plan.structure.kept:
         return pruned
@@ -253,7 +253,7 @@ class GradualPruner:
         progress = self._updates[step]
         self.settled = step == max(self._updates)
         self._regrow()
-        before = copy.deepcopy(self.model) if self._refits and self.settled else self.model
+        before = copy_model(self.model) if self._refits and self.settled else self.model
         chosen, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
         self.masks = chosen if self.schedule.regrow else _kept_by_both(self.masks, chosen)
         self._remember()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from pruning.codec import encode_state, prunable_weights
+from pruning.copying import copy_model
 
 INT8_LARGEST = 127
 
@@ -20,7 +19,7 @@ def quantize_int8(model: nn.Module) -> tuple[nn.Module, int]:
         A new model that computes with the rounded weights (in the original dtype), and the bytes of the
         file that holds them as int8 with one float scale a channel; everything else stays dense.
     """
-    rounded = copy.deepcopy(model)
+    rounded = copy_model(model)
     state: dict[str, Tensor] = dict(model.state_dict())
     for name, weight in prunable_weights(rounded).items():
         scale = weight.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / INT8_LARGEST

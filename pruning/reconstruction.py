@@ -6,14 +6,13 @@ on calibration data is smallest, then solve for the weights of those that stay.
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pruning.activations import Patches, observe_inputs
 from pruning.calibration import Calibration
+from pruning.copying import copy_model
 from pruning.criteria import NotFiniteError
 from pruning.neighbours import columns_of, readers
 from pruning.removal import ChannelGraph, RemovalPlan
@@ -132,7 +131,7 @@ def refit_next_layers(dense: nn.Module, small: nn.Module, plan: RemovalPlan, cal
         small: `dense` after `shrink` by `plan`.
         plan: what was removed.
     """
-    fitted = copy.deepcopy(small)
+    fitted = copy_model(small)
     for reader in _readers_that_lost(plan):
         rows = plan.structure.kept[reader].get(0)
         kept = slice(None) if rows is None else torch.tensor(rows)

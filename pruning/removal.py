@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import copy_model
 from pruning.memory import out_of_memory
+from pruning.multiplications import eager
 from pruning.outputs import tensors_in
-from pruning.structure import Structure, apply_structure
+from pruning.structure import Structure, apply_structure, model_tensors
 from spaces.layers import Network
 from spaces.policy import removed_count
 
@@ -42,11 +43,13 @@ class ChannelGraph:
         owners: (tensor name, dimension) -> int array (length, 2): number of the group and of the unit
             each index leaves with; (-1, -1) where it always stays. Only groups without an obstacle own.
         example_input: a copy of the batch the model was traced on.
+        zeroed: buffers, such as a frozen norm's scale and shift, that a mask sets to zero as it does parameters.
     """
 
     network: Network
     owners: Mapping[tuple[str, int], np.ndarray]
     example_input: Tensor
+    zeroed: frozenset[str] = frozenset()
 
 
 def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGraph:
@@ -167,24 +170,29 @@ def shrink(model: nn.Module, plan: RemovalPlan) -> nn.Module:
     """
     masked = mask_removed(model, plan)
     small = apply_structure(model, plan.structure)
-    difference = output_difference(masked, copy.deepcopy(small), plan.graph.example_input)
+    difference = output_difference(masked, copy_model(small), plan.graph.example_input)
     if difference is not None:
         raise RemovalMismatch(f"removal does not equal the mask: {difference}")
     return small
 
 
 def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
-    """A new model of dense shape with everything of the removed channels zero; buffers stay.
+    """A new model of dense shape with everything of the removed channels zero; statistics of norms stay.
 
-    That is: weights of the channel, its bias, norm scale and shift. Raises `ValueError` for a model of
+    That is: weights of the channel, its bias, norm scale and shift, buffers too. Raises `ValueError` for a model of
     other tensors than the traced one.
     """
     check_fits(model, plan.graph.network)
-    masked = copy.deepcopy(model)
-    parameters = dict(masked.named_parameters())
+    masked = copy_model(model)
+    tensors = model_tensors(masked)
+    gone = [(name, dim, torch.nonzero(~stays).flatten()) for name, dim, stays in _staying_outputs(plan)]
+    for (name, dim), owners in plan.graph.owners.items():
+        if name in plan.graph.zeroed and dim in plan.structure.kept.get(name, {}):
+            left = set(range(len(owners))) - set(plan.structure.kept[name][dim])
+            gone.append((name, dim, torch.tensor(sorted(left))))
     with torch.no_grad():
-        for name, dim, stays in _staying_outputs(plan):
-            parameters[name].index_fill_(dim, torch.nonzero(~stays).flatten().to(parameters[name].device), 0)
+        for name, dim, indices in gone:
+            tensors[name].index_fill_(dim, indices.to(tensors[name].device), 0)
     return masked
 
 
@@ -210,17 +218,27 @@ def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
             yield tensor.name, dim, stays
 
 
-def find_offenders(model: nn.Module, graph: ChannelGraph) -> dict[int, str]:
+def find_offenders(model: nn.Module, graph: ChannelGraph, hints: Mapping[int, str]) -> dict[int, str]:
     """Try a traced graph out: usable groups whose removal goes wrong -> how.
 
-    A quarter of every usable group's units is removed at once; where that fails, groups are halved.
+    A quarter of every usable group's units is removed at once, first of groups without a hint; where that fails,
+    groups are halved.
 
     Args:
         model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their
             initial values, which would hide a wrong removal.
+        hints: number of a group -> what may be the cause if its removal goes wrong.
+
+    Raises whatever says that memory is lacking.
     """
     _perturb_(model)
-    return _offenders(model, graph, [n for n, group in enumerate(graph.network.groups) if group.obstacle is None])
+    usable = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
+    found: dict[int, str] = {}
+    for numbers in ([n for n in usable if n not in hints], [n for n in usable if n in hints]):
+        found |= _offenders(model, graph, numbers) if numbers else {}
+    found |= {number: f"{reason}; {hints[number]}" for number, reason in found.items() if number in hints}
+    together = [number for number in usable if number not in found]
+    return found | (_offenders(model, graph, together) if hints and together else {})
 
 
 def _perturb_(model: nn.Module) -> None:
@@ -268,13 +286,13 @@ def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> s
     pair = torch.cat([example, example])
     try:
         _outputs(masked, pair, training=True)
-    except Exception:
+    except Exception as error:
+        _raise_lack(error)
         return None
     try:
         _outputs(small, pair, training=True)
     except Exception as error:
-        if out_of_memory(error):
-            raise
+        _raise_lack(error)
         return f"layers that run only in training mode need it: {one_line(error)}"
     return None
 
@@ -289,8 +307,7 @@ def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> s
     try:
         actual = _outputs(second, example)
     except Exception as error:
-        if out_of_memory(error):
-            raise
+        _raise_lack(error)
         return f"the new network does not run, {one_line(error)}"
     if not expected:
         return "the network gives no tensors that could be compared"
@@ -310,8 +327,14 @@ def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[
         model, example = model.float(), example.float()
     device = next((tensor.device for tensor in model.state_dict().values()), example.device)
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), exact:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), exact, eager():
         return [tensor.double() for tensor in tensors_in(model(example.to(device))) if tensor.numel()]
+
+
+def _raise_lack(error: Exception) -> None:
+    """Lack of memory says nothing about a removal."""
+    if out_of_memory(error):
+        raise error
 
 
 def one_line(error: Exception) -> str:

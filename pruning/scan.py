@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pruning.batches import examples_at_once
 from pruning.calibrate import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels import ChannelGraph
+from pruning.copying import copy_model
 from pruning.masks import apply_masks_
 from pruning.outputs import join_batches
 from pruning.prefix import RecordedPass
@@ -93,7 +93,7 @@ def scan_sensitivity(
     _check_scan(granularities, levels, data)
     check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
-    dense, calibration = copy.deepcopy(model).eval(), Calibration(*data, loss)
+    dense, calibration = copy_model(model).eval(), Calibration(*data, loss)
     graph = restrict_graph(model, graph, criterion, calibration)
     require_subjects(graph, granularities)
     parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
@@ -147,7 +147,7 @@ class _Scorer:
 
     def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Any], _Scores]) -> None:
         self._model, self._batches, self._score = dense, batches, score
-        self.dense = self._plainly(copy.deepcopy(dense))
+        self.dense = self._plainly(copy_model(dense))
         self.recalibrated, self.too_few = self._recalibrated_dense()
         self._recalibrates = self.recalibrated is not None and not self.too_few
         self._copy = WorkingCopy(dense)
@@ -158,7 +158,7 @@ class _Scorer:
 
     def _recalibrated_dense(self) -> tuple[_Scores | None, bool]:
         """Its scores, and whether recalibration hurts it."""
-        model, examples = copy.deepcopy(self._model), sum(map(len, self._batches))
+        model, examples = copy_model(self._model), sum(map(len, self._batches))
         if not learning_norms(model):
             return None, False
         if examples == 1:  # of which a norm may know no variance
@@ -180,7 +180,7 @@ class _Scorer:
                     return self._from_prefix(candidate, set(masks))
             except Exception:  # the passes deviate; if the network itself fails, it does so again below
                 self._passes = None
-        candidate = copy.deepcopy(self._model)
+        candidate = copy_model(self._model)
         apply_masks_(candidate, masks)
         plain = self._plainly(candidate)
         return plain, self._plainly(candidate) if self._recalibrates and self._recalibrate(candidate) else plain

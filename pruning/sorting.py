@@ -6,7 +6,6 @@ The pruning labs first keep the first channels of every layer, then sort the cha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels import ChannelGraph, RemovalPlan, plan_units
+from pruning.copying import copy_model
 from pruning.removal import check_fits, output_difference
 from pruning.scores import Scores
 from pruning.structure import with_indices
@@ -115,7 +115,7 @@ def reorder_channels(model: nn.Module, order: ChannelOrder) -> nn.Module:
     """
     check_fits(model, order.graph.network)
     reordered = with_indices(model, order.indices())
-    difference = output_difference(copy.deepcopy(model), copy.deepcopy(reordered), order.graph.example_input)
+    difference = output_difference(copy_model(model), copy_model(reordered), order.graph.example_input)
     if difference is not None:
         raise SortingMismatch(f"the order of channels matters to the network: {difference}")
     return reordered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from pruning.copying import copy_model
 from spaces.errors import unknown
 from spaces.layers import SECOND, Inputs
 
@@ -77,7 +77,7 @@ def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
             its range, or a module that cannot change its size (only convolutions, transposed ones too,
             linear layers, batch and instance norms and PReLU can).
     """
-    state = model.state_dict()
+    state = model_tensors(model)
     for name, dimensions in structure.kept.items():
         if name not in state:
             raise ValueError(unknown("tensor", name, state))
@@ -88,15 +88,26 @@ def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
     return small
 
 
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those outside the state dict too: name -> tensor, under the first name of each."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def with_indices(model: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]) -> nn.Module:
     """A copy of `model` whose tensors hold these indices, in this order; what modules know of sizes stays.
 
     Args:
         indices: state_dict name -> dimension -> indices of the tensor, within its range.
     """
-    state = model.state_dict(keep_vars=True)
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     selected = {id(state[name]): _select(state[name], dimensions) for name, dimensions in indices.items()}
-    return copy.deepcopy(model, selected)  # which takes the selected tensors for copies of the dense ones
+    return copy_model(model, selected)  # which takes the selected tensors for copies of the dense ones
+
+
+def is_own(module: nn.Module) -> bool:
+    """Whether a module is the user's: it holds tensors, but is no layer of PyTorch's, whose sizes are attributes."""
+    first = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
+    return first in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def is_depthwise(module: _ConvNd) -> bool:
@@ -180,5 +191,13 @@ def _update_sizes(module: nn.Module) -> None:
         module.num_features = next(len(tensor) for tensor in tensors if tensor is not None)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
-    else:
+    elif isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        module.num_groups = module.num_channels = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.weight_ih.shape[1]
+    elif not is_own(module):
         raise ValueError(f"cannot shrink a {type(module).__name__}: rebuild it without this module's tensors")

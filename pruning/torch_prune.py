@@ -7,7 +7,6 @@ outside it, True = kept.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from pruning.codec import inputs_of_weights
+from pruning.copying import copy_model
 from pruning.granularity import expand_units, unit_scores, units
 from pruning.masks import achieved_sparsity
 from spaces.errors import unknown
@@ -78,7 +78,7 @@ def from_torch_prune(model: nn.Module) -> MaskedModel:
     for path, _, hook in hooks:
         product = getattr(model.get_submodule(path), hook._tensor_name)
         memo |= {id(hook): hook, id(product): product}
-    plain = copy.deepcopy(model, memo)
+    plain = copy_model(model, memo)
     masks: dict[str, Tensor] = {}
     shared: dict[int, tuple[nn.Parameter, Tensor, nn.Parameter]] = {}
     for path, key, hook in hooks:
@@ -146,7 +146,7 @@ def to_torch_prune(model: nn.Module, masks: Mapping[str, Tensor] | Iterable[tupl
     if hooks := _pruning_hooks(model):
         path, _, hook = hooks[0]
         raise ValueError(f"{hook._tensor_name!r} of {path!r} is pruned already: use from_torch_prune(model).model")
-    hooked, parameters = copy.deepcopy(model), dict(model.named_parameters(remove_duplicate=False))
+    hooked, parameters = copy_model(model), dict(model.named_parameters(remove_duplicate=False))
     for name, mask in dict(masks).items():
         if name not in parameters:
             raise ValueError(unknown("parameter", name, parameters))

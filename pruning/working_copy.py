@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import copy_model
 from pruning.masks import apply_masks_
 
 
@@ -23,8 +23,8 @@ class WorkingCopy:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model)
-        before = copy.deepcopy(model)
+        self.model = copy_model(model)
+        before = copy_model(model)
         self._parameters = _paired(self.model.named_parameters(), before.named_parameters())
         self._buffers = _paired(self.model.named_buffers(), before.named_buffers())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import copy_model
 from pruning.outputs import output_names, tensors_in
 from search.errors import EnvironmentProblem, GoalMissed
 
@@ -42,9 +42,9 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
 
 def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
-    network = copy.deepcopy(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
+    network = copy_model(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
     with torch.no_grad():
-        outputs = copy.deepcopy(network)(example_input)
+        outputs = copy_model(network)(example_input)
     names = None if isinstance(outputs, Tensor) else output_names(outputs)
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(

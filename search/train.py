@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.batches import examples_at_once
 from pruning.calibration import Calibration
+from pruning.copying import copy_model
 from pruning.outputs import join_batches
 from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
@@ -111,7 +111,7 @@ def fine_tune(
         Diverged: the loss became NaN or infinite.
         ValueError: a removal that cannot equal its mask.
     """
-    model = copy.deepcopy(dense)
+    model = copy_model(dense)
     calibration = Calibration(*workload.calibration, workload.loss)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
     return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
@@ -126,7 +126,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     """
     calibration = Calibration(*workload.calibration, workload.loss)
     at_once = replace(policy, schedule=Schedule("one-shot"))
-    pruner = GradualPruner(copy.deepcopy(dense), at_once, 1, graph, calibration)
+    pruner = GradualPruner(copy_model(dense), at_once, 1, graph, calibration)
     pruner.advance(0)
     began = time.perf_counter()
     statistics = refresh_statistics_(pruner.model, workload)
@@ -160,7 +160,7 @@ def train_fresh(
     recipe, epochs = workload.recipe, scratch_epochs(workload, policy, graph, training)
     calibration = Calibration(*workload.calibration, workload.loss)
     at_once = replace(policy, schedule=Schedule("one-shot"))
-    pruner = GradualPruner(copy.deepcopy(dense), at_once, step_count(workload, epochs), graph, calibration)
+    pruner = GradualPruner(copy_model(dense), at_once, step_count(workload, epochs), graph, calibration)
     pruner.advance(0)
     torch.manual_seed(FRESH_SEED + seed)
     fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
@@ -187,7 +187,7 @@ def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
     for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
     """
     strided = any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 for m in model.modules())
-    if strided or not _runs(copy.deepcopy(model), example_input):
+    if strided or not _runs(copy_model(model), example_input):
         return model
     return model.to(memory_format=torch.channels_last)
 

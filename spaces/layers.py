@@ -178,8 +178,18 @@ class Network:
         return tuple(self.by_name)
 
     def output_dim(self, tensor: str) -> int:
-        """The dimension of this tensor that channels of its module's output index."""
-        return self.by_name[tensor].output_dim if tensor in self.by_name else 0
+        """The dimension of this tensor that channels of its module's output index.
+
+        Of what is no layer's weight, that is the first dimension that some group owns.
+        """
+        if tensor in self.by_name:
+            return self.by_name[tensor].output_dim
+        owners = self._owners.get(tensor, ())
+        return next((dim for dim, groups in enumerate(owners) if groups), 0)
+
+    @cached_property
+    def _owners(self) -> dict[str, tuple[tuple[tuple[int, int], ...], ...]]:
+        return {tensor.name: tensor.owners for tensor in self.tensors}
 
     @property
     def removable(self) -> tuple[str, ...]:

@@ -18,9 +18,8 @@ BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}
 ONLY_IN = {
     "optuna": {"search/sampler.py", "search/study.py"},
     "mlflow": {"search/tracking.py"},
-    "torch_pruning": {"pruning/channels.py"},
 }
-IMPORT_NAMES = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning"}
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
 NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it"}
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -132,7 +132,7 @@ def show() -> None:
     names = {reason: ", ".join(row["network"] for row in rows if row["reason"] == reason) for reason in reasons}
     print("\nwhy layers stay whole, most often\n")
     print(render(["reason", "networks"], names.items()))
-    versions = {package: version(package) for package in ("torch", "torchvision", "torch-pruning")}
+    versions = {package: version(package) for package in ("torch", "torchvision")}
     summary = {
         "n": len(rows), "largest_difference": max((float(row["difference"]) for row in rows), default=None),
         "asked": sum(int(row["asked"]) for row in rows), "whole": sum(int(row["whole"]) for row in rows),

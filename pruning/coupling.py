@@ -1,0 +1,208 @@
+"""Which output channels belong together, read from the labels of a pass that was followed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.codec import CONVOLUTIONS, prunable_weights
+from pruning.following import Follower, followed, settle
+from pruning.labels import Labels
+from pruning.modes import train_containers_
+from pruning.outputs import tensors_in
+from pruning.structure import is_own, model_tensors, output_dim
+from spaces.layers import ChannelGroup
+
+_CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+Unit = tuple[int, int]
+"""Number of a group, and of a unit in it."""
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Groups of output channels that leave together.
+
+    Attributes:
+        groups: in the order of their first layers.
+        owners: (tensor, dimension) -> index of it -> the unit it leaves with.
+        lengths: (tensor, dimension) -> how many indices it has.
+        hints: number of a group -> what may be the cause if its removal goes wrong.
+        unused: layer in no group -> why its outputs are not known.
+        zeroed: buffers that are zero where channels are masked.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    owners: Mapping[tuple[str, int], Mapping[int, Unit]]
+    lengths: Mapping[tuple[str, int], int]
+    hints: Mapping[int, str]
+    unused: Mapping[str, str]
+    zeroed: frozenset[str]
+
+
+def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], auxiliary: bool) -> Coupling:
+    """Follow the channels of a model through its pass in eval mode.
+
+    Args:
+        calls: how often each module runs.
+        auxiliary: follow the training path too, which runs more layers.
+    """
+    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(model)}
+    labels = Labels()
+    follower = Follower(model_tensors(model), labels)
+    for training in (False, True) if auxiliary else (False,):
+        network = train_containers_(model) if training else model.eval()
+        with followed(network, follower), torch.random.fork_rng(devices=[]):
+            output = network(example)
+        for tensor in tensors_in(output):
+            known = follower.elements_of(tensor)
+            if known is not None:
+                labels.block(known, "its outputs are the network's outputs")
+    settle(follower)
+    places = list(follower.tensors.of_indices())
+    outputs = {
+        name: follower.tensors.index_roots(name, output_dim(module))
+        for name, module in modules.items()
+        if output_dim(module) in follower.emitted.get(name, ())
+    }
+    members, unit_of = _number_units(outputs)
+    rules = _Rules(model, calls)
+    reasons = labels.blocks()
+    obstacles = _by_group(reasons, unit_of)
+    owners: dict[tuple[str, int], dict[int, Unit]] = {}
+    for name, dim, roots in places:
+        units = {index: unit_of[root] for index, root in enumerate(roots.tolist()) if root in unit_of}
+        reason = rules.obstacle(name, dim) if units else None
+        if reason:
+            obstacles |= {number: obstacles.get(number, reason) for number, _ in units.values()}
+        elif units:
+            owners[name, dim] = units
+    hints = _by_group(labels.hints(), unit_of)
+    unequal = _unequal_groups(owners, [units for _, units in members])
+    groups = []
+    for number, (layers, units) in enumerate(members):
+        reason = obstacles.get(number)
+        if reason is None and units < 2:
+            reason = "all its channels can only go together" + (f": {hints[number]}" if number in hints else "")
+        groups.append(ChannelGroup(layers, units, reason or unequal.get(number)))
+    unused = {name: f"its weight is not used as it is{follower.computed[name]}" for name in follower.computed}
+    divisors = {label for array in follower.divisors for label in np.unique(array.numpy()).tolist()}
+    zeroed = frozenset(
+        name
+        for name, buffer in model.named_buffers()
+        if isinstance(buffer, Tensor) and not rules.is_norm(name) and not follower.tensors.any_of(name, divisors)
+    )
+    lengths = {(name, dim): len(roots) for name, dim, roots in places}
+    return Coupling(tuple(groups), owners, lengths, hints, unused, zeroed)
+
+
+def _by_group(reasons: Mapping[int, str], unit_of: Mapping[int, Unit]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for root, reason in reasons.items():
+        if root in unit_of:
+            found.setdefault(unit_of[root][0], reason)
+    return found
+
+
+def _number_units(outputs: Mapping[str, list[int]]) -> tuple[list[tuple[tuple[str, ...], int]], dict[int, Unit]]:
+    """Put layers that share a component into one group and number its components as they appear.
+
+    Args:
+        outputs: layer -> component of each of its output channels.
+
+    Returns:
+        (layers, units) of each group, in the order of its first layer, and the unit of each component.
+    """
+    number_of: dict[int, int] = {}
+    members: dict[int, list[str]] = {}
+    for number, (name, components) in enumerate(outputs.items()):
+        members[number] = [name]
+        for old in sorted({number_of[c] for c in components if c in number_of}):
+            first, second = sorted((old, number))
+            members[first] += members.pop(second)
+            number_of |= {c: first for c, n in number_of.items() if n == second}
+            number = first
+        number_of |= dict.fromkeys(components, number)
+    groups, unit_of = [], {}
+    order = {name: place for place, name in enumerate(outputs)}
+    for names in sorted((sorted(names, key=order.get) for names in members.values()), key=lambda n: order[n[0]]):
+        components = dict.fromkeys(component for name in names for component in outputs[name])
+        unit_of |= {component: (len(groups), unit) for unit, component in enumerate(components)}
+        groups.append((tuple(names), len(components)))
+    return groups, unit_of
+
+
+def _unequal_groups(owners: Mapping[tuple[str, int], Mapping[int, Unit]], groups: list[int]) -> dict[int, str]:
+    """Groups whose units do not own equally many indices of some tensor dimension -> the reason."""
+    reasons = {}
+    for (tensor, dim), units in owners.items():
+        sizes = Counter(units.values())
+        for number in {number for number, _ in sizes}:
+            of_units = {sizes[number, unit] for unit in range(groups[number])}
+            if len(of_units) > 1:
+                reason = f"its units own {min(of_units)} to {max(of_units)} indices of {tensor!r} dimension {dim}"
+                reasons.setdefault(number, f"{reason}: unequal units cannot be counted")
+    return reasons
+
+
+class _Rules:
+    """What each kind of module means for the channels that index its tensors."""
+
+    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, int]) -> None:
+        self._calls = calls
+        self._modules = dict(model.named_modules())
+        self._holders = Counter(id(t) for module in self._modules.values() for t in _own_tensors(module))
+
+    def is_norm(self, tensor: str) -> bool:
+        return isinstance(self._modules[tensor.rpartition(".")[0]], _CHANNEL_NORMS)
+
+    def obstacle(self, tensor: str, dim: int) -> str | None:
+        """Why indices of this dimension cannot go; None if they can. Dimension -1 is that of mixed elements."""
+        path, _, attribute = tensor.rpartition(".")
+        module = self._modules[path]
+        label = f"{type(module).__name__} {path!r}" if path else type(module).__name__
+        if dim < 0:
+            return f"elements of {tensor!r} follow its channels in no single dimension"
+        if any(self._holders[id(own)] > 1 for own in _own_tensors(module)):
+            return f"{label} shares a tensor with another module"
+        handled = self._handled(module, attribute, dim)
+        if handled is False:
+            return f"{label} is not handled"
+        if handled and self._calls[module] > 1:
+            return f"{label} runs {self._calls[module]} times in one forward pass"
+        if isinstance(module, CONVOLUTIONS):
+            return self._of_convolution(module, label)
+        return None
+
+    @staticmethod
+    def _handled(module: nn.Module, attribute: str, dim: int) -> bool | None:
+        """None for modules that are no library layers: what they do was followed."""
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            return dim < 2 and attribute in ("weight", "bias")
+        if isinstance(module, nn.RNNBase):
+            return attribute.startswith("weight_ih_l0") and dim == 1
+        if isinstance(module, nn.RNNCellBase):
+            return attribute == "weight_ih" and dim == 1
+        if isinstance(module, nn.Embedding):
+            return dim == 1 and module.max_norm is None
+        if isinstance(module, nn.GroupNorm):
+            return module.num_groups == module.num_channels
+        if isinstance(module, (*_CHANNEL_NORMS, nn.PReLU)):
+            return True
+        return None if is_own(module) else False
+
+    @staticmethod
+    def _of_convolution(module: nn.Module, label: str) -> str | None:
+        if module.groups == module.out_channels < module.in_channels and module.groups > 1:
+            return f"{label} sums {module.in_channels // module.groups} inputs in each of {module.groups} groups"
+        return None
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.numel():
+            yield tensor
