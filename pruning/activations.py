@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.calibration import Calibration, observed
+from pruning.batches import examples_at_once
+from pruning.calibration import SCORE_BATCH, Calibration, observed
 from pruning.codec import prunable_weights
 from pruning.multiplications import eager
 
@@ -27,11 +28,13 @@ def observe_inputs(
     layers: Collection[str],
     calibration: Calibration,
     see: Callable[[str, nn.Module, Tensor], None],
+    in_parts: bool = False,
 ) -> None:
     """Call `see(layer, its module, its input)` for every call of these layers on every batch, in eval mode.
 
     Of linear layers whose module is never called, such as attention's output projection, it is called for every product
-    with their weight instead.
+    with their weight instead. With `in_parts`, batches of large examples are taken in parts, for what is summed over
+    examples anyway.
     """
     called = set()
 
@@ -43,17 +46,19 @@ def observe_inputs(
         return meet
 
     with observed(model) as network, torch.no_grad(), eager():
+        at_once = examples_at_once(network, calibration.inputs, SCORE_BATCH) if in_parts else SCORE_BATCH
+        parts = [part for inputs, _ in calibration.batches() for part in inputs.split(at_once)]
         modules = {name: network.get_submodule(name.rpartition(".")[0]) for name in layers}
         hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
-        for inputs, _ in calibration.batches():
-            network(inputs)
+        for part in parts:
+            network(part)
         for hook in hooks:
             hook.remove()
         rest = {name: m for name, m in modules.items() if name not in called and isinstance(m, nn.Linear)}
         if rest:
             with _Products(rest, see):
-                for inputs, _ in calibration.batches():
-                    network(inputs)
+                for part in parts:
+                    network(part)
 
 
 class _Products(TorchDispatchMode):
@@ -85,7 +90,7 @@ def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, T
     def see(name: str, module: nn.Module, inputs: Tensor) -> None:
         energies[name] += input_energy(module, inputs)
 
-    observe_inputs(model, list(weights), calibration, see)
+    observe_inputs(model, list(weights), calibration, see, in_parts=True)
     return {name: weights[name].detach().abs() * energies[name].sqrt().to(weights[name]) for name in weights}
 
 

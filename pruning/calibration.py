@@ -14,7 +14,7 @@ from pruning.copying import copy_model
 SCORE_EXAMPLES = 256
 """Examples a score looks at, evenly spaced: along a ramp all scores are worked out again at each mask update."""
 SCORE_BATCH = 32
-"""Examples a forward pass, and in one term of the sums over batches."""
+"""Examples in one term of the sums over batches, and a forward pass; fewer of large ones (see `examples_at_once`)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pruning.calibration import Calibration, observed
+from pruning.batches import examples_at_once
+from pruning.calibration import SCORE_BATCH, Calibration, observed
 
 HUTCHINSON_PROBES = 2
 """Random vectors a batch; each costs a pass forward and two back."""
@@ -23,31 +24,33 @@ GRADIENT_ELEMENTS = 2**26
 """Elements of single examples' gradients held at once: as many examples as fit are differentiated together."""
 
 Parameters = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]
 _Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def taylor_squares(model: nn.Module, calibration: Calibration) -> Parameters:
     """The sum over batches of (g w)^2, Molchanov et al., CVPR 2019, for single parameters."""
-    with _differentiable(model, calibration) as (loss, parameters):
+    with _differentiable(model, calibration) as (loss, parameters, at_once):
         totals = {name: torch.zeros_like(w)[None] for name, w in parameters.items()}
         for batch in calibration.batches():
-            for name, g in _gradients(loss, parameters, *batch).items():
+            for name, g in _batch_gradients(loss, parameters, batch, at_once).items():
                 totals[name] += (g * parameters[name].detach()).square()
         return totals
 
 
 def taylor_products(model: nn.Module, calibration: Calibration) -> Parameters:
     """g w of every batch: to first order, minus the change of its loss by removing the parameter."""
-    with _differentiable(model, calibration) as (loss, parameters):
-        found = [_gradients(loss, parameters, *batch) for batch in calibration.batches()]
+    with _differentiable(model, calibration) as (loss, parameters, at_once):
+        found = [_batch_gradients(loss, parameters, batch, at_once) for batch in calibration.batches()]
         return {name: torch.stack([g[name] * w.detach() for g in found]) for name, w in parameters.items()}
 
 
 def obd_fisher(model: nn.Module, calibration: Calibration) -> Parameters:
     """0.5 h w^2 of LeCun et al. 1989 with h the mean over single examples of g^2 (the empirical Fisher)."""
-    with _differentiable(model, calibration) as (loss, parameters):
+    with _differentiable(model, calibration) as (loss, parameters, at_once):
         totals = {name: torch.zeros_like(w) for name, w in parameters.items()}
         count = max(1, GRADIENT_ELEMENTS // max(1, sum(w.numel() for w in parameters.values())))
+        count = min(count, at_once)
         for inputs, targets in calibration.batches():
             for part in zip(inputs.split(count), targets.split(count), strict=True):
                 for name, squares in _sums_of_squares(loss, parameters, *part).items():
@@ -62,16 +65,17 @@ def obd_hutchinson(model: nn.Module, calibration: Calibration, seed: int = 0) ->
     own. The estimate is exact where the Hessian H is diagonal, and unbiased elsewhere until it is clamped.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _differentiable(model, calibration) as (loss, parameters):
+    with _differentiable(model, calibration) as (loss, parameters, at_once):
         diagonal = {name: torch.zeros_like(w) for name, w in parameters.items()}
-        for inputs, targets in calibration.batches():
-            weight = len(inputs) / len(calibration.inputs) / HUTCHINSON_PROBES
-            first = _gradients(loss, parameters, inputs, targets, create_graph=True)
-            for _ in range(HUTCHINSON_PROBES):
-                signs = {name: _rademacher(w, generator) for name, w in parameters.items()}
-                along = sum((first[name] * signs[name]).sum() for name in parameters)
-                for name, second in _derivatives(along, parameters, retain_graph=True).items():
-                    diagonal[name] += weight * signs[name] * second
+        for batch in calibration.batches():
+            probes = [{n: _rademacher(w, generator) for n, w in parameters.items()} for _ in range(HUTCHINSON_PROBES)]
+            for inputs, targets in _parts(batch, at_once):
+                weight = len(inputs) / len(calibration.inputs) / HUTCHINSON_PROBES
+                first = _gradients(loss, parameters, inputs, targets, create_graph=True)
+                for signs in probes:
+                    along = sum((first[name] * signs[name]).sum() for name in parameters)
+                    for name, second in _derivatives(along, parameters, retain_graph=True).items():
+                        diagonal[name] += weight * signs[name] * second
         return _obd(parameters, {name: h.clamp_min(0) for name, h in diagonal.items()})
 
 
@@ -84,8 +88,9 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tuple[_Loss, Parameters]]:
-    """The loss as a function of the parameters, and the parameters of a copy, all of which take gradients."""
+def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tuple[_Loss, Parameters, int]]:
+    """The loss as a function of the parameters, the parameters of a copy, all of which take gradients, and how many
+    examples go through it at once: a batch of large ones is taken in parts."""
     with observed(model) as network, torch.enable_grad():
 
         def loss(values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
@@ -98,7 +103,23 @@ def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tupl
                 for name, parameter in network.named_parameters()
                 if parameter.is_floating_point()
             },
+            examples_at_once(network, calibration.inputs, SCORE_BATCH),
         )
+
+
+def _parts(batch: Batch, at_once: int) -> Iterator[Batch]:
+    return zip(*(part.split(at_once) for part in batch), strict=True)
+
+
+def _batch_gradients(loss: _Loss, parameters: Parameters, batch: Batch, at_once: int) -> Parameters:
+    """Of the mean over a batch, as the mean over its parts."""
+    first, *rest = (
+        (len(inputs), _gradients(loss, parameters, inputs, targets)) for inputs, targets in _parts(batch, at_once)
+    )
+    if not rest:
+        return first[1]
+    count = len(batch[0])
+    return {name: sum(n / count * found[name] for n, found in (first, *rest)) for name in parameters}
 
 
 def _gradients(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor, **options: Any) -> Parameters:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 
 import fixed_size
 import granularities
+import momentum
 import primitive_table
 import primitives
 import race_table
@@ -639,3 +640,25 @@ class TestPrimitiveTable:
         assert (summary["rows"], summary["cases_passed"], summary["not_passing"]) == (2, 7, ["size: odd"])
         monkeypatch.setattr(primitive_table, "run", lambda rows: [Outcome(3)])
         assert primitive_table.show(rows[:1], None)
+
+
+class TestMomentum:
+    def test_the_network_is_scored_before_and_after_its_statistics_are_made_anew(self, place):
+        workload = get_workload(f"{place / 'tiny.py'}:tiny")
+        accuracy, rows = momentum.measured("digits", workload, range(1), (0.1, 0.0003))
+        assert accuracy > 0.4 and [(row.policy, row.momentum) for row in rows] == [
+            (policy, of) for of in (0.1, 0.0003) for policy in momentum.POLICIES
+        ]
+        usual, small = rows[:2], rows[2:]
+        for one, other in zip(usual, small, strict=True):
+            assert other.as_they_come < one.as_they_come - 0.05
+            assert abs(other.refreshed - one.refreshed) < 0.1 and other.refreshed > other.as_they_come
+
+    def test_table(self):
+        rows = [
+            momentum.Row("digits", "p", 0.01, seed, 0.25, value, "refreshed") for seed, value in ((0, 0.5), (1, 0.75))
+        ]
+        assert (
+            momentum.table(rows).splitlines()[2]
+            == "| digits | p | 0.01 | 2 | 25.0 (25.0 to 25.0) | 62.5 (50.0 to 75.0) |"
+        )

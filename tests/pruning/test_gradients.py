@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from pruning.activations import activation_scores
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES, Calibration
 from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 
@@ -221,3 +222,24 @@ def test_calibration_keeps_evenly_spaced_examples():
     for inputs, targets in ((torch.zeros(0, 1), torch.zeros(0)), (torch.zeros(3, 1), torch.zeros(2))):
         with pytest.raises(ValueError, match=f"got {len(inputs)} inputs and {len(targets)} targets"):
             Calibration(inputs, targets)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "obd-fisher", "obd-hutchinson", "activation"])
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_large_examples_are_taken_in_parts_and_score_alike(criterion, at_once, monkeypatch):
+    """The budget lets a part of a batch through; 75 examples leave parts of unequal size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4)).eval()
+    calibration = Calibration(torch.randn(75, 6), torch.arange(75) % 4)
+    scored = {
+        "taylor": lambda: torch.cat([g.flatten(1) for g in taylor_products(model, calibration).values()], 1),
+        "obd-fisher": lambda: torch.cat([g.flatten(1) for g in obd_fisher(model, calibration).values()], 1),
+        "obd-hutchinson": lambda: torch.cat([g.flatten(1) for g in obd_hutchinson(model, calibration).values()], 1),
+        "activation": lambda: torch.cat([g.flatten() for g in activation_scores(model, calibration).values()]),
+    }[criterion]
+    whole, seen = scored(), []
+    monkeypatch.setattr("pruning.batches.BATCH_BYTES", at_once * 9 * 4)
+    forward = nn.Sequential.forward
+    monkeypatch.setattr(nn.Sequential, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    assert torch.allclose(scored(), whole, rtol=1e-4, atol=1e-7)
+    assert max(seen[2:]) <= at_once < 32
