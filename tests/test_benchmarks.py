@@ -33,6 +33,7 @@ from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, score
 from raw_rows import read_rows, seed_range
 
 from search.train import TRAININGS
+from search.workloads import get_workload
 from spaces.allocation import ALLOCATORS
 from spaces.criteria import CRITERIA
 from spaces.policy import GRANULARITIES, PruningPolicy
