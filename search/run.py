@@ -23,7 +23,7 @@ from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.overlap import overlaps
 from search.train import in_fast_layout, step_count
-from search.unchanged import refuse_changes_of
+from search.unchanged import refuse_changed_study, refuse_changes_of
 from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Unreachable
@@ -72,7 +72,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         stack.enter_context(held_lock(folder.lock))
         if said := overlaps(workload):
             watcher.note(said)
-        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
+        dense = _dense_model(folder, config, workload, watcher)
         _settle_identity(folder, config, workload, dense, watcher)
         return Coordinator(config, folder, space, workload, dense, watcher).run()
 
@@ -153,6 +153,16 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watch
 def _make_folder(folder: StudyFolder) -> None:
     for part in ("journal", "checkpoints"):
         (folder.path / part).mkdir(parents=True, exist_ok=True)
+
+
+def _dense_model(folder: StudyFolder, config: SearchConfig, workload: Workload, watcher: Watcher) -> DenseModel:
+    """The dense model; of a study that changed none is trained."""
+    given = workload, config.dense_seed, folder.root / "cache", config.weights, watcher
+    dense = dense_model(*given, train=not folder.exists)
+    if dense is None:
+        refuse_changed_study(folder, workload, watcher)
+        dense = dense_model(*given)
+    return dense
 
 
 def _settle_identity(

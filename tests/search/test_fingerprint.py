@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import shutil
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,14 @@ from torch import nn
 from pruning.structure import Structure
 from search.checkpoints import save_model
 from search.config import SearchConfig
+from search.console import Watcher
 from search.dense import dense_model
-from search.fingerprint import model_fingerprint, training_fingerprint, weights_fingerprint
+from search.errors import UsageError
+from search.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint
+from search.folder import StudyFolder
 from search.identity import in_todays_words, of_split, study_identity
 from search.old_fingerprints import BUILT_IN, old_model_fingerprints, old_training_fingerprints
+from search.run import _dense_model, _settle_identity
 from search.train import train_dense
 from search.workloads import get_workload
 from search.workloads.base import SPLITS
@@ -286,3 +292,48 @@ def test_a_dense_model_cached_under_the_old_key_is_not_trained_again(tmp_path, m
     save_model(kept, Structure({}), tmp_path / f"dense-{golden['dense key, seed 0']}.safetensors")
     found = dense_model(workload, 0, tmp_path)
     assert weights_fingerprint(found.model) == weights_fingerprint(kept)
+
+
+def test_a_changed_study_is_refused_before_its_dense_model_is_trained(finished, place, tmp_path, monkeypatch):
+    shutil.copytree(finished.path, tmp_path / "tiny")
+    (tmp_path / "tiny.py").write_text((place / "tiny.py").read_text().replace('("fit", 400)', '("fit", 401)'))
+    workload = get_workload(f"{tmp_path / 'tiny.py'}:tiny")
+    folder, labels = StudyFolder(tmp_path, "tiny"), []
+    monkeypatch.setattr("search.dense.train_dense", lambda *given: labels.append(1) or train_dense(*given))
+    with pytest.raises(UsageError, match=r"fit data was .*, is .*name a new --study"):
+        _dense_model(folder, folder.config, workload, SimpleNamespace(note=labels.append))
+    assert not labels
+    (tmp_path / "tiny.py").write_text((place / "tiny.py").read_text())
+    workload = get_workload(f"{tmp_path / 'tiny.py'}:tiny")
+    again = _dense_model(folder, folder.config, workload, Watcher())  # its cache is gone
+    assert labels and again.weights == folder.read_record()["identity"]["dense model"]
+
+
+def test_a_test_split_may_change_until_a_final_run_depends_on_it(finished, place, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "tiny")
+    folder, notes = StudyFolder(tmp_path, "tiny"), []
+    workload = get_workload(f"{place / 'tiny.py'}:tiny")
+    dense = dense_model(workload, 0, finished.root / "cache")
+
+    def settle(split=None):
+        changed = workload
+        if split:
+            inputs, targets = getattr(workload, split)
+            changed = dataclasses.replace(workload, **{split: (inputs, targets.flip(0))})
+        data = {name: split_fingerprint(getattr(changed, name)) for name in SPLITS}
+        found = dataclasses.replace(dense, data=data)
+        _settle_identity(folder, folder.config, changed, found, SimpleNamespace(note=notes.append))
+
+    settle()
+    for split in SPLITS:  # there are final runs
+        with pytest.raises(UsageError, match=f"{split} data was"):
+            settle(split)
+    for path in (folder.path / "journal").glob("final-*"):
+        path.unlink()
+    assert not notes
+    settle("test")
+    assert len(notes) == 1 and "test split" in notes[0]
+    settle("test")
+    assert len(notes) == 1  # it is the study's from now on
+    with pytest.raises(UsageError, match="fit data was"):
+        settle("fit")
