@@ -147,11 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(words, argparse.Namespace(**vars(arguments)))
         if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
             arguments.root = "mlruns"
-        return _run(arguments)
+        code = _run(arguments)
     except BaseException as error:
-        return _ended(error, arguments)
-    finally:
-        interrupts.end_at_next()
+        code = _ended(error, arguments)
+    interrupts.finish(code)
+    return code
 
 
 def _ended(error: BaseException, arguments: argparse.Namespace) -> int:

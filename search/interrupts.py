@@ -34,6 +34,7 @@ _again = False
 _last_words: Callable[[str | None, int], None] | None = None
 _handlers: dict[int, Any] = {}
 _hook: Any = None
+_code: int | None = None
 _later: threading.Timer | None = None
 
 
@@ -47,10 +48,10 @@ def watch(last_words: Callable[[str | None, int], None]) -> None:
         last_words: called before `end_process`, and before a second signal ends the process, with its arguments; of
             a signal there is no message.
     """
-    global _received, _again, _last_words, _hook
+    global _received, _again, _last_words, _hook, _code
     if threading.current_thread() is not threading.main_thread():
         return
-    _received, _again, _last_words = None, False, last_words
+    _received, _again, _last_words, _code = None, False, last_words, None
     for number in SIGNALS:
         if (before := signal.getsignal(number)) not in (signal.SIG_IGN, _receive):
             _handlers[number] = before
@@ -72,18 +73,19 @@ def unwatch() -> None:
 
 
 def settle() -> None:
-    """The signal has arrived where the command ends: it is not raised again."""
+    """What ends the command is known: no signal raises any more, the next one ends the process."""
+    global _received
     if _later is not None:
         _later.cancel()
-
-
-def end_at_next() -> None:
-    """All is said: a further signal ends the process without a word."""
-    global _received, _last_words
-    settle()
-    _last_words = None
     if _received is None and _handlers:
         _received = 0
+
+
+def finish(code: int) -> None:
+    """All is said: a further signal ends the process with the command's own exit code."""
+    global _last_words, _code
+    settle()
+    _last_words, _code = None, code
 
 
 def can_end_process() -> bool:
@@ -128,7 +130,8 @@ def _receive(number: int, _frame: Any) -> None:
     if _again:
         _again = False
     elif _received is not None:
-        _end_at_once(None, INTERRUPTED if (_received or number) == signal.SIGINT else TERMINATED)
+        of_signal = INTERRUPTED if (_received or number) == signal.SIGINT else TERMINATED
+        _end_at_once(None, of_signal if _code is None else _code)
     else:
         _received = number
     _end()

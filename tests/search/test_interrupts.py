@@ -111,6 +111,23 @@ def test_the_second_signal_ends_the_process_at_once(watched, number, code):
     assert watched == [(None, code), code]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_once_all_is_said_ends_with_the_commands_own_code(watched, number):
+    interrupts.finish(1)
+    with pytest.raises(SystemExit):
+        send(number)
+    assert watched == [1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_first_signal_while_an_error_is_told_ends_the_process(watched, number, code):
+    interrupts.settle()
+    assert interrupts.exit_code() is None
+    with pytest.raises(SystemExit):
+        send(number)
+    assert watched == [(None, code), code]
+
+
 def test_an_ignored_signal_stays_ignored(monkeypatch):
     """As `nohup` has it, or a shell for what it runs in the background."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
