@@ -226,10 +226,15 @@ class SearchConfig(BaseModel):
 
 def check_study_name(name: str) -> str:
     """Return the name if it can be a folder under the root, else raise `ValueError`."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name in RESERVED:
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name)
+        or name in RESERVED
+        or name.startswith(RESERVED[-2:])  # mlflow.db-journal and the like are SQLite's
+    ):
         raise ValueError(
             f"study name may hold 1 to 100 letters, digits, '.', '_' and '-', start with no '.' or '-', "
-            f"and be none of {', '.join(RESERVED)}; got {name!r}"
+            f"be none of {', '.join(RESERVED)}, and begin with neither of the last two; got {name!r}"
         )
     return name
 

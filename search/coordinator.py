@@ -116,7 +116,8 @@ class Coordinator:
         began = time.perf_counter()
         guided = self.config.sampler == GUIDED
         profile = self._profile() if self.config.seeds or guided else None
-        self.clock = StudyClock(max([profile.seconds if profile else 0.0, *self._finished_times()]))
+        begun = max([profile.seconds if profile else 0.0, *self._finished_times()])
+        self.clock = StudyClock(begun)
         self.seconds["scan"] = time.perf_counter() - began
         evidence = self._evidence(profile)
         self.space = replace(self.space, evidence=evidence)
@@ -127,11 +128,14 @@ class Coordinator:
         self.study = OptunaStudy(
             self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes
         )
-        self.tracker = Tracker(self.folder.root, self.folder.name, record["study_id"], self.clock.to_time)
-        self.tracker.start(self._settings())
-        self.seconds["storage"] = time.perf_counter() - began
+        self.tracker = Tracker(
+            self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
+        )
+        self.tracker.start(self._settings(), self.trials)
         try:
             self._reconcile()
+            self.seconds["storage"] = time.perf_counter() - began
+            self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
             self._run_trials()
             comparison = self._finals() if self.config.finalists else None
             result = self._result(comparison)
@@ -176,7 +180,7 @@ class Coordinator:
         return {key: value for key, value in settings.items() if value is not None}
 
     def _reconcile(self) -> None:
-        """Bring Optuna and MLflow up to the journal, which is ahead after a crash, or alone if they were lost."""
+        """Bring Optuna up to the journal, which is ahead after a crash, or alone if the study was lost."""
         for number in range(self.study.trial_count, max(self.trials, default=-1) + 1):
             if record := self.trials.get(number):
                 self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
@@ -184,7 +188,6 @@ class Coordinator:
                 self._ask(number)
         for record in self.trials.values():
             self._tell(record)
-            self.tracker.log_trial(record)
 
     def _run_trials(self) -> None:
         begun = self.study.unfinished()

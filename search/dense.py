@@ -21,7 +21,7 @@ from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.checks import check_model, check_run
 from search.console import Watcher
-from search.errors import EnvironmentProblem, Refused, UsageError
+from search.errors import Refused, UsageError
 from search.fingerprint import (
     digest,
     model_fingerprint,
@@ -149,10 +149,7 @@ def _cached_or_trained(
     if not train:
         return None
     trained = _trained(workload, copy.deepcopy(model), seed, watcher)
-    try:
-        save_model(trained.model, Structure({}), path)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from None
+    save_model(trained.model, Structure({}), path)
     return trained.model, trained.seconds_training + trained.seconds_scoring
 
 

@@ -18,6 +18,7 @@ from search.entries import MOST_TRIALS
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.journal import Journal, write_durably
 from search.reading import read_text
+from search.storage import check_database_path
 from spaces.errors import is_number, unknown
 from spaces.policy import parse_object
 from spaces.printable import LONGEST_WORD, shortened
@@ -119,23 +120,26 @@ class StudyFolder:
 
 
 def open_root(root: str | Path) -> Path:
-    """The root folder, made and known to be writable.
+    """The root folder, made and known to be writable; absolute, as a user's code may change the working directory.
 
     Raises:
-        EnvironmentProblem: it cannot be made or written.
+        EnvironmentProblem: it cannot be made or written, or its path is too long for databases in it.
     """
-    path = Path(root)
-    probe = path / f".write-{os.getpid()}"
     try:
+        path = Path(root).absolute()
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise EnvironmentProblem(
-            f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root"
-        ) from None
+        os.fsencode(path).decode()
+    except (OSError, ValueError) as error:
+        raise _no_root(root, getattr(error, "strerror", None) or str(error)) from None
+    for folder in (path, path / "cache"):
+        if folder.is_dir() and (reason := unwritable(folder)):
+            raise _no_root(root, reason)
+    check_database_path(path / "mlflow.db")
     return path
+
+
+def _no_root(root: str | Path, reason: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root")
 
 
 def check_writable(folder: str | Path | None, option: str = "--out") -> None:

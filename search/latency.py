@@ -47,7 +47,7 @@ def cached_latency_table(
             table = LatencyTable.from_json(unsealed(read_text(path)))
             table.require(subject.network)
             return table
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.warning("%s: %s", path.name, printable(error))
     table = measure_latency_table(
         subject.dense,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +13,14 @@ from pathlib import Path
 from typing import IO
 
 from search.errors import EnvironmentProblem
+from search.storage import AGAIN, write_problem
 
 PATIENCE = 0.3
 """Seconds a busy lock is tried again: a reader that asks whether it is held does so for an instant."""
+LONG_PATIENCE = 120.0
+"""Seconds to wait for a lock that is held only while something is made."""
+LONGEST_OWNER = 20
+"""Bytes of a process number and no more."""
 
 
 @contextmanager
@@ -21,21 +28,38 @@ def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel drops it when the process ends, however it ends.
 
     Raises:
-        EnvironmentProblem: another process holds it and `wait` is False; its process number is named.
+        EnvironmentProblem: another process holds it (its number is named), for long if `wait` is True; or `path` is a
+            link, or another file than a lock of ours, which is left as it is.
     """
-    with path.open("a+") as file:
-        if wait:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        elif not _taken(file, fcntl.LOCK_EX, PATIENCE):
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise EnvironmentProblem(
-                f"study folder {str(path.parent)!r} is in use by process {owner}: wait for it, or name another --study"
-            )
-        file.truncate(0)
+    with _open_lock(path) as file:
+        taken = _taken(file, fcntl.LOCK_EX, LONG_PATIENCE if wait else PATIENCE)
+        owner = file.read(LONGEST_OWNER + 1).strip()
+        if not taken:
+            raise _in_use(path, owner or "unknown", wait)
+        if owner and not owner.isdigit():
+            raise _no_lock(path, "holds something else than a process number")
+        _write_owner(path, file)
+        yield
+
+
+def _in_use(path: Path, owner: str, waited: bool) -> EnvironmentProblem:
+    if waited:
+        return EnvironmentProblem(
+            f"{str(path)!r} has been locked by process {owner} for {LONG_PATIENCE:.0f} s: wait for it, or end it"
+        )
+    return EnvironmentProblem(
+        f"study folder {str(path.parent)!r} is in use by process {owner}: wait for it, or name another --study"
+    )
+
+
+def _write_owner(path: Path, file: IO[str]) -> None:
+    try:
+        file.seek(0)
+        file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield
+    except OSError as error:
+        raise write_problem(path, error) from None
 
 
 @contextmanager
@@ -67,10 +91,33 @@ def folder_is_held(path: Path) -> bool:
 
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock; any number may ask at once."""
-    if not path.is_file():
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return False
-    with path.open() as file:
+    with open(opened) as file:
         return not _taken(file, fcntl.LOCK_SH)
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """The lock's file and no other: a link would lead to somebody's file, which would be written over."""
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _no_lock(path, "is a link") from None
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise _no_lock(path, "is no file") from None
+        raise write_problem(path, error) from None
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(opened)
+        raise _no_lock(path, "is a hard link" if stat.S_ISREG(found.st_mode) else "is no file")
+    return open(opened, "r+", encoding="ascii", errors="replace")
+
+
+def _no_lock(path: Path, reason: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{str(path)!r} {reason}, so it is not used as a lock: delete it{AGAIN}")
 
 
 def _taken(file: IO[str], kind: int, patience: float = 0.0) -> bool:

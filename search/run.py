@@ -19,9 +19,11 @@ from search.evaluate import Subject
 from search.fingerprint import model_fingerprint
 from search.folder import StudyFolder, new_record, open_root, resumed_config
 from search.identity import study_identity
+from search.journal import remove_temporaries
 from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.overlap import overlaps
+from search.storage import check_database_path, write_problem
 from search.train import in_fast_layout, step_count
 from search.unchanged import refuse_changed_study, refuse_changes_of
 from search.user_code import criterion_place
@@ -70,6 +72,9 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))
+        for place in (folder.path, folder.path / "journal", folder.path / "checkpoints"):
+            remove_temporaries(place)
+        remove_temporaries(root / "cache", of_dead_only=True)
         if said := overlaps(workload):
             watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
@@ -151,8 +156,12 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watch
 
 
 def _make_folder(folder: StudyFolder) -> None:
+    check_database_path(folder.database)
     for part in ("journal", "checkpoints"):
-        (folder.path / part).mkdir(parents=True, exist_ok=True)
+        try:
+            (folder.path / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_problem(folder.path / part, error) from None
 
 
 def _dense_model(folder: StudyFolder, config: SearchConfig, workload: Workload, watcher: Watcher) -> DenseModel:

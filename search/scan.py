@@ -47,7 +47,7 @@ def cached_profile(
             kept = Profile.from_json(unsealed(read_text(path)))
             kept.require(granularities, subject.network.by_name)
             return kept
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.warning("%s: %s", path.name, printable(error))
     workload = subject.workload
     total = 0

@@ -15,6 +15,7 @@ from search.errors import EnvironmentProblem
 from search.guide import Guide
 from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.sampler import make_sampler
+from search.storage import database_problem, is_refusal, sqlite_url
 from spaces.space import Axis
 
 DIRECTIONS = ("maximize", "minimize", "minimize")
@@ -24,6 +25,8 @@ ORIGIN = "origin"
 SCORES = "scores"
 """Trial attribute: what the guide knew of a trial before it was evaluated."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
+REBUILT = "delete the file, and the same command rebuilds it from the journal"
+_UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError)
 _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 
@@ -50,16 +53,13 @@ class OptunaStudy:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._causes: dict[int, str | None] = {}
         self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
+        storage = open_storage(path)
         try:
-            storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
             self._study = optuna.create_study(
                 storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True
             )
-        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise EnvironmentProblem(
-                f"cannot use {path}: {reason}; delete the file to rebuild it from the journal"
-            ) from None
+        except _UNUSABLE as error:
+            raise _refused(path, error) from None
 
     @property
     def trial_count(self) -> int:
@@ -114,14 +114,38 @@ class OptunaStudy:
         self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
 
 
+def open_storage(path: Path) -> RDBStorage:
+    """Optuna's storage in a SQLite file, made if there is none.
+
+    What SQLite refuses, now or in any later call that reaches the file, is raised as `EnvironmentProblem`.
+    """
+    url = sqlite_url(path).render_as_string()  # Optuna fills braces in, and these are quoted
+    try:
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
+    except _UNUSABLE as error:
+        raise _refused(path, error) from None
+
+    def in_our_words(context: sqlalchemy.engine.ExceptionContext) -> None:
+        if is_refusal(context.original_exception):
+            raise _refused(path, context.original_exception)
+
+    sqlalchemy.event.listen(storage.engine, "handle_error", in_our_words)
+    return storage
+
+
+def _refused(path: Path, error: BaseException) -> EnvironmentProblem:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    plain = EnvironmentProblem(f"cannot use {str(path)!r} ({reason}): {REBUILT}")
+    return database_problem(path, error, damaged=REBUILT) or plain
+
+
 def begun_trials(path: Path, name: str) -> list[int]:
     """Numbers of the trials in a study's database, finished or not; empty if there is no database yet."""
     if not path.is_file():
         return []
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
-        study = optuna.load_study(storage=storage, study_name=name)
+        study = optuna.load_study(storage=open_storage(path), study_name=name)
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, KeyError) as error:
         raise EnvironmentProblem(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     return [trial.number for trial in study.get_trials(deepcopy=False)]

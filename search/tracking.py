@@ -1,156 +1,235 @@
 """MLflow's record of a study: a projection of the journal that can be rebuilt at any time.
 
 One parent run a study, one child run a finished trial, written only by the coordinator, in one batch each.
-A store that fails costs a warning, never a trial; the next start of the study logs what is missing.
+A store that fails costs a warning, never a trial; what is missing is logged as soon as it can be written again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from search.errors import EnvironmentProblem
+from search.console import Watcher
 from search.interrupts import check
-from search.locks import held_lock
-from search.records import COMPLETE, TrialRecord
+from search.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
+from search.records import COMPLETE, FAILED, TrialRecord
 
-EXPERIMENT = "prunefront"
-DATABASE, ARTIFACTS = "mlflow.db", "artifacts"
 BATCH_METRICS = 1000
 """MLflow's limit of metrics a batch."""
-SECONDS_TO_END = 10
-"""What a server asked to end may take before it is killed."""
+LONGEST_TEXT = 4000
+"""Characters of a tag or parameter; MLflow takes somewhat more."""
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
+"""Seconds before a store that failed is tried again, doubled each time."""
+SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
 log = logging.getLogger(__name__)
-
-
-def store_uri(root: Path) -> str:
-    """The tracking URI of the store under a root folder."""
-    return f"sqlite:///{(root / DATABASE).resolve()}"
-
-
-def ui_command(root: Path, port: int = 5000) -> list[str]:
-    """MLflow's own command for its UI on the store of `root`, on this machine only."""
-    return [
-        "mlflow", "ui", "--backend-store-uri", store_uri(root),
-        "--default-artifact-root", str((root / ARTIFACTS).resolve()), "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-
-
-def open_store(root: Path) -> Any:
-    """An `MlflowClient` on the store of `root`, its database made under a lock if it is not there.
-
-    Telemetry is switched off before MLflow is imported.
-    """
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-    root.mkdir(parents=True, exist_ok=True)
-    with held_lock(root / "mlflow.lock", wait=True):
-        client = MlflowClient(tracking_uri=store_uri(root))
-        if client.get_experiment_by_name(EXPERIMENT) is None:
-            client.create_experiment(EXPERIMENT, artifact_location=(root / ARTIFACTS).resolve().as_uri())
-    return client
 
 
 class Tracker:
     """Writes one study to MLflow.
 
+    Until it is known which trials MLflow has, none is logged: nothing is ever logged twice. A failure makes that
+    unknown, and the next write that is due looks again, repairs what it finds and logs all that is missing.
+
     Attributes:
         parent: id of the study's parent run; None while the store cannot be used.
     """
 
-    def __init__(self, root: Path, study: str, study_id: str, epoch_of_start: Callable[[float], float]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        study: str,
+        study_id: str,
+        epoch_of_start: Callable[[float], float],
+        watcher: Watcher | None = None,
+    ) -> None:
         """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times."""
-        self._study, self._study_id, self._to_time = study, study_id, epoch_of_start
-        self._logged: set[int] = set()
+        self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
+        self._watcher = watcher
         self._client = self.parent = None
-        self._warned = False
-        with self._forgiven():
-            self._client = open_store(root)
-            self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
-            self.parent = self._find_or_create_parent()
-            self._logged = self._complete_children()
+        self._logged: set[int] | None = None
+        self._records: dict[int, TrialRecord] = {}
+        self._params: dict[str, Any] = {}
+        self._summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+        self._failing, self._pause, self._due = False, FIRST_PAUSE, 0.0
 
-    def start(self, params: Mapping[str, Any]) -> None:
-        """Mark the parent run as running, with the study's settings."""
-        from mlflow.entities import Param
-
-        with self._forgiven():
-            self._client.update_run(self.parent, status="RUNNING")
-            known = self._client.get_run(self.parent).data.params
-            fresh = [Param(k, str(v)) for k, v in params.items() if k not in known]
-            self._client.log_batch(self.parent, params=fresh)
+    def start(self, params: Mapping[str, Any], records: Mapping[int, TrialRecord]) -> None:
+        """Mark the parent run as running, with the study's settings, and make its children equal to `records`."""
+        self._records, self._params = dict(records), dict(params)
+        self._write(lambda: None, due=True, attempts=2)
 
     def log_trial(self, record: TrialRecord) -> None:
         """One child run for a finished trial; a trial already there is left alone."""
-        if record.number in self._logged:
-            return
-        with self._forgiven():
-            self._create_child(record)
-            self._logged.add(record.number)
+        self._records[record.number] = record
+        self._write(self._log_missing)
 
     def log_summary(self, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
         """Metrics and files (name -> content) on the parent run."""
-        from mlflow.entities import Metric
-
-        with self._forgiven():
-            now = _milliseconds(time.time())
-            self._client.log_batch(self.parent, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
-            self._log_files(self.parent, files)
+        self._summary = metrics, files
+        self._write(self._log_summary, due=True)
 
     def finish(self, status: str) -> None:
-        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`."""
-        with self._forgiven():
+        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after a last look at what is missing."""
+
+        def write() -> None:
+            self._log_summary()
             self._client.set_terminated(self.parent, status=status)
 
-    def _find_or_create_parent(self) -> str:
-        runs = self._runs(f"tags.study_id = '{self._study_id}' and tags.kind = 'study'")
-        if runs:
-            return runs[0].info.run_id
+        self._write(write, due=status == "FINISHED")
+        if self._failing:
+            log.warning("MLflow's record of this study is not complete: the same command completes it without training")
+
+    def _write(self, action: Callable[[], None], due: bool = False, attempts: int = 1) -> None:
+        """Bring MLflow up to the records and act; a failure is told once, and tried again after a pause."""
+        if self._logged is None and not due and time.monotonic() < self._due:
+            return
+        try:
+            with silenced():
+                if self._logged is None:
+                    self._match()
+                action()
+        except Exception as error:
+            self._logged = None
+            check()
+            if attempts > 1:
+                self._write(action, due, attempts - 1)
+            else:
+                self._fail(error)
+        except BaseException:
+            self._logged = None  # it may have ended a half-written run
+            raise
+        else:
+            if self._failing:
+                log.warning("MLflow is written again, and lacks nothing")
+            self._failing, self._pause = False, FIRST_PAUSE
+
+    def _fail(self, error: Exception) -> None:
+        self._due, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        if not self._failing:
+            reason = problem_of(self._root, error)
+            log.warning("MLflow could not be written, the study goes on without it and tries again: %s", reason)
+        self._failing = True
+
+    def _match(self) -> None:
+        """Make what MLflow has of this study equal to the records."""
+        from mlflow.entities import Param
+
+        self._client = open_store(self._root, self._watcher)
+        self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+        parents, children = self._found()
+        self.parent = self._one_parent(parents, children)
+        self._client.update_run(self.parent, status="RUNNING")
+        known = self._client.get_run(self.parent).data.params
+        fresh = [Param(key, _text(value)) for key, value in self._params.items() if key not in known]
+        self._client.log_batch(self.parent, params=fresh)
+        self._logged = self._keep_right_ones(children)
+        self._log_missing()
+
+    def _found(self) -> tuple[list[Any], list[Any]]:
+        """Active runs of this study, oldest first: parents, and children, also if they lost a tag or their parent."""
+        runs = {run.info.run_id: run for run in self._runs(f"tags.study_id = '{self._study_id}'") if self._is_ours(run)}
+        parents = [key for key, run in runs.items() if run.data.tags.get("kind") == "study"]
+        for parent in parents:
+            for run in self._runs(f"tags.`mlflow.parentRunId` = '{parent}'"):
+                if run.data.tags.get("kind") == "trial" or "trial" in run.data.tags:  # else somebody's own
+                    runs.setdefault(run.info.run_id, run)
+        ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+        return [run for run in ordered if run.info.run_id in parents], [
+            run for run in ordered if run.info.run_id not in parents
+        ]
+
+    def _is_ours(self, run: Any) -> bool:
+        """A folder that was copied is a study of its own; one that was renamed takes its runs along."""
+        name = run.data.tags.get("study", self._study)
+        return name == self._study or not (self._root / name / "study.json").is_file()
+
+    def _one_parent(self, parents: list[Any], children: list[Any]) -> str:
+        """The parent with most children, or a new one; further ones are deleted."""
         tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
-        return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
-
-    def _complete_children(self) -> set[int]:
-        """Trials already logged; runs a kill left half-written are deleted, to be logged anew."""
-        children = self._runs(f"tags.`mlflow.parentRunId` = '{self.parent}'")
-        for run in children:
-            if run.info.status == "RUNNING":
+        if not parents:
+            return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
+        counts = Counter(child.data.tags.get("mlflow.parentRunId") for child in children)
+        kept = max(parents, key=lambda run: counts[run.info.run_id])
+        for run in parents:
+            if run is not kept:
                 self._client.delete_run(run.info.run_id)
-        return {int(run.data.tags["trial"]) for run in children if run.info.status != "RUNNING"}
+        self._set_tags(kept, tags | {"mlflow.runName": self._study})
+        return kept.info.run_id
 
-    def _create_child(self, record: TrialRecord) -> None:
-        from mlflow.entities import Metric, Param
+    def _keep_right_ones(self, children: list[Any]) -> set[int]:
+        """Delete children that are half-written, doubled or of no trial; returns the trials that have a run."""
+        logged: set[int] = set()
+        for run in children:
+            number = run.data.tags.get("trial", "")
+            record = self._records.get(int(number)) if number.isdecimal() else None
+            if record is None or record.number in logged or not self._is_of(run, record):
+                self._client.delete_run(run.info.run_id)
+                continue
+            logged.add(record.number)
+            self._set_tags(run, self._tags(record))
+        return logged
 
-        result, policy = record.result, record.policy
-        started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
+    def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
+        for tag, value in tags.items():
+            if run.data.tags.get(tag) != value:
+                self._client.set_tag(run.info.run_id, tag, value)
+
+    def _is_of(self, run: Any, record: TrialRecord) -> bool:
+        """Whether a run was written to its end from this very record."""
+        expected = _summary(record) if record.result.state == COMPLETE else {}
+        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero")
+        files = artifacts_place(self._root, run.info.run_id)
+        return (
+            run.info.status == _status(record)
+            and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
+            and all(run.data.metrics.get(key) == expected[key] for key in essential if key in expected)
+            and all((files / name).is_file() for name in (SPARSITY, SAMPLED, POLICY))
+        )
+
+    def _log_missing(self) -> None:
+        for number in sorted(self._records.keys() - self._logged):
+            self._create_child(self._records[number])
+            self._logged.add(number)
+
+    def _log_summary(self) -> None:
+        from mlflow.entities import Metric
+
+        if self._summary is None:
+            return
+        metrics, files = self._summary
+        now = _milliseconds(time.time())
+        self._client.log_batch(self.parent, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
+        self._log_files(self.parent, files)
+        self._summary = None
+
+    def _tags(self, record: TrialRecord) -> dict[str, str]:
         tags = {
             "mlflow.parentRunId": self.parent,
             "study": self._study,
             "study_id": self._study_id,
             "kind": "trial",
             "trial": str(record.number),
-            "state": result.state,
+            "state": record.result.state,
             "origin": record.origin,
-            "digest": policy.digest,
+            "digest": record.policy.digest,
         }
-        if result.reason:
-            tags["reason"] = result.reason
+        tags |= {"reason": record.result.reason} if record.result.reason else {}
+        return {tag: _text(value) for tag, value in tags.items()}
+
+    def _create_child(self, record: TrialRecord) -> None:
+        from mlflow.entities import Metric, Param
+
+        result, policy = record.result, record.policy
+        started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
         run = self._client.create_run(
-            self._experiment, start_time=started, tags=tags, run_name=f"{self._study}-trial-{record.number:05d}"
+            self._experiment,
+            start_time=started,
+            tags=self._tags(record),
+            run_name=f"{self._study}-trial-{record.number:05d}",
         ).info.run_id
         params = {
             "granularity": policy.granularity_label,
@@ -160,38 +239,29 @@ class Tracker:
             "size_target": record.target,
             "layers": len(policy.sparsity),
         }
-        summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {
-            "seconds_proposing": record.proposing
-        }
-        summary |= {f"guide_{name}": score for name, score in record.scores.items()}
-        if record.latency is not None:
-            summary["latency"] = record.latency
-        if result.state == COMPLETE:
-            summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
-            summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}
-        metrics = [Metric(key, float(value), finished, 0) for key, value in summary.items()]
+        metrics = [Metric(key, float(value), finished, 0) for key, value in _summary(record).items()]
         for number, point in enumerate(result.curve, 1):
             curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
             metrics += [Metric(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
-        self._client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
+        self._client.log_batch(run, params=[Param(k, _text(v)) for k, v in params.items()])
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
         self._log_files(
             run,
             {
-                "sparsity.json": json.dumps(dict(policy.sparsity), indent=1).encode(),
-                "sampled.json": json.dumps(dict(record.sampled), indent=1).encode(),
-                "policy.json": policy.to_json().encode(),
+                SPARSITY: json.dumps(dict(policy.sparsity), indent=1).encode(),
+                SAMPLED: json.dumps(dict(record.sampled), indent=1).encode(),
+                POLICY: policy.to_json().encode(),
             },
         )
-        self._client.set_terminated(run, status="FAILED" if result.state == "failed" else "FINISHED", end_time=finished)
+        self._client.set_terminated(run, status=_status(record), end_time=finished)
 
     def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                path = Path(folder, name)
-                path.write_bytes(content)
-                self._client.log_artifact(run, str(path))
+        """Where MLflow looks for a run's files; its own client keeps the place a moved root had in this process."""
+        folder = artifacts_place(self._root, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
     def _runs(self, condition: str) -> list[Any]:
         runs, token = [], None
@@ -201,42 +271,27 @@ class Tracker:
             token = page.token or ""
         return runs
 
-    @contextmanager
-    def _forgiven(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            check()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if not self._warned:
-                log.warning("MLflow could not be written (%s): the study goes on, its next start logs the rest", reason)
-            self._warned = True
+
+def _status(record: TrialRecord) -> str:
+    return "FAILED" if record.result.state == FAILED else "FINISHED"
 
 
-def serve_ui(root: Path, port: int) -> None:
-    """Serve MLflow's UI on the store of `root` until this process is interrupted, which ends the server's workers too.
-
-    The server has a session of its own: Ctrl-C reaches this process alone, and MLflow's workers print no tracebacks.
-
-    Raises:
-        EnvironmentProblem: the server ended by itself.
-    """
-    server = subprocess.Popen([sys.executable, "-m", *ui_command(root, port)], start_new_session=True)
-    try:
-        code = server.wait()
-    finally:
-        _end_session(server)
-    raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: what it says is above; try another --port")
+def _summary(record: TrialRecord) -> dict[str, float]:
+    """What was measured of a trial, by the names MLflow shows."""
+    result = record.result
+    summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {"seconds_proposing": record.proposing}
+    summary |= {f"guide_{name}": score for name, score in record.scores.items()}
+    if record.latency is not None:
+        summary["latency"] = record.latency
+    if result.state == COMPLETE:
+        summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
+        summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}
+    return summary
 
 
-def _end_session(server: subprocess.Popen) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def _text(value: object) -> str:
+    """A tag or parameter MLflow takes whatever it is: not too long, and text that can be stored."""
+    return str(value)[:LONGEST_TEXT].encode(errors="replace").decode()
 
 
 def _milliseconds(seconds: float) -> int:

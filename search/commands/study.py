@@ -19,11 +19,12 @@ from search.coordinator import SearchResult
 from search.errors import EnvironmentProblem, UsageError
 from search.finals import closing_rows, verdict
 from search.folder import open_root
+from search.mlflow_store import open_store
+from search.mlflow_ui import serve_ui, ui_command
 from search.open import open_study
 from search.results import plain_rows
 from search.run import resume_command, run_search
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
-from search.tracking import open_store, serve_ui, ui_command
 from search.user_code import named_criterion
 from spaces.policy import parts_of
 
@@ -39,7 +40,7 @@ def search(arguments: argparse.Namespace) -> Reply:
     config = make_config(**options)
     result = run_search(config, TerminalWatcher())
     met = not result.front.empty and _is_accurate(result)
-    return Reply(_search_data(result), _search_text(result), 0 if met else 1)
+    return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
 
 
 def _search_data(result: SearchResult) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _search_text(result: SearchResult) -> str:
+def _search_text(result: SearchResult, root: str) -> str:
     parts = [f"Study {result.study}: {counts_line(result.counts)}; front of {len(result.front)}"]
     if result.front.empty:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
@@ -67,8 +68,8 @@ def _search_text(result: SearchResult) -> str:
     parts.append(_accuracy_remark(result))
     parts.append(_speed_remark(result))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
-    root = "" if str(result.folder.parent) == "mlruns" else f" --root {shlex.quote(str(result.folder.parent))}"
-    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{root}    or: prunefront view{root}")
+    place = "" if root == "mlruns" else f" --root {shlex.quote(root)}"
+    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{place}    or: prunefront view{place}")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -183,7 +184,7 @@ def view(arguments: argparse.Namespace) -> Reply:
             raise EnvironmentProblem(
                 f"port {arguments.port} cannot be used ({error}): choose another by --port"
             ) from None
-    open_store(root)
+    open_store(root, TerminalWatcher())
     url = f"http://127.0.0.1:{arguments.port}"
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"

@@ -1,0 +1,324 @@
+"""MLflow's database under a root: made whole or not at all, checked at every start, and following its root.
+
+It is made in memory and put in place by one rename, so that an interruption leaves none. One that is broken is kept
+under another name, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from search.console import Watcher
+from search.errors import EnvironmentProblem
+from search.journal import remove_temporaries, write_durably
+from search.locks import held_lock
+from search.storage import check_database_path, database_problem, sqlite_url, write_problem
+
+EXPERIMENT = "prunefront"
+DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"
+SIDECARS = ("-journal", "-wal", "-shm")
+"""Ends of the files SQLite keeps beside a database; one left behind would be applied to the next of the name."""
+POOL = ("POOLCLASS", "POOL_SIZE", "MAX_OVERFLOW", "POOL_RECYCLE")
+"""Ends of MLflow's environment variables on how connections are kept."""
+PASSING = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+)  # fmt: skip
+"""SQLite's errors that say nothing about the file itself."""
+TIMEOUT = 20.0
+"""Seconds to wait for another program's lock, as MLflow does."""
+log = logging.getLogger(__name__)
+
+
+class _Broken(Exception):
+    """Why a database cannot be used as it is; kept aside."""
+
+
+def store_uri(root: Path) -> str:
+    """The tracking URI of the store under a root folder."""
+    path = (root / DATABASE).resolve()
+    plain = sqlite_url(path).render_as_string()
+    if plain == f"sqlite:///{path}":
+        return plain
+    # MLflow makes the folders it reads in the text of the URI: with every slash quoted it finds none
+    return f"sqlite:///{quote(str(path), safe='')}"
+
+
+def artifacts_uri(root: Path) -> str:
+    """Where MLflow's files of a root are."""
+    return (root / ARTIFACTS).resolve().as_uri()
+
+
+def artifacts_place(root: Path, run: str) -> Path:
+    """The folder of the files of one of our runs."""
+    return root / ARTIFACTS / run / "artifacts"
+
+
+def open_store(root: Path, watcher: Watcher | None = None) -> Any:
+    """An `MlflowClient` on the store of `root`, whose database is made, mended or set aside if it needs to be.
+
+    Telemetry is switched off before MLflow is imported.
+
+    Raises:
+        EnvironmentProblem: the store cannot be used now, but is whole: a full disk, a lock, a newer MLflow's.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / DATABASE
+    check_database_path(path)
+    with held_lock(root / LOCK, wait=True), silenced():
+        remove_temporaries(root)
+        try:
+            return _opened(root, watcher or Watcher())
+        except _libraries_errors() as error:
+            raise _unusable(path, error) from None
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep MLflow and alembic from printing tracebacks of what is told in a line of ours."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def problem_of(root: Path, error: Exception) -> EnvironmentProblem:
+    """An error of MLflow's, SQLite's or a disk's on the store of `root`, in our words."""
+    return error if isinstance(error, EnvironmentProblem) else _unusable(root / DATABASE, error)
+
+
+def _libraries_errors() -> tuple[type[Exception], ...]:
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError
+
+
+def _unusable(path: Path, error: Exception) -> EnvironmentProblem:
+    remedy = f"move {DATABASE} away, and every study writes its record anew when it is next started"
+    if isinstance(error, OSError):
+        return write_problem(error.filename or path, error)
+    if problem := database_problem(path, error, damaged=remedy):
+        return problem
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EnvironmentProblem(f"cannot use {str(path)!r} ({reason}): {remedy}")
+
+
+def _opened(root: Path, watcher: Watcher) -> Any:
+    from mlflow import MlflowClient
+    from mlflow.entities import LifecycleStage, ViewType
+
+    path = root / DATABASE
+    try:
+        whole = path.stat().st_size > 0 if path.is_file() else os.path.lexists(path)
+        if whole:
+            _mend(path, watcher)
+    except _Broken as reason:
+        _set_aside(root, str(reason))
+        whole = False
+    if not whole:
+        with watcher.stage("making MLflow's database"):
+            _put(path, _empty_database())
+    _follow(root)
+    with _connections("NullPool"):  # each use opens the file anew: it may be set aside or replaced in between
+        client = MlflowClient(tracking_uri=store_uri(root))
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            client.create_experiment(EXPERIMENT, artifact_location=artifacts_uri(root))
+        elif experiment.lifecycle_stage == LifecycleStage.DELETED:
+            _restore(client, experiment.experiment_id, ViewType.ACTIVE_ONLY)
+    return client
+
+
+def _restore(client: Any, experiment: str, active: Any) -> None:
+    """Take an experiment deleted in MLflow's UI back without its runs, which would come back with it."""
+    client.restore_experiment(experiment)
+    while runs := client.search_runs([experiment], run_view_type=active, max_results=1000):
+        for run in runs:
+            client.delete_run(run.info.run_id)
+
+
+def _mend(path: Path, watcher: Watcher) -> None:
+    """Check a database that is there, and bring an older MLflow's up to date.
+
+    Raises:
+        _Broken: it is no whole database of MLflow's.
+        EnvironmentProblem: it is a newer MLflow's.
+    """
+    if not path.is_file():
+        raise _Broken("it is no file")
+    head, known = _schemas()
+    with closing(_connect(path)) as store:
+        try:
+            fault = store.execute("PRAGMA quick_check(1)").fetchone()[0]
+            columns = _columns(store)
+            versions = [row[0] for row in store.execute("SELECT version_num FROM alembic_version")]
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+                raise
+            raise _Broken(str(error)) from None
+        if fault != "ok":
+            raise _Broken(fault.splitlines()[0])
+        if len(versions) != 1:
+            raise _Broken(f"it names {len(versions)} versions of its schema")
+        lacking = _lacking(columns)
+        if versions[0] == head:
+            if lacking:
+                raise _Broken(f"it lacks {lacking}")
+            return
+        if versions[0] not in known:
+            if lacking:
+                raise _Broken(f"its schema {versions[0]!r} is unknown, and it lacks {lacking}")
+            raise EnvironmentProblem(
+                f"{str(path)!r} was written by a newer MLflow (its schema {versions[0]} is unknown here): install that "
+                f"MLflow, or move {DATABASE} away, and every study writes its record anew when it is next started"
+            )
+        with watcher.stage("bringing MLflow's database up to date"):
+            try:
+                upgraded = _in_memory(_upgrade, store)
+            except _libraries_errors() as error:
+                raise _Broken((str(error).splitlines() or ["it cannot be brought up to date"])[0]) from None
+    _put(path, upgraded)
+
+
+def _set_aside(root: Path, reason: str) -> None:
+    """Keep a broken database under a name of its own, and say which records come back, and when."""
+    path = root / DATABASE
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{DATABASE}.broken-{number}")):
+        number += 1
+    for end in (*SIDECARS, ""):
+        with_end = path.with_name(path.name + end)
+        if os.path.lexists(with_end):
+            with_end.rename(kept.with_name(kept.name + end))
+    studies = sorted(record.parent.name for record in root.glob("*/study.json"))
+    again = f": {', '.join(studies)}" if studies else ""
+    log.warning(
+        "MLflow's database could not be used (%s) and is kept as %s; a new one takes its place, and the record of each "
+        "study comes back when that study is next started%s",
+        reason, kept.name, again,
+    )  # fmt: skip
+
+
+def _put(path: Path, content: bytes) -> None:
+    for end in SIDECARS:
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    write_durably(path, content)
+
+
+@cache
+def _empty_database() -> bytes:
+    """The file of a store without runs, as this version of MLflow makes it."""
+    from mlflow import MlflowClient
+
+    return _in_memory(lambda uri: MlflowClient(tracking_uri=uri).get_experiment_by_name(EXPERIMENT))
+
+
+def _upgrade(uri: str) -> None:
+    from mlflow.db import upgrade
+
+    upgrade.callback(uri)
+
+
+def _in_memory(change: Callable[[str], Any], store: sqlite3.Connection | None = None) -> bytes:
+    """The file of a database in memory, a copy of `store`, after `change` was called with its URI."""
+    place = f"file:prunefront-{uuid.uuid4().hex}?mode=memory&cache=shared"
+    with closing(sqlite3.connect(place, uri=True)) as ours, _connections("StaticPool"):
+        if store is not None:
+            store.backup(ours)
+        change(f"sqlite:///{place}&uri=true")
+        return ours.serialize()
+
+
+@contextmanager
+def _connections(pool: str) -> Iterator[None]:
+    """Let MLflow keep its connections so, whatever the environment says for other stores."""
+    names = [f"MLFLOW_SQLALCHEMYSTORE_{end}" for end in POOL]
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = pool
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, timeout=TIMEOUT)
+
+
+def _schemas() -> tuple[str, frozenset[str]]:
+    """The schema of this version of MLflow, and all it can bring up to date."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+
+
+def _columns(store: sqlite3.Connection) -> dict[str, set[str]]:
+    tables = [row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: {row[1] for row in store.execute("SELECT * FROM pragma_table_xinfo(?)", [name])} for name in tables}
+
+
+def _lacking(columns: dict[str, set[str]]) -> str:
+    """The first table or column this version of MLflow needs and a database has not; empty if it has all."""
+    import mlflow.store.db.utils  # noqa: F401 - it makes every table known
+    from mlflow.store.db.base_sql_model import Base
+
+    for name, table in Base.metadata.tables.items():
+        if name not in columns:
+            return f"table {name}"
+        for column in table.columns:
+            if column.name not in columns[name]:
+                return f"column {column.name} of table {name}"
+    return ""
+
+
+def _follow(root: Path) -> None:
+    """Let a root that was moved, renamed or copied find its files: MLflow stores absolute places."""
+    here = artifacts_uri(root)
+    with closing(_connect(root / DATABASE)) as store, store:
+        found = store.execute(
+            "SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", [EXPERIMENT]
+        ).fetchone()
+        if found:
+            ours, before = found
+            uri = "? || '/' || run_uuid || '/artifacts'"
+            if before != here:
+                _replace_start(store, "experiments", "artifact_location", before, here)
+                _replace_start(store, "runs", "artifact_uri", before, here)
+            store.execute(
+                f"UPDATE runs SET artifact_uri = {uri} WHERE experiment_id = ? AND artifact_uri != {uri}",
+                [here, ours, here],
+            )
+        default = f"{here}/0"  # of the experiment MLflow makes by itself, in the working directory of that time
+        store.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0 AND artifact_location != ? AND NOT "
+            "EXISTS (SELECT 1 FROM runs WHERE runs.experiment_id = 0)",
+            [default, default],
+        )
+
+
+def _replace_start(store: sqlite3.Connection, table: str, column: str, before: str, now: str) -> None:
+    store.execute(
+        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+        [now, len(before) + 1, len(before), before],
+    )

@@ -1,0 +1,49 @@
+"""MLflow's own UI on the store of a root, on this machine only, for as long as this process lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from search import guard
+from search.errors import EnvironmentProblem
+from search.mlflow_store import artifacts_uri, store_uri
+
+
+def ui_command(root: Path, port: int = 5000) -> list[str]:
+    """MLflow's own command for its UI on the store of `root`, on this machine only."""
+    return [
+        "mlflow", "ui", "--backend-store-uri", store_uri(root), "--default-artifact-root", artifacts_uri(root),
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+
+
+def serve_ui(root: Path, port: int) -> None:
+    """Serve MLflow's UI on the store of `root` until this process ends, which ends the server's workers too.
+
+    The server has a session of its own: Ctrl-C reaches this process alone, and MLflow's workers print no tracebacks.
+
+    Raises:
+        EnvironmentProblem: the server ended by itself.
+    """
+    command = [sys.executable, "-P", guard.__file__, sys.executable, "-P", "-m", *ui_command(root, port)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        code = server.wait()
+    finally:
+        _end_session(server)
+    raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: what it says is above; try another --port")
+
+
+def _end_session(server: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(guard.SECONDS_TO_END)
+    with suppress(ProcessLookupError):  # workers that outlive their server
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()

@@ -1,0 +1,103 @@
+"""What a disk or a SQLite file refuses, in one line with its true cause and remedy; the URL of such a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+LONGEST_DATABASE = 504
+"""Bytes of the longest path SQLite opens: 512 with the `-journal` it puts behind."""
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space within your quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs, as the machine has no file handles left",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+AGAIN = ", then run the same command again"
+
+
+def write_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
+    """Why `path` could not be written."""
+    remedy = REMEDIES.get(error.errno, "make it writable, or choose another place")
+    return EnvironmentProblem(f"cannot write {str(path)!r} ({error.strerror or error}): {remedy}{AGAIN}")
+
+
+def sqlite_url(path: Path) -> URL:
+    """The URL of a SQLite file, whatever characters are in its path."""
+    from sqlalchemy import URL  # reading a study's journal does without
+
+    return URL.create("sqlite", database=str(path))
+
+
+def check_database_path(path: Path) -> None:
+    """Refuse a path that SQLite cannot open.
+
+    Raises:
+        EnvironmentProblem: it is too long.
+    """
+    length = len(os.fsencode(os.path.realpath(path)))
+    if length > LONGEST_DATABASE:
+        raise EnvironmentProblem(
+            f"the path {str(path)!r} has {length} bytes, and SQLite opens at most {LONGEST_DATABASE}: "
+            "choose a shorter --root"
+        )
+
+
+def database_problem(path: Path, error: BaseException, damaged: str) -> EnvironmentProblem | None:
+    """Why the SQLite file `path` could not be used; None where no error of SQLite's is behind `error`.
+
+    Args:
+        error: SQLite's own, or whatever a library made of it.
+        damaged: the remedy where the file is no database or not a whole one.
+    """
+    found = next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), None)
+    if found is None:
+        return None
+    code = (getattr(found, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        said = f"the disk is full): {REMEDIES[errno.ENOSPC]}{AGAIN}"
+    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "locked" in str(found):
+        said = f"another program has it locked): close that program, say a database viewer{AGAIN}"
+    elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or not _is_writable(path):
+        said = f"it, or its folder, cannot be written): make it writable, or choose another --root{AGAIN}"
+    elif code == sqlite3.SQLITE_IOERR:
+        said = f"{found}): check the disk, its space, quota and the limit on file sizes (ulimit -f){AGAIN}"
+    elif code == sqlite3.SQLITE_CANTOPEN:
+        said = f"{found}): check its folder and the limit on open files (ulimit -n){AGAIN}"
+    else:
+        said = f"{found}): {damaged}"
+    return EnvironmentProblem(f"cannot use {str(path)!r} ({said}")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether SQLite refused the file: no bad statement or broken constraint, but for tables that are gone."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    statement = code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
+    return isinstance(error, sqlite3.DatabaseError) and (not statement or "no such table" in str(error))
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from or while handling."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        if isinstance(found := getattr(error, "orig", None), BaseException):  # of SQLAlchemy's errors
+            yield found
+        error = error.__cause__ or error.__context__
