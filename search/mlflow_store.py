@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from search.console import Watcher
 from search.errors import EnvironmentProblem
+from search.interrupts import check
 from search.journal import remove_temporaries, write_durably
 from search.locks import held_lock
 from search.storage import check_database_path, database_problem, sqlite_url, write_problem
@@ -194,6 +195,7 @@ def _mend(path: Path, watcher: Watcher) -> None:
             try:
                 upgraded = _in_memory(_upgrade, store)
             except _libraries_errors() as error:
+                check()
                 raise _Broken((str(error).splitlines() or ["it cannot be brought up to date"])[0]) from None
     _put(path, upgraded)
 

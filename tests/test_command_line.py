@@ -27,7 +27,7 @@ import torch
 from search.cli import MASKS, STUDY_FILE
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
-from search.tracking import serve_ui
+from search.mlflow_ui import serve_ui
 from spaces.policy import GRANULARITIES, SEARCHED
 from spaces.targets import TARGETS
 
@@ -1037,8 +1037,8 @@ def test_a_stopped_view_says_one_line_and_leaves_no_server(main, monkeypatch, tm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    monkeypatch.setattr("search.commands.study.open_store", lambda _: None)
-    monkeypatch.setattr("search.tracking.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
+    monkeypatch.setattr("search.commands.study.open_store", lambda *_: None)
+    monkeypatch.setattr("search.mlflow_ui.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
 
     def stop_once_it_answers() -> None:
         while not _is_open(port):
@@ -1058,7 +1058,7 @@ def _is_open(port: int) -> bool:
 
 
 def test_a_server_that_ends_by_itself_is_an_environment_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr("search.tracking.ui_command", lambda *_: ["http.server", "--no-such-option"])
+    monkeypatch.setattr("search.mlflow_ui.ui_command", lambda *_: ["http.server", "--no-such-option"])
     with pytest.raises(EnvironmentProblem, match="ended with code 2"):
         serve_ui(tmp_path, 5000)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +144,66 @@ def test_a_lock_names_its_owner_and_dies_with_it(tmp_path):
     with held_lock(path):
         assert path.read_text().strip().isdigit() and is_held(path)
     assert not is_held(path)
+
+
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_planted_as_a_lock_leads_nowhere(tmp_path, plant):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("two years of work")
+    lock = tmp_path / "study.lock"
+    plant(lock, thesis)
+    with pytest.raises(EnvironmentProblem, match=r"study\.lock' is a (hard )?link.*delete it"), held_lock(lock):
+        pass
+    with pytest.raises(EnvironmentProblem, match="delete it"), held_lock(lock, wait=True):
+        pass
+    assert thesis.read_text() == "two years of work"
+
+
+def test_a_link_to_a_file_that_is_not_there_makes_none(tmp_path):
+    (tmp_path / "study.lock").symlink_to(tmp_path / "new")
+    with pytest.raises(EnvironmentProblem, match="is a link"), held_lock(tmp_path / "study.lock"):
+        pass
+    assert not (tmp_path / "new").exists() and not is_held(tmp_path / "study.lock")
+
+
+def _text(path):
+    path.write_text("dear diary")
+
+
+@pytest.mark.parametrize("make", [_text, Path.mkdir, os.mkfifo])
+def test_what_is_no_lock_of_ours_is_not_written_over(tmp_path, make):
+    lock = tmp_path / "study.lock"
+    make(lock)
+    with pytest.raises(EnvironmentProblem, match="so it is not used as a lock: delete it"), held_lock(lock):
+        pass
+    assert lock.is_dir() or lock.is_fifo() or lock.read_text() == "dear diary"
+
+
+def test_a_lock_that_stays_taken_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.locks.LONG_PATIENCE", 0.05)
+    path = tmp_path / "mlflow.lock"
+    said = f"locked by process {os.getpid()}"
+    with held_lock(path), pytest.raises(EnvironmentProblem, match=said), held_lock(path, wait=True):
+        pass
+
+
+def test_a_root_is_absolute_whatever_the_working_directory_becomes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_root("runs") == tmp_path / "runs" and (tmp_path / "runs").is_dir()
+
+
+@pytest.mark.parametrize("name", ["nul\0", "no text \udcff", "x" * 300, "/".join(["deep" * 20] * 6)])
+def test_a_root_no_database_can_lie_in_is_refused(tmp_path, name):
+    with pytest.raises(EnvironmentProblem, match=r"choose (another folder by|a shorter) --root"):
+        open_root(f"{tmp_path}/{name}")
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    refused = {tmp_path / "cache": "Read-only file system"}
+    monkeypatch.setattr("search.folder.unwritable", refused.get)
+    with pytest.raises(EnvironmentProblem, match="Read-only file system"):
+        open_root(tmp_path)
 
 
 def test_the_clock_leaves_pauses_and_changed_system_time_out(monkeypatch):

@@ -161,14 +161,16 @@ def test_the_exit_of_a_host_programs_own_handler_is_a_signal():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched):
-    tracker = object.__new__(Tracker)
-    tracker._warned = False
-    with pytest.raises(interrupts.Terminated), tracker._forgiven():
+def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched, monkeypatch, tmp_path):
+    def fails(*_):
         try:
             send(signal.SIGTERM)
         except SystemExit:
             raise RuntimeError("database operation interrupted") from None
+
+    monkeypatch.setattr("search.tracking.open_store", fails)
+    with pytest.raises(interrupts.Terminated):
+        Tracker(tmp_path, "s", "id", lambda seconds: seconds).start({}, {})
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from search.errors import Refused
+from search.errors import EnvironmentProblem, Refused
 from search.finals import Comparison, Reference, read_comparison, write_comparison
 from search.folder import StudyFolder
-from search.journal import Journal, write_durably
+from search.journal import Journal, remove_temporaries, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy
@@ -197,10 +200,65 @@ def test_a_crash_in_the_middle_of_a_write_leaves_the_old_file(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, broken, crash)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EnvironmentProblem, match=r"trial-00000\.json.*No space left on device.*free space"):
         write_durably(path, b"new and longer")
     assert path.read_bytes() == b"old"
-    assert list(path.parent.glob("trial-*")) == [path]  # a half-written file is no entry
+    assert list(path.parent.iterdir()) == [path]  # nothing half-written stays, which would fill the disk further
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space there"), (errno.EDQUOT, "quota"), (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "choose another place"), (errno.EACCES, "make it writable"), (errno.EIO, "check the disk"),
+        (errno.EMFILE, "ulimit -n"), (errno.ENAMETOOLONG, "shorter path"),
+    ],
+)  # fmt: skip
+def test_what_the_disk_refuses_is_said_with_its_cause_and_remedy(tmp_path, monkeypatch, number, remedy):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(EnvironmentProblem) as raised:
+        write_durably(tmp_path / "study.json", b"{}")
+    said = str(raised.value)
+    assert os.strerror(number) in said and remedy in said and "study.json" in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_size_limit_is_no_crash(tmp_path):
+    """In a process of its own, since a limit that was lowered stays."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom search.journal import write_durably\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_durably(Path(sys.argv[1], 'entry.json'), b'x' * 2000)\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith("EnvironmentProblem cannot write") and "ulimit -f" in ended.stdout, ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    dead, own = tmp_path / f".a.json.{killed.pid}.0123abcd.tmp", tmp_path / f".b.{os.getpid()}.0123abcd.tmp"
+    alive = tmp_path / f".c.{os.getppid()}.0123abcd.tmp"
+    others = [tmp_path / ".editor.tmp", tmp_path / "a.json", tmp_path / f".d.json.{killed.pid}.partial"]
+    for path in (dead, own, alive, *others):
+        path.touch()
+    remove_temporaries(tmp_path, of_dead_only=True)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, *others])
+    remove_temporaries(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    remove_temporaries(tmp_path / "absent")
+
+
+def test_a_file_being_written_by_another_thread_is_left_to_it(tmp_path, monkeypatch):
+    synced = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (remove_temporaries(tmp_path), synced(fd)))
+    write_durably(tmp_path / "entry.json", b"data")
+    assert (tmp_path / "entry.json").read_bytes() == b"data"
 
 
 def test_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):

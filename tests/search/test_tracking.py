@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from search.config import make_config
-from search.console import Watcher
 from search.journal import Journal
-from search.run import run_search
-from search.tracking import Tracker, store_uri, ui_command
+from search.mlflow_ui import ui_command
+from search.records import FAILED, TrialRecord, TrialResult
+from search.tracking import Tracker
 
 
 def client(root: Path):
@@ -82,10 +83,10 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
         "        seen.append((os.environ.get('MLFLOW_DISABLE_TELEMETRY'), os.environ.get('DO_NOT_TRACK')))\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = spy\n"
-        "import search.tracking, search.run, search.commands\n"
+        "import search.tracking, search.mlflow_store, search.run, search.commands\n"
         "assert 'mlflow' not in sys.modules, 'imported too early'\n"
         "from pathlib import Path\n"
-        f"search.tracking.open_store(Path({str(tmp_path)!r}))\n"
+        f"search.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"
         "print(seen[0])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -94,7 +95,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
 
 def test_four_processes_may_make_the_store_at_once(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom search.tracking import open_store, EXPERIMENT\n"
+        "import sys\nfrom pathlib import Path\nfrom search.mlflow_store import open_store, EXPERIMENT\n"
         "print(open_store(Path(sys.argv[1])).get_experiment_by_name(EXPERIMENT).experiment_id)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "new")]
@@ -104,57 +105,291 @@ def test_four_processes_may_make_the_store_at_once(tmp_path):
     assert len({out for out, _ in ended}) == 1
 
 
-def quick(place: Path, root: Path, trials: int):
-    options = {"workload": f"{place / 'tiny.py'}:tiny", "root": str(root), "max_size": 0.5, "finalists": 0}
-    return run_search(make_config(trials=trials, seeds=False, **options), Watcher())
+@pytest.fixture(scope="module")
+def trials(finished) -> dict[int, TrialRecord]:
+    """Three trials with all they hold, and one that failed."""
+    found = {trial.number: trial for trial in Journal(finished.path / "journal").trials()[:4]}
+    return found | {3: replace(found[3], result=TrialResult(FAILED, "diverged: loss is nan"))}
 
 
-def test_a_broken_store_costs_a_warning_and_a_lost_one_is_rebuilt(place, tmp_path, caplog):
-    """The second root is a copy, since MLflow keeps what it once opened for as long as the process lives."""
-    broken, root = tmp_path / "broken", tmp_path / "mlruns"
-    broken.mkdir()
-    (broken / "mlflow.db").write_bytes(b"no database at all" * 100)
-    with caplog.at_level(logging.WARNING):
-        assert quick(place, broken, 2).counts["complete"] == 2
-    assert any("MLflow could not be written" in line for line in caplog.messages)
-    shutil.copytree(broken, root, ignore=shutil.ignore_patterns("mlflow.*"))
-    caplog.clear()
-    assert quick(place, root, 3).counts["complete"] == 3
+@pytest.fixture(scope="module")
+def logged_once(trials, tmp_path_factory) -> Path:
+    """A root in which MLflow has these trials, to be copied."""
+    root = tmp_path_factory.mktemp("logged")
+    begin_and_end(root, trials)
+    return root
+
+
+@pytest.fixture
+def logged(logged_once, tmp_path) -> Path:
+    return Path(shutil.copytree(logged_once, tmp_path, dirs_exist_ok=True))
+
+
+def begin_and_end(root: Path, records, **changes) -> Tracker:
+    options = {"root": root, "study": "mine", "study_id": "id-of-mine"} | changes
+    tracker = Tracker(*options.values(), lambda seconds: 1e9 + seconds)
+    tracker.start({"trials": 4}, records)
+    tracker.finish("FINISHED")
+    return tracker
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Begin the study again, with these trials in its journal, and end it."""
+    return partial(begin_and_end, tmp_path)
+
+
+def shown(root: Path, study: str = "mine") -> list[tuple]:
+    """Trial, status and accuracy of every active run under the one active parent, in order."""
+    (parent,), children = runs(root, study)
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    found = [(int(run.data.tags["trial"]), run.info.status, run.data.metrics.get("accuracy")) for run in children]
+    for run in children:
+        assert [file.path for file in client(root).list_artifacts(run.info.run_id)], run.data.tags["trial"]
+    return sorted(found)
+
+
+def expected(records) -> list[tuple]:
+    return [
+        (n, "FAILED" if record.result.state == FAILED else "FINISHED", record.result.accuracy)
+        for n, record in sorted(records.items())
+    ]
+
+
+def run_of(root: Path, trial: int):
+    _, children = runs(root, "mine")
+    return next(run for run in children if run.data.tags.get("trial") == str(trial))
+
+
+def test_a_trial_is_logged_once_however_often(study, trials, logged):
+    before = {run.info.run_id for run in runs(logged, "mine")[1]}
+    tracker = study(trials)
+    tracker.log_trial(trials[2])
+    assert shown(logged) == expected(trials)
+    assert {run.info.run_id for run in runs(logged, "mine")[1]} == before
+
+
+def _double(reader, root, trial):
+    lost = run_of(root, trial)
+    tags = {key: value for key, value in lost.data.tags.items() if key != "mlflow.runName"}
+    again = reader.create_run(lost.info.experiment_id, tags=tags, run_name="again")
+    for key, value in lost.data.metrics.items():
+        reader.log_metric(again.info.run_id, key, value)
+    (root / "artifacts" / again.info.run_id / "artifacts").mkdir(parents=True)
+    for name in ("sparsity.json", "sampled.json", "policy.json"):
+        (root / "artifacts" / again.info.run_id / "artifacts" / name).write_text("{}")
+    reader.set_terminated(again.info.run_id)
+
+
+def _doubled(reader, root):
+    for trial in (0, 1, 1):
+        _double(reader, root, trial)
+
+
+def _without_its_number(reader, root):
+    reader.delete_tag(run_of(root, 1).info.run_id, "trial")
+
+
+def _with_no_number(reader, root):
+    reader.set_tag(run_of(root, 1).info.run_id, "trial", "one")
+
+
+def _of_no_study(reader, root):
+    reader.delete_tag(run_of(root, 1).info.run_id, "study_id")
+
+
+def _of_no_trial(reader, root):
+    reader.set_tag(run_of(root, 1).info.run_id, "trial", "17")
+
+
+def _without_a_parent(reader, root):
+    reader.delete_tag(run_of(root, 1).info.run_id, "mlflow.parentRunId")
+
+
+def _half_written(reader, root):
+    reader.update_run(run_of(root, 1).info.run_id, status="RUNNING")
+
+
+def _said_to_have_failed(reader, root):
+    reader.update_run(run_of(root, 1).info.run_id, status="FAILED")
+
+
+def _with_another_accuracy(reader, root):
+    reader.log_metric(run_of(root, 1).info.run_id, "accuracy", 0.0625, timestamp=2**42)
+
+
+def _deleted(reader, root):
+    reader.delete_run(run_of(root, 1).info.run_id)
+
+
+def _without_files(reader, root):
+    shutil.rmtree(root / "artifacts")
+
+
+def _parent_deleted(reader, root):
+    reader.delete_run(runs(root, "mine")[0][0].info.run_id)
+
+
+def _two_parents(reader, root):
+    tags = {"study": "mine", "study_id": "id-of-mine", "kind": "study"}
+    reader.create_run(run_of(root, 0).info.experiment_id, tags=tags, run_name="mine", start_time=1)
+
+
+def _experiment_deleted(reader, root):
+    reader.delete_experiment(run_of(root, 0).info.experiment_id)
+
+
+def _experiment_renamed(reader, root):
+    reader.rename_experiment(run_of(root, 0).info.experiment_id, "kept")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _doubled, _without_its_number, _with_no_number, _of_no_study, _of_no_trial, _without_a_parent, _half_written,
+        _said_to_have_failed, _with_another_accuracy, _deleted, _without_files, _parent_deleted, _two_parents,
+        _experiment_deleted, _experiment_renamed,
+    ],
+)  # fmt: skip
+def test_the_next_start_makes_the_record_equal_to_the_journal(study, trials, logged, caplog, damage):
+    damage(client(logged), logged)
+    study(trials)
+    assert shown(logged) == expected(trials)
     assert not caplog.messages
-    parents, children = runs(root, "tiny")
-    assert len(parents) == 1 and sorted(int(run.data.tags["trial"]) for run in children) == [0, 1, 2]
-    _half_written_run_is_replaced(place, root, parents[0].info.run_id, children)
 
 
-def _half_written_run_is_replaced(place: Path, root: Path, parent: str, children: list) -> None:
-    """A kill in the middle of logging leaves a run RUNNING, without its metrics."""
-    reader = client(root)
-    lost = next(run for run in children if run.data.tags["trial"] == "1")
-    reader.delete_run(lost.info.run_id)
-    tags = {**lost.data.tags, "mlflow.parentRunId": parent}
-    half = reader.create_run(lost.info.experiment_id, tags=tags)
-    quick(place, root, 3)
-    _, after = runs(root, "tiny")
-    assert sorted(int(run.data.tags["trial"]) for run in after) == [0, 1, 2]
-    again = next(run for run in after if run.data.tags["trial"] == "1")
-    assert again.info.run_id != half.info.run_id and again.info.status == "FINISHED"
-    assert again.data.metrics["accuracy"] == lost.data.metrics["accuracy"]
+def test_runs_of_the_users_own_under_the_parent_stay(study, trials, logged):
+    parent = runs(logged, "mine")[0][0]
+    own = client(logged).create_run(parent.info.experiment_id, tags={"mlflow.parentRunId": parent.info.run_id})
+    study(trials)
+    assert client(logged).get_run(own.info.run_id).info.lifecycle_stage == "active"
 
 
-def test_logging_a_trial_twice_makes_one_run(finished, tmp_path):
-    (trial,) = [t for t in Journal(finished.path / "journal").trials() if t.number == 3]
-    shutil.copy(finished.root / "mlflow.db", tmp_path / "mlflow.db")
-    for _ in range(2):
-        tracker = Tracker(tmp_path, "twice", "id-of-twice", lambda seconds: 1e9 + seconds)
-        tracker.start({})
-        tracker.log_trial(trial)
-        tracker.log_trial(trial)
-        tracker.finish("FINISHED")
-    parents, children = runs(tmp_path, "twice")
-    assert (len(parents), len(children)) == (1, 1)
+def locked(*_arguments, **_options):
+    from mlflow.exceptions import MlflowException
+
+    try:
+        raise sqlite3.OperationalError("database is locked")
+    except sqlite3.OperationalError as error:
+        raise MlflowException("(sqlite3.OperationalError) database is locked") from error
+
+
+def test_one_failing_query_at_resume_doubles_nothing(study, trials, logged, monkeypatch, caplog):
+    found, calls = Tracker._runs, []
+
+    def once(tracker, condition):
+        calls.append(condition)
+        return locked() if len(calls) == 1 else found(tracker, condition)
+
+    monkeypatch.setattr(Tracker, "_runs", once)
+    study(trials)
+    assert len(calls) > 1 and shown(logged) == expected(trials)
+    assert not caplog.messages
+
+
+def test_while_it_is_unknown_what_was_logged_nothing_is(study, trials, tmp_path, monkeypatch, caplog):
+    study({0: trials[0]})
+    with monkeypatch.context() as failing:
+        failing.setattr(Tracker, "_runs", locked)
+        study({0: trials[0], 1: trials[1]}).log_trial(trials[2])
+    assert shown(tmp_path) == expected({0: trials[0]})
+    first, last = caplog.messages
+    assert "could not be written" in first and "another program has it locked" in first
+    assert "the same command completes it" in last
+    study(trials)
+    assert shown(tmp_path) == expected(trials)
+
+
+def test_a_store_that_can_be_written_again_gets_all_that_is_missing(trials, tmp_path, monkeypatch, caplog):
+    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
+    tracker.start({}, {})
+    with monkeypatch.context() as failing:
+        failing.setattr(tracker._client, "log_batch", locked)
+        tracker.log_trial(trials[0])  # its run is there, without its metrics
+        tracker.log_trial(trials[1])
+    monkeypatch.setattr(tracker, "_due", 0.0)
+    tracker.log_trial(trials[2])
+    assert shown(tmp_path) == expected({n: trials[n] for n in range(3)})
+    assert [line.split(",")[0] for line in caplog.messages] == [
+        "MLflow could not be written",
+        "MLflow is written again",
+    ]
+
+
+def test_a_summary_that_could_not_be_written_is_when_the_study_ends(trials, tmp_path, monkeypatch):
+    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
+    tracker.start({}, {})
+    with monkeypatch.context() as failing:
+        failing.setattr(tracker._client, "log_batch", locked)
+        tracker.log_summary({"front_size": 3}, {"front.csv": b"trial\n"})
+    tracker.finish("FINISHED")
+    parent = runs(tmp_path, "mine")[0][0]
+    assert parent.data.metrics == {"front_size": 3.0} and parent.info.status == "FINISHED"
+    assert [file.path for file in client(tmp_path).list_artifacts(parent.info.run_id)] == ["front.csv"]
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_a_trial_whose_logging_is_interrupted_is_logged_before_the_study_ends(trials, tmp_path, monkeypatch, call):
+    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
+    tracker.start({}, {0: trials[0]})
+    done = getattr(tracker._client, call)
+
+    def interrupted(*arguments, **options):
+        done(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracker._client, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.log_trial(trials[1])
+    tracker.finish("KILLED")
+    assert shown(tmp_path) == expected({0: trials[0], 1: trials[1]})
+    assert runs(tmp_path, "mine")[0][0].info.status == "KILLED"
+
+
+def test_a_database_deleted_in_the_middle_is_written_anew(trials, tmp_path, monkeypatch):
+    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
+    tracker.start({}, {0: trials[0]})
+    (tmp_path / "mlflow.db").unlink()
+    tracker.log_trial(trials[1])
+    monkeypatch.setattr(tracker, "_due", 0.0)
+    tracker.log_trial(trials[2])
+    tracker.finish("FINISHED")
+    assert shown(tmp_path) == expected({n: trials[n] for n in range(3)})
+
+
+def test_a_broken_database_is_set_aside_and_the_record_is_whole_again(study, trials, logged, caplog):
+    content = (logged / "mlflow.db").read_bytes()
+    (logged / "mlflow.db").write_bytes(content[: len(content) // 2])
+    study(trials)
+    assert shown(logged) == expected(trials)
+    (line,) = caplog.messages
+    assert "mlflow.db.broken-1" in line and (logged / "mlflow.db.broken-1").stat().st_size == len(content) // 2
+
+
+def test_reasons_and_settings_of_any_length_and_bytes_are_logged(study, trials, tmp_path, caplog):
+    odd = replace(trials[3], result=TrialResult(FAILED, "no \udcff text\n" + "x" * 20_000))
+    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
+    tracker.start({"workload": "./" + "y" * 20_000 + ".py:f\udcff"}, {3: odd})
+    before = run_of(tmp_path, 3).info.run_id
+    study({3: odd})
+    assert run_of(tmp_path, 3).info.run_id == before and not caplog.messages
+
+
+def test_a_copied_study_has_its_own_record_and_a_renamed_one_takes_its_record_along(study, trials, tmp_path):
+    for name in ("mine", "copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text("{}")
+    study(trials)
+    study(trials, study="copy")
+    assert shown(tmp_path) == shown(tmp_path, "copy") == expected(trials)
+    shutil.rmtree(tmp_path / "mine")
+    shutil.move(tmp_path / "copy", tmp_path / "third")
+    study(trials, study="third")
+    assert shown(tmp_path, "third") == expected(trials)
+    assert runs(tmp_path, "copy") == runs(tmp_path, "mine") == ([], [])
 
 
 def test_the_ui_is_bound_to_this_machine(tmp_path):
     command = ui_command(tmp_path, 5123)
     assert command[:2] == ["mlflow", "ui"] and command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--backend-store-uri") + 1] == store_uri(tmp_path)
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path / 'mlflow.db'}"

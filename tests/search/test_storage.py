@@ -1,0 +1,147 @@
+"""What SQLite refuses, at the start of a study and in its middle, has its true cause and remedy in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+import search.study
+from search.errors import EnvironmentProblem
+from search.storage import check_database_path, database_problem, sqlite_url
+from search.study import OptunaStudy
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("optuna") / "study.db"
+    OptunaStudy(path, "s", "random", 0).ask({"size": 0.25}, "lamp")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(made, tmp_path) -> Path:
+    path = tmp_path / "study.db"
+    path.write_bytes(made)
+    return path
+
+
+def until_refused(study: OptunaStudy) -> str:
+    """Ask, sample and tell until that is refused; the one line it is refused in."""
+    with pytest.raises(EnvironmentProblem) as raised:
+        for _ in range(300):
+            trial = study.ask({"size": 0.25, "word": "x" * 400})
+            trial.suggest_float("size", 0.125, 0.5)
+            trial.set_user_attr("note", "y" * 500)
+            study.tell(trial.number, "complete", (0.75, 0.25, 0.5))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def limit(study: OptunaStudy, pragma: str) -> None:
+    """Limit the database as a disk would: SQLite keeps it for a connection only, so each new one gets it."""
+    engine = study._study._storage._backend.engine
+    engine.dispose()
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection, _):
+        connection.execute(f"PRAGMA {pragma}").fetchone()
+
+
+def test_a_disk_that_gets_full_in_the_middle(path, caplog):
+    study = OptunaStudy(path, "s", "random", 0)
+    pages = path.stat().st_size // 4096
+    limit(study, f"max_page_count = {pages + 1}")
+    said = until_refused(study)
+    assert "study.db' (the disk is full): free space there" in said and "delete" not in said
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert OptunaStudy(path, "s", "random", 0).trial_count > 1
+
+
+def test_a_place_that_becomes_read_only(path):
+    study = OptunaStudy(path, "s", "random", 0)
+    limit(study, "query_only = ON")
+    assert "cannot be written): make it writable" in until_refused(study)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_another_programs_lock(path, monkeypatch, begun):
+    monkeypatch.setattr(search.study, "SQLITE_TIMEOUT", 0.05)
+    study = OptunaStudy(path, "s", "random", 0) if begun else None
+    with closing(sqlite3.connect(path)) as viewer:
+        viewer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(EnvironmentProblem, match=r"study\.db' \(another program has it locked\)"):
+            study.ask({}) if begun else OptunaStudy(path, "s", "random", 0)
+    assert OptunaStudy(path, "s", "random", 0).trial_count == 1
+
+
+def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
+    def full(*_, **__):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise sqlalchemy.exc.OperationalError("CREATE TABLE studies", {}, error)
+
+    monkeypatch.setattr(search.study, "RDBStorage", full)
+    with pytest.raises(EnvironmentProblem, match="the disk is full") as raised:
+        OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    assert "delete" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database " * 400, b"SQLite format 3\0" + b"\xff" * 4000], ids=["text", "header only"]
+)
+def test_a_damaged_one_is_rebuilt_after_deleting_it(path, content):
+    path.write_bytes(content)
+    with pytest.raises(EnvironmentProblem, match="delete the file, and the same command rebuilds it from the journal"):
+        OptunaStudy(path, "s", "random", 0)
+
+
+def test_a_database_deleted_in_the_middle_is_named(path):
+    study = OptunaStudy(path, "s", "random", 0)
+    os.truncate(path, 0)
+    with pytest.raises(EnvironmentProblem, match=r"study\.db"):
+        study.ask({})
+
+
+def test_a_wrong_statement_is_no_refusal_of_the_disk(path):
+    storage = search.study.open_storage(path)
+    with storage.engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError, match="syntax"):
+        connection.execute(sqlalchemy.text("SELEKT 1"))
+
+
+def test_errors_of_others_have_no_database_behind_them(tmp_path):
+    assert database_problem(tmp_path / "x.db", ValueError("other"), damaged="") is None
+    circle = ValueError("one")
+    circle.__context__ = KeyError("two")
+    circle.__context__.__context__ = circle
+    assert database_problem(tmp_path / "x.db", circle, damaged="") is None
+
+
+@pytest.mark.parametrize("length", [504, 505])
+def test_the_longest_path_is_what_sqlite_opens(tmp_path, length):
+    folder = tmp_path / ("x" * 200) / ("y" * 150)
+    path = folder / ("z" * (length - len(str(folder)) - 1))
+    folder.mkdir(parents=True)
+    try:
+        with closing(sqlite3.connect(path)) as store, store:
+            store.execute("CREATE TABLE a (b)")
+        opened = True
+    except sqlite3.OperationalError:
+        opened = False
+    try:
+        check_database_path(path)
+        taken = True
+    except EnvironmentProblem:
+        taken = False
+    assert opened == taken == (length == 504)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "a{b}", "a;b", "ä b"])
+def test_a_url_stands_for_the_very_path(tmp_path, name):
+    path = tmp_path / name
+    assert sqlalchemy.make_url(sqlite_url(path).render_as_string()).database == str(path)
