@@ -11,6 +11,7 @@ from pruning.labels import Axes, compacted, varies
 if TYPE_CHECKING:
     from pruning.following import Call
 
+TWO_KINDS = "a product has two kinds of channels"
 COMPUTED = "the weight that its channels meet is computed from other tensors"
 
 
@@ -81,9 +82,11 @@ def _product(call: Call, first: Tensor, second: Tensor) -> Tensor | None:
     elif inner is not None or of_second is not None:
         call.hint(inner if inner is not None else of_second, "its channels are multiplied by a tensor of fixed size")
     if rows is not None and columns is not None:
-        for labels in (rows, columns):
-            call.block(labels, "a product has two kinds of channels")
-        return None
+        call.block(columns, TWO_KINDS)
+        if not isinstance(call.raw(second), Axes):
+            call.block(rows, TWO_KINDS)
+            return None
+        columns = None
     if columns is not None:
         return columns.expand(first.shape[0], second.shape[1])
     return None if rows is None else rows.unsqueeze(1).expand(first.shape[0], second.shape[1])
@@ -97,7 +100,8 @@ def product_and_sum(call: Call) -> Tensor | None:
     result, bias = _product(call, *call.args[1:3]), call.of(call.args[0])
     if result is None or bias is None:
         return result if bias is None else bias.expand(call.out.shape)
-    call.labels.join(result, bias)
+    if varies(result, 1):
+        call.labels.join(result, bias)
     return result
 
 
@@ -108,8 +112,11 @@ def linear(call: Call) -> Tensor | None:
         raise ValueError("a computed weight")
     outputs, inputs = known.labels
     call.follower.emitted.setdefault(known.name, set()).add(known.dims[0])
-    if found is not None:
+    if found is not None and varies(found, found.dim() - 1):
         call.labels.join(call.labels.join_along(found, *range(found.dim() - 1)).reshape(-1), inputs)
+    elif found is not None and any(varies(found, dim) for dim in range(found.dim())):
+        call.block(outputs, TWO_KINDS)
+        return found.narrow(-1, 0, 1).expand(call.out.shape)
     if bias is not None and call.of(bias) is not None:
         call.labels.join(outputs, call.of(bias))
     return _fresh(call, outputs).expand(call.out.shape)
@@ -143,7 +150,7 @@ def _batched(call: Call, first: Tensor | None, second: Tensor | None) -> Tensor 
         return None if found is None else found.expand(call.out.shape)
     if varies(rows, rows.dim() - 2) and varies(columns, columns.dim() - 1):
         for labels in (rows, columns):
-            call.block(labels, "a product has two kinds of channels")
+            call.block(labels, TWO_KINDS)
         return None
     call.labels.join(rows, columns)
     return (columns if varies(columns, columns.dim() - 1) else rows).expand(call.out.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import math
 from collections.abc import Iterable
@@ -45,7 +46,8 @@ def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
     network = copy_model(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
     with torch.no_grad():
         outputs = copy_model(network)(example_input)
-    names = None if isinstance(outputs, Tensor) else output_names(outputs)
+    network = _unwrapped(network)
+    names = None if isinstance(outputs, Tensor) and not _takes_any_number(network) else output_names(outputs)
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
             network if names is None else _Flat(network).eval(),
@@ -59,8 +61,23 @@ def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
         )
 
 
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """What `torch.compile` or `DataParallel` was given: PyTorch's exporter knows neither."""
+    while True:
+        inner = getattr(network, "_orig_mod", network.module if isinstance(network, nn.DataParallel) else None)
+        if inner is None:
+            return network
+        network = inner
+
+
+def _takes_any_number(network: nn.Module) -> bool:
+    """Whether the forward function names no input of its own, as of wrappers that pass on whatever they get."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    return next(iter(parameters)).kind is inspect.Parameter.VAR_POSITIONAL
+
+
 class _Flat(nn.Module):
-    """A network that returns its tensors in one tuple: ONNX knows no other containers."""
+    """A network with one input that returns its tensors in one tuple: ONNX knows no other containers."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

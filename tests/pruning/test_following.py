@@ -404,6 +404,16 @@ def blocked(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
     return {layer.name: layer.obstacle for layer in network.prunable if layer.obstacle and layer.name != "fc.weight"}
 
 
+def test_a_layer_along_time_stays_whole_and_lets_channels_pass():
+    model = Net(lambda m, x: m.fc(m.b(F.relu(m.t(F.relu(m.a(x))))).mean(2)), a=nn.Conv1d(3, 8, 1),
+                t=nn.Linear(16, 9, bias=False), b=nn.Conv1d(8, 6, 1), fc=nn.Linear(6, 5))  # fmt: skip
+    model, x = prepared(model), example(SIGNAL)
+    assert set(blocked(model, x)) == {"t.weight"}
+    assert "two kinds of channels" in blocked(model, x)["t.weight"]
+    plan = plan_removal(model, {"a.weight": 0.4, "b.weight": 0.4}, x)
+    assert (shrink(model, plan)(x) - hand_masked(model, plan.kept, {})(x)).abs().max() < 1e-10
+
+
 def test_attention_blocks_what_it_takes_and_no_more():
     def run(m, x):
         x = F.relu(m.b(F.relu(m.a(x)))).transpose(1, 2)
