@@ -1052,6 +1052,41 @@ def test_a_stopped_view_says_one_line_and_leaves_no_server(main, monkeypatch, tm
     assert not _is_open(port)
 
 
+def test_a_killed_view_leaves_no_server(tmp_path):
+    """Neither the server nor what that started, which ignores being asked to end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "stubborn.py").write_text(
+        "import os, runpy, signal, sys\n"
+        "if os.fork() == 0:\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    sys.argv = ['http.server', sys.argv[1], '--bind', '127.0.0.1']\n"
+        "    runpy.run_module('http.server', run_name='__main__')\n"
+        "signal.pause()\n"
+    )
+    code = (
+        "import sys\nfrom pathlib import Path\nimport search.mlflow_ui as ui\nsys.path.append('.')\n"
+        "ui.ui_command = lambda *_: ['stubborn', sys.argv[1]]\nui.serve_ui(Path('.'), 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(tmp_path)])}
+    viewer = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=tmp_path, env=environment)
+    try:
+        assert _becomes(port, True)
+    finally:
+        viewer.kill()
+        viewer.wait()
+    assert _becomes(port, False)
+
+
+def _becomes(port: int, is_open: bool) -> bool:
+    for _ in range(600):
+        if _is_open(port) == is_open:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def _is_open(port: int) -> bool:
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0

@@ -666,3 +666,14 @@ def test_finalists_and_baselines_of_removals_before_masks(begin):
     assert study.comparison.granularity == "channel+fine-grained" and study.comparison.baselines
     assert study.finals.keys() >= set(study.comparison.baselines.values())
     assert all(final.size_encoded <= 0.5 for final in study.finals.values())
+
+
+def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch):
+    """An hour passes while MLflow is set up, of a limit of half an hour that two trials are far within."""
+    late, monotonic = [0.0], time.monotonic
+    monkeypatch.setattr("search.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0], time=time.time))
+    slow = SimpleNamespace(**dict.fromkeys(TRACKER, lambda *_: None))
+    slow.start = lambda *_: late.__setitem__(0, 3600.0)
+    monkeypatch.setattr("search.coordinator.Tracker", lambda *_: slow)
+    result = begin("late", trials=2, timeout=1800.0, seeds=False)
+    assert result.counts["complete"] == 2 and result.trials["finished"].max() < 1800
