@@ -16,6 +16,7 @@ from search.errors import Refused
 from search.reading import read_text
 from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
 from search.storage import write_problem
+from spaces.layers import Network
 from spaces.policy import parse_object
 from spaces.printable import printable
 
@@ -118,6 +119,15 @@ class Journal:
     def finals(self) -> list[FinalRecord]:
         """Finished finals by digest and seed; raises `Refused` like `trials`."""
         return [self._read(path, final_from_plain, check_final, final_name) for path in self._entries("final")]
+
+    def require_layers(self, network: Network) -> None:
+        """Raise `Refused`, naming the entry, where a result is of a policy this network cannot have."""
+        for record in (*self.trials(), *self.finals()):
+            policy, place = record.policy, trial_name if isinstance(record, TrialRecord) else final_name
+            try:
+                network.require([*policy.sparsity, *policy.removal])
+            except ValueError as error:
+                raise Refused(f"damaged journal entry {self.folder / place(record)}: {error}; {DELETE}") from None
 
     def final_path(self, digest: str, seed: int) -> Path:
         """Where a final is written."""

@@ -79,6 +79,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
             watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
         _settle_identity(folder, config, workload, dense, watcher)
+        folder.journal.require_layers(space.network)
         return Coordinator(config, folder, space, workload, dense, watcher).run()
 
 

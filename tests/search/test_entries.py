@@ -32,6 +32,7 @@ def changed(data: dict, path: str, value: object) -> dict:
     inner = data
     for step in way:
         inner = inner[int(step) if isinstance(inner, list) else step]
+    last = int(last) if isinstance(inner, list) else last
     if value is DELETED:
         del inner[last]
     else:
@@ -242,3 +243,49 @@ def test_all_parts_of_an_entry_come_back(tmp_path):
     (record,) = Journal(tmp_path).trials()
     assert asdict(record.result)["shares"] == TRIAL["result"]["shares"]
     assert replace(record, number=8) != record
+
+
+def test_a_result_of_another_network_is_refused_by_name(tmp_path):
+    """Before anything is trained: a hand-edited policy, or another network under the same study."""
+    from pruning import trace_channels
+    from search import get_workload
+
+    workload = get_workload("digits")
+    network = trace_channels(workload.build_model(), workload.example_input).network
+    journal = Journal(tmp_path)
+    name = network.layers[0].name
+    own = changed(changed(TRIAL, "policy/sparsity", {name: 0.25}), "policy/granularity", "fine-grained")
+    (tmp_path / "trial-00007.json").write_text(json.dumps(own))
+    journal.require_layers(network)
+    for part in ("sparsity", "removal"):
+        (tmp_path / "trial-00007.json").write_text(json.dumps(changed(own, f"policy/{part}", {f"{name}x": 0.25})))
+        with pytest.raises(
+            Refused, match=rf"trial-00007\.json: unknown layer '{name}x': did you mean '{name}'.*delete"
+        ):
+            journal.require_layers(network)
+
+
+CACHED = json.loads((GOLDEN / "profile-v1.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("points", 5), ("points", {"fine-grained": []}), ("examples", "x"), ("dense_accuracy", -1), ("model", 5),
+        ("dense_loss", "x"), ("seconds", True), ("more", 1), ("points/fine-grained/conv0.weight", []),
+        ("points/fine-grained/conv0.weight/0/sparsity", 1.5), ("points/fine-grained/conv0.weight/0/loss", "x"),
+        ("points/fine-grained/conv0.weight/0/sparsity", None), ("points/fine-grained/conv0.weight/0", [1]),
+    ],
+)  # fmt: skip
+def test_a_hand_edited_profile_is_no_profile(path, value):
+    from spaces.profile import Profile
+
+    golden = json.loads(json.dumps(CACHED))
+    first = next(iter(golden["points"]["fine-grained"]))
+    with pytest.raises(ValueError, match="scan again"):
+        Profile.from_json(json.dumps(changed(golden, path.replace("conv0.weight", first), value)))
+    Profile.from_json(json.dumps(golden)).require(golden["points"], {n for by in golden["points"].values() for n in by})
+    with pytest.raises(ValueError, match=r"unknown layer.*: scan again"):
+        Profile.from_json(json.dumps(golden)).require(golden["points"], {"other.weight"})
+    with pytest.raises(ValueError, match=r"the profile is of .*: scan again"):
+        Profile.from_json(json.dumps(golden)).require(["kernel"], {})
