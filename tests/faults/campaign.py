@@ -300,10 +300,10 @@ def disturb(
         sent = time.monotonic()
         process.wait()
         seconds = time.monotonic() - sent
-    faults = invariants.said_well(process.said, process.code)
-    faults += invariants.kept(before, invariants.journal(place.study))
     in_time = process.code == ENDED_BY[moment.kind]
-    early = moment.phase == "start-up" and process.code == -SIGNALS[moment.kind]  # Python itself had not begun
+    early = moment.phase == "start-up" and process.code == -SIGNALS[moment.kind]  # Python had not begun our code yet
+    faults = [] if early else invariants.said_well(process.said, process.code)
+    faults += invariants.kept(before, invariants.journal(place.study))
     if not in_time and not early and process.code != 0:
         faults.append(f"exit code {process.code}: {process.said[-300:]}")
     if process.code in (130, 143) and command == "search" and "resume with: prunefront search" not in process.said:
