@@ -594,10 +594,10 @@ def test_a_trial_of_nothing_fails_with_the_reason_before_training():
     assert not steps and evaluate_policy(subject, PruningPolicy({}), 1, 0).result.state == "complete"
 
 
-NOTHING = "nothing to remove: it asks for no share of any layer: ask for one above 0"
+NO_SHARE = "nothing to remove: it asks for no share of any layer: ask for one above 0"
 POLICIES = {
-    "empty": ("{}", NOTHING),
-    "all zero": ('{"conv0.weight": 0.0, "conv1.weight": 0}', NOTHING),
+    "empty": ("{}", NO_SHARE),
+    "all zero": ('{"conv0.weight": 0.0, "conv1.weight": 0}', NO_SHARE),
     "denormal": ('{"conv1.weight": 5e-324}', "nothing to remove: 'conv1.weight' stays whole"),
     "unknown, granularity only": (
         '{"version": 1, "sparsity": {"conv1.weight": 0.25}, "granularity": {"conv1.wieght": "channel"}}',
