@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pruning.labels import Axes, Labels, TensorLabels, varies
 from pruning.operations import FACTORIES, WRITERS, rule_of
-from pruning.rearrangements import Split
+from pruning.rearrangements import Split, beside_channels
 
 
 @dataclass(eq=False)
@@ -122,13 +122,14 @@ class Follower(TorchDispatchMode):
     def _follow(self, call: Call, given: list[Tensor], whole: str) -> None:
         rule = rule_of(call.name, torch.Tag.pointwise in call.operator.tags)
         writes = whole.endswith("_") and not whole.endswith("__")
-        if rule is None or (writes and rule not in WRITERS):
+        if writes and rule not in WRITERS:
             self._give_up(call, given, f"operation {whole!r} is not followed")
             return
         try:
             labels = rule(call)
         except Exception as error:  # a form of the operation that its rule does not know
-            self._give_up(call, given, f"operation {whole!r} is not followed ({type(error).__name__})")
+            kind = "" if rule is beside_channels else f" ({type(error).__name__})"
+            self._give_up(call, given, f"operation {whole!r} is not followed{kind}")
             return
         if writes:
             self._write(call, labels)

@@ -23,6 +23,7 @@ from pruning.products import (
     weight_norm,
 )
 from pruning.rearrangements import (
+    beside_channels,
     channel_shuffle,
     divided,
     from_patches,
@@ -31,6 +32,7 @@ from pruning.rearrangements import (
     indexed,
     joined_end_to_end,
     moved,
+    packed,
     patches,
     picked,
     pixel_shuffle,
@@ -74,8 +76,8 @@ _REDUCTIONS = frozenset((
 ))  # fmt: skip
 
 
-def rule_of(name: str, pointwise: bool) -> Callable[[Call], Any] | None:
-    """The rule of an operation, None if it has none."""
+def rule_of(name: str, pointwise: bool) -> Callable[[Call], Any]:
+    """The rule of an operation; of one that is not known, that it leaves its channels where they are."""
     if name in RULES:
         return RULES[name]
     if name in LIKE:
@@ -88,7 +90,7 @@ def rule_of(name: str, pointwise: bool) -> Callable[[Call], Any] | None:
         return _reduced
     if re.search(r"(pool|upsample_\w+|grid_sampler_|pad|grid_sampler)[123]d", name) or name == "constant_pad_nd":
         return spatial
-    return _pointwise if pointwise else None
+    return _pointwise if pointwise else beside_channels
 
 
 def _like(call: Call) -> Axes | Tensor | None:
@@ -232,8 +234,9 @@ RULES = {
     "concat": joined_end_to_end, "repeat": repeated, "unfold": unfolded, "glu": gated, "_softmax": _softmax,
     "_log_softmax": _softmax, "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle, "native_channel_shuffle": channel_shuffle, "im2col": patches,
-    "col2im": from_patches, "convolution": convolution, "mm": product_of_two, "addmm": product_and_sum,
-    "linear": linear, "bmm": batched_product, "baddbmm": batched_product_and_sum, "mv": power_iteration,
+    "col2im": from_patches, "_pack_padded_sequence": packed, "convolution": convolution,
+    "mm": product_of_two, "addmm": product_and_sum, "linear": linear, "bmm": batched_product,
+    "baddbmm": batched_product_and_sum, "mv": power_iteration,
     "_scaled_dot_product_flash_attention_for_cpu": attention, "_scaled_dot_product_flash_attention": attention,
     "_scaled_dot_product_efficient_attention": attention, "_scaled_dot_product_cudnn_attention": attention,
     "embedding": embedding, "native_batch_norm": _batch_norm, "_native_batch_norm_legit": _batch_norm,

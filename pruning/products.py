@@ -21,6 +21,9 @@ def convolution(call: Call) -> Tensor | None:
     inputs = None
     if found is not None and any(varies(found, dim) for dim in range(found.dim())):
         inputs = call.labels.join_along(found, 0, *range(2, found.dim())).reshape(-1)
+    if inputs is not None and groups == x.shape[1] == call.out.shape[1] and _is_fixed(kernel):
+        call.hint(inputs, "its channels meet a weight of fixed size")
+        return inputs.view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
     if not isinstance(kernel, Axes) or kernel.dims != tuple(range(weight.dim())) or _is_computed(call, kernel):
         call.block(call.of(weight), COMPUTED)
         call.block(inputs, COMPUTED)
@@ -43,6 +46,13 @@ def convolution(call: Call) -> Tensor | None:
     if bias is not None and call.of(bias) is not None:
         call.labels.join(outputs, call.of(bias))
     return _fresh(call, outputs).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
+
+
+def _is_fixed(kernel: Axes | Tensor | None) -> bool:
+    """Whether nothing in the weight can leave, as in blurs whose weight is written or repeated for each channel."""
+    if isinstance(kernel, Axes):
+        return False
+    return kernel is None or not any(varies(kernel, dim) for dim in range(kernel.dim()))
 
 
 def _fresh(call: Call, outputs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pruning.labels import Axes, compacted, narrowed, varies
 
@@ -249,3 +250,33 @@ def from_patches(call: Call) -> Tensor | None:
         return None
     blocks = call.labels.join_along(labels, -1).unflatten(-2, (-1, prod(call.args[2])))
     return call.labels.join_along(blocks, -2).expand(call.out.shape)
+
+
+def packed(call: Call) -> list[Tensor | None]:
+    """Sequences of several lengths end to end; each step keeps its channels."""
+    labels = call.of(call.args[0])
+    if labels is None:
+        return [None]
+    return [call.labels.join_along(labels, 0, 1).reshape(-1).expand(call.out[0].shape)]
+
+
+def beside_channels(call: Call) -> list[Tensor | None]:
+    """What an operation that is not known does where it seems to act beside one tensor's channels: along other
+    dimensions, of examples or places. Trying the removal tells whether that is so."""
+    tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
+    if any(isinstance(call.raw(tensor), Axes) for tensor in tensors):
+        raise ValueError("a weight, whose channels are others")
+    known = [labels for labels in map(call.of, tensors) if labels is not None]
+    moving = [labels for labels in known if any(varies(labels, dim) for dim in range(labels.dim()))]
+    if not moving:
+        return [None]
+    (labels,) = moving
+    (dim,) = (dim for dim in range(labels.dim()) if varies(labels, dim))
+    call.hint(labels, f"operation {call.name!r} is not followed")
+    found = []
+    for out in tree_leaves(call.out):
+        if out.dim() != labels.dim() or out.shape[dim] != labels.shape[dim]:
+            raise ValueError("its channels do not stay where they are")
+        line = call.labels.join_along(labels, *(other for other in range(labels.dim()) if other != dim))
+        found.append(line.expand(out.shape))
+    return found

@@ -425,6 +425,33 @@ def test_attention_blocks_what_it_takes_and_no_more():
 
 
 @pytest.mark.parametrize(
+    "beside",
+    [
+        lambda x: x.roll((1, 2), (2, 3)),
+        lambda x: torch.rot90(x, 1, (2, 3)),
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x).abs()),
+        lambda x: x.flatten(2).sort(2)[0].view_as(x),
+        lambda x: x.flatten(2).topk(5, 2)[0].unsqueeze(3),
+        lambda x: x.gather(3, torch.tensor([3, 0, 1]).expand(*x.shape[:3], 3)),
+        lambda x: F.conv2d(x, torch.tensor([0.25, 0.5, 0.25]).double().expand(x.shape[1], 1, 1, 3), groups=x.shape[1]),
+    ],
+)  # fmt: skip
+def test_what_acts_beside_the_channels_lets_them_pass(beside):
+    model = pooled(lambda m, x: m.c(beside(F.relu(m.b(F.relu(m.a(x)))))), a=conv(3, 7), b=conv(7, 6), c=conv(6, 8))
+    check(prepared(model), example(IMAGE), "a b c")
+
+
+def test_packed_sequences_keep_their_channels():
+    def run(m, x):
+        steps = F.relu(m.a(x)).transpose(1, 2)
+        packed = nn.utils.rnn.pack_padded_sequence(steps, torch.tensor([9, 5]), batch_first=True)
+        return m.fc(m.r(packed)[1][0])
+
+    model = Net(run, a=nn.Conv1d(3, 6, 1), r=nn.LSTM(6, 7, batch_first=True), fc=nn.Linear(7, 5))
+    check(prepared(model), example(SIGNAL), "a")
+
+
+@pytest.mark.parametrize(
     ("middle", "parts", "reason"),
     [
         (lambda m, x: m.n(x), {"n": nn.GroupNorm(2, 6)}, "GroupNorm 'n' normalises over the channels"),
@@ -432,7 +459,9 @@ def test_attention_blocks_what_it_takes_and_no_more():
         (lambda m, x: x * x.mean(1, keepdim=True), {}, "'mean' averages over its channels"),
         (lambda m, x: x / x.std(1, keepdim=True), {}, "'std' takes the deviation over its channels"),
         (lambda m, x: x[:, torch.tensor([3, 1, 2, 0, 5, 4])], {}, "an index picks among its channels"),
-        (lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x)), {}, "operation '_fft_r2c' is not followed"),
+        (lambda m, x: torch.fft.fft(x, dim=1).abs(), {}, "operation '_fft_"),
+        (lambda m, x: x.topk(6, 1)[0], {}, "operation 'topk' is not followed"),
+        (lambda m, x: x.roll(2, 1), {}, "operation 'roll' is not followed"),
         (lambda m, x: m.n(x), {"n": nn.LocalResponseNorm(2)}, "only go together"),
         (lambda m, x: x + m.t, {"t": torch.ones(1, 6, 8, 8, dtype=torch.float64)},
          "a tensor of fixed shape (1, 6, 8, 8) acts on its channels"),
