@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
@@ -17,6 +17,7 @@ import torch
 from pruning.evidence import unit_evidence
 from pruning.latency import describe_device
 from search.attempts import Attempt, give_up_on
+from search.chance import chance_accuracy
 from search.checkpoints import save_model
 from search.clock import StudyClock, seconds_left
 from search.config import GUIDED, SearchConfig
@@ -26,6 +27,7 @@ from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
 from search.folder import StudyFolder
+from search.front import Front
 from search.guide import Guide
 from search.pictures import front_png, profile_png
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
@@ -57,6 +59,8 @@ class SearchResult:
         least_accuracy: the validation accuracy asked for, if one was.
         comparison: dense model, int8 and static baselines; None when finals were left out.
         seconds: phase -> seconds.
+        dense_accuracy: of the dense model on validation data.
+        chance: accuracy up to which networks are dead, and on no front, see `search.chance`; None if unknown.
     """
 
     study: str
@@ -69,6 +73,8 @@ class SearchResult:
     comparison: Comparison | None
     finals: Mapping[str, FinalScore]
     seconds: Mapping[str, float]
+    dense_accuracy: float
+    chance: float | None
 
 
 class Coordinator:
@@ -90,10 +96,29 @@ class Coordinator:
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}
+        self.finals, self.compared = self.journal.finals(), read_comparison(folder)
         self.least_accuracy = None
+        known: dict[str, Any] = {"dense_accuracy": dense.accuracy}
         if config.min_accuracy is not None:
-            self.least_accuracy = config.least_accuracy(dense.accuracy)
-            folder.write_record({**folder.read_record(), "least_accuracy": self.least_accuracy})
+            known["least_accuracy"] = self.least_accuracy = config.least_accuracy(dense.accuracy)
+        self.chance = self._chance(chance_accuracy(workload))
+        if self.chance is not None:
+            known["chance"] = self.chance
+        record = folder.read_record()
+        if any(record.get(key) != value for key, value in known.items()):
+            folder.write_record({**record, **known})
+        self.front = Front(config.max_size, config.size_metric, config.speed, self.chance)
+        self._drop_weights(self.front.extend(list(self.trials.values())))
+
+    def _chance(self, chance: float | None) -> float | None:
+        """Where the dense model itself is near chance, that is told, and no network is called dead."""
+        if chance is not None and self.dense.accuracy <= chance:
+            self.watcher.note(
+                f"the dense model's accuracy of {self.dense.accuracy:.2%} on validation data is near chance "
+                f"(up to {chance:.2%}): train it first, or look whether weights, labels and data belong together"
+            )
+            return None
+        return chance
 
     def _leave_unseen_whole(self) -> None:
         """Take out of the space what only the trained network tells to stay whole, such as layers a criterion sees no
@@ -147,7 +172,7 @@ class Coordinator:
         return result
 
     def _finished_times(self) -> list[float]:
-        return [trial.finished for trial in self.trials.values()] + [f.finished for f in self.journal.finals()]
+        return [trial.finished for trial in self.trials.values()] + [f.finished for f in self.finals]
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -242,7 +267,7 @@ class Coordinator:
         self.run_here.append(record)
         self._tell(record)
         self.tracker.log_trial(record)
-        self._drop_dominated_weights()
+        self._drop_weights(self.front.add(record))
         self._show(record)
 
     def _stop_if_hopeless(self) -> None:
@@ -289,16 +314,20 @@ class Coordinator:
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
         return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)
 
-    def _drop_dominated_weights(self) -> None:
-        """Keep weights of the front and of finalists only."""
-        finals = {final.digest for final in self.journal.finals()}
-        front = set(front_of(self._table(), self.config.max_size, self.config.speed)["trial"])
-        for number, record in self.trials.items():
-            if number not in front and record.policy.digest not in finals:
+    def _drop_weights(self, numbers: Sequence[int]) -> None:
+        """Delete the weights of trials that are not on the front, but for finalists'."""
+        finals = {final.digest for final in self.finals}
+        for number in numbers:
+            if self.trials[number].policy.digest not in finals:
                 self.folder.trial_weights(number).unlink(missing_ok=True)
 
+    def _front_table(self) -> pd.DataFrame:
+        members = [self.trials[number] for number in sorted(self.front.numbers)]
+        table = trial_table(members, {}, self.config.size_metric)
+        return front_of(table, self.config.max_size, self.config.speed, self.chance)
+
     def _show(self, record: TrialRecord) -> None:
-        front = front_of(self._table(), self.config.max_size, self.config.speed)
+        front = self._front_table()
         result, done, asked = record.result, len(self.trials), self.config.trials
         if result.state == COMPLETE:
             what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
@@ -320,24 +349,29 @@ class Coordinator:
     def _seconds_left(self, front: pd.DataFrame) -> float | None:
         """With as many finalists as the front has now."""
         chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
-        digests, finals = [self.trials[number].policy.digest for number in chosen], self.journal.finals()
-        runs = final_runs_left(self.config, digests, finals, read_comparison(self.folder))
+        digests, finals = [self.trials[number].policy.digest for number in chosen], self.finals
+        runs = final_runs_left(self.config, digests, finals, self.compared)
         recipe = self.subject.workload.recipe.to_dict()
         return seconds_left(self.config, recipe, list(self.trials.values()), finals, runs)
 
     def _finals(self) -> Comparison | None:
         """None if there is no finalist to compare with anything."""
-        front = front_of(self._table(), self.config.max_size, self.config.speed)
+        front = self._front_table()
         if front.empty:
             return None
         chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
         finalists = [self.trials[number].policy for number in chosen]
-        return compare_finals(self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher)
+        try:
+            return compare_finals(
+                self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher
+            )
+        finally:
+            self.finals = self.journal.finals()
 
     def _result(self, comparison: Comparison | None) -> SearchResult:
-        finals = score_finals(self.journal.finals(), self.config.final_seeds)
+        finals = score_finals(self.finals, self.config.final_seeds)
         table = self._table(finals)
-        front = front_of(table, self.config.max_size, self.config.speed)
+        front = front_of(table, self.config.max_size, self.config.speed, self.chance)
         counts = {state: int((table["state"] == state).sum()) for state in FINISHED_STATES}
         return SearchResult(
             study=self.folder.name,
@@ -350,6 +384,8 @@ class Coordinator:
             comparison=comparison,
             finals=finals,
             seconds=self._seconds(),
+            dense_accuracy=self.dense.accuracy,
+            chance=self.chance,
         )
 
     def _seconds(self) -> dict[str, float]:
@@ -358,7 +394,7 @@ class Coordinator:
         for trial in self.trials.values():
             for phase, seconds in {"proposing": trial.proposing, **trial.result.seconds}.items():
                 total[f"trials {phase}"] = total.get(f"trials {phase}", 0.0) + seconds
-        total["finals"] = sum(sum(final.result.seconds.values()) for final in self.journal.finals())
+        total["finals"] = sum(sum(final.result.seconds.values()) for final in self.finals)
         total["study"] = self.clock.seconds
         return total
 

@@ -49,6 +49,10 @@ READ_VERSIONS = (1, 2)
 BASELINES = ("uniform", "global", "lamp")
 NOISE_FACTOR = 2.0
 """A difference of means below this many standard errors is called noise."""
+ALIKE = 0.03
+"""Sizes and MACs that differ by this share at most count as equal."""
+MANY_EXAMPLES = 1000
+"""Of more test examples, one is less than a tenth of a point."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Comparison:
         finalists: policy digests, in the order they were chosen.
         latency: the dense model's, and by policy digest the finalists' and baselines', of the runs an export ships;
             None where latency plays no part in the study.
+        test_examples: how many the test accuracies are of; None in older comparisons.
     """
 
     dense: Reference
@@ -83,6 +88,7 @@ class Comparison:
     granularity: str
     finalists: tuple[str, ...]
     latency: TimedNetworks | None = None
+    test_examples: int | None = None
 
 
 def compare_finals(
@@ -133,6 +139,7 @@ def compare_finals(
         granularity=space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
+        test_examples=len(subject.workload.test[1]),
     )
     if config.needs_latency:
         comparison = replace(comparison, latency=_timed(config, folder, subject, comparison, watcher))
@@ -246,7 +253,10 @@ def _int8(subject: Subject) -> Reference:
 
 def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
     """Write down what the study's finals were compared with; `read_comparison` undoes it."""
-    text = json.dumps({"version": COMPARISON_VERSION, **asdict(comparison)}, indent=1)
+    data = {"version": COMPARISON_VERSION, **asdict(comparison)}
+    if comparison.test_examples is None:
+        del data["test_examples"]
+    text = json.dumps(data, indent=1)
     write_durably(folder.path / "comparison.json", text.encode())
 
 
@@ -276,6 +286,9 @@ def _check_comparison(found: Comparison) -> None:
     for reference in (found.dense, found.int8):
         if not all(is_number(share) and 0 <= share <= LARGEST_SHARE for share in vars(reference).values()):
             raise ValueError(f"accuracies and sizes must be shares, got {reference}")
+    examples = found.test_examples
+    if examples is not None and not (type(examples) is int and examples > 0):
+        raise ValueError(f"test_examples must be a whole number from 1 on, got {examples!r}")
     digests = [*found.finalists, *dict(found.baselines).values()]
     if not all(isinstance(word, str) for word in (*digests, *found.baselines, found.granularity)):
         raise ValueError("baselines, finalists and granularity must be text")
@@ -350,15 +363,45 @@ def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | N
         return None
     top = max(found, key=lambda f: f.final_accuracy)
     name = max(static, key=lambda n: static[n].final_accuracy)
-    difference = top.test_accuracy - static[name].test_accuracy
-    points = f"{abs(difference) * 100:.2f} points"
+    other = static[name]
     finalist = "The most accurate finalist"
-    if top.digest == static[name].digest:
+    if top.digest == other.digest:
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
-    side = "above" if difference > 0 else "below"
-    if top.test_sd is None or static[name].test_sd is None:
-        return f"{finalist} is {points} {side} '{name}' on test, one seed each."
-    error = math.sqrt(fmean([top.test_sd**2, static[name].test_sd ** 2]) * 2 / min(top.n, static[name].n))
-    if abs(difference) <= NOISE_FACTOR * error:
-        return f"{finalist} and '{name}' differ by {points} on test, within noise ({top.n} seeds)."
-    return f"{finalist} is {points} {side} '{name}' on test ({top.n} seeds)."
+    difference = top.test_accuracy - other.test_accuracy
+    points = f"{abs(difference) * 100:.2f} points"
+    seeds = "one seed each" if top.test_sd is None or other.test_sd is None else f"{top.n} seeds"
+    remarks = "; ".join([seeds, *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
+    error = _difference_error(top, other, comparison.test_examples)
+    if error is not None and abs(difference) <= NOISE_FACTOR * error:
+        return f"{finalist} and '{name}' differ by {points} on test, within noise ({remarks})."
+    return f"{finalist} is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({remarks})."
+
+
+def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:
+    """Standard error of a difference of test accuracies: that of the seeds, and that of so many test examples.
+
+    Examples count as if each network had been tested on others, which is the most it can be. None if nothing is known.
+    """
+    variance, known = 0.0, False
+    if first.test_sd is not None and second.test_sd is not None:
+        known = True
+        variance += fmean([first.test_sd**2, second.test_sd**2]) * 2 / min(first.n, second.n)
+    if examples:
+        known = True
+        variance += sum(p * (1 - p) / examples for p in (first.test_accuracy, second.test_accuracy) if 0 <= p <= 1)
+    return math.sqrt(variance) if known else None
+
+
+def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:
+    """Sizes and MACs of both where they differ by more than `ALIKE` of the larger."""
+    pairs = ((first.size_encoded, second.size_encoded), (first.macs, second.macs))
+    if all(max(pair) - min(pair) <= ALIKE * max(pair) for pair in pairs):
+        return []
+    one, other = ([f"{share * 100:.1f} %" for share in (f.size_encoded, f.macs)] for f in (first, second))
+    return [f"{one[0]} of the size and {one[1]} of the MACs against {' and '.join(other)}"]
+
+
+def _examples_remark(examples: int | None) -> list[str]:
+    if not examples or examples > MANY_EXAMPLES:
+        return []
+    return [f"one of the {examples} test examples is {100 / examples:.2g} points"]

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from search.clock import seconds_left
+from search.entries import MOST_TRIALS
 from search.errors import UsageError
 from search.finals import Comparison, final_runs_left, read_comparison
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
 from search.records import FINISHED_STATES
-from search.results import TRIAL_COLUMNS, FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
-from spaces.errors import check_limit
+from search.results import (
+    TRIAL_COLUMNS,
+    FinalScore,
+    best_trial,
+    dead_within,
+    finalists_of,
+    front_of,
+    score_finals,
+    trial_table,
+)  # fmt: skip
+from spaces.errors import check_limit, is_number
+
+PATIENCE = 0.5
+"""Seconds to wait for a lock on the database; its writer holds it for less."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class StudyView:
         running: whether a process has the study open.
         least_accuracy: the validation accuracy asked for, if one was.
         criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
+        dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
+        dead: trials within the limit that are on no front because they are no more accurate than chance.
     """
 
     folder: StudyFolder
@@ -38,6 +55,8 @@ class StudyView:
     running: bool
     least_accuracy: float | None = None
     criterion_place: str | None = None
+    dense_accuracy: float | None = None
+    dead: int = 0
 
     @property
     def best(self) -> int | None:
@@ -80,11 +99,13 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     running = is_held(folder.lock)
     begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
     table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
-    front = front_of(trials, config.max_size if max_size is None else max_size, config.speed)
-    record = folder.read_record()
+    limit, record = config.max_size if max_size is None else max_size, folder.read_record()
+    chance = _share(record.get("chance"))
+    front = front_of(trials, limit, config.speed, chance)
     return StudyView(
         folder, table, front, finals, read_comparison(folder), running,
-        record.get("least_accuracy"), record.get("criterion_place"),
+        record.get("least_accuracy"), record.get("criterion_place"), _share(record.get("dense_accuracy")),
+        dead_within(trials, limit, chance),
     )  # fmt: skip
 
 
@@ -93,9 +114,28 @@ def load_front(study: str, root: str | Path = "mlruns", max_size: float | None =
     return open_study(root, study, max_size).front
 
 
-def _begun_rows(folder: StudyFolder, finished: set[int], state: str) -> pd.DataFrame:
-    from search.study import begun_trials  # Optuna takes a second to import
+def _share(value: object) -> float | None:
+    """A share that a record holds; None if it holds none."""
+    return float(value) if is_number(value) and 0 <= value <= 1 else None
 
-    numbers = [number for number in begun_trials(folder.database, folder.name) if number not in finished]
+
+def _begun_rows(folder: StudyFolder, finished: set[int], state: str) -> pd.DataFrame:
+    numbers = [number for number in begun_trials(folder) if number not in finished]
     rows = [dict.fromkeys(TRIAL_COLUMNS) | {"trial": number, "state": state} for number in numbers]
     return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
+
+
+def begun_trials(folder: StudyFolder) -> list[int]:
+    """Numbers of the trials that were begun, finished or not, as far as the files tell.
+
+    Nothing is written: the database, which is a projection of the journal, is opened for reading only, and one that is
+    locked, damaged or half made tells nothing.
+    """
+    begun = {int(path.name[12:17]) for path in (folder.path / "journal").glob("begun-trial-[0-9][0-9][0-9][0-9][0-9]*")}
+    query = "SELECT number FROM trials JOIN studies USING (study_id) WHERE study_name = ?"
+    with suppress(sqlite3.Error, OSError):
+        url = f"{folder.database.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(url, timeout=PATIENCE, uri=True)) as database:
+            found = [number for (number,) in database.execute(query, (folder.name,))]
+            begun |= {number for number in found if isinstance(number, int) and 0 <= number < MOST_TRIALS}
+    return sorted(begun)

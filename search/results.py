@@ -113,18 +113,35 @@ def trial_table(
     return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
 
 
-def front_of(table: pd.DataFrame, max_size: float, speed: str = "macs") -> pd.DataFrame:
+def front_of(table: pd.DataFrame, max_size: float, speed: str = "macs", chance: float | None = None) -> pd.DataFrame:
     """The non-dominated complete trials within `max_size`: accuracy up, size and `speed` (a column) down.
+
+    Trials no more accurate than `chance`, which know nothing of the task, are none of them.
 
     Equal points stay together; rows by falling accuracy, then rising size; `FRONT_COLUMNS`.
     """
     rows = table[(table["state"] == COMPLETE)]
     rows = rows[np.array([size is not None and size <= max_size for size in rows["size"]], dtype=bool)]
+    rows = rows[np.array([not is_dead(accuracy, chance) for accuracy in rows["accuracy"]], dtype=bool)]
     if len(rows):
         points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows[speed].astype(float)], 1)
         rows = rows[non_dominated(points)]
         rows = rows.sort_values(["accuracy", "size", "trial"], ascending=[False, True, True])
     return rows[list(FRONT_COLUMNS)].reset_index(drop=True)
+
+
+def is_dead(accuracy: float | None, chance: float | None) -> bool:
+    """Whether a network of this accuracy knows nothing of its task; never where chance is unknown."""
+    return chance is not None and accuracy is not None and accuracy <= chance
+
+
+def dead_within(trials: pd.DataFrame, max_size: float, chance: float | None) -> int:
+    """How many complete trials within `max_size` are dead."""
+    complete = trials[trials["state"] == COMPLETE]
+    return sum(
+        size <= max_size and is_dead(accuracy, chance)
+        for size, accuracy in zip(complete["size"], complete["accuracy"], strict=True)
+    )
 
 
 def best_trial(

@@ -137,15 +137,3 @@ def _refused(path: Path, error: BaseException) -> EnvironmentProblem:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     plain = EnvironmentProblem(f"cannot use {str(path)!r} ({reason}): {REBUILT}")
     return database_problem(path, error, damaged=REBUILT) or plain
-
-
-def begun_trials(path: Path, name: str) -> list[int]:
-    """Numbers of the trials in a study's database, finished or not; empty if there is no database yet."""
-    if not path.is_file():
-        return []
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        study = optuna.load_study(storage=open_storage(path), study_name=name)
-    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, KeyError) as error:
-        raise EnvironmentProblem(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    return [trial.number for trial in study.get_trials(deepcopy=False)]

@@ -22,7 +22,7 @@ from search.folder import open_root
 from search.mlflow_store import open_store
 from search.mlflow_ui import serve_ui, ui_command
 from search.open import open_study
-from search.results import plain_rows
+from search.results import dead_within, plain_rows
 from search.run import resume_command, run_search
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
 from search.user_code import named_criterion
@@ -46,6 +46,7 @@ def search(arguments: argparse.Namespace) -> Reply:
 def _search_data(result: SearchResult) -> dict[str, Any]:
     return {
         "study": result.study,
+        "dense_accuracy": result.dense_accuracy,
         "trials": dict(result.counts),
         "best": result.best,
         "front": plain_rows(result.front),
@@ -57,7 +58,11 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
 
 
 def _search_text(result: SearchResult, root: str) -> str:
-    parts = [f"Study {result.study}: {counts_line(result.counts)}; front of {len(result.front)}"]
+    dead = dead_within(result.trials, 1.0, result.chance)
+    parts = [
+        f"Study {result.study}: dense accuracy {percent(result.dense_accuracy, 2)} on validation data; "
+        f"{counts_line(result.counts)}; front of {len(result.front)}" + (f"; {_dead_line(dead)}" if dead else "")
+    ]
     if result.front.empty:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
     parts.append(front_table(result.front))
@@ -118,7 +123,16 @@ def front(arguments: argparse.Namespace) -> Reply:
         text = table.assign(**dicts).to_csv(index=False).rstrip("\n")
     else:
         text = front_table(table, with_state=arguments.all) if rows else "no feasible trial yet"
-    return Reply({"study": arguments.study, "front": rows}, text)
+        if view.dense_accuracy is not None:
+            text = f"Dense accuracy: {percent(view.dense_accuracy, 2)} on validation data\n\n{text}"
+        if view.dead and not arguments.all:
+            text += f"\n\n{_dead_line(view.dead)}"
+    return Reply({"study": arguments.study, "dense_accuracy": view.dense_accuracy, "front": rows}, text)
+
+
+def _dead_line(count: int) -> str:
+    networks = "1 dead network" if count == 1 else f"{count} dead networks"
+    return f"{networks} (no more accurate than chance) left out; `front --all` shows all trials"
 
 
 def status(arguments: argparse.Namespace) -> Reply:
@@ -131,6 +145,7 @@ def status(arguments: argparse.Namespace) -> Reply:
     row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
     data = {
         "study": arguments.study,
+        "dense_accuracy": view.dense_accuracy,
         "trials": view.counts,
         "asked": config.trials,
         "reasons": dict(reasons),
@@ -142,6 +157,7 @@ def status(arguments: argparse.Namespace) -> Reply:
     lines = [
         f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
         + ("running" if view.running else "not running"),
+        *([f"Dense accuracy: {percent(view.dense_accuracy, 2)}"] if view.dense_accuracy is not None else []),
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
         _best_line(row),
         f"Front: {len(view.front)} trials",

@@ -74,16 +74,46 @@ def test_a_failed_run_shows_in_the_number_of_runs():
     assert cells(text, "trial 7").split()[:3] == ["2", "of", "3"] and cells(text, "trial 9").split()[0] == "3"
 
 
+EQUAL = SCORES | {"two": replace(SCORES["two"], size_encoded=0.2475)}
+"""`two` at the size of `static`, but for a hundredth of it."""
+
+
 def test_the_verdict_is_on_the_most_accurate_finalist_by_validation():
     """`two`, though `one` tests better; three seeds of sd 0.02 make 0.06 points of test more than noise."""
-    assert verdict(COMPARISON, SCORES) == "The most accurate finalist is 6.00 points above 'lamp' on test (3 seeds)."
-    close = SCORES | {"static": replace(SCORES["static"], test_accuracy=0.85)}
+    assert verdict(COMPARISON, EQUAL) == "The most accurate finalist is 6.00 points above 'lamp' on test (3 seeds)."
+    close = EQUAL | {"static": replace(EQUAL["static"], test_accuracy=0.85)}
     assert verdict(COMPARISON, close).endswith("differ by 1.00 points on test, within noise (3 seeds).")
     alone = {name: replace(score, n=1, test_sd=None) for name, score in close.items()}
-    assert verdict(COMPARISON, alone).endswith("is 1.00 points above 'lamp' on test, one seed each.")
+    assert verdict(COMPARISON, alone).endswith("is 1.00 points above 'lamp' on test (one seed each).")
     same = replace(COMPARISON, baselines={"lamp": "two"})
     assert "is the static policy 'lamp'" in verdict(same, SCORES)
     assert verdict(COMPARISON, {}) is None
+
+
+def test_networks_of_other_sizes_or_macs_are_not_compared_without_saying_so():
+    assert verdict(COMPARISON, SCORES).endswith(
+        "(3 seeds; 12.0 % of the size and 100.0 % of the MACs against 25.0 % and 100.0 %)."
+    )
+    faster = EQUAL | {"two": replace(EQUAL["two"], macs=0.4)}
+    assert "24.8 % of the size and 40.0 % of the MACs against 25.0 % and 100.0 %" in verdict(COMPARISON, faster)
+
+
+@pytest.mark.parametrize(
+    ("examples", "end"),
+    [
+        (360, "within noise (3 seeds; one of the 360 test examples is 0.28 points)."),
+        (1000, "on test (3 seeds; one of the 1000 test examples is 0.1 points)."),
+        (1001, "on test (3 seeds)."),
+        (None, "on test (3 seeds)."),
+    ],
+)
+def test_the_verdict_knows_how_many_examples_were_tested(examples, end):
+    """By hand: 4 points; two standard errors of seeds 0.008; of 360 examples 0.054, of 1,000 0.033."""
+    close = {n: replace(s, test_sd=0.005, test_accuracy=0.82 if n == "static" else 0.86) for n, s in EQUAL.items()}
+    assert verdict(replace(COMPARISON, test_examples=examples), close).endswith(end)
+    alone = {name: replace(score, n=1, test_sd=None) for name, score in close.items()}
+    said = verdict(replace(COMPARISON, test_examples=examples), alone)
+    assert ("within noise (one seed each" in said) == (examples == 360)
 
 
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])

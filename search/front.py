@@ -1,0 +1,55 @@
+"""The front of a running study, kept up trial by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from search.records import COMPLETE, TrialRecord
+
+
+class Front:
+    """The trials that `search.results.front_of` finds, at the cost of the front's length for each trial.
+
+    Args:
+        max_size: the largest share of the dense size, of the metric `metric`.
+        speed: the third objective, `macs` or `latency`.
+        chance: accuracy up to which a network is dead, see `search.chance`; None claims nothing.
+    """
+
+    def __init__(
+        self, max_size: float, metric: str = "encoded", speed: str = "macs", chance: float | None = None
+    ) -> None:
+        self._max_size, self._metric, self._speed, self._chance = max_size, metric, speed, chance
+        self._points = np.empty((0, 3))
+        self.numbers: list[int] = []
+
+    def add(self, record: TrialRecord) -> list[int]:
+        """Take a finished trial in; returns the numbers that are not on the front, of it and of what it pushed off."""
+        point = self._point(record)
+        if point is None or np.isnan(point).any():
+            return [record.number]
+        not_larger, smaller = self._points <= point, self._points < point
+        if (not_larger.all(axis=1) & smaller.any(axis=1)).any():
+            return [record.number]
+        beaten = (self._points >= point).all(axis=1) & (self._points > point).any(axis=1)
+        gone = [number for number, worse in zip(self.numbers, beaten, strict=True) if worse]
+        self.numbers = [number for number in self.numbers if number not in gone] + [record.number]
+        self._points = np.vstack([self._points[~beaten], point])
+        return gone
+
+    def extend(self, records: Sequence[TrialRecord]) -> list[int]:
+        """Take trials in; returns all numbers that are not on the front."""
+        return [number for record in records for number in self.add(record)]
+
+    def _point(self, record: TrialRecord) -> np.ndarray | None:
+        """Falling accuracy, size and speed (3,); None if the trial cannot be on the front."""
+        result = record.result
+        if result.state != COMPLETE or result.shares is None:
+            return None
+        size = result.shares.of(self._metric)
+        if size > self._max_size or (self._chance is not None and result.accuracy <= self._chance):
+            return None
+        speed = record.latency if self._speed == "latency" else result.shares.macs
+        return np.array([-result.accuracy, size, np.nan if speed is None else speed], dtype=float)

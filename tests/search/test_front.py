@@ -1,0 +1,82 @@
+"""Fronts kept up trial by trial are those of the whole table; dead networks are on none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from search.chance import chance_accuracy
+from search.front import Front
+from search.records import TrialRecord, TrialResult
+from search.results import dead_within, front_of, trial_table
+from search.workloads.base import accuracy
+from spaces.policy import PruningPolicy
+from spaces.size import Shares
+
+STATES = ("complete", "complete", "complete", "failed", "stopped-early")
+
+
+def record(number: int, state: str, score: float, size: float, macs: float, latency: float | None) -> TrialRecord:
+    shares = Shares(
+        **dict.fromkeys(Shares.__dataclass_fields__, 0.0) | {"encoded": size, "nonzero": size, "macs": macs}
+    )
+    complete = state == "complete"
+    result = TrialResult(
+        state, None if complete else "x", score if complete else None, 1.0, shares if complete else None
+    )
+    return TrialRecord(
+        number, "sampler", {}, PruningPolicy({"a.weight": 0.25}), {}, 0.3, result, 0.0, 1.0, 0.0, latency=latency
+    )
+
+
+def drawn(seed: int, count: int = 60) -> list[TrialRecord]:
+    """Few values, so that there are ties and equal points."""
+    random = np.random.default_rng(seed)
+    tenths = random.integers(1, 7, (count, 4)) / 10
+    return [record(n, str(random.choice(STATES)), *row) for n, row in enumerate(tenths.tolist())]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_front_kept_up_is_the_front_of_the_table_after_every_trial(seed):
+    chance, speed = (None, 0.2)[seed % 2], ("macs", "latency")[seed // 2 % 2]
+    front, records, off = Front(0.5, "encoded", speed, chance), drawn(seed), set()
+    for place, trial in enumerate(records):
+        off |= set(front.add(trial))
+        wanted = set(front_of(trial_table(records[: place + 1], {}), 0.5, speed, chance)["trial"])
+        assert set(front.numbers) == wanted == set(range(place + 1)) - off
+
+
+def test_dead_networks_are_counted_and_on_no_front():
+    records = [record(n, "complete", score, size, 0.5, None) for n, (score, size) in enumerate(
+        [(0.9, 0.4), (0.12, 0.05), (0.11, 0.04), (0.10, 0.7)]
+    )]  # fmt: skip
+    table = trial_table(records, {})
+    assert set(front_of(table, 0.5)["trial"]) == {0, 1, 2}
+    assert list(front_of(table, 0.5, chance=0.12)["trial"]) == [0]
+    assert (dead_within(table, 0.5, 0.12), dead_within(table, 1.0, 0.12), dead_within(table, 1.0, None)) == (2, 3, 0)
+
+
+def task(targets, metric=accuracy) -> SimpleNamespace:
+    return SimpleNamespace(metric=metric, validation=(torch.ones(len(targets), 1), targets))
+
+
+def test_chance_is_the_most_frequent_class_and_what_chance_does_to_its_share():
+    targets = torch.tensor([0] * 30 + [1] * 60 + [2] * 10)
+    assert chance_accuracy(task(targets)) == pytest.approx(0.6 + 2 * (0.6 * 0.4 / 100) ** 0.5)
+    assert chance_accuracy(task(torch.zeros(7, dtype=torch.long))) == 1.0
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        task(torch.tensor([0, 1, 1]), metric=lambda outputs, targets: 0.25),
+        task(torch.tensor([0.5, 1.5])),
+        task(torch.tensor([[0], [1]])),
+    ],
+    ids=["own-metric", "regression", "two-dimensional"],
+)
+def test_where_chance_is_unknown_nothing_is_claimed(workload):
+    assert chance_accuracy(workload) is None

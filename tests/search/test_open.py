@@ -1,0 +1,89 @@
+"""Readers of a study write nothing, and a database that cannot be read stops none of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from search import open as reading
+from search.folder import StudyFolder
+from search.open import begun_trials, open_study
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    shutil.copytree(finished.path, tmp_path / "tiny")
+    return tmp_path
+
+
+def half_made(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE studies (study_id INTEGER, study_name TEXT)")
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not a database" * 99),
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        Path.unlink,
+        half_made,
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["empty", "foreign", "cut", "missing", "half-made", "folder"],
+)
+def test_a_damaged_database_changes_nothing_for_readers_and_stays_as_it_is(copy, finished, damage):
+    path = copy / "tiny" / "study.db"
+    damage(path)
+    before = path.read_bytes() if path.is_file() else path.exists()
+    view = open_study(copy, "tiny")
+    assert list(view.front["trial"]) == [row["trial"] for row in finished.reply["front"]]
+    assert view.counts == finished.reply["trials"]
+    assert (path.read_bytes() if path.is_file() else path.exists()) == before
+
+
+def test_a_locked_database_stops_no_reader(copy, monkeypatch):
+    monkeypatch.setattr(reading, "PATIENCE", 0.01)
+    with closing(sqlite3.connect(copy / "tiny" / "study.db")) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert open_study(copy, "tiny").counts["complete"] == 8
+
+
+def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
+    folder = StudyFolder(copy, "tiny")
+    assert begun_trials(folder) == list(range(8))
+    with closing(sqlite3.connect(folder.database)) as database:
+        study = database.execute("SELECT study_id FROM studies").fetchone()
+        database.execute("INSERT INTO trials (number, study_id, state) VALUES (8, ?, 'RUNNING')", study)
+        database.commit()
+    (folder.path / "journal" / "begun-trial-00009.now").write_bytes(b"0 0")
+    assert open_study(copy, "tiny").counts["waiting"] == 2
+    folder.database.unlink()
+    assert open_study(copy, "tiny").counts["waiting"] == 1
+
+
+def test_the_dense_accuracy_is_read_where_it_was_written_down(copy):
+    path = copy / "tiny" / "study.json"
+    record = json.loads(path.read_text())
+    assert open_study(copy, "tiny").dense_accuracy == record["dense_accuracy"] > 0.25
+    for odd in (None, "high", True, 7.5):
+        path.write_text(json.dumps(record | {"dense_accuracy": odd, "chance": odd}))
+        assert open_study(copy, "tiny").dense_accuracy is None
+
+
+def test_a_front_leaves_out_what_is_no_better_than_chance(copy):
+    path = copy / "tiny" / "study.json"
+    whole = open_study(copy, "tiny")
+    least = float(whole.front["accuracy"].min())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chance": least}))
+    view = open_study(copy, "tiny")
+    assert 0 < len(view.front) < len(whole.front) + whole.dead
+    assert (view.front["accuracy"] > least).all() and view.dead > whole.dead
