@@ -102,9 +102,9 @@ def test_only_what_diverged_is_learnt_as_no_accuracy_after_a_resume_and_a_lost_d
     real = search.coordinator.evaluate_policy
     numbers = iter(range(20))
 
-    def evaluate(*arguments):
+    def evaluate(*arguments, **options):
         reason = reasons.get(next(numbers))
-        return failed(reason) if reason else real(*arguments)
+        return failed(reason) if reason else real(*arguments, **options)
 
     monkeypatch.setattr(search.coordinator, "evaluate_policy", evaluate)
     calls = heard(monkeypatch)
@@ -154,7 +154,7 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 ):
     study = reason[:5]
     with monkeypatch.context() as broken:
-        broken.setattr(search.coordinator, "evaluate_policy", lambda *_: failed(reason))
+        broken.setattr(search.coordinator, "evaluate_policy", lambda *_, **__: failed(reason))
         for count in (3, 6):
             with pytest.raises(kind, match=remedy):
                 begin(study, trials=8)
@@ -165,5 +165,7 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 @pytest.mark.parametrize("reasons", [["error: a", "error: b"], ["diverged: nan"], ["refused: a"]], ids=repr)
 def test_a_study_whose_trials_fail_by_their_policies_or_each_by_itself_goes_on(begin, monkeypatch, reasons):
     numbers = iter(range(20))
-    monkeypatch.setattr(search.coordinator, "evaluate_policy", lambda *_: failed(reasons[next(numbers) % len(reasons)]))
+    monkeypatch.setattr(
+        search.coordinator, "evaluate_policy", lambda *_, **__: failed(reasons[next(numbers) % len(reasons)])
+    )
     assert begin(f"going-{len(reasons)}-{reasons[0][:3]}", trials=4).counts["failed"] == 4

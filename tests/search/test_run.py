@@ -269,8 +269,8 @@ def test_an_interrupted_trial_is_not_run_again_beyond_the_budget(begin, root):
 
 
 def test_where_every_trial_fails_there_are_no_finals(begin, root, monkeypatch):
-    monkeypatch.setattr(search.coordinator, "evaluate_policy", lambda *_: failed("diverged: the loss is nan"))
-    monkeypatch.setattr(search.finals, "evaluate_policy", lambda *_: pytest.fail("a baseline was fine-tuned"))
+    monkeypatch.setattr(search.coordinator, "evaluate_policy", lambda *_, **__: failed("diverged: the loss is nan"))
+    monkeypatch.setattr(search.finals, "evaluate_policy", lambda *_, **__: pytest.fail("a baseline was fine-tuned"))
     result = begin("hopeless", trials=3, finalists=2)
     assert result.counts["failed"] == 3 and result.comparison is None and result.best is None
 
