@@ -46,7 +46,8 @@ def test_every_failure_has_its_cause(monkeypatch, vgg, vgg_graph, error, cause):
         raise error
 
     monkeypatch.setattr(search.evaluate, "fine_tune", raises)
-    workload = SimpleNamespace(example_input=torch.ones(2, 1, 8, 8))
+    images = torch.ones(2, 1, 8, 8)
+    workload = SimpleNamespace(example_input=images, calibration=(images, torch.tensor([0, 1])), loss=None)
     result = evaluate_policy(Subject(workload, vgg, vgg_graph), POLICY, 1, 0).result
     assert (result.state, result.cause) == ("failed", cause) and result.reason.startswith(cause)
 
