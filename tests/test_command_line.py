@@ -397,8 +397,10 @@ def test_front_csv_and_table_show_the_same_trials(main, finished):
     shown = list(csv.DictReader(io.StringIO(main("front", "tiny", "--format", "csv").out)))
     assert [int(row["trial"]) for row in shown] == [row["trial"] for row in rows]
     assert [json.loads(row["sparsity"]) for row in shown] == [row["sparsity"] for row in rows]
-    table = main("front", "tiny").out.splitlines()
-    assert [int(line.split()[0]) for line in table[1:]] == [row["trial"] for row in rows]
+    first, _, table = main("front", "tiny").out.partition("\n\n")
+    assert first == f"Dense accuracy: {finished.reply['dense_accuracy'] * 100:.2f} % on validation data"
+    lines = [line for line in table.partition("\n\n")[0].splitlines() if line.strip()]
+    assert [int(line.split()[0]) for line in lines[1:]] == [row["trial"] for row in rows]
 
 
 def test_front_json_flag_wraps_the_rows_in_one_object(main, finished):
