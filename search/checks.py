@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from pruning.calibration import evenly_spaced
+from pruning.kinds import check_kind
 from pruning.outputs import describe, join_batches, map_tensors, tensors_in
 from search.errors import UsageError
 from search.metric_checks import try_metric
@@ -46,6 +47,10 @@ def check_model(workload: Workload, model: object) -> None:
         )
     if meta := [tensor for tensor, value in tensors if value.is_meta]:
         raise UsageError(f"workload {name!r}: {meta[0]!r} of the network is on the device meta and holds no numbers")
+    try:
+        check_kind(model)
+    except ValueError as error:
+        raise UsageError(f"workload {name!r}: {error}") from None
     if not any(True for _ in model.parameters()):
         raise UsageError(f"workload {name!r}: the network has no parameters, so there is nothing to prune")
     if not any(parameter.requires_grad for parameter in model.parameters()):

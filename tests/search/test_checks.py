@@ -95,6 +95,20 @@ def test_pixels_of_minus_100_are_not_counted(tmp_path):
     assert dense.accuracy == pytest.approx(float(right[:, 2:].float().mean()), abs=1e-6) and dense.accuracy > 0.1
 
 
+class Extra(Net):
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        self.given = state
+
+
+class Complex(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("turn", torch.ones(3, dtype=torch.complex64))
+
+
 REFUSED = {
     "targets as a column": (
         task(CLASSES[:, None]),
@@ -170,6 +184,8 @@ REFUSED = {
     "no network": (task(net=dict), "build_model must return a torch.nn.Module, got a dict"),
     "scripted": (task(net=lambda: torch.jit.trace(Net(), INPUTS[:2])), "scripted network"),
     "lazy": (task(net=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4))), "'1.weight' of the network is lazy"),
+    "extra state": (task(net=lambda: Extra()), "state dict entry '_extra_state' is a dict, no tensor"),
+    "complex buffer": (task(net=lambda: Complex()), "tensor 'turn' has type torch.complex64"),
     "on meta": (task(net=lambda: Net().to("meta")), "'conv.weight' of the network is on the device meta"),
     "no parameters": (task(net=lambda: nn.Flatten()), "the network has no parameters"),
     "all frozen": (task(net=lambda: Net().requires_grad_(False)), "all parameters of the network are frozen"),
