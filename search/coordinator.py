@@ -151,8 +151,9 @@ class Coordinator:
         record = self.folder.read_record()
         began = time.perf_counter()
         self.study = OptunaStudy(
-            self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes
-        )
+            self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
+            self.trials.keys(),
+        )  # fmt: skip
         self.tracker = Tracker(
             self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
         )

@@ -22,21 +22,21 @@ from search.errors import EnvironmentProblem
 from search.interrupts import check
 from search.journal import remove_temporaries, write_durably
 from search.locks import held_lock
-from search.storage import check_database_path, database_problem, sqlite_url, write_problem
+from search.storage import (
+    SIDECARS,
+    check_database_path,
+    connect,
+    database_problem,
+    passes,
+    set_aside,
+    sqlite_url,
+    write_problem,
+)
 
 EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"
-SIDECARS = ("-journal", "-wal", "-shm")
-"""Ends of the files SQLite keeps beside a database; one left behind would be applied to the next of the name."""
 POOL = ("POOLCLASS", "POOL_SIZE", "MAX_OVERFLOW", "POOL_RECYCLE")
 """Ends of MLflow's environment variables on how connections are kept."""
-PASSING = (
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
-)  # fmt: skip
-"""SQLite's errors that say nothing about the file itself."""
-TIMEOUT = 20.0
-"""Seconds to wait for another program's lock, as MLflow does."""
 log = logging.getLogger(__name__)
 
 
@@ -166,13 +166,13 @@ def _mend(path: Path, watcher: Watcher) -> None:
     if not path.is_file():
         raise _Broken("it is no file")
     head, known = _schemas()
-    with closing(_connect(path)) as store:
+    with closing(connect(path)) as store:
         try:
             fault = store.execute("PRAGMA quick_check(1)").fetchone()[0]
             columns = _columns(store)
             versions = [row[0] for row in store.execute("SELECT version_num FROM alembic_version")]
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            if passes(error):
                 raise
             raise _Broken(str(error)) from None
         if fault != "ok":
@@ -202,14 +202,7 @@ def _mend(path: Path, watcher: Watcher) -> None:
 
 def _set_aside(root: Path, reason: str) -> None:
     """Keep a broken database under a name of its own, and say which records come back, and when."""
-    path = root / DATABASE
-    number = 1
-    while os.path.lexists(kept := path.with_name(f"{DATABASE}.broken-{number}")):
-        number += 1
-    for end in (*SIDECARS, ""):
-        with_end = path.with_name(path.name + end)
-        if os.path.lexists(with_end):
-            with_end.rename(kept.with_name(kept.name + end))
+    kept = set_aside(root / DATABASE)
     studies = sorted(record.parent.name for record in root.glob("*/study.json"))
     again = f": {', '.join(studies)}" if studies else ""
     log.warning(
@@ -262,10 +255,6 @@ def _connections(pool: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, timeout=TIMEOUT)
-
-
 def _schemas() -> tuple[str, frozenset[str]]:
     """The schema of this version of MLflow, and all it can bring up to date."""
     import mlflow
@@ -297,7 +286,7 @@ def _lacking(columns: dict[str, set[str]]) -> str:
 def _follow(root: Path) -> None:
     """Let a root that was moved, renamed or copied find its files: MLflow stores absolute places."""
     here = artifacts_uri(root)
-    with closing(_connect(root / DATABASE)) as store, store:
+    with closing(connect(root / DATABASE)) as store, store:
         found = store.execute(
             "SELECT experiment_id, artifact_location FROM experiments WHERE name = ?", [EXPERIMENT]
         ).fetchone()

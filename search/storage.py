@@ -6,8 +6,10 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from search.errors import EnvironmentProblem
 
@@ -25,6 +27,15 @@ REMEDIES = {
     errno.ENFILE: "close other programs, as the machine has no file handles left",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+SIDECARS = ("-journal", "-wal", "-shm")
+"""Ends of the files SQLite keeps beside a database; one left behind would be applied to the next of the name."""
+PASSING = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+)  # fmt: skip
+"""SQLite's errors that say nothing about the file itself."""
+TIMEOUT = 20.0
+"""Seconds to wait for another program's lock, as MLflow does."""
 AGAIN = ", then run the same command again"
 
 
@@ -39,6 +50,42 @@ def sqlite_url(path: Path) -> URL:
     from sqlalchemy import URL  # reading a study's journal does without
 
     return URL.create("sqlite", database=str(path))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """To a SQLite file that is there."""
+    return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, timeout=TIMEOUT)
+
+
+def passes(error: sqlite3.Error) -> bool:
+    """Whether an error says nothing about the file: a lock, a full disk."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING
+
+
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a database in itself; None if nothing is, there is none, or it cannot be read now."""
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        return "it is no file"
+    try:
+        with closing(connect(path)) as database:
+            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        return None if passes(error) else str(error)
+    return None if found == "ok" else found.splitlines()[0]
+
+
+def set_aside(path: Path) -> Path:
+    """Keep a broken database, and what SQLite keeps beside it, under a name of its own, which is returned."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.name}.broken-{number}")):
+        number += 1
+    for end in (*SIDECARS, ""):
+        with_end = path.with_name(path.name + end)
+        if os.path.lexists(with_end):
+            with_end.rename(kept.with_name(kept.name + end))
+    return kept
 
 
 def check_database_path(path: Path) -> None:

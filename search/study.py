@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from search.errors import EnvironmentProblem
 from search.guide import Guide
 from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.sampler import make_sampler
-from search.storage import database_problem, is_refusal, sqlite_url
+from search.storage import database_problem, fault_of, is_refusal, set_aside, sqlite_url
+from spaces.printable import printable
 from spaces.space import Axis
 
 DIRECTIONS = ("maximize", "minimize", "minimize")
@@ -26,6 +28,7 @@ SCORES = "scores"
 """Trial attribute: what the guide knew of a trial before it was evaluated."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
 REBUILT = "delete the file, and the same command rebuilds it from the journal"
+log = logging.getLogger(__name__)
 _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError)
 _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -33,12 +36,15 @@ _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAIL
 class OptunaStudy:
     """One multi-objective Optuna study in one SQLite file, written by one process.
 
+    It is a projection of the journal: a damaged file is kept under another name, and an empty one takes its place.
+
     Args:
         sampler: by name; see `search.sampler`.
         guide: of the sampler `guided`, with the axes of its space.
+        known: numbers of the trials in the journal; a file with other finished ones counts as damaged.
 
     Raises:
-        EnvironmentProblem: the file cannot be opened, or is no Optuna storage.
+        EnvironmentProblem: the file cannot be used now, or is another program's.
     """
 
     def __init__(
@@ -49,17 +55,22 @@ class OptunaStudy:
         seed: int,
         guide: Guide | None = None,
         axes: tuple[Axis, ...] = (),
+        known: Collection[int] | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._causes: dict[int, str | None] = {}
         self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
-        storage = open_storage(path)
+        if reason := fault_of(path):
+            _begin_anew(path, reason)
         try:
-            self._study = optuna.create_study(
-                storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True
-            )
-        except _UNUSABLE as error:
-            raise _refused(path, error) from None
+            self._study = _opened(path, name)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:  # rows that Optuna cannot make sense of
+            _begin_anew(path, f"{type(error).__name__}: {error}".splitlines()[0])
+            self._study = _opened(path, name)
+        finished = [trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        if known is not None and (unknown := sorted({*finished} - {*known})):
+            _begin_anew(path, f"it has trial {unknown[0]}, which the journal has not")
+            self._study = _opened(path, name)
 
     @property
     def trial_count(self) -> int:
@@ -112,6 +123,23 @@ class OptunaStudy:
 
     def _take_sampler(self, number: int) -> None:
         self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
+
+
+def _opened(path: Path, name: str) -> optuna.Study:
+    storage = open_storage(path)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+        study.get_trials(deepcopy=False)
+    except _UNUSABLE as error:
+        raise _refused(path, error) from None
+    return study
+
+
+def _begin_anew(path: Path, reason: str) -> None:
+    log.warning(
+        "the study's database could not be used (%s) and is kept as %s; a new one is made from the journal",
+        printable(reason), set_aside(path).name,
+    )  # fmt: skip
 
 
 def open_storage(path: Path) -> RDBStorage:

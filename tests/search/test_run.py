@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ import search.finals
 from pruning.latency import describe_device, measure_latency_table
 from search.config import make_config
 from search.console import Watcher
-from search.errors import EnvironmentProblem, Refused, UsageError
+from search.errors import Refused, UsageError
 from search.evaluate import failed
 from search.finals import closing_rows, read_comparison
 from search.folder import StudyFolder
@@ -345,15 +347,15 @@ def test_a_deleted_journal_entry_is_repeated(begin, root):
     assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
 
 
-def test_a_garbage_database_is_an_environment_problem_and_stays(begin, root):
-    begin("garbage", trials=2)
+def test_a_garbage_database_is_kept_and_rebuilt_from_the_journal(begin, root):
+    before = begin("garbage", trials=2).trials
     path = root / "garbage" / "study.db"
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(EnvironmentProblem, match=r"study\.db.*rebuild"):
-        begin("garbage", trials=3)
-    assert path.read_bytes() == b"no database" * 100
-    path.unlink()
-    assert begin("garbage", trials=3).counts["complete"] == 3
+    after = begin("garbage", trials=3)
+    assert path.with_name("study.db.broken-1").read_bytes() == b"no database" * 100
+    assert after.counts["complete"] == 3 and list(after.trials["digest"])[:2] == list(before["digest"])
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone() == (3,)
 
 
 def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):

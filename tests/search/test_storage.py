@@ -92,13 +92,61 @@ def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
     assert "delete" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"no database " * 400, b"SQLite format 3\0" + b"\xff" * 4000], ids=["text", "header only"]
-)
-def test_a_damaged_one_is_rebuilt_after_deleting_it(path, content):
+def _overwritten(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096:20480] = b"A" * 16384
     path.write_bytes(content)
-    with pytest.raises(EnvironmentProblem, match="delete the file, and the same command rebuilds it from the journal"):
-        OptunaStudy(path, "s", "random", 0)
+
+
+def _values_of_no_kind(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE trials SET state = 'SLEEPING'")
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {
+    "text": lambda path: path.write_bytes(b"no database " * 400),
+    "header only": lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4000),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "overwritten": _overwritten,
+    "values of no kind": _values_of_no_kind,
+    "a folder": _a_folder,
+    "a pipe": _a_pipe,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_one_is_kept_and_a_new_one_made(path, kind, caplog):
+    DAMAGE[kind](path)
+    study = OptunaStudy(path, "s", "random", 0)
+    assert study.trial_count == 0 and study.ask({"size": 0.25}).number == 0
+    assert path.with_name("study.db.broken-1").exists() and path.is_file()
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "search.study"]
+    assert said.endswith(") and is kept as study.db.broken-1; a new one is made from the journal") and "\n" not in said
+
+
+def test_a_whole_or_half_made_one_is_kept_in_place(path):
+    assert OptunaStudy(path, "s", "random", 0).trial_count == 1
+    path.write_bytes(b"")
+    assert OptunaStudy(path, "s", "random", 0).trial_count == 0
+    assert not path.with_name("study.db.broken-1").exists()
+
+
+def test_one_that_has_more_than_the_journal_is_made_anew(path):
+    study = OptunaStudy(path, "s", "random", 0)
+    study.tell(0, "failed")
+    assert OptunaStudy(path, "s", "random", 0, known={0}).trial_count == 1
+    assert OptunaStudy(path, "s", "random", 0, known=set()).trial_count == 0
+    assert path.with_name("study.db.broken-1").exists()
 
 
 def test_a_database_deleted_in_the_middle_is_named(path):
