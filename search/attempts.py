@@ -88,7 +88,8 @@ class Attempt:
         if self.deaths:
             text = json.dumps([asdict(death) for death in self.deaths])
             write_durably(self._known, text.encode())
-        file = os.open(self._now, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._now.unlink(missing_ok=True)  # never followed: it may be a link to another file
+        file = os.open(self._now, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             _write_step(file, 0, 0)
             os.lseek(file, _STEP_BYTES, os.SEEK_SET)

@@ -155,7 +155,10 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
         path, result, tested, seed = folder.trial_weights(trial.number), trial.result, None, config.seed
     if not path.is_file():
         return None
-    model, structure = load_model(build_model(workload, config.dense_seed), path)
+    try:
+        model, structure = load_model(build_model(workload, config.dense_seed), path)
+    except Refused as error:
+        raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
     found = score(model, workload.validation, workload).accuracy
     if not as_recorded(found, result.accuracy, workload):
         raise Refused(

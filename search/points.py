@@ -14,6 +14,7 @@ from typing import Any
 from pruning.scan import PointKey
 from search.journal import flush
 from search.reading import read_bytes
+from search.storage import set_aside
 from spaces.errors import is_number
 from spaces.profile import ProfilePoint, nan_as_null
 
@@ -37,7 +38,8 @@ class KeptPoints:
         self._path = profile.with_suffix(".points.jsonl")
         self.known: dict[PointKey, ProfilePoint] = {}
         self.seconds = 0.0
-        content = read_bytes(self._path, MOST_BYTES) if self._path.is_file() else b""
+        is_file = self._path.is_file() and not self._path.is_symlink()
+        content = read_bytes(self._path, MOST_BYTES) if is_file else b""
         for line in content.split(b"\n"):
             self._read(line)
         self._begins_in_a_line = bool(content) and not content.endswith(b"\n")
@@ -45,6 +47,8 @@ class KeptPoints:
 
     def __enter__(self) -> KeptPoints:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            set_aside(self._path)  # a pipe would wait for a reader, a link would add to somebody's file
         self._file = self._path.open("ab", buffering=0)
         if self._begins_in_a_line:
             self._file.write(b"\n")

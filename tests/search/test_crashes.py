@@ -329,3 +329,11 @@ def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, mo
     run_search(own)
     assert not before and not between
     assert recorded(place, "cut") == guided
+
+
+def test_the_file_of_steps_is_never_a_link_to_another(tmp_path):
+    (tmp_path / "thesis.txt").write_text("my thesis")
+    (tmp_path / "begun-net.now").symlink_to("thesis.txt")
+    with Attempt(tmp_path, "net").running() as step:
+        step(1, 20)
+    assert (tmp_path / "thesis.txt").read_text() == "my thesis" and not (tmp_path / "begun-net.now").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -196,3 +197,19 @@ def test_too_few_examples_are_told_in_one_line():
     )
     assert recalibration_note(replace(few, too_few=False)) is None
     assert "one" not in recalibration_note(Profile("", 1, 0.1, 1.0, {}, 0.0, too_few=True))
+
+
+def _a_link(place):
+    place.with_name("thesis.txt").write_text("my thesis")
+    place.symlink_to("thesis.txt")
+
+
+@pytest.mark.parametrize("plant", [_a_link, os.mkfifo, os.mkdir], ids=["link", "pipe", "folder"])
+def test_what_is_no_file_of_points_is_put_aside_and_never_written(tmp_path, plant):
+    profile = tmp_path / "profile-1.json"
+    plant(tmp_path / "profile-1.points.jsonl")
+    with KeptPoints(profile) as points:
+        assert points.known == {}
+        points.keep(KEY, ProfilePoint(0.25, 0.5, 0.75, 0.5, 0.75))
+    assert list(KeptPoints(profile).known) == [KEY]
+    assert not (tmp_path / "thesis.txt").exists() or (tmp_path / "thesis.txt").read_text() == "my thesis"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -119,6 +120,9 @@ def test_weights_that_were_not_measured_are_refused(root):
     state["classifier.bias"] = torch.arange(10.0) * 25
     save_file(state, path, metadata=metadata)
     with pytest.raises(Refused, match=r"have validation accuracy .*recorded .*delete them"):
+        export_of_trial(view, chosen, Watcher())
+    os.truncate(path, 300)
+    with pytest.raises(Refused, match=r"damaged weights .*; delete them, and the export repeats the fine-tune"):
         export_of_trial(view, chosen, Watcher())
 
 
