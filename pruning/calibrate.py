@@ -9,7 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
 from torch.nn.parameter import is_lazy
 
 
@@ -61,18 +61,25 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
         raise ValueError("recalibration needs at least one batch of inputs, got none")
     before, reset = norm_statistics(norms), {}
     momenta, calls = {norm: norm.momentum for norm in norms}, dict.fromkeys(norms, 0)
+    averages: dict[nn.Module, list[Tensor]] = {}
 
-    def average(norm: nn.Module, _: object) -> None:
+    def average(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
         norm.momentum = 1 / calls[norm]  # the average so far; None would do with a counter only
+        if given and _has_own_forward(norm):
+            dims = [dim for dim in range(given[0].dim()) if dim != 1]
+            var, mean = torch.var_mean(given[0].float(), dims)
+            old = averages.setdefault(norm, [mean, var])
+            averages[norm] = [torch.lerp(one, new, norm.momentum) for one, new in zip(old, (mean, var), strict=True)]
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
         with _flags_restored(model):
             model.eval()
             for norm in norms:
-                norm.running_mean.zero_()
-                norm.running_var.fill_(1)
+                if not _has_own_forward(norm):  # which may always use the statistics that it has
+                    norm.running_mean.zero_()
+                    norm.running_var.fill_(1)
                 if isinstance(norm.num_batches_tracked, Tensor):
                     norm.num_batches_tracked.zero_()
                 norm.train()
@@ -80,6 +87,10 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             for batch in chain([first], batches):
                 model(batch)
         moved = [norm for norm in norms if calls[norm] and not _equal(norm, reset[norm])]
+        for norm in averages.keys() & set(moved):
+            mean, var = averages[norm]
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
     except BaseException:
         moved = []
         raise
@@ -90,6 +101,11 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.momentum = momentum
         restore_statistics_({norm: kept for norm, kept in before.items() if norm not in moved})
     return len(moved)
+
+
+def _has_own_forward(norm: nn.Module) -> bool:
+    """Whether its forward is the user's, which may update statistics by a momentum of its own."""
+    return isinstance(norm, _BatchNorm) and not type(norm).forward.__module__.startswith("torch.")
 
 
 Statistics = dict[nn.Module, dict[str, Tensor]]

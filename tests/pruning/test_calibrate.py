@@ -241,3 +241,27 @@ def test_the_better_statistics_stay(batches, losses, kept):
 
 def test_nothing_is_scored_without_norms_to_refresh():
     assert refresh_(nn.Linear(3, 3), iter(()), lambda: 1 / 0) is None
+
+
+class OwnMomentum(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.01, self.eps
+        )
+
+
+class NeverMoves(nn.BatchNorm2d):
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False)
+
+
+def test_norms_with_a_momentum_of_their_own_are_averaged_and_frozen_ones_stay(batches):
+    model = nn.Sequential(NeverMoves(2), OwnMomentum(2)).eval()
+    model[0].running_mean.fill_(0.25)
+    model[0].running_var.fill_(4.0)
+    assert recalibrate_(model, batches) == 1
+    seen = [(batch - 0.25) / (4.0 + model[0].eps) ** 0.5 for batch in batches]
+    flat = [part.transpose(0, 1).flatten(1) for part in seen]
+    assert torch.allclose(model[1].running_mean, sum(part.mean(1) for part in flat) / 3, atol=1e-5)
+    assert torch.allclose(model[1].running_var, sum(part.var(1) for part in flat) / 3, atol=1e-5)
+    assert model[0].running_mean.tolist() == [0.25, 0.25] and model[0].running_var.tolist() == [4.0, 4.0]
