@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from search.comparison import BASELINES
 from search.errors import GoalMissed, UsageError
-from search.finals import BASELINES
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord
 from search.results import knee_trial, smallest_trial

@@ -20,12 +20,13 @@ from search.attempts import Attempt, give_up_on
 from search.chance import chance_accuracy
 from search.checkpoints import save_model
 from search.clock import StudyClock, seconds_left
+from search.comparison import Comparison, final_runs_left, read_comparison
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
-from search.finals import Comparison, compare_finals, final_runs_left, read_comparison
+from search.finals import compare_finals
 from search.folder import StudyFolder
 from search.front import Front
 from search.guide import Guide

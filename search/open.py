@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from search.clock import seconds_left
+from search.comparison import Comparison, final_runs_left, read_comparison
 from search.entries import MOST_TRIALS
 from search.errors import UsageError
-from search.finals import Comparison, final_runs_left, read_comparison
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
 from search.records import FINISHED_STATES

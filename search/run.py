@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -101,23 +100,6 @@ def _study_name(config: SearchConfig, workload: Workload) -> str:
         return check_study_name(config.study or workload.name)
     except ValueError as error:
         raise UsageError(f"{error}; name another by --study") from None
-
-
-def resume_command(config: SearchConfig, place: str | None = None) -> str:
-    """The command line that resumes a study; its other settings are stored with it.
-
-    A criterion of the user's own is named again, as its code is not stored: by its `place`,
-    `/folder/file.py:function`, or where that is unknown by its name.
-    """
-    parts = ["prunefront", "search", "--workload", config.workload]
-    for option in ("study", "data", "width"):  # what finds the study, and what its workload is made from
-        value = getattr(config, option)
-        parts += [f"--{option}", str(value)] if value is not None else []
-    if ":" in config.criterion:
-        parts += ["--criterion", place or config.criterion]
-    if config.root != "mlruns":
-        parts += ["--root", config.root]
-    return shlex.join(parts)
 
 
 def _with_stored_options(config: SearchConfig) -> SearchConfig:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from search.finals import ClosingRow
+from search.comparison import ClosingRow
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.layers import Layer, Network
 from spaces.printable import printable

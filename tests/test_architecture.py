@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -146,3 +147,9 @@ def test_every_import_is_a_dependency():
     declared = {IMPORT_NAMES.get(name, name) for name, _ in requirements().values()}
     used = set().union(*(top_imports(path) for path in FILES))
     assert used - set(sys.stdlib_module_names) - set(FOLDERS) <= declared
+
+
+def test_commands_that_only_read_a_study_do_without_pytorch():
+    asked = "import sys, search.commands.study; print([x for x in ('torch', 'optuna', 'mlflow') if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -10,27 +10,31 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.commands.reply import Reply
+from search.comparison import closing_rows, verdict
 from search.config import SearchConfig, make_config, read_study_file
 from search.console import TerminalWatcher, duration
-from search.coordinator import SearchResult
 from search.errors import EnvironmentProblem, UsageError
-from search.finals import closing_rows, verdict
 from search.folder import open_root
 from search.mlflow_store import open_store
 from search.mlflow_ui import serve_ui, ui_command
 from search.open import open_study
 from search.results import dead_within, plain_rows
-from search.run import resume_command, run_search
+from search.resume import resume_command
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
-from search.user_code import named_criterion
 from spaces.policy import parts_of
+
+if TYPE_CHECKING:
+    from search.coordinator import SearchResult
 
 
 def search(arguments: argparse.Namespace) -> Reply:
     """Start or resume a study."""
+    from search.run import run_search  # PyTorch takes seconds to import, and what only reads does without
+    from search.user_code import named_criterion
+
     options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}
     options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}
     if isinstance(options.get("seeds"), str):

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from search.finals import closing_rows, verdict
+from search.comparison import closing_rows, verdict
 from search.open import StudyView, open_study
 from search.pictures import front_png
 from search.results import best_trial

@@ -20,9 +20,9 @@ from torch import nn
 from pruning.codec import DamagedFile, encode_model, read_sparse
 from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
+from search.comparison import read_comparison
 from search.config import make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.finals import read_comparison
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.manifest import read_manifest

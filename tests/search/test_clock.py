@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from search.clock import seconds_left
+from search.comparison import BASELINES, Comparison, Reference, final_runs_left
 from search.config import make_config
-from search.finals import BASELINES, Comparison, Reference, final_runs_left
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
 from spaces.policy import PruningPolicy
 

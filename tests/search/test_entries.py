@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from search.attempts import Attempt
+from search.comparison import read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
-from search.finals import read_comparison
 from search.folder import StudyFolder, find_study, new_record
 from search.journal import Journal
 from search.run import run_search

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from pruning.evidence import unit_evidence
-from search.finals import BASELINES, Comparison, Reference, baseline_policies, closing_rows, verdict
+from search.comparison import BASELINES, Comparison, Reference, closing_rows, verdict
+from search.finals import baseline_policies
 from search.results import FinalScore
 from search.tables import closing_table, latency_line
 from spaces import Space

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from search.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.errors import EnvironmentProblem, Refused
-from search.finals import Comparison, Reference, read_comparison, write_comparison
 from search.folder import StudyFolder
 from search.journal import Journal, remove_temporaries, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
