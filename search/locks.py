@@ -95,6 +95,9 @@ def is_held(path: Path) -> bool:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        return False
     with open(opened) as file:
         return not _taken(file, fcntl.LOCK_SH)
 
