@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -87,3 +89,21 @@ def test_a_front_leaves_out_what_is_no_better_than_chance(copy):
     view = open_study(copy, "tiny")
     assert 0 < len(view.front) < len(whole.front) + whole.dead
     assert (view.front["accuracy"] > least).all() and view.dead > whole.dead
+
+
+def test_front_and_status_import_no_library_that_only_a_search_needs(finished):
+    code = (
+        "import json, sys\n"
+        "from search.cli import main\n"
+        "codes = [main([*words, '--root', sys.argv[1], '--json']) for words in json.loads(sys.argv[2])]\n"
+        "print(json.dumps([codes, sorted({name.partition('.')[0] for name in sys.modules})]))\n"
+    )
+    asked = [["status", "tiny"], ["front", "tiny"], ["front", "tiny", "--all", "--max-size", "0.4"]]
+    asked += [["front", "tiny", "--format", word] for word in ("json", "csv")]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(finished.root), json.dumps(asked)], capture_output=True, text=True, timeout=60
+    )
+    codes, modules = json.loads(ended.stdout.splitlines()[-1])
+    assert codes == [0] * len(asked), ended.stderr
+    assert "pandas" in modules
+    assert not {"torch", "optuna", "mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy"} & {*modules}
