@@ -153,7 +153,7 @@ class Coordinator:
         began = time.perf_counter()
         self.study = OptunaStudy(
             self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
-            self.trials.keys(),
+            self.trials.keys(), self.config.speed,
         )  # fmt: skip
         self.tracker = Tracker(
             self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
@@ -307,11 +307,13 @@ class Coordinator:
 
     def _tell(self, record: TrialRecord) -> None:
         shares = record.result.shares
-        values = None
+        values, landed = None, {"granularity": record.policy.granularity_label}
         if shares:
             speed = record.latency if self.config.speed == "latency" else shares.macs
             values = (record.result.accuracy, shares.of(self.config.size_metric), speed)
-        self.study.tell(record.number, record.result.state, values, record.result.cause)
+            measured = dict(record.result.achieved)
+            landed |= {"size": values[1], "macs": shares.macs, "sparsity": measured}
+        self.study.tell(record.number, record.result.state, values, record.result.cause, landed)
 
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
         return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)

@@ -22,11 +22,14 @@ from search.storage import check_database_path
 from spaces.errors import is_number, unknown
 from spaces.policy import parse_object
 from spaces.printable import LONGEST_WORD, shortened
+from spaces.space import OLD_PREFERENCE, PREFERENCE
 
 FOLDER_VERSION = 1
+KNOB_WORD = "knob_word"
+"""Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.space`."""
 _PARTS = {
     "study_id": str, "config": dict, "identity": dict, "seeds": int | None, "environment": dict | None,
-    "least_accuracy": float | int | None, "criterion_place": str | None,
+    "least_accuracy": float | int | None, "criterion_place": str | None, KNOB_WORD: str | None,
 }  # fmt: skip
 """Parts of a study's record and their types; None of what may be missing."""
 
@@ -43,6 +46,8 @@ def _check_parts(record: dict[str, Any]) -> None:
         raise ValueError(f"'seeds' must be from 0 to {MOST_TRIALS}")
     if not all(is_number(record.get(part, 0)) for part in ("least_accuracy", "created")):
         raise ValueError("'least_accuracy' and 'created' must be numbers")
+    if (word := record.get(KNOB_WORD, PREFERENCE)) not in (PREFERENCE, OLD_PREFERENCE):
+        raise ValueError(unknown(f"{KNOB_WORD!r}", word, (PREFERENCE, OLD_PREFERENCE)))
     if type(record.get("environment", {"threads": 1}).get("threads")) is not int:
         raise ValueError("'environment' has no number of 'threads'")
     recipe = record["identity"].get("recipe")
@@ -198,6 +203,7 @@ def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, A
     return {
         "study_id": uuid.uuid4().hex,
         "seeds": config.trials // 2,
+        KNOB_WORD: PREFERENCE,
         "created": time.time(),
         "config": config.model_dump(mode="json", exclude={"root"}),
         "identity": json.loads(json.dumps(identity)),

@@ -16,7 +16,7 @@ from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
 from search.fingerprint import model_fingerprint
-from search.folder import StudyFolder, new_record, open_root, resumed_config
+from search.folder import KNOB_WORD, StudyFolder, new_record, open_root, resumed_config
 from search.identity import study_identity
 from search.journal import remove_temporaries
 from search.latency import cached_latency_table
@@ -29,7 +29,7 @@ from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Unreachable
 from spaces.latency import Predictor
-from spaces.space import Space
+from spaces.space import OLD_PREFERENCE, PREFERENCE, Space
 
 FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""
@@ -57,7 +57,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         config = resumed_config(config, folder.read_record(), folder.name)
         _require_criterion(config.criterion)
     folder.refuse_orphan()
-    space = _space(config, workload, root / "cache", watcher)
+    word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
+    space = _space(config, workload, root / "cache", watcher, word)
     for granularity, reason in space.left_out.items():
         fate = "used beside others only" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
@@ -109,7 +110,7 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
-def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher) -> Space:
+def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher, knob_word: str) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
     model = build_model(workload, config.dense_seed)
     graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
@@ -133,6 +134,7 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watch
             latency=latency,
             speed=config.speed,
             schedules=config.schedule,
+            knob_word=knob_word,
         )
     except Unreachable as error:
         raise UsageError(str(error)) from None

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.guide import Guide
 from search.records import DIVERGED
 from spaces.errors import unknown
-from spaces.space import Axis
+from spaces.space import OLD_PREFERENCE, PREFERENCE, Axis
 
 NSGA2_POPULATION = 12
 """Half of a 24-trial study: with Optuna's 50, such a study would be random search."""
@@ -120,4 +120,20 @@ def make_sampler(
             return GuidedSampler(guide, axes, derived, causes)
         if name not in _STOCK:
             raise ValueError(unknown("sampler", name, ("guided", *_STOCK)))
-        return _STOCK[name](derived)
+        return _in_former_order(_STOCK[name](derived))
+
+
+def _in_former_order(sampler: BaseSampler) -> BaseSampler:
+    """Optuna draws parameters by the order of their names: that of the older ones, so that a seed's draws stay."""
+    infer = sampler.infer_relative_search_space
+
+    def inferred(study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(sorted(infer(study, trial).items(), key=lambda item: _former(item[0])))
+
+    sampler.infer_relative_search_space = inferred
+    return sampler
+
+
+def _former(name: str) -> str:
+    word, dot, layer = name.partition(".")
+    return OLD_PREFERENCE + dot + layer if word == PREFERENCE else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ ORIGIN = "origin"
 """Trial attribute: the allocator of a seed, or the source of a guided proposal; absent for other samplers."""
 SCORES = "scores"
 """Trial attribute: what the guide knew of a trial before it was evaluated."""
+LANDED = "landed"
+"""Trial attribute: granularity, and where it was measured sparsity by layer and shares of size and MACs."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
 REBUILT = "delete the file, and the same command rebuilds it from the journal"
 log = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ class OptunaStudy:
     Args:
         sampler: by name; see `search.sampler`.
         guide: of the sampler `guided`, with the axes of its space.
+        speed: the third objective, see `spaces.space`.
         known: numbers of the trials in the journal; a file with other finished ones counts as damaged.
 
     Raises:
@@ -56,6 +60,7 @@ class OptunaStudy:
         guide: Guide | None = None,
         axes: tuple[Axis, ...] = (),
         known: Collection[int] | None = None,
+        speed: str = "macs",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._causes: dict[int, str | None] = {}
@@ -71,6 +76,12 @@ class OptunaStudy:
         if known is not None and (unknown := sorted({*finished} - {*known})):
             _begin_anew(path, f"it has trial {unknown[0]}, which the journal has not")
             self._study = _opened(path, name)
+
+        names = ["accuracy", "size", speed]
+        if self._study.metric_names != names:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names(names)
 
     @property
     def trial_count(self) -> int:
@@ -91,9 +102,24 @@ class OptunaStudy:
         self._take_sampler(number)
         return self._study.ask()
 
-    def tell(self, number: int, state: str, values: Sequence[float] | None = None, cause: str | None = None) -> None:
-        """Finish a trial, of a failed one with its cause; telling a finished one again changes nothing in the file."""
+    def tell(
+        self,
+        number: int,
+        state: str,
+        values: Sequence[float] | None = None,
+        cause: str | None = None,
+        landed: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Finish a trial, of a failed one with its cause; telling a finished one again changes nothing in the file.
+
+        Its parameters are wishes; `landed` is what came of them, and is kept as an attribute.
+        """
         self._causes[number] = cause
+        trial = next(iter(self._study.get_trials(deepcopy=False)[number:]), None)
+        if trial is not None and trial.state.is_finished():
+            return
+        if trial is not None and landed:
+            self._study._storage.set_trial_user_attr(trial._trial_id, LANDED, dict(landed))
         self._study.tell(number, values if state == COMPLETE else None, state=_STATES[state], skip_if_finished=True)
 
     def explain(self, trial: Trial) -> None:

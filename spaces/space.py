@@ -23,6 +23,8 @@ from spaces.schedule import SCHEDULES, Schedule
 from spaces.size import settled
 
 SPEEDS = ("macs", "latency")
+PREFERENCE, OLD_PREFERENCE = "preference", "sparsity"
+"""What a knob's axis is called, `preference.LAYER`; the older word belongs to studies begun with it."""
 EXPONENTS = (1.0, 5.0)
 """Range of the schedule's exponent, sampled on a log scale."""
 MOST_KNOBS = 24
@@ -81,6 +83,7 @@ class Space(Limits):
         evidence: by granularity, for combined words by both of theirs; networks of more than `MOST_KNOBS` layers need
             it, see `bases`.
         schedules: kinds to choose from.
+        knob_word: `PREFERENCE`, or in studies begun with it `OLD_PREFERENCE`; it begins the names of the knobs' axes.
 
     Raises:
         ValueError: a schedule is unknown or repeated, a granularity is not the criterion's; and as `Limits` do.
@@ -91,6 +94,7 @@ class Space(Limits):
     speed: str = "macs"
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     schedules: tuple[str, ...] = SEARCHED_SCHEDULES
+    knob_word: str = PREFERENCE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +114,11 @@ class Space(Limits):
         ends = np.linspace(0, len(self._movable), min(MOST_KNOBS, len(self._movable)) + 1).astype(int)
         runs = [self._movable[start:end] for start, end in pairwise(ends)]
         return {run[0][0]: tuple(layer for layers in run for layer in layers) for run in runs}
+
+    @cached_property
+    def knob_axes(self) -> tuple[str, ...]:
+        """Name of each knob's axis."""
+        return tuple(f"{self.knob_word}.{knob}" for knob in self.knobs)
 
     @cached_property
     def _movable(self) -> list[tuple[str, ...]]:
@@ -139,7 +148,7 @@ class Space(Limits):
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
             *((Axis("base", choices=self.bases.names),) if len(self.bases.names) > 1 else ()),
             *((Axis("removal", *REMOVAL),) if self.parted else ()),
-            *(Axis(f"sparsity.{knob}") for knob in self.knobs),
+            *(Axis(name) for name in self.knob_axes),
             Axis("schedule", choices=self.schedules),
             Axis("exponent", *EXPONENTS, log=True),
         )
@@ -150,7 +159,7 @@ class Space(Limits):
 
     def read(self, params: Mapping[str, Any]) -> Proposal:
         """The proposal that these values of all `axes` stand for."""
-        preferences = {knob: params[f"sparsity.{knob}"] for knob in self.knobs}
+        preferences = {knob: params[name] for knob, name in zip(self.knobs, self.knob_axes, strict=True)}
         schedule = Schedule(params["schedule"], float(params["exponent"]))
         base, part = params.get("base", EVEN), params.get("removal", EVEN_PART)
         return self.propose(params["size"], self._granularity(params), preferences, schedule, base, part)
@@ -172,7 +181,8 @@ class Space(Limits):
             words = {f"granularity.{name}": frame.granularity_of(name) for name in self.network.layer_names}
         else:
             words = {"granularity": granularity}
-        knobs = {f"sparsity.{knob}": min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs}
+        shares = [min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs]
+        knobs = dict(zip(self.knob_axes, shares, strict=True))
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
         removal = min(max(part, REMOVAL[0]), REMOVAL[1])
         values = {"size": min(max(size, low), high), **words, "base": base, "removal": removal, **knobs}
@@ -264,7 +274,7 @@ class Space(Limits):
 
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
-        shares = np.minimum([params[f"sparsity.{knob}"] for knob in self.knobs], 1 - LIFTED**2)
+        shares = np.minimum([params[name] for name in self.knob_axes], 1 - LIFTED**2)
         schedule = Schedule(params["schedule"], float(params["exponent"]))
         base, part = params.get("base", EVEN), params.get("removal", EVEN_PART)
         return Draft(source, params["size"], self._granularity(params), logits_of(shares), schedule, base, part)

@@ -57,7 +57,9 @@ def evidence(network: Network, random: np.random.Generator) -> dict[str, Evidenc
 def moved(params: Mapping[str, Any], space: Space, random: np.random.Generator) -> dict[str, Any]:
     """Another point near one: another size, every knob a little off."""
     knobs = {
-        k: float(np.clip(v + random.normal(0, 0.1), 0.01, 0.99)) for k, v in params.items() if k.startswith("sparsity.")
+        k: float(np.clip(v + random.normal(0, 0.1), 0.01, 0.99))
+        for k, v in params.items()
+        if k.startswith("preference.")
     }
     return {**params, **knobs, "size": float(random.uniform(*space.size_range))}
 

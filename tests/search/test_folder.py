@@ -43,6 +43,13 @@ def test_a_damaged_record_is_refused(folder, text):
         folder.read_record()
 
 
+@pytest.mark.parametrize("word", ["prefrence", 5, []])
+def test_names_of_parameters_that_nobody_knows_are_refused(folder, word):
+    folder.write_record({**folder.read_record(), "knob_word": word})
+    with pytest.raises(Refused, match="knob_word"):
+        folder.read_record()
+
+
 @pytest.mark.parametrize("config", [None, 5, {"trials": 0}, {"unheard": 1}])
 def test_a_record_with_a_damaged_config_is_refused(folder, config):
     folder.write_record({**folder.read_record(), "config": config})

@@ -197,6 +197,45 @@ def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(begin, root):
     assert 0 <= known["predicted_low"] <= known["predicted"] <= known["predicted_high"] <= 1 and known["gain"] >= 0
 
 
+def test_optuna_knows_what_came_of_the_preferences(begin, root):
+    begin("whole", trials=7)
+    study = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}")
+    assert study.metric_names == ["accuracy", "size", "macs"]
+    for trial, theirs in zip(records(root, "whole"), study.trials, strict=True):
+        assert {name for name in theirs.params if "." in name} == {f"preference.{name}" for name in trial.sampled}
+        landed, shares = theirs.user_attrs["landed"], trial.result.shares
+        assert landed == {
+            "granularity": trial.policy.granularity_label, "size": shares.encoded, "macs": shares.macs,
+            "sparsity": dict(trial.result.achieved),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("keeps_database", [True, False])
+def test_a_study_begun_with_the_older_names_goes_on_as_it_would_have(begin, root, keeps_database):
+    """Only its names are older: it proposes what a study of the newer names does."""
+    begin("whole", trials=7)
+    name = f"older-names-{keeps_database}"
+    begin(name, trials=2)
+    older = root / name
+    record = json.loads((older / "study.json").read_text())
+    del record["knob_word"]
+    (older / "study.json").write_text(json.dumps(record))
+    for path in (older / "journal").glob("trial-*.json"):
+        path.write_text(path.read_text().replace('"preference.', '"sparsity.'))
+    if keeps_database:
+        with closing(sqlite3.connect(older / "study.db")) as database:
+            database.execute("UPDATE trial_params SET param_name = replace(param_name, 'preference.', 'sparsity.')")
+            database.commit()
+    else:
+        (older / "study.db").unlink()
+    assert begin(name, trials=7).counts["complete"] == 7
+    newer = [
+        {key.replace("preference.", "sparsity."): value for key, value in p.items()} for p in proposed(root, "whole")
+    ]
+    assert proposed(root, name) == newer == [dict(trial.params) for trial in stored(root, name)]
+    assert "knob_word" not in json.loads((older / "study.json").read_text())
+
+
 def test_the_smallest_of_an_accuracy_asked_for(begin, root):
     result = begin("accurate", trials=7, min_accuracy="dense-0.2")
     accurate = result.front[result.front["accuracy"] >= result.least_accuracy]

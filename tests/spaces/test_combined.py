@@ -344,7 +344,7 @@ class TestAllocations:
             policy, size = space.read(seed.params).policy, seed.params["size"]
             assert cost(space.network, policy).encoded <= size
             wanted = allocated(space, seed.allocator, size, seed.granularity, known)
-            knobs = {knob: seed.params[f"sparsity.{knob}"] for knob in space.knobs}
+            knobs = {knob: seed.params[f"preference.{knob}"] for knob in space.knobs}
             assert knobs == pytest.approx({knob: preferences_of(wanted).get(knob, 0.0) for knob in knobs})
             if seed.allocator == "uniform":
                 assert np.ptp(list(policy.removal.values())) < 1e-6 > np.ptp(list(policy.sparsity.values()))
