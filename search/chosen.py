@@ -11,7 +11,7 @@ from search.comparison import BASELINES
 from search.errors import GoalMissed, UsageError
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord
-from search.results import knee_trial, smallest_trial
+from search.results import knee_trial, not_dead_at_last, smallest_trial
 from spaces.errors import unknown
 from spaces.policy import PruningPolicy
 
@@ -43,7 +43,7 @@ def choose_trial(view: StudyView, choice: str) -> Chosen:
 
     Raises:
         UsageError: no such word or baseline, or no complete trial of that number (the nearest is named).
-        GoalMissed: the front is empty, or the baseline has no complete finals.
+        GoalMissed: no network above chance is on the front, or the baseline has no complete finals.
     """
     if choice.startswith(BASELINE):
         return _chosen_baseline(view, choice.removeprefix(BASELINE))
@@ -75,11 +75,17 @@ def _median_final(view: StudyView, digest: str) -> FinalRecord | None:
 
 def _number_of(view: StudyView, choice: str) -> int:
     if choice in CHOICES:
+        alive = not_dead_at_last(view.front, view.chance).reset_index(drop=True)
         number = {
             "best": lambda front: view.best,
             "knee": knee_trial,
             "smallest": smallest_trial,
-        }[choice](view.front)
+        }[choice](alive)
+        if number is None and (view.dead or not view.front.empty):
+            raise GoalMissed(
+                f"study {view.folder.name!r} has only dead networks, no more accurate than chance: give it more "
+                "--trials or room, or name one by its number"
+            )
         if number is None:
             raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
         return number

@@ -383,7 +383,7 @@ class Coordinator:
             front=front,
             trials=table,
             counts={**counts, "running": 0, "waiting": 0},
-            best=best_trial(front, table, self.config.max_size, self.least_accuracy),
+            best=best_trial(front, table, self.config.max_size, self.least_accuracy, self.chance),
             least_accuracy=self.least_accuracy,
             comparison=comparison,
             finals=finals,

@@ -45,6 +45,7 @@ class StudyView:
         criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
         dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
         dead: trials within the limit that are on no front because they are no more accurate than chance.
+        chance: accuracy up to which networks are dead, see `search.chance`; None if unknown.
     """
 
     folder: StudyFolder
@@ -57,11 +58,12 @@ class StudyView:
     criterion_place: str | None = None
     dense_accuracy: float | None = None
     dead: int = 0
+    chance: float | None = None
 
     @property
     def best(self) -> int | None:
         """The trial `export --trial best` ships, see `best_trial`; None without a feasible one."""
-        return best_trial(self.front, self.trials, self.folder.config.max_size, self.least_accuracy)
+        return best_trial(self.front, self.trials, self.folder.config.max_size, self.least_accuracy, self.chance)
 
     @property
     def seconds_left(self) -> float | None:
@@ -105,7 +107,7 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     return StudyView(
         folder, table, front, finals, read_comparison(folder), running,
         record.get("least_accuracy"), record.get("criterion_place"), _share(record.get("dense_accuracy")),
-        dead_within(trials, limit, chance),
+        dead_within(trials, limit, chance), chance,
     )  # fmt: skip
 
 

@@ -135,6 +135,11 @@ def is_dead(accuracy: float | None, chance: float | None) -> bool:
     return chance is not None and accuracy is not None and accuracy <= chance
 
 
+def not_dead_at_last(trials: pd.DataFrame, chance: float | None) -> pd.DataFrame:
+    """The trials that are not dead after their finals; those without finals are among them."""
+    return trials[np.array([not is_dead(final, chance) for final in trials["final_accuracy"]], dtype=bool)]
+
+
 def dead_within(trials: pd.DataFrame, max_size: float, chance: float | None) -> int:
     """How many complete trials within `max_size` are dead."""
     complete = trials[trials["state"] == COMPLETE]
@@ -149,18 +154,23 @@ def best_trial(
     trials: pd.DataFrame | None = None,
     max_size: float = 1.0,
     least_accuracy: float | None = None,
+    chance: float | None = None,
 ) -> int | None:
     """The trial of highest `final_accuracy`; without finals, of highest accuracy on the front. None if empty.
+
+    Trials whose finals are dead are left out, see `not_dead_at_last`.
 
     Args:
         trials: all trials; a finalist that a later trial pushed off the front can still be the best within
             `max_size`.
         least_accuracy: if asked for, the smallest trial at least this accurate; the most accurate if none is.
     """
+    front = not_dead_at_last(front, chance)
     if front.empty:
         return None
     tuned = front if trials is None else trials[trials["state"] == COMPLETE]
     tuned = tuned[[f is not None and f == f for f in tuned["final_accuracy"]]]
+    tuned = not_dead_at_last(tuned, chance)
     tuned = tuned[[size <= max_size for size in tuned["size"]]]
     candidates, key = (front, "accuracy") if tuned.empty else (tuned, "final_accuracy")
     accurate = candidates[candidates[key].astype(float) >= (2.0 if least_accuracy is None else least_accuracy)]

@@ -729,6 +729,7 @@ def test_apply_says_what_did_not_go_as_asked_and_refuses_what_nothing_goes_of(ma
     file.write_text(json.dumps(both))
     exact = main("apply", file, *words, "--out", tmp_path / "exact")
     assert exact.code == 0 and " asked, " not in exact.err, exact.err
+    assert re.match(r"Dense accuracy: \d\d\.\d\d % on validation data; fine-tuned for 1 epoch\n", exact.out)
     rounded = main("apply", file, *words, "--round-to", 4, "--out", tmp_path / "rounded")
     assert rounded.code == 0 and rounded.err.count(" asked, ") == 1, rounded.err
     assert "conv1.weight: 40.0% of its channels asked, 25.0% removed" in rounded.err
@@ -946,6 +947,9 @@ def test_apply_prunes_by_an_exported_dict(main, exported, place, tmp_path, sourc
     out = tmp_path / "applied"
     reply = main("apply", exported / source, "--workload", "./tiny.py:tiny", "--out", out, "--json")
     assert reply.code == 0, reply.err
+    told = json.loads(reply.out)
+    study = json.loads((place / "mlruns" / "tiny" / "study.json").read_text())
+    assert (told["dense_accuracy"], told["epochs"]) == (study["dense_accuracy"], 1.0) and "near chance" not in reply.err
     assert json.loads((out / "sparsity.json").read_text()) == asked
     policy = json.loads((out / "policy.json").read_text())
     if source == "policy.json":

@@ -14,6 +14,7 @@ from pruning.codec import dense_bytes
 from pruning.criteria import own_function
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
+from search.chance import chance_accuracy
 from search.chosen import choose_trial
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
@@ -41,8 +42,9 @@ from search.manifest import largest_files, read_manifest
 from search.onnx_file import require_onnx
 from search.open import open_study
 from search.reading import read_text
+from search.results import is_dead
 from search.tables import percent, render
-from search.train import FINE_TUNE, TRAININGS
+from search.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code import named_criterion
 from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
@@ -72,7 +74,9 @@ def export(arguments: argparse.Namespace) -> Reply:
     _check_files(arguments)
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
-    made, workload, config = export_of_trial(seen, chosen, TerminalWatcher())
+    watcher = TerminalWatcher()
+    _note_dead(chosen.name, (chosen.final or chosen.trial).result.accuracy, seen.chance, watcher)
+    made, workload, config = export_of_trial(seen, chosen, watcher)
     return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
 
 
@@ -110,7 +114,17 @@ def apply(arguments: argparse.Namespace) -> Reply:
         if why := subject.network.by_name[name].whole:
             watcher.note(f"{name} stays whole: {why}")
     asked, policy = policy, settled(subject.network, policy)
-    tuned = fine_tuned(subject, policy, workload.recipe.final_epochs, config.seed, watcher, arguments.training)
+    chance = chance_accuracy(workload)
+    _note_dead("the dense model", dense.accuracy, chance, watcher)
+    epochs = workload.recipe.final_epochs
+    tuned = fine_tuned(subject, policy, epochs, config.seed, watcher, arguments.training)
+    if arguments.training == FINE_TUNE:
+        trained, how = epochs, "fine-tuned"
+    else:
+        trained, how = scratch_epochs(workload, policy, subject.graph, arguments.training), "trained from fresh weights"
+    how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
+    if not is_dead(dense.accuracy, chance):
+        _note_dead(f"the pruned network, {how},", tuned.result.accuracy, chance, watcher)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
@@ -121,13 +135,22 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.pictures:
         files = _stage_files(subject, policy, tuned.model, arguments.training)
         if levels:
-            epochs = workload.recipe.final_epochs
             files |= curve_files(pruning_curves(subject, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
-    reply = _reply_to(written, config, Path(arguments.out))
-    if not paths:
-        return reply
-    return replace(reply, data={**reply.data, "pictures": paths}, text=f"{reply.text}\n{written_line(paths)}")
+    told = {"dense_accuracy": dense.accuracy, "epochs": trained}
+    reply, first = _reply_to(written, config, Path(arguments.out)), percent(dense.accuracy, 2)
+    text = f"Dense accuracy: {first} on validation data; {how}\n{reply.text}"
+    if paths:
+        told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
+    return replace(reply, data=told | reply.data, text=text)
+
+
+def _note_dead(name: str, accuracy: float, chance: float | None, watcher: TerminalWatcher) -> None:
+    if is_dead(accuracy, chance):
+        watcher.note(
+            f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
+            "than chance"
+        )
 
 
 def _network_of(workload: Workload, config: SearchConfig, criterion: str) -> Network:

@@ -43,7 +43,7 @@ def search(arguments: argparse.Namespace) -> Reply:
         options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)
     result = run_search(config, TerminalWatcher())
-    met = not result.front.empty and _is_accurate(result)
+    met = result.best is not None and _is_accurate(result)
     return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
 
 
@@ -83,7 +83,7 @@ def _search_text(result: SearchResult, root: str) -> str:
 
 
 def _accuracy_remark(result: SearchResult) -> str:
-    if result.least_accuracy is None:
+    if result.least_accuracy is None or result.best is None:
         return ""
     best = result.trials.set_index("trial").loc[result.best]
     wanted = f"at least {result.least_accuracy:.2%} on validation data"

@@ -1,0 +1,61 @@
+"""What `export` ships by name is never a dead network; by number it is, and that is said."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from search.chosen import choose_trial
+from search.errors import GoalMissed
+from search.open import open_study
+
+
+@pytest.fixture
+def root(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "root" / "tiny")
+    shutil.copytree(finished.root / "cache", tmp_path / "root" / "cache")
+    return tmp_path / "root"
+
+
+def with_chance(root, chance: float):
+    folder = open_study(root, "tiny").folder
+    folder.write_record({**folder.read_record(), "chance": chance})
+    return open_study(root, "tiny")
+
+
+def accuracies(view) -> dict[int, float]:
+    """Of what an export of each complete trial ships."""
+    numbers = [int(n) for n in view.trials.loc[view.trials["state"] == "complete", "trial"]]
+    chosen = [choose_trial(view, str(number)) for number in numbers]
+    return {n: (c.final or c.trial).result.accuracy for n, c in zip(numbers, chosen, strict=True)}
+
+
+def test_no_name_stands_for_a_dead_network(root):
+    view = with_chance(root, 0.0)
+    smallest = choose_trial(view, "smallest").trial
+    chance = max(smallest.result.accuracy, accuracies(view)[smallest.number])
+    view = with_chance(root, chance)
+    shipped = {choice: choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
+    assert smallest.number not in shipped.values()
+    assert all(accuracies(view)[number] > chance for number in shipped.values())
+
+
+def test_a_trial_that_died_in_its_finals_has_no_name_either(root):
+    view = with_chance(root, 0.0)
+    tuned = view.front.loc[[f is not None and f == f for f in view.front["final_accuracy"]]]
+    lowest = tuned.loc[tuned["final_accuracy"].astype(float).idxmin()]
+    view = with_chance(root, float(lowest["final_accuracy"]))
+    assert lowest["trial"] not in {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
+
+
+def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
+    view = with_chance(root, 1.0)
+    for choice in ("smallest", "knee", "best"):
+        with pytest.raises(GoalMissed, match="only dead networks"):
+            choose_trial(view, choice)
+    number, accuracy = next(iter(accuracies(view).items()))
+    reply = main("export", "tiny", "--trial", number, "--root", root, "--out", tmp_path / "dead")
+    assert reply.code == 0, reply.err
+    said = [line for line in reply.err.splitlines() if "near chance" in line]
+    assert len(said) == 1 and f"trial {number}" in said[0] and f"{accuracy:.2%}" in said[0]
