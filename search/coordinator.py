@@ -232,7 +232,8 @@ class Coordinator:
 
     def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
-        return Guide(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error)
+        chance = self.chance if self.config.min_size is None else None  # a size that was asked for holds
+        return Guide(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""

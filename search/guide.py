@@ -58,6 +58,7 @@ class Observation:
         error: 1 - metric on validation data; 1.0 for a trial that diverged.
         size: share of the dense size, as it was landed.
         speed: the third objective's share of the dense model's.
+        dead: whether it is no more accurate than chance; None of a trial that diverged, or if chance is unknown.
     """
 
     draft: Draft
@@ -66,6 +67,7 @@ class Observation:
     error: float
     size: float
     speed: float
+    dead: bool | None = None
 
     @property
     def point(self) -> np.ndarray:
@@ -115,6 +117,8 @@ class Guide:
         dense_error: 1 - metric of the dense model.
         seed: of all draws; together with a trial's number it fixes them.
         largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
+        chance: accuracy up to which networks are dead, if sizes at which only dead ones were found are to be left
+            alone; see `least_sizes`.
     """
 
     def __init__(
@@ -124,9 +128,11 @@ class Guide:
         dense_error: float,
         seed: int = 0,
         largest_error: float | None = None,
+        chance: float | None = None,
     ) -> None:
         self._space, self._pool, self._seed = space, Pool(space, evidence), seed
         self._largest_error = None if largest_error is None else _within(largest_error)
+        self._least_dead_error = None if chance is None else 1 - chance
         self._features = Features(space)
         ways = sorted({"channel" in parts_of(word) for word in space.choices})
         self._dense = (
@@ -164,11 +170,32 @@ class Guide:
             _within(1.0 if math.isnan(error) else error),
             float(landed.sizes[0]),
             float(landed.speeds[0]),
+            self._dead(error),
         )
         self._asked[number] = self._key(params)
         self._front = [] if replaced else self._front
         for known in self._observed if replaced else (number,):
             self._join_front(known)
+
+    def _dead(self, error: float) -> bool | None:
+        return None if self._least_dead_error is None or math.isnan(error) else error >= self._least_dead_error
+
+    @property
+    def least_sizes(self) -> dict[str, float]:
+        """By granularity, the size below which nothing is proposed: half of the dead trials that are smaller than every
+        surviving one are at or below it.
+
+        Half, for a network can also be dead by its allocation: in between another one is tried, and if it survives,
+        the size falls. One dead trial alone says nothing.
+        """
+        found = {}
+        for label in sorted({o.draft.label for o in self._observed.values()}):
+            own = [o for o in self._observed.values() if o.draft.label == label]
+            alive = min((o.size for o in own if o.dead is False), default=math.inf)
+            dead = sorted(o.size for o in own if o.dead and o.size < alive)
+            if len(dead) > 1:
+                found[label] = dead[len(dead) // 2 - 1]
+        return found
 
     def avoid(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
@@ -191,6 +218,7 @@ class Guide:
         random = np.random.default_rng([self._seed, number])
         rows = self._relevant()
         pool, rounds, kept = self._effort
+        self._pool.least = self.least_sizes
         drafts = self._pool.draw(pool, self._parents(rows), random)
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})

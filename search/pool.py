@@ -10,7 +10,7 @@ import numpy as np
 
 from spaces.allocation import SCANNED, Evidence, Unreachable
 from spaces.combined import EVEN_PART, REMOVAL, is_combined, preferences_of
-from spaces.landing import EVEN, Draft, centred
+from spaces.landing import EVEN, MIXED, Draft, centred
 from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.seeds import allocated
@@ -42,11 +42,15 @@ class Pool:
     Args:
         space: every candidate lands within its limits.
         evidence: by granularity, what allocations start from; for combined words of both of theirs.
+
+    Attributes:
+        least: by granularity (`Draft.label`), the size below which nothing is drawn; without one, the space's smallest.
     """
 
     def __init__(self, space: Space, evidence: Mapping[str, Evidence]) -> None:
         self._space, self._evidence = space, evidence
         self._static: dict[tuple[str, str, int], tuple[np.ndarray, str] | None] = {}
+        self.least: Mapping[str, float] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
         """`count` candidates from all sources; `parents` are the best known, in any order."""
@@ -62,7 +66,7 @@ class Pool:
         size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
         schedule = self._schedule(parent.schedule, random)
         part = self._moved_part(parent, random)
-        return Draft(SWAP, self._within(size, random), codes, logits, schedule, parent.base, part)
+        return Draft(SWAP, self._raised(self._within(size, random), codes), codes, logits, schedule, parent.base, part)
 
     def _source(self, place: float, parents: Sequence[Draft]) -> str:
         ends = np.cumsum(list(SHARES.values()))
@@ -80,7 +84,9 @@ class Pool:
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
             codes, base = self._codes(granularity, random), str(random.choice(self._space.bases.names))
-            return Draft(FREE, size, codes, logits, self._schedule(None, random), base, self._part(granularity, random))
+            size, schedule = self._raised(size, codes), self._schedule(None, random)
+            return Draft(FREE, size, codes, logits, schedule, base, self._part(granularity, random))
+        size = self._raised(size, granularity)
         found = self._from_table(granularity, size, random) if source == PRIOR else None
         while found is None:
             found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
@@ -100,7 +106,7 @@ class Pool:
         take = random.random(len(first.logits)) < 0.5
         logits = np.where(take, centred(first.logits), centred(second.logits))
         size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
-        size = self._within(size, random)
+        size = self._raised(self._within(size, random), first.granularity)
         return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, second.part)
 
     def _size(self, random: np.random.Generator) -> float:
@@ -110,6 +116,14 @@ class Pool:
     def _within(self, size: float, random: np.random.Generator) -> float:
         low, high = self._space.size_range
         return high if random.random() < AT_LIMIT else float(min(max(size, low), high))
+
+    def _raised(self, size: float, granularity: str | Mapping[str, str]) -> float:
+        """The size, or where it is below the least of its granularity, one spread over those from there on."""
+        least = self.least.get(MIXED if self._space.mixed else granularity, 0.0)
+        if size >= least:
+            return size
+        low, high = self._space.size_range
+        return float(least * (high / least) ** (np.log(size / low) / np.log(least / low)))
 
     def _part(self, granularity: str, random: np.random.Generator) -> float:
         """What a removal does of the reduction; of words without masks after it nothing is drawn."""

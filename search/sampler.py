@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,7 +76,7 @@ class GuidedSampler(BaseSampler):
             if trial.state == TrialState.COMPLETE:
                 self._guide.learn(trial.number, trial.params, 1 - trial.values[0])
             elif self._causes.get(trial.number) == DIVERGED:
-                self._guide.learn(trial.number, trial.params, 1.0)
+                self._guide.learn(trial.number, trial.params, math.nan)
             else:
                 self._guide.avoid(trial.number, trial.params)
 

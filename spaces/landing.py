@@ -30,6 +30,8 @@ LIFTED = 0.005
 """A layer sampled as whole asks for this little where the size cannot be reached without it."""
 EVEN = "even"
 """The base that asks the same of every layer."""
+MIXED = "mixed"
+"""What a draft's granularity is called where layers differ."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Draft:
     @property
     def label(self) -> str:
         """The granularity in one word."""
-        return self.granularity if isinstance(self.granularity, str) else "mixed"
+        return self.granularity if isinstance(self.granularity, str) else MIXED
 
 
 @dataclass(frozen=True)

@@ -497,3 +497,71 @@ class TestRemovalsBeforeMasks:
         other = replace(masks, removal={"backbone.conv3.weight": 0.75})
         keys = [effect(world.network, policy) for policy in (masks, other)]
         assert keys[0] != keys[1]
+
+
+def params_at(space: Space, size: float, granularity: str, knob: int = 0) -> dict[str, Any]:
+    preferences = {name: 0.25 + 0.5 * (place == knob) for place, name in enumerate(space.knobs)}
+    return space.params(size, granularity, preferences, space.seed_schedule)
+
+
+def told(guide: Guide, space: Space, trials: list[tuple[float, str, float]]) -> Guide:
+    for number, (size, granularity, error) in enumerate(trials):
+        guide.learn(number, params_at(space, size, granularity, number), error)
+    return guide
+
+
+ALIVE = [(size, word, 0.25) for word in ("fine-grained", "channel") for size in (0.03, 0.08, 0.2)]
+DEAD_BELOW = [(size, "fine-grained", 0.9 if size < 0.15 else 0.25) for size in (0.03, 0.04, 0.06, 0.1, 0.16, 0.2, 0.24)]
+
+
+def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evidence_of):
+    """Of four dead ones the two smallest: 0.03 and 0.04; of channels nothing is known, which go as low as before."""
+    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+    guide = told(Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    low = guide.least_sizes["fine-grained"]
+    assert 0.035 < low <= 0.04 and set(guide.least_sizes) == {"fine-grained"}
+    params = [guide.suggest(number).params for number in range(7, 19)]
+    assert all(p["size"] >= low for p in params if p["granularity"] == "fine-grained")
+    drafts = guide._pool.draw(400, [space.draft(params[0])], np.random.default_rng(0))
+    sizes = {word: [d.size for d in drafts if d.granularity == word] for word in ("fine-grained", "channel")}
+    assert min(sizes["fine-grained"]) >= low > min(sizes["channel"])
+    assert sum(size < 0.08 for size in sizes["fine-grained"]) > 20
+
+
+def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
+    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+    guide = told(Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    guide.learn(7, params_at(space, 0.05, "fine-grained", 4), 0.5)
+    assert 0.025 < guide.least_sizes["fine-grained"] <= 0.03
+    guide.learn(8, params_at(space, 0.027, "fine-grained", 4), 0.5)
+    assert guide.least_sizes == {}
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [
+        ALIVE,
+        [*ALIVE, (0.026, "channel", 0.9)],
+        [*ALIVE, (0.026, "channel", math.nan), (0.027, "channel", math.nan)],
+        [*ALIVE, (0.1, "channel", 0.9), (0.12, "channel", 0.9)],
+    ],
+    ids=["all-alive", "one-dead", "diverged", "dead-above-the-living"],
+)
+def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, evidence_of, trials):
+    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+    knowing, blind = (told(Guide(space, evidence, DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None))
+    numbers = range(len(trials), len(trials) + 4)
+    assert [knowing.suggest(n) for n in numbers] == [blind.suggest(n) for n in numbers]
+
+
+def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, evidence_of):
+    """So that an interrupted study proposes what an uninterrupted one would have."""
+    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+    first, again = (Guide(space, evidence, DENSE_ERROR, 3, chance=0.125) for _ in range(2))
+    params = [params_at(space, size, word, n) for n, (size, word, _) in enumerate(DEAD_BELOW)]
+    for number, (_, _, error) in enumerate(DEAD_BELOW):
+        first.suggest(number)
+        first.learn(number, params[number], error)
+    for number, (_, _, error) in reversed(list(enumerate(DEAD_BELOW))):
+        again.learn(number, params[number], error)
+    assert first.least_sizes == again.least_sizes != {}
