@@ -337,7 +337,10 @@ def _add_search(commands: Any) -> None:
         "--max-size", type=_number, metavar="SHARE", help="size limit, a share of the dense model (0.25)"
     )
     parser.add_argument(
-        "--min-size", metavar="SHARE", type=_number, help="smallest size searched (a tenth of the limit)"
+        "--min-size",
+        metavar="SHARE",
+        type=_number,
+        help="smallest size searched (a tenth of the limit; guided: more where only dead ones are)",
     )
     parser.add_argument("--max-macs", metavar="SHARE", type=_number, help="limit on MACs, a share of the dense model's")
     parser.add_argument("--max-latency", metavar="SHARE", type=_number, help="limit on predicted latency, likewise")

@@ -53,8 +53,8 @@ class SearchConfig(BaseModel):
         trial_timeout: seconds after which one trial's evaluation fails; a final may take as many times longer as it
             has epochs more.
         max_size: the size limit, a share of the dense model.
-        min_size: smallest size target; default a tenth of the limit. Equal to the limit, accuracy at that size
-            is all that is searched.
+        min_size: smallest size target; default a tenth of the limit, and more where `guided` finds only dead networks
+            there. Equal to the limit, accuracy at that size is all that is searched.
         max_macs: a further limit, a share of the dense MACs.
         max_latency: a further limit, a share of the dense latency, predicted.
         min_accuracy: the smallest network of at least this validation accuracy is wanted: a share, or

@@ -102,7 +102,8 @@ class TestLearning:
         asked[4].suggest_float("another", 0, 1)
         study.tell(asked[4], [0.5, 0.5, 0.5])
         space.suggest(study.ask())
-        assert guide.told == [(0, seed_params, 0.125), (1, seed_params, 1.0)]
+        assert [(number, params) for number, params, _ in guide.told] == [(0, seed_params), (1, seed_params)]
+        assert guide.told[0][2] == 0.125 and np.isnan(guide.told[1][2])
         assert guide.avoided == [(2, seed_params)]
         study.tell(asked[3], state=TrialState.FAIL)
         space.suggest(study.ask())
