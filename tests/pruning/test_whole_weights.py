@@ -112,7 +112,7 @@ def test_hooks_name_what_they_replace():
     ]
 
 
-def test_a_network_torch_pruning_cannot_trace_keeps_the_reasons():
+def test_a_network_that_cannot_be_traced_keeps_the_reasons():
     class Unfollowed(nn.Module):
         def __init__(self):
             super().__init__()
