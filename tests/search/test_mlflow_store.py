@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search import mlflow_store
+from search import mlflow_store, storage
 from search.config import check_study_name
 from search.errors import EnvironmentProblem
 from search.mlflow_store import artifacts_uri, open_store, store_uri
@@ -237,7 +237,7 @@ def test_a_database_of_a_newer_mlflow_is_left_alone(root):
 
 
 def test_a_locked_database_is_not_a_broken_one(root, monkeypatch):
-    monkeypatch.setattr(mlflow_store, "TIMEOUT", 0.05)
+    monkeypatch.setattr(storage, "TIMEOUT", 0.05)
     with closing(sqlite3.connect(root / "mlflow.db")) as viewer:
         viewer.execute("BEGIN EXCLUSIVE")
         with pytest.raises(EnvironmentProblem, match=r"another program has it locked.*close that program"):
