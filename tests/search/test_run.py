@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -616,7 +617,7 @@ def assert_whole(study: Running, run, kept: dict[str, bytes]) -> None:
     journal = study.journal()
     assert sorted(journal) == [f"trial-{n:05d}.json" for n in range(4)]
     assert {name: journal[name] for name in kept} == kept
-    repeated = [line for line in ended.stderr.splitlines() if line.startswith("trial ")]
+    repeated = re.findall(r"^trial \d+: ", ended.stderr, re.M)
     assert len(repeated) == 4 - len(kept)
     numbers = [(trial.number, trial.state.name) for trial in stored(study.root, "slow")]
     assert numbers == [(n, "COMPLETE") for n in range(4)]
