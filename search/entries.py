@@ -52,6 +52,9 @@ def _check_result(result: TrialResult) -> None:
         raise ValueError(unknown("state", result.state, FINISHED_STATES))
     if result.reason is not None:
         _text("reason", result.reason)
+    _whole("measuring", result.measuring, MOST_TRIALS)
+    if result.measuring < 1:
+        raise ValueError(f"measuring must be at least 1, got {result.measuring}")
     for part in ("achieved", "seconds"):
         _mapping(part, getattr(result, part))
     for layer, share in result.achieved.items():

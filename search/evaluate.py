@@ -21,7 +21,17 @@ from pruning.scores import restrict_graph
 from pruning.structure import Structure
 from search.attempts import TIMED_OUT, reached
 from search.blame import told
-from search.records import COMPLETE, DIVERGED, ERROR, FAILED, OUT_OF_MEMORY, REFUSED, TrialResult, cause_of
+from search.records import (
+    COMPLETE,
+    DIVERGED,
+    ERROR,
+    FAILED,
+    MEASURING,
+    OUT_OF_MEMORY,
+    REFUSED,
+    TrialResult,
+    cause_of,
+)
 from search.time_limit import TimedOut, limited
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code import pass_signals_on
@@ -172,6 +182,7 @@ def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Eval
             "measuring": time.perf_counter() - began,
         },
         statistics=trained.statistics,
+        measuring=MEASURING,
     )
     return Evaluation(result, trained.model, trained.structure)
 

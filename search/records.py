@@ -10,6 +10,10 @@ from spaces.policy import PruningPolicy
 from spaces.size import Shares
 
 RECORD_VERSION = 1
+MEASURING = 2
+"""How accuracy, size and MACs of a result are found. 1: with BatchNorm's running statistics as training left them, MACs
+of convolutions and linear layers called as modules only. 2: with statistics averaged anew, MACs of every multiplication
+the dispatcher sees. `search.measuring` says what results of earlier versions may differ by."""
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
@@ -44,6 +48,7 @@ class TrialResult:
         statistics: the network's running statistics of BatchNorm, `refreshed` over fit data or `as trained`,
             whichever had the smaller loss on calibration data; None if it has none, and in older records.
         cause: why it failed, in one word: `diverged`, `refused`, `out-of-memory`, `error`, ...; None unless failed.
+        measuring: the version of how it was measured, see `MEASURING`; 1 in records that do not say.
     """
 
     state: str
@@ -56,6 +61,7 @@ class TrialResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     statistics: str | None = None
     cause: str | None = None
+    measuring: int = 1
 
 
 def cause_of(reason: str | None) -> str | None:
@@ -144,6 +150,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         "seconds": dict(result.seconds),
         **({"statistics": result.statistics} if result.statistics else {}),
         **({"cause": result.cause} if result.cause else {}),
+        **({"measuring": result.measuring} if result.measuring > 1 else {}),
     }
 
 

@@ -21,6 +21,7 @@ from search.identity import study_identity
 from search.journal import remove_temporaries
 from search.latency import cached_latency_table
 from search.locks import held_lock
+from search.measuring import settle_measuring
 from search.overlap import overlaps
 from search.storage import check_database_path, write_problem
 from search.train import in_fast_layout, step_count
@@ -29,6 +30,7 @@ from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Unreachable
 from spaces.latency import Predictor
+from spaces.layers import Network
 from spaces.space import OLD_PREFERENCE, PREFERENCE, Space
 
 FEW_STEPS = 50
@@ -78,8 +80,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         if said := overlaps(workload):
             watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
-        _settle_identity(folder, config, workload, dense, watcher)
-        folder.journal.require_layers(space.network)
+        _settle_identity(folder, config, workload, dense, space.network, watcher)
         return Coordinator(config, folder, space, workload, dense, watcher).run()
 
 
@@ -160,9 +161,15 @@ def _dense_model(folder: StudyFolder, config: SearchConfig, workload: Workload, 
 
 
 def _settle_identity(
-    folder: StudyFolder, config: SearchConfig, workload: Workload, dense: DenseModel, watcher: Watcher
+    folder: StudyFolder,
+    config: SearchConfig,
+    workload: Workload,
+    dense: DenseModel,
+    network: Network,
+    watcher: Watcher,
 ) -> None:
-    """Write a new study down, or refuse one whose model, data, recipe or objectives changed.
+    """Write a new study down, or refuse one whose model, data, recipe or objectives changed, or whose results were
+    measured in a way that new ones cannot be compared with.
 
     Its test split may change as long as no final run has been scored on it.
     """
@@ -175,6 +182,8 @@ def _settle_identity(
                 f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher)
+        folder.journal.require_layers(network)
+        settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
         record["config"] = config.model_dump(mode="json", exclude={"root"})
     else:
         record = new_record(config, study_identity(config, workload, dense))

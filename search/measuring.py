@@ -1,0 +1,165 @@
+"""What a study would mix that holds results measured in an earlier way.
+
+Every result says by which version of measuring it came about, `TrialResult.measuring`. Whoever changes how accuracy,
+size or MACs are found raises `search.records.MEASURING`, and says here how to tell what earlier results may differ by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pruning.calibrate import learning_norms
+from search.console import Watcher
+from search.errors import UsageError
+from search.folder import StudyFolder
+from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
+from search.train import step_count
+from search.workloads.base import Workload
+from spaces.layers import Network
+from spaces.size import dense_footprint, footprint
+
+MOST_LEFT = 0.02
+"""Share of the dense model's running statistics that may be left after a fine-tune, for its score to differ by noise
+alone. Twelve fine-tunes of a small network on digits, 20 steps each: with 1 % left, refreshing them brought 1.7 points
+in the mean, as with none left; with 12 %, 6.9 points, and up to 24."""
+APART = 0.001
+"""Shares of MACs differ that are shown differently."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What results measured in an earlier way may differ by.
+
+    Attributes:
+        trials: their numbers.
+        finals: how many final runs.
+        what: in words.
+        noise: whether they differ by no more than two measurements of one network may.
+    """
+
+    trials: tuple[int, ...]
+    finals: int
+    what: str
+    noise: bool
+
+    def __str__(self) -> str:
+        return f"{_counted(self.trials, self.finals)}: {self.what}"
+
+
+def settle_measuring(
+    folder: StudyFolder, asked: int, workload: Workload, dense: nn.Module, network: Network, watcher: Watcher
+) -> None:
+    """Note what a study's results may differ by from those to come, and refuse to mix what cannot be compared.
+
+    Args:
+        asked: how many trials the study is to have; one that has them all is not refused.
+        network: of the study's space, in which all policies of its results are known.
+
+    Raises:
+        UsageError: further trials could not be compared with those there are.
+    """
+    trials, finals = folder.journal.trials(), folder.journal.finals()
+    newest = max((record.result.measuring for record in (*trials, *finals)), default=MEASURING)
+    if newest > MEASURING:
+        raise UsageError(
+            f"study {folder.name!r} has results of a later prunefront (measuring {newest}, this one knows "
+            f"{MEASURING}): update prunefront, or name a new --study"
+        )
+    found = list(differences(trials, finals, workload, dense, network))
+    if len(trials) < asked and (apart := [one for one in found if not one.noise]):
+        raise UsageError(
+            f"study {folder.name!r} was begun with an earlier prunefront, and further trials cannot be compared with "
+            f"its own ({'; '.join(map(str, apart))}): name a new --study; front, status and export go on with this one"
+        )
+    for difference in found:
+        watcher.note(str(difference))
+
+
+def differences(
+    trials: Sequence[TrialRecord],
+    finals: Sequence[FinalRecord],
+    workload: Workload,
+    dense: nn.Module,
+    network: Network,
+) -> Iterator[Difference]:
+    """What results of earlier versions may differ by from results of today; nothing where nothing can."""
+    old_trials, old_finals = ([r for r in records if _is_of(1, r)] for records in (trials, finals))
+    if (old_trials or old_finals) and (norms := learning_norms(dense)):
+        yield from _scored_as_trained(old_trials, old_finals, norms, workload)
+    yield from _counted_otherwise(old_trials, old_finals, network)
+
+
+def _is_of(version: int, record: TrialRecord | FinalRecord) -> bool:
+    return record.result.measuring == version and record.result.state == COMPLETE
+
+
+def _scored_as_trained(
+    trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], norms: Sequence[nn.Module], workload: Workload
+) -> Iterator[Difference]:
+    """Version 1 took BatchNorm's statistics as training left them; of version 1's own end, results say if not."""
+    trials, finals = ([r for r in records if r.result.statistics is None] for records in (trials, finals))
+    if not trials and not finals:
+        return
+    steps = step_count(workload, workload.recipe.trial_epochs)
+    left = max(share_left(norm, steps) for norm in norms)
+    before = "scored before BatchNorm's running statistics were averaged anew for every score"
+    if left <= MOST_LEFT:
+        yield _of(trials, finals, f"{before}; accuracies may differ from new ones by noise", True)
+    else:
+        kept = f"with {left:.0%} of the dense model's left after {steps} steps"
+        yield _of(trials, finals, f"{before}, {kept}", False)
+
+
+def share_left(norm: nn.Module, steps: int) -> float:
+    """Share of a norm's running statistics that is still that of before so many steps of training, 0 to 1."""
+    momentum = getattr(norm, "momentum", None)
+    if momentum is not None:
+        return abs(1 - momentum) ** steps
+    tracked = getattr(norm, "num_batches_tracked", None)
+    before = int(tracked) if isinstance(tracked, Tensor) else 0  # a plain average of all batches since the first
+    return before / (before + steps)
+
+
+def _counted_otherwise(
+    trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], network: Network
+) -> Iterator[Difference]:
+    """Version 1 counted MACs of convolutions and linear layers called as modules only."""
+    whole = dense_footprint(network).macs
+    known: dict[str, float] = {}
+
+    def differs(record: TrialRecord | FinalRecord) -> bool:
+        policy = record.policy
+        if policy.digest not in known:
+            known[policy.digest] = footprint(network, policy).macs / whole if whole else 1.0
+        return abs(record.result.shares.macs - known[policy.digest]) > APART
+
+    trials, finals = ([r for r in records if differs(r)] for records in (trials, finals))
+    if trials or finals:
+        first = (*trials, *finals)[0]
+        now, then = known[first.policy.digest], first.result.shares.macs
+        what = f"MACs as they were counted before, such as {then:.1%} for what is {now:.1%} today"
+        yield _of(trials, finals, what, False)
+
+
+def _of(trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], what: str, noise: bool) -> Difference:
+    return Difference(tuple(trial.number for trial in trials), len(finals), what, noise)
+
+
+def _counted(trials: Sequence[int], finals: int) -> str:
+    """`trials 0 to 5 and 6 final runs`; trials with others between them are counted by how many there are."""
+    first, last = (trials[0], trials[-1]) if trials else (0, 0)
+    if len(trials) == 1:
+        words = [f"trial {first}"]
+    elif trials:
+        words = [
+            f"trials {first} to {last}"
+            if last - first + 1 == len(trials)
+            else f"{len(trials)} of trials {first} to {last}"
+        ]
+    else:
+        words = []
+    words += [f"{finals} final run{'s' * (finals > 1)}"] if finals else []
+    return " and ".join(words)
