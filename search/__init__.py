@@ -6,7 +6,10 @@ Names are imported on first use, so that `prunefront --help` does not wait for P
 from __future__ import annotations
 
 import importlib
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typing` takes long
+    from typing import Any
 
 _PLACES = {
     "Recipe": "search.recipe",

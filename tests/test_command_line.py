@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from search.cli import MASKS, STUDY_FILE
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.mlflow_ui import serve_ui
+from search.parser import MASKS, STUDY_FILE
 from spaces.policy import GRANULARITIES, SEARCHED
 from spaces.targets import TARGETS
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from pruning import trace_channels
 from pruning.calibration import Calibration
-from search import cli
+from search import answer, cli
 from search.commands.reply import Reply
 from search.console import TerminalWatcher
 from search.errors import UsageError
@@ -96,7 +96,7 @@ def test_whatever_a_command_ends_with_is_one_harmless_line(monkeypatch, capfd, n
     def command(arguments: argparse.Namespace) -> Reply:
         raise UsageError(f"unknown layer {name}")
 
-    monkeypatch.setattr(cli, "_command_of", lambda word: command)
+    monkeypatch.setattr(answer, "_command_of", lambda word: command)
     assert cli.main(["status", "mine", *(["--debug"] if debug else [])]) == 2
     said = capfd.readouterr().err
     assert not STEERING.search(said) and len(said) < 12_000
@@ -106,7 +106,7 @@ def test_whatever_a_command_ends_with_is_one_harmless_line(monkeypatch, capfd, n
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_what_a_command_replies_steers_nothing(monkeypatch, capfd, name):
     reply = Reply({"name": name}, f"first\n{name}\nlast")
-    monkeypatch.setattr(cli, "_command_of", lambda word: lambda arguments: reply)
+    monkeypatch.setattr(answer, "_command_of", lambda word: lambda arguments: reply)
     assert cli.main(["status", "mine"]) == 0
     said = capfd.readouterr().out
     assert not STEERING.search(said) and said.startswith("first\n") and said.endswith("last\n")

@@ -1,0 +1,176 @@
+"""One command from its words to its end: it runs, and every error ends it in one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TextIO
+
+from search import interrupts
+from search.blame import told
+from search.commands.reply import Reply
+from search.errors import PrunefrontError
+from search.kept import begin_anew, what_is_kept
+from search.parser import Answered, WrongUsage, make_parser
+
+COMMANDS = {
+    "study": ("search", "front", "status", "view"),
+    "network": ("scan", "inspect"),
+    "policy": ("export", "apply", "verify"),
+}
+"""File in `search.commands` -> the commands it holds."""
+_stdout = 1
+"""Where the reply goes while file descriptor 1 leads to stderr."""
+SHORT = 1000
+"""Characters of a message that is never cut."""
+
+
+def answer(words: Sequence[str], mask: Collection[int]) -> int:
+    """Run one command; returns its exit code.
+
+    Args:
+        mask: the signals that are to be held back, as `signal.pthread_sigmask` takes them, once others are watched for.
+    """
+    arguments = argparse.Namespace(json="--json" in words, debug=False)
+    if "search" in words[:1]:
+        arguments.resume = shlex.join(["prunefront", *words])
+    begin_anew()
+    interrupts.watch(lambda message, code: _say_at_once(message, code, arguments))
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # those that have come since raise here
+        arguments = make_parser().parse_args(words, argparse.Namespace(**vars(arguments)))
+        if arguments.root is None and arguments.command != "search":  # a STUDY.toml may name the root
+            arguments.root = "mlruns"
+        code = _run(arguments)
+    except BaseException as error:
+        code = _ended(error, arguments)
+    interrupts.finish(code)
+    return code
+
+
+def _ended(error: BaseException, arguments: argparse.Namespace) -> int:
+    """Say in one line why a command ended; its exit code."""
+    interrupts.settle()
+    if code := interrupts.exit_code():  # whatever became of what the signal raised
+        return _report(_of_signal(code) + _how_to_resume(arguments), code, arguments)
+    match error:
+        case Answered():
+            return 0
+        case WrongUsage():
+            return _report(str(error), 2, arguments)
+        case BrokenPipeError():
+            _silence_stdout()
+            return 0
+        case PrunefrontError():
+            return _report(str(error), error.exit_code, arguments)
+        case OSError():
+            where = f" ({error.filename!r})" if error.filename else ""
+            return _report(f"{error.strerror or error}{where}: free space or choose another place", 3, arguments)
+        case Exception():
+            what = (str(error).splitlines() or [""])[0]
+            said = f"unexpected {type(error).__name__}: {what}; run again with --debug for the place"
+            return _report(said, 1, arguments)
+        case KeyboardInterrupt() if interrupts.is_signal(error):
+            return _report("interrupted" + _how_to_resume(arguments), interrupts.INTERRUPTED, arguments)
+    said = f"your own code asked to end the program by {told(error)}: let it raise an error that says what is wrong"
+    return _report(said, 2, arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with _everything_to_stderr():
+        reply = _command_of(arguments.command)(arguments)
+    text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
+    arguments.json = False  # the one object is out, or it is said on stderr why there is none
+    if text:
+        _print_plain(text)
+    if reply.then:
+        with _everything_to_stderr():
+            reply.then()
+    return reply.code
+
+
+def _command_of(name: str) -> Callable[[argparse.Namespace], Reply]:
+    """Its function; what it needs is imported only now."""
+    (place,) = (place for place, names in COMMANDS.items() if name in names)
+    return getattr(importlib.import_module(f"search.commands.{place}"), name)
+
+
+@contextlib.contextmanager
+def _everything_to_stderr() -> Iterator[None]:
+    """Keep stdout for the reply: what user code, its child processes or a library print goes to stderr."""
+    global _stdout
+    sys.stdout.flush()
+    kept = _stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        _stdout = 1
+        os.close(kept)
+
+
+def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
+    if arguments.debug and code not in (interrupts.INTERRUPTED, interrupts.TERMINATED):
+        _print_plain(traceback.format_exc(), sys.stderr)
+    line = _one_line(message)
+    _print_plain(f"prunefront: {line}", sys.stderr)
+    if arguments.json:
+        try:
+            print(json.dumps({"error": line, "exit_code": code}), flush=True)
+        except BrokenPipeError:
+            _silence_stdout()
+    return code
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.splitlines())
+    if line.isprintable() and len(line) < SHORT:
+        return line
+    from spaces.printable import printable, shortened  # spaces imports numpy, which most messages do not need
+
+    return shortened(printable(line))
+
+
+def _print_plain(text: str, file: TextIO | None = None) -> None:
+    """Print text in which names and messages may be anybody's: nothing in it steers the terminal."""
+    if not text.replace("\n", "").isprintable():
+        from spaces.printable import printable
+
+        text = printable(text, lines=True)
+    file = sys.stdout if file is None else file
+    encoding = file.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def _silence_stdout() -> None:
+    """The reader left: say nothing more, not even when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_at_once(message: str | None, code: int, arguments: argparse.Namespace) -> None:
+    """What `_report` says, by system calls alone: nothing else of this process still runs."""
+    line = (message or _of_signal(code)) + _how_to_resume(arguments)
+    os.write(2, f"prunefront: {line}\n".encode())
+    if arguments.json:
+        os.write(_stdout, (json.dumps({"error": line, "exit_code": code}) + "\n").encode())
+
+
+def _of_signal(code: int) -> str:
+    return "interrupted" if code == interrupts.INTERRUPTED else "terminated"
+
+
+def _how_to_resume(arguments: argparse.Namespace) -> str:
+    command, kept = getattr(arguments, "resume", None), what_is_kept()
+    if command:
+        return f"; {kept or 'finished trials are kept'}, resume with: {command}"
+    return f"; {kept}: run the same command again" if kept else ""
