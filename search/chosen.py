@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.comparison import BASELINES
+from search.comparison import BASELINES, read_comparison
 from search.errors import GoalMissed, UsageError
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord
@@ -44,6 +44,7 @@ def choose_trial(view: StudyView, choice: str) -> Chosen:
     Raises:
         UsageError: no such word or baseline, or no complete trial of that number (the nearest is named).
         GoalMissed: no network above chance is on the front, or the baseline has no complete finals.
+        Refused: the comparison that knows the baselines is damaged.
     """
     if choice.startswith(BASELINE):
         return _chosen_baseline(view, choice.removeprefix(BASELINE))
@@ -56,7 +57,8 @@ def choose_trial(view: StudyView, choice: str) -> Chosen:
 def _chosen_baseline(view: StudyView, name: str) -> Chosen:
     if name not in BASELINES:
         raise UsageError(unknown("baseline", name, BASELINES))
-    digest = view.comparison.baselines.get(name) if view.comparison else None
+    comparison = view.comparison or read_comparison(view.folder)  # which refuses a damaged one
+    digest = comparison.baselines.get(name) if comparison else None
     if digest not in view.finals:
         raise GoalMissed(
             f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -18,9 +20,13 @@ from search.journal import write_durably
 from search.reading import read_text
 from search.records import FinalRecord
 from search.results import FinalScore
+from search.storage import set_aside
 from spaces.errors import is_number
 from spaces.latency import TimedNetwork, TimedNetworks
 from spaces.policy import parse_object
+from spaces.printable import printable
+
+log = logging.getLogger(__name__)
 
 COMPARISON_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -93,7 +99,28 @@ def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
     if comparison.test_examples is None:
         del data["test_examples"]
     text = json.dumps(data, indent=1)
-    write_durably(folder.path / "comparison.json", text.encode())
+    write_durably(_place(folder), text.encode())
+
+
+def shown_comparison(folder: StudyFolder) -> Comparison | None:
+    """`read_comparison` for those who only read: a damaged one is named, and all the rest is shown without it."""
+    try:
+        return read_comparison(folder)
+    except Refused as error:
+        log.warning("%s; all else is shown", printable(error))
+        return None
+
+
+def known_comparison(folder: StudyFolder) -> Comparison | None:
+    """`read_comparison` for the process that runs the study: a damaged one is kept under another name, and the study
+    compares again."""
+    try:
+        return _parsed(_place(folder))
+    except ValueError as error:
+        path = _place(folder)
+        kept = set_aside(path).name
+        log.warning("damaged %s: %s; it is kept as %s, and finals are compared again", path, printable(error), kept)
+        return None
 
 
 def read_comparison(folder: StudyFolder) -> Comparison | None:
@@ -102,7 +129,14 @@ def read_comparison(folder: StudyFolder) -> Comparison | None:
     Raises:
         Refused: it is damaged.
     """
-    path = folder.path / "comparison.json"
+    path = _place(folder)
+    try:
+        return _parsed(path)
+    except ValueError as error:
+        raise Refused(f"damaged {path}: {error}; delete it, or resume the study, which compares again") from None
+
+
+def _parsed(path: Path) -> Comparison | None:
     if not path.exists():
         return None
     try:
@@ -115,7 +149,11 @@ def read_comparison(folder: StudyFolder) -> Comparison | None:
         _check_comparison(found)
         return found
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise Refused(f"damaged {path}: {error}; delete it to compare again") from None
+        raise ValueError(str(error)) from None
+
+
+def _place(folder: StudyFolder) -> Path:
+    return folder.path / "comparison.json"
 
 
 def _check_comparison(found: Comparison) -> None:

@@ -20,7 +20,7 @@ from search.attempts import Attempt, give_up_on
 from search.chance import chance_accuracy
 from search.checkpoints import save_model
 from search.clock import StudyClock, seconds_left
-from search.comparison import Comparison, final_runs_left, read_comparison
+from search.comparison import Comparison, final_runs_left, known_comparison
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
 from search.dense import DenseModel
@@ -97,7 +97,7 @@ class Coordinator:
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}
-        self.finals, self.compared = self.journal.finals(), read_comparison(folder)
+        self.finals, self.compared = self.journal.finals(), known_comparison(folder)
         self.least_accuracy = None
         known: dict[str, Any] = {"dense_accuracy": dense.accuracy}
         if config.min_accuracy is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from search.clock import seconds_left
-from search.comparison import Comparison, final_runs_left, read_comparison
+from search.comparison import Comparison, final_runs_left, shown_comparison
 from search.entries import MOST_TRIALS
 from search.errors import UsageError
 from search.folder import StudyFolder, find_study
@@ -105,7 +105,7 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     chance = _share(record.get("chance"))
     front = front_of(trials, limit, config.speed, chance)
     return StudyView(
-        folder, table, front, finals, read_comparison(folder), running,
+        folder, table, front, finals, shown_comparison(folder), running,
         record.get("least_accuracy"), record.get("criterion_place"), _share(record.get("dense_accuracy")),
         dead_within(trials, limit, chance), chance,
     )  # fmt: skip

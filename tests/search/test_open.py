@@ -52,6 +52,45 @@ def test_a_damaged_database_changes_nothing_for_readers_and_stays_as_it_is(copy,
     assert (path.read_bytes() if path.is_file() else path.exists()) == before
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        lambda path: path.write_bytes(b"\xff\x00" * 99),
+        lambda path: path.write_text(path.read_text().replace('"validation_accuracy": 0', '"validation_accuracy": 7')),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["empty", "cut", "binary", "no share", "folder"],
+)
+def test_a_damaged_comparison_is_named_and_all_else_is_shown(copy, finished, main, damage):
+    path = copy / "tiny" / "comparison.json"
+    damage(path)
+    shown = main("front", "tiny", "--root", copy, "--json")
+    assert shown.code == 0 and json.loads(shown.out)["front"] == finished.reply["front"]
+    told = main("status", "tiny", "--root", copy)
+    assert told.code == 0 and f"Best: trial {finished.reply['best']}" in told.out
+    for said in (shown.err, told.err):
+        (line,) = said.strip().splitlines()
+        assert f"damaged {path}" in line and "resume the study" in line
+    assert path.exists() and len(list(path.parent.glob("comparison.json*"))) == 1
+    refused = main("export", "tiny", "--root", copy, "--trial", "baseline:lamp", "--out", copy / "out")
+    assert refused.code == 4 and f"damaged {path}" in refused.err
+
+
+def test_a_study_sets_a_damaged_comparison_aside_and_compares_again(copy, finished, main):
+    shutil.copytree(finished.root / "cache", copy / "cache")
+    path = copy / "tiny" / "comparison.json"
+    whole = json.loads(path.read_text())
+    path.write_text("{")
+    finals = {entry.name: entry.read_bytes() for entry in (copy / "tiny" / "journal").glob("final-*")}
+    ended = main("search", "--study", "tiny", "--root", copy, "--json")
+    assert ended.code == 0 and "kept as comparison.json.broken-1" in ended.err
+    assert json.loads(path.read_text()) == whole and (path.parent / "comparison.json.broken-1").read_text() == "{"
+    assert {entry.name: entry.read_bytes() for entry in (copy / "tiny" / "journal").glob("final-*")} == finals
+    assert json.loads(ended.out)["finals"] == finished.reply["finals"]
+
+
 def test_a_locked_database_stops_no_reader(copy, monkeypatch):
     monkeypatch.setattr(reading, "PATIENCE", 0.01)
     with closing(sqlite3.connect(copy / "tiny" / "study.db")) as writer:
