@@ -12,23 +12,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from pruning.own_norms import OwnStatistics, has_own_statistics
+
 
 def learning_norms(model: nn.Module) -> list[nn.Module]:
     """The norms whose running statistics training moves, or would with a momentum above 0.
 
-    Left out are those without statistics, and those their owner froze: by `track_running_stats`, or by a `train` of
+    Norms of the user's own are among them where they have the interface, see `pruning.own_norms`. Left out are those
+    without statistics, and those their owner froze: by `track_running_stats`, or by a `train` of
     the model's own that leaves them in evaluation mode. The training flags are as before afterwards.
     """
-    if not any(isinstance(module, _NormBase) for module in model.modules()):
+    if not any(isinstance(module, _NormBase) or has_own_statistics(module) for module in model.modules()):
         return []
     with _flags_restored(model):
         model.train()
         return [
             module
             for module in model.modules()
-            if isinstance(module, _NormBase)
+            if (isinstance(module, _NormBase) or has_own_statistics(module))
             and module.training
-            and module.track_running_stats
+            and getattr(module, "track_running_stats", True)
             and all(
                 isinstance(kept, Tensor) and not is_lazy(kept) for kept in (module.running_mean, module.running_var)
             )
@@ -52,14 +55,16 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Raises:
         ValueError: `batches` is empty.
     """
-    norms = learning_norms(model)
-    if not norms:
+    found = learning_norms(model)
+    if not found:
         return 0
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError("recalibration needs at least one batch of inputs, got none")
-    before, reset = norm_statistics(norms), {}
+    before, reset = norm_statistics(found), {}
+    norms = [norm for norm in found if isinstance(norm, _NormBase)]
+    others = {norm: OwnStatistics(norm) for norm in found if norm not in norms}
     momenta, calls = {norm: norm.momentum for norm in norms}, dict.fromkeys(norms, 0)
     averages: dict[nn.Module, list[Tensor]] = {}
 
@@ -83,6 +88,8 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 if isinstance(norm.num_batches_tracked, Tensor):
                     norm.num_batches_tracked.zero_()
                 norm.train()
+            for norm in others:
+                norm.train()
             reset = norm_statistics(norms)
             for batch in chain([first], batches):
                 model(batch)
@@ -91,16 +98,19 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             mean, var = averages[norm]
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
+        taken = [norm for norm, own in others.items() if own.take_()]
     except BaseException:
-        moved = []
+        moved, taken = [], []
         raise
     finally:
         for hook in hooks:
             hook.remove()
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        restore_statistics_({norm: kept for norm, kept in before.items() if norm not in moved})
-    return len(moved)
+        for own in others.values():
+            own.leave()
+        restore_statistics_({norm: kept for norm, kept in before.items() if norm not in {*moved, *taken}})
+    return len(moved) + len(taken)
 
 
 def _has_own_forward(norm: nn.Module) -> bool:

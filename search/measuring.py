@@ -115,10 +115,9 @@ def _scored_as_trained(
 
 def share_left(norm: nn.Module, steps: int) -> float:
     """Share of a norm's running statistics that is still that of before so many steps of training, 0 to 1."""
-    momentum = getattr(norm, "momentum", None)
-    if momentum is not None:
-        return abs(1 - momentum) ** steps
-    tracked = getattr(norm, "num_batches_tracked", None)
+    if norm.momentum is not None:
+        return abs(1 - norm.momentum) ** steps
+    tracked = norm.num_batches_tracked
     before = int(tracked) if isinstance(tracked, Tensor) else 0  # a plain average of all batches since the first
     return before / (before + steps)
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from pruning.calibrate import refresh_
 from pruning.calibration import Calibration
+from pruning.own_norms import left_as_trained
 from search.workloads.base import Workload
+from spaces.whole import NAMED
 
 REFRESH_EXAMPLES = 1024
 """Fit examples averaged over at most. Of VGG9 on digits and Fashion-MNIST, fine-tuned with a momentum of 0.01,
@@ -31,6 +33,19 @@ def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
     with torch.random.fork_rng(devices=[]):
         refreshed = refresh_(model, fit_batches(workload), lambda: calibration.mean_loss(model))
     return {True: REFRESHED, False: AS_TRAINED, None: None}[refreshed]
+
+
+def statistics_note(model: nn.Module, example_input: Tensor) -> str | None:
+    """What the user should know of statistics that no score of ours makes anew; None if there are none."""
+    names = left_as_trained(model, example_input)
+    if not names:
+        return None
+    some = ", ".join(f"{name or 'the network'} ({type(model.get_submodule(name)).__name__})" for name in names[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"running statistics of {some}{more} are taken as training leaves them: buffers running_mean and running_var "
+        "that a number momentum moves as BatchNorm's does would be averaged anew before every score"
+    )
 
 
 def fit_batches(workload: Workload) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.measuring import settle_measuring
 from search.overlap import overlaps
+from search.refresh import statistics_note
 from search.storage import check_database_path, write_problem
 from search.train import in_fast_layout, step_count
 from search.unchanged import refuse_changed_study, refuse_changes_of
@@ -80,6 +81,8 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         if said := overlaps(workload):
             watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
+        if said := statistics_note(dense.model, workload.example_input):
+            watcher.note(said)
         _settle_identity(folder, config, workload, dense, space.network, watcher)
         return Coordinator(config, folder, space, workload, dense, watcher).run()
 

@@ -24,6 +24,7 @@ from search.folder import check_writable
 from search.journal import write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
+from search.refresh import statistics_note
 from search.scan import cached_profile, profile_path, recalibration_note
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.user_code import named_criterion
@@ -69,8 +70,9 @@ def scan(arguments: argparse.Namespace) -> Reply:
         f"{workload.name}: dense {percent(profile.dense_accuracy, 2)}{again} on {profile.examples} calibration "
         f"examples; below, accuracy with one layer pruned to a sparsity, {how}nothing trained"
     )
-    if note := recalibration_note(profile):
-        watcher.note(note)
+    for note in (recalibration_note(profile), statistics_note(dense.model, workload.example_input)):
+        if note:
+            watcher.note(note)
     pictures = [str(target.with_suffix(".png")), *drawn]
     data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
     return Reply(data, "\n\n".join([head, *tables, written_line([str(target), *pictures])]))
@@ -114,6 +116,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     parts = [head, layer_table(network), whole_table(network)]
     parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items()]
     parts += [f"MACs leave out {'; '.join(network.uncounted)}"] if network.uncounted else []
+    parts += [said[:1].upper() + said[1:]] if (said := statistics_note(model, workload.example_input)) else []
     data["targets"] = [asdict(one) for one in STATEMENTS]
     if arguments.targets:
         parts.append(target_table())

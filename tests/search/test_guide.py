@@ -565,3 +565,29 @@ def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, evide
     for number, (_, _, error) in reversed(list(enumerate(DEAD_BELOW))):
         again.learn(number, params[number], error)
     assert first.least_sizes == again.least_sizes != {}
+
+
+@pytest.mark.parametrize("other", ["channel", "1:4"])
+def test_mixed_granularities_have_one_least_size_together(world, vgg, vgg_graph, other):
+    """Whatever the layers' words: the second smallest of the dead ones, whose sizes are counted from their policies. A
+    layer of a fixed pattern can itself keep a policy above the size it was asked for."""
+    network, words, names = world.network, ("fine-grained", other), world.network.layer_names
+    space = Space(network, 0.25, words, mixed=True)
+    evidence = {word: Evidence.of(network, word, unit_evidence(vgg, vgg_graph, word), None) for word in words}
+    guide, dead, points = Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), [], []
+    for number, (size, _, error) in enumerate(DEAD_BELOW):
+        places = range(number % 2, len(names) - 3, 2)
+        chosen = {name: words[place in places] for place, name in enumerate(names)}
+        points.append(space.params(size, chosen, {names[number]: 0.75}, space.seed_schedule))
+        guide.learn(number, points[-1], error)
+        cost = shares(footprint(network, space.read(points[-1]).policy), dense_footprint(network))
+        dead += [cost.encoded] if error == 0.9 else []
+    assert set(guide.least_sizes) == {"mixed"}
+    least = guide.least_sizes["mixed"]
+    assert least == pytest.approx(sorted(dead)[1], rel=0.02) and least > 1.2 * space.size_range[0]
+    guide.suggest(7)
+    drafts = guide._pool.draw(300, [space.draft(one) for one in points], np.random.default_rng(0))
+    assert min(draft.size for draft in drafts) >= least
+    assert {"mixed", "fine-grained"} <= {draft.label for draft in drafts}  # 1:4 alone misses the limit
+    assert len({draft.source for draft in drafts}) >= 4
+    assert all(guide.suggest(number).params["size"] >= least for number in range(8, 11))

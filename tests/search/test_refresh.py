@@ -14,7 +14,7 @@ from search.evaluate import Subject, evaluate_policy, evaluate_untrained
 from search.finals import _int8
 from search.journal import Journal
 from search.recipe import Recipe
-from search.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_
+from search.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
 from search.train import score, train_dense
 from search.workloads import Workload, get_workload
 from spaces.policy import PruningPolicy
@@ -169,3 +169,53 @@ class TestFitBatches:
 def test_the_statistics_are_recorded(finished):
     kept = {record.result.statistics for record in Journal(finished.path / "journal").trials()}
     assert kept and kept <= {REFRESHED, AS_TRAINED}
+
+
+class Drifting(nn.Module):
+    """A norm that knows no momentum but the one in its code."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8, 1, 1))
+        self.register_buffer("running_var", torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean((0, 2, 3)).view(8, 1, 1), 0.01)
+        return x - self.running_mean
+
+
+def test_statistics_that_no_score_makes_anew_are_named(workload, dense):
+    assert statistics_note(dense, workload.example_input) is None
+    model = copy.deepcopy(dense)
+    model.bn0 = Drifting()
+    said = statistics_note(model, workload.example_input)
+    assert said.startswith("running statistics of bn0 (Drifting) are taken as training leaves them: ")
+    model.bn1 = nn.Sequential(*(Drifting() for _ in range(4)))
+    model.conv1 = nn.Conv2d(8, 8, 3)
+    model.classifier = nn.Linear(8, 10)
+    assert "bn0 (Drifting), bn1.0 (Drifting), bn1.1 (Drifting) and 2 more" in statistics_note(
+        model, workload.example_input
+    )
+
+
+def test_a_network_of_own_norms_says_so_where_it_is_looked_at(main, place):
+    (place / "drifting.py").write_text(
+        "import torch\nfrom torch import nn\nfrom tiny import changed, Tiny\n\n"
+        "class Drifting(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.register_buffer('running_mean', torch.zeros(8, 1, 1))\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n"
+        "            self.running_mean.lerp_(x.detach().mean((0, 2, 3)).view(8, 1, 1), 0.01)\n"
+        "        return x - self.running_mean\n\n"
+        "class Net(Tiny):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.bn0 = Drifting()\n\n"
+        "def task():\n"
+        "    return changed(name='drifting', build_model=Net)\n"
+    )
+    shown = main("inspect", "./drifting.py:task")
+    assert shown.code == 0 and "Running statistics of bn0 (Drifting) are taken as training leaves them" in shown.out
