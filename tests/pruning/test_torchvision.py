@@ -28,6 +28,7 @@ from spaces.size import footprint
 SHARES = 0.25, 0.4
 """Asked of layers at even and at odd places."""
 OUTPUT = "its outputs are the network's outputs"
+NO_LAYER = "of no known layer"  # a parameter that the network's own code uses: listed, never pruned
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ LARGE = (
     Case("vgg11_bn", {OUTPUT: 1}),
     Case("efficientnet_v2_s", {OUTPUT: 1}),
     Case("inception_v3", {OUTPUT: 2}, 299),
-    Case("convnext_tiny", {OUTPUT: 1, "LayerNorm": 40}),
-    Case("swin_t", {OUTPUT: 1, "LayerNorm": 16, "no call of its module": 24}),
-    Case("vit_b_16", {OUTPUT: 1, "LayerNorm": 13, "no call of its module": 12}, 224),
+    Case("convnext_tiny", {OUTPUT: 1, "LayerNorm": 40, NO_LAYER: 18}),  # layer scales
+    Case("swin_t", {OUTPUT: 1, "LayerNorm": 28, "does not run": 12, NO_LAYER: 12}),  # qkv, tables of relative positions
+    Case("vit_b_16", {OUTPUT: 1, "LayerNorm": 25, "into heads": 12, NO_LAYER: 2}, 224),  # class token, positions
 )
 
 
@@ -138,7 +139,7 @@ def test_mask_equals_removal(case, tmp_path):
 
     request = {name: SHARES[place % 2] for place, name in enumerate(network.layer_names)}
     plan = plan_removal(model, request, x, graph=graph)
-    assert plan.skipped == {layer.name: layer.obstacle for layer in network.layers if layer.obstacle}
+    assert plan.skipped == {layer.name: layer.obstacle for layer in network.prunable if layer.obstacle}
     for group in network.groups:
         share = min(request[name] for name in group.layers)
         gone = 0 if group.obstacle else min(math.floor(share * group.units + 0.5), group.units - 1)
