@@ -27,13 +27,13 @@ from pruning.kinds import check_kind
 from pruning.memory import out_of_memory
 from pruning.modes import train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
+from pruning.offenders import find_offenders
 from pruning.removal import (
     NEVER_RUNS,
     ChannelGraph,
     RemovalMismatch,
     RemovalPlan,
     check_fits,
-    find_offenders,
     mask_removed,
     one_line,
     plan_units,
@@ -103,7 +103,7 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         training_calls = Counter() if all_run else _observe_training(trial, example)
         coupling = couple(trial, example, calls | training_calls, bool(training_calls - calls))
         graph = _build_graph(bare, coupling, example)
-        offenders = find_offenders(trial.eval(), graph, coupling.hints)
+        offenders = find_offenders(trial.eval(), graph, coupling.hints, calls)
     if not offenders:
         return graph
     groups = enumerate(coupling.groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd, lcm
@@ -18,14 +18,10 @@ from pruning.multiplications import eager
 from pruning.outputs import tensors_in
 from pruning.structure import Structure, apply_structure, model_tensors
 from spaces.layers import Network
-from spaces.policy import removed_count
 
 TOLERANCE = 1e-4
 """Largest difference between mask and removal, relative to the largest |output|."""
-TRIAL_SHARE = 0.25
-"""Share of every group's units removed when a traced graph is tried out."""
-INITIAL_SIZE = 1e-4
-"""Mean |element| up to which a parameter is taken to be at its initial value, such as a layer scale's 1e-6."""
+NOT_RUNNING = "the new network does not run"
 NEVER_RUNS = "no call of its module was seen in the forward pass"
 """Obstacle of layers that only training uses, whose weight is used without their module, or nothing at all."""
 
@@ -184,7 +180,12 @@ def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
     """
     check_fits(model, plan.graph.network)
     masked = copy_model(model)
-    tensors = model_tensors(masked)
+    zero_removed_(model_tensors(masked), plan)
+    return masked
+
+
+def zero_removed_(tensors: Mapping[str, Tensor], plan: RemovalPlan) -> None:
+    """Set everything of the removed channels to zero in tensors of dense shape, by their names in the traced model."""
     gone = [(name, dim, torch.nonzero(~stays).flatten()) for name, dim, stays in _staying_outputs(plan)]
     for (name, dim), owners in plan.graph.owners.items():
         if name in plan.graph.zeroed and dim in plan.structure.kept.get(name, {}):
@@ -193,7 +194,6 @@ def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
     with torch.no_grad():
         for name, dim, indices in gone:
             tensors[name].index_fill_(dim, indices.to(tensors[name].device), 0)
-    return masked
 
 
 def removal_masks(plan: RemovalPlan) -> dict[str, Tensor]:
@@ -218,97 +218,23 @@ def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
             yield tensor.name, dim, stays
 
 
-def find_offenders(model: nn.Module, graph: ChannelGraph, hints: Mapping[int, str]) -> dict[int, str]:
-    """Try a traced graph out: usable groups whose removal goes wrong -> how.
-
-    A quarter of every usable group's units is removed at once, first of groups without a hint; where that fails,
-    groups are halved.
-
-    Args:
-        model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their
-            initial values, which would hide a wrong removal.
-        hints: number of a group -> what may be the cause if its removal goes wrong.
-
-    Raises whatever says that memory is lacking.
-    """
-    _perturb_(model)
-    usable = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
-    found: dict[int, str] = {}
-    for numbers in ([n for n in usable if n not in hints], [n for n in usable if n in hints]):
-        found |= _offenders(model, graph, numbers) if numbers else {}
-    found |= {number: f"{reason}; {hints[number]}" for number, reason in found.items() if number in hints}
-    together = [number for number in usable if number not in found]
-    return found | (_offenders(model, graph, together) if hints and together else {})
-
-
-def _perturb_(model: nn.Module) -> None:
-    parameters = {name for name, _ in model.named_parameters()}
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        is_vector = tensor.numel() == max((*tensor.shape, 1))  # such as a norm's scale, or a layer's (C, 1, 1)
-        if tensor.is_floating_point() and tensor.numel() and (is_vector or not tensor.any()):
-            size = float(tensor.abs().mean())
-            scale = 0.1 * (1 if size <= (INITIAL_SIZE if name in parameters else 0) else size)
-            tensor += scale * torch.rand(tensor.shape, generator=generator).to(tensor)
-
-
-def _offenders(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> dict[int, str]:
-    """Groups among `numbers` whose removal differs from the mask -> how; found by halving."""
-    reason = _try_out(model, graph, numbers)
-    if reason is None:
-        return {}
-    half = len(numbers) // 2
-    found = _offenders(model, graph, numbers[:half]) | _offenders(model, graph, numbers[half:]) if half else {}
-    if not found:
-        return dict.fromkeys(numbers, reason)
-    return found | _offenders(model, graph, [number for number in numbers if number not in found])
-
-
-def _try_out(model: nn.Module, graph: ChannelGraph, numbers: list[int]) -> str | None:
-    """Remove some units of these groups; what goes wrong, or None."""
-    chosen = {}
-    for number in numbers:
-        units = graph.network.groups[number].units
-        shuffled = np.random.default_rng(number).permutation(units)
-        chosen[number] = shuffled[: removed_count(TRIAL_SHARE, units)]
-    plan = plan_units(graph, chosen)
-    masked, small = mask_removed(model, plan), apply_structure(model, plan.structure)
-    difference = output_difference(masked, small, graph.example_input)
-    if difference is not None:
-        return f"removal does not equal the mask: {difference}"
-    if all(layer.positions for layer in graph.network.prunable):
-        return None
-    return _training_failure(masked, small, graph.example_input)
-
-
-def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
-    """How the smaller network fails in training mode although the dense one runs; None if it does not."""
-    pair = torch.cat([example, example])
-    try:
-        _outputs(masked, pair, training=True)
-    except Exception as error:
-        _raise_lack(error)
-        return None
-    try:
-        _outputs(small, pair, training=True)
-    except Exception as error:
-        _raise_lack(error)
-        return f"layers that run only in training mode need it: {one_line(error)}"
-    return None
-
-
 def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> str | None:
     """How the second model's outputs differ from the first's in eval mode, in one line; None if they agree.
 
     They agree within 1e-4 of the largest |output| of the first. Changes the mode of both. A lack of memory is raised:
     it says nothing about the networks.
     """
-    expected = _outputs(first, example)
+    expected = outputs_of(first, example)
     try:
-        actual = _outputs(second, example)
+        actual = outputs_of(second, example)
     except Exception as error:
-        _raise_lack(error)
-        return f"the new network does not run, {one_line(error)}"
+        raise_lack(error)
+        return f"{NOT_RUNNING}, {one_line(error)}"
+    return difference_of(expected, actual)
+
+
+def difference_of(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str | None:
+    """How outputs differ from those expected, in one line; None if they agree within 1e-4 of the largest expected."""
     if not expected:
         return "the network gives no tensors that could be compared"
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
@@ -320,7 +246,7 @@ def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> s
     return None
 
 
-def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[Tensor]:
+def outputs_of(model: nn.Module, example: Tensor, training: bool = False) -> list[Tensor]:
     """The nonempty output tensors as float64, in at least 32-bit precision; changes the mode of `model`."""
     model.train(training)
     if example.dtype in (torch.float16, torch.bfloat16):
@@ -328,10 +254,15 @@ def _outputs(model: nn.Module, example: Tensor, training: bool = False) -> list[
     device = next((tensor.device for tensor in model.state_dict().values()), example.device)
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
     with torch.no_grad(), torch.random.fork_rng(devices=[]), exact, eager():
-        return [tensor.double() for tensor in tensors_in(model(example.to(device))) if tensor.numel()]
+        return comparable(model(example.to(device)))
 
 
-def _raise_lack(error: Exception) -> None:
+def comparable(output: object) -> list[Tensor]:
+    """The nonempty tensors of an output as float64."""
+    return [tensor.double() for tensor in tensors_in(output) if tensor.numel()]
+
+
+def raise_lack(error: Exception) -> None:
     """Lack of memory says nothing about a removal."""
     if out_of_memory(error):
         raise error
