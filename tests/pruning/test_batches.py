@@ -73,6 +73,16 @@ def test_steps_that_depend_on_the_number(budget):
     assert examples_at_once(Uneven(), torch.randn(9, 10)) in (9, 10)
 
 
+def test_neither_expanded_tensors_nor_numbers_take_memory(budget):
+    class Odd(nn.Module):
+        def forward(self, x):
+            wide = x[:, None].expand(len(x), 50, x.shape[1])
+            return (wide.mean(1) * x.abs().max().item()).repeat(1, 3)
+
+    budget(7 * 120)
+    assert examples_at_once(Odd(), torch.randn(9, 10)) == 7
+
+
 def test_a_model_that_fails_is_left_to_fail_in_earnest(budget):
     class Picky(nn.Module):
         def forward(self, x):
@@ -85,7 +95,7 @@ def test_a_model_that_fails_is_left_to_fail_in_earnest(budget):
 
 
 def test_nothing_is_left_behind():
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)).train()
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.BatchNorm1d(6)).train()
     model[1].eval()
     before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     state = torch.get_rng_state()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,10 @@ from search.config import make_config
 from search.errors import Refused, UsageError
 from search.folder import StudyFolder, find_study, new_record
 from search.journal import Journal
+from search.reading import read_bytes
+from search.records import to_plain
 from search.run import run_search
+from spaces.profile import Profile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRIAL = json.loads((GOLDEN / "journal-trial-v1.json").read_text())
@@ -52,6 +54,7 @@ HAND_EDITS = {
     "text": ("result/accuracy", "0.875", "got '0.875'"),
     "true": ("result/accuracy", True, "got True"),
     "huge": ("result/accuracy", 10**400, "accuracy must be a share"),
+    "loss": ("result/loss", "low", "loss must be a number, got 'low'"),
     "not a number": ("result/accuracy", float("nan"), "got nan"),
     "no shares": ("result/shares", None, "it is complete and has no shares"),
     "share of text": ("result/shares/encoded", "0.24", "share encoded must be from 0 to 2, got '0.24'"),
@@ -75,6 +78,8 @@ HAND_EDITS = {
     "latency": ("latency", "fast", "latency must be a number >= 0, got 'fast'"),
     "rounds": ("policy/schedule/rounds", 10**9, "schedule rounds must be at most 1000, got 1000000000"),
     "nested": ("params", json.loads("[" * 70 + "]" * 70), "nested too deeply"),
+    "without result": ("result", DELETED, "damaged record: 'result'"),
+    "policy of numbers": ("policy", [1], "a policy must be a mapping"),
 }
 
 
@@ -95,12 +100,28 @@ def test_losses_that_are_no_numbers_are_what_a_study_writes(tmp_path):
     assert record.result.loss == float("inf") and record.result.curve[0].train_loss != record.result.curve[0].train_loss
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("number", 0), ("result/accuracy", 0), ("result/accuracy", 1 + 5e-7), ("result/shares/macs", 0), ("started", 0),
+     ("result/shares/encoded", 2.0), ("result/loss", -0.25), ("latency", None), ("scores", {})],
+)  # fmt: skip
+def test_values_at_the_ends_of_their_ranges_are_read(tmp_path, path, value):
+    entry = changed(TRIAL, path, value)
+    (tmp_path / f"trial-{entry['number']:05d}.json").write_text(json.dumps(entry))
+    (record,) = Journal(tmp_path).trials()
+    found = json.loads(json.dumps(to_plain(record)))
+    for step in path.split("/"):
+        found = found[step]
+    assert found == value
+
+
 FINAL_EDITS = {
     "digest": ("digest", "0123456789abcdef", "its content is that of final-0123456789abcdef-3.json"),
     "climbing digest": ("digest", "../../x", "its content is that of final-../../x-3.json"),
     "seed": ("seed", 4, "final-2140c9f9a7c700a0-4.json"),
     "huge seed": ("seed", 2**40, "seed must be a whole number"),
     "finished": ("finished", None, "finished must be a number >= 0, got None"),
+    "reason": ("result/reason", 5, "damaged record: "),
     "complete": ("result/state", "complete", "accuracy must be a share, 0 to 1, got None"),
 }
 
@@ -144,7 +165,14 @@ def test_numbers_of_six_digits_come_behind_those_of_five(tmp_path, monkeypatch):
     assert [trial.number for trial in numbered(tmp_path, 100_000, 99_999).trials()] == [99_999, 100_000]
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff\xfe", b"-5", b"9" * 5000, b"1.5"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"x", b"\xff\xfe", b"-5", b"9" * 5000, b"1.5", b"[" * 100_000, b"[{}]",
+        b'[{"step": 1e999, "steps": 5, "how": "killed"}]',
+    ],
+    ids=["empty", "letter", "bytes", "negative", "long", "fraction", "nested", "part", "infinite"],
+)  # fmt: skip
 def test_marks_of_begun_evaluations_that_cannot_be_read_count_as_none(tmp_path, content):
     (tmp_path / "begun-0123456789abcdef-3").write_bytes(content)
     assert Attempt(tmp_path, "0123456789abcdef-3").deaths == ()
@@ -196,7 +224,9 @@ def test_a_hand_edited_record_is_refused_with_the_remedy(tmp_path, edit):
 def test_parts_that_may_be_missing_may_be_null(tmp_path):
     folder = StudyFolder(tmp_path, "mine")
     folder.path.mkdir()
-    (folder.path / "study.json").write_text(json.dumps({**STUDY, "environment": None, "least_accuracy": None}))
+    (folder.path / "study.json").write_text(
+        json.dumps({**STUDY, "environment": None, "least_accuracy": None, "seeds": 0})
+    )
     assert "environment" not in folder.read_record() and folder.config.trials == 8
 
 
@@ -205,8 +235,13 @@ def test_results_without_a_record_are_nobodys(tmp_path):
     folder = StudyFolder(tmp_path, "mine")
     folder.write_record(new_record(make_config(study="mine"), STUDY["identity"]))
     folder.journal.folder.mkdir()
-    numbered(folder.journal.folder, 0)
     (folder.path / "study.json").unlink()
+    final = folder.journal.folder / "final-2140c9f9a7c700a0-3.json"
+    final.write_text(json.dumps(FINAL))
+    with pytest.raises(Refused, match="holds results without"):
+        folder.refuse_orphan()
+    final.unlink()
+    numbered(folder.journal.folder, 0)
     for begin in (
         lambda: find_study(tmp_path, "mine"),
         lambda: run_search(make_config(study="mine", root=str(tmp_path), trials=1)),
@@ -227,7 +262,8 @@ COMPARED = json.loads((GOLDEN / "comparison-v2.json").read_text())
     [
         ("dense/test_accuracy", "x"), ("dense/test_accuracy", 5.0), ("int8/size_encoded", None),
         ("baselines", ["uniform"]), ("baselines", {"uniform": 5}), ("finalists", [5]), ("finalists", 5),
-        ("granularity", {}), ("latency/dense/seconds", 10**400), ("latency/networks", 5),
+        ("granularity", {}), ("latency/dense/seconds", 10**400), ("latency/networks", 5), ("test_examples", 0),
+        ("test_examples", 37.5), ("dense/size_nonzero", -0.25), ("dense/test_accuracy", True), ("int8", DELETED),
     ],
 )  # fmt: skip
 def test_a_hand_edited_comparison_is_refused(tmp_path, path, value):
@@ -236,13 +272,6 @@ def test_a_hand_edited_comparison_is_refused(tmp_path, path, value):
     (folder.path / "comparison.json").write_text(json.dumps(changed(COMPARED, path, value)))
     with pytest.raises(Refused, match=r"damaged .*comparison\.json.*delete it"):
         read_comparison(folder)
-
-
-def test_all_parts_of_an_entry_come_back(tmp_path):
-    (tmp_path / "trial-00007.json").write_text(json.dumps(TRIAL))
-    (record,) = Journal(tmp_path).trials()
-    assert asdict(record.result)["shares"] == TRIAL["result"]["shares"]
-    assert replace(record, number=8) != record
 
 
 def test_a_result_of_another_network_is_refused_by_name(tmp_path):
@@ -265,6 +294,16 @@ def test_a_result_of_another_network_is_refused_by_name(tmp_path):
             journal.require_layers(network)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a file whose size is told as 0")
+def test_no_more_than_the_most_bytes_are_read(tmp_path):
+    (tmp_path / "five").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "five", 5) == b"12345"
+    with pytest.raises(ValueError, match="it has 5 bytes, and can have at most 4"):
+        read_bytes(tmp_path / "five", 4)
+    with pytest.raises(ValueError, match="it has more than 4 bytes"):
+        read_bytes(Path("/proc/self/environ"), 4)
+
+
 CACHED = json.loads((GOLDEN / "profile-v1.json").read_text())
 
 
@@ -275,17 +314,28 @@ CACHED = json.loads((GOLDEN / "profile-v1.json").read_text())
         ("dense_loss", "x"), ("seconds", True), ("more", 1), ("points/fine-grained/conv0.weight", []),
         ("points/fine-grained/conv0.weight/0/sparsity", 1.5), ("points/fine-grained/conv0.weight/0/loss", "x"),
         ("points/fine-grained/conv0.weight/0/sparsity", None), ("points/fine-grained/conv0.weight/0", [1]),
+        ("dense_recalibrated_loss", 0.25), ("dense_recalibrated_accuracy", 0.25), ("too_few", 1),
+        ("points/fine-grained/conv0.weight/0/sparsity", 0.95), ("points", DELETED),
     ],
 )  # fmt: skip
 def test_a_hand_edited_profile_is_no_profile(path, value):
-    from spaces.profile import Profile
-
-    golden = json.loads(json.dumps(CACHED))
-    first = next(iter(golden["points"]["fine-grained"]))
+    first = next(iter(CACHED["points"]["fine-grained"]))
     with pytest.raises(ValueError, match="scan again"):
-        Profile.from_json(json.dumps(changed(golden, path.replace("conv0.weight", first), value)))
-    Profile.from_json(json.dumps(golden)).require(golden["points"], {n for by in golden["points"].values() for n in by})
+        Profile.from_json(json.dumps(changed(CACHED, path.replace("conv0.weight", first), value)))
+
+
+def test_a_profile_of_other_layers_or_granularities_is_refused():
+    golden, own = Profile.from_json(json.dumps(CACHED)), CACHED["points"]
+    golden.require(own, {name for by in own.values() for name in by})
     with pytest.raises(ValueError, match=r"unknown layer.*: scan again"):
-        Profile.from_json(json.dumps(golden)).require(golden["points"], {"other.weight"})
+        golden.require(own, {"other.weight"})
     with pytest.raises(ValueError, match=r"the profile is of .*: scan again"):
-        Profile.from_json(json.dumps(golden)).require(["kernel"], {})
+        golden.require(["kernel"], {})
+
+
+def test_what_a_scan_may_find_is_a_profile():
+    more = {"dense_recalibrated_loss": None, "dense_recalibrated_accuracy": 0.25, "too_few": True}
+    assert Profile.from_json(json.dumps({**CACHED, **more})).too_few
+    first = next(iter(CACHED["points"]["fine-grained"]))
+    twice = changed(CACHED, f"points/fine-grained/{first}/0/sparsity", 0.9)  # two levels of a small layer are one
+    assert [point.sparsity for point in Profile.from_json(json.dumps(twice)).points["fine-grained"][first]] == [0.9] * 2

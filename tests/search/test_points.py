@@ -105,7 +105,7 @@ def test_an_interrupted_scan_goes_on(scanned, tmp_path, stop, with_):
     assert second < scanned.calls
     assert not list(tmp_path.glob("*.points.jsonl"))
     assert Profile.from_json(unsealed(only(tmp_path, ".json").read_text())) == profile
-    assert scan(scanned, tmp_path)[2] == 0
+    assert scan(scanned, tmp_path) == (profile, [], 0)
 
 
 def test_interrupted_twice_and_by_a_cut_line(scanned, tmp_path):
@@ -141,11 +141,12 @@ def test_a_point_comes_back_as_it_was(tmp_path):
 def test_seconds_add_up(tmp_path, monkeypatch):
     now = [10.0]
     monkeypatch.setattr("search.points.time.perf_counter", lambda: now[0])
+    path = tmp_path / "cache" / "profile-a.json"
     for _ in range(2):
-        with KeptPoints(tmp_path / "profile-a.json") as points:
+        with KeptPoints(path) as points:
             now[0] += 2.5
             points.keep(KEY, ProfilePoint(0.25, 1.0, 0.5, 1.0, 0.5))
-    assert KeptPoints(tmp_path / "profile-a.json").seconds == 5.0
+    assert KeptPoints(path).seconds == 5.0
 
 
 class TestKept:
@@ -157,6 +158,12 @@ class TestKept:
         with pytest.raises(ValueError, match="no"), kept_so_far(lambda: "c"):
             raise ValueError("no")
         assert what_is_kept() is None
+
+    @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+    def test_of_interrupted_work_it_is_still_said(self, end):
+        with pytest.raises(end), kept_so_far(lambda: "a"), kept_so_far(lambda: "b"):
+            raise end
+        assert what_is_kept() == "b"
 
     @pytest.mark.parametrize("command", ["scan", "search"])
     @pytest.mark.parametrize("phase", ["dense", "scan"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
+import search.storage
 import search.study
 from search.errors import EnvironmentProblem
 from search.storage import check_database_path, database_problem, sqlite_url
@@ -72,6 +73,7 @@ def test_a_place_that_becomes_read_only(path):
 @pytest.mark.parametrize("begun", [False, True])
 def test_another_programs_lock(path, monkeypatch, begun):
     monkeypatch.setattr(search.study, "SQLITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(search.storage, "TIMEOUT", 0.05)
     study = OptunaStudy(path, "s", "random", 0) if begun else None
     with closing(sqlite3.connect(path)) as viewer:
         viewer.execute("BEGIN EXCLUSIVE")

@@ -68,6 +68,17 @@ FOUND = {
     "averaged": (named("module.") | {"n_averaged": torch.tensor(7)}, "names without 'module.'"),
     "half precision": ({k: v.half() if v.is_floating_point() else v for k, v in STATE.items()}, ""),
     "no counters": ({k: v for k, v in STATE.items() if "num_batches" not in k}, ""),
+    "four deep": ({"a": {"b": {"c": {"d": STATE}}}}, "entry 'a.b.c.d'"),
+    "a number beside": ({**STATE, 7: torch.ones(2)}, ""),
+    "another with more": (
+        {"ema": Net(6).state_dict() | {"more.weight": torch.ones(2)}, "model": STATE}, "entry 'model'"
+    ),
+    "another with less": (
+        {"ema": {k: v for k, v in Net(6).state_dict().items() if k != "norm.bias"}, "model": STATE}, "entry 'model'"
+    ),
+    "another of other shapes": (
+        {"ema": Net(6).state_dict() | {"conv.weight": torch.ones(3, 1, 5, 5)}, "model": STATE}, "entry 'model'"
+    ),
     "with a word beside": ({**STATE, "version": "3"}, ""),
     "plain": (STATE, ""),
 }  # fmt: skip
@@ -93,6 +104,7 @@ def test_names_may_lack_what_the_model_has_before_them(tmp_path):
         model, notes = Inside("net", 1), []
         load_user_weights(model, tmp_path / file, notes.append)
         assert torch.equal(model.net.conv.weight, STATE["conv.weight"]) and said in notes[0]
+        load_user_weights(Inside("net", 1), tmp_path / file)  # nobody listens
 
 
 def test_pruned_weights_may_be_nested(tmp_path):
@@ -109,10 +121,16 @@ def test_pruned_weights_may_be_nested(tmp_path):
 def test_several_that_fit_are_refused(tmp_path):
     for content in (
         {"model": STATE, "ema": Net(6).state_dict()},
+        {
+            part: {k: v for k, v in Net(n).state_dict().items() if "num_batches" not in k}
+            for n, part in ((5, "model"), (6, "ema"))
+        },
         named("teacher.") | named("student.", Net(6).state_dict()),
+        {**STATE, "model": Net(6).state_dict()},
     ):
         torch.save(content, tmp_path / "two.pt")
-        with pytest.raises(UsageError, match=r"several state dicts that fit, .*: save the one that is meant") as raised:
+        places = "its own names.* and .*entry 'model'" if "conv.weight" in content else ".* and .*"
+        with pytest.raises(UsageError, match=rf"several state dicts that fit, .*{places}.*: save the one") as raised:
             load_user_weights(Net(1), tmp_path / "two.pt")
         assert "\n" not in str(raised.value)
 
@@ -159,6 +177,7 @@ UNSAFE = {
         "more elements than it stores",
     ),
     "nothing": ({}, "no tensor with a name"),
+    "six deep": ({"a": {"b": {"c": {"d": {"e": {"f": STATE}}}}}}, "no tensor with a name"),
     "words": ({"model": "resnet"}, "no tensor with a name"),
 }  # fmt: skip
 
