@@ -90,6 +90,11 @@ def test_a_data_set_in_random_order_is_said(caplog):
     assert data_fingerprint(one) == data_fingerprint(other) and "examples of fit, test change" in caplog.messages[0]
 
 
+def test_a_data_set_that_draws_in_its_second_half_is_said_so(caplog):
+    task(test=Items(lambda i: (INPUTS[i] + (random.random() if i > 30 else 0), 0), 70))
+    assert "examples of test change" in caplog.messages[0]
+
+
 def test_a_data_set_that_draws_nothing_is_not_spoken_of(caplog):
     made = task(fit=Drawn(lambda: 0.0), test=Subset(TensorDataset(INPUTS, TARGETS), range(5, 70)))
     assert torch.equal(made.fit[0], INPUTS) and torch.equal(made.test[0], INPUTS[5:]) and not caplog.messages
@@ -114,11 +119,11 @@ class Stream(IterableDataset):
 
 
 class Items(Dataset):
-    def __init__(self, of):
-        self.of = of
+    def __init__(self, of, n=5):
+        self.of, self.n = of, n
 
     def __len__(self):
-        return 5
+        return self.n
 
     def __getitem__(self, place):
         return self.of(place)
@@ -137,6 +142,23 @@ REFUSED = {
     "a mapping": ({"x": INPUTS, "y": TARGETS}, "must be a pair of tensors or a map-style dataset, got dict"),
     "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
     "sizes": (Items(lambda i: (torch.ones(3 + i), 0)), "cannot be put together to tensors: stack expects each tensor"),
+    "a later size": (
+        Items(lambda i: (torch.ones(3 if i < 64 else 1), 0), 70),
+        "different shapes or types, (3,) of torch.float32 and (1,",
+    ),
+    "a later type": (
+        Items(lambda i: (INPUTS[0], 1 if i < 64 else 0.25), 70),
+        "() of torch.int64 and () of torch.float64",
+    ),
+    "inputs alone": (Items(lambda i: INPUTS[i]), "must yield pairs (inputs, target) of tensors"),
+    "collated to three": (
+        DataLoader(TensorDataset(INPUTS, TARGETS), collate_fn=lambda items: (INPUTS, INPUTS, TARGETS)),
+        "must yield pairs (inputs, target) of tensors",
+    ),
+    "loader without batches": (
+        DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=None),
+        "give its dataset, or a torch.utils.data.Subset",
+    ),
     "objects": (Items(lambda i: (object(), 0)), "cannot be put together to tensors"),
     "one number": ((torch.tensor(0.5), TARGETS), "as many inputs as targets, got a single number and 70"),
 }
@@ -166,3 +188,12 @@ def test_overlapping_splits_are_noted():
                  "10 of 10 test examples are in validation"):  # fmt: skip
         assert pair in said
     assert "12 of 14 test examples are in calibration" in overlaps(apart(calibration=(40, 68)))
+
+
+def test_a_few_doubles_are_not_spoken_of():
+    """Up to one in a hundred."""
+    many, targets = torch.randn(400, 3, generator=torch.Generator().manual_seed(2)), torch.zeros(400).long()
+    calibration, validation = (many[:20], targets[:20]), (many[198:398], targets[198:398])
+    for end, said in ((200, None), (201, "3 of 200 validation examples are in fit")):
+        found = overlaps(task(fit=(many[:end], targets[:end]), calibration=calibration, validation=validation))
+        assert found is None if said is None else said in found
