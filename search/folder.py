@@ -245,8 +245,10 @@ def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str
         if stored.get(key) != now.get(key)
     ]
     if changes:
+        data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
+        drawn = "; data that nobody changed are drawn or listed in another order each time: seed and sort them"
         mutable = [key.replace("_", "-") for key in BUDGETS]
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
-            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study"
+            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study{drawn if data else ''}"
         )

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from pruning.cost import check_example
 from search.errors import PrunefrontError, UsageError
+from search.randomness import seeded
 from search.recipe import Recipe
 from search.user_code import load_function, pass_signals_on
 from search.workloads.base import Split, Workload
 from search.workloads.metrics import accuracy
+from search.workloads.splits import SEED
 from spaces.errors import unknown
 
 __all__ = ["BUILT_IN", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]
@@ -33,6 +35,8 @@ def is_built_in(spec: str) -> bool:
 def get_workload(spec: str, **options: Any) -> Workload:
     """Build the workload a specification names.
 
+    Its code runs with the global random generators at a fixed seed, so that splits it draws are the same each time.
+
     Args:
         spec: `digits`, `fashion-mnist`, `package.module:factory` or `./file.py:factory`. Only ever pass
             what the user wrote: the factory's code is imported and run.
@@ -45,7 +49,11 @@ def get_workload(spec: str, **options: Any) -> Workload:
     """
     if not isinstance(spec, str):
         raise UsageError(f"a workload is named by text, got {spec!r}: 'digits', or where its factory is")
-    factory = _factory(BUILT_IN.get(spec, spec))
+    with seeded(SEED):
+        return _made(spec, _factory(BUILT_IN.get(spec, spec)), options)
+
+
+def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) -> Workload:
     accepted = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     options = {key: value for key, value in options.items() if value is not None}

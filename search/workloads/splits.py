@@ -22,8 +22,8 @@ from search.randomness import seeded
 Split = tuple[Tensor, Tensor]
 CHUNK = 64
 """Items put together at once: a split is never in memory twice."""
-PROBES = 4
-"""Times an item is read again to see whether it changes."""
+PROBES = 32
+"""Items that are read twice more to see whether they change."""
 SEED = 0
 
 
@@ -110,15 +110,13 @@ def _pair(items: list[Any], collate: Callable[[list[Any]], Any], name: str) -> S
 
 
 def _changes(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> bool:
-    """Whether items read again, under other seeds, are other ones; the first and the middle one are tried."""
-    for place in {places[0], places[len(places) // 2]}:
-        seen = []
-        for number in range(PROBES):
-            with seeded(SEED + 1 + number):
-                seen.append(_pair([split[place]], collate, name))
-        if not all(_equal(again, seen[0]) for again in seen[1:]):
-            return True
-    return False
+    """Whether items read again, under other seeds, are other ones."""
+    step = -(-len(places) // PROBES)
+    seen = []
+    for seed in (SEED + 1, SEED + 2):
+        with seeded(seed):
+            seen.append(_pair([split[place] for place in places[::step]], collate, name))
+    return not _equal(*seen)
 
 
 def _equal(first: Split, second: Split) -> bool:

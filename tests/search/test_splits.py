@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from numpy.random import bit_generator
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -21,6 +22,7 @@ from torch.utils.data import (
 from search import Workload
 from search.fingerprint import data_fingerprint
 from search.overlap import overlaps
+from search.workloads import get_workload
 
 INPUTS, TARGETS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 4
 SPLITS = ("fit", "calibration", "validation", "test")
@@ -58,7 +60,8 @@ DRAWS = {
     "torch": lambda: lambda: torch.rand(3),
     "numpy": lambda: lambda: torch.tensor(np.random.rand(3)).float(),
     "python": lambda: random.random,
-    "now and then": lambda: lambda: float(torch.rand(1) < 0.5),
+    "now and then": lambda: lambda: float(torch.rand(1) < 0.1),
+    "a new generator without a seed": lambda: lambda: torch.tensor(np.random.default_rng().random(3)).float(),
     "its own": Own,
 }
 
@@ -76,6 +79,34 @@ def test_a_data_set_that_draws_is_read_alike_each_time_and_said_so(draw, caplog)
     assert data_fingerprint(first) == data_fingerprint(second)
     moves = first.fit[0] - INPUTS
     assert len({tuple(row) for row in moves.tolist()}) > 1 and torch.equal(first.fit[1], TARGETS)
+
+
+FACTORY = """
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset, random_split
+from search import Workload
+
+ORDER = torch.randperm(70)
+INPUTS = torch.arange(210.0).reshape(70, 3)
+
+def task():
+    both = random_split(TensorDataset(INPUTS[ORDER], torch.arange(70) % 4), [40, 30])
+    drawn = INPUTS + torch.randn(70, 3) + torch.tensor(np.random.default_rng().random((70, 3))).float()
+    return Workload(name="task", build_model=lambda: nn.Linear(3, 4), fit=both[0], calibration=both[1],
+                    validation=both[1], test=(drawn, torch.arange(70) % 4))
+"""
+
+
+def test_splits_that_a_workload_draws_are_the_same_each_time(tmp_path):
+    (tmp_path / "drawing.py").write_text(FACTORY)
+    states = torch.get_rng_state(), bit_generator.randbits
+    first = get_workload(f"{tmp_path / 'drawing.py'}:task")
+    assert torch.equal(torch.get_rng_state(), states[0]) and bit_generator.randbits is states[1]
+    torch.rand(5), np.random.rand(5)
+    assert data_fingerprint(first) == data_fingerprint(get_workload(f"{tmp_path / 'drawing.py'}:task"))
+    assert first.fit[0].tolist() != sorted(first.fit[0].tolist())  # they are drawn
 
 
 def test_a_data_set_in_random_order_is_said(caplog):
