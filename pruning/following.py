@@ -134,7 +134,7 @@ class Follower(TorchDispatchMode):
         if writes:
             self._write(call, labels)
             return
-        outs = [call.out] if isinstance(call.out, Tensor) else list(call.out)
+        outs = list(call.out) if isinstance(call.out, (tuple, list)) else [call.out]
         found = [labels] if labels is None or isinstance(labels, (Tensor, Axes)) else list(labels)
         for tensor, label in zip(outs, found, strict=False):
             if label is not None and isinstance(tensor, Tensor):

@@ -602,3 +602,27 @@ def test_lack_of_memory_is_no_mismatch(error):
     model = pooled(lambda m, x: m.b(m.n(m.a(x))), a=conv(3, 6), n=Refuses(error), b=conv(6, 8))
     with pytest.raises(type(error)):
         trace_channels(model, torch.randn(IMAGE))
+
+
+def dense_expert(m, x):
+    """Examples go to the expert whose number a rule gives: here all of them to the first."""
+    chosen = torch.zeros(len(x), dtype=torch.long)
+    out = torch.zeros(len(x), 8, *x.shape[2:])
+    for number, expert in enumerate((m.one, m.other)):
+        if (chosen == number).any():
+            out = out + expert(m.a(x))
+    return m.b(out)
+
+
+def guarded(m, x):
+    found = m.a(x)
+    if torch.isinf(found).any():
+        found = found.clamp(max=6e4)
+    return m.b(found)
+
+
+@pytest.mark.parametrize("run", [dense_expert, guarded])
+def test_networks_may_ask_what_their_numbers_are(run):
+    torch.manual_seed(0)
+    model = pooled(run, a=conv(3, 8), one=conv(8, 8), other=conv(8, 8), b=conv(8, 8))
+    assert {"a.weight", "b.weight"} <= set(trace_channels(model, torch.randn(IMAGE)).network.removable)
