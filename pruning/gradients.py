@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.batches import examples_at_once
 from pruning.calibration import SCORE_BATCH, Calibration, observed
@@ -62,10 +63,11 @@ def obd_hutchinson(model: nn.Module, calibration: Calibration, seed: int = 0) ->
     """0.5 h w^2 with h the mean of v (H v) over Rademacher vectors v, at least 0.
 
     The loss is the mean over batches, weighted by their examples; each batch has `HUTCHINSON_PROBES` vectors of its
-    own. The estimate is exact where the Hessian H is diagonal, and unbiased elsewhere until it is clamped.
+    own. The estimate is exact where the Hessian H is diagonal, and unbiased elsewhere until it is clamped. Attention is
+    computed in single steps, since its fused kernels have no second derivative.
     """
     generator = torch.Generator().manual_seed(seed)
-    with _differentiable(model, calibration) as (loss, parameters, at_once):
+    with sdpa_kernel(SDPBackend.MATH), _differentiable(model, calibration) as (loss, parameters, at_once):
         diagonal = {name: torch.zeros_like(w) for name, w in parameters.items()}
         for batch in calibration.batches():
             probes = [{n: _rademacher(w, generator) for n, w in parameters.items()} for _ in range(HUTCHINSON_PROBES)]

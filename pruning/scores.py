@@ -191,7 +191,7 @@ class Scores:
         partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
         partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
         for partner in partners if self.criterion in _OF_PARAMETERS else ():
-            if partner in self._of_data:
+            if partner in self._of_data and (partner, 0) in owners:  # not of a bias that nothing is computed from
                 total += _by_unit(self._of_data[partner][batch].double(), owners[partner, 0][:, 1], count)
         return total
 

@@ -398,3 +398,33 @@ class TestOwn:
         message = "criterion 'absent.py:spread' is not registered here: name its function by --criterion"
         with pytest.raises(ValueError, match=message):
             prune(vgg, policy)
+
+
+class Attending(nn.Module):
+    """Attention by PyTorch's fused kernel, then a linear layer of which only the weight is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.inner, self.last = nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        found = self.attend(x, x, x, need_weights=False)[0]
+        return self.last((found @ self.inner.weight.T).relu().mean(1))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "taylor-group", "obd-fisher", "obd-hutchinson"])
+def test_derivatives_of_fused_attention_and_of_a_bias_that_is_not_used(criterion):
+    torch.manual_seed(0)
+    model, inputs = Attending().eval(), torch.randn(40, 5, 12)
+    calibration = Calibration(inputs, torch.arange(40) % 4)
+    scores = Scores(model, criterion, trace_channels(model, inputs[:2]), calibration)
+    assert scores.elements("attend.out_proj.weight", "fine-grained").count_nonzero() > 100
+    with torch.no_grad():
+        model.inner.bias += 100
+    again = Scores(model, criterion, trace_channels(model, inputs[:2]), calibration)
+    group = next(
+        n for n, g in enumerate(trace_channels(model, inputs[:2]).network.groups) if "inner.weight" in g.layers
+    )
+    np.testing.assert_allclose(again.group(group), scores.group(group), rtol=1e-5)
+    assert len(set(scores.group(group).tolist())) == 8
