@@ -412,7 +412,7 @@ class Coordinator:
         if profile is not None:
             files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
         metrics = {"front_size": len(result.front), **{f"trials_{k}": n for k, n in result.counts.items()}}
-        if not result.front.empty:
+        if result.best is not None:
             best = result.trials.set_index("trial").loc[result.best]
             measured = {
                 f"best_{key}": best[key] for key in ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")

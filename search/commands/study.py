@@ -78,6 +78,12 @@ def _search_text(result: SearchResult, root: str) -> str:
     parts.append(_speed_remark(result))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
     place = "" if root == "mlruns" else f" --root {shlex.quote(root)}"
+    if result.best is None:
+        parts.append(
+            "All finalists are dead, no more accurate than chance, after their finals: give the study more --trials or "
+            "room, or export a trial by its number"
+        )
+        return "\n\n".join(part for part in parts if part)
     parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{place}    or: prunefront view{place}")
     return "\n\n".join(part for part in parts if part)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
+import search.coordinator
 from search.chosen import choose_trial
 from search.errors import GoalMissed
 from search.open import open_study
@@ -59,3 +62,18 @@ def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
     assert reply.code == 0, reply.err
     said = [line for line in reply.err.splitlines() if "near chance" in line]
     assert len(said) == 1 and f"trial {number}" in said[0] and f"{accuracy:.2%}" in said[0]
+
+
+def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, monkeypatch):
+    real, digests = search.coordinator.score_finals, open_study(root, "tiny").trials["digest"]
+
+    def died(*given):
+        score = next(iter(real(*given).values()))
+        return dict.fromkeys(digests, replace(score, final_accuracy=0.05))
+
+    monkeypatch.setattr(search.coordinator, "score_finals", died)
+    task = f"{place / 'tiny.py'}:tiny"
+    reply = main("search", "--workload", task, "--study", "tiny", "--trials", 8, "--root", root)
+    assert reply.code == 1, reply.err
+    assert "All finalists are dead" in reply.out and "--trial best" not in reply.out
+    assert re.search("front of [1-9]", reply.out)
