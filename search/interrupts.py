@@ -2,7 +2,7 @@
 
 What a signal handler raises can be lost: Python ignores it in a callback of the garbage collector and in `__del__`, and
 a clause of somebody else's may catch it. So a signal is also noted, a lost one is raised again, and work that goes in
-steps asks at each.
+steps asks at each. What cannot be interrupted at all, such as native code, is ended by a watchdog.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from search.watchdog import Watchdog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED, TERMINATED = 130, 143
@@ -36,6 +38,8 @@ _handlers: dict[int, Any] = {}
 _hook: Any = None
 _code: int | None = None
 _later: threading.Timer | None = None
+_watchdog: Watchdog | None = None
+_settled = _leaving = False
 
 
 def watch(last_words: Callable[[str | None, int], None]) -> None:
@@ -48,22 +52,28 @@ def watch(last_words: Callable[[str | None, int], None]) -> None:
         last_words: called before `end_process`, and before a second signal ends the process, with its arguments; of
             a signal there is no message.
     """
-    global _received, _again, _last_words, _hook, _code
+    global _received, _again, _last_words, _hook, _code, _watchdog, _settled, _leaving
     if threading.current_thread() is not threading.main_thread():
         return
-    _received, _again, _last_words, _code = None, False, last_words, None
+    _received, _again, _last_words, _code, _settled, _leaving = None, False, last_words, None, False, False
     for number in SIGNALS:
         if (before := signal.getsignal(number)) not in (signal.SIG_IGN, _receive):
             _handlers[number] = before
             signal.signal(number, _receive)
+    if _watchdog is not None:
+        _watchdog.stop()
+    _watchdog = Watchdog(tuple(_handlers), _is_reached, lambda: _settled, _end_for)
     if sys.unraisablehook is not _raise_again:
         _hook, sys.unraisablehook = sys.unraisablehook, _raise_again
 
 
 def unwatch() -> None:
     """Undo `watch`."""
-    global _received
+    global _received, _watchdog
     settle()
+    if _watchdog is not None:
+        _watchdog.stop()
+        _watchdog = None
     for number, before in _handlers.items():
         signal.signal(number, before)
     _handlers.clear()
@@ -74,7 +84,8 @@ def unwatch() -> None:
 
 def settle() -> None:
     """What ends the command is known: no signal raises any more, the next one ends the process."""
-    global _received
+    global _received, _settled
+    _settled = True
     if _later is not None:
         _later.cancel()
     if _received is None and _handlers:
@@ -141,9 +152,23 @@ def _end() -> NoReturn:
     raise (Interrupted() if _received == signal.SIGINT else Terminated(TERMINATED))
 
 
+def _is_reached(number: int) -> bool:
+    """Whether the first signal has come to Python; what handlers of somebody else's do is not looked at."""
+    return bool(_received) or signal.getsignal(number) is not _receive
+
+
+def _end_for(number: int) -> None:
+    """End the process for a signal that does not."""
+    global _received
+    _received = _received or number
+    _end_at_once(None, exit_code() if _code is None else _code)
+
+
 def _end_at_once(message: str | None, code: int) -> NoReturn:
+    global _leaving
+    said, _leaving = _leaving, True
     try:
-        if _last_words is not None:
+        if _last_words is not None and not said:
             _last_words(message, code)
     finally:
         os._exit(code)
@@ -158,6 +183,8 @@ def _raise_again(lost: Any) -> None:
     def send() -> None:
         global _again
         _again = True
+        if _watchdog is not None:
+            _watchdog.ignore_one()
         signal.pthread_kill(threading.main_thread().ident, _received or signal.SIGTERM)
 
     global _later
@@ -167,3 +194,18 @@ def _raise_again(lost: Any) -> None:
         _later.start()
     except RuntimeError:  # the interpreter is ending
         os._exit(exit_code() or TERMINATED)
+
+
+def _in_child() -> None:
+    """A process that the user's code forks is no command: its signals are its own again."""
+    global _received, _watchdog
+    if _handlers:
+        _received, _watchdog = None, None
+        signal.set_wakeup_fd(-1)
+        for number, before in _handlers.items():
+            if signal.getsignal(number) is _receive:
+                signal.signal(number, before)
+        _handlers.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

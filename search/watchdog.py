@@ -1,0 +1,97 @@
+"""Ends a command that a signal does not end: in native code that never comes back, in code that catches all, at exit.
+
+Python runs a signal's handler in the main thread once that is back from native code. But the byte it writes to its
+wakeup file as the signal arrives wakes this thread, if native code lets Python's other threads run.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection
+
+REACH = 2.0
+"""Seconds after which a signal's handler that has not run is given up: the main thread is in native code."""
+CLOSING = 20.0
+"""Seconds after a signal by which what it raised should have ended the command: somebody's code has caught it."""
+LEAVING = 2.0
+"""Seconds that Python may take to end after the command's last line: a thread of somebody's never ends."""
+AT_ONCE = 0.3
+"""Seconds in which the handler of a second signal, which ends the process, should have run."""
+STEP = 0.1
+
+
+class Watchdog:
+    """Watches from a thread of its own how the main thread takes the signals that come, until it is stopped.
+
+    Args:
+        numbers: the signals it is about.
+        reached: whether the handler of a first signal has run, or is no longer the command's.
+        settled: whether the command has noticed that it ends.
+        end: called with the number of the first signal to end the process.
+    """
+
+    def __init__(
+        self,
+        numbers: Collection[int],
+        reached: Callable[[int], bool],
+        settled: Callable[[], bool],
+        end: Callable[[int], None],
+    ) -> None:
+        self._numbers, self._reached, self._settled, self._end = frozenset(numbers), reached, settled, end
+        self._come: list[int] = []
+        self._ours = 0
+        self._bytes, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._run, daemon=True, name="prunefront-watchdog").start()
+
+    def stop(self) -> None:
+        """From the main thread."""
+        now = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._before if now == self._writing else now)
+        os.close(self._writing)
+
+    def ignore_one(self) -> None:
+        """A signal is about to come that the process sends itself, to raise a lost one again."""
+        self._ours += 1
+
+    def _run(self) -> None:
+        try:
+            while not self._come:
+                if not self._read(None):
+                    return
+            if self._must_end():
+                self._end(self._come[0])
+        except OSError:  # the user's code closed all files
+            return
+        finally:
+            os.close(self._bytes)
+
+    def _must_end(self) -> bool:
+        """Follows the first signal; False if the watch ends before."""
+        came, ended = time.monotonic(), None
+        while self._read(STEP):
+            now = time.monotonic()
+            if len(self._come) - self._ours > 1:
+                return self._read(AT_ONCE) and self._read(0)
+            if now > came + REACH and not self._reached(self._come[0]):
+                return True
+            if now > came + CLOSING and not self._settled():
+                return True
+            if ended is None and not threading.main_thread().is_alive():
+                ended = now
+            if ended is not None and now > ended + LEAVING:
+                return True
+        return False
+
+    def _read(self, seconds: float | None) -> bool:
+        """Wait for signals; False once the watch is over."""
+        if not select.select([self._bytes], [], [], seconds)[0]:
+            return True
+        data = os.read(self._bytes, 1024)
+        self._come += [number for number in data if number in self._numbers]
+        return bool(data)
