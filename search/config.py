@@ -49,9 +49,9 @@ class SearchConfig(BaseModel):
         weights: trained weights of the dense model; without it the model is trained once and cached.
         width: width factor of a built-in workload's network; default its own (1/8).
         trials: finished trials in total (complete, stopped early, failed).
-        timeout: running seconds of the study after which no further trial starts.
+        timeout: running seconds of the study, the scan's too, after which no further trial starts; what runs goes on.
         trial_timeout: seconds after which one trial's evaluation fails; a final may take as many times longer as it
-            has epochs more.
+            has epochs more. Dense training and the scan have no limit.
         max_size: the size limit, a share of the dense model.
         min_size: smallest size target; default a tenth of the limit, and more where `guided` finds only dead networks
             there. Equal to the limit, accuracy at that size is all that is searched.

@@ -170,8 +170,18 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--study", metavar="NAME", help="name of the study (the workload's)")
     _add_workload_options(parser)
     parser.add_argument("--trials", type=_whole, metavar="N", help="finished trials in total (24)")
-    parser.add_argument("--timeout", type=_number, metavar="S", help="running seconds after which no trial starts")
-    parser.add_argument("--trial-timeout", type=_number, metavar="S", help="seconds after which a single trial fails")
+    parser.add_argument(
+        "--timeout",
+        type=_number,
+        metavar="S",
+        help="running seconds, the scan's too, after which no trial starts; nothing that runs is ended by it",
+    )
+    parser.add_argument(
+        "--trial-timeout",
+        type=_number,
+        metavar="S",
+        help="seconds after which a single trial fails; dense training and the scan have no limit",
+    )
     parser.add_argument(
         "--max-size", type=_number, metavar="SHARE", help="size limit, a share of the dense model (0.25)"
     )
