@@ -34,7 +34,7 @@ from search.pictures import front_png, profile_png
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 from search.scan import cached_profile, recalibration_note
-from search.study import OptunaStudy
+from search.study import Finished, OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
 from spaces.allocation import Evidence, Unreachable
@@ -153,7 +153,7 @@ class Coordinator:
         began = time.perf_counter()
         self.study = OptunaStudy(
             self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
-            self.trials.keys(), self.config.speed,
+            {n: Finished(t.result.state, t.params, self._values(t)) for n, t in self.trials.items()}, self.config.speed,
         )  # fmt: skip
         self.tracker = Tracker(
             self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
@@ -306,14 +306,20 @@ class Coordinator:
                 seconds=limit, give_up=give_up_on(attempt, name, limit),
             )  # fmt: skip
 
-    def _tell(self, record: TrialRecord) -> None:
+    def _values(self, record: TrialRecord) -> tuple[float, ...] | None:
+        """Objectives of a complete trial."""
+        if record.result.state != COMPLETE:
+            return None
         shares = record.result.shares
-        values, landed = None, {"granularity": record.policy.granularity_label}
+        speed = record.latency if self.config.speed == "latency" else shares.macs
+        return record.result.accuracy, shares.of(self.config.size_metric), speed
+
+    def _tell(self, record: TrialRecord) -> None:
+        shares, values = record.result.shares, self._values(record)
+        landed = {"granularity": record.policy.granularity_label}
         if shares:
-            speed = record.latency if self.config.speed == "latency" else shares.macs
-            values = (record.result.accuracy, shares.of(self.config.size_metric), speed)
             measured = dict(record.result.achieved)
-            landed |= {"size": values[1], "macs": shares.macs, "sparsity": measured}
+            landed |= {"size": shares.of(self.config.size_metric), "macs": shares.macs, "sparsity": measured}
         self.study.tell(record.number, record.result.state, values, record.result.cause, landed)
 
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:

@@ -176,7 +176,7 @@ def _mend(path: Path, watcher: Watcher) -> None:
                 raise
             raise _Broken(str(error)) from None
         if fault != "ok":
-            raise _Broken(fault.splitlines()[0])
+            raise _Broken(fault.splitlines()[-1])  # the first may be a heading
         if len(versions) != 1:
             raise _Broken(f"it names {len(versions)} versions of its schema")
         lacking = _lacking(columns)

@@ -73,7 +73,7 @@ def fault_of(path: Path) -> str | None:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
         return None if passes(error) else str(error)
-    return None if found == "ok" else found.splitlines()[0]
+    return None if found == "ok" else found.splitlines()[-1]  # the first may be a heading
 
 
 def set_aside(path: Path) -> Path:

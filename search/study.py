@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ _UNUSABLE = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, Runt
 _STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A trial of the journal as Optuna should have it; without `values` unless it is complete."""
+
+    state: str
+    params: Mapping[str, Any]
+    values: Sequence[float] | None
+
+
 class OptunaStudy:
     """One multi-objective Optuna study in one SQLite file, written by one process.
 
@@ -45,7 +55,8 @@ class OptunaStudy:
         sampler: by name; see `search.sampler`.
         guide: of the sampler `guided`, with the axes of its space.
         speed: the third objective, see `spaces.space`.
-        known: numbers of the trials in the journal; a file with other finished ones counts as damaged.
+        known: trials in the journal by number; a file that has other finished ones, or has them otherwise, counts as
+            damaged.
 
     Raises:
         EnvironmentProblem: the file cannot be used now, or is another program's.
@@ -59,7 +70,7 @@ class OptunaStudy:
         seed: int,
         guide: Guide | None = None,
         axes: tuple[Axis, ...] = (),
-        known: Collection[int] | None = None,
+        known: Mapping[int, Finished] | None = None,
         speed: str = "macs",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -72,9 +83,8 @@ class OptunaStudy:
         except (LookupError, ValueError, TypeError, AttributeError) as error:  # rows that Optuna cannot make sense of
             _begin_anew(path, f"{type(error).__name__}: {error}".splitlines()[0])
             self._study = _opened(path, name)
-        finished = [trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        if known is not None and (unknown := sorted({*finished} - {*known})):
-            _begin_anew(path, f"it has trial {unknown[0]}, which the journal has not")
+        if known is not None and (reason := _contradiction(self._study, known)):
+            _begin_anew(path, reason)
             self._study = _opened(path, name)
 
         names = ["accuracy", "size", speed]
@@ -159,6 +169,25 @@ def _opened(path: Path, name: str) -> optuna.Study:
     except _UNUSABLE as error:
         raise _refused(path, error) from None
     return study
+
+
+def _contradiction(study: optuna.Study, known: Mapping[int, Finished]) -> str | None:
+    """What a database says of a finished trial and the journal does not; None if nothing."""
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            continue
+        if trial.number not in known:
+            return f"it has trial {trial.number}, which the journal has not"
+        right = known[trial.number]
+        values = None if right.values is None else list(right.values)
+        for part, found, wanted in (
+            ("state", trial.state, _STATES[right.state]),
+            ("parameters", trial.params, dict(right.params)),
+            ("values", trial.values, values),
+        ):
+            if found != wanted:
+                return f"it has other {part} of trial {trial.number} than the journal"
+    return None
 
 
 def _begin_anew(path: Path, reason: str) -> None:

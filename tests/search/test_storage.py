@@ -15,7 +15,7 @@ import search.storage
 import search.study
 from search.errors import EnvironmentProblem
 from search.storage import check_database_path, database_problem, sqlite_url
-from search.study import OptunaStudy
+from search.study import Finished, OptunaStudy
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,8 @@ def test_a_whole_or_half_made_one_is_kept_in_place(path):
 def test_one_that_has_more_than_the_journal_is_made_anew(path):
     study = OptunaStudy(path, "s", "random", 0)
     study.tell(0, "failed")
-    assert OptunaStudy(path, "s", "random", 0, known={0}).trial_count == 1
-    assert OptunaStudy(path, "s", "random", 0, known=set()).trial_count == 0
+    assert OptunaStudy(path, "s", "random", 0, known={0: Finished("failed", {}, None)}).trial_count == 1
+    assert OptunaStudy(path, "s", "random", 0, known={}).trial_count == 0
     assert path.with_name("study.db.broken-1").exists()
 
 
@@ -195,3 +195,28 @@ def test_the_longest_path_is_what_sqlite_opens(tmp_path, length):
 def test_a_url_stands_for_the_very_path(tmp_path, name):
     path = tmp_path / name
     assert sqlalchemy.make_url(sqlite_url(path).render_as_string()).database == str(path)
+
+
+CHANGES = {
+    "another state": "UPDATE trials SET state = 'FAIL' WHERE number = 0",
+    "another value": "UPDATE trial_values SET value = 0.875 WHERE objective = 0",
+    "lost values": "DELETE FROM trial_values",
+    "a lost table": "DROP TABLE trial_values",
+    "other parameters": "UPDATE trial_params SET param_value = 0.375",
+    "lost parameters": "DELETE FROM trial_params",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_database_that_contradicts_the_journal_is_made_anew(path, change, caplog):
+    """What the sampler learns from, and what Optuna's own tools show, is what was measured."""
+    study = OptunaStudy(path, "s", "random", 0)
+    study.unfinished()[0].suggest_float("size", 0.125, 0.5)
+    study.tell(0, "complete", (0.75, 0.25, 0.5))
+    known = {0: Finished("complete", {"size": 0.25}, (0.75, 0.25, 0.5))}
+    assert OptunaStudy(path, "s", "random", 0, known=known).trial_count == 1 and not caplog.records
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(change)
+    assert OptunaStudy(path, "s", "random", 0, known=known).trial_count == 0
+    assert path.with_name("study.db.broken-1").is_file()
+    assert "of trial 0 than the journal" in caplog.text and "Traceback" not in caplog.text
