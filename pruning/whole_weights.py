@@ -41,8 +41,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _scales_channels(module: nn.Module) -> bool:
-    named = "norm" in type(module).__name__.lower() and not isinstance(module, ParametrizationList)
-    return named or isinstance(module, nn.PReLU)
+    return "norm" in type(module).__name__.lower() or isinstance(module, nn.PReLU)
 
 
 def _reason(model: nn.Module, name: str, owner: nn.Module, names: list[str]) -> tuple[str, str]:

@@ -112,6 +112,20 @@ def test_hooks_name_what_they_replace():
     ]
 
 
+def test_tied_weights_slopes_and_names_like_those_of_hooks():
+    class Kinds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope, self.gate_g = nn.PReLU(6), nn.Parameter(torch.ones(6))
+            self.first, self.second = nn.GRU(6, 6), nn.GRU(6, 6)
+            self.second.weight_hh_l0 = self.first.weight_hh_l0
+
+    found = {layer.name: (layer.kind, layer.obstacle) for layer in whole_weights(Kinds(), {})}
+    assert found.keys() == {"first.weight_ih_l0", "first.weight_hh_l0", "second.weight_ih_l0", "gate_g"}
+    assert found["first.weight_hh_l0"] == ("recurrent", "it is tied: 'second.weight_hh_l0' is the same tensor")
+    assert found["gate_g"] == ("parameter", "it is a parameter of Kinds, of no known layer")
+
+
 def test_a_network_that_cannot_be_traced_keeps_the_reasons():
     class Unfollowed(nn.Module):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from search import Recipe, Workload
 from search.dense import build_model, dense_model
 from search.errors import UsageError
+from search.metric_checks import try_metric
 from search.train import predict
 
 INPUTS = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -255,6 +257,36 @@ def test_a_metric_undefined_for_an_untrained_network_only_is_taken(metric, tmp_p
     changes = {"loss": F.mse_loss, "recipe": Recipe(batch=10, dense_epochs=8, dense_learning_rate=0.1)}
     dense = dense_model(task(targets, Constant, metric=metric, **changes), 0, tmp_path)
     assert 0.5 < dense.accuracy == pytest.approx(metric(predict(dense.model, INPUTS), targets))
+
+
+def of_right_outputs(outputs, targets):
+    told = outputs["out"].squeeze(-1)
+    right = told == targets if told.shape == targets.shape else told.argmax(1) == targets
+    return 0.25 if right.all() and outputs["places"].equal(torch.arange(40)) and outputs["scale"] == 3 else math.nan
+
+
+def of_other_outputs(outputs, targets):
+    return 0.25 if len(outputs["out"].unique()) == outputs["out"].numel() else math.nan
+
+
+@pytest.mark.parametrize("metric", [of_right_outputs, of_other_outputs])
+@pytest.mark.parametrize(
+    ("shape", "targets"),
+    [((40,), HALVES), ((40, 1), HALVES), ((40, 4), CLASSES), ((40, 3, 6, 6), PIXELS), ((40, 3), INPUTS.mean((2, 3)))],
+)
+def test_a_metric_is_tried_on_random_and_on_right_outputs(metric, shape, targets):
+    outputs = {"out": torch.zeros(shape), "places": torch.arange(40), "scale": torch.tensor(3.0)}
+    if metric is of_other_outputs:
+        del outputs["scale"]
+    try_metric(task(targets, metric=metric), outputs, targets, "validation")
+
+
+def test_of_a_metric_never_defined_the_untrained_networks_outputs_are_told():
+    seen = iter(["first", "second", "third"])
+    with pytest.raises(
+        UsageError, match=r"untrained network on test data.*KeyError: 'first'.*nor is it one for random"
+    ):
+        try_metric(task(metric=lambda o, t: {}[next(seen)]), torch.zeros(40, 4), CLASSES, "test")
 
 
 def test_a_metric_undefined_for_the_trained_network_is_refused(tmp_path):

@@ -191,6 +191,8 @@ REFUSED = {
         "give its dataset, or a torch.utils.data.Subset",
     ),
     "objects": (Items(lambda i: (object(), 0)), "cannot be put together to tensors"),
+    "more inputs": ((INPUTS, TARGETS[:60]), "as many inputs as targets, got 70 and 60"),
+    "nothing": ((INPUTS[:0], TARGETS[:0]), "got 0 and 0"),
     "one number": ((torch.tensor(0.5), TARGETS), "as many inputs as targets, got a single number and 70"),
 }
 
