@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels import trace_channels
@@ -16,6 +19,7 @@ from pruning.scores import restrict_graph
 from pruning.shares import FINE_TO_COARSE
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
+from search.config import SearchConfig
 from search.console import TerminalWatcher
 from search.dense import build_model, dense_model
 from search.errors import UsageError
@@ -28,6 +32,8 @@ from search.refresh import statistics_note
 from search.scan import cached_profile, profile_path, recalibration_note
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.user_code import named_criterion
+from search.workloads import Workload
+from search.workloads.splits import only_few
 from spaces.criteria import criterion_word
 from spaces.layers import Network
 from spaces.policy import GRANULARITIES, parts_in
@@ -87,9 +93,8 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     check_writable(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
-    config, root, workload = workload_of(arguments, **asked)
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
-    model = build_model(workload, config.dense_seed)
+    config, root, workload, model = _task_and_network(arguments, asked)
     network = trace_channels(model, workload.example_input).network
     whole, stored = dense_footprint(network), stored_shares(network)
     head = (
@@ -133,6 +138,20 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         data["picture"] = data["pictures"][0]
         parts.append(written_line(data["pictures"]))
     return Reply(data, "\n\n".join(parts))
+
+
+def _task_and_network(
+    arguments: argparse.Namespace, asked: Mapping[str, Any]
+) -> tuple[SearchConfig, Path, Workload, nn.Module]:
+    """Config, root, workload and untrained network; of data sets a few items are read where nothing needs more."""
+
+    if not arguments.pictures:
+        with only_few():
+            config, root, workload = workload_of(arguments, **asked)
+            with suppress(UsageError):  # what a few refuse, such as a metric that needs a rare class, all may allow
+                return config, root, workload, build_model(workload, config.dense_seed)
+    config, root, workload = workload_of(arguments, **asked)
+    return config, root, workload, build_model(workload, config.dense_seed)
 
 
 def _asked_pictures(arguments: argparse.Namespace) -> dict[str, Any]:

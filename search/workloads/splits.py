@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,6 +27,21 @@ CHUNK = 64
 PROBES = 32
 """Items that are read twice more to see whether they change."""
 SEED = 0
+FEW = 64
+_only_few: ContextVar[bool] = ContextVar("only_few", default=False)
+
+
+@contextmanager
+def only_few() -> Iterator[None]:
+    """Read no more than `FEW` items of a data set, evenly spaced, for commands that look at the network alone.
+
+    The first two are among them, as they are what a network is traced on.
+    """
+    before = _only_few.set(True)
+    try:
+        yield
+    finally:
+        _only_few.reset(before)
 
 
 def as_tensors(split: Any, name: str) -> tuple[Split, bool]:
@@ -72,6 +89,8 @@ def _of_loader(loader: DataLoader, name: str) -> tuple[Dataset, Sequence[int], C
 def _read(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> tuple[Split, bool]:
     if len(places) == 0:
         raise ValueError(f"split {name!r} is empty: it needs at least one example")
+    if _only_few.get() and len(places) > FEW:
+        places = [places[0], *(places[1 + number * (len(places) - 1) // (FEW - 1)] for number in range(FEW - 1))]
     parts: list[Tensor] = []
     with seeded(SEED):
         for begin in range(0, len(places), CHUNK):

@@ -23,6 +23,7 @@ from search import Workload
 from search.fingerprint import data_fingerprint
 from search.overlap import overlaps
 from search.workloads import get_workload
+from search.workloads.splits import only_few
 
 INPUTS, TARGETS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 4
 SPLITS = ("fit", "calibration", "validation", "test")
@@ -230,3 +231,93 @@ def test_a_few_doubles_are_not_spoken_of():
     for end, said in ((200, None), (201, "3 of 200 validation examples are in fit")):
         found = overlaps(task(fit=(many[:end], targets[:end]), calibration=calibration, validation=validation))
         assert found is None if said is None else said in found
+
+
+class Counted(Dataset):
+    """Item n is n times one; which were read is noted."""
+
+    def __init__(self, n):
+        self.n, self.read = n, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, place):
+        self.read.append(place)
+        return torch.full((3,), float(place)), place * 4 // self.n
+
+
+@pytest.mark.parametrize("n", [2, 64, 65, 100, 5000])
+@pytest.mark.parametrize(
+    "make", [lambda d: d, lambda d: DataLoader(d, batch_size=8, shuffle=True)], ids=["set", "loader"]
+)
+def test_a_few_items_evenly_spaced_are_read_where_no_more_are_needed(n, make):
+    data = Counted(n)
+    with only_few():
+        some = task(fit=make(data))
+    inputs, targets = some.fit
+    places = inputs[:, 0].long().tolist()
+    assert len(places) == min(n, 64) == len(set(places)) and places == sorted(places)
+    assert len(data.read) <= 64 + 8 and torch.equal(some.example_input, torch.stack([data[0][0], data[1][0]]))
+    assert max(b - a for a, b in zip(places, [*places[1:], n], strict=True)) <= n / 60 + 1
+    assert targets.unique().tolist() == sorted({place * 4 // n for place in range(n)})
+    assert len(task(fit=make(data)).fit[0]) == n
+
+
+def test_tensors_stay_whole_where_a_few_items_are_read():
+    with only_few():
+        assert len(task().fit[0]) == 70
+
+
+MANY = """
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from search import Workload
+
+READ = []
+
+
+class Many(Dataset):
+    def __len__(self):
+        return 40_000
+
+    def __getitem__(self, place):
+        READ.append(place)
+        return torch.full((1, 4, 4), place / 40_000), int(place % 1000 == 7)
+
+
+def share(outputs, targets):
+    assert (targets == 1).any(), "undefined without a positive"
+    return 0.25
+
+
+def task(**more):
+    net = lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    few = Many()
+    small = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+    return Workload("many", net, fit=few, calibration=small, validation=more.get("validation", small), test=small,
+                    metric=share)
+
+
+def rare():
+    from torch.utils.data import Subset
+    return task(validation=Subset(Many(), range(3000)))
+"""
+
+
+def test_inspect_reads_a_few_of_many_items(main, place):
+    (place / "many.py").write_text(MANY)
+    (place / "counted.py").write_text(
+        "from many import READ, task as made\n\n\n"
+        "def task():\n    made_now = made()\n    assert len(READ) < 100\n    return made_now\n"
+    )
+    shown = main("inspect", "./counted.py:task")
+    assert shown.code == 0 and "many: " in shown.out, shown.err
+
+
+def test_what_a_few_items_refuse_is_judged_by_all(main, place):
+    """No positive is among the few."""
+    (place / "rare.py").write_text(MANY.replace("40_000", "3000"))
+    shown = main("inspect", "./rare.py:rare")
+    assert shown.code == 0, shown.err
