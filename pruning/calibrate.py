@@ -62,7 +62,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     first = next(batches, None)
     if first is None:
         raise ValueError("recalibration needs at least one batch of inputs, got none")
-    before, reset = norm_statistics(found), {}
+    before, reset, owned = norm_statistics(found), {}, {norm: dict(norm._buffers) for norm in found}
     norms = [norm for norm in found if isinstance(norm, _NormBase)]
     others = {norm: OwnStatistics(norm) for norm in found if norm not in norms}
     momenta, calls = {norm: norm.momentum for norm in norms}, dict.fromkeys(norms, 0)
@@ -109,8 +109,18 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.momentum = momentum
         for own in others.values():
             own.leave()
+        for norm, buffers in owned.items():
+            _put_back_(norm, buffers)
         restore_statistics_({norm: kept for norm, kept in before.items() if norm not in {*moved, *taken}})
     return len(moved) + len(taken)
+
+
+def _put_back_(norm: nn.Module, buffers: dict[str, Tensor | None]) -> None:
+    """Let a norm that set its buffers anew have the same tensors again, as others hold them, with the new values."""
+    for name, tensor in buffers.items():
+        now = norm._buffers.get(name)
+        if tensor is not None and now is not None and now is not tensor and now.shape == tensor.shape:
+            norm._buffers[name] = tensor.copy_(now)
 
 
 def _has_own_forward(norm: nn.Module) -> bool:

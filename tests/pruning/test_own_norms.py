@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from pruning import make_mask, scan_sensitivity, trace_channels
 from pruning.calibrate import learning_norms, recalibrate_
 from pruning.own_norms import left_as_trained
 
@@ -102,8 +104,9 @@ def batches():
 def test_statistics_are_the_average_over_batches_whatever_the_momentum_means(norm, batches):
     model = network(copy.deepcopy(norm)).eval()
     model[1].running_mean.fill_(99.0)
-    before = copy.deepcopy(model)
+    before, held = copy.deepcopy(model), dict(model.named_buffers())
     assert recalibrate_(model, batches) == 1
+    assert all(buffer is held[name] for name, buffer in model.named_buffers())
     outs = [model[0](batch) for batch in batches]
     mean = torch.stack([out.mean((0, 2, 3), keepdim=True) for out in outs]).mean(0)
     var = torch.stack([out.var((0, 2, 3), unbiased=False, keepdim=True) for out in outs]).mean(0)
@@ -121,6 +124,33 @@ def test_what_moves_otherwise_stays_as_it_is(make, batches):
     before = copy.deepcopy(model.state_dict())
     assert recalibrate_(model, batches) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [Own(0.25, 8), Kept(0.75, 8)], ids=lambda norm: type(norm).__name__)
+def test_every_point_of_a_scan_is_that_of_the_network_masked_and_recalibrated_alone(norm):
+    """Points begin from one working copy, whose buffers a norm may have set anew."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), copy.deepcopy(norm), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.Flatten()).eval()
+    inputs, targets = torch.randn(48, 1, 6, 6), torch.arange(48) % 20
+    recalibrate_(model, [inputs * 1.5 + 0.25])
+
+    def metric(outputs, targets):
+        return float((outputs.argmax(1) == targets).float().mean())
+
+    found = scan_sensitivity(
+        model, trace_channels(model, inputs[:2]), (inputs, targets), F.cross_entropy, metric,
+        granularities=["fine-grained"], levels=(0.3, 0.7, 0.9),
+    )  # fmt: skip
+    assert found.is_recalibrated
+    for layer, points in found.points["fine-grained"].items():
+        for point in points:
+            alone = copy.deepcopy(model)
+            weight = alone.get_parameter(layer)
+            weight.data *= make_mask(weight, point.sparsity)
+            losses = [F.cross_entropy(alone(inputs), targets)]
+            recalibrate_(alone, [inputs])
+            losses.append(F.cross_entropy(alone(inputs), targets))
+            assert [point.loss, point.recalibrated_loss] == pytest.approx([one.item() for one in losses], rel=1e-4)
 
 
 def test_beside_norms_of_pytorch_each_gets_its_own(batches):

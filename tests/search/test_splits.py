@@ -258,7 +258,7 @@ def test_a_few_items_evenly_spaced_are_read_where_no_more_are_needed(n, make):
     inputs, targets = some.fit
     places = inputs[:, 0].long().tolist()
     assert len(places) == min(n, 64) == len(set(places)) and places == sorted(places)
-    assert len(data.read) <= 64 + 8 and torch.equal(some.example_input, torch.stack([data[0][0], data[1][0]]))
+    assert len(data.read) <= 128 and torch.equal(some.example_input, torch.stack([data[0][0], data[1][0]]))
     assert max(b - a for a, b in zip(places, [*places[1:], n], strict=True)) <= n / 60 + 1
     assert targets.unique().tolist() == sorted({place * 4 // n for place in range(n)})
     assert len(task(fit=make(data)).fit[0]) == n
@@ -310,7 +310,7 @@ def test_inspect_reads_a_few_of_many_items(main, place):
     (place / "many.py").write_text(MANY)
     (place / "counted.py").write_text(
         "from many import READ, task as made\n\n\n"
-        "def task():\n    made_now = made()\n    assert len(READ) < 100\n    return made_now\n"
+        "def task():\n    made_now = made()\n    assert len(READ) < 150\n    return made_now\n"
     )
     shown = main("inspect", "./counted.py:task")
     assert shown.code == 0 and "many: " in shown.out, shown.err
