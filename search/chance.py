@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-from search.workloads.base import Workload, accuracy
+from search.workloads.base import Workload
+from search.workloads.metrics import DEFAULT_METRICS, DISTRIBUTION_SLACK, IGNORED, accuracy
 
 DEVIATIONS = 2.0
 """How far, in standard deviations of a share of that many examples, accuracy must be above chance to tell anything."""
@@ -16,12 +18,30 @@ def chance_accuracy(workload: Workload) -> float | None:
     """Accuracy on validation data up to which a network cannot be told from one that names one class for everything.
 
     The share of the most frequent class, and `DEVIATIONS` of what chance does to it. None where nothing can be said: a
-    metric of the user's own, or targets that are no classes.
+    metric of the user's own, or targets that may be other things than classes.
     """
     targets = workload.validation[1] if isinstance(workload.validation, tuple) else None
-    if workload.metric is not accuracy or not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+    if workload.metric not in DEFAULT_METRICS or not isinstance(targets, torch.Tensor):
         return None
-    if targets.dim() != 1 or not len(targets):
+    labels = _class_numbers(targets, binary=workload.metric is not accuracy)
+    if labels is None or not len(labels):
         return None
-    share = float(targets.unique(return_counts=True)[1].max()) / len(targets)
-    return min(share + DEVIATIONS * math.sqrt(share * (1 - share) / len(targets)), 1.0)
+    share = float(labels.unique(return_counts=True)[1].max()) / len(labels)
+    return min(share + DEVIATIONS * math.sqrt(share * (1 - share) / len(labels)), 1.0)
+
+
+def _class_numbers(targets: Tensor, binary: bool) -> Tensor | None:
+    """Of all examples, or pixels, that count; None where the targets alone do not tell."""
+    column = targets.dim() > 1 and targets.shape[1] == 1
+    if column:
+        targets = targets[:, 0]
+    elif targets.dim() == 2 and targets.is_floating_point():
+        sums = targets.float().sum(dim=1)
+        shares = bool((targets >= 0).all()) and bool(((sums - 1).abs() <= DISTRIBUTION_SLACK).all())
+        return targets.argmax(dim=1) if shares else None
+    elif targets.dim() == 2 or (targets.dim() > 2 and (binary or targets.is_floating_point())):
+        return None
+    labels = targets.flatten()
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        return None
+    return labels[labels != IGNORED]

@@ -12,7 +12,7 @@ from search.chance import chance_accuracy
 from search.front import Front
 from search.records import TrialRecord, TrialResult
 from search.results import dead_within, front_of, trial_table
-from search.workloads.base import accuracy
+from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
 from spaces.policy import PruningPolicy
 from spaces.size import Shares
 
@@ -69,14 +69,40 @@ def test_chance_is_the_most_frequent_class_and_what_chance_does_to_its_share():
     assert chance_accuracy(task(torch.zeros(7, dtype=torch.long))) == 1.0
 
 
+LABELS = torch.tensor([0] * 30 + [1] * 60 + [2] * 10)
+BINARY = (LABELS == 1).float()
+
+
+@pytest.mark.parametrize(
+    ("workload", "share", "count"),
+    [
+        (task(LABELS[:, None]), 0.6, 100),
+        (task(LABELS.float()[:, None]), 0.6, 100),
+        (task(torch.nn.functional.one_hot(LABELS).float()), 0.6, 100),
+        (task(torch.where(LABELS == 1, -100, LABELS)), 0.75, 40),
+        (task(LABELS.reshape(10, 5, 2)), 0.6, 100),
+        (task(BINARY, accuracy_of_logits), 0.6, 100),
+        (task(BINARY[:, None], accuracy_of_probabilities), 0.6, 100),
+        (task((BINARY == 1)[:, None], accuracy_of_logits), 0.6, 100),
+        (task(BINARY.reshape(25, 1, 2, 2), accuracy_of_logits), 0.6, 100),
+    ],
+    ids=["column", "floats", "shares", "left-out", "maps", "logit", "probability", "bools", "binary-maps"],
+)
+def test_chance_is_known_for_every_form_of_targets_that_the_default_metrics_take(workload, share, count):
+    assert chance_accuracy(workload) == pytest.approx(share + 2 * (share * (1 - share) / count) ** 0.5)
+
+
 @pytest.mark.parametrize(
     "workload",
     [
         task(torch.tensor([0, 1, 1]), metric=lambda outputs, targets: 0.25),
         task(torch.tensor([0.5, 1.5])),
-        task(torch.tensor([[0], [1]])),
+        task(torch.tensor([[0, 1], [1, 0]])),
+        task(torch.tensor([[0.5, 1.5], [1.0, 0.0]])),
+        task(torch.ones(3, 2, 4), metric=accuracy_of_logits),
+        task(torch.full((4,), -100)),
     ],
-    ids=["own-metric", "regression", "two-dimensional"],
+    ids=["own-metric", "regression", "one-hot-or-two-places", "two-numbers", "binary-maps", "none-counts"],
 )
 def test_where_chance_is_unknown_nothing_is_claimed(workload):
     assert chance_accuracy(workload) is None
