@@ -62,7 +62,7 @@ def watch(last_words: Callable[[str | None, int], None]) -> None:
             signal.signal(number, _receive)
     if _watchdog is not None:
         _watchdog.stop()
-    _watchdog = Watchdog(tuple(_handlers), _is_reached, lambda: _settled, _end_for)
+    _watchdog = Watchdog(_is_ours, lambda: bool(_received), lambda: _settled, _end_for)
     if sys.unraisablehook is not _raise_again:
         _hook, sys.unraisablehook = sys.unraisablehook, _raise_again
 
@@ -152,9 +152,8 @@ def _end() -> NoReturn:
     raise (Interrupted() if _received == signal.SIGINT else Terminated(TERMINATED))
 
 
-def _is_reached(number: int) -> bool:
-    """Whether the first signal has come to Python; what handlers of somebody else's do is not looked at."""
-    return bool(_received) or signal.getsignal(number) is not _receive
+def _is_ours(number: int) -> bool:
+    return signal.getsignal(number) is _receive
 
 
 def _end_for(number: int) -> None:

@@ -11,13 +11,14 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import suppress
 
 REACH = 2.0
 """Seconds after which a signal's handler that has not run is given up: the main thread is in native code."""
 CLOSING = 20.0
 """Seconds after a signal by which what it raised should have ended the command: somebody's code has caught it."""
-LEAVING = 2.0
+LEAVING = 5.0
 """Seconds that Python may take to end after the command's last line: a thread of somebody's never ends."""
 AT_ONCE = 0.3
 """Seconds in which the handler of a second signal, which ends the process, should have run."""
@@ -28,22 +29,22 @@ class Watchdog:
     """Watches from a thread of its own how the main thread takes the signals that come, until it is stopped.
 
     Args:
-        numbers: the signals it is about.
-        reached: whether the handler of a first signal has run, or is no longer the command's.
+        is_ours: whether a signal is one that ends the command; asked as it comes.
+        reached: whether the handler of a first signal has run.
         settled: whether the command has noticed that it ends.
         end: called with the number of the first signal to end the process.
     """
 
     def __init__(
         self,
-        numbers: Collection[int],
-        reached: Callable[[int], bool],
+        is_ours: Callable[[int], bool],
+        reached: Callable[[], bool],
         settled: Callable[[], bool],
         end: Callable[[int], None],
     ) -> None:
-        self._numbers, self._reached, self._settled, self._end = frozenset(numbers), reached, settled, end
+        self._is_ours, self._reached, self._settled, self._end = is_ours, reached, settled, end
         self._come: list[int] = []
-        self._ours = 0
+        self._again, self._over = 0, False
         self._bytes, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -51,13 +52,15 @@ class Watchdog:
 
     def stop(self) -> None:
         """From the main thread."""
+        self._over = True
         now = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(self._before if now == self._writing else now)
-        os.close(self._writing)
+        with suppress(OSError):
+            os.close(self._writing)
 
     def ignore_one(self) -> None:
         """A signal is about to come that the process sends itself, to raise a lost one again."""
-        self._ours += 1
+        self._again += 1
 
     def _run(self) -> None:
         try:
@@ -69,16 +72,17 @@ class Watchdog:
         except OSError:  # the user's code closed all files
             return
         finally:
-            os.close(self._bytes)
+            with suppress(OSError):
+                os.close(self._bytes)
 
     def _must_end(self) -> bool:
         """Follows the first signal; False if the watch ends before."""
         came, ended = time.monotonic(), None
         while self._read(STEP):
             now = time.monotonic()
-            if len(self._come) - self._ours > 1:
+            if len(self._come) - self._again > 1:
                 return self._read(AT_ONCE) and self._read(0)
-            if now > came + REACH and not self._reached(self._come[0]):
+            if now > came + REACH and not self._reached():
                 return True
             if now > came + CLOSING and not self._settled():
                 return True
@@ -91,7 +95,7 @@ class Watchdog:
     def _read(self, seconds: float | None) -> bool:
         """Wait for signals; False once the watch is over."""
         if not select.select([self._bytes], [], [], seconds)[0]:
-            return True
+            return not self._over
         data = os.read(self._bytes, 1024)
-        self._come += [number for number in data if number in self._numbers]
-        return bool(data)
+        self._come += [number for number in data if self._is_ours(number)]
+        return bool(data) and not self._over

@@ -81,7 +81,7 @@ def followed(reached: bool, settled: bool, signals: int, ours: int, ends: bool) 
     """Whether a watchdog ends the process, where signals reach a handler that does nothing."""
     ended = threading.Event()
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    dog = Watchdog([signal.SIGUSR1], lambda _: reached, lambda: settled, lambda _: ended.set())
+    dog = Watchdog(lambda number: number == signal.SIGUSR1, lambda: reached, lambda: settled, lambda _: ended.set())
     try:
         for _ in range(ours):
             dog.ignore_one()
@@ -112,13 +112,26 @@ def test_when_a_watchdog_ends_the_process(quick, reached, settled, signals, ours
 def test_other_signals_are_nothing_to_it(quick):
     ended = threading.Event()
     before = signal.signal(signal.SIGUSR2, lambda *_: None)
-    dog = Watchdog([signal.SIGUSR1], lambda _: False, lambda: False, lambda _: ended.set())
+    dog = Watchdog(lambda number: number == signal.SIGUSR1, lambda: False, lambda: False, lambda _: ended.set())
     try:
         os.kill(os.getpid(), signal.SIGUSR2)
         assert not ended.wait(0.4)
     finally:
         dog.stop()
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_signal_that_the_users_code_handles_is_nothing_to_it(quick):
+    ended: list[object] = []
+    interrupts.watch(lambda *given: ended.append(given))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [] and interrupts.exit_code() is None and not interrupts._watchdog._come
 
 
 def test_what_watched_before_comes_back():
