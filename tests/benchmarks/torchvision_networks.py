@@ -90,8 +90,8 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _operation(reason: str) -> str:
-    """A reason without the name and the shape of the one layer it speaks of."""
-    return re.sub(r" '[^']*'| from \(.*\) to \(.*\)", "", reason)
+    """A reason without the name, the shape and the error of the one layer it speaks of."""
+    return re.sub(r" '[^']*'| from \(.*\) to \(.*\)|: \w+Error: .*", "", reason)
 
 
 def _parameters(model: nn.Module) -> int:
