@@ -81,6 +81,13 @@ class Labels:
         """Let these labels stay for ever."""
         self._blocks.append((_distinct(labels), reason))
 
+    def stays(self, labels: Tensor) -> bool:
+        """Whether all of these labels are known to stay for ever."""
+        blocked = [noted for noted, _ in self._blocks]
+        return bool(blocked) and bool(
+            np.isin(self._roots(_distinct(labels)), self._roots(np.concatenate(blocked))).all()
+        )
+
     def hint(self, labels: Tensor, reason: str) -> None:
         """Note what may be the cause if these labels cannot leave after all."""
         self._hints.append((_distinct(labels), reason))
@@ -170,6 +177,18 @@ class TensorLabels:
         """Whether they are labels of a parameter or buffer, not of what a layer put out."""
         largest = int(labels.max()) if labels.numel() else 0
         return any(first <= largest < end for first, end in zip(self._ranges[::2], self._ranges[1::2], strict=True))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def computed_from(self, labels: Tensor) -> str | None:
+        """The weight whose elements have these labels; None if there is no such one."""
+        largest = int(labels.max()) if labels.numel() else 0
+        for name, elements in self._elements.items():
+            first = int(elements.flatten()[0])
+            if first <= largest < first + elements.numel():
+                return name
+        return None
 
     def any_of(self, name: str, labels: set[int]) -> bool:
         """Whether one of these is a label of this tensor."""

@@ -194,6 +194,8 @@ def _batch_norm(call: Call) -> list[Tensor] | None:
             return None
     if labels is not None and call.args[1] is None and not call.args[5]:
         call.block(labels, "batch normalisation without scale and shift cannot make a removed channel zero")
+    if labels is not None and call.args[5]:
+        labels = call.labels.join_along(labels, 0, *range(2, labels.dim())).expand(labels.shape)
     return [labels]
 
 
@@ -201,9 +203,13 @@ def _layer_norm(call: Call) -> list[Tensor] | None:
     labels, shape = call.of(call.args[0]), call.args[1]
     if labels is None:
         return None
-    if any(varies(labels, dim) for dim in range(labels.dim() - len(shape), labels.dim())):
-        call.labels.block(labels, _normalises(call))
-    return [labels]
+    kept = labels.dim() - len(shape)
+    if any(varies(labels, dim) for dim in range(kept, labels.dim())):
+        if not any(varies(labels, dim) for dim in range(kept)):
+            call.labels.block(labels, _normalises(call))
+            return [labels]
+        call.labels.hint(labels, _normalises(call))
+    return [call.labels.join_along(labels, *range(kept, labels.dim())).expand(labels.shape)]
 
 
 def _group_norm(call: Call) -> list[Tensor] | None:

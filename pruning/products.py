@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pruning.labels import Axes, compacted, varies
+from pruning.labels import Axes, compacted, narrowed, varies
 
 if TYPE_CHECKING:
     from pruning.following import Call
@@ -24,6 +24,12 @@ def convolution(call: Call) -> Tensor | None:
     if inputs is not None and groups == x.shape[1] == call.out.shape[1] and _is_fixed(kernel):
         call.hint(inputs, "its channels meet a weight of fixed size")
         return inputs.view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
+    rows = _computed_rows(call, kernel) if groups == 1 and not transposed else None
+    if rows is not None:
+        call.block(inputs, COMPUTED)
+        if bias is not None and call.of(bias) is not None:
+            call.labels.join(rows, call.of(bias))
+        return _fresh(call, rows).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
     if not isinstance(kernel, Axes) or kernel.dims != tuple(range(weight.dim())) or _is_computed(call, kernel):
         call.block(call.of(weight), COMPUTED)
         call.block(inputs, COMPUTED)
@@ -46,6 +52,21 @@ def convolution(call: Call) -> Tensor | None:
     if bias is not None and call.of(bias) is not None:
         call.labels.join(outputs, call.of(bias))
     return _fresh(call, outputs).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
+
+
+def _computed_rows(call: Call, kernel: Axes | Tensor | None) -> Tensor | None:
+    """Labels of the rows of a weight that is computed from one of the same shape row by row, as standardised ones are:
+    with a row of it goes a row of the other. None of any other weight."""
+    if not isinstance(kernel, Tensor) or isinstance(kernel, Axes):
+        return None
+    roots = call.labels.roots(kernel)
+    name = call.follower.tensors.computed_from(roots)
+    if name is None or [dim for dim in range(roots.dim()) if varies(roots, dim)] != [0]:
+        return None
+    if call.follower.tensors.shape(name) != tuple(roots.shape):
+        return None
+    call.follower.emitted.setdefault(name, set()).add(0)
+    return narrowed(roots).reshape(len(roots), -1)[:, 0]
 
 
 def _is_fixed(kernel: Axes | Tensor | None) -> bool:
@@ -91,6 +112,8 @@ def _product(call: Call, first: Tensor, second: Tensor) -> Tensor | None:
         call.labels.join(inner, of_second)
     elif inner is not None or of_second is not None:
         call.hint(inner if inner is not None else of_second, "its channels are multiplied by a tensor of fixed size")
+    if rows is not None and columns is not None and call.labels.stays(rows):
+        rows = None  # channels that stay whole, such as those between the layer norms of an MLP-Mixer
     if rows is not None and columns is not None:
         call.block(columns, TWO_KINDS)
         if not isinstance(call.raw(second), Axes):

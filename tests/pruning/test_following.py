@@ -478,6 +478,63 @@ def test_what_needs_all_channels_is_named_and_blocks_no_other(middle, parts, rea
 # Weights that are computed
 
 
+def deviations(w):
+    w = w - w.mean((1, 2, 3), keepdim=True)
+    return w / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+
+
+def moments(w):
+    variance, mean = torch.var_mean(w, (1, 2, 3), keepdim=True, unbiased=False)
+    return (w - mean) / torch.sqrt(variance + 1e-6)
+
+
+STANDARDISED = {
+    "deviations": deviations,
+    "moments": moments,
+    "a batch norm": lambda w: F.batch_norm(w.reshape(1, len(w), -1), None, None, training=True, eps=1e-6).reshape_as(w),
+    "a layer norm": lambda w: F.layer_norm(w, w.shape[1:], eps=1e-6),
+}
+
+
+class Standardised(nn.Conv2d):
+    """Every row of its weight is brought to mean 0 and deviation 1 first."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.by(self.weight), self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("how", STANDARDISED)
+def test_rows_of_standardised_weights_leave_and_their_inputs_stay(how):
+    b = Standardised(7, 6, 3, padding=1)
+    b.by = STANDARDISED[how]
+    model = pooled(lambda m, x: m.c(F.relu(m.n(m.b(F.relu(m.a(x)))))), a=conv(3, 7), b=b, n=nn.BatchNorm2d(6),
+                   c=conv(6, 8))  # fmt: skip
+    check(prepared(model), example(IMAGE), "b c", {"n.weight": ("b.weight", 0), "n.bias": ("b.weight", 0)})
+    assert "computed from other tensors in Standardised 'b'" in blocked(model, example(IMAGE))["a.weight"]
+
+
+class Mixer(nn.Module):
+    """A block of MLP-Mixer: one MLP over tokens, one over channels."""
+
+    def __init__(self, tokens, width):
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.first, self.second = nn.Linear(tokens, 10), nn.Linear(10, tokens)
+        self.up, self.down = nn.Linear(width, 11), nn.Linear(11, width)
+
+    def forward(self, x):
+        x = x + self.second(F.gelu(self.first(self.before(x).transpose(1, 2)))).transpose(1, 2)
+        return x + self.down(F.gelu(self.up(self.between(x))))
+
+
+def test_hidden_units_of_mixers_leave_along_tokens_and_along_channels():
+    def run(m, x):
+        return m.fc(m.n(m.c(m.b(m.a(x).flatten(2).transpose(1, 2)))).mean(1))
+
+    model = Net(run, a=nn.Conv2d(3, 6, 4, 4), b=Mixer(4, 6), c=Mixer(4, 6), n=nn.LayerNorm(6), fc=nn.Linear(6, 5))
+    check(prepared(model), example(IMAGE), "b.first b.up c.first c.up")
+
+
 @pytest.mark.parametrize(
     "norm",
     [
