@@ -194,7 +194,7 @@ def _batch_norm(call: Call) -> list[Tensor] | None:
             return None
     if labels is not None and call.args[1] is None and not call.args[5]:
         call.block(labels, "batch normalisation without scale and shift cannot make a removed channel zero")
-    if labels is not None and call.args[5]:
+    if labels is not None and call.args[5] and not call.name.endswith("no_training"):
         labels = call.labels.join_along(labels, 0, *range(2, labels.dim())).expand(labels.shape)
     return [labels]
 

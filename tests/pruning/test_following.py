@@ -513,6 +513,25 @@ def test_rows_of_standardised_weights_leave_and_their_inputs_stay(how):
     assert "computed from other tensors in Standardised 'b'" in blocked(model, example(IMAGE))["a.weight"]
 
 
+class NormedHeads(nn.Module):
+    """Attention that normalises queries and keys inside each head; how many heads there are follows from the width."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.fc = nn.Linear(3, 36), nn.Linear(12, 6), nn.Linear(6, 5)
+        self.q, self.k = nn.LayerNorm(4), nn.LayerNorm(4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.transpose(1, 2)).view(len(x), 16, 3, -1, 4).permute(2, 0, 3, 1, 4)
+        taken = F.scaled_dot_product_attention(self.q(q), self.k(k), v)
+        return self.fc(F.relu(self.out(taken.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_heads_leave_although_each_is_normalised_in_itself():
+    small = check(prepared(NormedHeads()), example(SIGNAL), "qkv out")
+    assert small.qkv.out_features == 24  # one of three heads
+
+
 class Mixer(nn.Module):
     """A block of MLP-Mixer: one MLP over tokens, one over channels."""
 
