@@ -19,6 +19,7 @@ from search.blame import told
 from search.commands.reply import Reply
 from search.errors import PrunefrontError
 from search.kept import begin_anew, what_is_kept
+from search.lasting import LastingStream, leave_threads_behind
 from search.parser import Answered, WrongUsage, make_parser
 
 COMMANDS = {
@@ -53,6 +54,7 @@ def answer(words: Sequence[str], mask: Collection[int]) -> int:
     except BaseException as error:
         code = _ended(error, arguments)
     interrupts.finish(code)
+    leave_threads_behind(code)
     return code
 
 
@@ -110,8 +112,9 @@ def _everything_to_stderr() -> Iterator[None]:
     sys.stdout.flush()
     kept = _stdout = os.dup(1)
     os.dup2(2, 1)
+    lasting = LastingStream(sys.stderr)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stderr(lasting), contextlib.redirect_stdout(lasting):
             yield
     finally:
         os.dup2(kept, 1)

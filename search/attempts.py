@@ -88,6 +88,7 @@ class Attempt:
         if self.deaths:
             text = json.dumps([asdict(death) for death in self.deaths])
             write_durably(self._known, text.encode())
+        process = os.getpid()
         self._now.unlink(missing_ok=True)  # never followed: it may be a link to another file
         file = os.open(self._now, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
@@ -102,6 +103,8 @@ class Attempt:
             with _last_words(file):
                 yield step
         finally:
+            if os.getpid() != process:  # the user's code forked and its child came back here: one study is enough
+                os._exit(1)
             os.close(file)
             self._now.unlink(missing_ok=True)
 
@@ -147,6 +150,12 @@ def _last_words(file: int) -> Iterator[None]:
         if os.getpid() == process and unsaid and interrupts.exit_code() is None:
             os.write(file, f"os._exit({code})\n".encode())
             faulthandler.dump_traceback(file, all_threads=False)
+            if interrupts.can_end_process():
+                interrupts.end_process(
+                    f"the workload's own code ended the program by os._exit({code}): the same command begins that "
+                    f"evaluation again, and records it as failed when it has ended so {MAX_STARTS} times",
+                    3,
+                )
         leave(code)
 
     faulthandler.enable(file, all_threads=False)

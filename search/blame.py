@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+
+from search.interrupts import is_signal
 
 _OTHERS = (
     Path(__file__).parents[1] / "spaces",
@@ -27,12 +30,22 @@ def place(error: BaseException) -> str | None:
 def told(error: BaseException) -> str:
     """An error by its first line, and its place: `ValueError: no such class (net.py, line 12)`, `sys.exit(3) (...)`."""
     if isinstance(error, SystemExit):
-        what = f"sys.exit({'' if error.code is None else repr(error.code)})"
+        what = f"sys.exit({'' if error.code is None else said_by(lambda: repr(error.code))})"
     else:
-        said = next((line for line in str(error).splitlines() if line.strip()), "")[:400]
+        said = next((line for line in said_by(lambda: str(error)).splitlines() if line.strip()), "")[:400]
         what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     where = place(error)
     return f"{what} ({where})" if where else what
+
+
+def said_by(text: Callable[[], str]) -> str:
+    """The text of somebody else's object; nothing where making it raises, which interruptions alone survive."""
+    try:
+        return text()
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        return ""
 
 
 def is_own(file: str) -> bool:

@@ -117,6 +117,8 @@ def database_problem(path: Path, error: BaseException, damaged: str) -> Environm
         said = f"the disk is full): {REMEDIES[errno.ENOSPC]}{AGAIN}"
     elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "locked" in str(found):
         said = f"another program has it locked): close that program, say a database viewer{AGAIN}"
+    elif not path.parent.is_dir():
+        said = f"its folder is gone): put it back, or choose another --root{AGAIN}"
     elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM) or not _is_writable(path):
         said = f"it, or its folder, cannot be written): make it writable, or choose another --root{AGAIN}"
     elif code == sqlite3.SQLITE_IOERR:

@@ -75,6 +75,20 @@ def test_an_os_exit_says_so(tmp_path):
     assert str(death) == f"after step 0 of 20: os._exit(5) (test_crashes.py, line {line})"
 
 
+def test_an_os_exit_is_never_the_commands_own_code(tmp_path):
+    """0 would say that the study is done."""
+    said, write = os.pipe()
+
+    def evaluation() -> None:
+        interrupts.watch(lambda message, code: os.write(write, f"{code} {message}".encode()))
+        with Attempt(tmp_path, "net").running():
+            os._exit(0)
+
+    assert dies(evaluation) == 3
+    assert os.read(said, 1000).startswith(b"3 the workload's own code ended the program by os._exit(0)")
+    assert Attempt(tmp_path, "net").deaths[0].how.startswith("os._exit(0)")
+
+
 def test_a_kill_leaves_the_step_alone(tmp_path):
     assert attempted(tmp_path, be_killed, after=12) == -signal.SIGKILL
     (death,) = Attempt(tmp_path, "net").deaths
