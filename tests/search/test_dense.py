@@ -27,6 +27,9 @@ PIXELS, LABELS = (torch.tensor(part) for part in load_digits(return_X_y=True))
 IMAGES = PIXELS.float().reshape(-1, 1, 8, 8) / 16
 
 
+SHORT = Recipe(batch=60, dense_epochs=1)
+
+
 class Notes(Watcher):
     def __init__(self):
         self.notes, self.labels = [], []
@@ -65,6 +68,7 @@ def dense(tmp_path):
     def made(workload, cache="cache"):
         watcher = Notes()
         found = dense_model(workload, 0, tmp_path / cache, watcher=watcher)
+        assert (found.trained_seconds > 0) == bool(watcher.labels)
         return SimpleNamespace(found=found, trained=bool(watcher.labels), notes=watcher.notes)
 
     return made
@@ -115,10 +119,10 @@ def test_a_network_that_is_not_trained_yet_is_trained(dense, trained):
     assert made.trained and not made.notes and made.found.accuracy > trained.accuracy
     one = seeded()
     for number, build in enumerate((seeded, constant, lambda: one)):
-        made = dense(task(build), str(number))
+        made = dense(task(build, recipe=SHORT), str(number))
         assert made.trained and len(made.notes) == 1, number
         assert "no better than shuffled ones" in made.notes[0] and "weights='as built'" in made.notes[0]
-        assert not dense(task(build), str(number)).trained
+        assert not dense(task(build, recipe=SHORT), str(number)).trained
     assert torch.equal(one[0].weight, seeded()[0].weight)  # the user's own object is not trained
 
 
@@ -160,8 +164,8 @@ def test_other_first_weights_or_frozen_layers_are_another_dense_model(dense):
                 return model
 
             builds.append(build)
-    alone = [dense(task(build), f"own {n}").found.weights for n, build in enumerate(builds)]
-    shared = [dense(task(build), "shared").found.weights for build in builds]
+    alone = [dense(task(build, recipe=SHORT), f"own {n}").found.weights for n, build in enumerate(builds)]
+    shared = [dense(task(build, recipe=SHORT), "shared").found.weights for build in builds]
     assert shared == alone and len(set(alone)) == 4
 
 
