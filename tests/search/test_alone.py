@@ -1,0 +1,69 @@
+"""A study is one process, files and the CPU: what could fail beside those is not used."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from search import SearchConfig
+from search.mlflow_store import store_uri
+from search.parser import WrongUsage, make_parser
+from search.storage import sqlite_url
+
+ROOT = Path(__file__).parents[2]
+FILES = [path for folder in ("spaces", "pruning", "search") for path in sorted((ROOT / folder).rglob("*.py"))]
+NETWORK = {"socket", "ssl", "ftplib", "requests", "httpx", "aiohttp", "urllib3", "grpc", "redis", "psycopg", "pymysql"}
+MODULES = {"urllib.request", "http.client", "http.server", "torch.hub", "torch.distributed", "xmlrpc.client"}
+SERVERS = {"search/commands/study.py": "the port of MLflow's page"}
+"""Files that use a network, and what for."""
+
+
+def imported_by(path: Path) -> set[str]:
+    """Every module imported in a file, and what is imported from one."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def dotted_in(path: Path) -> set[str]:
+    return {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+def uses_network(path: Path) -> bool:
+    reached = imported_by(path) | {name for name in dotted_in(path) if name.startswith("torch.")}
+    return any(name in MODULES or name.partition(".")[0] in NETWORK for name in reached)
+
+
+def test_nothing_but_the_view_uses_a_network():
+    assert {str(path.relative_to(ROOT)) for path in FILES if uses_network(path)} == {*SERVERS}
+
+
+def test_no_network_is_put_on_another_device():
+    """A tensor follows the one it is used with; what comes from the user's code is left where it is."""
+    used = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in FILES
+        for name in dotted_in(path)
+        if name.startswith(("torch.cuda", "torch.mps", "torch.xpu")) or name.endswith((".cuda", ".mps", ".xpu"))
+    }
+    assert used == {f"pruning/latency.py: {name}" for name in ("torch.cuda", "torch.cuda.get_device_name")}  # a name
+
+
+@pytest.mark.parametrize("option", ["--storage", "--optuna-storage", "--workers"])
+def test_neither_a_server_nor_workers_can_be_asked_for(option, tmp_path):
+    with pytest.raises(WrongUsage):
+        make_parser().parse_args(["search", option, "postgresql://user:word@host/studies"])
+    with pytest.raises(ValueError, match=option[2:].replace("-", "_")):
+        SearchConfig(workload="digits", root=str(tmp_path), **{option[2:].replace("-", "_"): "2"})
+
+
+def test_both_databases_are_files_under_the_root(tmp_path):
+    assert store_uri(tmp_path) == f"sqlite:///{tmp_path.resolve() / 'mlflow.db'}"
+    url = sqlite_url(tmp_path / "study.db")
+    assert (url.drivername, url.host, url.database) == ("sqlite", None, str(tmp_path / "study.db"))
