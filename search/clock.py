@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -27,10 +27,32 @@ class StudyClock:
         return self._wall + seconds
 
 
+class Pace:
+    """What finished trials took, added up as they come.
+
+    Attributes:
+        trials: how many.
+        spent: running seconds from their starts to their ends.
+        worked: seconds of the phases of their evaluations.
+        latest: running second at which the last of them ended.
+    """
+
+    def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
+        self.trials, self.spent, self.worked, self.latest = 0, 0.0, 0.0, 0.0
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: TrialRecord) -> None:
+        self.trials += 1
+        self.spent += trial.finished - trial.started
+        self.worked += sum(trial.result.seconds.values())
+        self.latest = max(self.latest, trial.finished)
+
+
 def seconds_left(
     config: SearchConfig,
     recipe: Mapping[str, Any],
-    trials: Sequence[TrialRecord],
+    pace: Pace,
     finals: Sequence[FinalRecord],
     final_runs: int,
 ) -> float | None:
@@ -41,14 +63,16 @@ def seconds_left(
 
     Args:
         recipe: of its workload, as plain data.
+        pace: of its finished trials.
         final_runs: full-length fine-tunes still to come.
     """
-    if not trials:
+    if not pace.trials:
         return None
-    spent = fmean(trial.finished - trial.started for trial in trials)
-    stretch = 1.0 if finals else recipe["final_epochs"] / recipe["trial_epochs"]
-    final = stretch * fmean(sum(run.result.seconds.values()) for run in finals or trials)
-    of_trials = spent * max(config.trials - len(trials), 0)
+    if finals:
+        final = fmean(sum(run.result.seconds.values()) for run in finals)
+    else:
+        final = pace.worked / pace.trials * recipe["final_epochs"] / recipe["trial_epochs"]
+    of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
     if config.timeout is not None:
-        of_trials = min(of_trials, max(config.timeout - max(trial.finished for trial in trials), 0.0))
+        of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0))
     return of_trials + final * final_runs

@@ -19,7 +19,7 @@ from pruning.latency import describe_device
 from search.attempts import Attempt, give_up_on
 from search.chance import chance_accuracy
 from search.checkpoints import save_model
-from search.clock import StudyClock, seconds_left
+from search.clock import Pace, StudyClock, seconds_left
 from search.comparison import Comparison, final_runs_left, known_comparison
 from search.config import GUIDED, SearchConfig
 from search.console import Watcher, duration
@@ -95,6 +95,7 @@ class Coordinator:
         self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
         self._leave_unseen_whole()
         self.trials = {trial.number: trial for trial in self.journal.trials()}
+        self.pace = Pace(self.trials.values())
         self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}
         self.finals, self.compared = self.journal.finals(), known_comparison(folder)
@@ -267,6 +268,7 @@ class Coordinator:
         self.journal.write_trial(record)
         attempt.finish()
         self.trials[record.number] = record
+        self.pace.add(record)
         self.run_here.append(record)
         self._tell(record)
         self.tracker.log_trial(record)
@@ -338,32 +340,30 @@ class Coordinator:
         return front_of(table, self.config.max_size, self.config.speed, self.chance)
 
     def _show(self, record: TrialRecord) -> None:
-        front = self._front_table()
         result, done, asked = record.result, len(self.trials), self.config.trials
         if result.state == COMPLETE:
             what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
         else:
             what = f"{result.state}: {result.reason}"
-        left = self._seconds_left(front)
+        left = self._seconds_left()
         self.watcher.headline(
-            f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far(front)}, "
-            f"front {len(front)}" + (f", about {duration(left)} left" if left else "")
+            f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far()}, "
+            f"front {len(self.front.numbers)}" + (f", about {duration(left)} left" if left else "")
         )
 
-    def _best_so_far(self, front: pd.DataFrame) -> str:
-        best = best_trial(front, least_accuracy=self.least_accuracy)
-        if best is None:
-            return "none yet"
-        row = front.set_index("trial").loc[best]
-        return f"{row['accuracy']:.2%} at {row['size']:.1%}"
+    def _best_so_far(self) -> str:
+        for best in self.front.finalists(1, self.least_accuracy):
+            result = self.trials[best].result
+            return f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
+        return "none yet"
 
-    def _seconds_left(self, front: pd.DataFrame) -> float | None:
+    def _seconds_left(self) -> float | None:
         """With as many finalists as the front has now."""
-        chosen = finalists_of(front, self.config.finalists, self.least_accuracy)
+        chosen = self.front.finalists(self.config.finalists, self.least_accuracy)
         digests, finals = [self.trials[number].policy.digest for number in chosen], self.finals
         runs = final_runs_left(self.config, digests, finals, self.compared)
         recipe = self.subject.workload.recipe.to_dict()
-        return seconds_left(self.config, recipe, list(self.trials.values()), finals, runs)
+        return seconds_left(self.config, recipe, self.pace, finals, runs)
 
     def _finals(self) -> Comparison | None:
         """None if there is no finalist to compare with anything."""

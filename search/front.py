@@ -39,6 +39,14 @@ class Front:
         self._points = np.vstack([self._points[~beaten], point])
         return gone
 
+    def finalists(self, count: int, least_accuracy: float | None = None) -> list[int]:
+        """The trials that `search.results.finalists_of` chooses; the first is the best so far."""
+        numbers, (falling, sizes) = np.array(self.numbers, dtype=int), self._points[:, :2].T
+        order = np.lexsort((numbers, sizes, falling))
+        if least_accuracy is not None and len(enough := order[-falling[order] >= least_accuracy]):
+            order = enough[np.argsort(sizes[enough], kind="stable")]
+        return numbers[order[:count]].tolist()
+
     def extend(self, records: Sequence[TrialRecord]) -> list[int]:
         """Take trials in; returns all numbers that are not on the front."""
         return [number for record in records for number in self.add(record)]

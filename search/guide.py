@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ class Observation:
     speed: float
     dead: bool | None = None
 
-    @property
+    @cached_property
     def point(self) -> np.ndarray:
         """Error, log size and speed (3,)."""
         return np.array([self.error, np.log(self.size), self.speed])
@@ -144,6 +146,8 @@ class Guide:
         self._one_size = high <= low * 1.001
         self._observed: dict[int, Observation] = {}
         self._front: list[int] = []
+        self._dead_sizes: dict[str, list[float]] = {}
+        self._least_alive: dict[str, float] = {}
         self._asked: dict[int, str] = {}
         self._suggested: dict[int, Suggestion] = {}
 
@@ -173,9 +177,11 @@ class Guide:
             self._dead(error),
         )
         self._asked[number] = self._key(params)
-        self._front = [] if replaced else self._front
+        if replaced:
+            self._front, self._dead_sizes, self._least_alive = [], {}, {}
         for known in self._observed if replaced else (number,):
             self._join_front(known)
+            self._note_size(self._observed[known])
 
     def _dead(self, error: float) -> bool | None:
         return None if self._least_dead_error is None or math.isnan(error) else error >= self._least_dead_error
@@ -189,13 +195,18 @@ class Guide:
         the size falls. One dead trial alone says nothing.
         """
         found = {}
-        for label in sorted({o.draft.label for o in self._observed.values()}):
-            own = [o for o in self._observed.values() if o.draft.label == label]
-            alive = min((o.size for o in own if o.dead is False), default=math.inf)
-            dead = sorted(o.size for o in own if o.dead and o.size < alive)
-            if len(dead) > 1:
-                found[label] = dead[len(dead) // 2 - 1]
+        for label, dead in sorted(self._dead_sizes.items()):
+            count = bisect_left(dead, self._least_alive.get(label, math.inf))
+            if count > 1:
+                found[label] = dead[count // 2 - 1]
         return found
+
+    def _note_size(self, seen: Observation) -> None:
+        label = seen.draft.label
+        if seen.dead:
+            insort(self._dead_sizes.setdefault(label, []), seen.size)
+        elif seen.dead is False:
+            self._least_alive[label] = min(seen.size, self._least_alive.get(label, math.inf))
 
     def avoid(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
@@ -269,8 +280,8 @@ class Guide:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
         latest = sorted(self._observed)[-MOST_ROWS // 2 :]
         chosen = {*latest, *self._front[-MOST_ROWS // 2 :]}
-        left = [number for number in sorted(self._observed, reverse=True) if number not in chosen]
-        return [self._observed[number] for number in sorted(chosen | {*left[: MOST_ROWS - len(chosen)]})]
+        left = (number for number in sorted(self._observed, reverse=True) if number not in chosen)
+        return [self._observed[number] for number in sorted(chosen | {*islice(left, MOST_ROWS - len(chosen))})]
 
     def _parents(self, rows: Sequence[Observation]) -> list[Draft]:
         """The points of the best non-dominated ranks, of each granularity by itself."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.clock import seconds_left
+from search.clock import Pace, seconds_left
 from search.comparison import Comparison, final_runs_left, shown_comparison
 from search.entries import MOST_TRIALS
 from search.errors import UsageError
@@ -72,7 +72,8 @@ class StudyView:
         chosen = finalists_of(self.front, config.finalists, self.least_accuracy)
         digests, finals = list(self.trials.set_index("trial")["digest"].loc[chosen]), folder.journal.finals()
         runs = final_runs_left(config, digests, finals, self.comparison)
-        return seconds_left(config, folder.read_record()["identity"]["recipe"], folder.journal.trials(), finals, runs)
+        recipe, pace = folder.read_record()["identity"]["recipe"], Pace(folder.journal.trials())
+        return seconds_left(config, recipe, pace, finals, runs)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.errors import EnvironmentProblem
 from search.guide import Guide
@@ -87,6 +87,7 @@ class OptunaStudy:
             _begin_anew(path, reason)
             self._study = _opened(path, name)
 
+        self._count = len(self._study.get_trials(deepcopy=False))
         names = ["accuracy", "size", speed]
         if self._study.metric_names != names:
             with warnings.catch_warnings():
@@ -96,7 +97,7 @@ class OptunaStudy:
     @property
     def trial_count(self) -> int:
         """Trials of any state; the next new trial has this number."""
-        return len(self._study.get_trials(deepcopy=False))
+        return self._count
 
     def unfinished(self) -> list[Trial]:
         """Trials that were begun and neither told nor failed, by number."""
@@ -108,9 +109,10 @@ class OptunaStudy:
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if params is not None and not waiting:
             self._study.enqueue_trial(dict(params), user_attrs={ORIGIN: origin} if origin else None)
-        number = waiting[0].number if waiting else self.trial_count - (params is not None)
-        self._take_sampler(number)
-        return self._study.ask()
+        self._take_sampler(waiting[0].number if waiting else self._count)
+        trial = self._study.ask()
+        self._count = max(self._count, trial.number + 1, *(one.number + 1 for one in waiting))
+        return trial
 
     def tell(
         self,
@@ -125,7 +127,7 @@ class OptunaStudy:
         Its parameters are wishes; `landed` is what came of them, and is kept as an attribute.
         """
         self._causes[number] = cause
-        trial = next(iter(self._study.get_trials(deepcopy=False)[number:]), None)
+        trial = self._found(number)
         if trial is not None and trial.state.is_finished():
             return
         if trial is not None and landed:
@@ -152,6 +154,14 @@ class OptunaStudy:
     def scores(trial: Trial) -> dict[str, float]:
         """What the guide knew of a trial before it was evaluated."""
         return trial.user_attrs.get(SCORES, {})
+
+    def _found(self, number: int) -> FrozenTrial | None:
+        """One trial, without listing all of them, which Optuna sorts each time."""
+        study, storage = self._study, self._study._storage
+        try:
+            return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+        except KeyError:
+            return None
 
     def _trial(self, trial_id: int, number: int) -> Trial:
         self._take_sampler(number)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
@@ -210,7 +211,7 @@ class PruningPolicy:
         """Read what `to_json` wrote; duplicate keys, NaN and non-objects raise `ValueError`."""
         return cls.from_dict(parse_object(text))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hex digits naming the policy's content.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from search.clock import seconds_left
+from search.clock import Pace, seconds_left
 from search.comparison import BASELINES, Comparison, Reference, final_runs_left
 from search.config import make_config
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
@@ -33,17 +33,17 @@ def finals(digest: str, *seeds: int, spent: float = 30.0) -> list[FinalRecord]:
 
 def test_trials_at_their_mean_and_finals_by_epochs_until_one_is_done():
     config = make_config(trials=6)
-    assert seconds_left(config, RECIPE, [], [], 9) is None
-    assert seconds_left(config, RECIPE, trials(4.0, 8.0), [], 0) == 4 * 6.0
-    assert seconds_left(config, RECIPE, trials(4.0, 8.0), [], 3) == 4 * 6.0 + 3 * 5.0 * 2.5
-    assert seconds_left(config, RECIPE, trials(4.0, 8.0), finals("a", 1, 2), 3) == 4 * 6.0 + 3 * 30.0
-    assert seconds_left(config, RECIPE, trials(*[4.0] * 7), [], 0) == 0.0
+    assert seconds_left(config, RECIPE, Pace(), [], 9) is None
+    assert seconds_left(config, RECIPE, Pace(trials(4.0, 8.0)), [], 0) == 4 * 6.0
+    assert seconds_left(config, RECIPE, Pace(trials(4.0, 8.0)), [], 3) == 4 * 6.0 + 3 * 5.0 * 2.5
+    assert seconds_left(config, RECIPE, Pace(trials(4.0, 8.0)), finals("a", 1, 2), 3) == 4 * 6.0 + 3 * 30.0
+    assert seconds_left(config, RECIPE, Pace(trials(*[4.0] * 7)), [], 0) == 0.0
 
 
 def test_no_trial_starts_after_the_time_limit():
     done = trials(4.0, 8.0)  # the last ends at second 13
-    assert seconds_left(make_config(trials=6, timeout=20.0), RECIPE, done, [], 1) == 7.0 + 12.5
-    assert seconds_left(make_config(trials=6, timeout=5.0), RECIPE, done, [], 0) == 0.0
+    assert seconds_left(make_config(trials=6, timeout=20.0), RECIPE, Pace(done), [], 1) == 7.0 + 12.5
+    assert seconds_left(make_config(trials=6, timeout=5.0), RECIPE, Pace(done), [], 0) == 0.0
 
 
 def compared(finalists: tuple[str, ...], **baselines: str) -> Comparison:
@@ -69,6 +69,6 @@ def test_final_runs_left(finalists, done, comparison, left):
 
 def test_records_of_other_lengths_change_the_mean_alone():
     both = finals("a", 1, spent=10.0) + finals("a", 2, spent=40.0)
-    assert seconds_left(make_config(trials=1), RECIPE, trials(4.0), both, 2) == 2 * 25.0
+    assert seconds_left(make_config(trials=1), RECIPE, Pace(trials(4.0)), both, 2) == 2 * 25.0
     longer = [replace(trial, finished=trial.finished + 2) for trial in trials(4.0)]
-    assert seconds_left(make_config(trials=2), RECIPE, longer, [], 0) == 6.0
+    assert seconds_left(make_config(trials=2), RECIPE, Pace(longer), [], 0) == 6.0
