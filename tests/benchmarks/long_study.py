@@ -4,36 +4,48 @@
 
 Evaluations are a stand-in that gives a network's true sizes and an accuracy drawn from its number; everything else is
 a study as users run it, without finals. Time is this process's own CPU time, so that other programs do not count. A
-window of trials around each place in the study gives a median. Prints a table and one JSON line.
+window of trials before each place in the study gives a median. Prints a table and one JSON line.
+
+With `--jump` only the trials of the windows are run; those between are drawn at random and put where run ones would be
+in memory and in Optuna's database, but not in the journal and in MLflow.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.trial import create_trial
 from study import PACKAGES, hardware
 
 import search.coordinator
 from search import run_search
 from search.config import make_config
+from search.coordinator import Coordinator
 from search.evaluate import Evaluation, Subject
-from search.records import COMPLETE, TrialResult
+from search.guide import Guide
+from search.records import COMPLETE, TrialRecord, TrialResult
+from search.sampler import _distribution
 from spaces.size import footprint, shares
+from spaces.space import Axis
 
 PLACES = (125, 500, 1000, 2000)
 """Trials at which a window is looked at."""
 WIDTH = 50
 """Trials of a window, which ends at its place."""
+EARLIEST = 8
+"""Trials that are run before the first jump, and before the window that follows each."""
 
 
 class Stand:
@@ -42,22 +54,98 @@ class Stand:
     def __init__(self) -> None:
         self.began: list[float] = []
         self.ended: list[float] = []
+        self.number = 0
+        self.medians: dict[int, float] = {}
+        self.memory: dict[int, float] = {}
+        self.guiding = 0.0
+        self.guided: list[float] = []
+        self.jump: Callable[[int, int], None] | None = None
 
     def __call__(self, subject: Subject, policy: Any, *_: Any, **__: Any) -> Evaluation:
         self.began.append(time.process_time())
-        if (place := len(self.began)) in PLACES:
-            print(f"trial {place}: {self.median(place):.1f} CPU ms beside evaluation", file=sys.stderr, flush=True)
-        cost = shares(footprint(subject.network, policy), subject.dense_cost)
-        noise = np.random.default_rng([7, len(self.began)]).normal(0, 0.01)
-        accuracy = float(np.clip(0.95 - 0.05 / (cost.encoded + 0.05) * 0.25 + noise, 0.15, 0.99))
-        result = TrialResult(COMPLETE, accuracy=accuracy, loss=1 - accuracy, shares=cost)
+        self.guided.append(self.guiding)
+        self.number += 1
+        if self.number in PLACES:
+            self.note()
+        result = result_of(subject, policy, self.number)
+        behind = [place for place in PLACES if place > self.number]
+        if self.jump and behind and EARLIEST <= self.number < (start := behind[0] - WIDTH - EARLIEST):
+            self.jump(self.number, start)
+            self.number = start
         self.ended.append(time.process_time())
         return Evaluation(result)
 
-    def median(self, place: int) -> float:
-        """CPU milliseconds from the end of an evaluation to the beginning of the next, before trial `place`."""
-        ends, begins = self.ended[place - WIDTH - 1 : place - 1], self.began[place - WIDTH : place]
-        return 1000 * statistics.median(begin - end for end, begin in zip(ends, begins, strict=True))
+    def timed(self, function: Callable) -> Callable:
+        """The same, its CPU seconds added to the guide's."""
+
+        def run(*arguments: Any) -> Any:
+            began = time.process_time()
+            try:
+                return function(*arguments)
+            finally:
+                self.guiding += time.process_time() - began
+
+        return run
+
+    def note(self) -> None:
+        """Keep and tell what the window that ends here says, from the end of an evaluation to the next's beginning."""
+        ends, begins = self.ended[-WIDTH:], self.began[-WIDTH:]
+        self.medians[self.number] = 1000 * statistics.median(b - e for e, b in zip(ends, begins, strict=True))
+        self.memory[self.number] = resident()
+        guided = 1000 * (self.guided[-1] - self.guided[-WIDTH - 1]) / WIDTH
+        print(
+            f"trial {self.number}: {self.medians[self.number]:.1f} CPU ms beside evaluation, of them the guide "
+            f"{guided:.1f}; {self.memory[self.number]:.0f} MB",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def result_of(subject: Subject, policy: Any, number: int) -> TrialResult:
+    """True sizes, and an accuracy that falls with them but for noise."""
+    cost = shares(footprint(subject.network, policy), subject.dense_cost)
+    noise = np.random.default_rng([7, number]).normal(0, 0.01)
+    accuracy = float(np.clip(0.95 - 0.05 / (cost.encoded + 0.05) * 0.25 + noise, 0.15, 0.99))
+    return TrialResult(COMPLETE, accuracy=accuracy, loss=1 - accuracy, shares=cost)
+
+
+def resident() -> float:
+    """Megabytes this process has in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def jumper(coordinator: Coordinator) -> Callable[[int, int], None]:
+    """Gives a running study the trials from one number up to another, not evaluated and not in journal and MLflow.
+
+    The trial that is running keeps its number, which is the first.
+    """
+
+    def jump(first: int, end: int) -> None:
+        random, space, study = np.random.default_rng([11, first]), coordinator.space, coordinator.study
+        distributions = {axis.name: _distribution(axis) for axis in space.axes}
+        for number in range(first, end):
+            params = {axis.name: drawn(axis, random) for axis in space.axes}
+            proposal = space.read(params)
+            result = result_of(coordinator.subject, proposal.policy, number)
+            record = TrialRecord(
+                number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0
+            )
+            coordinator.trials[number] = coordinator.tracker._records[number] = record
+            coordinator.pace.add(record)
+            coordinator.front.add(record)
+            values = [result.accuracy, result.shares.encoded, result.shares.macs]
+            study._study.add_trial(create_trial(params=params, distributions=distributions, values=values))
+        study._count = end
+
+    return jump
+
+
+def drawn(axis: Axis, random: np.random.Generator) -> Any:
+    """A value of an axis, at random."""
+    if axis.choices:
+        return axis.choices[int(random.integers(len(axis.choices)))]
+    if axis.log:
+        return float(axis.low * (axis.high / axis.low) ** random.random())
+    return float(axis.low + (axis.high - axis.low) * random.random())
 
 
 def main() -> None:
@@ -65,10 +153,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--sampler", default="random")
+    parser.add_argument("--jump", action="store_true")
     options = parser.parse_args()
     if options.trials < PLACES[0]:
         parser.error(f"--trials must be at least {PLACES[0]}, got {options.trials}")
     stand = search.coordinator.evaluate_policy = Stand()
+    if options.jump:
+        run_trials = Coordinator._run_trials
+
+        def with_jumps(coordinator: Coordinator) -> None:
+            stand.jump = jumper(coordinator)
+            run_trials(coordinator)
+
+        Coordinator._run_trials = with_jumps
+    for name in ("suggest", "learn"):
+        setattr(Guide, name, stand.timed(getattr(Guide, name)))
     workload = f"{Path(__file__).parents[1] / 'tiny_workload.py'}:tiny"
     with tempfile.TemporaryDirectory() as root:
         run_search(
@@ -77,12 +176,13 @@ def main() -> None:
                 max_size=0.5,
             )
         )  # fmt: skip
-    medians = {place: stand.median(place) for place in PLACES if place <= options.trials}
-    print("| trial | CPU ms beside evaluation, median | x trial 125 |\n|---|---|---|")
+    medians = stand.medians
+    print("| trial | CPU ms beside evaluation, median | x trial 125 | MB |\n|---|---|---|---|")
     for place, median in medians.items():
-        print(f"| {place} | {median:.1f} | {median / medians[PLACES[0]]:.2f} |")
+        print(f"| {place} | {median:.1f} | {median / medians[PLACES[0]]:.2f} | {stand.memory[place]:.0f} |")
     summary = {
         "sampler": options.sampler,
+        "jump": options.jump,
         "trials": options.trials,
         "milliseconds": {place: round(median, 2) for place, median in medians.items()},
         "ratio": round(medians[max(medians)] / medians[PLACES[0]], 3),

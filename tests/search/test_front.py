@@ -11,7 +11,7 @@ import torch
 from search.chance import chance_accuracy
 from search.front import Front
 from search.records import TrialRecord, TrialResult
-from search.results import dead_within, front_of, trial_table
+from search.results import best_trial, dead_within, finalists_of, front_of, trial_table
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
 from spaces.policy import PruningPolicy
 from spaces.size import Shares
@@ -47,6 +47,18 @@ def test_a_front_kept_up_is_the_front_of_the_table_after_every_trial(seed):
         off |= set(front.add(trial))
         wanted = set(front_of(trial_table(records[: place + 1], {}), 0.5, speed, chance)["trial"])
         assert set(front.numbers) == wanted == set(range(place + 1)) - off
+
+
+@pytest.mark.parametrize(("seed", "least"), [(0, None), (1, 0.25), (2, 0.55), (3, 0.95)])
+def test_its_finalists_are_those_of_the_table_after_every_trial(seed, least):
+    front, records = Front(0.5, "encoded"), drawn(seed, 20)
+    for place, trial in enumerate(records):
+        front.add(trial)
+        table = front_of(trial_table(records[: place + 1], {}), 0.5)
+        best = best_trial(table, least_accuracy=least)
+        assert front.finalists(1, least) == ([] if best is None else [best])
+        for count in (0, 3, 99):
+            assert front.finalists(count, least) == finalists_of(table, count, least)
 
 
 def test_dead_networks_are_counted_and_on_no_front():

@@ -528,6 +528,26 @@ def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evide
     assert sum(size < 0.08 for size in sizes["fine-grained"]) > 20
 
 
+def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, evidence_of):
+    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+    guide, random, known = Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), np.random.default_rng(5), {}
+    found = set()
+    for number in [*range(24), 3, 9, 3]:
+        word, error = str(random.choice(["fine-grained", "channel"])), float(random.choice([0.25, 0.9, math.nan]))
+        guide.learn(number, params_at(space, float(random.uniform(0.05, 0.2)), word, number % 3), error)
+        known[number] = (word, guide._observed[number].size, error)
+        wanted = {}
+        for kind in ("fine-grained", "channel"):
+            alive = [size for one, size, error in known.values() if one == kind and error < 0.875]
+            dead = [size for one, size, error in known.values() if one == kind and error >= 0.875]
+            smaller = sorted(size for size in dead if not alive or size < min(alive))
+            if len(smaller) > 1:
+                wanted[kind] = smaller[(len(smaller) - 2) // 2]
+        assert guide.least_sizes == wanted
+        found.add(len(wanted))
+    assert len(found) > 1
+
+
 def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
     guide = told(Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)

@@ -1,0 +1,134 @@
+"""What a trial costs does not grow with the trials before it: counted, not timed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import sqlalchemy
+from optuna.trial import FrozenTrial
+
+import search.coordinator
+import search.journal
+from search import run_search
+from search.config import make_config
+from search.evaluate import Evaluation
+from search.records import COMPLETE, TrialRecord, TrialResult
+from search.study import OptunaStudy
+from spaces.policy import PruningPolicy
+from spaces.size import footprint, shares
+
+EARLY, LATE = range(4, 8), range(14, 18)
+
+
+class Enough(Exception):
+    """Ends a study before its finals."""
+
+
+@contextmanager
+def statements():
+    """Counts what any database is asked while it is open."""
+    counts, engine = Counter(), sqlalchemy.engine.Engine
+
+    def executed(*_):
+        counts["statements"] += 1
+
+    def committed(*_):
+        counts["commits"] += 1
+
+    listeners = [("before_cursor_execute", executed), ("commit", committed)]
+    for event, listener in listeners:
+        sqlalchemy.event.listen(engine, event, listener)
+    try:
+        yield counts
+    finally:
+        for event, listener in listeners:
+            sqlalchemy.event.remove(engine, event, listener)
+
+
+@pytest.fixture(scope="module")
+def counted(place, tmp_path_factory):
+    """Of each trial, from its predecessor's evaluation to its own: counts by name."""
+    now, told, records = Counter(), [], set()
+
+    def counting(name, function):
+        def counted(*arguments, **options):
+            now[name] += 1
+            return function(*arguments, **options)
+
+        return counted
+
+    def rows(trials, *rest):
+        now["rows of tables"] += len(trials)
+        return table(trials, *rest)
+
+    def looked_at(record, name):
+        records.add(id(record))
+        return object.__getattribute__(record, name)
+
+    with statements() as asked, pytest.MonkeyPatch.context() as patch:
+
+        def evaluate(subject, policy, *_, **__):
+            told.append(Counter(asked) + now + Counter({"records": len(records)}))
+            if len(told) == LATE.stop:
+                raise Enough
+            cost = shares(footprint(subject.network, policy), subject.dense_cost)
+            accuracy = 0.5 + float(np.random.default_rng([7, len(told)]).uniform(0, 0.4))
+            for counter in (asked, now, records):
+                counter.clear()
+            return Evaluation(TrialResult(COMPLETE, accuracy=accuracy, loss=0.25, shares=cost))
+
+        table = search.coordinator.trial_table
+        patch.setattr(search.coordinator, "evaluate_policy", evaluate)
+        patch.setattr(search.coordinator, "trial_table", rows)
+        patch.setattr(search.journal, "read_text", counting("entries read", search.journal.read_text))
+        patch.setattr(FrozenTrial, "number", property(counting("Optuna's trials", FrozenTrial.number.fget)))
+        patch.setattr(PruningPolicy, "to_dict", counting("policies written", PruningPolicy.to_dict))
+        patch.setattr(TrialRecord, "__getattribute__", looked_at)
+        with pytest.raises(Enough):
+            run_search(
+                make_config(
+                    workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path_factory.mktemp("long")), max_size=0.5,
+                    trials=99, sampler="random", seeds=False, finalists=2,
+                )
+            )  # fmt: skip
+    return told
+
+
+@pytest.mark.parametrize("what", ["statements", "commits", "Optuna's trials", "policies written"])
+def test_a_later_trial_asks_no_more(counted, what):
+    early, late = ([counted[place][what] for place in places] for places in (EARLY, LATE))
+    assert min(early) > 0 and max(late) <= max(early)
+
+
+def test_a_trial_reads_no_entry_and_builds_no_table(counted):
+    assert not any(trial["entries read"] or trial["rows of tables"] for trial in counted[1:])
+
+
+def test_a_trial_looks_at_few_records_before_it(counted):
+    """Its own, the best, two finalists, and what it pushed off the front."""
+    assert 0 < max(trial["records"] for trial in counted[1:]) <= 6 < LATE.start
+
+
+def test_what_is_told_again_asks_the_database_nothing(tmp_path):
+    study = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    for number in range(5):
+        study.ask({"size": 0.25}).suggest_float("size", 0.125, 0.5)
+        study.tell(number, COMPLETE, (0.75, 0.25, 0.5), landed={"granularity": "fine-grained"})
+    again = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    with statements() as asked:
+        for number in range(5):
+            again.tell(number, COMPLETE, (0.125, 0.5, 0.75))
+    assert not asked and again.trial_count == 5 == again.ask().number
+
+
+def test_trials_that_others_enqueue_are_counted(tmp_path):
+    study = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    study.tell(study.ask({"size": 0.25}).number, "failed")
+    for size in (0.375, 0.4375):
+        study._study.enqueue_trial({"size": size})
+    numbers = [study.ask(params) for params in ({"size": 0.25}, None, {"size": 0.3125}, None)]
+    assert [trial.number for trial in numbers] == [1, 2, 3, 4] and study.trial_count == 5
+    assert [trial.suggest_float("size", 0.125, 0.5) for trial in numbers[:3]] == [0.375, 0.4375, 0.3125]
