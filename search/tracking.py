@@ -51,7 +51,7 @@ class Tracker:
         self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
         self._watcher = watcher
         self._client = self.parent = None
-        self._missing: set[int] | None = None
+        self._logged: set[int] | None = None
         self._records: dict[int, TrialRecord] = {}
         self._params: dict[str, Any] = {}
         self._summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
@@ -64,8 +64,6 @@ class Tracker:
 
     def log_trial(self, record: TrialRecord) -> None:
         """One child run for a finished trial; a trial already there is left alone."""
-        if self._missing is not None and record.number not in self._records:
-            self._missing.add(record.number)
         self._records[record.number] = record
         self._write(self._log_missing)
 
@@ -87,22 +85,22 @@ class Tracker:
 
     def _write(self, action: Callable[[], None], due: bool = False, attempts: int = 1) -> None:
         """Bring MLflow up to the records and act; a failure is told once, and tried again after a pause."""
-        if self._missing is None and not due and time.monotonic() < self._due:
+        if self._logged is None and not due and time.monotonic() < self._due:
             return
         try:
             with silenced():
-                if self._missing is None:
+                if self._logged is None:
                     self._match()
                 action()
         except Exception as error:
-            self._missing = None
+            self._logged = None
             check()
             if attempts > 1:
                 self._write(action, due, attempts - 1)
             else:
                 self._fail(error)
         except BaseException:
-            self._missing = None  # it may have ended a half-written run
+            self._logged = None  # it may have ended a half-written run
             raise
         else:
             if self._failing:
@@ -128,7 +126,7 @@ class Tracker:
         known = self._client.get_run(self.parent).data.params
         fresh = [Param(key, _text(value)) for key, value in self._params.items() if key not in known]
         self._client.log_batch(self.parent, params=fresh)
-        self._missing = self._records.keys() - self._keep_right_ones(children)
+        self._logged = self._keep_right_ones(children)
         self._log_missing()
 
     def _found(self) -> tuple[list[Any], list[Any]]:
@@ -193,9 +191,9 @@ class Tracker:
         )
 
     def _log_missing(self) -> None:
-        for number in sorted(self._missing):
+        for number in sorted(self._records.keys() - self._logged):
             self._create_child(self._records[number])
-            self._missing.discard(number)
+            self._logged.add(number)
 
     def _log_summary(self) -> None:
         from mlflow.entities import Metric

@@ -130,6 +130,7 @@ def jumper(coordinator: Coordinator) -> Callable[[int, int], None]:
                 number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0
             )
             coordinator.trials[number] = coordinator.tracker._records[number] = record
+            coordinator.tracker._logged.add(number)
             coordinator.pace.add(record)
             coordinator.front.add(record)
             values = [result.accuracy, result.shares.encoded, result.shares.macs]
