@@ -19,7 +19,7 @@ REACH = 2.0
 CLOSING = 20.0
 """Seconds after a signal by which what it raised should have ended the command: somebody's code has caught it."""
 LEAVING = 5.0
-"""Seconds that Python may take to end after the command's last line: a thread of somebody's never ends."""
+"""Seconds that Python may take to end after the command was interrupted: a child process of somebody's never ends."""
 AT_ONCE = 0.3
 """Seconds in which the handler of a second signal, which ends the process, should have run."""
 STEP = 0.1
