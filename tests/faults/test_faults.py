@@ -113,6 +113,12 @@ def test_another_proposal_is_seen(study, changes):
     assert faults == [f"trial-00006.json: {next(iter(changes))} differs"]
 
 
+def test_what_one_study_alone_says_is_seen():
+    now, undisturbed = ({"trial-6": json.dumps(said).encode()} for said in ({"number": 6, "more": 1}, {"number": 6}))
+    assert invariants.same_results(now, undisturbed) == ["trial-6: more differs"]
+    assert invariants.same_results(now, {}) == ["trial-6 is in one only"]
+
+
 def test_another_time_is_none(study):
     undisturbed = invariants.journal(study)
     edited(study / "journal" / "trial-00006.json", started=1.25, finished=7.5, proposing=0.25)

@@ -164,6 +164,25 @@ def test_a_wrong_statement_is_no_refusal_of_the_disk(path):
         connection.execute(sqlalchemy.text("SELEKT 1"))
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (sqlite3.SQLITE_FULL, "(the disk is full): free space there"),
+        (sqlite3.SQLITE_BUSY, "(another program has it locked): close that program"),
+        (sqlite3.SQLITE_LOCKED, "(another program has it locked): close that program"),
+        (sqlite3.SQLITE_READONLY, "cannot be written): make it writable"),
+        (sqlite3.SQLITE_PERM, "cannot be written): make it writable"),
+        (sqlite3.SQLITE_IOERR_WRITE, "(no): check the disk, its space"),
+        (sqlite3.SQLITE_CANTOPEN, "(no): check its folder and the limit on open files"),
+        (sqlite3.SQLITE_CORRUPT, "(no): delete it"),
+    ],
+)
+def test_each_refusal_has_its_remedy(tmp_path, code, said):
+    error, library = sqlite3.OperationalError("no"), RuntimeError("of a library")
+    error.sqlite_errorcode, library.__cause__ = code, error
+    assert said in str(database_problem(tmp_path / "x.db", library, damaged="delete it"))
+
+
 def test_errors_of_others_have_no_database_behind_them(tmp_path):
     assert database_problem(tmp_path / "x.db", ValueError("other"), damaged="") is None
     circle = ValueError("one")
