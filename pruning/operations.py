@@ -205,9 +205,10 @@ def _layer_norm(call: Call) -> list[Tensor] | None:
         return None
     kept = labels.dim() - len(shape)
     if any(varies(labels, dim) for dim in range(kept, labels.dim())):
-        if not any(varies(labels, dim) for dim in range(kept)):
+        parts = narrowed(compacted(call.labels.roots(labels)))
+        if parts.unique().numel() < parts.numel() or not any(varies(labels, dim) for dim in range(kept)):
             call.labels.block(labels, _normalises(call))
-            return [labels]
+            return [labels]  # what is left was divided: channels into heads, elements of a weight into rows
         call.labels.hint(labels, _normalises(call))
     return [call.labels.join_along(labels, *range(kept, labels.dim())).expand(labels.shape)]
 

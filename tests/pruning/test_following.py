@@ -532,6 +532,26 @@ def test_heads_leave_although_each_is_normalised_in_itself():
     assert small.qkv.out_features == 24  # one of three heads
 
 
+class ClassToken(nn.Module):
+    """The start of a vision transformer: a token of its own, then positions that differ from token to token."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.fc = nn.Conv1d(3, 6, 1), nn.Linear(6, 5)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(1, 17, 6))
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.a(x).transpose(1, 2)], 1) + self.positions
+        return self.fc((x + self.down(F.gelu(self.up(self.norm(x)))))[:, 0])
+
+
+def test_a_layer_norm_over_channels_is_named_behind_a_class_token():
+    found = blocked(prepared(ClassToken()), example(SIGNAL))
+    assert found.keys() == {"a.weight", "down.weight"}
+    assert set(found.values()) == {"LayerNorm 'norm' normalises over the channels"}
+
+
 class Mixer(nn.Module):
     """A block of MLP-Mixer: one MLP over tokens, one over channels."""
 
