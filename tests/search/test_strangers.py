@@ -195,6 +195,17 @@ def test_outputs_of_any_kind_are_a_failed_check(main, forged, outputs):
         assert failed(main, forged(outputs=outputs)).keys() == {"outputs"}
 
 
+@pytest.mark.parametrize(
+    ("parts", "check"),
+    [
+        ({"size_encoded": 0.0625}, "size on disk"), ({"limit": 0.0625}, "size on disk"),
+        ({"size_nonzero": 0.0625}, "nonzero size"), ({"limit": 0.0625, "size_metric": "nonzero"}, "nonzero size"),
+    ],
+)  # fmt: skip
+def test_a_size_that_a_manifest_claims_is_measured(main, forged, parts, check):
+    assert failed(main, forged(**parts)).keys() == {check}
+
+
 @pytest.mark.parametrize("key", ["limit", "accuracy", "size_nonzero"])
 def test_numbers_without_end_are_a_damaged_manifest(main, forged, key):
     path = forged(**{key: 0.123456789}) / "manifest.json"
