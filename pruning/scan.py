@@ -17,11 +17,9 @@ from pruning.channels import ChannelGraph
 from pruning.copying import copy_model
 from pruning.masks import apply_masks_
 from pruning.outputs import join_batches
-from pruning.prefix import RecordedPass
 from pruning.rankings import Rankings
 from pruning.removal import check_fits
 from pruning.scores import restrict_graph
-from pruning.working_copy import WorkingCopy
 from spaces.errors import unknown
 from spaces.policy import GRANULARITIES, PruningPolicy, check_sparsity
 from spaces.profile import Profile, ProfilePoint
@@ -38,8 +36,6 @@ SCAN_BATCH = 500
 each one BatchNorm statistic."""
 HARM = 0.01
 """Accuracy that recalibrating the dense model may cost, or one example's if that is more: else examples are too few."""
-PREFIX_BYTES = 2**30
-"""Memory spent at most on tensors of the dense model that candidates start from."""
 
 PointKey = tuple[str, str, float]
 """Of a point: granularity, first of the layers pruned together, level asked for."""
@@ -68,8 +64,7 @@ def scan_sensitivity(
 
     Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
     and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
-    What the network computes before a pruned layer is taken from the dense model, where its forward pass
-    allows it. Channel groups the criterion is not defined for are left out.
+    Channel groups the criterion is not defined for are left out.
 
     Args:
         model: trained; stays as it is.
@@ -109,10 +104,9 @@ def scan_sensitivity(
         policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
         return policy, rankings.masks(policy)
 
-    order = sorted(subjects, key=lambda subject: scorer.start(masks_at(max(levels, default=0.0), *subject)[1]))
     rows: dict[tuple[str, tuple[str, ...]], tuple[ProfilePoint, ...]] = {}
     done, points_in_all = 0, sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
-    for subject in order:
+    for subject in subjects:
         row = []
         for level in _distinct(levels, subject[0]):
             key = (subject[0], subject[1][0], level)
@@ -150,11 +144,6 @@ class _Scorer:
         self.dense = self._plainly(copy_model(dense))
         self.recalibrated, self.too_few = self._recalibrated_dense()
         self._recalibrates = self.recalibrated is not None and not self.too_few
-        self._copy = WorkingCopy(dense)
-        try:
-            self._passes = self._recorded()
-        except Exception:  # whatever a module does that cannot be recorded, it is scored without
-            self._passes = None
 
     def _recalibrated_dense(self) -> tuple[_Scores | None, bool]:
         """Its scores, and whether recalibration hurts it."""
@@ -168,41 +157,12 @@ class _Scorer:
         scores, least = self._plainly(model), self.dense[1] - max(HARM, 1.5 / examples)
         return scores, not (math.isfinite(scores[0]) and scores[1] >= least)
 
-    def start(self, masks: dict[str, Tensor]) -> int:
-        """Where in the forward pass a candidate begins to differ; scores are cheapest in this order."""
-        return self._passes[0].start(set(masks)) if self._passes else 0
-
     def scores(self, masks: dict[str, Tensor]) -> tuple[_Scores, _Scores]:
         """Loss and metric under the masks, without recalibration and with."""
-        if self._passes:
-            try:
-                with self._copy.masked(masks) as candidate:
-                    return self._from_prefix(candidate, set(masks))
-            except Exception:  # the passes deviate; if the network itself fails, it does so again below
-                self._passes = None
         candidate = copy_model(self._model)
         apply_masks_(candidate, masks)
         plain = self._plainly(candidate)
         return plain, self._plainly(candidate) if self._recalibrates and self._recalibrate(candidate) else plain
-
-    @torch.no_grad()
-    def _recorded(self) -> tuple[RecordedPass, ...]:
-        """The dense model's passes: plain and, where it is, recalibrating and plain again with the new statistics."""
-        limit = PREFIX_BYTES // 3
-        plain = RecordedPass(self._model, self._forward, limit)
-        if not self._recalibrates:
-            return (plain,)
-        fitting = RecordedPass(self._model, self._recalibrate, limit)
-        return plain, fitting, RecordedPass(fitting.model, self._forward, limit)
-
-    @torch.no_grad()
-    def _from_prefix(self, candidate: nn.Module, changed: set[str]) -> tuple[_Scores, _Scores]:
-        outputs, changed = self._passes[0].repeat(candidate, changed)
-        plain = again = self._score(self._joined(outputs))
-        if len(self._passes) > 1:
-            _, changed = self._passes[1].repeat(candidate, changed)
-            again = self._score(self._joined(self._passes[2].repeat(candidate, changed)[0]))
-        return plain, again
 
     @torch.no_grad()
     def _plainly(self, candidate: nn.Module) -> _Scores:

@@ -13,9 +13,10 @@ from torch.nn.functional import kl_div, log_softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.channels import ChannelGraph
+from pruning.copying import copy_model
+from pruning.masks import apply_masks_
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
-from pruning.working_copy import WorkingCopy
 from spaces.policy import PruningPolicy
 
 SLICES = (0.25, 0.5, 1.0)
@@ -56,7 +57,7 @@ class Screener:
         for module in dense.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
-        self._inputs, self._copy = inputs, WorkingCopy(dense)
+        self._inputs, self._dense = inputs, dense
         self._known: dict[tuple[object, int], float] = {}
 
     def divergence(self, policy: PruningPolicy) -> float:
@@ -94,7 +95,9 @@ class Screener:
     @torch.inference_mode()
     def _computed(self, policy: PruningPolicy, examples: int) -> float:
         masks, structure = self._rankings.masks(policy), self._rankings.structure(policy)
-        with self._copy.masked(masks) as masked, torch.random.fork_rng(devices=[]):
+        masked = copy_model(self._dense)
+        apply_masks_(masked, masks)
+        with torch.random.fork_rng(devices=[]):
             pruned = apply_structure(masked, structure) if structure.kept else masked  # smaller is faster, no closer
             outputs = pruned(self._inputs[:examples])
         value = float(_distance(outputs, self._reference[:examples]))

@@ -14,8 +14,6 @@ from pruning import recalibrate_, scan, scan_sensitivity, trace_channels
 from pruning.masks import make_mask
 from pruning.scan import LEVELS
 from spaces import Profile
-from tests.examples.depthwise import SmallMobileNet
-from tests.examples.residual import SmallResNet
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -116,75 +114,6 @@ def test_without_norms_the_pairs_are_equal():
     assert set(profile.points["channel"]) == {"0.weight"}
 
 
-class Reused(nn.Module):
-    """A norm and a weight act twice (that once by a function), with dropout and a step that depends on data; the
-    last layer is the first by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.late = nn.Linear(6, 10), nn.Conv2d(6, 6, 1)
-        self.stem, self.shared = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, padding=1, bias=False)
-        self.norm, self.drop = nn.BatchNorm2d(6), nn.Dropout(0.5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.drop(self.norm(self.shared(self.stem(x).relu_())))
-        y = torch.nn.functional.conv2d(y, self.shared.weight, padding=1) if y.max() > 0.01 else y
-        y += 0.1
-        return self.head(self.norm(self.late(y)).mean((2, 3)))
-
-
-class Alternating(nn.Module):
-    """No two calls take the same steps, so nothing can be reused."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.calls = nn.Linear(64, 12), nn.Linear(12, 10), 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        y = self.one(x.flatten(1))
-        return self.two(y + 0 if self.calls % 3 else y * 1)
-
-
-@pytest.mark.parametrize("kind", ["vgg", "residual", SmallResNet, SmallMobileNet, Reused, Alternating])
-def test_starting_late_changes_no_point(kind, request, data, monkeypatch):
-    """Against a scan whose passes always start at the beginning; the passes are cut as at 500 examples."""
-    torch.manual_seed(6)
-    model = request.getfixturevalue(kind) if isinstance(kind, str) else kind().eval()
-    data = data[0][:50], data[1][:50]
-    graph = trace_channels(model, data[0][:2])
-    monkeypatch.setattr(scan, "SCAN_BATCH", 25)
-    starts = []
-    deviated = []
-    from_prefix = scan._Scorer._from_prefix
-
-    def watched(scorer, candidate, changed):
-        try:
-            result = from_prefix(scorer, candidate, changed)
-        except Exception as error:
-            deviated.append(error)
-            raise
-        starts.append([recorded._starts for recorded in scorer._passes])
-        return result
-
-    monkeypatch.setattr(scan._Scorer, "_from_prefix", watched)
-    late = scan_sensitivity(model, graph, data, cross_entropy, accuracy, levels=(0.8,))
-    assert bool(deviated) == (kind is Alternating)
-    assert kind is Alternating or max(map(min, starts[-1])) > 0
-    monkeypatch.setattr(scan._Scorer, "_recorded", lambda scorer: None)
-    assert list(late.points["fine-grained"]) == list(graph.network.layer_names)
-    whole = scan_sensitivity(model, graph, data, cross_entropy, accuracy, levels=(0.8,))
-    assert late.dense_loss == pytest.approx(whole.dense_loss)
-    for granularity in ("fine-grained", "channel"):
-        assert [name for name, _ in late.table(granularity)] == [name for name, _ in whole.table(granularity)]
-        for (name, a), (_, b) in zip(late.table(granularity), whole.table(granularity), strict=True):
-            assert a.sparsity == b.sparsity, name
-            assert (a.loss, a.recalibrated_loss) == pytest.approx((b.loss, b.recalibrated_loss), rel=1e-4), name
-            assert (a.accuracy, a.recalibrated_accuracy) == pytest.approx(
-                (b.accuracy, b.recalibrated_accuracy), abs=2 / 50
-            ), name
-
-
 def test_many_examples_are_thinned_evenly(monkeypatch):
     """Rows sorted by class: every class is still met."""
     monkeypatch.setattr(scan, "SCAN_EXAMPLES", 30)
@@ -234,12 +163,9 @@ def told_by_its_offset(count: int) -> tuple[nn.Module, tuple[torch.Tensor, torch
     return model.eval(), (inputs, torch.ones(count, dtype=torch.long))
 
 
-@pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("count", [1, 8])
-def test_without_recalibration_where_it_hurts_the_dense_model_already(count, prefix, monkeypatch):
+def test_without_recalibration_where_it_hurts_the_dense_model_already(count):
     model, data = told_by_its_offset(count)
-    if not prefix:
-        monkeypatch.setattr(scan._Scorer, "_recorded", lambda scorer: None)
     graph = trace_channels(model, torch.cat([data[0], data[0]])[:2])
     profile = scan_sensitivity(model, graph, data, cross_entropy, accuracy, levels=(0.3, 0.8))
     assert profile.too_few and not profile.is_recalibrated and profile.dense_accuracy == 1.0
