@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.channels import trace_channels
 from pruning.structure import Structure
 from search.checkpoints import save_model
 from search.config import SearchConfig
@@ -322,7 +323,8 @@ def test_a_test_split_may_change_until_a_final_run_depends_on_it(finished, place
             changed = dataclasses.replace(workload, **{split: (inputs, targets.flip(0))})
         data = {name: split_fingerprint(getattr(changed, name)) for name in SPLITS}
         found = dataclasses.replace(dense, data=data)
-        _settle_identity(folder, folder.config, changed, found, SimpleNamespace(note=notes.append))
+        network = trace_channels(dense.model, workload.example_input).network
+        _settle_identity(folder, folder.config, changed, found, network, SimpleNamespace(note=notes.append))
 
     settle()
     for split in SPLITS:  # there are final runs
