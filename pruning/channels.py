@@ -43,9 +43,9 @@ from pruning.removal import (
 from pruning.scores import Scores, restrict_graph
 from pruning.whole_weights import whole_weights
 from spaces.criteria import check_criterion
-from spaces.layers import Layer, Network, StoredTensor
-from spaces.policy import check_sparsity
+from spaces.network import Layer, Network, StoredTensor
 from spaces.size import kept_units
+from spaces.validation import check_sparsity
 from spaces.whole import require_removal, skipped_layers
 
 __all__ = [

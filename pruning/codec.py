@@ -33,10 +33,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pruning.structure import inputs_of
-from spaces.layers import Inputs
+from spaces.granularity import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
+from spaces.network import Inputs
 from spaces.printable import shortened
 from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, no_larger_than_dense, worth_encoding
-from spaces.units import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",

@@ -25,7 +25,7 @@ from pruning.removal import (
     zero_removed_,
 )
 from pruning.structure import Structure, apply_structure, model_tensors
-from spaces.layers import Network
+from spaces.network import Network
 
 MOST_PASSES = 4.0
 """What all modules tried may multiply together, in forward passes of the network."""

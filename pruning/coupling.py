@@ -16,7 +16,7 @@ from pruning.labels import Labels
 from pruning.modes import train_containers_
 from pruning.outputs import tensors_in
 from pruning.structure import is_own, model_tensors, output_dim
-from spaces.layers import ChannelGroup
+from spaces.network import ChannelGroup
 
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 Unit = tuple[int, int]

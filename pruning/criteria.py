@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.granularity import expand_units, unit_scores
 from spaces.criteria import SPELLINGS, add_criterion_word, criterion_word
-from spaces.errors import unknown
-from spaces.policy import GRANULARITIES
+from spaces.granularity import GRANULARITIES
+from spaces.validation import unknown
 
 OfWeight = Callable[[Tensor], Tensor]
 """weight -> scores of its shape."""

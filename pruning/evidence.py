@@ -10,7 +10,7 @@ from pruning.criteria import element_scores
 from pruning.granularity import unit_scores
 from pruning.removal import ChannelGraph
 from pruning.scores import Scores
-from spaces.units import obstacle_to
+from spaces.granularity import obstacle_to
 
 
 def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:

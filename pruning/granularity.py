@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spaces.layers import SECOND, Inputs
-from spaces.units import Units, pattern_of, units_of
+from spaces.granularity import Units, pattern_of, units_of
+from spaces.network import SECOND, Inputs
 
 
 def unit_count(shape: torch.Size | tuple[int, ...], granularity: str, inputs: Inputs = SECOND) -> int:

@@ -21,6 +21,7 @@ from pruning.codec import prunable_weights
 from pruning.copying import copy_model
 from pruning.removal import check_fits, one_line
 from pruning.structure import Structure, apply_structure, output_dim
+from spaces.granularity import removed_count
 from spaces.latency import (
     LatencyTable,
     LayerLatency,
@@ -30,8 +31,8 @@ from spaces.latency import (
     timed_layers,
     timed_network,
 )
-from spaces.layers import Network
-from spaces.policy import check_sparsity, removed_count
+from spaces.network import Network
+from spaces.validation import check_sparsity
 
 LEVELS = (0.25, 0.5, 0.75, 0.875)
 """Sparsities of the grid; the dense sizes and one unit of every group are always in it."""

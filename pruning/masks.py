@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, all_finite, element_scores
 from pruning.granularity import expand_units, staying_units, units
-from spaces.errors import unknown
-from spaces.layers import SECOND, Inputs
-from spaces.policy import check_sparsity, removed_count
-from spaces.units import Units
+from spaces.granularity import Units, removed_count
+from spaces.network import SECOND, Inputs
+from spaces.validation import check_sparsity, unknown
 
 
 def make_mask(

@@ -21,7 +21,7 @@ from pruning.removal import (
     raise_lack,
 )
 from pruning.structure import apply_structure
-from spaces.policy import removed_count
+from spaces.granularity import removed_count
 
 TRIAL_SHARE = 0.25
 """Share of every group's units removed when a traced graph is tried out."""

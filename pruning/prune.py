@@ -21,10 +21,10 @@ from pruning.schedule import mask_updates
 from pruning.scores import Scores, restrict_graph
 from pruning.structure import Structure, output_dim
 from spaces.criteria import criterion_word
-from spaces.errors import unknown
-from spaces.layers import SECOND, Inputs
+from spaces.granularity import obstacle_to, pattern_of, units_of
+from spaces.network import SECOND, Inputs
 from spaces.policy import PruningPolicy
-from spaces.units import obstacle_to, pattern_of, units_of
+from spaces.validation import unknown
 from spaces.whole import asked_layers, mask_obstacle, require_removal, whole_layers
 
 STATISTICS = ("running_mean", "running_var")

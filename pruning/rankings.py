@@ -13,10 +13,10 @@ from pruning.masks import make_mask
 from pruning.removal import ChannelGraph, check_fits
 from pruning.scores import Scores
 from pruning.structure import Structure
-from spaces.errors import unknown
+from spaces.granularity import obstacle_to
 from spaces.policy import PruningPolicy
 from spaces.size import kept_units
-from spaces.units import obstacle_to
+from spaces.validation import unknown
 
 _Stays = dict[tuple[str, int], np.ndarray]
 """(tensor name, dimension) -> bool array, True = stays; only of dimensions that shrink."""

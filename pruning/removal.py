@@ -17,7 +17,7 @@ from pruning.memory import out_of_memory
 from pruning.multiplications import eager
 from pruning.outputs import tensors_in
 from pruning.structure import Structure, apply_structure, model_tensors
-from spaces.layers import Network
+from spaces.network import Network
 
 TOLERANCE = 1e-4
 """Largest difference between mask and removal, relative to the largest |output|."""

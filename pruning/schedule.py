@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from spaces.errors import is_number, percent_meant
 from spaces.schedule import Schedule
+from spaces.validation import is_number, percent_meant
 
 MASK_UPDATES = 20
 """Mask updates along a ramp of no given interval: each sorts every weight, so they are spread over the steps."""

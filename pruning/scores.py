@@ -23,7 +23,7 @@ from pruning.reconstruction import reconstruction_obstacle, reconstruction_order
 from pruning.removal import ChannelGraph, leave_whole, refuse_groups
 from pruning.structure import output_dim
 from spaces.criteria import check_criterion, criterion_word
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 _OF_PARAMETERS = {
     "taylor": taylor_squares,

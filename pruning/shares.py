@@ -18,9 +18,10 @@ from pruning.codec import prunable_weights
 from pruning.masks import achieved_sparsity
 from pruning.rankings import Rankings
 from pruning.scores import restrict_graph
-from spaces.layers import Layer, Network
-from spaces.policy import PruningPolicy, check_sparsity
-from spaces.units import stays_whole
+from spaces.granularity import stays_whole
+from spaces.network import Layer, Network
+from spaces.policy import PruningPolicy
+from spaces.validation import check_sparsity
 
 FINE_TO_COARSE = ("fine-grained", "*:8", "*:4", "2:4", "1:4", "vector", "kernel", "channel")
 """Granularities from the freest choice of weights to the least free one."""

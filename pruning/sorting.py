@@ -18,8 +18,8 @@ from pruning.copying import copy_model
 from pruning.removal import check_fits, output_difference
 from pruning.scores import Scores
 from pruning.structure import with_indices
-from spaces.policy import check_sparsity
 from spaces.size import kept_units
+from spaces.validation import check_sparsity
 from spaces.whole import require_removal, skipped_layers
 
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from pruning.copying import copy_model
-from spaces.errors import unknown
-from spaces.layers import SECOND, Inputs
+from spaces.network import SECOND, Inputs
+from spaces.validation import unknown
 
 STRUCTURE_VERSION = 1
 

@@ -19,10 +19,10 @@ from pruning.codec import inputs_of_weights
 from pruning.copying import copy_model
 from pruning.granularity import expand_units, unit_scores, units
 from pruning.masks import achieved_sparsity
-from spaces.errors import unknown
-from spaces.layers import SECOND, Inputs
+from spaces.granularity import obstacle_to, pattern_of
+from spaces.network import SECOND, Inputs
 from spaces.policy import PruningPolicy
-from spaces.units import obstacle_to, pattern_of
+from spaces.validation import unknown
 
 ORIGINAL, MASK = "_orig", "_mask"
 """What PyTorch puts behind a pruned tensor's name."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from pruning.codec import prunable_weights
-from spaces.layers import Layer
+from spaces.network import Layer
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _PARTS = ("_g", "_v", "_orig")

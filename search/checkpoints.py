@@ -20,7 +20,7 @@ from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import tensors_of
 from search.journal import write_durably
 from search.unwrap import COUNTER, DEEPEST, Ambiguous, unwrap
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 CHECKSUM = "sha256"
 """Key of the checksum in the metadata of weights; files from before it lack it."""

@@ -12,8 +12,8 @@ from search.errors import GoalMissed, UsageError
 from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord
 from search.results import knee_trial, not_dead_at_last, smallest_trial
-from spaces.errors import unknown
 from spaces.policy import PruningPolicy
+from spaces.validation import unknown
 
 CHOICES = ("best", "knee", "smallest")
 BASELINE = "baseline:"

@@ -21,10 +21,10 @@ from search.reading import read_text
 from search.records import FinalRecord
 from search.results import FinalScore
 from search.storage import set_aside
-from spaces.errors import is_number
 from spaces.latency import TimedNetwork, TimedNetworks
-from spaces.policy import parse_object
 from spaces.printable import printable
+from spaces.strict_json import parse_object
+from spaces.validation import is_number
 
 log = logging.getLogger(__name__)
 

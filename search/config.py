@@ -14,12 +14,12 @@ from search.entries import MOST_TRIALS
 from search.errors import UsageError
 from search.reading import read_text
 from spaces.criteria import check_criterion
-from spaces.errors import percent_meant, unknown
+from spaces.granularity import CHOICES, SEARCHED, parts_in
 from spaces.limits import LARGEST_TARGET, check_mixable
-from spaces.policy import CHOICES, SEARCHED, parts_in
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import SCHEDULES
 from spaces.space import SEARCHED_SCHEDULES
+from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"
 SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")

@@ -38,9 +38,9 @@ from search.study import Finished, OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
 from spaces.allocation import Evidence, Unreachable
-from spaces.policy import parts_in
-from spaces.profile import Profile
+from spaces.granularity import parts_in
 from spaces.seeds import Seed, seeds_of
+from spaces.sensitivity import Profile
 from spaces.space import Proposal, Space
 from spaces.whole import NAMED
 

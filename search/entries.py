@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord, TrialResult
-from spaces.errors import is_number, unknown
 from spaces.printable import LONGEST_WORD, shortened
+from spaces.validation import is_number, unknown
 
 SLACK = 1e-6
 """A share may leave [0, 1] by this much: single precision rounds."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from spaces.granularity import parts_of
 from spaces.landing import Landed
-from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.space import SEED_SCHEDULE, Space
 

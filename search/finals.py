@@ -29,8 +29,9 @@ from search.results import score_finals
 from search.train import Progress, Scores, score
 from search.user_code import pass_signals_on
 from spaces.allocation import Evidence, Unreachable
+from spaces.granularity import parts_of
 from spaces.latency import TimedNetworks
-from spaces.policy import PruningPolicy, parts_of
+from spaces.policy import PruningPolicy
 from spaces.seeds import allocated
 from spaces.size import effect
 from spaces.space import Space

@@ -19,10 +19,10 @@ from search.errors import EnvironmentProblem, Refused, UsageError
 from search.journal import Journal, write_durably
 from search.reading import read_text
 from search.storage import check_database_path
-from spaces.errors import is_number, unknown
-from spaces.policy import parse_object
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.space import OLD_PREFERENCE, PREFERENCE
+from spaces.strict_json import parse_object
+from spaces.validation import is_number, unknown
 
 FOLDER_VERSION = 1
 KNOB_WORD = "knob_word"

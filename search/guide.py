@@ -18,8 +18,8 @@ from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
+from spaces.granularity import parts_of
 from spaces.landing import Draft, Landed
-from spaces.policy import parts_of
 from spaces.size import effect
 from spaces.space import SEED_SCHEDULE, Space
 

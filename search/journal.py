@@ -16,9 +16,9 @@ from search.errors import Refused
 from search.reading import read_text
 from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
 from search.storage import write_problem
-from spaces.layers import Network
-from spaces.policy import parse_object
+from spaces.network import Network
 from spaces.printable import printable
+from spaces.strict_json import parse_object
 
 Record = TypeVar("Record", TrialRecord, FinalRecord)
 MOST_ENTRY = 256 * 2**20

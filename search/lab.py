@@ -34,9 +34,10 @@ from pruning.shares import layer_shares, mean_shares, own_masks
 from search.curves import ITERATIVE, Curves
 from search.journal import write_durably
 from search.lab_pictures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
-from spaces.layers import Layer, Network
-from spaces.profile import Profile, nan_as_null
-from spaces.units import stays_whole
+from spaces.granularity import stays_whole
+from spaces.network import Layer, Network
+from spaces.sensitivity import Profile
+from spaces.strict_json import nan_as_null
 
 PICTURES_VERSION = 1
 DIGITS = 6

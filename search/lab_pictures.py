@@ -15,7 +15,7 @@ from pruning.histograms import Histogram
 from pruning.shares import LayerShare, MeanShare
 from search.curves import METHODS, Curves
 from search.pictures import COLOURS, new_figure, png_bytes, short
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
 SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3

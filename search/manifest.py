@@ -13,7 +13,7 @@ from torch import nn
 from pruning.codec import dense_bytes
 from search.errors import Refused, UsageError
 from search.reading import MOST_JSON, read_text, sha256_of
-from spaces.policy import parse_object
+from spaces.strict_json import parse_object
 
 MANIFEST_VERSION = 1
 SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"

@@ -18,7 +18,7 @@ from search.folder import StudyFolder
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
 from search.train import step_count
 from search.workloads.base import Workload
-from spaces.layers import Network
+from spaces.network import Network
 from spaces.size import dense_footprint, footprint
 
 MOST_LEFT = 0.02

@@ -27,7 +27,7 @@ from search.results import (
     score_finals,
     trial_table,
 )  # fmt: skip
-from spaces.errors import check_limit, is_number
+from spaces.validation import check_limit, is_number
 
 PATIENCE = 0.5
 """Seconds to wait for a lock on the database; its writer holds it for less."""

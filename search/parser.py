@@ -99,7 +99,7 @@ class _CommandParser(_Parser):
 
 
 def _unknown(what: str, received: str, valid: Sequence[str]) -> str:
-    from spaces.errors import unknown  # spaces imports numpy, which --help does not need
+    from spaces.validation import unknown  # spaces imports numpy, which --help does not need
 
     return unknown(what, received, valid)
 

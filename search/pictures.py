@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from search.records import COMPLETE
-from spaces.policy import parts_of
+from spaces.granularity import parts_of
 from spaces.printable import printable
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 
 if TYPE_CHECKING:
     from search.comparison import Comparison

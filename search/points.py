@@ -15,8 +15,9 @@ from pruning.scan import PointKey
 from search.journal import flush
 from search.reading import read_bytes
 from search.storage import set_aside
-from spaces.errors import is_number
-from spaces.profile import ProfilePoint, nan_as_null
+from spaces.sensitivity import ProfilePoint
+from spaces.strict_json import nan_as_null
+from spaces.validation import is_number
 
 FLUSH_SECONDS = 5.0
 """Points of the last seconds are lost if the machine fails; none are if the process alone does."""

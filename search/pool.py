@@ -10,8 +10,8 @@ import numpy as np
 
 from spaces.allocation import SCANNED, Evidence, Unreachable
 from spaces.combined import EVEN_PART, REMOVAL, is_combined, preferences_of
+from spaces.granularity import parts_of
 from spaces.landing import EVEN, MIXED, Draft, centred
-from spaces.policy import parts_of
 from spaces.schedule import Schedule
 from spaces.seeds import allocated
 from spaces.space import EXPONENTS, SEED_SCHEDULE, Space

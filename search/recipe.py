@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spaces.errors import is_number, unknown
+from spaces.validation import is_number, unknown
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"dense_learning_rate": 0.1, "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.9},

@@ -31,7 +31,7 @@ from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation import Unreachable
 from spaces.latency import Predictor
-from spaces.layers import Network
+from spaces.network import Network
 from spaces.space import OLD_PREFERENCE, PREFERENCE, Space
 
 FEW_STEPS = 50

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.guide import Guide
 from search.records import DIVERGED
-from spaces.errors import unknown
 from spaces.space import OLD_PREFERENCE, PREFERENCE, Axis
+from spaces.validation import unknown
 
 NSGA2_POPULATION = 12
 """Half of a 24-trial study: with Optuna's 50, such a study would be random search."""

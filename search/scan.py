@@ -22,7 +22,7 @@ from search.user_code import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
 from spaces.printable import printable
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 
 log = logging.getLogger(__name__)
 NONE_KEPT = "no point of the scan is kept yet"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from spaces.policy import parse_object
+from spaces.strict_json import parse_object
 
 KEY = "sha256"
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from search.comparison import ClosingRow
 from spaces.latency import TimedNetwork, TimedNetworks
-from spaces.layers import Layer, Network
+from spaces.network import Layer, Network
 from spaces.printable import printable
-from spaces.profile import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint
 from spaces.size import stored_shares
 from spaces.targets import STATEMENTS
 

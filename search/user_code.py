@@ -17,7 +17,7 @@ from search.blame import place, told
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.interrupts import check, is_signal
 from spaces.criteria import check_criterion
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 
 def named_criterion(spec: str) -> str:

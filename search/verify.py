@@ -40,8 +40,9 @@ from search.reading import read_bytes, read_text, sha256_of
 from search.train import predict, score
 from search.unchanged import as_recorded
 from search.workloads import Workload
-from spaces.policy import PruningPolicy, parse_object, parse_sparsity
+from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
+from spaces.strict_json import parse_object
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest difference of outputs, relative to the largest output: what another CPU may round differently."""

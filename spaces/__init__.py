@@ -1,10 +1,11 @@
 """The nouns: what may be chosen, and how a choice is written down."""
 
 from spaces.criteria import CRITERIA
-from spaces.layers import ChannelGroup, Layer, Network, StoredTensor
-from spaces.policy import GRANULARITIES, PruningPolicy, removed_count
-from spaces.profile import Profile, ProfilePoint
+from spaces.granularity import GRANULARITIES, removed_count
+from spaces.network import ChannelGroup, Layer, Network, StoredTensor
+from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
+from spaces.sensitivity import Profile, ProfilePoint
 from spaces.size import Footprint, Shares, footprint
 from spaces.space import Space
 from spaces.whole import NothingToRemove

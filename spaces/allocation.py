@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spaces.errors import check_limit, unknown
+from spaces.granularity import Divisions, stays_whole
 from spaces.latency import Predictor
-from spaces.layers import Layer, Network
+from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 from spaces.size import Footprint, Shares, remaining, shares
 from spaces.sizing import Pruned, Sizer, sizer_of
 from spaces.tradeoff import Tradeoff, scan_damages
-from spaces.units import Divisions, stays_whole
+from spaces.validation import check_limit, unknown
 
 BISECTIONS = 40
 """Halvings of a family's number: far below one weight in any network."""

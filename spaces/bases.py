@@ -11,8 +11,8 @@ import numpy as np
 
 from spaces.allocation import ALLOCATORS, SCANNED, Unreachable, allocate
 from spaces.combined import FLOOR_MARGIN, REMOVAL, Combined
+from spaces.granularity import parts_in, parts_of
 from spaces.landing import EVEN, logits_of
-from spaces.policy import parts_in, parts_of
 
 if TYPE_CHECKING:
     from spaces.space import Space

@@ -12,11 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from spaces.granularity import Divisions, parts_of
 from spaces.latency import Predictor
-from spaces.layers import ITEM_BYTES, Network, StoredTensor
-from spaces.policy import parts_of
+from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.size import GAP_ESCAPE, dense_footprint
-from spaces.units import Divisions
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 
 @dataclass(frozen=True)

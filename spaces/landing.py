@@ -15,9 +15,8 @@ import numpy as np
 from spaces.allocation import ALMOST_ALL
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
 from spaces.costs import Costs, Requests
-from spaces.policy import parts_of
+from spaces.granularity import obstacle_to, parts_of
 from spaces.schedule import Schedule
-from spaces.units import obstacle_to
 
 if TYPE_CHECKING:
     from spaces.space import Space

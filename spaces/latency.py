@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from spaces.errors import is_number
-from spaces.layers import Layer, Network, StoredTensor
-from spaces.policy import PruningPolicy, parse_object
+from spaces.network import Layer, Network, StoredTensor
+from spaces.policy import PruningPolicy
 from spaces.size import kept_units
+from spaces.strict_json import parse_object
+from spaces.validation import is_number
 
 LATENCY_VERSION = 1
 

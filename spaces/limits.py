@@ -9,12 +9,11 @@ from math import ceil
 
 from spaces.allocation import Target, Unreachable
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
-from spaces.errors import check_limit, is_number, unknown
+from spaces.granularity import CHOICES, parts_of, pattern_of
 from spaces.latency import Predictor
-from spaces.layers import Network
-from spaces.policy import CHOICES, parts_of
+from spaces.network import Network
 from spaces.size import SIZE_METRICS
-from spaces.units import pattern_of
+from spaces.validation import check_limit, check_words, is_number, unknown
 
 SIZE_SPAN = 10.0
 """The smallest size target is the limit over this, or the floor below."""
@@ -192,15 +191,6 @@ class Limits:
         if not isinstance(granularity, str):
             return size
         return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)
-
-
-def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
-    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
-    for word in () if isinstance(words, str) else words:
-        if word not in known:
-            raise ValueError(unknown(what, word, known))
-    if isinstance(words, str) or not words or len(set(words)) < len(words):
-        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
 
 
 def check_mixable(granularities: Sequence[str], mixed: bool) -> None:

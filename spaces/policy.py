@@ -4,73 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
 from spaces.criteria import check_criterion
-from spaces.errors import percent_meant, unknown
-from spaces.printable import LONGEST_WORD, shortened
+from spaces.granularity import COMBINED, GRANULARITIES
 from spaces.schedule import SCHEDULES, Schedule
+from spaces.strict_json import parse_object
+from spaces.validation import check_sparsity, unknown
 
 POLICY_VERSION = 1
-GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
-COMBINED = tuple(f"channel+{word}" for word in GRANULARITIES if word != "channel")
-"""What a search may choose beside a granularity: a removal, and after it masks of one granularity on what stays."""
-CHOICES = (*GRANULARITIES, *COMBINED)
-SEARCHED = ("fine-grained", "channel")
-"""Granularities of a search that names none."""
-DEEPEST, LONGEST_NUMBER = 64, 1000
-"""Of JSON that is read: levels of nesting, characters of a whole number."""
-
-
-def parts_of(word: str) -> tuple[str, ...]:
-    """The granularities a choice is made of, removal first.
-
-    >>> parts_of("channel+2:4"), parts_of("kernel")
-    (('channel', '2:4'), ('kernel',))
-    """
-    return tuple(word.split("+"))
-
-
-def parts_in(words: Iterable[str]) -> tuple[str, ...]:
-    """The granularities these choices are made of, each once, in the order they come."""
-    return tuple(dict.fromkeys(part for word in words for part in parts_of(word)))
-
-
-def removed_count(sparsity: float, units: int) -> int:
-    """Units to remove: `floor(sparsity * units + 0.5)`, but at least one unit stays.
-
-    >>> removed_count(0.75, 25), removed_count(0.5, 5), removed_count(0.99, 3)
-    (19, 3, 2)
-    """
-    check_sparsity(sparsity)
-    if units < 1:
-        raise ValueError(f"nothing to prune: {units} units, need at least 1")
-    return min(math.floor(sparsity * units + 0.5), units - 1)
-
-
-def check_sparsity(value: object, where: str = "sparsity") -> float:
-    """Return `value` as float if it is a number with 0 <= value < 1, else raise `ValueError`.
-
-    Booleans, strings and NaN are refused: sparsity is the share removed.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{where} must be a number with 0 <= sparsity < 1, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf if value > 0 else -math.inf
-    if not 0.0 <= number < 1.0:
-        nearest = "0.0" if number < 0 else "0.99" if number >= 1 else "a finite number"
-        raise ValueError(
-            f"{where} must satisfy 0 <= sparsity < 1, got {number!r}; nearest valid: {nearest}{percent_meant(number)}"
-        )
-    return number + 0.0  # turns -0.0 into 0.0
 
 
 def _checked_layers(field_name: str, mapping: Mapping[str, float]) -> Mapping[str, float]:
@@ -223,67 +169,6 @@ class PruningPolicy:
         data["granularity"] = {name: self.granularity_of(name) for name in data["sparsity"]}
         data["schedule"] = self.schedule.essence
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def parse_object(text: str, constants: bool = False) -> dict[str, Any]:
-    """Parse a JSON object strictly: duplicate keys, NaN, Infinity and non-objects raise `ValueError`.
-
-    So do a nesting deeper than `DEEPEST` and numbers of more than `LONGEST_NUMBER` characters.
-
-    Args:
-        constants: take NaN and Infinity, which records of losses hold.
-
-    >>> parse_object('{"a": 1, "a": 2}')
-    Traceback (most recent call last):
-    ValueError: duplicate key 'a': keep one of them
-    """
-
-    if not isinstance(text, str):
-        raise ValueError(f"JSON must be text, got {type(text).__name__}")
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"duplicate key {shortened(repr(key), LONGEST_WORD)}: keep one of them")
-            result[key] = value
-        return result
-
-    def no_constants(word: str) -> Any:
-        raise ValueError(f"{word} is not a valid number here: use a finite number")
-
-    def whole(digits: str) -> int:
-        if len(digits) > LONGEST_NUMBER:
-            raise ValueError(f"a number of {len(digits)} digits is not valid here")
-        return int(digits)
-
-    options = {} if constants else {"parse_constant": no_constants}
-    try:
-        data = json.loads(text, object_pairs_hook=no_duplicates, parse_int=whole, **options)
-        if _deeper(data, DEEPEST):
-            raise RecursionError
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("not valid here: nested too deeply") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"must be a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _deeper(data: Any, most: int) -> bool:
-    """Whether objects and lists are nested more than `most` deep."""
-    level = [data] if isinstance(data, (dict, list)) else []
-    for _ in range(most):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def parse_sparsity(text: str) -> dict[str, float]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from math import prod
 
 from spaces.allocation import LOGIT_REACH, shifted
-from spaces.layers import Network
-from spaces.policy import PruningPolicy, check_sparsity
+from spaces.network import Network
+from spaces.policy import PruningPolicy
+from spaces.validation import check_sparsity
 
 HALVINGS = 80
 """Of the interval the shift lies in: more than a float tells apart."""

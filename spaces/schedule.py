@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from spaces.errors import is_number, percent_meant, unknown
 from spaces.printable import LONGEST_WORD, shortened
+from spaces.validation import is_number, percent_meant, unknown
 
 SCHEDULES = ("one-shot", "polynomial", "iterative")
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3

@@ -8,7 +8,8 @@ from typing import Any
 
 from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Unreachable, allocate
 from spaces.combined import allocate_both, is_combined, preferences_of
-from spaces.policy import PruningPolicy, parts_of
+from spaces.granularity import parts_of
+from spaces.policy import PruningPolicy
 from spaces.size import effect, settled
 from spaces.space import Space
 

@@ -23,9 +23,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from spaces.layers import ITEM_BYTES, SECOND, Inputs, Layer, Network, StoredTensor
-from spaces.policy import PruningPolicy, removed_count
-from spaces.units import NAMES, UNIT_SLACK, obstacle_to, pattern_name, pattern_of, units_of
+from spaces.granularity import NAMES, UNIT_SLACK, obstacle_to, pattern_name, pattern_of, removed_count, units_of
+from spaces.network import ITEM_BYTES, SECOND, Inputs, Layer, Network, StoredTensor
+from spaces.policy import PruningPolicy
 
 Count = TypeVar("Count", int, np.ndarray)
 

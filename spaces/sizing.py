@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spaces.layers import ITEM_BYTES, Network
+from spaces.granularity import Divisions
+from spaces.network import ITEM_BYTES, Network
 from spaces.size import HEADER_SLACK, SIZE_METRICS, Footprint, dense_footprint, encoding_sizes
-from spaces.units import Divisions
 
 POWERS_OF_TEN = 10 ** np.arange(1, 19)
 """Up to the longest number int64 holds."""

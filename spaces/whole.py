@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spaces.layers import SECOND, Inputs, Layer, Network
+from spaces.granularity import obstacle_to, units_of
+from spaces.network import SECOND, Inputs, Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.size import kept_units
-from spaces.units import obstacle_to, units_of
 
 NAMED = 3
 """Layers an error names with their reasons; of the others it gives the number."""

@@ -39,7 +39,7 @@ from search.config import make_config
 from search.errors import PrunefrontError, Refused, UsageError
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space
 from spaces.allocation import Evidence, Target, Unreachable, allocate
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 NAN, INF = math.nan, math.inf
 MISSPELT = "did you mean"

@@ -36,7 +36,8 @@ from search.train import TRAININGS
 from search.workloads import get_workload
 from spaces.allocation import ALLOCATORS
 from spaces.criteria import CRITERIA
-from spaces.policy import GRANULARITIES, PruningPolicy
+from spaces.granularity import GRANULARITIES
+from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES
 from spaces.size import dense_footprint, footprint, shares
 

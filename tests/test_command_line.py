@@ -28,7 +28,7 @@ from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.mlflow_ui import serve_ui
 from search.parser import MASKS, STUDY_FILE
-from spaces.policy import GRANULARITIES, SEARCHED
+from spaces.granularity import GRANULARITIES, SEARCHED
 from spaces.targets import TARGETS
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}

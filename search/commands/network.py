@@ -35,11 +35,10 @@ from search.user_code import named_criterion
 from search.workloads import Workload
 from search.workloads.splits import only_few
 from spaces.criteria import criterion_word
-from spaces.layers import Network
-from spaces.policy import GRANULARITIES, parts_in
+from spaces.granularity import GRANULARITIES, parts_in, stays_whole
+from spaces.network import Network
 from spaces.size import dense_footprint, stored_shares
 from spaces.targets import STATEMENTS
-from spaces.units import stays_whole
 
 
 def scan(arguments: argparse.Namespace) -> Reply:

@@ -10,7 +10,7 @@ from search.config import SearchConfig, make_config
 from search.errors import UsageError
 from search.folder import open_root
 from search.workloads import Workload, get_workload
-from spaces.policy import check_sparsity
+from spaces.validation import check_sparsity
 
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
 

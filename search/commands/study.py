@@ -24,7 +24,7 @@ from search.open import open_study
 from search.results import dead_within, plain_rows
 from search.resume import resume_command
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
-from spaces.policy import parts_of
+from spaces.granularity import parts_of
 
 if TYPE_CHECKING:
     from search.coordinator import SearchResult

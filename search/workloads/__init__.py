@@ -17,7 +17,7 @@ from search.user_code import load_function, pass_signals_on
 from search.workloads.base import Split, Workload
 from search.workloads.metrics import accuracy
 from search.workloads.splits import SEED
-from spaces.errors import unknown
+from spaces.validation import unknown
 
 __all__ = ["BUILT_IN", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]
 

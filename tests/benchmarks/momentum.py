@@ -29,7 +29,7 @@ from search import train
 from search.evaluate import Subject
 from search.train import fine_tune, score, train_dense
 from search.workloads import Workload, get_workload
-from spaces.layers import Network
+from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 

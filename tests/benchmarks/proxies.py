@@ -46,9 +46,9 @@ from search.surrogate import Surrogate
 from search.train import score
 from spaces.allocation import Evidence, Target, Unreachable, allocate, shifted
 from spaces.landing import Draft
-from spaces.layers import Network
+from spaces.network import Network
 from spaces.policy import PruningPolicy
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 from spaces.space import SEED_SCHEDULE, Space
 
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}

@@ -33,7 +33,7 @@ from raw_rows import append_rows, read_rows, seed_range
 from sklearn.model_selection import train_test_split
 from small_fashion import small_fashion
 
-import search.guide
+import search
 import search.pool
 from pruning.calibrate import recalibrate_
 from pruning.evidence import unit_evidence
@@ -47,8 +47,8 @@ from search.train import score
 from search.workloads import Workload, get_workload
 from spaces.allocation import Evidence, Unreachable, land
 from spaces.policy import PruningPolicy
-from spaces.profile import Profile
 from spaces.seeds import seeds_of
+from spaces.sensitivity import Profile
 from spaces.size import dense_footprint, footprint, shares
 from spaces.space import SEED_SCHEDULE, Space
 

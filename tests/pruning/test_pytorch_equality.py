@@ -22,9 +22,9 @@ from pruning.structure import Structure
 from search.checkpoints import save_model
 from spaces import PruningPolicy
 from spaces.allocation import Evidence, Target, allocate
-from spaces.errors import unknown
-from spaces.policy import removed_count
+from spaces.granularity import removed_count
 from spaces.schedule import Schedule
+from spaces.validation import unknown
 
 law = settings(deadline=None, max_examples=60, derandomize=True)
 shapes = st.sampled_from([(4, 3), (9, 2), (3, 2, 3, 3), (5, 1, 2), (17, 6)])

@@ -19,8 +19,8 @@ from pruning.histograms import layer_histograms
 from pruning.layouts import corner, laid_out
 from pruning.prune import prune
 from pruning.shares import FINE_TO_COARSE, LayerShare, kept_importance, layer_shares, mean_shares, output_errors
-from spaces.policy import GRANULARITIES, PruningPolicy
-from spaces.units import stays_whole
+from spaces.granularity import GRANULARITIES, stays_whole
+from spaces.policy import PruningPolicy
 from spaces.whole import NothingToRemove
 
 SPARSITY = 0.25

@@ -19,7 +19,7 @@ from pruning.masks import achieved_sparsity
 from pruning.prune import policy_masks
 from pruning.torch_prune import RECOGNISED, mask_granularity, state_from_torch_prune
 from spaces import GRANULARITIES, PruningPolicy
-from spaces.units import obstacle_to, units_of
+from spaces.granularity import obstacle_to, units_of
 
 
 class Net(nn.Module):

@@ -22,9 +22,9 @@ from pruning.prune import policy_masks, prune
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
 from spaces.allocation import Target
+from spaces.granularity import UNIT_SLACK, stays_whole
 from spaces.policy import PruningPolicy
 from spaces.size import dense_footprint, footprint, shares
-from spaces.units import UNIT_SLACK, stays_whole
 from spaces.whole import NothingToRemove, whole_layers
 
 SHARE = 0.25

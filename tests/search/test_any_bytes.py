@@ -27,8 +27,9 @@ from search.folder import StudyFolder
 from search.journal import Journal
 from search.manifest import read_manifest
 from spaces.latency import LatencyTable
-from spaces.policy import PruningPolicy, parse_object, parse_sparsity
-from spaces.profile import Profile
+from spaces.policy import PruningPolicy, parse_sparsity
+from spaces.sensitivity import Profile
+from spaces.strict_json import parse_object
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FEW = settings(

@@ -18,7 +18,7 @@ from search.journal import Journal
 from search.reading import read_bytes
 from search.records import to_plain
 from search.run import run_search
-from spaces.profile import Profile
+from spaces.sensitivity import Profile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRIAL = json.loads((GOLDEN / "journal-trial-v1.json").read_text())

@@ -20,8 +20,8 @@ from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
 from spaces.allocation import Evidence
 from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
-from spaces.profile import Profile, ProfilePoint
 from spaces.seeds import seeds_of
+from spaces.sensitivity import Profile, ProfilePoint
 from spaces.size import achieved, dense_footprint, effect, footprint, shares
 from spaces.space import SEED_SCHEDULE
 

@@ -19,8 +19,8 @@ from search.evaluate import Subject, evaluate_policy
 from search.lab import curve_files, default_layer, layout_files, sensitivity_files, share_files, weight_files
 from search.lab_pictures import histogram_pages, short
 from spaces.policy import PruningPolicy
-from spaces.profile import Profile, ProfilePoint
 from spaces.schedule import Schedule
+from spaces.sensitivity import Profile, ProfilePoint
 
 SHARES = {"conv0.weight": 0.2, "conv1.weight": 0.6}
 SIZES = {"conv0.weight": 72, "conv1.weight": 1152, "classifier.weight": 160}

@@ -22,7 +22,7 @@ from search.lab import layout_files, sensitivity_files, share_files, weight_file
 from search.pictures import literal, profile_png, short
 from search.tables import layer_table, render
 from spaces.printable import printable, shortened
-from spaces.profile import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint
 
 HOSTILE = {
     "formula": r"$\frac$",

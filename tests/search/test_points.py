@@ -22,7 +22,7 @@ from search.points import KeptPoints
 from search.scan import cached_profile, recalibration_note
 from search.seal import unsealed
 from search.workloads import get_workload
-from spaces.profile import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint
 
 KEY = ("fine-grained", "conv0.weight", 0.3)
 

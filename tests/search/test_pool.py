@@ -13,7 +13,7 @@ from spaces import Schedule, Space
 from spaces.allocation import Evidence
 from spaces.combined import EVEN_PART, REMOVAL
 from spaces.landing import Draft, centred
-from spaces.profile import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint
 from spaces.size import dense_footprint, footprint, shares
 from spaces.space import EXPONENTS
 

@@ -19,9 +19,9 @@ from pruning.evidence import unit_evidence
 from spaces import Network, PruningPolicy, Schedule, Space, footprint
 from spaces.allocation import Evidence, Unreachable, allocate
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
+from spaces.granularity import COMBINED, parts_of
 from spaces.landing import Draft, centred
 from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
-from spaces.policy import COMBINED, parts_of
 from spaces.seeds import allocated, seeds_of
 from spaces.size import achieved, dense_footprint, kept_units, remaining, shares
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from spaces import CRITERIA, GRANULARITIES, SCHEDULES, PruningPolicy, Schedule, removed_count
 from spaces.criteria import criterion_word
-from spaces.policy import check_sparsity, parse_object, parse_sparsity
+from spaces.policy import parse_sparsity
+from spaces.strict_json import parse_object
+from spaces.validation import check_sparsity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "policy-v1.json"
 GOLDEN_POLICY = PruningPolicy(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaces.layers import Layer, Network
+from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.scaling import mean_sparsity, scaled
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation import ALMOST_ALL, BISECTIONS, LOGIT_REACH, Target, Unreachable, land, land_by_shift, shifted
-from spaces.layers import ITEM_BYTES
+from spaces.network import ITEM_BYTES
 from spaces.size import dense_footprint, shares
 from spaces.sizing import digits, removed_counts
 

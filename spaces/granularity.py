@@ -1,15 +1,10 @@
-"""How a granularity divides a weight into the units that go or stay.
-
-Masks know two kinds of units. Runs are neighbours in memory: one weight (`fine-grained`), a row of a kernel
-(`vector`), a kernel (`kernel`). Patterns `N:M` are about every M consecutive inputs at one output and kernel position
-(of a transposed convolution those of one group, in the first dimension): there a unit is one of the M places, which all
-such blocks have in common, so that the share asked for is that of the places emptied.
-"""
+"""The granularities: their names, how each divides a weight into the units that go or stay, and how many go."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import log2, prod
@@ -17,9 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spaces.errors import unknown
-from spaces.layers import SECOND, Inputs, Layer
-from spaces.policy import GRANULARITIES, check_sparsity, removed_count
+from spaces.network import SECOND, Inputs, Layer
+from spaces.validation import check_sparsity, unknown
+
+GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
+COMBINED = tuple(f"channel+{word}" for word in GRANULARITIES if word != "channel")
+"""What a search may choose beside a granularity: a removal, and after it masks of one granularity on what stays."""
+CHOICES = (*GRANULARITIES, *COMBINED)
+SEARCHED = ("fine-grained", "channel")
+"""Granularities of a search that names none."""
 
 VECTOR = 4
 """Weights at most in a vector where kernels have one element: the largest divisor of the inputs up to this."""
@@ -29,6 +30,32 @@ NAMES = {"vector": "vec", "kernel": "ker"}
 UNIT_MARGIN, UNIT_SLACK = 8, 16
 """An encoding by units is taken where it saves this many bytes, its note counted, over those by single weights. Before
 training it is planned with a few bytes more, which is what a file can lose if zeros by chance change the choice."""
+
+
+def parts_of(word: str) -> tuple[str, ...]:
+    """The granularities a choice is made of, removal first.
+
+    >>> parts_of("channel+2:4"), parts_of("kernel")
+    (('channel', '2:4'), ('kernel',))
+    """
+    return tuple(word.split("+"))
+
+
+def parts_in(words: Iterable[str]) -> tuple[str, ...]:
+    """The granularities these choices are made of, each once, in the order they come."""
+    return tuple(dict.fromkeys(part for word in words for part in parts_of(word)))
+
+
+def removed_count(sparsity: float, units: int) -> int:
+    """Units to remove: `floor(sparsity * units + 0.5)`, but at least one unit stays.
+
+    >>> removed_count(0.75, 25), removed_count(0.5, 5), removed_count(0.99, 3)
+    (19, 3, 2)
+    """
+    check_sparsity(sparsity)
+    if units < 1:
+        raise ValueError(f"nothing to prune: {units} units, need at least 1")
+    return min(math.floor(sparsity * units + 0.5), units - 1)
 
 
 class Pattern(NamedTuple):

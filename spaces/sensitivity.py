@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from spaces.errors import is_number, unknown
-from spaces.policy import parse_object
+from spaces.strict_json import nan_as_null, parse_object
+from spaces.validation import is_number, unknown
 
 PROFILE_VERSION = 1
 
@@ -158,15 +158,6 @@ class Profile:
         if granularity not in self.points:
             raise ValueError(unknown("granularity in this profile", granularity, self.points))
         return [(layer, point) for layer, points in self.points[granularity].items() for point in points]
-
-
-def nan_as_null(value: Any) -> Any:
-    """Plain data with None for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: nan_as_null(inner) for key, inner in value.items()}
-    return [nan_as_null(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read_point(data: Mapping[str, Any]) -> ProfilePoint:

@@ -1,10 +1,10 @@
-"""One-line messages that name the value received and the nearest valid one."""
+"""Checks of what a user gives, in one-line messages that name the value received and the nearest valid one."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 
 from spaces.printable import LONGEST_WORD, shortened
@@ -65,3 +65,31 @@ def percent_meant(value: object) -> str:
         except ValueError:
             return ""
     return f"; {value:g} % is {value / 100:g}" if is_number(value) and above < value <= 100 else ""
+
+
+def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
+    for word in () if isinstance(words, str) else words:
+        if word not in known:
+            raise ValueError(unknown(what, word, known))
+    if isinstance(words, str) or not words or len(set(words)) < len(words):
+        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
+
+
+def check_sparsity(value: object, where: str = "sparsity") -> float:
+    """Return `value` as float if it is a number with 0 <= value < 1, else raise `ValueError`.
+
+    Booleans, strings and NaN are refused: sparsity is the share removed.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{where} must be a number with 0 <= sparsity < 1, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if not 0.0 <= number < 1.0:
+        nearest = "0.0" if number < 0 else "0.99" if number >= 1 else "a finite number"
+        raise ValueError(
+            f"{where} must satisfy 0 <= sparsity < 1, got {number!r}; nearest valid: {nearest}{percent_meant(number)}"
+        )
+    return number + 0.0  # turns -0.0 into 0.0
