@@ -42,11 +42,10 @@ from pruning.removal import (
 )
 from pruning.scores import Scores, restrict_graph
 from pruning.whole_weights import whole_weights
+from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.criteria import check_criterion
 from spaces.network import Layer, Network, StoredTensor
-from spaces.size import kept_units
 from spaces.validation import check_sparsity
-from spaces.whole import require_removal, skipped_layers
 
 __all__ = [
     "ChannelGraph",

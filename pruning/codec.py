@@ -2,7 +2,7 @@
 
 Byte layout of an encoded weight (dtype U8 in the container, little-endian, elements in row-major order
 of the original shape); its header note is `ENCODING DTYPE SHAPE NONZERO`, NONZERO counting the values stored, see
-`spaces.size`:
+`spaces.cost.footprint`:
 
 - `bitmask`: the NONZERO values, then ceil(n / 8) mask bytes; bit i % 8 (lowest first) of byte i // 8 is
   1 where element i is kept.
@@ -33,10 +33,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pruning.structure import inputs_of
+from spaces.cost.container import (
+    GAP_ESCAPE,
+    Entry,
+    container_header,
+    encoding_note,
+    no_larger_than_dense,
+    worth_encoding,
+)
 from spaces.granularity import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
 from spaces.network import Inputs
 from spaces.printable import shortened
-from spaces.size import GAP_ESCAPE, Entry, container_header, encoding_note, no_larger_than_dense, worth_encoding
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",

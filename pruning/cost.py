@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from pruning.codec import encode_model, prunable_weights
 from pruning.multiplications import Multiplications, count_multiplications
-from spaces.size import Footprint
+from spaces.cost.footprint import Footprint
 
 
 def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
     """Count a model's costs from its own tensors and one forward pass in eval mode.
 
-    The same counts `spaces.size.footprint` computes from a policy before training, here read back from
+    The same counts `spaces.cost.footprint.footprint` computes from a policy before training, here read back from
     the real weights: zeros are elements equal to 0 in prunable weights, `encoded_bytes` is the length of
     the file `pruning.codec` would write, MACs are those of one example as PyTorch's dispatcher sees them (of tied,
     parametrised, recurrent and functional weights too), but for products of two activations such as attention's

@@ -21,16 +21,10 @@ from pruning.codec import prunable_weights
 from pruning.copying import copy_model
 from pruning.removal import check_fits, one_line
 from pruning.structure import Structure, apply_structure, output_dim
+from spaces.cost.latency_predictor import remaining, timed_layers
+from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
+from spaces.cost.timing import TimedNetworks, timed_network
 from spaces.granularity import removed_count
-from spaces.latency import (
-    LatencyTable,
-    LayerLatency,
-    RestLatency,
-    TimedNetworks,
-    remaining,
-    timed_layers,
-    timed_network,
-)
 from spaces.network import Network
 from spaces.validation import check_sparsity
 

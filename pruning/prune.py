@@ -20,12 +20,12 @@ from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks
 from pruning.schedule import mask_updates
 from pruning.scores import Scores, restrict_graph
 from pruning.structure import Structure, output_dim
+from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, whole_layers
 from spaces.criteria import criterion_word
 from spaces.granularity import obstacle_to, pattern_of, units_of
 from spaces.network import SECOND, Inputs
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
-from spaces.whole import asked_layers, mask_obstacle, require_removal, whole_layers
 
 STATISTICS = ("running_mean", "running_var")
 """Of a BatchNorm's channels: those of a masked channel decay, and come back with it."""

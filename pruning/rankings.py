@@ -13,9 +13,9 @@ from pruning.masks import make_mask
 from pruning.removal import ChannelGraph, check_fits
 from pruning.scores import Scores
 from pruning.structure import Structure
+from spaces.cost.effect import kept_units
 from spaces.granularity import obstacle_to
 from spaces.policy import PruningPolicy
-from spaces.size import kept_units
 from spaces.validation import unknown
 
 _Stays = dict[tuple[str, int], np.ndarray]

@@ -20,12 +20,11 @@ from pruning.outputs import join_batches
 from pruning.rankings import Rankings
 from pruning.removal import check_fits
 from pruning.scores import restrict_graph
+from spaces.cost.effect import NothingToRemove, achieved, require_removal
 from spaces.granularity import GRANULARITIES, Units, pattern_of, stays_whole
 from spaces.policy import PruningPolicy
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import achieved
 from spaces.validation import check_sparsity, unknown
-from spaces.whole import NothingToRemove, require_removal
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""

@@ -18,9 +18,8 @@ from pruning.copying import copy_model
 from pruning.removal import check_fits, output_difference
 from pruning.scores import Scores
 from pruning.structure import with_indices
-from spaces.size import kept_units
+from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.validation import check_sparsity
-from spaces.whole import require_removal, skipped_layers
 
 
 class SortingMismatch(ValueError):

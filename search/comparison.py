@@ -21,7 +21,7 @@ from search.reading import read_text
 from search.records import FinalRecord
 from search.results import FinalScore
 from search.storage import set_aside
-from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.printable import printable
 from spaces.strict_json import parse_object
 from spaces.validation import is_number

@@ -38,11 +38,11 @@ from search.study import Finished, OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
 from spaces.allocation import Evidence, Unreachable
+from spaces.cost.effect import NAMED
 from spaces.granularity import parts_in
 from spaces.seeds import Seed, seeds_of
 from spaces.sensitivity import Profile
 from spaces.space import Proposal, Space
-from spaces.whole import NAMED
 
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""

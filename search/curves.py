@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from search.console import Watcher
 from search.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
 from search.train import score, step_count
+from spaces.cost.effect import settled
 from spaces.policy import PruningPolicy
 from spaces.scaling import scaled
 from spaces.schedule import Schedule
-from spaces.size import settled
 
 PRUNE_ONLY, PRUNE_AND_TUNE, ITERATIVE = METHODS = ("prune only", "prune + fine-tune", "iterative")
 

@@ -36,10 +36,10 @@ from search.time_limit import TimedOut, limited
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code import pass_signals_on
 from search.workloads.base import Workload
+from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, whole_layers
+from spaces.cost.footprint import Footprint, dense_footprint, footprint, shares
 from spaces.network import Network
 from spaces.policy import PruningPolicy
-from spaces.size import Footprint, dense_footprint, footprint, shares
-from spaces.whole import NothingToRemove, asked_layers, require_removal, whole_layers
 
 
 class BrokenPromise(Exception):

@@ -29,11 +29,11 @@ from search.results import score_finals
 from search.train import Progress, Scores, score
 from search.user_code import pass_signals_on
 from spaces.allocation import Evidence, Unreachable
+from spaces.cost.effect import effect
+from spaces.cost.timing import TimedNetworks
 from spaces.granularity import parts_of
-from spaces.latency import TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.seeds import allocated
-from spaces.size import effect
 from spaces.space import Space
 
 

@@ -18,9 +18,9 @@ from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
 from spaces.allocation import Evidence
+from spaces.cost.effect import effect
 from spaces.granularity import parts_of
 from spaces.landing import Draft, Landed
-from spaces.size import effect
 from spaces.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16

@@ -16,7 +16,8 @@ from search.journal import write_durably
 from search.reading import read_text
 from search.seal import sealed, unsealed
 from search.train import in_fast_layout
-from spaces.latency import LatencyTable, TimedNetworks
+from spaces.cost.latency_table import LatencyTable
+from spaces.cost.timing import TimedNetworks
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from search.folder import StudyFolder
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
 from search.train import step_count
 from search.workloads.base import Workload
+from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network
-from spaces.size import dense_footprint, footprint
 
 MOST_LEFT = 0.02
 """Share of the dense model's running statistics that may be left after a fine-tune, for its score to differ by noise

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
-from spaces.size import Shares
 
 RECORD_VERSION = 1
 MEASURING = 2

@@ -11,7 +11,7 @@ from pruning.calibrate import refresh_
 from pruning.calibration import Calibration
 from pruning.own_norms import left_as_trained
 from search.workloads.base import Workload
-from spaces.whole import NAMED
+from spaces.cost.effect import NAMED
 
 REFRESH_EXAMPLES = 1024
 """Fit examples averaged over at most. Of VGG9 on digits and Fashion-MNIST, fine-tuned with a momentum of 0.01,

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from search.comparison import ClosingRow
-from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.cost.footprint import stored_shares
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import stored_shares
 from spaces.targets import STATEMENTS
 
 WIDTH = 120

@@ -26,9 +26,9 @@ from search.recipe import one_cycle
 from search.records import CurvePoint
 from search.refresh import refresh_statistics_
 from search.workloads.base import Split, Workload
+from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import dense_footprint, footprint
 from spaces.validation import unknown
 
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")

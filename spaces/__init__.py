@@ -1,14 +1,14 @@
 """The nouns: what may be chosen, and how a choice is written down."""
 
+from spaces.cost.effect import NothingToRemove
+from spaces.cost.footprint import Footprint, Shares, footprint
 from spaces.criteria import CRITERIA
 from spaces.granularity import GRANULARITIES, removed_count
 from spaces.network import ChannelGroup, Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import Footprint, Shares, footprint
 from spaces.space import Space
-from spaces.whole import NothingToRemove
 
 __all__ = [
     "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "NothingToRemove",

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from spaces.cost.effect import remaining
+from spaces.cost.exact import Pruned, Sizer, sizer_of
+from spaces.cost.footprint import Footprint, Shares, shares
+from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import Divisions, stays_whole
-from spaces.latency import Predictor
 from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.sensitivity import Profile
-from spaces.size import Footprint, Shares, remaining, shares
-from spaces.sizing import Pruned, Sizer, sizer_of
 from spaces.tradeoff import Tradeoff, scan_damages
 from spaces.validation import check_limit, unknown
 

@@ -14,10 +14,10 @@ from math import lcm
 import numpy as np
 
 from spaces.allocation import ALMOST_ALL, Evidence, Target, allocate, centred
+from spaces.cost.exact import Pruned
 from spaces.granularity import parts_of, pattern_of
 from spaces.network import Network
 from spaces.policy import PruningPolicy
-from spaces.sizing import Pruned
 
 FLOOR_MARGIN = 1.2
 """No target below this many times the smallest reachable size: there, single weights are left."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from spaces.allocation import ALMOST_ALL
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
-from spaces.costs import Costs, Requests
+from spaces.cost.batched import Costs, Requests
 from spaces.granularity import obstacle_to, parts_of
 from spaces.schedule import Schedule
 

@@ -9,10 +9,10 @@ from math import ceil
 
 from spaces.allocation import Target, Unreachable
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
+from spaces.cost.footprint import SIZE_METRICS
+from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import CHOICES, parts_of, pattern_of
-from spaces.latency import Predictor
 from spaces.network import Network
-from spaces.size import SIZE_METRICS
 from spaces.validation import check_limit, check_words, is_number, unknown
 
 SIZE_SPAN = 10.0

@@ -8,9 +8,9 @@ from typing import Any
 
 from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Unreachable, allocate
 from spaces.combined import allocate_both, is_combined, preferences_of
+from spaces.cost.effect import effect, settled
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
-from spaces.size import effect, settled
 from spaces.space import Space
 
 SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)

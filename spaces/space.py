@@ -13,6 +13,7 @@ import numpy as np
 from spaces.allocation import Evidence, Target, Unreachable, land_by_shift
 from spaces.bases import Bases
 from spaces.combined import EVEN_PART, REMOVAL, Combined, is_combined
+from spaces.cost.effect import settled
 from spaces.criteria import check_criterion
 from spaces.granularity import parts_in
 from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
@@ -20,7 +21,6 @@ from spaces.landing import centred as centred_logits
 from spaces.limits import Limits
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
-from spaces.size import settled
 from spaces.validation import check_words, unknown
 
 SPEEDS = ("macs", "latency")

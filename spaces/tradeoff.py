@@ -17,10 +17,11 @@ from itertools import pairwise
 import numpy as np
 
 from spaces.choices import Choices, Knobs
+from spaces.cost.container import encoded_entry
+from spaces.cost.footprint import SIZE_METRICS, dense_footprint
 from spaces.granularity import GRANULARITIES, Units, stays_whole, units_of
 from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.sensitivity import Profile
-from spaces.size import SIZE_METRICS, dense_footprint, encoded_entry
 from spaces.validation import unknown
 
 LEVELS = tuple(float(1 - kept) for kept in np.geomspace(1.0, 0.01, 25))

@@ -35,11 +35,11 @@ from raw_rows import read_rows, seed_range
 from search.train import TRAININGS
 from search.workloads import get_workload
 from spaces.allocation import ALLOCATORS
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.criteria import CRITERIA
 from spaces.granularity import GRANULARITIES
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES
-from spaces.size import dense_footprint, footprint, shares
 
 E = math.e
 UNIT = np.array([1.0, 0.0, 1.0])

@@ -34,10 +34,10 @@ from search.tables import layer_table, percent, profile_table, target_table, who
 from search.user_code import named_criterion
 from search.workloads import Workload
 from search.workloads.splits import only_few
+from spaces.cost.footprint import dense_footprint, stored_shares
 from spaces.criteria import criterion_word
 from spaces.granularity import GRANULARITIES, parts_in, stays_whole
 from spaces.network import Network
-from spaces.size import dense_footprint, stored_shares
 from spaces.targets import STATEMENTS
 
 

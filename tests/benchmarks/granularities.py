@@ -34,10 +34,10 @@ from pruning.evidence import unit_evidence
 from search.tables import percent, render, spread
 from search.train import score
 from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.granularity import pattern_of
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import dense_footprint, footprint, shares
 
 SIZES = (0.40, 0.25, 0.15, 0.09, 0.055)
 """Encoded shares of the dense file, log-spaced; the largest is for patterns, which reach little less."""

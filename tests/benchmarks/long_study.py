@@ -37,7 +37,7 @@ from search.evaluate import Evaluation, Subject
 from search.guide import Guide
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.sampler import _distribution
-from spaces.size import footprint, shares
+from spaces.cost.footprint import footprint, shares
 from spaces.space import Axis
 
 PLACES = (125, 500, 1000, 2000)

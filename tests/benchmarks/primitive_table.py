@@ -55,7 +55,7 @@ SUMS = f"{RUNS}test_runs_are_scored_by_their_sum_and_expanded_to_their_elements"
 PLACES = f"{RUNS}test_patterns_keep_the_highest_of_every_block"
 FIXED = f"{RUNS}test_fixed_patterns_remove_all_they_can_or_nothing"
 FRESH = "search/test_train.py::test_fresh_weights_for_equal_epochs_or_compute"
-LABS = "spaces/test_size.py::TestLabNumbers::"
+LABS = "spaces/cost/test_footprint.py::TestLabNumbers::"
 
 PRIMITIVES = tuple(
     Primitive(part, *row)
@@ -144,10 +144,10 @@ PRIMITIVES = tuple(
         ],
         "size": [
             ("nonzero, 32 bit", "the pruning labs' numbers", f"{LABS}test_layerwise"),
-            ("nonzero, other widths", "the pruning labs' numbers", "spaces/test_size.py::"
+            ("nonzero, other widths", "the pruning labs' numbers", "spaces/cost/test_footprint.py::"
              "test_the_labs_size_at_another_width"),
             ("encoded", "the file on disk", f"{LABS}test_file_on_disk"),
-            ("dense file", "safetensors' own, byte for byte", "spaces/test_size.py::TestContainer::"
+            ("dense file", "safetensors' own, byte for byte", "spaces/cost/test_footprint.py::TestContainer::"
              "test_dense_file_is_byte_for_byte_safetensors_own"),
             ("dense, 8 bit", "a file with int8 weights", "pruning/test_quantize.py::"
              "test_bytes_are_those_of_a_file_with_int8_weights"),

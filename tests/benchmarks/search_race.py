@@ -46,10 +46,10 @@ from search.scan import cached_profile
 from search.train import score
 from search.workloads import Workload, get_workload
 from spaces.allocation import Evidence, Unreachable, land
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.policy import PruningPolicy
 from spaces.seeds import seeds_of
 from spaces.sensitivity import Profile
-from spaces.size import dense_footprint, footprint, shares
 from spaces.space import SEED_SCHEDULE, Space
 
 TRIALS, MAX_SIZE = 24, 0.25

@@ -33,8 +33,7 @@ from pruning.removal import round_groups
 from pruning.structure import Structure, apply_structure
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation import Target
-from spaces.size import kept_units, settled
-from spaces.whole import NothingToRemove
+from spaces.cost.effect import NothingToRemove, kept_units, settled
 
 IMAGE = (3, 8, 8)
 

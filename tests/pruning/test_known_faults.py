@@ -16,7 +16,7 @@ from pruning.evidence import unit_evidence
 from pruning.prune import GradualPruner
 from spaces import PruningPolicy, Schedule, footprint
 from spaces.allocation import Evidence, Target, allocate
-from spaces.size import dense_footprint
+from spaces.cost.footprint import dense_footprint
 
 
 class Block(nn.Module):

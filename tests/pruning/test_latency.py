@@ -24,7 +24,8 @@ from pruning.latency import (
 )
 from search.train import in_fast_layout
 from spaces import NothingToRemove, PruningPolicy
-from spaces.latency import LatencyTable, Predictor
+from spaces.cost.latency_predictor import Predictor
+from spaces.cost.latency_table import LatencyTable
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -18,8 +18,8 @@ from pruning.prune import GradualPruner, policy_masks
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
 from spaces import GRANULARITIES, NothingToRemove, PruningPolicy, Schedule, footprint
+from spaces.cost.effect import achieved
 from spaces.granularity import UNIT_SLACK
-from spaces.size import achieved
 
 CONV0, CONV1, CONV2 = (f"backbone.conv{i}.weight" for i in range(3))
 

@@ -19,9 +19,9 @@ from pruning.histograms import layer_histograms
 from pruning.layouts import corner, laid_out
 from pruning.prune import prune
 from pruning.shares import FINE_TO_COARSE, LayerShare, kept_importance, layer_shares, mean_shares, output_errors
+from spaces.cost.effect import NothingToRemove
 from spaces.granularity import GRANULARITIES, stays_whole
 from spaces.policy import PruningPolicy
-from spaces.whole import NothingToRemove
 
 SPARSITY = 0.25
 

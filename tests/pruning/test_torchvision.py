@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from pruning.channels import plan_removal, shrink, trace_channels
 from pruning.cost import measure_cost
 from pruning.structure import Structure, apply_structure
+from spaces.cost.footprint import footprint
 from spaces.policy import PruningPolicy
-from spaces.size import footprint
 
 SHARES = 0.25, 0.4
 """Asked of layers at even and at odd places."""

@@ -22,10 +22,10 @@ from pruning.prune import policy_masks, prune
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
 from spaces.allocation import Target
+from spaces.cost.effect import NothingToRemove, whole_layers
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.granularity import UNIT_SLACK, stays_whole
 from spaces.policy import PruningPolicy
-from spaces.size import dense_footprint, footprint, shares
-from spaces.whole import NothingToRemove, whole_layers
 
 SHARE = 0.25
 

@@ -13,7 +13,7 @@ from pruning.activations import activation_scores
 from pruning.rankings import Rankings
 from pruning.scores import restrict_graph
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space, footprint
-from spaces.whole import whole_layers
+from spaces.cost.effect import whole_layers
 
 UNSEEN = {"dark.weight", "after.weight", "never.weight"}
 LOOKING = ("activation", "taylor", "taylor-group", "obd-fisher", "obd-hutchinson", "tests:mine")

@@ -11,7 +11,7 @@ from pruning import trace_channels
 from pruning.whole_weights import whole_weights
 from search.tables import layer_table, whole_table
 from spaces import PruningPolicy, Space, footprint
-from spaces.size import stored_shares
+from spaces.cost.footprint import stored_shares
 
 
 class Words(nn.Module):

@@ -26,7 +26,7 @@ from search.errors import EnvironmentProblem, Refused, UsageError
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.manifest import read_manifest
-from spaces.latency import LatencyTable
+from spaces.cost.latency_table import LatencyTable
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.sensitivity import Profile
 from spaces.strict_json import parse_object

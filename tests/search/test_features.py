@@ -10,7 +10,7 @@ import pytest
 
 from search.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
-from spaces.costs import Requests
+from spaces.cost.batched import Requests
 from spaces.landing import Draft, Landed
 
 

@@ -15,9 +15,9 @@ from search.results import FinalScore
 from search.tables import closing_table, latency_line
 from spaces import Space
 from spaces.allocation import Evidence
-from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.cost.effect import achieved
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.seeds import seeds_of
-from spaces.size import achieved
 
 REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
 SCORES = {

@@ -13,8 +13,8 @@ from search.front import Front
 from search.records import TrialRecord, TrialResult
 from search.results import best_trial, dead_within, finalists_of, front_of, trial_table
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
+from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
-from spaces.size import Shares
 
 STATES = ("complete", "complete", "complete", "failed", "stopped-early")
 

@@ -19,10 +19,12 @@ from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
 from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
 from spaces.allocation import Evidence
-from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
+from spaces.cost.effect import achieved, effect
+from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.cost.latency_predictor import Predictor
+from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.seeds import seeds_of
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import achieved, dense_footprint, effect, footprint, shares
 from spaces.space import SEED_SCHEDULE
 
 SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)

@@ -17,10 +17,10 @@ from search.errors import EnvironmentProblem, Refused
 from search.folder import StudyFolder
 from search.journal import Journal, remove_temporaries, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
-from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.cost.footprint import Shares
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import Shares
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHARES = {"encoded": 0.24, "nonzero": 0.125, "macs": 0.5}

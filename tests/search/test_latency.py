@@ -16,7 +16,8 @@ from search import Workload
 from search.evaluate import Subject
 from search.latency import cached_latency_table, latency_path, time_finals
 from search.seal import unsealed
-from spaces.latency import LatencyTable, TimedNetwork, TimedNetworks
+from spaces.cost.latency_table import LatencyTable
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 
 
 class Tiny(nn.Module):

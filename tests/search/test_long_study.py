@@ -17,8 +17,8 @@ from search.config import make_config
 from search.evaluate import Evaluation
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.study import OptunaStudy
+from spaces.cost.footprint import footprint, shares
 from spaces.policy import PruningPolicy
-from spaces.size import footprint, shares
 
 EARLY, LATE = range(4, 8), range(14, 18)
 

@@ -15,8 +15,8 @@ from search.measuring import differences, share_left
 from search.recipe import Recipe
 from search.records import COMPLETE, FAILED, FinalRecord, TrialRecord, TrialResult
 from search.workloads import Workload
+from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
-from spaces.size import Shares
 
 FINE, CHANNEL = PruningPolicy({"0.weight": 0.25}), PruningPolicy({"0.weight": 0.25}, "channel")
 

@@ -12,9 +12,9 @@ from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
 from spaces.allocation import Evidence
 from spaces.combined import EVEN_PART, REMOVAL
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.landing import Draft, centred
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import dense_footprint, footprint, shares
 from spaces.space import EXPONENTS
 
 SCANNED_LEVELS = (0.5, 0.9, 0.99)

@@ -25,9 +25,9 @@ from search.results import (
     trial_table,
 )
 from search.tables import front_table
+from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import Shares
 
 
 def slow_front(points: list[tuple[float, ...]]) -> list[bool]:

@@ -33,7 +33,7 @@ from search.resume import resume_command
 from search.run import run_search
 from spaces import GRANULARITIES
 from spaces.allocation import ALLOCATORS
-from spaces.latency import TimedNetwork, TimedNetworks
+from spaces.cost.timing import TimedNetwork, TimedNetworks
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
 QUICK = {"max_size": 0.5, "finalists": 0}

@@ -20,8 +20,8 @@ from search.guide import FEWEST, Guide, Suggestion
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation import Evidence
+from spaces.cost.effect import achieved
 from spaces.seeds import seeds_of
-from spaces.size import achieved
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

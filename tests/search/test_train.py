@@ -28,9 +28,10 @@ from search.evaluate import Subject, evaluate_policy
 from search.recipe import Recipe, one_cycle
 from search.train import FRESH_SEED, step_count, train_dense
 from search.workloads import get_workload
+from spaces.cost.effect import achieved
+from spaces.cost.footprint import footprint
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.size import achieved, footprint
 
 FINE = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.7, "classifier.weight": 0.5}, schedule=Schedule())
 CHANNEL = PruningPolicy({"conv0.weight": 0.25, "conv1.weight": 0.5}, "channel", schedule=Schedule("one-shot"))

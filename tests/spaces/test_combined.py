@@ -19,11 +19,13 @@ from pruning.evidence import unit_evidence
 from spaces import Network, PruningPolicy, Schedule, Space, footprint
 from spaces.allocation import Evidence, Unreachable, allocate
 from spaces.combined import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
+from spaces.cost.effect import achieved, kept_units, remaining
+from spaces.cost.footprint import dense_footprint, shares
+from spaces.cost.latency_predictor import Predictor
+from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.granularity import COMBINED, parts_of
 from spaces.landing import Draft, centred
-from spaces.latency import LatencyTable, LayerLatency, Predictor, RestLatency
 from spaces.seeds import allocated, seeds_of
-from spaces.size import achieved, dense_footprint, kept_units, remaining, shares
 
 NETWORKS = ["vgg", "residual"]
 SHRINKING = [word for word in COMBINED if word[-3:] not in ("1:4", "2:4")]

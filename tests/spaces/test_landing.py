@@ -15,10 +15,12 @@ from torch import nn
 
 from pruning import trace_channels
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
-from spaces.costs import Costs, Requests
+from spaces.cost.batched import Costs, Requests
+from spaces.cost.container import HEADER_SLACK, encoding_note
+from spaces.cost.effect import achieved
+from spaces.cost.footprint import dense_footprint, shares
 from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
 from spaces.limits import SIZE_SPAN
-from spaces.size import HEADER_SLACK, achieved, dense_footprint, encoding_note, shares
 
 STEP = 2 * REACH / 2**STEPS
 """Logits between the last two shifts a landing tells apart."""

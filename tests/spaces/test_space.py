@@ -15,10 +15,11 @@ from pruning.evidence import unit_evidence
 from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation import Evidence, Target, Unreachable, allocate
 from spaces.combined import FLOOR_MARGIN
+from spaces.cost.effect import achieved
+from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.landing import Draft
 from spaces.limits import LARGEST_TARGET, SIZE_SPAN
 from spaces.seeds import seeds_of
-from spaces.size import achieved, dense_footprint, footprint, shares
 from spaces.space import EXPONENTS, SEED_SCHEDULE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

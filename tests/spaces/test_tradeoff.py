@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, choices, footprint
 from spaces.allocation import Evidence, Target, allocate, land_by_shift
 from spaces.choices import Choices, elimination_order
+from spaces.cost.footprint import dense_footprint, shares
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.size import dense_footprint, shares
 from spaces.tradeoff import Damage, Tradeoff, knobs_of, scan_damages
 
 

@@ -1,4 +1,4 @@
-"""Sizes and MACs of many sparsity dicts of one network: what `spaces.size.footprint` counts, vectorised.
+"""Sizes and MACs of many sparsity dicts of one network: what `spaces.cost.footprint.footprint` counts, vectorised.
 
 `Sizer` holds as arrays everything of a network that no sparsity changes. Of the container's header it
 counts the characters instead of writing them, so one size takes a few dozen array operations.
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spaces.cost.container import HEADER_SLACK, encoding_sizes
+from spaces.cost.footprint import SIZE_METRICS, Footprint, dense_footprint
 from spaces.granularity import Divisions
 from spaces.network import ITEM_BYTES, Network
-from spaces.size import HEADER_SLACK, SIZE_METRICS, Footprint, dense_footprint, encoding_sizes
 
 POWERS_OF_TEN = 10 ** np.arange(1, 19)
 """Up to the longest number int64 holds."""
@@ -154,7 +155,7 @@ class Sizer:
         return removed
 
     def footprint(self, pruned: Pruned) -> Footprint:
-        """All counts, equal to those of `spaces.size.footprint`."""
+        """All counts, equal to those of `spaces.cost.footprint.footprint`."""
         parameters, macs = self._parameters(pruned), self._macs(pruned)
         return Footprint(
             parameters=parameters,
@@ -268,7 +269,7 @@ class _Shapes:
 
 
 class _File:
-    """Bytes of the container `spaces.size.container_header` begins.
+    """Bytes of the container `spaces.cost.container.container_header` begins.
 
     Its tensors are laid out in slots, in file order: one for every tensor, and one more for every weight that
     may be encoded, where it lies then. Of the two, one is empty; so is a slot in front of all others.

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
-from spaces.whole import asked_layers, require_removal, whole_layers
+from spaces.cost.effect import asked_layers, require_removal, whole_layers
 
 NAMES = ("a.weight", "b.weight", "c.weight", "d.weight", "e.weight")
 SHAPES = {

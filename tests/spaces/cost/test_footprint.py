@@ -16,19 +16,9 @@ from pruning import encode_model, measure_cost, prune, trace_channels, write_spa
 from pruning.codec import encode_state
 from search.workloads.vgg import VGG9
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
-from spaces.size import (
-    Entry,
-    Footprint,
-    achieved,
-    container_bytes,
-    container_header,
-    dense_footprint,
-    encoded_entry,
-    encoding_of,
-    kept_units,
-    masked_count,
-    shares,
-)
+from spaces.cost.container import Entry, container_bytes, container_header, encoded_entry, encoding_of
+from spaces.cost.effect import achieved, kept_units, masked_count
+from spaces.cost.footprint import Footprint, dense_footprint, shares
 
 MEBIBYTE = 2**20
 

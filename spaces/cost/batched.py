@@ -1,7 +1,7 @@
 """Sizes and speeds of many requests at once, vectorised over requests and layers.
 
-Sizes are those of `spaces.size` but for the file's header, which is taken as the dense model's: a promille or so of
-networks that are worth pruning, several percent of ones with a few thousand parameters.
+Sizes are those of `spaces.cost.footprint` but for the file's header, which is taken as the dense model's: a promille or
+so of networks that are worth pruning, several percent of ones with a few thousand parameters.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
+from spaces.cost.container import GAP_ESCAPE
+from spaces.cost.footprint import dense_footprint
+from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import Divisions, parts_of
-from spaces.latency import Predictor
 from spaces.network import ITEM_BYTES, Network, StoredTensor
-from spaces.size import GAP_ESCAPE, dense_footprint
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,11 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.optimize import nnls
 
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor
-from spaces.latency import (
-    LatencyTable,
-    LayerLatency,
-    Predictor,
-    RestLatency,
-    TimedNetwork,
-    TimedNetworks,
-    median_interval,
-    predict,
-    timed_network,
-)
+from spaces.cost.latency_predictor import Predictor, predict
+from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
+from spaces.cost.timing import TimedNetwork, TimedNetworks, median_interval, timed_network
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "latency-v1.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "latency-v1.json"
 LAYERS = {
     "a.weight": LayerLatency((1, 5, 8), (3,), ((1e-4,), (3e-4,), (4e-4,))),
     "b.weight": LayerLatency((2, 6), (1, 5, 8), ((1e-4, 2e-4, 3e-4), (2e-4, 5e-4, 7e-4))),

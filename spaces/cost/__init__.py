@@ -1,0 +1,1 @@
+"""What a policy costs: stored bytes, MACs and latency, before anything is trained."""

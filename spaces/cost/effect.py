@@ -1,0 +1,194 @@
+"""What a policy does to each layer: the units that stay, the sparsity achieved, and the layers nothing happens to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from spaces.granularity import obstacle_to, removed_count, units_of
+from spaces.network import SECOND, Inputs, Layer, Network
+from spaces.policy import PruningPolicy
+
+NAMED = 3
+"""Layers an error names with their reasons; of the others it gives the number."""
+
+
+def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int]:
+    """Group number -> units kept, for the groups that lose some.
+
+    `requests` is the share of output channels asked to go by layer. Inside a group the smallest request
+    holds and an unnamed member asks for 0; groups with an obstacle keep all. Kept units are rounded up to the
+    group's multiple.
+    """
+    kept = {}
+    for number, group in enumerate(network.groups):
+        share = min((requests.get(name, 0.0) for name in group.layers), default=0.0)
+        if group.obstacle is None and share > 0:
+            left = group.units - removed_count(share, group.units)
+            left = min(-(-left // group.multiple) * group.multiple, group.units)
+            kept |= {number: left} if left < group.units else {}
+    return kept
+
+
+def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The layers in the shapes they have once these shares of output channels are gone."""
+    kept = kept_units(network, removal)
+    if not kept:
+        return network.prunable
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    shapes = {t.name: t.shrunk(kept, units) for t in network.tensors if t.name in network.by_name}
+    return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.prunable)
+
+
+def settled(network: Network, policy: PruningPolicy) -> PruningPolicy:
+    """The policy whose channel requests are the shares really removed, where groups keep to multiples.
+
+    It asks for the same channels of a network that keeps to none, so that it can be repeated without knowing of them.
+    """
+    if all(group.multiple == 1 for group in network.groups):
+        return policy
+    kept, layers = kept_units(network, policy.channel_requests()), network.by_name
+
+    def share(name: str) -> float:
+        group = layers[name].channel_group
+        return 1 - kept[group] / network.groups[group].units if group in kept else 0.0
+
+    asked = {name: share(name) for name in policy.channel_requests()}
+    sparsity = {name: asked.get(name, own) for name, own in policy.sparsity.items() if name not in policy.removal}
+    sparsity |= {name: policy.sparsity[name] for name in policy.sparsity.keys() & policy.removal.keys()}
+    return replace(policy, sparsity=sparsity, removal={name: asked.get(name, 0.0) for name in policy.removal})
+
+
+def masked_in(layer: Layer, granularity: str, shape: tuple[int, ...], share: float) -> int:
+    """Elements of a layer of this shape a mask sets to zero."""
+    return 0 if layer.whole else masked_count(granularity, shape, share, layer.inputs)
+
+
+def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs: Inputs = SECOND) -> int:
+    """Elements a mask sets to zero; none where the granularity leaves a weight of this shape whole."""
+    if share == 0 or obstacle_to(granularity, shape, inputs):
+        return 0
+    units = units_of(granularity, shape, inputs)
+    return units.removed(share) * units.elements
+
+
+def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
+    """Layer -> share of its own units the policy really removes, after group rule and rounding."""
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    kept = kept_units(network, policy.channel_requests())
+    masks = policy.mask_requests()
+    result = {}
+    for tensor in network.tensors:
+        layer = network.by_name.get(tensor.name)
+        if layer is None:
+            continue
+        if policy.granularity_of(layer.name) == "channel":
+            group = layer.channel_group
+            result[layer.name] = 1 - kept[group] / units[group] if group in kept else 0.0
+        else:
+            shape = tensor.shrunk(kept, units)
+            word = policy.granularity_of(layer.name)
+            removed = masked_in(layer, word, shape, masks.get(layer.name, 0.0))
+            result[layer.name] = removed / prod(shape)
+    return result
+
+
+def effect(network: Network, policy: PruningPolicy) -> str:
+    """What tells a policy's fine-tune from another's: units really removed, granularities and, roughly, the schedule.
+
+    Policies of equal effect ask for shares that differ by less than a unit, or where nothing goes, and for exponents
+    that agree to one decimal.
+    """
+    schedule, removed = policy.schedule, achieved(network, policy)
+    words = [policy.granularity_of(name) for name, share in removed.items() if share]
+    pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
+    return repr((list(removed.values()), words, pace, kept_units(network, policy.removal)))
+
+
+class NothingToRemove(ValueError):
+    """Every layer asked for stays whole; the message names the first with their reasons."""
+
+
+def require_removal(asked: Iterable[str], whole: Mapping[str, str]) -> None:
+    """Raise `NothingToRemove` if something is asked for, and all of it stays whole.
+
+    Args:
+        asked: layers asked for more than nothing; none of them is the identity, and allowed.
+        whole: layer -> why nothing of it goes.
+
+    >>> require_removal(["a.weight"], {"a.weight": "0.1 of 4 units rounds to none"})
+    Traceback (most recent call last):
+    spaces.cost.effect.NothingToRemove: nothing to remove: 'a.weight' stays whole (0.1 of 4 units rounds to none): \
+ask for a larger share, or of another layer
+    """
+    names = list(dict.fromkeys(asked))
+    if not names or not whole.keys() >= set(names):
+        return
+    more = f"; {len(names) - NAMED} more" if len(names) > NAMED else ""
+    if len(names) == 1:
+        what = f"{names[0]!r} stays whole ({whole[names[0]]})"
+    else:
+        reasons = "; ".join(f"{name!r}: {whole[name]}" for name in names[:NAMED])
+        what = f"all {len(names)} layers asked for stay whole ({reasons}{more})"
+    raise NothingToRemove(f"nothing to remove: {what}: ask for a larger share, or of another layer")
+
+
+def asked_layers(policy: PruningPolicy) -> list[str]:
+    """Layers the policy asks more than nothing of."""
+    return list({**policy.channel_requests(), **policy.mask_requests()})
+
+
+def whole_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
+    """Layer the policy asks something of, but that keeps every channel and every weight -> the first reason.
+
+    Raises:
+        ValueError: the policy asks something of a layer the network does not have (nearest match named).
+    """
+    network.require(asked_layers(policy))
+    requests, masks = policy.channel_requests(), policy.mask_requests()
+    kept = kept_units(network, requests)
+    units = {number: group.units for number, group in enumerate(network.groups)}
+    shapes = {tensor.name: tensor.shrunk(kept, units) for tensor in network.tensors if tensor.name in masks}
+    masked = {
+        name: network.by_name[name].whole
+        or mask_obstacle(policy.granularity_of(name), shapes[name], share, network.by_name[name].inputs)
+        for name, share in masks.items()
+    }
+    skipped = skipped_layers(network, requests)
+    return {
+        name: skipped.get(name) or masked[name]
+        for name in asked_layers(policy)
+        if (name not in requests or name in skipped) and (name not in masks or masked[name])
+    }
+
+
+def mask_obstacle(granularity: str, shape: Sequence[int], share: float, inputs: Inputs = SECOND) -> str | None:
+    """Why a mask over this share of a weight's units sets nothing to zero; None if it sets some."""
+    if why := obstacle_to(granularity, shape, inputs):
+        return why
+    units = units_of(granularity, shape, inputs)
+    return None if units.removed(share) else rounds_to_none(share, units.count)
+
+
+def rounds_to_none(share: float, units: int) -> str:
+    """The reason of a request that is too small."""
+    return f"{share:g} of {units} units rounds to none"
+
+
+def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, str]:
+    """Layer that is asked for a share of its output channels but loses none -> why."""
+    shrinking = kept_units(network, request)
+    asked = [layer for layer in network.prunable if request.get(layer.name, 0.0)]
+    return {x.name: _why_whole(network, request, x) for x in asked if x.channel_group not in shrinking}
+
+
+def _why_whole(network: Network, request: Mapping[str, float], layer: Layer) -> str:
+    if layer.obstacle:
+        return layer.obstacle
+    group = network.groups[layer.channel_group]
+    smallest = min(group.layers, key=lambda member: request.get(member, 0.0))
+    if not request.get(smallest, 0.0):
+        return f"the smallest request of its group holds, and {smallest!r} asks for 0"
+    reason = rounds_to_none(request[smallest], group.units)
+    return reason if group.multiple == 1 else f"{reason} by multiples of {group.multiple}"
