@@ -37,7 +37,8 @@ from search.scan import cached_profile, recalibration_note
 from search.study import Finished, OptunaStudy
 from search.tracking import Tracker
 from search.workloads import Workload
-from spaces.allocation import Evidence, Unreachable
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import NAMED
 from spaces.granularity import parts_in
 from spaces.seeds import Seed, seeds_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from search.console import Watcher
 from search.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
 from search.train import score, step_count
+from spaces.allocation.scaling import scaled
 from spaces.cost.effect import settled
 from spaces.policy import PruningPolicy
-from spaces.scaling import scaled
 from spaces.schedule import Schedule
 
 PRUNE_ONLY, PRUNE_AND_TUNE, ITERATIVE = METHODS = ("prune only", "prune + fine-tune", "iterative")

@@ -28,7 +28,8 @@ from search.refresh import refresh_statistics_
 from search.results import score_finals
 from search.train import Progress, Scores, score
 from search.user_code import pass_signals_on
-from spaces.allocation import Evidence, Unreachable
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import effect
 from spaces.cost.timing import TimedNetworks
 from spaces.granularity import parts_of

@@ -17,7 +17,7 @@ from search.features import Features
 from search.hypervolume import DominatedSpace, ranks
 from search.pool import Pool
 from search.surrogate import Prediction, Surrogate
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import effect
 from spaces.granularity import parts_of
 from spaces.landing import Draft, Landed

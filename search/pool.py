@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from spaces.allocation import SCANNED, Evidence, Unreachable
-from spaces.combined import EVEN_PART, REMOVAL, is_combined, preferences_of
+from spaces.allocation.allocators import SCANNED
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import EVEN_PART, REMOVAL, is_combined, preferences_of
 from spaces.granularity import parts_of
 from spaces.landing import EVEN, MIXED, Draft, centred
 from spaces.schedule import Schedule

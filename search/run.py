@@ -29,7 +29,7 @@ from search.train import in_fast_layout, step_count
 from search.unchanged import refuse_changed_study, refuse_changes_of
 from search.user_code import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
-from spaces.allocation import Unreachable
+from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network
 from spaces.space import OLD_PREFERENCE, PREFERENCE, Space

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spaces.allocation import ALLOCATORS, SCANNED, Unreachable, allocate
-from spaces.combined import FLOOR_MARGIN, REMOVAL, Combined
+from spaces.allocation.allocators import ALLOCATORS, SCANNED, allocate
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.two_stage import FLOOR_MARGIN, REMOVAL, Combined
 from spaces.granularity import parts_in, parts_of
 from spaces.landing import EVEN, logits_of
 

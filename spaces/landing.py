@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spaces.allocation import ALMOST_ALL
-from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
+from spaces.allocation.budget import ALMOST_ALL
+from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
 from spaces.cost.batched import Costs, Requests
 from spaces.granularity import obstacle_to, parts_of
 from spaces.schedule import Schedule
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spaces.space import Space
 
 REACH = 16.0
-"""Shifts lie within this many logits of 0, as in `spaces.allocation.land_by_shift`."""
+"""Shifts lie within this many logits of 0, as in `spaces.allocation.budget.land_by_shift`."""
 STEPS = 13
 """Bisections of the shift: to 1/250 of a logit."""
 LIFTED = 0.005

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
-from spaces.allocation import Target, Unreachable
-from spaces.combined import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
+from spaces.allocation.budget import Target, Unreachable
+from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
 from spaces.cost.footprint import SIZE_METRICS
 from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import CHOICES, parts_of, pattern_of

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spaces.allocation import ALLOCATORS, SCANNED, Evidence, Unreachable, allocate
-from spaces.combined import allocate_both, is_combined, preferences_of
+from spaces.allocation.allocators import ALLOCATORS, SCANNED, allocate
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import allocate_both, is_combined, preferences_of
 from spaces.cost.effect import effect, settled
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.allocation import Evidence, Target, Unreachable, land_by_shift
+from spaces.allocation.budget import Target, Unreachable, land_by_shift
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import EVEN_PART, REMOVAL, Combined, is_combined
 from spaces.bases import Bases
-from spaces.combined import EVEN_PART, REMOVAL, Combined, is_combined
 from spaces.cost.effect import settled
 from spaces.criteria import check_criterion
 from spaces.granularity import parts_in

@@ -38,7 +38,9 @@ from search import Recipe, SearchConfig, Workload, get_workload, load_front
 from search.config import make_config
 from search.errors import PrunefrontError, Refused, UsageError
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space
-from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, Unreachable
+from spaces.allocation.importance import Evidence
 from spaces.validation import unknown
 
 NAN, INF = math.nan, math.inf

@@ -34,7 +34,7 @@ from raw_rows import read_rows, seed_range
 
 from search.train import TRAININGS
 from search.workloads import get_workload
-from spaces.allocation import ALLOCATORS
+from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.criteria import CRITERIA
 from spaces.granularity import GRANULARITIES

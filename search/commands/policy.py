@@ -48,11 +48,11 @@ from search.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code import named_criterion
 from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
+from spaces.allocation.scaling import scaled
 from spaces.cost.effect import asked_layers, require_removal, settled, whole_layers
 from spaces.network import Network
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
-from spaces.scaling import scaled
 from spaces.schedule import Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown

@@ -28,8 +28,9 @@ from search_race import MAX_SIZE, TRIALS, WORKLOADS, Contest, guided_in
 from study import hardware
 
 from search.tables import render, spread
-from spaces.allocation import Unreachable, allocate
-from spaces.combined import FLOOR_MARGIN
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.two_stage import FLOOR_MARGIN
 from spaces.policy import PruningPolicy
 from spaces.space import SEED_SCHEDULE, Space
 

@@ -33,7 +33,9 @@ from study import hardware
 from pruning.evidence import unit_evidence
 from search.tables import percent, render, spread
 from search.train import score
-from spaces.allocation import Evidence, Target, Unreachable, allocate
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, Unreachable
+from spaces.allocation.importance import Evidence
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.granularity import pattern_of
 from spaces.policy import PruningPolicy

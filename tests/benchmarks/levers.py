@@ -48,7 +48,7 @@ from search.recipe import one_cycle
 from search.tables import render
 from search.train import batches, score
 from search.workloads import Workload
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 from spaces.policy import PruningPolicy
 from spaces.space import SEED_SCHEDULE, Space
 

@@ -50,7 +50,7 @@ class Primitive:
 
 MASKS, RUNS = "pruning/test_masks.py::TestAgainstPyTorch::", "pruning/test_granularity.py::"
 SCORES, GRADIENTS = "pruning/test_scores.py::", "pruning/test_gradients.py::"
-EXACT, TORCH = "spaces/test_allocation.py::TestExactly::", "pruning/test_torch_prune.py::"
+EXACT, TORCH = "spaces/allocation/test_allocators.py::TestExactly::", "pruning/test_torch_prune.py::"
 SUMS = f"{RUNS}test_runs_are_scored_by_their_sum_and_expanded_to_their_elements"
 PLACES = f"{RUNS}test_patterns_keep_the_highest_of_every_block"
 FIXED = f"{RUNS}test_fixed_patterns_remove_all_they_can_or_nothing"
@@ -101,9 +101,10 @@ PRIMITIVES = tuple(
             ("lamp", "its definition, a double sum", f"{EXACT}test_lamp_by_its_double_sum"),
             ("erk", "closed form", f"{EXACT}test_erk_by_its_closed_form"),
             ("last-layers", "closed form", f"{EXACT}test_last_layers"),
-            ("scan", "every grid point of the same size", "spaces/test_allocation.py::TestScan::"
+            ("scan", "every grid point of the same size", "spaces/allocation/test_allocators.py::TestScan::"
              "test_is_no_worse_than_any_grid_point_of_the_same_size"),
-            ("scan-speed", "fewer MACs at the same size than `scan`", "spaces/test_tradeoff.py::TestSolutions::"
+            ("scan-speed", "fewer MACs at the same size than `scan`",
+             "spaces/allocation/test_lagrangian.py::TestSolutions::"
              "test_the_mix_trades_size_for_macs"),
         ],
         "scope": [

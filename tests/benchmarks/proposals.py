@@ -22,7 +22,7 @@ from study import hardware
 from search.guide import Guide
 from search.tables import render
 from spaces import ChannelGroup, Layer, Network, Space, StoredTensor
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 
 WIDTH, POSITIONS, SEED = 128, 256, 0
 MARKS, REPEATS = 10, 5

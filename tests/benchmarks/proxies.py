@@ -44,7 +44,9 @@ from search.hypervolume import DominatedSpace, hypervolume, non_dominated
 from search.scan import cached_profile
 from search.surrogate import Surrogate
 from search.train import score
-from spaces.allocation import Evidence, Target, Unreachable, allocate, shifted
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, Unreachable, shifted
+from spaces.allocation.importance import Evidence
 from spaces.landing import Draft
 from spaces.network import Network
 from spaces.policy import PruningPolicy

@@ -45,7 +45,8 @@ from search.sampler import make_sampler
 from search.scan import cached_profile
 from search.train import score
 from search.workloads import Workload, get_workload
-from spaces.allocation import Evidence, Unreachable, land
+from spaces.allocation.budget import Unreachable, land
+from spaces.allocation.importance import Evidence
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.policy import PruningPolicy
 from spaces.seeds import seeds_of

@@ -32,7 +32,7 @@ from pruning.codec import dense_bytes
 from pruning.quantize import quantize_int8
 from search.tables import render, spread
 from search.train import score
-from spaces.allocation import allocate
+from spaces.allocation.allocators import allocate
 from spaces.policy import PruningPolicy
 from spaces.space import SEED_SCHEDULE, Space
 

@@ -32,7 +32,7 @@ from pruning.prune import prune
 from pruning.removal import round_groups
 from pruning.structure import Structure, apply_structure
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
-from spaces.allocation import Target
+from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, kept_units, settled
 
 IMAGE = (3, 8, 8)

@@ -15,7 +15,9 @@ from pruning.calibration import Calibration
 from pruning.evidence import unit_evidence
 from pruning.prune import GradualPruner
 from spaces import PruningPolicy, Schedule, footprint
-from spaces.allocation import Evidence, Target, allocate
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target
+from spaces.allocation.importance import Evidence
 from spaces.cost.footprint import dense_footprint
 
 

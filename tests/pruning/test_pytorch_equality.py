@@ -21,7 +21,9 @@ from pruning.prune import GradualPruner, policy_masks
 from pruning.structure import Structure
 from search.checkpoints import save_model
 from spaces import PruningPolicy
-from spaces.allocation import Evidence, Target, allocate
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target
+from spaces.allocation.importance import Evidence
 from spaces.granularity import removed_count
 from spaces.schedule import Schedule
 from spaces.validation import unknown

@@ -21,7 +21,7 @@ from pruning.masks import make_mask
 from pruning.prune import policy_masks, prune
 from pruning.rankings import Rankings
 from pruning.structure import apply_structure
-from spaces.allocation import Target
+from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, whole_layers
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.granularity import UNIT_SLACK, stays_whole

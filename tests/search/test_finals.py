@@ -14,7 +14,7 @@ from search.finals import baseline_policies
 from search.results import FinalScore
 from search.tables import closing_table, latency_line
 from spaces import Space
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.seeds import seeds_of

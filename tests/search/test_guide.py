@@ -18,7 +18,7 @@ from pruning.evidence import unit_evidence
 from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
 from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved, effect
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.cost.latency_predictor import Predictor

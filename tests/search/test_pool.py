@@ -10,8 +10,8 @@ import pytest
 from pruning.evidence import unit_evidence
 from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
-from spaces.allocation import Evidence
-from spaces.combined import EVEN_PART, REMOVAL
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import EVEN_PART, REMOVAL
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.landing import Draft, centred
 from spaces.sensitivity import Profile, ProfilePoint

@@ -32,7 +32,7 @@ from search.pool import SHARES
 from search.resume import resume_command
 from search.run import run_search
 from spaces import GRANULARITIES
-from spaces.allocation import ALLOCATORS
+from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")

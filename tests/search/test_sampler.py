@@ -19,7 +19,7 @@ from pruning.evidence import unit_evidence
 from search.guide import FEWEST, Guide, Suggestion
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
-from spaces.allocation import Evidence
+from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved
 from spaces.seeds import seeds_of
 

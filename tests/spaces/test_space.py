@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from pruning.evidence import unit_evidence
 from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
-from spaces.allocation import Evidence, Target, Unreachable, allocate
-from spaces.combined import FLOOR_MARGIN
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, Unreachable
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import FLOOR_MARGIN
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.landing import Draft

@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
-from spaces.allocation import ALMOST_ALL, BISECTIONS, LOGIT_REACH, Target, Unreachable, land, land_by_shift, shifted
+from spaces.allocation.budget import (
+    ALMOST_ALL,
+    BISECTIONS,
+    LOGIT_REACH,
+    Target,
+    Unreachable,
+    land,
+    land_by_shift,
+    shifted,
+)
 from spaces.cost.exact import digits, removed_counts
 from spaces.cost.footprint import dense_footprint, shares
 from spaces.network import ITEM_BYTES

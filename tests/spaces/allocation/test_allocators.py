@@ -15,19 +15,9 @@ from torch.nn.utils import prune as torch_prune
 
 from pruning.evidence import unit_evidence
 from spaces import Layer, Network, Profile, ProfilePoint, StoredTensor, removed_count
-from spaces.allocation import (
-    ALLOCATORS,
-    ALMOST_ALL,
-    Evidence,
-    Ranking,
-    Target,
-    Unreachable,
-    allocate,
-    centred,
-    land,
-    land_by_shift,
-    shifted,
-)
+from spaces.allocation.allocators import ALLOCATORS, allocate
+from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, centred, land, land_by_shift, shifted
+from spaces.allocation.importance import Evidence, Ranking
 
 SHAPES = {"a.weight": (6, 4, 3, 3), "b.weight": (10, 6, 3, 3), "c.weight": (12, 10), "d.weight": (5, 12)}
 BIAS = 7

@@ -17,8 +17,10 @@ from pruning import prune
 from pruning.codec import encode_model
 from pruning.evidence import unit_evidence
 from spaces import Network, PruningPolicy, Schedule, Space, footprint
-from spaces.allocation import Evidence, Unreachable, allocate
-from spaces.combined import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Unreachable
+from spaces.allocation.importance import Evidence
+from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
 from spaces.cost.effect import achieved, kept_units, remaining
 from spaces.cost.footprint import dense_footprint, shares
 from spaces.cost.latency_predictor import Predictor

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spaces.allocation.scaling import mean_sparsity, scaled
 from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
-from spaces.scaling import mean_sparsity, scaled
 
 SIZES = {"a": 900, "b": 40, "c": 7, "d": 5000}
 NETWORK = Network((), tuple(Layer(name, "linear", (size, 1), 1) for name, size in SIZES.items()))

@@ -13,7 +13,9 @@ from math import lcm
 
 import numpy as np
 
-from spaces.allocation import ALMOST_ALL, Evidence, Target, allocate, centred
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import ALMOST_ALL, Target, centred
+from spaces.allocation.importance import Evidence
 from spaces.cost.exact import Pruned
 from spaces.granularity import parts_of, pattern_of
 from spaces.network import Network

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from spaces.allocation import LOGIT_REACH, shifted
+from spaces.allocation.budget import LOGIT_REACH, shifted
 from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.validation import check_sparsity

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, choices, footprint
-from spaces.allocation import Evidence, Target, allocate, land_by_shift
-from spaces.choices import Choices, elimination_order
+from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint
+from spaces.allocation import elimination
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, land_by_shift
+from spaces.allocation.elimination import Choices, elimination_order
+from spaces.allocation.importance import Evidence
+from spaces.allocation.knobs import Damage, knobs_of, scan_damages
+from spaces.allocation.lagrangian import Tradeoff
 from spaces.cost.footprint import dense_footprint, shares
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.tradeoff import Damage, Tradeoff, knobs_of, scan_damages
 
 
 def network(units: dict[int, int], weights: dict[str, tuple], extra: tuple[StoredTensor, ...] = ()) -> Network:
@@ -428,7 +432,9 @@ class TestElimination:
         every = self.rows_of(model)
         start = every[[0, -1, len(every) // 2]]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(choices, "CELLS", data.draw(st.sampled_from([1, 10**6])))  # so few: each price in its turn
+            patch.setattr(
+                elimination, "CELLS", data.draw(st.sampled_from([1, 10**6]))
+            )  # so few: each price in its turn
             found = model.minimum(prices, start)
         least = [model.energy_of(every, np.tile(price, (len(every), 1))).min() for price in prices]
         assert model.energy_of(found, prices) == pytest.approx(least, rel=1e-9, abs=1e-9)

@@ -1,0 +1,1 @@
+"""How much of each layer goes: rules and solvers that spend a budget over the layers."""
