@@ -15,10 +15,10 @@ from search.errors import UsageError
 from search.reading import read_text
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, SEARCHED, parts_in
-from spaces.limits import LARGEST_TARGET, check_mixable
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import SCHEDULES
-from spaces.space import SEARCHED_SCHEDULES
+from spaces.search_space.limits import LARGEST_TARGET, check_mixable
+from spaces.search_space.space import SEARCHED_SCHEDULES
 from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"

@@ -41,9 +41,9 @@ from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import NAMED
 from spaces.granularity import parts_in
-from spaces.seeds import Seed, seeds_of
+from spaces.search_space.initial import Seed, seeds_of
+from spaces.search_space.space import Proposal, Space
 from spaces.sensitivity import Profile
-from spaces.space import Proposal, Space
 
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from spaces.granularity import parts_of
-from spaces.landing import Landed
 from spaces.schedule import Schedule
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.search_space.projection import Landed
+from spaces.search_space.space import SEED_SCHEDULE, Space
 
 MOST_BUCKETS = 16
 """Neighbouring layers (or channel groups) share a feature in networks with more of them than this."""

@@ -34,8 +34,8 @@ from spaces.cost.effect import effect
 from spaces.cost.timing import TimedNetworks
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
-from spaces.seeds import allocated
-from spaces.space import Space
+from spaces.search_space.initial import allocated
+from spaces.search_space.space import Space
 
 
 def compare_finals(

@@ -20,13 +20,13 @@ from search.journal import Journal, write_durably
 from search.reading import read_text
 from search.storage import check_database_path
 from spaces.printable import LONGEST_WORD, shortened
-from spaces.space import OLD_PREFERENCE, PREFERENCE
+from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
 
 FOLDER_VERSION = 1
 KNOB_WORD = "knob_word"
-"""Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.space`."""
+"""Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.search_space.space`."""
 _PARTS = {
     "study_id": str, "config": dict, "identity": dict, "seeds": int | None, "environment": dict | None,
     "least_accuracy": float | int | None, "criterion_place": str | None, KNOB_WORD: str | None,

@@ -20,8 +20,8 @@ from search.surrogate import Prediction, Surrogate
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import effect
 from spaces.granularity import parts_of
-from spaces.landing import Draft, Landed
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.search_space.projection import Draft, Landed
+from spaces.search_space.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""

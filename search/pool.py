@@ -13,10 +13,11 @@ from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import Evidence
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL, is_combined, preferences_of
 from spaces.granularity import parts_of
-from spaces.landing import EVEN, MIXED, Draft, centred
 from spaces.schedule import Schedule
-from spaces.seeds import allocated
-from spaces.space import EXPONENTS, SEED_SCHEDULE, Space
+from spaces.search_space.initial import allocated
+from spaces.search_space.logits import centred
+from spaces.search_space.projection import EVEN, MIXED, Draft
+from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
 SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}

@@ -32,7 +32,7 @@ from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network
-from spaces.space import OLD_PREFERENCE, PREFERENCE, Space
+from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space
 
 FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.guide import Guide
 from search.records import DIVERGED
-from spaces.space import OLD_PREFERENCE, PREFERENCE, Axis
+from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Axis
 from spaces.validation import unknown
 
 NSGA2_POPULATION = 12

@@ -20,7 +20,7 @@ from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.sampler import make_sampler
 from search.storage import database_problem, fault_of, is_refusal, set_aside, sqlite_url
 from spaces.printable import printable
-from spaces.space import Axis
+from spaces.search_space.space import Axis
 
 DIRECTIONS = ("maximize", "minimize", "minimize")
 """Of accuracy, size and speed."""
@@ -54,7 +54,7 @@ class OptunaStudy:
     Args:
         sampler: by name; see `search.sampler`.
         guide: of the sampler `guided`, with the axes of its space.
-        speed: the third objective, see `spaces.space`.
+        speed: the third objective, see `spaces.search_space.space`.
         known: trials in the journal by number; a file that has other finished ones, or has them otherwise, counts as
             damaged.
 

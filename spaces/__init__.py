@@ -7,8 +7,8 @@ from spaces.granularity import GRANULARITIES, removed_count
 from spaces.network import ChannelGroup, Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
+from spaces.search_space.space import Space
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.space import Space
 
 __all__ = [
     "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "NothingToRemove",

@@ -32,7 +32,7 @@ from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.two_stage import FLOOR_MARGIN
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.search_space.space import SEED_SCHEDULE, Space
 
 STATIC = ("lamp", "global", "erk", "uniform", "last-layers")
 STATIC_SEEDS, FRESH_SEEDS = 1000, range(2000, 2003)

@@ -50,7 +50,7 @@ from search.train import batches, score
 from search.workloads import Workload
 from spaces.allocation.importance import Evidence
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.search_space.space import SEED_SCHEDULE, Space
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("band", "granularity", "number", "lever", "accuracy", "plain_accuracy", "seconds")

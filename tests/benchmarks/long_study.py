@@ -38,7 +38,7 @@ from search.guide import Guide
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.sampler import _distribution
 from spaces.cost.footprint import footprint, shares
-from spaces.space import Axis
+from spaces.search_space.space import Axis
 
 PLACES = (125, 500, 1000, 2000)
 """Trials at which a window is looked at."""

@@ -47,11 +47,11 @@ from search.train import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable, shifted
 from spaces.allocation.importance import Evidence
-from spaces.landing import Draft
 from spaces.network import Network
 from spaces.policy import PruningPolicy
+from spaces.search_space.projection import Draft
+from spaces.search_space.space import SEED_SCHEDULE, Space
 from spaces.sensitivity import Profile
-from spaces.space import SEED_SCHEDULE, Space
 
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}
 GRANULARITIES = ("fine-grained", "channel")

@@ -49,9 +49,9 @@ from spaces.allocation.budget import Unreachable, land
 from spaces.allocation.importance import Evidence
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.policy import PruningPolicy
-from spaces.seeds import seeds_of
+from spaces.search_space.initial import seeds_of
+from spaces.search_space.space import SEED_SCHEDULE, Space
 from spaces.sensitivity import Profile
-from spaces.space import SEED_SCHEDULE, Space
 
 TRIALS, MAX_SIZE = 24, 0.25
 REFERENCE = np.array([0.5, math.log(MAX_SIZE * 1.1), 1.05])

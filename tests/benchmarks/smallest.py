@@ -34,7 +34,7 @@ from search.tables import render, spread
 from search.train import score
 from spaces.allocation.allocators import allocate
 from spaces.policy import PruningPolicy
-from spaces.space import SEED_SCHEDULE, Space
+from spaces.search_space.space import SEED_SCHEDULE, Space
 
 POINTS = (0.005, 0.010)
 """Wishes: accuracy to be within so much of the dense model's."""

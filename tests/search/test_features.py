@@ -11,7 +11,7 @@ import pytest
 from search.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
 from spaces.cost.batched import Requests
-from spaces.landing import Draft, Landed
+from spaces.search_space.projection import Draft, Landed
 
 
 def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> Landed:

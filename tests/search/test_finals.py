@@ -17,7 +17,7 @@ from spaces import Space
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.seeds import seeds_of
+from spaces.search_space.initial import seeds_of
 
 REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
 SCORES = {

@@ -23,9 +23,9 @@ from spaces.cost.effect import achieved, effect
 from spaces.cost.footprint import dense_footprint, footprint, shares
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
-from spaces.seeds import seeds_of
+from spaces.search_space.initial import seeds_of
+from spaces.search_space.space import SEED_SCHEDULE
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.space import SEED_SCHEDULE
 
 SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)
 """Of the network's layers, in order: neither rising nor falling with depth or size."""

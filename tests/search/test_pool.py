@@ -13,9 +13,10 @@ from spaces import Schedule, Space
 from spaces.allocation.importance import Evidence
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL
 from spaces.cost.footprint import dense_footprint, footprint, shares
-from spaces.landing import Draft, centred
+from spaces.search_space.logits import centred
+from spaces.search_space.projection import Draft
+from spaces.search_space.space import EXPONENTS
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.space import EXPONENTS
 
 SCANNED_LEVELS = (0.5, 0.9, 0.99)
 

@@ -21,7 +21,7 @@ from search.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved
-from spaces.seeds import seeds_of
+from spaces.search_space.initial import seeds_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -26,8 +26,9 @@ from spaces.cost.footprint import dense_footprint, shares
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.granularity import COMBINED, parts_of
-from spaces.landing import Draft, centred
-from spaces.seeds import allocated, seeds_of
+from spaces.search_space.initial import allocated, seeds_of
+from spaces.search_space.logits import centred
+from spaces.search_space.projection import Draft
 
 NETWORKS = ["vgg", "residual"]
 SHRINKING = [word for word in COMBINED if word[-3:] not in ("1:4", "2:4")]

@@ -19,10 +19,10 @@ from spaces.allocation.importance import Evidence
 from spaces.allocation.two_stage import FLOOR_MARGIN
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import dense_footprint, footprint, shares
-from spaces.landing import Draft
-from spaces.limits import LARGEST_TARGET, SIZE_SPAN
-from spaces.seeds import seeds_of
-from spaces.space import EXPONENTS, SEED_SCHEDULE
+from spaces.search_space.initial import seeds_of
+from spaces.search_space.limits import LARGEST_TARGET, SIZE_SPAN
+from spaces.search_space.projection import Draft
+from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -13,15 +13,16 @@ import numpy as np
 from spaces.allocation.budget import Target, Unreachable, land_by_shift
 from spaces.allocation.importance import Evidence
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL, Combined, is_combined
-from spaces.bases import Bases
 from spaces.cost.effect import settled
 from spaces.criteria import check_criterion
 from spaces.granularity import parts_in
-from spaces.landing import EVEN, LIFTED, Draft, Landed, Landing, logits_of, sigmoid
-from spaces.landing import centred as centred_logits
-from spaces.limits import Limits
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
+from spaces.search_space.base_allocations import Bases
+from spaces.search_space.limits import Limits
+from spaces.search_space.logits import LIFTED, logits_of, sigmoid
+from spaces.search_space.logits import centred as centred_logits
+from spaces.search_space.projection import EVEN, Draft, Landed, Landing
 from spaces.validation import check_words, unknown
 
 SPEEDS = ("macs", "latency")
@@ -297,7 +298,7 @@ class Space(Limits):
         return logits_of(np.array([sparsity.get(knob, 0.0) for knob in self.knobs]))
 
     def land(self, drafts: Sequence[Draft]) -> Landed:
-        """Points landed together, a little less exactly than `propose` does; see `spaces.landing`."""
+        """Points landed together, a little less exactly than `propose` does; see `spaces.search_space.projection`."""
         return self._landing.land(drafts)
 
     @cached_property

@@ -17,16 +17,13 @@ from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, Combined, is_co
 from spaces.cost.batched import Costs, Requests
 from spaces.granularity import obstacle_to, parts_of
 from spaces.schedule import Schedule
+from spaces.search_space.logits import LIFTED, REACH, centred
 
 if TYPE_CHECKING:
-    from spaces.space import Space
+    from spaces.search_space.space import Space
 
-REACH = 16.0
-"""Shifts lie within this many logits of 0, as in `spaces.allocation.budget.land_by_shift`."""
 STEPS = 13
 """Bisections of the shift: to 1/250 of a logit."""
-LIFTED = 0.005
-"""A layer sampled as whole asks for this little where the size cannot be reached without it."""
 EVEN = "even"
 """The base that asks the same of every layer."""
 MIXED = "mixed"
@@ -298,21 +295,3 @@ def _landed(asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.n
     if not reached.all():
         asked = asked.lifted(~reached)
     return at(_bisected(farthest, lambda shift: fits(at(shift))))
-
-
-def logits_of(shares: np.ndarray) -> np.ndarray:
-    """Of shares in [0, 1); minus infinity for 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(shares) - np.log1p(-shares)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Shares in [0, 1) of logits; minus infinity is exactly 0."""
-    return np.minimum(1 / (1 + np.exp(-np.clip(logits, -700, 40))) * (logits > -np.inf), 1 - 1e-9)
-
-
-def centred(logits: np.ndarray) -> np.ndarray:
-    """Logits (..., knobs) less the mean of the finite ones in each row; minus infinity stays."""
-    finite = np.isfinite(logits)
-    total = np.where(finite, logits, 0.0).sum(axis=-1, keepdims=True)
-    return np.where(finite, logits - total / np.maximum(finite.sum(axis=-1, keepdims=True), 1), -np.inf)

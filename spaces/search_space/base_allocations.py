@@ -13,10 +13,11 @@ from spaces.allocation.allocators import ALLOCATORS, SCANNED, allocate
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.two_stage import FLOOR_MARGIN, REMOVAL, Combined
 from spaces.granularity import parts_in, parts_of
-from spaces.landing import EVEN, logits_of
+from spaces.search_space.logits import logits_of
+from spaces.search_space.projection import EVEN
 
 if TYPE_CHECKING:
-    from spaces.space import Space
+    from spaces.search_space.space import Space
 
 SIZES, REACH = 5, 8.0
 """Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""

@@ -13,7 +13,7 @@ from spaces.allocation.two_stage import allocate_both, is_combined, preferences_
 from spaces.cost.effect import effect, settled
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
-from spaces.space import Space
+from spaces.search_space.space import Space
 
 SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
 """Where seeds lie between the limit (0) and the smallest target (1), on a log scale; any first few spread."""

@@ -19,8 +19,9 @@ from spaces.cost.batched import Costs, Requests
 from spaces.cost.container import HEADER_SLACK, encoding_note
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import dense_footprint, shares
-from spaces.landing import REACH, STEPS, Draft, centred, sigmoid
-from spaces.limits import SIZE_SPAN
+from spaces.search_space.limits import SIZE_SPAN
+from spaces.search_space.logits import REACH, centred, sigmoid
+from spaces.search_space.projection import STEPS, Draft
 
 STEP = 2 * REACH / 2**STEPS
 """Logits between the last two shifts a landing tells apart."""
