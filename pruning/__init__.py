@@ -1,9 +1,9 @@
 """The verbs on a model: score, mask, remove, scan, measure, encode."""
 
-from pruning.calibrate import recalibrate_
+from pruning.batchnorm import recalibrate_
 from pruning.calibration import Calibration
+from pruning.channel_order import channel_order, first_channels, reorder_channels
 from pruning.channels import RemovalMismatch, RemovalPlan, plan_removal, shrink, trace_channels
-from pruning.codec import encode_model, read_sparse, write_sparse
 from pruning.cost import measure_cost
 from pruning.criteria import register_criterion
 from pruning.masks import apply_masks_, make_mask
@@ -12,7 +12,7 @@ from pruning.reconstruction import refit_next_layers
 from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
 from pruning.scores import Scores
-from pruning.sorting import channel_order, first_channels, reorder_channels
+from pruning.sparse_file import encode_model, read_sparse, write_sparse
 from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.batches import examples_at_once
-from pruning.calibration import SCORE_BATCH, Calibration, observed
-from pruning.codec import prunable_weights
+from pruning.calibration import SCORE_BATCH, Calibration
+from pruning.modules import observed, prunable_weights
 from pruning.multiplications import eager
 
 _GRADIENTS_OF_WEIGHTS = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pruning.copying import copy_model
+from pruning.modules import observed
 
 SCORE_EXAMPLES = 256
 """Examples a score looks at, evenly spaced: along a ramp all scores are worked out again at each mask update."""
@@ -57,14 +56,3 @@ class Calibration:
 def evenly_spaced(part: Tensor, most: int) -> Tensor:
     """At most that many of the rows; all classes are met even where rows are sorted by class."""
     return part if len(part) <= most else part[torch.arange(most) * len(part) // most]
-
-
-@contextmanager
-def observed(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy in eval mode to look into; the caller's model and the global random state stay as they are.
-
-    Dropout is off and BatchNorm keeps its statistics, so that the same model gives the same scores.
-    """
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield copy_model(model).eval()

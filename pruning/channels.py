@@ -18,14 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.codec import DTYPE_CODES, prunable_weights
 from pruning.copying import copy_model
-from pruning.cost import check_example, check_model
 from pruning.coupling import Coupling, couple
 from pruning.criteria import require_finite
-from pruning.kinds import check_kind
 from pruning.memory import out_of_memory
-from pruning.modes import train_containers_
+from pruning.modules import check_example, check_model, prunable_weights, train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
 from pruning.offenders import find_offenders
 from pruning.removal import (
@@ -41,7 +38,9 @@ from pruning.removal import (
     shrink,
 )
 from pruning.scores import Scores, restrict_graph
-from pruning.whole_weights import whole_weights
+from pruning.sparse_file import DTYPE_CODES
+from pruning.unprunable import whole_weights
+from pruning.unsupported import check_kind
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.criteria import check_criterion
 from spaces.network import Layer, Network, StoredTensor
@@ -82,7 +81,7 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
 
     Raises:
         ValueError: no model, an example input that is none, empty or not finite, or that the model does not run on,
-            or a model that cannot be stored or followed (see `pruning.kinds.check_kind`).
+            or a model that cannot be stored or followed (see `pruning.unsupported.check_kind`).
         MemoryError, torch.OutOfMemoryError, RuntimeError: memory is lacking.
     """
     check_model(model)

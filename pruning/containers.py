@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pruning.copying import copy_model
+from pruning.modules import model_tensors
 from pruning.removal import (
     ChannelGraph,
     RemovalPlan,
@@ -24,7 +25,7 @@ from pruning.removal import (
     raise_lack,
     zero_removed_,
 )
-from pruning.structure import Structure, apply_structure, model_tensors
+from pruning.structure import Structure, apply_structure
 from spaces.network import Network
 
 MOST_PASSES = 4.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruning.codec import encode_model, prunable_weights
+from pruning.modules import check_example, check_model, prunable_weights
 from pruning.multiplications import Multiplications, count_multiplications
+from pruning.sparse_file import encode_model
 from spaces.cost.footprint import Footprint
 
 
@@ -15,8 +16,8 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
 
     The same counts `spaces.cost.footprint.footprint` computes from a policy before training, here read back from
     the real weights: zeros are elements equal to 0 in prunable weights, `encoded_bytes` is the length of
-    the file `pruning.codec` would write, MACs are those of one example as PyTorch's dispatcher sees them (of tied,
-    parametrised, recurrent and functional weights too), but for products of two activations such as attention's
+    the file `pruning.sparse_file` would write, MACs are those of one example as PyTorch's dispatcher sees them (of
+    tied, parametrised, recurrent and functional weights too), but for products of two activations such as attention's
     scores: see `pruning.multiplications`. The model is not changed.
 
     Args:
@@ -34,22 +35,6 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
     macs = counted.others + sum(counted.positions.get(n, 0) * p.numel() for n, p in model.named_parameters())
     macs_nonzero = macs - sum(counted.positions.get(name, 0) * count for name, count in zeros.items())
     return Footprint(parameters, parameters - sum(zeros.values()), len(encode_model(model)), macs, macs_nonzero)
-
-
-def check_model(model: object) -> None:
-    """Raise `ValueError` unless it is a `torch.nn.Module`."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def check_example(example_input: object) -> None:
-    """Raise `ValueError` unless it is a batch of at least one example, all of it finite."""
-    if not isinstance(example_input, Tensor):
-        raise ValueError(f"the example input must be a tensor (N, ...), got {type(example_input).__name__}")
-    if example_input.dim() == 0 or example_input.numel() == 0:
-        raise ValueError(f"the example input has shape {tuple(example_input.shape)}: it needs at least one example")
-    if not torch.isfinite(example_input).all():
-        raise ValueError("the example input holds NaN or infinite values: give a finite one")
 
 
 def multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.codec import CONVOLUTIONS, prunable_weights
 from pruning.following import Follower, followed, settle
 from pruning.labels import Labels
-from pruning.modes import train_containers_
+from pruning.modules import CONVOLUTIONS, is_own, model_tensors, output_dim, prunable_weights, train_containers_
 from pruning.outputs import tensors_in
-from pruning.structure import is_own, model_tensors, output_dim
 from spaces.network import ChannelGroup
 
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.granularity import expand_units, unit_scores
+from pruning.units import expand_units, unit_scores
 from spaces.criteria import SPELLINGS, add_criterion_word, criterion_word
 from spaces.granularity import GRANULARITIES
 from spaces.validation import unknown

@@ -17,7 +17,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.batches import examples_at_once
-from pruning.calibration import SCORE_BATCH, Calibration, observed
+from pruning.calibration import SCORE_BATCH, Calibration
+from pruning.modules import observed
 
 HUTCHINSON_PROBES = 2
 """Random vectors a batch; each costs a pass forward and two back."""

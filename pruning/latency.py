@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning.channels import ChannelGraph, plan_units
-from pruning.codec import prunable_weights
 from pruning.copying import copy_model
+from pruning.modules import output_dim, prunable_weights
 from pruning.removal import check_fits, one_line
-from pruning.structure import Structure, apply_structure, output_dim
+from pruning.structure import Structure, apply_structure
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.cost.timing import TimedNetworks, timed_network

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.criteria import NotFiniteError, all_finite, element_scores
-from pruning.granularity import expand_units, staying_units, units
+from pruning.units import expand_units, staying_units, units
 from spaces.granularity import Units, removed_count
 from spaces.network import SECOND, Inputs
 from spaces.validation import check_sparsity, unknown
@@ -34,10 +34,10 @@ def make_mask(
         weight: any shape with at least one element; a bias as well.
         sparsity: share of units removed, 0 <= sparsity < 1.
         count: instead of it, units to remove, 0 <= count < units; of a pattern `*:M`, of every M.
-        granularity: the unit; see `pruning.granularity`.
+        granularity: the unit; see `pruning.units`.
         criterion: ignored when `scores` are given.
         scores: one score an element, of `weight`'s shape, finite; larger is kept.
-        inputs: where patterns find them: in the second dimension, or as `pruning.structure.inputs_of` says of a module
+        inputs: where patterns find them: in the second dimension, or as `pruning.modules.inputs_of` says of a module
             (of transposed convolutions in the first).
 
     Returns:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning.calibration import observed
-from pruning.codec import prunable_weights
+from pruning.modules import observed, prunable_weights
 from pruning.outputs import tensors_in
 from pruning.removal import ChannelGraph
 

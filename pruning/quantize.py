@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pruning.codec import encode_state, prunable_weights
 from pruning.copying import copy_model
+from pruning.modules import prunable_weights
+from pruning.sparse_file import encode_state
 
 INT8_LARGEST = 127
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pruning.copying import copy_model
 from pruning.memory import out_of_memory
+from pruning.modules import model_tensors
 from pruning.multiplications import eager
 from pruning.outputs import tensors_in
-from pruning.structure import Structure, apply_structure, model_tensors
+from pruning.structure import Structure, apply_structure
 from spaces.network import Network
 
 TOLERANCE = 1e-4

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from pruning.activations import observe_inputs
 from pruning.calibration import Calibration
 from pruning.channels import ChannelGraph
-from pruning.codec import prunable_weights
+from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
-from pruning.rankings import Rankings
+from pruning.modules import prunable_weights
 from pruning.scores import restrict_graph
 from spaces.granularity import stays_whole
 from spaces.network import Layer, Network

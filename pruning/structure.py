@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from pruning.copying import copy_model
-from spaces.network import SECOND, Inputs
+from pruning.modules import is_depthwise, is_own, model_tensors
 from spaces.validation import unknown
 
 STRUCTURE_VERSION = 1
@@ -88,11 +88,6 @@ def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
     return small
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those outside the state dict too: name -> tensor, under the first name of each."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
 def with_indices(model: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]) -> nn.Module:
     """A copy of `model` whose tensors hold these indices, in this order; what modules know of sizes stays.
 
@@ -102,31 +97,6 @@ def with_indices(model: nn.Module, indices: Mapping[str, Mapping[int, Sequence[i
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     selected = {id(state[name]): _select(state[name], dimensions) for name, dimensions in indices.items()}
     return copy_model(model, selected)  # which takes the selected tensors for copies of the dense ones
-
-
-def is_own(module: nn.Module) -> bool:
-    """Whether a module is the user's: it holds tensors, but is no layer of PyTorch's, whose sizes are attributes."""
-    first = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
-    return first in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-
-
-def is_depthwise(module: _ConvNd) -> bool:
-    """Whether a convolution, transposed or not, has one input and one output channel in each of its groups."""
-    return module.groups == module.in_channels == module.out_channels > 1
-
-
-def output_dim(module: nn.Module) -> int:
-    """The dimension of a module's weight that its output channels index.
-
-    1 for transposed convolutions, whose weights are (inputs, outputs / groups, ...): each index is then one
-    channel in every group. A depthwise one's only full dimension is 0, as everywhere else.
-    """
-    return int(isinstance(module, _ConvNd) and module.transposed and not is_depthwise(module))
-
-
-def inputs_of(module: nn.Module) -> Inputs:
-    """Where the inputs of a module's weight lie, along which patterns `N:M` run."""
-    return Inputs(0, module.groups) if output_dim(module) else SECOND
 
 
 def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int, ...]]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning.codec import inputs_of_weights
 from pruning.copying import copy_model
-from pruning.granularity import expand_units, unit_scores, units
 from pruning.masks import achieved_sparsity
+from pruning.modules import inputs_of_weights
+from pruning.units import expand_units, unit_scores, units
 from spaces.granularity import obstacle_to, pattern_of
 from spaces.network import SECOND, Inputs
 from spaces.policy import PruningPolicy
@@ -173,7 +173,7 @@ def mask_granularity(mask: Tensor, inputs: Inputs = SECOND) -> str:
 
     Args:
         mask: bool, True = kept.
-        inputs: the weight's, see `pruning.structure.inputs_of`; whole channels are looked for in the other dimension.
+        inputs: the weight's, see `pruning.modules.inputs_of`; whole channels are looked for in the other dimension.
 
     >>> mask_granularity(torch.tensor([[True, True], [False, False]]))
     'channel'

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from pruning.calibration import evenly_spaced
-from pruning.kinds import check_kind
 from pruning.outputs import describe, join_batches, map_tensors, tensors_in
+from pruning.unsupported import check_kind
 from search.errors import UsageError
 from search.metric_checks import try_metric
 from search.user_code import call_user

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.calibrate import learning_norms
+from pruning.batchnorm import learning_norms
 from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
 from pruning.structure import Structure

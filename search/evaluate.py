@@ -12,10 +12,10 @@ from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
-from pruning.codec import prunable_weights
 from pruning.cost import measure_cost
 from pruning.criteria import NotFiniteError
 from pruning.memory import out_of_memory
+from pruning.modules import prunable_weights
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.structure import Structure

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from pruning.codec import dense_bytes
 from pruning.evidence import unit_evidence
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
+from pruning.sparse_file import dense_bytes
 from search.attempts import Attempt, give_up_on
 from search.blame import told
 from search.checkpoints import load_model, save_model

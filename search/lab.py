@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.channels import ChannelGraph
-from pruning.codec import prunable_weights
 from pruning.histograms import layer_histograms
 from pruning.layouts import corner, laid_out
+from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
-from pruning.rankings import Rankings
+from pruning.modules import prunable_weights
 from pruning.scores import restrict_graph
 from pruning.shares import layer_shares, mean_shares, own_masks
 from search.curves import ITERATIVE, Curves

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.codec import dense_bytes
+from pruning.sparse_file import dense_bytes
 from search.errors import Refused, UsageError
 from search.reading import MOST_JSON, read_text, sha256_of
 from spaces.strict_json import parse_object

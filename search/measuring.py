@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pruning.calibrate import learning_norms
+from pruning.batchnorm import learning_norms
 from search.console import Watcher
 from search.errors import UsageError
 from search.folder import StudyFolder

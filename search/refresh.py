@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pruning.calibrate import refresh_
+from pruning.batchnorm import refresh_
 from pruning.calibration import Calibration
 from pruning.own_norms import left_as_trained
 from search.workloads.base import Workload

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pruning.calibrate import learning_norms
+from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from pruning.scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from search.dense import DenseModel

@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruning.batches import examples_at_once
 from pruning.calibration import Calibration
 from pruning.copying import copy_model
+from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
-from pruning.prune import GradualPruner
 from pruning.removal import ChannelGraph
 from pruning.schedule import cycle_at
 from pruning.structure import Structure, apply_structure

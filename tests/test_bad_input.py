@@ -32,8 +32,8 @@ from pruning import (
     trace_channels,
     write_sparse,
 )
-from pruning.codec import DamagedFile
 from pruning.evidence import unit_evidence
+from pruning.sparse_file import DamagedFile
 from search import Recipe, SearchConfig, Workload, get_workload, load_front
 from search.config import make_config
 from search.errors import PrunefrontError, Refused, UsageError

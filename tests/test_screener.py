@@ -13,8 +13,8 @@ from screener import Divergence, Screener
 from torch import nn
 
 from pruning import prune, trace_channels
-from pruning.prune import policy_masks
-from pruning.rankings import Rankings
+from pruning.mask_cache import Rankings
+from pruning.policy_masks import policy_masks
 from spaces import PruningPolicy
 
 INPUTS = torch.randn(41, 1, 8, 8, generator=torch.Generator().manual_seed(8))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pruning.channels import trace_channels
-from pruning.codec import dense_bytes
 from pruning.criteria import own_function
 from pruning.removal import round_groups
 from pruning.scores import restrict_graph
+from pruning.sparse_file import dense_bytes
 from search.chance import chance_accuracy
 from search.chosen import choose_trial
 from search.commands.options import sparsities_of, workload_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pruning.cost import check_example
+from pruning.modules import check_example
 from search.errors import PrunefrontError, UsageError
 from search.randomness import seeded
 from search.recipe import Recipe

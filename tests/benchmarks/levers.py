@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from pruning.calibrate import recalibrate_
+from pruning.batchnorm import recalibrate_
 from pruning.evidence import unit_evidence
-from pruning.prune import policy_masks, prune
+from pruning.policy_masks import policy_masks
+from pruning.prune import prune
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy
 from search.pool import Pool

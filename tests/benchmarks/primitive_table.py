@@ -48,7 +48,7 @@ class Primitive:
         return f"pytest tests/{self.test}" + (f" -k {self.case}" if self.case else "")
 
 
-MASKS, RUNS = "pruning/test_masks.py::TestAgainstPyTorch::", "pruning/test_granularity.py::"
+MASKS, RUNS = "pruning/test_masks.py::TestAgainstPyTorch::", "pruning/test_units.py::"
 SCORES, GRADIENTS = "pruning/test_scores.py::", "pruning/test_gradients.py::"
 EXACT, TORCH = "spaces/allocation/test_allocators.py::TestExactly::", "pruning/test_torch_prune.py::"
 SUMS = f"{RUNS}test_runs_are_scored_by_their_sum_and_expanded_to_their_elements"
@@ -129,7 +129,7 @@ PRIMITIVES = tuple(
             ("slices", "by hand", "pruning/test_channels.py::test_chain_slices_by_hand"),
             ("removal, then masks", "counts of what stays", "pruning/test_prune.py::TestPrune::"
              "test_removal_then_masks_counts_what_stays"),
-            ("sorted channels", "same function; the inverse restores every bit", "pruning/test_sorting.py::"
+            ("sorted channels", "same function; the inverse restores every bit", "pruning/test_channel_order.py::"
              "test_every_order_is_the_same_function_and_its_inverse_restores_every_bit"),
             ("transposed convolutions", "silenced channels", "pruning/test_transposed.py::"
              "test_removal_equals_silenced_channels"),

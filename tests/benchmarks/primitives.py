@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from pruning.channels import trace_channels
+from pruning.gradual import GradualPruner
 from pruning.masks import apply_masks_, make_mask
-from pruning.prune import GradualPruner
 from search.optimizers import make_optimizer
 from search.tables import render
 from search.train import _step, in_fast_layout

@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from screener import Screener
 from small_fashion import TRIAL_EPOCHS, small_fashion
 
-from pruning.calibrate import recalibrate_
+from pruning.batchnorm import recalibrate_
 from pruning.channels import trace_channels
 from pruning.evidence import unit_evidence
 from pruning.prune import prune

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.channels import ChannelGraph
 from pruning.copying import copy_model
+from pruning.mask_cache import Rankings
 from pruning.masks import apply_masks_
-from pruning.rankings import Rankings
 from pruning.structure import apply_structure
 from spaces.policy import PruningPolicy
 

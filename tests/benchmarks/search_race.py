@@ -35,7 +35,7 @@ from small_fashion import small_fashion
 
 import search
 import search.pool
-from pruning.calibrate import recalibrate_
+from pruning.batchnorm import recalibrate_
 from pruning.evidence import unit_evidence
 from pruning.prune import prune
 from search.dense import DenseModel, dense_model

@@ -28,8 +28,8 @@ from search_race import TRIALS, WORKLOADS, Contest, Tuned, guided_in
 from study import hardware
 from torch import nn
 
-from pruning.codec import dense_bytes
 from pruning.quantize import quantize_int8
+from pruning.sparse_file import dense_bytes
 from search.tables import render, spread
 from search.train import score
 from spaces.allocation.allocators import allocate

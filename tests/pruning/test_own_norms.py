@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning import make_mask, scan_sensitivity, trace_channels
-from pruning.calibrate import learning_norms, recalibrate_
+from pruning.batchnorm import learning_norms, recalibrate_
 from pruning.own_norms import left_as_trained
 
 

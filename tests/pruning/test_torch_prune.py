@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 
 from pruning import apply_masks_, from_torch_prune, make_mask, method_choice, policy_of_masks, prune, to_torch_prune
 from pruning.masks import achieved_sparsity
-from pruning.prune import policy_masks
+from pruning.policy_masks import policy_masks
 from pruning.torch_prune import RECOGNISED, mask_granularity, state_from_torch_prune
 from spaces import GRANULARITIES, PruningPolicy
 from spaces.granularity import obstacle_to, units_of

@@ -13,13 +13,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.channels import plan_removal, removal_masks, shrink, trace_channels
-from pruning.codec import encode_model, encode_state, prunable_weights, read_sparse, write_sparse
 from pruning.cost import measure_cost
 from pruning.evidence import unit_evidence
 from pruning.latency import measure_latency_table
+from pruning.mask_cache import Rankings
 from pruning.masks import make_mask
-from pruning.prune import policy_masks, prune
-from pruning.rankings import Rankings
+from pruning.modules import prunable_weights
+from pruning.policy_masks import policy_masks
+from pruning.prune import prune
+from pruning.sparse_file import encode_model, encode_state, read_sparse, write_sparse
 from pruning.structure import apply_structure
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, whole_layers

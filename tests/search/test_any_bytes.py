@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from pruning.codec import DamagedFile, encode_model, read_sparse
+from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.comparison import read_comparison

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pruning import register_criterion
-from pruning.codec import prunable_weights
+from pruning.modules import prunable_weights
 from search.config import make_config
 from search.dense import dense_model
 from search.errors import UsageError

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.codec import dense_bytes
+from pruning.sparse_file import dense_bytes
 from search import export, get_workload, onnx_file
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Subject, evaluate_policy

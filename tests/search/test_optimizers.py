@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.prune import GradualPruner
+from pruning.gradual import GradualPruner
 from search import train
 from search.dense import build_model
 from search.errors import UsageError

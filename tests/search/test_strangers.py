@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.codec import DamagedFile, encode_model, read_sparse
+from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from search import get_workload
 from search.commands import policy as commands
 from search.errors import UsageError

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.utils import prune as torch_prune
 
-from pruning.codec import encode_model
-from pruning.prune import policy_masks
+from pruning.policy_masks import policy_masks
+from pruning.sparse_file import encode_model
 from pruning.structure import apply_structure
 from search.checkpoints import load_model, load_user_weights
 from search.console import Watcher

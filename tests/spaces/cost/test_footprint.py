@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import encode_model, measure_cost, prune, trace_channels, write_sparse
-from pruning.codec import encode_state
+from pruning.sparse_file import encode_state
 from search.workloads.vgg import VGG9
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
 from spaces.cost.container import Entry, container_bytes, container_header, encoded_entry, encoding_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from pruning.codec import prunable_weights
+from pruning.modules import prunable_weights
 from spaces.network import Layer
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import apply_masks_, encode_model, make_mask, read_sparse, write_sparse
-from pruning.codec import DTYPE_CODES, DamagedFile, encode_state, prunable_weights
+from pruning.modules import prunable_weights
+from pruning.sparse_file import DTYPE_CODES, DamagedFile, encode_state
 from spaces import GRANULARITIES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model-v1.sparse.safetensors"

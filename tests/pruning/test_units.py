@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.granularity import expand_units, staying_units, unit_count, unit_ranks, unit_scores
 from pruning.masks import make_mask
+from pruning.units import expand_units, staying_units, unit_count, unit_ranks, unit_scores
 from spaces import GRANULARITIES
 
 SHAPES = [(4, 3, 2, 5), (4, 8, 3, 3), (4, 3, 2), (2, 16, 1, 1), (3, 2, 2, 2, 3), (4, 6), (4, 8), (4,), (1, 1), ()]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from pruning.codec import DTYPE_CODES
+from pruning.sparse_file import DTYPE_CODES
 
 
 def check_kind(model: nn.Module) -> None:

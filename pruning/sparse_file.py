@@ -32,7 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pruning.structure import inputs_of
+from pruning.modules import inputs_of_weights
 from spaces.cost.container import (
     GAP_ESCAPE,
     Entry,
@@ -42,7 +42,6 @@ from spaces.cost.container import (
     worth_encoding,
 )
 from spaces.granularity import NAMES, UNIT_MARGIN, pattern_name, pattern_of, run_length
-from spaces.network import Inputs
 from spaces.printable import shortened
 
 DTYPE_CODES: Mapping[torch.dtype, str] = {
@@ -51,7 +50,6 @@ DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAX_DECODED_BYTES = 64 * 2**30
 """Refuse a file that claims to decode to more: its header is not to be believed."""
 MOST_DIMENSIONS = 16
@@ -63,18 +61,6 @@ PATTERN_LENGTHS = (4, 8)
 
 class DamagedFile(ValueError):
     """A file of our own making that does not decode; the message names it and what is wrong."""
-
-
-def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights masks may act on: those of convolutions (transposed ones too) and linear layers, in model order."""
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))}
-    owners = {f"{name}.weight" if name else "weight" for name in modules}
-    return {name: parameter for name, parameter in model.named_parameters() if name in owners}
-
-
-def inputs_of_weights(model: nn.Module) -> dict[str, Inputs]:
-    """Where the inputs of each prunable weight lie."""
-    return {name: inputs_of(model.get_submodule(name.rpartition(".")[0])) for name in prunable_weights(model)}
 
 
 def encode_model(model: nn.Module) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruning import recalibrate_
-from pruning.calibrate import refresh_
+from pruning.batchnorm import refresh_
 
 
 def network() -> nn.Module:

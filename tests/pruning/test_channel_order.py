@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from pruning.channel_order import ChannelOrder, SortingMismatch, channel_order, first_channels, reorder_channels
 from pruning.channels import plan_removal, shrink, trace_channels
 from pruning.criteria import FROM_WEIGHTS
-from pruning.sorting import ChannelOrder, SortingMismatch, channel_order, first_channels, reorder_channels
 
 IMAGE = (3, 8, 8)
 
