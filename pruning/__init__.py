@@ -3,7 +3,11 @@
 from pruning.batchnorm import recalibrate_
 from pruning.calibration import Calibration
 from pruning.channel_order import channel_order, first_channels, reorder_channels
-from pruning.channels import RemovalMismatch, RemovalPlan, plan_removal, shrink, trace_channels
+from pruning.channel_selection import plan_removal
+from pruning.channels.plan import RemovalPlan
+from pruning.channels.removal import RemovalMismatch, shrink
+from pruning.channels.structure import Structure, apply_structure
+from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
 from pruning.criteria import register_criterion
 from pruning.masks import apply_masks_, make_mask
@@ -13,7 +17,6 @@ from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
 from pruning.scores import Scores
 from pruning.sparse_file import encode_model, read_sparse, write_sparse
-from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 
 __all__ = [

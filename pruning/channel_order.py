@@ -13,11 +13,12 @@ import numpy as np
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.channels import ChannelGraph, RemovalPlan, plan_units
+from pruning.channels.graph import ChannelGraph, check_fits
+from pruning.channels.plan import RemovalPlan, plan_units
+from pruning.channels.removal import output_difference
+from pruning.channels.structure import with_indices
 from pruning.copying import copy_model
-from pruning.removal import check_fits, output_difference
 from pruning.scores import Scores
-from pruning.structure import with_indices
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.validation import check_sparsity
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from pruning.channels.graph import ChannelGraph
 from pruning.criteria import element_scores
 from pruning.modules import inputs_of_weights, prunable_weights
-from pruning.removal import ChannelGraph
 from pruning.scores import Scores
 from pruning.units import unit_scores
 from spaces.granularity import obstacle_to

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.removal import shrink
+from pruning.channels.structure import Structure
 from pruning.copying import copy_model
 from pruning.masks import apply_masks_
 from pruning.policy_masks import masks_inside, policy_masks
 from pruning.reconstruction import refit_next_layers
-from pruning.removal import ChannelGraph, shrink
 from pruning.schedule import mask_updates
-from pruning.structure import Structure
 from spaces.policy import PruningPolicy
 
 STATISTICS = ("running_mean", "running_var")

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.channels import ChannelGraph, plan_units
+from pruning.channels.graph import ChannelGraph, check_fits
+from pruning.channels.plan import plan_units
+from pruning.channels.removal import one_line
+from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
 from pruning.modules import output_dim, prunable_weights
-from pruning.removal import check_fits, one_line
-from pruning.structure import Structure, apply_structure
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.cost.timing import TimedNetworks, timed_network

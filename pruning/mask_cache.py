@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
+from pruning.channels.graph import ChannelGraph, check_fits
+from pruning.channels.structure import Structure
 from pruning.masks import make_mask
 from pruning.modules import prunable_weights
-from pruning.removal import ChannelGraph, check_fits
 from pruning.scores import Scores
-from pruning.structure import Structure
 from pruning.units import expand_units, unit_ranks, units
 from spaces.cost.effect import kept_units
 from spaces.granularity import obstacle_to

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.channels import plan_by_scores
+from pruning.channel_selection import plan_by_scores
+from pruning.channels.graph import ChannelGraph, check_fits
+from pruning.channels.plan import RemovalPlan
+from pruning.channels.removal import removal_masks
+from pruning.channels.structure import Structure
 from pruning.masks import make_mask
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
-from pruning.removal import ChannelGraph, RemovalPlan, check_fits, removal_masks
 from pruning.scores import Scores, restrict_graph
-from pruning.structure import Structure
 from spaces.criteria import criterion_word
 from spaces.granularity import obstacle_to, pattern_of, units_of
 from spaces.network import SECOND, Inputs

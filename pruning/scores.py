@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from pruning.activations import activation_scores
 from pruning.calibration import Calibration
+from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
+from pruning.channels.topology import columns_of, following_norms, readers
 from pruning.criteria import PLAIN, checked_scores, element_scores, own_function, spread, unit_sums, zeros_first
 from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 from pruning.modules import observed, output_dim, prunable_weights
-from pruning.neighbours import columns_of, following_norms, readers
 from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
-from pruning.removal import ChannelGraph, leave_whole, refuse_groups
 from spaces.criteria import check_criterion, criterion_word
 from spaces.validation import unknown
 

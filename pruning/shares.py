@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.activations import observe_inputs
 from pruning.calibration import Calibration
-from pruning.channels import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pruning.structure import Structure, apply_structure
+from pruning.channels.structure import Structure, apply_structure
 from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.fingerprint import tensors_of

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.batchnorm import learning_norms
+from pruning.channels.structure import Structure
 from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
-from pruning.structure import Structure
 from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.checks import check_model, check_run

@@ -11,14 +11,15 @@ from functools import cached_property
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.channels import ChannelGraph, RemovalMismatch, trace_channels
+from pruning.channels.graph import ChannelGraph, round_groups
+from pruning.channels.removal import RemovalMismatch
+from pruning.channels.structure import Structure
+from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
 from pruning.criteria import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
-from pruning.removal import round_groups
 from pruning.scores import restrict_graph
-from pruning.structure import Structure
 from search.attempts import TIMED_OUT, reached
 from search.blame import told
 from search.records import (

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pruning.channels.structure import Structure
 from pruning.criteria import own_function
 from pruning.modules import prunable_weights
 from pruning.outputs import tensors_in
 from pruning.sparse_file import write_sparse
-from pruning.structure import Structure
 from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
 from search.chosen import Chosen

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.channels import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 from pruning.histograms import layer_histograms
 from pruning.layouts import corner, laid_out
 from pruning.mask_cache import Rankings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from pruning.channels import trace_channels
+from pruning.channels.graph import round_groups
+from pruning.channels.tracing import trace_channels
 from pruning.criteria import own_function
-from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from search.config import SearchConfig, check_study_name
 from search.console import Watcher

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.batches import examples_at_once
 from pruning.calibration import Calibration
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
 from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
-from pruning.removal import ChannelGraph
 from pruning.schedule import cycle_at
-from pruning.structure import Structure, apply_structure
 from search.optimizers import forget_masked_, make_optimizer
 from search.recipe import one_cycle
 from search.records import CurvePoint

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from pruning.channels.structure import Structure, apply_structure
 from pruning.cost import measure_cost
 from pruning.outputs import tensors_in
 from pruning.sparse_file import dense_bytes, read_sparse
-from pruning.structure import Structure, apply_structure
 from pruning.torch_prune import state_from_torch_prune
 from search.checkpoints import restore
 from search.dense import build_model

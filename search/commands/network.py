@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.channels import trace_channels
+from pruning.channels.tracing import trace_channels
 from pruning.scan import require_subjects
 from pruning.scores import restrict_graph
 from pruning.shares import FINE_TO_COARSE

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning.channels import trace_channels
+from pruning.channels.graph import round_groups
+from pruning.channels.tracing import trace_channels
 from pruning.criteria import own_function
-from pruning.removal import round_groups
 from pruning.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
 from search.chance import chance_accuracy

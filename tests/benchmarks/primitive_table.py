@@ -111,7 +111,7 @@ PRIMITIVES = tuple(
             ("one layer", "`l1_unstructured` of PyTorch", f"{MASKS}test_fine_grained_is_l1_unstructured"),
             ("all layers", "`global_unstructured` of PyTorch", "pruning/test_pytorch_equality.py::TestAllLayers::"
              "test_global_unstructured"),
-            ("a channel group", "the smallest request of its members holds", "pruning/test_channels.py::"
+            ("a channel group", "the smallest request of its members holds", "pruning/channels/test_tracing.py::"
              "test_unequal_requests_take_the_smallest"),
         ],
         "schedule": [
@@ -124,9 +124,9 @@ PRIMITIVES = tuple(
              "test_regrown_weights_take_up_the_value_they_had"),
         ],
         "surgery": [
-            ("removed channels", "the masked network's outputs", "pruning/test_channels.py::"
+            ("removed channels", "the masked network's outputs", "pruning/channels/test_tracing.py::"
              "test_shrunk_equals_masked"),
-            ("slices", "by hand", "pruning/test_channels.py::test_chain_slices_by_hand"),
+            ("slices", "by hand", "pruning/channels/test_tracing.py::test_chain_slices_by_hand"),
             ("removal, then masks", "counts of what stays", "pruning/test_prune.py::TestPrune::"
              "test_removal_then_masks_counts_what_stays"),
             ("sorted channels", "same function; the inverse restores every bit", "pruning/test_channel_order.py::"

@@ -27,7 +27,7 @@ from study import hardware
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning.channels import trace_channels
+from pruning.channels.tracing import trace_channels
 from pruning.gradual import GradualPruner
 from pruning.masks import apply_masks_, make_mask
 from search.optimizers import make_optimizer

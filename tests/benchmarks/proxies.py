@@ -33,7 +33,7 @@ from screener import Screener
 from small_fashion import TRIAL_EPOCHS, small_fashion
 
 from pruning.batchnorm import recalibrate_
-from pruning.channels import trace_channels
+from pruning.channels.tracing import trace_channels
 from pruning.evidence import unit_evidence
 from pruning.prune import prune
 from search.dense import dense_model

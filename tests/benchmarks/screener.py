@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning.channels import ChannelGraph
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.structure import apply_structure
 from pruning.copying import copy_model
 from pruning.mask_cache import Rankings
 from pruning.masks import apply_masks_
-from pruning.structure import apply_structure
 from spaces.policy import PruningPolicy
 
 SLICES = (0.25, 0.5, 1.0)

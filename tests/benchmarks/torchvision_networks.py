@@ -28,7 +28,9 @@ from raw_rows import append_rows, read_rows
 from study import hardware
 from torch import Tensor, nn
 
-from pruning.channels import mask_removed, plan_removal, shrink, trace_channels
+from pruning.channel_selection import plan_removal
+from pruning.channels.removal import mask_removed, shrink
+from pruning.channels.tracing import trace_channels
 from search.tables import render
 
 TABLE = Path(__file__).with_suffix(".csv")

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning.channel_order import ChannelOrder, SortingMismatch, channel_order, first_channels, reorder_channels
-from pruning.channels import plan_removal, shrink, trace_channels
+from pruning.channel_selection import plan_removal
+from pruning.channels.removal import shrink
+from pruning.channels.tracing import trace_channels
 from pruning.criteria import FROM_WEIGHTS
 
 IMAGE = (3, 8, 8)

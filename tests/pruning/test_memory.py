@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
+from pruning.channels.removal import output_difference
 from pruning.memory import out_of_memory
-from pruning.removal import output_difference
 
 CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 

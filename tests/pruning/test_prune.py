@@ -14,10 +14,10 @@ from torch import nn
 
 from pruning import measure_cost, prune, trace_channels
 from pruning.calibration import Calibration
+from pruning.channels.structure import apply_structure
 from pruning.gradual import GradualPruner
 from pruning.mask_cache import Rankings
 from pruning.policy_masks import policy_masks
-from pruning.structure import apply_structure
 from spaces import GRANULARITIES, NothingToRemove, PruningPolicy, Schedule, footprint
 from spaces.cost.effect import achieved
 from spaces.granularity import UNIT_SLACK

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from pruning import apply_masks_, encode_model, make_mask, prune, trace_channels
+from pruning.channels.structure import Structure
 from pruning.criteria import element_scores
 from pruning.gradual import GradualPruner
 from pruning.masks import achieved_sparsity, global_masks
 from pruning.policy_masks import policy_masks
-from pruning.structure import Structure
 from search.checkpoints import save_model
 from spaces import PruningPolicy
 from spaces.allocation.allocators import allocate

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import Calibration, Scores, make_mask, plan_removal, prune, register_criterion, trace_channels
+from pruning.channels.topology import following_norms, readers
 from pruning.criteria import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
 from pruning.gradual import GradualPruner
 from pruning.mask_cache import Rankings
-from pruning.neighbours import following_norms, readers
 from pruning.policy_masks import policy_masks
 from pruning.scores import restrict_graph
 from spaces import CRITERIA, PruningPolicy, Schedule

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning.calibration import Calibration
-from pruning.channels import trace_channels
+from pruning.channels.tracing import trace_channels
 from pruning.criteria import NotFiniteError
 from pruning.histograms import layer_histograms
 from pruning.layouts import corner, laid_out

@@ -19,9 +19,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from pruning.channels import plan_removal, shrink, trace_channels
+from pruning.channel_selection import plan_removal
+from pruning.channels.removal import shrink
+from pruning.channels.structure import Structure, apply_structure
+from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.structure import Structure, apply_structure
 from spaces.cost.footprint import footprint
 from spaces.policy import PruningPolicy
 
@@ -205,7 +207,7 @@ def test_a_fresh_process_rebuilds_the_smaller_network(tmp_path):
     torch.save(saved, tmp_path / "small.pt")
     code = (
         "import sys, torch, torchvision\n"
-        "from pruning.structure import Structure, apply_structure\n"
+        "from pruning.channels.structure import Structure, apply_structure\n"
         "torch.set_num_threads(1)\n"
         "saved = torch.load(sys.argv[1], weights_only=True)\n"
         "dense = torchvision.models.squeezenet1_1(weights=None, num_classes=10).eval()\n"

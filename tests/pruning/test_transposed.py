@@ -12,7 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning.channels import plan_removal, removal_masks, shrink, trace_channels
+from pruning.channel_selection import plan_removal
+from pruning.channels.removal import removal_masks, shrink
+from pruning.channels.structure import apply_structure
+from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
 from pruning.evidence import unit_evidence
 from pruning.latency import measure_latency_table
@@ -22,7 +25,6 @@ from pruning.modules import prunable_weights
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
 from pruning.sparse_file import encode_model, encode_state, read_sparse, write_sparse
-from pruning.structure import apply_structure
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, whole_layers
 from spaces.cost.footprint import dense_footprint, footprint, shares

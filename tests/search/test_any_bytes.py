@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
+from pruning.channels.structure import Structure
 from pruning.sparse_file import DamagedFile, encode_model, read_sparse
-from pruning.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.comparison import read_comparison
 from search.config import make_config, read_study_file

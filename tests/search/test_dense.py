@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pruning.structure import Structure
+from pruning.channels.structure import Structure
 from search import Recipe, Workload
 from search.checkpoints import load_model, save_model
 from search.console import Watcher

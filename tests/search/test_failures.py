@@ -13,7 +13,7 @@ import torch
 
 import search.coordinator
 import search.evaluate
-from pruning.channels import RemovalMismatch
+from pruning.channels.removal import RemovalMismatch
 from search import run_search
 from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed

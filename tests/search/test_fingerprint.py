@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.channels import trace_channels
-from pruning.structure import Structure
+from pruning.channels.structure import Structure
+from pruning.channels.tracing import trace_channels
 from search.checkpoints import save_model
 from search.config import SearchConfig
 from search.console import Watcher

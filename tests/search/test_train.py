@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.utils import prune as torch_prune
 
+from pruning.channels.structure import apply_structure
 from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
-from pruning.structure import apply_structure
 from search.checkpoints import load_model, load_user_weights
 from search.console import Watcher
 from search.dense import build_model, dense_model

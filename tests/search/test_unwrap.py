@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning.structure import Structure
+from pruning.channels.structure import Structure
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.errors import Refused, UsageError
 

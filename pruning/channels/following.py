@@ -1,7 +1,8 @@
 """Follows channels through a forward pass, operation by operation.
 
-Every tensor of the pass gets labels of its elements (see `pruning.labels`); what an operation does to them is looked up
-in `pruning.operations`. Operations that are not known there keep the channels they take whole, and say so.
+Every tensor of the pass gets labels of its elements (see `pruning.channels.labels`); what an operation does to them is
+looked up in `pruning.channels.operations`. Operations that are not known there keep the channels they take whole, and
+say so.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pruning.labels import Axes, Labels, TensorLabels, varies
-from pruning.operations import FACTORIES, WRITERS, rule_of
-from pruning.rearrangements import Split, beside_channels
+from pruning.channels.labels import Axes, Labels, TensorLabels, varies
+from pruning.channels.operations import FACTORIES, WRITERS, rule_of
+from pruning.channels.rearrangements import Split, beside_channels
 
 
 @dataclass(eq=False)

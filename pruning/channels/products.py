@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pruning.labels import Axes, compacted, narrowed, varies
+from pruning.channels.labels import Axes, compacted, narrowed, varies
 
 if TYPE_CHECKING:
-    from pruning.following import Call
+    from pruning.channels.following import Call
 
 TWO_KINDS = "a product has two kinds of channels"
 COMPUTED = "the weight that its channels meet is computed from other tensors"

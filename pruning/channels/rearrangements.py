@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pruning.labels import Axes, compacted, narrowed, varies
+from pruning.channels.labels import Axes, compacted, narrowed, varies
 
 if TYPE_CHECKING:
-    from pruning.following import Call
+    from pruning.channels.following import Call
 
 
 @dataclass(frozen=True, eq=False)

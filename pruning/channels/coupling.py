@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.following import Follower, followed, settle
-from pruning.labels import Labels
+from pruning.channels.following import Follower, followed, settle
+from pruning.channels.labels import Labels
 from pruning.modules import CONVOLUTIONS, is_own, model_tensors, output_dim, prunable_weights, train_containers_
 from pruning.outputs import tensors_in
 from spaces.network import ChannelGroup

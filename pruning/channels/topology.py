@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.channels.graph import ChannelGraph
 from pruning.modules import observed, prunable_weights
 from pruning.outputs import tensors_in
-from pruning.removal import ChannelGraph
 
 
 def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:

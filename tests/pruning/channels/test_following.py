@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from pruning import plan_removal, shrink, trace_channels
-from pruning.structure import Structure, apply_structure
+from pruning.channels.structure import Structure, apply_structure
 
 IMAGE, SIGNAL, TOKENS = torch.Size((2, 3, 8, 8)), torch.Size((2, 3, 16)), torch.Size((2, 9))
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pruning.labels import Axes, compacted, narrowed, varies
-from pruning.products import (
+from pruning.channels.labels import Axes, compacted, narrowed, varies
+from pruning.channels.products import (
     attention,
     batched_product,
     batched_product_and_sum,
@@ -22,7 +22,7 @@ from pruning.products import (
     product_of_two,
     weight_norm,
 )
-from pruning.rearrangements import (
+from pruning.channels.rearrangements import (
     beside_channels,
     channel_shuffle,
     divided,
@@ -45,7 +45,7 @@ from pruning.rearrangements import (
 )
 
 if TYPE_CHECKING:
-    from pruning.following import Call
+    from pruning.channels.following import Call
 
 FACTORIES = frozenset((
     "empty", "zeros", "ones", "full", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full",

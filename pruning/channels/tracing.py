@@ -1,7 +1,7 @@
 """Which output channels belong together, and which go first.
 
-Coupling is read from one followed pass (see `pruning.coupling`). Every removal is compared with its mask on the
-example input (see `pruning.removal`), so that what cannot be seen in a pass ends in a stated obstacle or a
+Coupling is read from one followed pass (see `pruning.channels.coupling`). Every removal is compared with its mask on
+the example input (see `pruning.channels.removal`), so that what cannot be seen in a pass ends in a stated obstacle or a
 `RemovalMismatch`, never in a wrong network.
 """
 
@@ -17,48 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import Calibration
+from pruning.channels.coupling import Coupling, couple
+from pruning.channels.graph import NEVER_RUNS, ChannelGraph
+from pruning.channels.removal import one_line
+from pruning.channels.self_test import find_offenders
 from pruning.copying import copy_model
-from pruning.coupling import Coupling, couple
-from pruning.criteria import require_finite
 from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
-from pruning.offenders import find_offenders
-from pruning.removal import (
-    NEVER_RUNS,
-    ChannelGraph,
-    RemovalMismatch,
-    RemovalPlan,
-    check_fits,
-    mask_removed,
-    one_line,
-    plan_units,
-    removal_masks,
-    shrink,
-)
-from pruning.scores import Scores, restrict_graph
 from pruning.sparse_file import DTYPE_CODES
 from pruning.unprunable import whole_weights
 from pruning.unsupported import check_kind
-from spaces.cost.effect import kept_units, require_removal, skipped_layers
-from spaces.criteria import check_criterion
 from spaces.network import Layer, Network, StoredTensor
-from spaces.validation import check_sparsity
-
-__all__ = [
-    "ChannelGraph",
-    "RemovalMismatch",
-    "RemovalPlan",
-    "mask_removed",
-    "plan_by_scores",
-    "plan_removal",
-    "plan_units",
-    "removal_masks",
-    "shrink",
-    "skipped_layers",
-    "trace_channels",
-]
 
 _KINDS = {
     nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.Linear: "linear",
@@ -107,64 +77,6 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     groups = enumerate(coupling.groups)
     groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in groups)
     return _build_graph(bare, replace(coupling, groups=groups), example)
-
-
-def plan_removal(
-    model: nn.Module,
-    request: Mapping[str, float],
-    example_input: Tensor,
-    criterion: str = "magnitude-l2",
-    graph: ChannelGraph | None = None,
-    *,
-    seed: int = 0,
-    calibration: Calibration | None = None,
-) -> RemovalPlan:
-    """Choose the output channels to remove; `model` stays as it is.
-
-    In a group the smallest request holds and a member not named asks for 0. Of n units
-    `floor(share * n + 0.5)` go, but one stays; lowest score first, ties by lowest index. A unit's score
-    is the mean over the group's layers of the layer's unit score over its mean in that layer, so that no
-    layer dominates by its scale.
-
-    Args:
-        request: layer -> share of its output channels removed, 0 <= share < 1.
-        example_input: a batch the model accepts; not looked at when `graph` is given.
-        criterion: one of `spaces.criteria.CRITERIA`, or one of the user's own; groups it is not defined for
-            stay whole.
-        graph: of `trace_channels`, to save tracing again.
-        seed: of the criterion `random`.
-        calibration: what data-driven criteria look at.
-
-    Raises:
-        ValueError: unknown layer or criterion (nearest match named), a criterion that is not defined for
-            channels or lacks its calibration data, a share outside [0, 1), NaN or infinite weights, or a
-            graph of another model.
-        NothingToRemove: channels are asked for, but every layer asked stays whole; the first are named with their
-            reasons.
-    """
-    criterion = check_criterion(criterion, ["channel"])
-    check_model(model)
-    if not isinstance(request, Mapping):
-        raise ValueError(f"request must map layer names to shares, got {type(request).__name__}")
-    require_finite(prunable_weights(model))
-    shares = {name: check_sparsity(share, f"removal of {name!r}") for name, share in request.items()}
-    if graph is None:
-        graph = trace_channels(model, example_input)
-    graph.network.require(shares)
-    check_fits(model, graph.network)
-    scores = Scores(model, criterion, graph, calibration, seed)
-    plan = plan_by_scores(shares, restrict_graph(model, graph, criterion, calibration), scores)
-    require_removal([name for name, share in shares.items() if share], plan.skipped)
-    return plan
-
-
-def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Scores) -> RemovalPlan:
-    """The plan of `plan_removal` for checked shares, from scores that may be of use for more than this."""
-    removed_units = {}
-    for number, kept in kept_units(graph.network, shares).items():
-        order = np.argsort(scores.group(number), kind="stable")
-        removed_units[number] = order[: len(order) - kept]
-    return plan_units(graph, removed_units, skipped_layers(graph.network, shares))
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Multiplications]:

@@ -8,19 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.containers import try_in_containers
-from pruning.removal import (
-    NOT_RUNNING,
-    ChannelGraph,
-    RemovalPlan,
-    difference_of,
-    mask_removed,
-    one_line,
-    outputs_of,
-    plan_units,
-    raise_lack,
-)
-from pruning.structure import apply_structure
+from pruning.channels.containers import try_in_containers
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.plan import RemovalPlan, plan_units
+from pruning.channels.removal import NOT_RUNNING, difference_of, mask_removed, one_line, outputs_of, raise_lack
+from pruning.channels.structure import apply_structure
 from spaces.granularity import removed_count
 
 TRIAL_SHARE = 0.25
@@ -35,7 +27,7 @@ def find_offenders(
     """Try a traced graph out: usable groups whose removal goes wrong -> how.
 
     A quarter of every usable group's units is removed at once. Where that fails, groups are first tried in the
-    modules that hold them, all in one pass (see `pruning.containers`), then halved.
+    modules that hold them, all in one pass (see `pruning.channels.containers`), then halved.
 
     Args:
         model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their

@@ -17,20 +17,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pruning.channels import (
-    ChannelGraph,
-    RemovalMismatch,
-    mask_removed,
-    plan_removal,
-    plan_units,
-    removal_masks,
-    shrink,
-    trace_channels,
-)
+from pruning.channel_selection import plan_removal
+from pruning.channels.graph import ChannelGraph, round_groups
+from pruning.channels.plan import plan_units
+from pruning.channels.removal import RemovalMismatch, mask_removed, removal_masks, shrink
+from pruning.channels.structure import Structure, apply_structure
+from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
 from pruning.prune import prune
-from pruning.removal import round_groups
-from pruning.structure import Structure, apply_structure
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, kept_units, settled

@@ -13,19 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.plan import RemovalPlan
+from pruning.channels.removal import comparable, difference_of, one_line, outputs_of, raise_lack, zero_removed_
+from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
 from pruning.modules import model_tensors
-from pruning.removal import (
-    ChannelGraph,
-    RemovalPlan,
-    comparable,
-    difference_of,
-    one_line,
-    outputs_of,
-    raise_lack,
-    zero_removed_,
-)
-from pruning.structure import Structure, apply_structure
 from spaces.network import Network
 
 MOST_PASSES = 4.0
