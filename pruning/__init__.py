@@ -1,5 +1,6 @@
 """The verbs on a model: score, mask, remove, scan, measure, encode."""
 
+from pruning.analysis.sensitivity_scan import scan_sensitivity
 from pruning.batchnorm import recalibrate_
 from pruning.calibration import Calibration
 from pruning.channel_order import channel_order, first_channels, reorder_channels
@@ -9,13 +10,12 @@ from pruning.channels.removal import RemovalMismatch, shrink
 from pruning.channels.structure import Structure, apply_structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.criteria import register_criterion
+from pruning.importance.reconstruction import refit_next_layers
+from pruning.importance.registry import register_criterion
+from pruning.importance.scores import Scores
 from pruning.masks import apply_masks_, make_mask
 from pruning.prune import prune
-from pruning.reconstruction import refit_next_layers
-from pruning.scan import scan_sensitivity
 from pruning.schedule import sparsity_at
-from pruning.scores import Scores
 from pruning.sparse_file import encode_model, read_sparse, write_sparse
 from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks, to_torch_prune
 

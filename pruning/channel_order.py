@@ -18,7 +18,7 @@ from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.removal import output_difference
 from pruning.channels.structure import with_indices
 from pruning.copying import copy_model
-from pruning.scores import Scores
+from pruning.importance.scores import Scores
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.validation import check_sparsity
 

@@ -11,9 +11,9 @@ from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.tracing import trace_channels
-from pruning.criteria import require_finite
+from pruning.importance.scores import Scores, restrict_graph
+from pruning.importance.weights import require_finite
 from pruning.modules import check_model, prunable_weights
-from pruning.scores import Scores, restrict_graph
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.criteria import check_criterion
 from spaces.validation import check_sparsity

@@ -12,9 +12,9 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.removal import shrink
 from pruning.channels.structure import Structure
 from pruning.copying import copy_model
+from pruning.importance.reconstruction import refit_next_layers
 from pruning.masks import apply_masks_
 from pruning.policy_masks import masks_inside, policy_masks
-from pruning.reconstruction import refit_next_layers
 from pruning.schedule import mask_updates
 from spaces.policy import PruningPolicy
 

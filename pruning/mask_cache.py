@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.structure import Structure
+from pruning.importance.scores import Scores
 from pruning.masks import make_mask
 from pruning.modules import prunable_weights
-from pruning.scores import Scores
 from pruning.units import expand_units, unit_ranks, units
 from spaces.cost.effect import kept_units
 from spaces.granularity import obstacle_to

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pruning.criteria import NotFiniteError, all_finite, element_scores
+from pruning.importance.weights import NotFiniteError, all_finite, element_scores
 from pruning.units import expand_units, staying_units, units
 from spaces.granularity import Units, removed_count
 from spaces.network import SECOND, Inputs

@@ -14,9 +14,9 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import removal_masks
 from pruning.channels.structure import Structure
+from pruning.importance.scores import Scores, restrict_graph
 from pruning.masks import make_mask
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
-from pruning.scores import Scores, restrict_graph
 from spaces.criteria import criterion_word
 from spaces.granularity import obstacle_to, pattern_of, units_of
 from spaces.network import SECOND, Inputs

@@ -9,12 +9,12 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.removal import shrink
 from pruning.channels.tracing import trace_channels
 from pruning.copying import copy_model
-from pruning.criteria import require_finite
+from pruning.importance.reconstruction import refit_next_layers
+from pruning.importance.scores import Scores, restrict_graph
+from pruning.importance.weights import require_finite
 from pruning.masks import apply_masks_
 from pruning.modules import check_model, inputs_of_weights, output_dim, prunable_weights
 from pruning.policy_masks import masks_inside, policy_masks
-from pruning.reconstruction import refit_next_layers
-from pruning.scores import Scores, restrict_graph
 from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, whole_layers
 from spaces.policy import PruningPolicy
 

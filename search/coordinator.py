@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
 from search.attempts import Attempt, give_up_on
 from search.chance import chance_accuracy

@@ -16,10 +16,10 @@ from pruning.channels.removal import RemovalMismatch
 from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.criteria import NotFiniteError
+from pruning.importance.scores import restrict_graph
+from pruning.importance.weights import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
-from pruning.scores import restrict_graph
 from search.attempts import TIMED_OUT, reached
 from search.blame import told
 from search.records import (

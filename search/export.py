@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pruning.channels.structure import Structure
-from pruning.criteria import own_function
+from pruning.importance.registry import own_function
 from pruning.modules import prunable_weights
 from pruning.outputs import tensors_in
 from pruning.sparse_file import write_sparse

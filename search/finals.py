@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.criteria import own_function
+from pruning.importance.registry import own_function
 from search.code import ADDRESS, code_of, code_of_network
 from search.workloads.base import SPLITS, Split, Workload
 

@@ -4,7 +4,8 @@ Every JSON object has `version` and `picture`, which of these it is:
 
 - `weights`: `stages`, and `layers`: name -> one histogram a stage: `counts` (bins), `edges` (bins + 1), `zeros`, which
   are in no bin, and `gone`, with removed channels; counts, zeros and gone add up to the dense layer's weights.
-- `shares`: `criterion`, `rows` (`pruning.shares.LayerShare`) and `means` (`pruning.shares.MeanShare`).
+- `shares`: `criterion`, `rows` (`pruning.analysis.granularity_damage.LayerShare`) and `means`
+  (`pruning.analysis.granularity_damage.MeanShare`).
 - `layout`: `layer`, its `shape`, `criterion`, `shown` (outputs and inputs of it that are drawn), `weight` (rows), and
   `masks`: one a granularity and sparsity, `mask` as rows of 0 and 1 (kept); `left_out`: granularity -> why it has none.
 - `sensitivity`: `dense` accuracy and loss, and `layers`: `layer`, `parameters`, and `curves`: granularity -> lists of
@@ -22,15 +23,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruning.analysis.granularity_damage import layer_shares, mean_shares, own_masks
+from pruning.analysis.histograms import layer_histograms
+from pruning.analysis.weight_layout import corner, laid_out
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
-from pruning.histograms import layer_histograms
-from pruning.layouts import corner, laid_out
+from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
-from pruning.scores import restrict_graph
-from pruning.shares import layer_shares, mean_shares, own_masks
 from search.curves import ITERATIVE, Curves
 from search.journal import write_durably
 from search.lab_pictures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages

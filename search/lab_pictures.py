@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pruning.histograms import Histogram
-from pruning.shares import LayerShare, MeanShare
+from pruning.analysis.granularity_damage import LayerShare, MeanShare
+from pruning.analysis.histograms import Histogram
 from search.curves import METHODS, Curves
 from search.pictures import COLOURS, new_figure, png_bytes, short
 from spaces.sensitivity import Profile
@@ -140,7 +140,7 @@ def layout_png(
     """A weight as a matrix, and its mask in each granularity beside it.
 
     Args:
-        weight: (rows, columns), as `pruning.layouts.laid_out` has it.
+        weight: (rows, columns), as `pruning.analysis.weight_layout.laid_out` has it.
         masks: granularity -> mask of that shape, and the sparsity achieved in the whole layer.
         cell: rows and columns of one kernel, marked by lines.
         note: what of the layer is shown.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.criteria import own_function
+from pruning.importance.registry import own_function
 from search.fingerprint import data_fingerprint, digest, training_fingerprint
 from search.workloads.base import Workload
 

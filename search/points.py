@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pruning.scan import PointKey
+from pruning.analysis.sensitivity_scan import PointKey
 from search.journal import flush
 from search.reading import read_bytes
 from search.storage import set_aside

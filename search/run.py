@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pruning.channels.graph import round_groups
 from pruning.channels.tracing import trace_channels
-from pruning.criteria import own_function
-from pruning.scores import restrict_graph
+from pruning.importance.registry import own_function
+from pruning.importance.scores import restrict_graph
 from search.config import SearchConfig, check_study_name
 from search.console import Watcher
 from search.coordinator import Coordinator, SearchResult, environment

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
-from pruning.scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from search.dense import DenseModel
 from search.evaluate import Subject
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pruning.criteria import own_function
+from pruning.importance.registry import own_function
 from search.console import Watcher
 from search.dense import DenseModel, build_model, dense_model
 from search.fingerprint import model_fingerprint, split_fingerprint

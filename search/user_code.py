@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pruning.criteria import own_function, register_criterion
+from pruning.importance.registry import own_function, register_criterion
 from search.blame import place, told
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.interrupts import check, is_signal

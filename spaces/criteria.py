@@ -1,7 +1,7 @@
 """The words for criteria: which units of a layer go first, and in which granularities a word has a meaning.
 
-Only the words; the formulas are `pruning.criteria`. A word with a `:` is a criterion of the user's own, such as
-`spread.py:spread`: files that hold one can be read anywhere, and it is only looked for when something is scored.
+Only the words; the formulas are `pruning.importance.weights`. A word with a `:` is a criterion of the user's own, such
+as `spread.py:spread`: files that hold one can be read anywhere, and it is only looked for when something is scored.
 """
 
 from __future__ import annotations

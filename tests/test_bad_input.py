@@ -32,7 +32,7 @@ from pruning import (
     trace_channels,
     write_sparse,
 )
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.sparse_file import DamagedFile
 from search import Recipe, SearchConfig, Workload, get_workload, load_front
 from search.config import make_config

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from pruning.analysis.granularity_damage import FINE_TO_COARSE
+from pruning.analysis.sensitivity_scan import require_subjects
 from pruning.calibration import Calibration
 from pruning.channels.tracing import trace_channels
-from pruning.scan import require_subjects
-from pruning.scores import restrict_graph
-from pruning.shares import FINE_TO_COARSE
+from pruning.importance.scores import restrict_graph
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 from pruning.channels.graph import round_groups
 from pruning.channels.tracing import trace_channels
-from pruning.criteria import own_function
-from pruning.scores import restrict_graph
+from pruning.importance.registry import own_function
+from pruning.importance.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
 from search.chance import chance_accuracy
 from search.chosen import choose_trial

@@ -30,7 +30,7 @@ from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from search.tables import percent, render, spread
 from search.train import score
 from spaces.allocation.allocators import allocate

@@ -39,7 +39,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from pruning.batchnorm import recalibrate_
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
 from search.dense import dense_model

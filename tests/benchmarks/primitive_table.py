@@ -49,7 +49,7 @@ class Primitive:
 
 
 MASKS, RUNS = "pruning/test_masks.py::TestAgainstPyTorch::", "pruning/test_units.py::"
-SCORES, GRADIENTS = "pruning/test_scores.py::", "pruning/test_gradients.py::"
+SCORES, GRADIENTS = "pruning/importance/test_scores.py::", "pruning/importance/test_gradients.py::"
 EXACT, TORCH = "spaces/allocation/test_allocators.py::TestExactly::", "pruning/test_torch_prune.py::"
 SUMS = f"{RUNS}test_runs_are_scored_by_their_sum_and_expanded_to_their_elements"
 PLACES = f"{RUNS}test_patterns_keep_the_highest_of_every_block"
@@ -81,7 +81,7 @@ PRIMITIVES = tuple(
             ("bn-scale", "the size of gamma", f"{SCORES}TestNeighbours::test_bn_scale_is_the_size_of_gamma"),
             ("next-layer", "the norm of the next layer's input slice", f"{SCORES}TestNeighbours::"
              "test_next_layer_is_the_norm_of_its_input_slice"),
-            ("activation", "`torch.nn.functional.unfold`", "pruning/test_activations.py::TestActivation::"
+            ("activation", "`torch.nn.functional.unfold`", "pruning/importance/test_activations.py::TestActivation::"
              "test_convolutions_by_unfold"),
             ("taylor", "the loss after a small step to zero", f"{GRADIENTS}TestFirstOrder::"
              "test_is_the_change_of_the_loss_by_a_small_step_to_zero"),
@@ -91,7 +91,8 @@ PRIMITIVES = tuple(
              "test_is_a_loop_over_single_examples"),
             ("obd-hutchinson", "the true increase of a quadratic loss", f"{GRADIENTS}TestSecondOrder::"
              "test_on_a_quadratic_it_is_the_true_increase_of_the_loss"),
-            ("reconstruction", "all next channels tried by least squares", "pruning/test_reconstruction.py::TestOrder::"
+            ("reconstruction", "all next channels tried by least squares",
+             "pruning/importance/test_reconstruction.py::TestOrder::"
              "test_every_step_is_the_least_damaging_one"),
             ("one's own", "the function itself", f"{SCORES}TestOwn::test_of_a_weight"),
         ],
@@ -133,7 +134,7 @@ PRIMITIVES = tuple(
              "test_every_order_is_the_same_function_and_its_inverse_restores_every_bit"),
             ("transposed convolutions", "silenced channels", "pruning/test_transposed.py::"
              "test_removal_equals_silenced_channels"),
-            ("refitted next layer", "least squares", "pruning/test_reconstruction.py::TestRefit::"
+            ("refitted next layer", "least squares", "pruning/importance/test_reconstruction.py::TestRefit::"
              "test_is_least_squares"),
         ],
         "torch.nn.utils.prune": [

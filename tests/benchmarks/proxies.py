@@ -34,7 +34,7 @@ from small_fashion import TRIAL_EPOCHS, small_fashion
 
 from pruning.batchnorm import recalibrate_
 from pruning.channels.tracing import trace_channels
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy

@@ -36,7 +36,7 @@ from small_fashion import small_fashion
 import search
 import search.pool
 from pruning.batchnorm import recalibrate_
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
 from search.dense import DenseModel, dense_model
 from search.evaluate import Subject, evaluate_policy

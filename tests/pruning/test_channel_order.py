@@ -16,7 +16,7 @@ from pruning.channel_order import ChannelOrder, SortingMismatch, channel_order, 
 from pruning.channel_selection import plan_removal
 from pruning.channels.removal import shrink
 from pruning.channels.tracing import trace_channels
-from pruning.criteria import FROM_WEIGHTS
+from pruning.importance.weights import FROM_WEIGHTS
 
 IMAGE = (3, 8, 8)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from pruning import measure_cost, plan_removal, prune, scan_sensitivity, shrink, trace_channels
 from pruning.calibration import Calibration
-from pruning.evidence import unit_evidence
 from pruning.gradual import GradualPruner
+from pruning.importance.scores import unit_evidence
 from spaces import PruningPolicy, Schedule, footprint
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pruning import trace_channels
+from pruning.analysis.sensitivity_scan import scan_sensitivity
 from pruning.outputs import describe, join_batches, map_tensors, output_names, tensors_in
-from pruning.scan import scan_sensitivity
 
 Pair = namedtuple("Pair", "first second")
 EXAMPLES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ class Wrapped(torch.nn.Module):
     ids=["dict", "model output", "namespace"],
 )
 def test_a_scan_of_a_network_that_wraps_its_tensor_is_the_plain_ones(residual, monkeypatch, form, taken):
-    monkeypatch.setattr("pruning.scan.SCAN_BATCH", 5)
+    monkeypatch.setattr("pruning.analysis.sensitivity_scan.SCAN_BATCH", 5)
     generator = torch.Generator().manual_seed(1)
     data = torch.randn(12, 1, 8, 8, generator=generator), torch.randint(0, 10, (12,), generator=generator)
     cross_entropy = torch.nn.functional.cross_entropy

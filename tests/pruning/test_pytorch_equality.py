@@ -16,8 +16,8 @@ from torch.nn.utils import prune as torch_prune
 
 from pruning import apply_masks_, encode_model, make_mask, prune, trace_channels
 from pruning.channels.structure import Structure
-from pruning.criteria import element_scores
 from pruning.gradual import GradualPruner
+from pruning.importance.weights import element_scores
 from pruning.masks import achieved_sparsity, global_masks
 from pruning.policy_masks import policy_masks
 from search.checkpoints import save_model

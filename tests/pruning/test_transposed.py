@@ -17,7 +17,7 @@ from pruning.channels.removal import removal_masks, shrink
 from pruning.channels.structure import apply_structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.latency import measure_latency_table
 from pruning.mask_cache import Rankings
 from pruning.masks import make_mask

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning import Calibration, Scores, plan_removal, prune, register_criterion, scan_sensitivity, trace_channels
-from pruning.activations import activation_scores
+from pruning.importance.activations import activation_scores
+from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import Rankings
-from pruning.scores import restrict_graph
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space, footprint
 from spaces.cost.effect import whole_layers
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from search.comparison import BASELINES, Comparison, Reference, closing_rows, verdict
 from search.finals import baseline_policies
 from search.results import FinalScore

@@ -14,7 +14,7 @@ from proposals import chain
 from scipy.special import expit
 
 import search.guide as subject
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
 from search.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space

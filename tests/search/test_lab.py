@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pruning.analysis.histograms import layer_histograms
 from pruning.calibration import Calibration
-from pruning.histograms import layer_histograms
 from pruning.prune import prune
 from search import get_workload
 from search.console import Watcher

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
 from spaces.allocation.importance import Evidence

@@ -15,7 +15,7 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from search.guide import FEWEST, Guide, Suggestion
 from search.sampler import GuidedSampler, make_sampler
 from spaces import Space

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.scores import restrict_graph
+from pruning.importance.scores import restrict_graph
 from search import Recipe, Workload
 from search.coordinator import Coordinator
 from search.errors import UsageError

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from pruning.criteria import register_criterion
+from pruning.importance.registry import register_criterion
 from search import interrupts
 from search.config import ConfigError, SearchConfig, read_study_file
 from search.dense import DenseModel

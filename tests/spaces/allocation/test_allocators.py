@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from spaces import Layer, Network, Profile, ProfilePoint, StoredTensor, removed_count
 from spaces.allocation.allocators import ALLOCATORS, allocate
 from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, centred, land, land_by_shift, shifted

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proposals import chain, evidence
 
 from pruning import prune
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from pruning.sparse_file import encode_model
 from spaces import Network, PruningPolicy, Schedule, Space, footprint
 from spaces.allocation.allocators import allocate

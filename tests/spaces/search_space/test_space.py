@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.evidence import unit_evidence
+from pruning.importance.scores import unit_evidence
 from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable

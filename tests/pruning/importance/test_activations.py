@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pruning.activations import Patches, activation_scores, input_energy
 from pruning.calibration import SCORE_BATCH, Calibration
+from pruning.importance.activations import Patches, activation_scores, input_energy
 
 CONVOLUTIONS = {
     "plain": {},

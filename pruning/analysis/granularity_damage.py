@@ -11,13 +11,13 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from pruning.activations import observe_inputs
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
+from pruning.importance.activations import observe_inputs
+from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
-from pruning.scores import restrict_graph
 from spaces.granularity import stays_whole
 from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pruning import recalibrate_, scan, scan_sensitivity, trace_channels
+from pruning import recalibrate_, scan_sensitivity, trace_channels
+from pruning.analysis import sensitivity_scan
+from pruning.analysis.sensitivity_scan import LEVELS
 from pruning.masks import make_mask
-from pruning.scan import LEVELS
 from spaces import Profile
 
 
@@ -116,7 +117,7 @@ def test_without_norms_the_pairs_are_equal():
 
 def test_many_examples_are_thinned_evenly(monkeypatch):
     """Rows sorted by class: every class is still met."""
-    monkeypatch.setattr(scan, "SCAN_EXAMPLES", 30)
+    monkeypatch.setattr(sensitivity_scan, "SCAN_EXAMPLES", 30)
     torch.manual_seed(0)
     model, inputs = nn.Linear(5, 4).eval(), torch.randn(100, 5)
     targets = torch.arange(100) // 25
@@ -191,7 +192,7 @@ def test_one_example_lost_by_recalibration_is_not_too_few(lost, few, monkeypatch
 
 def test_examples_sorted_by_class_are_mixed(monkeypatch):
     """Batches of one class each would give statistics of no class, and the dense model a loss it has not."""
-    monkeypatch.setattr(scan, "SCAN_BATCH", 20)
+    monkeypatch.setattr(sensitivity_scan, "SCAN_BATCH", 20)
     torch.manual_seed(0)
     targets = torch.arange(200) // 50
     inputs = torch.randn(200, 6) + 4 * nn.functional.one_hot(targets, 6)

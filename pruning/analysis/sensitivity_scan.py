@@ -15,10 +15,10 @@ from pruning.batchnorm import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.copying import copy_model
+from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import Rankings
 from pruning.masks import apply_masks_
 from pruning.outputs import join_batches
-from pruning.scores import restrict_graph
 from spaces.cost.effect import NothingToRemove, achieved, require_removal
 from spaces.granularity import GRANULARITIES, Units, pattern_of, stays_whole
 from spaces.policy import PruningPolicy

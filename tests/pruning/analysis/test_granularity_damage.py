@@ -12,13 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pruning.analysis.granularity_damage import (
+    FINE_TO_COARSE,
+    LayerShare,
+    kept_importance,
+    layer_shares,
+    mean_shares,
+    output_errors,
+)
+from pruning.analysis.histograms import layer_histograms
+from pruning.analysis.weight_layout import corner, laid_out
 from pruning.calibration import Calibration
 from pruning.channels.tracing import trace_channels
-from pruning.criteria import NotFiniteError
-from pruning.histograms import layer_histograms
-from pruning.layouts import corner, laid_out
+from pruning.importance.weights import NotFiniteError
 from pruning.prune import prune
-from pruning.shares import FINE_TO_COARSE, LayerShare, kept_importance, layer_shares, mean_shares, output_errors
 from spaces.cost.effect import NothingToRemove
 from spaces.granularity import GRANULARITIES, stays_whole
 from spaces.policy import PruningPolicy

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.activations import Patches, observe_inputs
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.topology import columns_of, readers
 from pruning.copying import copy_model
-from pruning.criteria import NotFiniteError
+from pruning.importance.activations import Patches, observe_inputs
+from pruning.importance.weights import NotFiniteError
 
 OUTPUTS_A_BATCH = 1024
 """Output values of the next layer looked at in each batch, drawn from all of its channels and positions."""

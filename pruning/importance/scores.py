@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.activations import activation_scores
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
 from pruning.channels.topology import columns_of, following_norms, readers
-from pruning.criteria import PLAIN, checked_scores, element_scores, own_function, spread, unit_sums, zeros_first
-from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
-from pruning.modules import observed, output_dim, prunable_weights
-from pruning.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
+from pruning.importance.activations import activation_scores
+from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
+from pruning.importance.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
+from pruning.importance.registry import own_function
+from pruning.importance.weights import PLAIN, checked_scores, element_scores, spread, unit_sums, zeros_first
+from pruning.modules import inputs_of_weights, observed, output_dim, prunable_weights
+from pruning.units import unit_scores
 from spaces.criteria import check_criterion, criterion_word
+from spaces.granularity import obstacle_to
 from spaces.validation import unknown
 
 _OF_PARAMETERS = {
@@ -258,3 +261,27 @@ def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[s
             if name not in norms:
                 return f"criterion 'bn-scale' needs a BatchNorm with a scale that follows {name!r}, found none"
     return None
+
+
+def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
+    """Layer -> squared L2 norm of each of its units (n,); of patterns `N:M`, of each of its weights.
+
+    With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
+    (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
+    cannot lose channels, and those the granularity leaves whole, are left out. Whatever the criterion that masks go
+    by, allocators compare magnitudes.
+    """
+    if granularity == "channel":
+        scores = Scores(model, "magnitude-l2", graph)
+        return {
+            name: scores.group(number) ** 2
+            for number, group in enumerate(graph.network.groups)
+            if group.obstacle is None
+            for name in group.layers
+        }
+    inputs = inputs_of_weights(model)
+    return {
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().numpy()
+        for name, weight in prunable_weights(model).items()
+        if not (graph.network.by_name[name].whole or obstacle_to(granularity, weight.shape, inputs[name]))
+    }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pruning.criteria import NotFiniteError
+from pruning.importance.weights import NotFiniteError
 
 BINS = 80
 """Of a histogram: at a few thousand weights the shape shows, and a removed middle is several bins wide."""

@@ -14,11 +14,11 @@ from torch import nn
 
 from pruning import Calibration, Scores, make_mask, plan_removal, prune, register_criterion, trace_channels
 from pruning.channels.topology import following_norms, readers
-from pruning.criteria import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
 from pruning.gradual import GradualPruner
+from pruning.importance.scores import restrict_graph
+from pruning.importance.weights import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
 from pruning.mask_cache import Rankings
 from pruning.policy_masks import policy_masks
-from pruning.scores import restrict_graph
 from spaces import CRITERIA, PruningPolicy, Schedule
 from spaces.criteria import check_criterion, criterion_word
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pruning import Calibration, Scores, plan_removal, refit_next_layers, shrink, trace_channels
-from pruning.reconstruction import _ridge, reconstruction_obstacle
-from pruning.scores import restrict_graph
+from pruning.importance.reconstruction import _ridge, reconstruction_obstacle
+from pruning.importance.scores import restrict_graph
 
 
 class Chain(nn.Module):
@@ -113,7 +113,7 @@ def test_a_layer_that_reads_two_groups_side_by_side_judges_each_by_its_own_colum
 def test_outputs_are_drawn_from_larger_layers_by_a_generator_of_its_own(chain, monkeypatch):
     model, _ = chain
     calibration = Calibration(torch.randn(64, 1, 6, 6), torch.zeros(64))
-    monkeypatch.setattr("pruning.reconstruction.OUTPUTS_A_BATCH", 32 * 2 * 2 * 4 // 4)
+    monkeypatch.setattr("pruning.importance.reconstruction.OUTPUTS_A_BATCH", 32 * 2 * 2 * 4 // 4)
     graph = trace_channels(model, calibration.inputs[:2])
     first = Scores(model, "reconstruction", graph, calibration).group(0)
     torch.rand(3)
@@ -177,7 +177,7 @@ class TestRefit:
     def test_fewer_rows_than_columns(self, chain, monkeypatch):
         """The other form of the same solution."""
         model, small, plan, calibration = self.small_of(chain, {"first.weight": 0.5})
-        monkeypatch.setattr("pruning.reconstruction.REFIT_ROWS", 21)
+        monkeypatch.setattr("pruning.importance.reconstruction.REFIT_ROWS", 21)
         rows = len(list(calibration.batches())) * 3
         assert rows < 27
         fitted = refit_next_layers(model, small, plan, calibration)

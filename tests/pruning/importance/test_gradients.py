@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from pruning.activations import activation_scores
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES, Calibration
-from pruning.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
+from pruning.importance.activations import activation_scores
+from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 
 ALL = [obd_fisher, obd_hutchinson, taylor_products, taylor_squares]
 
@@ -158,7 +158,7 @@ class TestFisher:
     def test_memory_is_bounded_by_fewer_examples_at_once(self, monkeypatch):
         model, calibration = example()
         whole = obd_fisher(model, calibration)
-        monkeypatch.setattr("pruning.gradients.GRADIENT_ELEMENTS", 300)
+        monkeypatch.setattr("pruning.importance.gradients.GRADIENT_ELEMENTS", 300)
         for name, scores in obd_fisher(model, calibration).items():
             torch.testing.assert_close(scores, whole[name])
 

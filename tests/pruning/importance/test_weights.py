@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning.criteria import PLAIN, element_scores
+from pruning.importance.weights import PLAIN, element_scores
 
 
 def test_magnitudes_by_hand():

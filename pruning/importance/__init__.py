@@ -1,0 +1,1 @@
+"""Which units matter: criteria from weights, activations and derivatives, and the scores they give."""
