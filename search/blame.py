@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-from search.interrupts import is_signal
+from search.process.interrupts import is_signal
 
 _OTHERS = (
     Path(__file__).parents[1] / "spaces",

@@ -13,11 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from search.config import SearchConfig
-from search.entries import LARGEST_SHARE
 from search.errors import Refused
+from search.files import read_text, write_durably
 from search.folder import StudyFolder
-from search.journal import write_durably
-from search.reading import read_text
+from search.record_checks import LARGEST_SHARE
 from search.records import FinalRecord
 from search.results import FinalScore
 from search.storage import set_aside

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from search.entries import MOST_TRIALS
 from search.errors import UsageError
-from search.reading import read_text
+from search.files import read_text
+from search.record_checks import MOST_TRIALS
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, SEARCHED, parts_in
 from spaces.printable import LONGEST_WORD, shortened

@@ -22,7 +22,6 @@ from search.checkpoints import save_model
 from search.clock import Pace, StudyClock, seconds_left
 from search.comparison import Comparison, final_runs_left, known_comparison
 from search.config import GUIDED, SearchConfig
-from search.console import Watcher, duration
 from search.dense import DenseModel
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
@@ -31,6 +30,7 @@ from search.folder import StudyFolder
 from search.front import Front
 from search.guide import Guide
 from search.pictures import front_png, profile_png
+from search.progress import Watcher, duration
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 from search.scan import cached_profile, recalibration_note

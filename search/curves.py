@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from search.console import Watcher
 from search.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
+from search.progress import Watcher
 from search.train import score, step_count
 from spaces.allocation.scaling import scaled
 from spaces.cost.effect import settled

@@ -20,7 +20,6 @@ from pruning.outputs import tensors_in
 from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.checkpoints import load_model, load_user_weights, save_model
 from search.checks import check_model, check_run
-from search.console import Watcher
 from search.errors import Refused, UsageError
 from search.fingerprint import (
     digest,
@@ -29,9 +28,10 @@ from search.fingerprint import (
     training_fingerprint,
     weights_fingerprint,
 )
-from search.kept import kept_so_far
 from search.metric_checks import metric_of
 from search.old_fingerprints import old_dense_key
+from search.process.kept_work import kept_so_far
+from search.progress import Watcher
 from search.randomness import seeded
 from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
 from search.user_code import call_user

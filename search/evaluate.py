@@ -22,6 +22,7 @@ from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
 from search.attempts import TIMED_OUT, reached
 from search.blame import told
+from search.process.time_limit import TimedOut, limited
 from search.records import (
     COMPLETE,
     DIVERGED,
@@ -33,7 +34,6 @@ from search.records import (
     TrialResult,
     cause_of,
 )
-from search.time_limit import TimedOut, limited
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code import pass_signals_on
 from search.workloads.base import Workload
@@ -100,7 +100,7 @@ def evaluate_policy(
     """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
 
     With another `training` the policy's network is trained from fresh weights instead, for epochs of its own. An
-    evaluation longer than `seconds` fails; `give_up` is called if it cannot, see `search.time_limit.limited`.
+    evaluation longer than `seconds` fails; `give_up` is called if it cannot, see `search.process.time_limit.limited`.
 
     Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory` (wherever it came about), `refused: ...`
     (a policy that asks for something of which nothing goes, a removal that does not equal its mask, or a network larger

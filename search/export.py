@@ -29,13 +29,11 @@ from pruning.torch_prune import to_torch_prune
 from search.checkpoints import load_model
 from search.chosen import Chosen
 from search.config import SearchConfig
-from search.console import Watcher
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, Refused, UsageError
 from search.evaluate import Evaluation, Subject, evaluate_policy
+from search.files import check_writable, flush, unwritable
 from search.fingerprint import criterion_fingerprint, model_fingerprint
-from search.folder import check_writable, unwritable
-from search.journal import flush
 from search.locks import folder_is_held, held_folder
 from search.manifest import (
     FILES,
@@ -53,6 +51,7 @@ from search.manifest import (
 from search.old_fingerprints import old_criterion_fingerprint
 from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
+from search.progress import Watcher
 from search.records import TrialResult
 from search.train import FINE_TUNE, predict, score
 from search.unchanged import as_recorded, refuse_changed_study, refuse_changes_of

@@ -17,12 +17,12 @@ from search.checkpoints import load_model, save_model
 from search.clock import StudyClock
 from search.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
 from search.config import SearchConfig
-from search.console import Watcher, duration
 from search.dense import build_model
 from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.latency import time_finals
+from search.progress import Watcher, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.refresh import refresh_statistics_
 from search.results import score_finals

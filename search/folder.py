@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from search.config import BUDGETS, RESERVED, SearchConfig, check_study_name
-from search.entries import MOST_TRIALS
-from search.errors import EnvironmentProblem, Refused, UsageError
-from search.journal import Journal, write_durably
-from search.reading import read_text
-from search.storage import check_database_path
+from search.errors import Refused, UsageError
+from search.files import read_text, write_durably
+from search.journal import Journal
+from search.record_checks import MOST_TRIALS
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE
 from spaces.strict_json import parse_object
@@ -122,58 +119,6 @@ class StudyFolder:
     def config(self) -> SearchConfig:
         """The config the study was last run with; raises `Refused` like `read_record`."""
         return stored_config(self.read_record(), str(self.root))
-
-
-def open_root(root: str | Path) -> Path:
-    """The root folder, made and known to be writable; absolute, as a user's code may change the working directory.
-
-    Raises:
-        EnvironmentProblem: it cannot be made or written, or its path is too long for databases in it.
-    """
-    try:
-        path = Path(root).absolute()
-        path.mkdir(parents=True, exist_ok=True)
-        os.fsencode(path).decode()
-    except (OSError, ValueError) as error:
-        raise _no_root(root, getattr(error, "strerror", None) or str(error)) from None
-    for folder in (path, path / "cache"):
-        if folder.is_dir() and (reason := unwritable(folder)):
-            raise _no_root(root, reason)
-    check_database_path(path / "mlflow.db")
-    return path
-
-
-def _no_root(root: str | Path, reason: str) -> EnvironmentProblem:
-    return EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root")
-
-
-def check_writable(folder: str | Path | None, option: str = "--out") -> None:
-    """Refuse, before anything is computed, a folder that could not be made or written; None is no folder.
-
-    A link stands for what it points to.
-
-    Raises:
-        UsageError: it is a file, or lies below one.
-        EnvironmentProblem: the nearest folder there is takes no file.
-    """
-    place = Path(os.path.realpath(folder)) if folder else None
-    for path in (place, *place.parents) if place else ():
-        if path.is_dir():
-            if reason := unwritable(path):
-                raise EnvironmentProblem(f"cannot write to {option} {str(folder)!r} ({reason}): name another folder")
-            return
-        if os.path.lexists(path):  # a link that leads to itself is there, and exists nowhere
-            below = "" if path == place else f"lies below {str(path)!r}, which "
-            raise UsageError(f"{option} {str(folder)!r} {below}is a file: name a folder")
-
-
-def unwritable(folder: Path) -> str | None:
-    """Why a folder that exists takes no file; None if it takes one."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def find_study(root: str | Path, name: str) -> StudyFolder:

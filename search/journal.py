@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from search.entries import check_final, check_trial
 from search.errors import Refused
-from search.reading import read_text
+from search.files import read_text, write_durably
+from search.record_checks import check_final, check_trial
 from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
-from search.storage import write_problem
 from spaces.network import Network
 from spaces.printable import printable
 from spaces.strict_json import parse_object
@@ -26,66 +21,6 @@ MOST_ENTRY = 256 * 2**20
 FEW = 100
 """Numbers that may be missing although few entries are there: entries that were deleted to be run again."""
 DELETE = "delete it and the study.db above it, and the same command repeats that trial"
-_being_written: set[str] = set()
-_TEMPORARY = re.compile(r"\..+\.([0-9]+)\.[0-9a-f]{8}\.tmp")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: after a crash the file is whole or absent.
-
-    Raises:
-        EnvironmentProblem: a full disk, or a place that cannot be written; an earlier file stays, nothing is left over.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    _being_written.add(temporary.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        raise write_problem(path, error) from None
-    finally:
-        with suppress(OSError):  # after the rename there is none
-            temporary.unlink()
-        _being_written.discard(temporary.name)
-
-
-def remove_temporaries(folder: Path, of_dead_only: bool = False) -> None:
-    """Remove what `write_durably` left in a folder when its process was killed.
-
-    Args:
-        of_dead_only: keep those of processes that live, which may still be writing them.
-    """
-    for path in folder.glob(".*.tmp"):
-        owner = _TEMPORARY.fullmatch(path.name)
-        if owner is None or path.name in _being_written or (of_dead_only and _lives(int(owner[1]))):
-            continue
-        with suppress(OSError):  # what cannot be removed does no harm
-            path.unlink()
-
-
-def _lives(process: int) -> bool:
-    """Whether it is another process that lives: in a container, one that was killed may have had our number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 class Journal:

@@ -33,7 +33,7 @@ from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
 from search.curves import ITERATIVE, Curves
-from search.journal import write_durably
+from search.files import write_durably
 from search.lab_pictures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from spaces.granularity import stays_whole
 from spaces.network import Layer, Network

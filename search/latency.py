@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
+from search.checksum import sealed, unsealed
 from search.evaluate import Subject
+from search.files import read_text, write_durably
 from search.fingerprint import digest
-from search.journal import write_durably
-from search.reading import read_text
-from search.seal import sealed, unsealed
 from search.train import in_fast_layout
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetworks

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruning.sparse_file import dense_bytes
 from search.errors import Refused, UsageError
-from search.reading import MOST_JSON, read_text, sha256_of
+from search.files import MOST_JSON, read_text, sha256_of
 from spaces.strict_json import parse_object
 
 MANIFEST_VERSION = 1

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pruning.batchnorm import learning_norms
-from search.console import Watcher
 from search.errors import UsageError
 from search.folder import StudyFolder
+from search.progress import Watcher
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
 from search.train import step_count
 from search.workloads.base import Workload

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from search.console import Watcher
 from search.errors import EnvironmentProblem
-from search.interrupts import check
-from search.journal import remove_temporaries, write_durably
+from search.files import remove_temporaries, write_durably
 from search.locks import held_lock
+from search.process.interrupts import check
+from search.progress import Watcher
 from search.storage import (
     SIDECARS,
     check_database_path,

@@ -12,10 +12,10 @@ import pandas as pd
 
 from search.clock import Pace, seconds_left
 from search.comparison import Comparison, final_runs_left, shown_comparison
-from search.entries import MOST_TRIALS
 from search.errors import UsageError
 from search.folder import StudyFolder, find_study
 from search.locks import is_held
+from search.record_checks import MOST_TRIALS
 from search.records import FINISHED_STATES
 from search.results import (
     TRIAL_COLUMNS,

@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pruning.analysis.sensitivity_scan import PointKey
-from search.journal import flush
-from search.reading import read_bytes
+from search.files import flush, read_bytes
 from search.storage import set_aside
 from spaces.sensitivity import ProfilePoint
 from spaces.strict_json import nan_as_null

@@ -10,19 +10,19 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
 from search.config import SearchConfig, check_study_name
-from search.console import Watcher
 from search.coordinator import Coordinator, SearchResult, environment
 from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
+from search.files import open_root, remove_temporaries
 from search.fingerprint import model_fingerprint
-from search.folder import KNOB_WORD, StudyFolder, new_record, open_root, resumed_config
+from search.folder import KNOB_WORD, StudyFolder, new_record, resumed_config
 from search.identity import study_identity
-from search.journal import remove_temporaries
 from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.measuring import settle_measuring
 from search.overlap import overlaps
+from search.progress import Watcher
 from search.refresh import statistics_note
 from search.storage import check_database_path, write_problem
 from search.train import in_fast_layout, step_count

@@ -10,14 +10,13 @@ from pathlib import Path
 from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
+from search.checksum import sealed, unsealed
 from search.dense import DenseModel
 from search.evaluate import Subject
+from search.files import read_text, write_durably
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
-from search.journal import write_durably
-from search.kept import kept_so_far
 from search.points import KeptPoints
-from search.reading import read_text
-from search.seal import sealed, unsealed
+from search.process.kept_work import kept_so_far
 from search.user_code import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word

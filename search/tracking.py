@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from search.console import Watcher
-from search.interrupts import check
 from search.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
+from search.process.interrupts import check
+from search.progress import Watcher
 from search.records import COMPLETE, FAILED, TrialRecord
 
 BATCH_METRICS = 1000

@@ -21,6 +21,7 @@ from pruning.torch_prune import state_from_torch_prune
 from search.checkpoints import restore
 from search.dense import build_model
 from search.export import OUTPUT_ROWS
+from search.files import read_bytes, read_text, sha256_of
 from search.fingerprint import model_fingerprint
 from search.manifest import (
     ALWAYS,
@@ -36,7 +37,6 @@ from search.manifest import (
 )
 from search.old_fingerprints import old_model_fingerprints
 from search.onnx_file import onnx_difference, worst
-from search.reading import read_bytes, read_text, sha256_of
 from search.train import predict, score
 from search.unchanged import as_recorded
 from search.workloads import Workload

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from pruning import trace_channels
-from search import cli, interrupts
+from search import cli
+from search.process import interrupts
 from search.workloads.vgg import VGG9
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from search.config import SearchConfig, make_config
 from search.errors import UsageError
-from search.folder import open_root
+from search.files import open_root
 from search.workloads import Workload, get_workload
 from spaces.validation import check_sparsity
 

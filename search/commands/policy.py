@@ -19,7 +19,6 @@ from search.chosen import choose_trial
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig, make_config
-from search.console import TerminalWatcher
 from search.curves import pruning_curves
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
@@ -36,12 +35,12 @@ from search.export import (
     take_criterion,
     write_export,
 )
-from search.folder import check_writable
+from search.files import check_writable, read_text
 from search.lab import Files, curve_files, weight_files, write_files
 from search.manifest import largest_files, read_manifest
 from search.onnx_file import require_onnx
 from search.open import open_study
-from search.reading import read_text
+from search.progress import TerminalWatcher
 from search.results import is_dead
 from search.tables import percent, render
 from search.train import FINE_TUNE, TRAININGS, scratch_epochs

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from search.commands.reply import Reply
 from search.comparison import closing_rows, verdict
 from search.config import SearchConfig, make_config, read_study_file
-from search.console import TerminalWatcher, duration
 from search.errors import EnvironmentProblem, UsageError
-from search.folder import open_root
+from search.files import open_root
 from search.mlflow_store import open_store
 from search.mlflow_ui import serve_ui, ui_command
 from search.open import open_study
+from search.progress import TerminalWatcher, duration
 from search.results import dead_within, plain_rows
 from search.resume import resume_command
 from search.tables import closing_table, counts_line, front_table, latency_line, percent

@@ -13,12 +13,13 @@ from optuna.trial import Trial
 
 import search.coordinator
 import search.finals
-from search import SearchConfig, interrupts, run_search
+from search import SearchConfig, run_search
 from search.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
-from search.console import Watcher
 from search.journal import Journal
+from search.process import interrupts
+from search.process.time_limit import limited
+from search.progress import Watcher
 from search.study import OptunaStudy
-from search.time_limit import limited
 
 
 def segfault() -> None:
@@ -172,7 +173,7 @@ def test_a_child_process_that_leaves_is_no_death(tmp_path):
 
 def test_native_code_beyond_its_limit_ends_the_command_and_counts_as_timed_out(tmp_path, monkeypatch):
     """What blocks the alarm is as deaf to it as native code."""
-    monkeypatch.setattr("search.time_limit.GRACE", 0.1)
+    monkeypatch.setattr("search.process.time_limit.GRACE", 0.1)
 
     def act() -> None:
         def say(message, code) -> None:

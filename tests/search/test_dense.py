@@ -17,11 +17,11 @@ from torch import nn
 from pruning.channels.structure import Structure
 from search import Recipe, Workload
 from search.checkpoints import load_model, save_model
-from search.console import Watcher
+from search.checksum import sealed, unsealed
 from search.dense import dense_model
 from search.errors import Refused
+from search.progress import Watcher
 from search.scan import cached_profile
-from search.seal import sealed, unsealed
 
 PIXELS, LABELS = (torch.tensor(part) for part in load_digits(return_X_y=True))
 IMAGES = PIXELS.float().reshape(-1, 1, 8, 8) / 16

@@ -18,13 +18,13 @@ from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
 from search.checkpoints import save_model
 from search.config import SearchConfig
-from search.console import Watcher
 from search.dense import dense_model
 from search.errors import UsageError
 from search.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint
 from search.folder import StudyFolder
 from search.identity import in_todays_words, of_split, study_identity
 from search.old_fingerprints import BUILT_IN, old_model_fingerprints, old_training_fingerprints
+from search.progress import Watcher
 from search.run import _dense_model, _settle_identity
 from search.train import train_dense
 from search.workloads import get_workload

@@ -14,7 +14,8 @@ import pytest
 from search.clock import StudyClock
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.folder import StudyFolder, find_study, new_record, open_root, refuse_changes, resumed_config
+from search.files import open_root
+from search.folder import StudyFolder, find_study, new_record, refuse_changes, resumed_config
 from search.locks import held_lock, is_held
 
 
@@ -208,7 +209,7 @@ def test_a_root_no_database_can_lie_in_is_refused(tmp_path, name):
 def test_a_cache_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     refused = {tmp_path / "cache": "Read-only file system"}
-    monkeypatch.setattr("search.folder.unwritable", refused.get)
+    monkeypatch.setattr("search.files.unwritable", refused.get)
     with pytest.raises(EnvironmentProblem, match="Read-only file system"):
         open_root(tmp_path)
 

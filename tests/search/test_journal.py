@@ -14,8 +14,9 @@ import pytest
 
 from search.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.errors import EnvironmentProblem, Refused
+from search.files import remove_temporaries, write_durably
 from search.folder import StudyFolder
-from search.journal import Journal, remove_temporaries, write_durably
+from search.journal import Journal
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
 from spaces.cost.footprint import Shares
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -230,7 +231,7 @@ def test_what_the_disk_refuses_is_said_with_its_cause_and_remedy(tmp_path, monke
 def test_a_file_size_limit_is_no_crash(tmp_path):
     """In a process of its own, since a limit that was lowered stays."""
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom search.journal import write_durably\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom search.files import write_durably\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    write_durably(Path(sys.argv[1], 'entry.json'), b'x' * 2000)\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"

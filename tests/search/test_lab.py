@@ -13,11 +13,11 @@ from pruning.analysis.histograms import layer_histograms
 from pruning.calibration import Calibration
 from pruning.prune import prune
 from search import get_workload
-from search.console import Watcher
 from search.curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
 from search.evaluate import Subject, evaluate_policy
 from search.lab import curve_files, default_layer, layout_files, sensitivity_files, share_files, weight_files
 from search.lab_pictures import histogram_pages, short
+from search.progress import Watcher
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 from spaces.sensitivity import Profile, ProfilePoint

@@ -13,9 +13,9 @@ from torch import nn
 
 from pruning.latency import measure_latency_table
 from search import Workload
+from search.checksum import unsealed
 from search.evaluate import Subject
 from search.latency import cached_latency_table, latency_path, time_finals
-from search.seal import unsealed
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 

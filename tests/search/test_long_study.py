@@ -11,6 +11,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial
 
 import search.coordinator
+import search.files
 import search.journal
 from search import run_search
 from search.config import make_config
@@ -83,7 +84,7 @@ def counted(place, tmp_path_factory):
         table = search.coordinator.trial_table
         patch.setattr(search.coordinator, "evaluate_policy", evaluate)
         patch.setattr(search.coordinator, "trial_table", rows)
-        patch.setattr(search.journal, "read_text", counting("entries read", search.journal.read_text))
+        patch.setattr(search.journal, "read_text", counting("entries read", search.files.read_text))
         patch.setattr(FrozenTrial, "number", property(counting("Optuna's trials", FrozenTrial.number.fget)))
         patch.setattr(PruningPolicy, "to_dict", counting("policies written", PruningPolicy.to_dict))
         patch.setattr(TrialRecord, "__getattribute__", looked_at)

@@ -16,10 +16,10 @@ from pruning import trace_channels
 from pruning.calibration import Calibration
 from search import answer, cli
 from search.commands.reply import Reply
-from search.console import TerminalWatcher
 from search.errors import UsageError
 from search.lab import layout_files, sensitivity_files, share_files, weight_files
 from search.pictures import literal, profile_png, short
+from search.progress import TerminalWatcher
 from search.tables import layer_table, render
 from spaces.printable import printable, shortened
 from spaces.sensitivity import Profile, ProfilePoint

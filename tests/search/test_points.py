@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from search.console import TerminalWatcher
+from search.checksum import unsealed
 from search.dense import dense_model
 from search.errors import UsageError
 from search.evaluate import Subject
-from search.kept import begin_anew, kept_so_far, what_is_kept
 from search.points import KeptPoints
+from search.process.kept_work import begin_anew, kept_so_far, what_is_kept
+from search.progress import TerminalWatcher
 from search.scan import cached_profile, recalibration_note
-from search.seal import unsealed
 from search.workloads import get_workload
 from spaces.sensitivity import Profile, ProfilePoint
 

@@ -23,12 +23,12 @@ import search.finals
 from pruning.latency import describe_device, measure_latency_table
 from search.comparison import closing_rows, read_comparison
 from search.config import make_config
-from search.console import Watcher
 from search.errors import Refused, UsageError
 from search.evaluate import failed
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.pool import SHARES
+from search.progress import Watcher
 from search.resume import resume_command
 from search.run import run_search
 from spaces import GRANULARITIES

@@ -21,10 +21,10 @@ from pruning.channels.structure import apply_structure
 from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
 from search.checkpoints import load_model, load_user_weights
-from search.console import Watcher
 from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.evaluate import Subject, evaluate_policy
+from search.progress import Watcher
 from search.recipe import Recipe, one_cycle
 from search.train import FRESH_SEED, step_count, train_dense
 from search.workloads import get_workload

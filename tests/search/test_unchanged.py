@@ -15,10 +15,10 @@ from torch import nn
 
 from search import export, get_workload
 from search.chosen import choose_trial
-from search.console import Watcher
 from search.errors import Refused, UsageError
 from search.export import export_of_trial
 from search.open import open_study
+from search.progress import Watcher
 
 
 class Noting(Watcher):

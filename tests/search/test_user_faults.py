@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from pruning.importance.registry import register_criterion
-from search import interrupts
 from search.config import ConfigError, SearchConfig, read_study_file
 from search.dense import DenseModel
 from search.errors import UsageError
 from search.evaluate import Subject, evaluate_policy
+from search.process import interrupts
+from search.process.time_limit import GRACE, TimedOut, limited
 from search.scan import cached_profile
-from search.time_limit import GRACE, TimedOut, limited
 from search.train import train_dense
 from search.workloads import get_workload
 from spaces.policy import PruningPolicy
@@ -198,8 +198,8 @@ def test_a_limit_gives_an_earlier_alarm_back():
 
 def test_code_that_cannot_be_interrupted_is_given_up(monkeypatch):
     given_up = threading.Event()
-    monkeypatch.setattr("search.time_limit.GRACE", 0.05)
-    monkeypatch.setattr("search.time_limit._alarm", lambda *_: memoryview(b""))  # rings for nobody
+    monkeypatch.setattr("search.process.time_limit.GRACE", 0.05)
+    monkeypatch.setattr("search.process.time_limit._alarm", lambda *_: memoryview(b""))  # rings for nobody
     with limited(0.05, given_up.set):
         assert given_up.wait(60)
     assert GRACE > 1
@@ -207,7 +207,7 @@ def test_code_that_cannot_be_interrupted_is_given_up(monkeypatch):
 
 def test_code_that_came_back_is_not_given_up(monkeypatch):
     given_up = threading.Event()
-    monkeypatch.setattr("search.time_limit.GRACE", 0.2)
+    monkeypatch.setattr("search.process.time_limit.GRACE", 0.2)
     with pytest.raises(TimedOut), limited(0.05, given_up.set):
         time.sleep(600)
     assert not given_up.wait(0.5)

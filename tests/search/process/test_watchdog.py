@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from search import interrupts, watchdog
-from search.watchdog import Watchdog
+from search.process import interrupts, watchdog
+from search.process.watchdog import Watchdog
 
 ENDS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 BEGIN = """
 import ctypes, os, signal, sys, threading, time
-from search import answer, interrupts, watchdog
+from search import answer; from search.process import interrupts, watchdog
 from search.cli import main
 
 number = int(sys.argv[1])

@@ -13,9 +13,9 @@ from search.attempts import Attempt
 from search.comparison import read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
+from search.files import read_bytes
 from search.folder import StudyFolder, find_study, new_record
 from search.journal import Journal
-from search.reading import read_bytes
 from search.records import to_plain
 from search.run import run_search
 from spaces.sensitivity import Profile

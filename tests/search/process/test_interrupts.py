@@ -13,7 +13,7 @@ import weakref
 
 import pytest
 
-from search import interrupts
+from search.process import interrupts
 from search.tracking import Tracker
 from search.user_code import pass_signals_on
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from search.interrupts import check
+from search.process.interrupts import check
 from spaces.printable import printable, shortened
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
