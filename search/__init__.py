@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from typing import Any
 
 _PLACES = {
-    "Recipe": "search.recipe",
+    "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
     "SearchResult": "search.coordinator",
     "Workload": "search.workloads",

@@ -14,13 +14,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TextIO
 
-from search.blame import told
 from search.commands.reply import Reply
 from search.errors import PrunefrontError
-from search.lasting import LastingStream, leave_threads_behind
 from search.parser import Answered, WrongUsage, make_parser
 from search.process import interrupts
 from search.process.kept_work import begin_anew, what_is_kept
+from search.user_code.blame import told
+from search.user_code.lasting import LastingStream, leave_threads_behind
 
 COMMANDS = {
     "study": ("search", "front", "status", "view"),

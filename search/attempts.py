@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from search.blame import is_own
 from search.files import read_bytes, read_text, write_durably
 from search.process import interrupts
+from search.user_code.blame import is_own
 
 MAX_STARTS = 4
 """How often an evaluation may begin that ends the process each time, by what is known of it."""

@@ -19,7 +19,6 @@ from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
 from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.checkpoints import load_model, load_user_weights, save_model
-from search.checks import check_model, check_run
 from search.errors import Refused, UsageError
 from search.fingerprint import (
     digest,
@@ -28,14 +27,15 @@ from search.fingerprint import (
     training_fingerprint,
     weights_fingerprint,
 )
-from search.metric_checks import metric_of
 from search.old_fingerprints import old_dense_key
 from search.process.kept_work import kept_so_far
 from search.progress import Watcher
-from search.randomness import seeded
 from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
-from search.user_code import call_user
+from search.user_code.loading import call_user
+from search.user_code.randomness import seeded
 from search.workloads.base import SPLITS, Workload
+from search.workloads.checks import check_model, check_run
+from search.workloads.metric_checks import metric_of
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)

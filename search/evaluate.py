@@ -21,7 +21,6 @@ from pruning.importance.weights import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
 from search.attempts import TIMED_OUT, reached
-from search.blame import told
 from search.process.time_limit import TimedOut, limited
 from search.records import (
     COMPLETE,
@@ -35,7 +34,8 @@ from search.records import (
     cause_of,
 )
 from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
-from search.user_code import pass_signals_on
+from search.user_code.blame import told
+from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload
 from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, whole_layers
 from spaces.cost.footprint import Footprint, dense_footprint, footprint, shares

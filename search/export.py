@@ -55,7 +55,7 @@ from search.progress import Watcher
 from search.records import TrialResult
 from search.train import FINE_TUNE, predict, score
 from search.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
-from search.user_code import named_criterion
+from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload
 from spaces.policy import PruningPolicy
 

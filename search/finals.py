@@ -12,7 +12,6 @@ from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
 from search.attempts import Attempt, give_up_on
-from search.blame import told
 from search.checkpoints import load_model, save_model
 from search.clock import StudyClock
 from search.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
@@ -27,7 +26,8 @@ from search.records import COMPLETE, FinalRecord, TrialResult
 from search.refresh import refresh_statistics_
 from search.results import score_finals
 from search.train import Progress, Scores, score
-from search.user_code import pass_signals_on
+from search.user_code.blame import told
+from search.user_code.loading import pass_signals_on
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import effect

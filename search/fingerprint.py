@@ -1,6 +1,7 @@
 """Fingerprints: whether model, data or code are still what they were.
 
-Only what decides results counts, see `search.code`: neither docstrings, comments and formatting, nor where code stands.
+Only what decides results counts, see `search.user_code.source`: neither docstrings, comments and formatting, nor where
+code stands.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.importance.registry import own_function
-from search.code import ADDRESS, code_of, code_of_network
+from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.workloads.base import SPLITS, Split, Workload
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search.recipe import Recipe
+from search.workloads.recipe import Recipe
 
 EPSILON = 1e-8
 """Of AdamW, PyTorch's own."""

@@ -21,14 +21,14 @@ from search.identity import study_identity
 from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.measuring import settle_measuring
-from search.overlap import overlaps
 from search.progress import Watcher
 from search.refresh import statistics_note
 from search.storage import check_database_path, write_problem
 from search.train import in_fast_layout, step_count
 from search.unchanged import refuse_changed_study, refuse_changes_of
-from search.user_code import criterion_place
+from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.overlap import overlaps
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network

@@ -17,7 +17,7 @@ from search.files import read_text, write_durably
 from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.points import KeptPoints
 from search.process.kept_work import kept_so_far
-from search.user_code import blame
+from search.user_code.loading import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
 from spaces.printable import printable

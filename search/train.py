@@ -22,10 +22,10 @@ from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
 from search.optimizers import forget_masked_, make_optimizer
-from search.recipe import one_cycle
 from search.records import CurvePoint
 from search.refresh import refresh_statistics_
 from search.workloads.base import Split, Workload
+from search.workloads.recipe import one_cycle
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule

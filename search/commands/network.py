@@ -30,7 +30,7 @@ from search.progress import TerminalWatcher
 from search.refresh import statistics_note
 from search.scan import cached_profile, profile_path, recalibration_note
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
-from search.user_code import named_criterion
+from search.user_code.loading import named_criterion
 from search.workloads import Workload
 from search.workloads.splits import only_few
 from spaces.cost.footprint import dense_footprint, stored_shares

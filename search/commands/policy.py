@@ -44,7 +44,7 @@ from search.progress import TerminalWatcher
 from search.results import is_dead
 from search.tables import percent, render
 from search.train import FINE_TUNE, TRAININGS, scratch_epochs
-from search.user_code import named_criterion
+from search.user_code.loading import named_criterion
 from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation.scaling import scaled

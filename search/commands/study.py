@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def search(arguments: argparse.Namespace) -> Reply:
     """Start or resume a study."""
     from search.run import run_search  # PyTorch takes seconds to import, and what only reads does without
-    from search.user_code import named_criterion
+    from search.user_code.loading import named_criterion
 
     options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}
     options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pruning.modules import check_example
 from search.errors import PrunefrontError, UsageError
-from search.randomness import seeded
-from search.recipe import Recipe
-from search.user_code import load_function, pass_signals_on
+from search.user_code.loading import load_function, pass_signals_on
+from search.user_code.randomness import seeded
 from search.workloads.base import Split, Workload
 from search.workloads.metrics import accuracy
+from search.workloads.recipe import Recipe
 from search.workloads.splits import SEED
 from spaces.validation import unknown
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from search.recipe import Recipe
 from search.workloads.metrics import accuracy, default_metric
+from search.workloads.recipe import Recipe
 from search.workloads.splits import Split, as_tensors
 
 log = logging.getLogger(__name__)

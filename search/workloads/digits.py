@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from search.recipe import Recipe
 from search.workloads.base import Workload
+from search.workloads.recipe import Recipe
 from search.workloads.vgg import VGG9
 
 SPLIT_SEED = 0

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from search.errors import EnvironmentProblem
-from search.recipe import Recipe
 from search.workloads.base import Workload
+from search.workloads.recipe import Recipe
 from search.workloads.vgg import VGG9
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -19,7 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from search.randomness import seeded
+from search.user_code.randomness import seeded
 
 Split = tuple[Tensor, Tensor]
 CHUNK = 64

@@ -45,10 +45,10 @@ from pruning.prune import prune
 from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy
 from search.pool import Pool
-from search.recipe import one_cycle
 from search.tables import render
 from search.train import batches, score
 from search.workloads import Workload
+from search.workloads.recipe import one_cycle
 from spaces.allocation.importance import Evidence
 from spaces.policy import PruningPolicy
 from spaces.search_space.space import SEED_SCHEDULE, Space

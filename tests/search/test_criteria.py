@@ -16,12 +16,12 @@ from search.config import make_config
 from search.dense import dense_model
 from search.errors import UsageError
 from search.evaluate import Subject, evaluate_policy
-from search.recipe import Recipe
 from search.run import run_search
 from search.scan import cached_profile, profile_path
 from search.train import train_dense
-from search.user_code import named_criterion
+from search.user_code.loading import named_criterion
 from search.workloads import get_workload
+from search.workloads.recipe import Recipe
 from spaces import CRITERIA, PruningPolicy, Schedule
 from spaces.criteria import criterion_word
 

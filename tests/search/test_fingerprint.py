@@ -254,7 +254,8 @@ def recorded() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
 def test_built_in_workloads_keep_their_fingerprints_and_know_their_old_ones(name):
-    """Raise the version in `search.code` for a change of what they compute, and keep this file for any other."""
+    """Raise the version in `search.user_code.source` for a change of what they compute, and keep this file for any
+    other."""
     golden = recorded()[name]
     model = VGG9(width=1 / 8, inputs=1, pools=3 if name == "digits" else 4)
     task = SimpleNamespace(

@@ -12,9 +12,9 @@ from torch import nn
 
 from pruning import trace_channels
 from search.measuring import differences, share_left
-from search.recipe import Recipe
 from search.records import COMPLETE, FAILED, FinalRecord, TrialRecord, TrialResult
 from search.workloads import Workload
+from search.workloads.recipe import Recipe
 from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
 

@@ -16,8 +16,8 @@ from search.errors import UsageError
 from search.evaluate import Subject, evaluate_policy
 from search.folder import refuse_changes
 from search.optimizers import ElementwiseAdamW, forget_masked_, make_optimizer
-from search.recipe import Recipe
 from search.workloads import get_workload
+from search.workloads.recipe import Recipe
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 

@@ -13,10 +13,10 @@ from search.dense import dense_model
 from search.evaluate import Subject, evaluate_policy, evaluate_untrained
 from search.finals import _int8
 from search.journal import Journal
-from search.recipe import Recipe
 from search.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
 from search.train import score, train_dense
 from search.workloads import Workload, get_workload
+from search.workloads.recipe import Recipe
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 

@@ -21,8 +21,8 @@ from torch.utils.data import (
 
 from search import Workload
 from search.fingerprint import data_fingerprint
-from search.overlap import overlaps
 from search.workloads import get_workload
+from search.workloads.overlap import overlaps
 from search.workloads.splits import only_few
 
 INPUTS, TARGETS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 4

@@ -25,9 +25,9 @@ from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.evaluate import Subject, evaluate_policy
 from search.progress import Watcher
-from search.recipe import Recipe, one_cycle
 from search.train import FRESH_SEED, step_count, train_dense
 from search.workloads import get_workload
+from search.workloads.recipe import Recipe, one_cycle
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import footprint
 from spaces.policy import PruningPolicy

@@ -15,7 +15,7 @@ import pytest
 
 from search.process import interrupts
 from search.tracking import Tracker
-from search.user_code import pass_signals_on
+from search.user_code.loading import pass_signals_on
 
 ENDS = [(signal.SIGINT, interrupts.Interrupted), (signal.SIGTERM, interrupts.Terminated)]
 

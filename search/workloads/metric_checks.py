@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruning.outputs import describe, map_tensors
 from search.errors import UsageError
-from search.user_code import call_user
+from search.user_code.loading import call_user
 from search.workloads.base import Workload
 
 SLACK = 1e-6

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search.blame import is_others
+from search.user_code.blame import is_others
 
 BUILT_IN = {
     "VGG9": 1, "accuracy": 1, "accuracy_of_logits": 1, "accuracy_of_probabilities": 1, "shift_and_flip": 1,

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from search import Recipe, Workload
 from search.dense import build_model, dense_model
 from search.errors import UsageError
-from search.metric_checks import try_metric
 from search.train import predict
+from search.workloads.metric_checks import try_metric
 
 INPUTS = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(40) % 4

@@ -14,9 +14,9 @@ from pruning.calibration import evenly_spaced
 from pruning.outputs import describe, join_batches, map_tensors, tensors_in
 from pruning.unsupported import check_kind
 from search.errors import UsageError
-from search.metric_checks import try_metric
-from search.user_code import call_user
+from search.user_code.loading import call_user
 from search.workloads.base import SPLITS, Workload
+from search.workloads.metric_checks import try_metric
 from search.workloads.metrics import DEFAULT_METRICS, check_cross_entropy, check_default_metric, is_cross_entropy
 
 SCORED = ("validation", "calibration", "test")

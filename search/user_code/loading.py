@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pruning.importance.registry import own_function, register_criterion
-from search.blame import place, told
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.process.interrupts import check, is_signal
+from search.user_code.blame import place, told
 from spaces.criteria import check_criterion
 from spaces.validation import unknown
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from search.process.interrupts import is_signal
 
 _OTHERS = (
-    Path(__file__).parents[1] / "spaces",
-    Path(__file__).parents[1] / "pruning",
-    Path(__file__).parents[1] / "search",
+    Path(__file__).parents[2] / "spaces",
+    Path(__file__).parents[2] / "pruning",
+    Path(__file__).parents[2] / "search",
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 """Folders of code that is not the user's."""

@@ -12,8 +12,8 @@ import pytest
 
 from search.answer import _everything_to_stderr
 from search.attempts import Attempt
-from search.blame import told
-from search.lasting import LastingStream, leave_threads_behind
+from search.user_code.blame import told
+from search.user_code.lasting import LastingStream, leave_threads_behind
 
 
 class Silent(Exception):
@@ -57,7 +57,7 @@ def test_what_is_closed_is_still_written_to(monkeypatch):
 def test_threads_that_never_end_do_not_keep_the_process():
     """Without it the test ends by its time limit."""
     code = (
-        "import threading, search.lasting as lasting\n"
+        "import threading, search.user_code.lasting as lasting\n"
         "lasting.SECONDS_TO_END = 0.01\n"
         "threading.Thread(target=threading.Event().wait).start()\n"
         "lasting.leave_threads_behind(7)\n"
