@@ -16,15 +16,10 @@ import torch
 
 from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
-from search.attempts import Attempt, give_up_on
-from search.chance import chance_accuracy
-from search.checkpoints import save_model
 from search.clock import Pace, StudyClock, seconds_left
 from search.comparison import Comparison, final_runs_left, known_comparison
 from search.config import GUIDED, SearchConfig
-from search.dense import DenseModel
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.finals import compare_finals
 from search.folder import StudyFolder
 from search.front import Front
@@ -33,9 +28,14 @@ from search.pictures import front_png, profile_png
 from search.progress import Watcher, duration
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
-from search.scan import cached_profile, recalibration_note
 from search.study import Finished, OptunaStudy
 from search.tracking import Tracker
+from search.training.attempts import Attempt, give_up_on
+from search.training.chance import chance_accuracy
+from search.training.checkpoints import save_model
+from search.training.dense_model import DenseModel
+from search.training.evaluate import Evaluation, Subject, evaluate_policy, failed
+from search.training.profile_cache import cached_profile, recalibration_note
 from search.workloads import Workload
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import Evidence
@@ -62,7 +62,7 @@ class SearchResult:
         comparison: dense model, int8 and static baselines; None when finals were left out.
         seconds: phase -> seconds.
         dense_accuracy: of the dense model on validation data.
-        chance: accuracy up to which networks are dead, and on no front, see `search.chance`; None if unknown.
+        chance: accuracy up to which networks are dead, and on no front, see `search.training.chance`; None if unknown.
     """
 
     study: str

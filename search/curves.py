@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from search.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
 from search.progress import Watcher
-from search.train import score, step_count
+from search.training.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
+from search.training.train import score, step_count
 from spaces.allocation.scaling import scaled
 from spaces.cost.effect import settled
 from spaces.policy import PruningPolicy

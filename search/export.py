@@ -26,14 +26,10 @@ from pruning.modules import prunable_weights
 from pruning.outputs import tensors_in
 from pruning.sparse_file import write_sparse
 from pruning.torch_prune import to_torch_prune
-from search.checkpoints import load_model
 from search.chosen import Chosen
 from search.config import SearchConfig
-from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, Refused, UsageError
-from search.evaluate import Evaluation, Subject, evaluate_policy
 from search.files import check_writable, flush, unwritable
-from search.fingerprint import criterion_fingerprint, model_fingerprint
 from search.locks import folder_is_held, held_folder
 from search.manifest import (
     FILES,
@@ -48,12 +44,16 @@ from search.manifest import (
     WEIGHTS,
     foreign_file,
 )
-from search.old_fingerprints import old_criterion_fingerprint
 from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
 from search.progress import Watcher
 from search.records import TrialResult
-from search.train import FINE_TUNE, predict, score
+from search.training.checkpoints import load_model
+from search.training.dense_model import build_model, dense_model
+from search.training.evaluate import Evaluation, Subject, evaluate_policy
+from search.training.fingerprint import criterion_fingerprint, model_fingerprint
+from search.training.former_fingerprints import old_criterion_fingerprint
+from search.training.train import FINE_TUNE, predict, score
 from search.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload

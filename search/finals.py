@@ -11,21 +11,21 @@ from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
-from search.attempts import Attempt, give_up_on
-from search.checkpoints import load_model, save_model
 from search.clock import StudyClock
 from search.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
 from search.config import SearchConfig
-from search.dense import build_model
-from search.evaluate import Evaluation, Subject, evaluate_policy, failed
 from search.folder import StudyFolder
 from search.journal import Journal
-from search.latency import time_finals
 from search.progress import Watcher, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
-from search.refresh import refresh_statistics_
 from search.results import score_finals
-from search.train import Progress, Scores, score
+from search.training.attempts import Attempt, give_up_on
+from search.training.checkpoints import load_model, save_model
+from search.training.dense_model import build_model
+from search.training.evaluate import Evaluation, Subject, evaluate_policy, failed
+from search.training.latency_cache import time_finals
+from search.training.refresh import refresh_statistics_
+from search.training.train import Progress, Scores, score
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from spaces.allocation.budget import Unreachable

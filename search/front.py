@@ -15,7 +15,7 @@ class Front:
     Args:
         max_size: the largest share of the dense size, of the metric `metric`.
         speed: the third objective, `macs` or `latency`.
-        chance: accuracy up to which a network is dead, see `search.chance`; None claims nothing.
+        chance: accuracy up to which a network is dead, see `search.training.chance`; None claims nothing.
     """
 
     def __init__(

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.config import SearchConfig
-from search.dense import DenseModel
-from search.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
-from search.old_fingerprints import old_criterion_fingerprint, old_model_fingerprints, old_training_fingerprints
+from search.training.dense_model import DenseModel
+from search.training.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
+from search.training.former_fingerprints import (
+    old_criterion_fingerprint,
+    old_model_fingerprints,
+    old_training_fingerprints,
+)
 from search.workloads.base import SPLITS, Workload
 
 ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"

@@ -16,7 +16,7 @@ from search.errors import UsageError
 from search.folder import StudyFolder
 from search.progress import Watcher
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
-from search.train import step_count
+from search.training.train import step_count
 from search.workloads.base import Workload
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network

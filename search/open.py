@@ -45,7 +45,7 @@ class StudyView:
         criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
         dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
         dead: trials within the limit that are on no front because they are no more accurate than chance.
-        chance: accuracy up to which networks are dead, see `search.chance`; None if unknown.
+        chance: accuracy up to which networks are dead, see `search.training.chance`; None if unknown.
     """
 
     folder: StudyFolder

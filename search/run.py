@@ -11,20 +11,20 @@ from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
 from search.config import SearchConfig, check_study_name
 from search.coordinator import Coordinator, SearchResult, environment
-from search.dense import DenseModel, build_model, dense_model
 from search.errors import UsageError
-from search.evaluate import Subject
 from search.files import open_root, remove_temporaries
-from search.fingerprint import model_fingerprint
 from search.folder import KNOB_WORD, StudyFolder, new_record, resumed_config
 from search.identity import study_identity
-from search.latency import cached_latency_table
 from search.locks import held_lock
 from search.measuring import settle_measuring
 from search.progress import Watcher
-from search.refresh import statistics_note
 from search.storage import check_database_path, write_problem
-from search.train import in_fast_layout, step_count
+from search.training.dense_model import DenseModel, build_model, dense_model
+from search.training.evaluate import Subject
+from search.training.fingerprint import model_fingerprint
+from search.training.latency_cache import cached_latency_table
+from search.training.refresh import statistics_note
+from search.training.train import in_fast_layout, step_count
 from search.unchanged import refuse_changed_study, refuse_changes_of
 from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in

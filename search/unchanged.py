@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pruning.importance.registry import own_function
-from search.dense import DenseModel, build_model, dense_model
-from search.fingerprint import model_fingerprint, split_fingerprint
 from search.folder import StudyFolder, refuse_changes
 from search.identity import CRITERION, in_todays_words, of_split, study_identity
 from search.progress import Watcher
+from search.training.dense_model import DenseModel, build_model, dense_model
+from search.training.fingerprint import model_fingerprint, split_fingerprint
 from search.workloads.base import SPLITS, Workload
 
 TOLERANCE_EXAMPLES = 1.0

@@ -18,11 +18,8 @@ from pruning.cost import measure_cost
 from pruning.outputs import tensors_in
 from pruning.sparse_file import dense_bytes, read_sparse
 from pruning.torch_prune import state_from_torch_prune
-from search.checkpoints import restore
-from search.dense import build_model
 from search.export import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
-from search.fingerprint import model_fingerprint
 from search.manifest import (
     ALWAYS,
     FILES,
@@ -35,9 +32,12 @@ from search.manifest import (
     WEIGHTS,
     largest_files,
 )
-from search.old_fingerprints import old_model_fingerprints
 from search.onnx_file import onnx_difference, worst
-from search.train import predict, score
+from search.training.checkpoints import restore
+from search.training.dense_model import build_model
+from search.training.fingerprint import model_fingerprint
+from search.training.former_fingerprints import old_model_fingerprints
+from search.training.train import predict, score
 from search.unchanged import as_recorded
 from search.workloads import Workload
 from spaces.policy import PruningPolicy, parse_sparsity

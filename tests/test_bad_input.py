@@ -580,7 +580,7 @@ def test_apply_says_why_nothing_would_go(main, files, tmp_path):
 
 
 def test_a_trial_of_nothing_fails_with_the_reason_before_training():
-    from search.evaluate import Subject, evaluate_policy
+    from search.training.evaluate import Subject, evaluate_policy
 
     subject = Subject(replace(made(), recipe=Recipe(batch=2, trial_epochs=1)), MODEL, GRAPH)
     steps: list[int] = []

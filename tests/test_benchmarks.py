@@ -32,7 +32,7 @@ from primitive_table import PRIMITIVES, Case, Outcome, Primitive
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
 from raw_rows import read_rows, seed_range
 
-from search.train import TRAININGS
+from search.training.train import TRAININGS
 from search.workloads import get_workload
 from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.footprint import dense_footprint, footprint, shares

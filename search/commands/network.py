@@ -20,16 +20,16 @@ from pruning.importance.scores import restrict_graph
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig
-from search.dense import build_model, dense_model
 from search.errors import UsageError
-from search.evaluate import Subject
 from search.files import check_writable, write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.pictures import profile_png
 from search.progress import TerminalWatcher
-from search.refresh import statistics_note
-from search.scan import cached_profile, profile_path, recalibration_note
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
+from search.training.dense_model import build_model, dense_model
+from search.training.evaluate import Subject
+from search.training.profile_cache import cached_profile, profile_path, recalibration_note
+from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
 from search.workloads import Workload
 from search.workloads.splits import only_few

@@ -14,15 +14,12 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
-from search.chance import chance_accuracy
 from search.chosen import choose_trial
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig, make_config
 from search.curves import pruning_curves
-from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.evaluate import Evaluation, Subject, evaluate_untrained
 from search.export import (
     MANIFEST,
     ONNX,
@@ -43,7 +40,10 @@ from search.open import open_study
 from search.progress import TerminalWatcher
 from search.results import is_dead
 from search.tables import percent, render
-from search.train import FINE_TUNE, TRAININGS, scratch_epochs
+from search.training.chance import chance_accuracy
+from search.training.dense_model import build_model, dense_model
+from search.training.evaluate import Evaluation, Subject, evaluate_untrained
+from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in

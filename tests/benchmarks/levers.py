@@ -42,11 +42,11 @@ from pruning.batchnorm import recalibrate_
 from pruning.importance.scores import unit_evidence
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
-from search.dense import dense_model
-from search.evaluate import Subject, evaluate_policy
 from search.pool import Pool
 from search.tables import render
-from search.train import batches, score
+from search.training.dense_model import dense_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.train import batches, score
 from search.workloads import Workload
 from search.workloads.recipe import one_cycle
 from spaces.allocation.importance import Evidence

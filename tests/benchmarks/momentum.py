@@ -25,9 +25,9 @@ from small_fashion import small_fashion
 from study import hardware
 from torch import nn
 
-from search import train
-from search.evaluate import Subject
-from search.train import fine_tune, score, train_dense
+from search.training import train
+from search.training.evaluate import Subject
+from search.training.train import fine_tune, score, train_dense
 from search.workloads import Workload, get_workload
 from spaces.network import Network
 from spaces.policy import PruningPolicy

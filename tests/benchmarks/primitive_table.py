@@ -54,7 +54,7 @@ EXACT, TORCH = "spaces/allocation/test_allocators.py::TestExactly::", "pruning/t
 SUMS = f"{RUNS}test_runs_are_scored_by_their_sum_and_expanded_to_their_elements"
 PLACES = f"{RUNS}test_patterns_keep_the_highest_of_every_block"
 FIXED = f"{RUNS}test_fixed_patterns_remove_all_they_can_or_nothing"
-FRESH = "search/test_train.py::test_fresh_weights_for_equal_epochs_or_compute"
+FRESH = "search/training/test_train.py::test_fresh_weights_for_equal_epochs_or_compute"
 LABS = "spaces/cost/test_footprint.py::TestLabNumbers::"
 
 PRIMITIVES = tuple(
@@ -155,11 +155,11 @@ PRIMITIVES = tuple(
              "test_bytes_are_those_of_a_file_with_int8_weights"),
         ],
         "training": [
-            ("fine-tune", "ends at the policy's shares, whatever the schedule", "search/test_train.py::"
+            ("fine-tune", "ends at the policy's shares, whatever the schedule", "search/training/test_train.py::"
              "test_every_schedule_ends_at_the_policy"),
             ("scratch-e", "steps of as many epochs as the dense model, by hand", FRESH, "scratch-e"),
             ("scratch-b", "steps of as much compute as the dense model, by hand", FRESH, "scratch-b"),
-            ("masks on fresh weights", "masked weights stay zero", "search/test_train.py::"
+            ("masks on fresh weights", "masked weights stay zero", "search/training/test_train.py::"
              "test_masks_are_held_on_fresh_weights"),
         ],
     }.items()

@@ -30,9 +30,9 @@ from torch.nn.utils import prune as torch_prune
 from pruning.channels.tracing import trace_channels
 from pruning.gradual import GradualPruner
 from pruning.masks import apply_masks_, make_mask
-from search.optimizers import make_optimizer
 from search.tables import render
-from search.train import _step, in_fast_layout
+from search.training.optimizers import make_optimizer
+from search.training.train import _step, in_fast_layout
 from search.workloads import get_workload
 from search.workloads.vgg import VGG9
 from spaces.policy import PruningPolicy

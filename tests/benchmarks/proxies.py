@@ -36,14 +36,14 @@ from pruning.batchnorm import recalibrate_
 from pruning.channels.tracing import trace_channels
 from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
-from search.dense import dense_model
-from search.evaluate import Subject, evaluate_policy
 from search.features import Features
 from search.guide import CAUTION, NODES, WEIGHTS
 from search.hypervolume import DominatedSpace, hypervolume, non_dominated
-from search.scan import cached_profile
 from search.surrogate import Surrogate
-from search.train import score
+from search.training.dense_model import dense_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.profile_cache import cached_profile
+from search.training.train import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable, shifted
 from spaces.allocation.importance import Evidence

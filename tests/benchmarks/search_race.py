@@ -38,12 +38,12 @@ import search.pool
 from pruning.batchnorm import recalibrate_
 from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
-from search.dense import DenseModel, dense_model
-from search.evaluate import Subject, evaluate_policy
 from search.guide import Guide
 from search.sampler import make_sampler
-from search.scan import cached_profile
-from search.train import score
+from search.training.dense_model import DenseModel, dense_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.profile_cache import cached_profile
+from search.training.train import score
 from search.workloads import Workload, get_workload
 from spaces.allocation.budget import Unreachable, land
 from spaces.allocation.importance import Evidence

@@ -22,7 +22,7 @@ from pruning.latency import (
     measure_latency_table,
     time_networks,
 )
-from search.train import in_fast_layout
+from search.training.train import in_fast_layout
 from spaces import NothingToRemove, PruningPolicy
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable

@@ -20,7 +20,7 @@ from pruning.gradual import GradualPruner
 from pruning.importance.weights import element_scores
 from pruning.masks import achieved_sparsity, global_masks
 from pruning.policy_masks import policy_masks
-from search.checkpoints import save_model
+from search.training.checkpoints import save_model
 from spaces import PruningPolicy
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target

@@ -19,13 +19,13 @@ from torch import nn
 
 from pruning.channels.structure import Structure
 from pruning.sparse_file import DamagedFile, encode_model, read_sparse
-from search.checkpoints import load_model, load_user_weights, save_model
 from search.comparison import read_comparison
 from search.config import make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.manifest import read_manifest
+from search.training.checkpoints import load_model, load_user_weights, save_model
 from spaces.cost.latency_table import LatencyTable
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.sensitivity import Profile

@@ -13,12 +13,12 @@ import torch
 from pruning import register_criterion
 from pruning.modules import prunable_weights
 from search.config import make_config
-from search.dense import dense_model
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_policy
 from search.run import run_search
-from search.scan import cached_profile, profile_path
-from search.train import train_dense
+from search.training.dense_model import dense_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.profile_cache import cached_profile, profile_path
+from search.training.train import train_dense
 from search.user_code.loading import named_criterion
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe

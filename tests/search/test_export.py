@@ -18,9 +18,9 @@ from torch import nn
 from pruning.sparse_file import dense_bytes
 from search import export, get_workload, onnx_file
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.evaluate import Subject, evaluate_policy
 from search.export import Export, check_folder, write_export
 from search.manifest import read_manifest
+from search.training.evaluate import Subject, evaluate_policy
 from search.verify import verify_contents, verify_files
 from spaces.policy import PruningPolicy
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import search.coordinator
-import search.evaluate
+import search.training.evaluate
 from pruning.channels.removal import RemovalMismatch
 from search import run_search
 from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed
-from search.evaluate import Subject, evaluate_policy, failed
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
 from search.sampler import make_sampler
-from search.train import Diverged
+from search.training.evaluate import Subject, evaluate_policy, failed
+from search.training.train import Diverged
 from spaces.policy import PruningPolicy
 
 CPU = (
@@ -46,7 +46,7 @@ def test_every_failure_has_its_cause(monkeypatch, vgg, vgg_graph, error, cause):
     def raises(*_arguments):
         raise error
 
-    monkeypatch.setattr(search.evaluate, "fine_tune", raises)
+    monkeypatch.setattr(search.training.evaluate, "fine_tune", raises)
     images = torch.ones(2, 1, 8, 8)
     workload = SimpleNamespace(example_input=images, calibration=(images, torch.tensor([0, 1])), loss=None)
     result = evaluate_policy(Subject(workload, vgg, vgg_graph), POLICY, 1, 0).result

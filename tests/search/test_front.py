@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from search.chance import chance_accuracy
 from search.front import Front
 from search.records import TrialRecord, TrialResult
 from search.results import best_trial, dead_within, finalists_of, front_of, trial_table
+from search.training.chance import chance_accuracy
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
 from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy

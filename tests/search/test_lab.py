@@ -14,10 +14,10 @@ from pruning.calibration import Calibration
 from pruning.prune import prune
 from search import get_workload
 from search.curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
-from search.evaluate import Subject, evaluate_policy
 from search.lab import curve_files, default_layer, layout_files, sensitivity_files, share_files, weight_files
 from search.lab_pictures import histogram_pages, short
 from search.progress import Watcher
+from search.training.evaluate import Subject, evaluate_policy
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 from spaces.sensitivity import Profile, ProfilePoint
@@ -79,7 +79,7 @@ def test_curves_say_what_they_cost_and_how_they_were_scaled(curves):
 
 
 def test_a_point_that_fails_has_a_reason_and_the_others_stay(subject, monkeypatch):
-    from search import evaluate
+    from search.training import evaluate
 
     whole, calls = evaluate.fine_tune, []
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from search.train import in_fast_layout
+from search.training.train import in_fast_layout
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 ROOT = Path(__file__).parents[2]
 BACKWARD_OF_ODD_CHANNELS = """
 import torch
 from torch import nn
-from search.train import in_fast_layout
+from search.training.train import in_fast_layout
 
 torch.manual_seed(0)
 x = torch.randn(128, 3, 14, 14)

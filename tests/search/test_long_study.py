@@ -15,9 +15,9 @@ import search.files
 import search.journal
 from search import run_search
 from search.config import make_config
-from search.evaluate import Evaluation
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.study import OptunaStudy
+from search.training.evaluate import Evaluation
 from spaces.cost.footprint import footprint, shares
 from spaces.policy import PruningPolicy
 

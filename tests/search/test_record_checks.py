@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from search.attempts import Attempt
 from search.comparison import read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
@@ -18,6 +17,7 @@ from search.folder import StudyFolder, find_study, new_record
 from search.journal import Journal
 from search.records import to_plain
 from search.run import run_search
+from search.training.attempts import Attempt
 from spaces.sensitivity import Profile
 
 GOLDEN = Path(__file__).parents[1] / "golden"

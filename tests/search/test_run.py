@@ -24,13 +24,13 @@ from pruning.latency import describe_device, measure_latency_table
 from search.comparison import closing_rows, read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
-from search.evaluate import failed
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.pool import SHARES
 from search.progress import Watcher
 from search.resume import resume_command
 from search.run import run_search
+from search.training.evaluate import failed
 from spaces import GRANULARITIES
 from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -524,8 +524,10 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
         found = {name: TimedNetwork(0.002 * share, 0.01, share, share, share) for name, share in shares.items()}
         return TimedNetworks(describe_device(torch.device("cpu")), torch.get_num_threads(), 1, 30, one, one, found)
 
-    monkeypatch.setattr("search.latency.time_networks", timed)
-    monkeypatch.setattr("search.latency.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=()))
+    monkeypatch.setattr("search.training.latency_cache.time_networks", timed)
+    monkeypatch.setattr(
+        "search.training.latency_cache.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=())
+    )
     options = {"speed": "latency", "granularity": "channel", "finalists": 1, "final_seeds": 2}
     first = begin("timed-finals", trials=4, **options)
     comparison = read_comparison(StudyFolder(root, "timed-finals"))

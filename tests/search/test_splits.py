@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from search import Workload
-from search.fingerprint import data_fingerprint
+from search.training.fingerprint import data_fingerprint
 from search.workloads import get_workload
 from search.workloads.overlap import overlaps
 from search.workloads.splits import only_few

@@ -12,7 +12,7 @@ from pruning.importance.scores import restrict_graph
 from search import Recipe, Workload
 from search.coordinator import Coordinator
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_policy
+from search.training.evaluate import Subject, evaluate_policy
 from spaces import PruningPolicy, Space
 
 

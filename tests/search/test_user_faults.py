@@ -14,13 +14,13 @@ import torch
 
 from pruning.importance.registry import register_criterion
 from search.config import ConfigError, SearchConfig, read_study_file
-from search.dense import DenseModel
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_policy
 from search.process import interrupts
 from search.process.time_limit import GRACE, TimedOut, limited
-from search.scan import cached_profile
-from search.train import train_dense
+from search.training.dense_model import DenseModel
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.profile_cache import cached_profile
+from search.training.train import train_dense
 from search.workloads import get_workload
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -254,6 +254,6 @@ def test_a_criterion_that_leaves_is_one_line_in_the_scan_and_a_failed_trial(subj
 
 def test_an_error_of_our_own_is_not_blamed_on_the_user(subject, tmp_path, monkeypatch):
     # the scan itself fails, none of the user's code runs
-    monkeypatch.setattr("search.scan.scan_sensitivity", json.loads)
+    monkeypatch.setattr("search.training.profile_cache.scan_sensitivity", json.loads)
     with pytest.raises(TypeError):
         cached_profile(subject, dense_of(subject), "magnitude-l2", ("fine-grained",), tmp_path)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from pruning.gradual import GradualPruner
-from search import train
-from search.dense import build_model
 from search.errors import UsageError
-from search.evaluate import Subject, evaluate_policy
 from search.folder import refuse_changes
-from search.optimizers import ElementwiseAdamW, forget_masked_, make_optimizer
+from search.training import train
+from search.training.dense_model import build_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.optimizers import ElementwiseAdamW, forget_masked_, make_optimizer
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe
 from spaces.policy import PruningPolicy

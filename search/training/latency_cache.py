@@ -11,10 +11,10 @@ from torch import nn
 
 from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
 from search.checksum import sealed, unsealed
-from search.evaluate import Subject
 from search.files import read_text, write_durably
-from search.fingerprint import digest
-from search.train import in_fast_layout
+from search.training.evaluate import Subject
+from search.training.fingerprint import digest
+from search.training.train import in_fast_layout
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetworks
 from spaces.printable import printable

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from search.dense import dense_model
-from search.evaluate import Subject, evaluate_policy, evaluate_untrained
 from search.finals import _int8
 from search.journal import Journal
-from search.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
-from search.train import score, train_dense
+from search.training.dense_model import dense_model
+from search.training.evaluate import Subject, evaluate_policy, evaluate_untrained
+from search.training.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
+from search.training.train import score, train_dense
 from search.workloads import Workload, get_workload
 from search.workloads.recipe import Recipe
 from spaces.policy import PruningPolicy

@@ -11,12 +11,12 @@ from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, scan_sensit
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from search.checksum import sealed, unsealed
-from search.dense import DenseModel
-from search.evaluate import Subject
 from search.files import read_text, write_durably
-from search.fingerprint import criterion_fingerprint, digest, training_fingerprint
-from search.points import KeptPoints
 from search.process.kept_work import kept_so_far
+from search.training.dense_model import DenseModel
+from search.training.evaluate import Subject
+from search.training.fingerprint import criterion_fingerprint, digest, training_fingerprint
+from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word

@@ -20,7 +20,6 @@ from pruning.importance.scores import restrict_graph
 from pruning.importance.weights import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
-from search.attempts import TIMED_OUT, reached
 from search.process.time_limit import TimedOut, limited
 from search.records import (
     COMPLETE,
@@ -33,7 +32,8 @@ from search.records import (
     TrialResult,
     cause_of,
 )
-from search.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
+from search.training.attempts import TIMED_OUT, reached
+from search.training.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload

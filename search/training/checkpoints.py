@@ -18,8 +18,8 @@ from pruning.channels.structure import Structure, apply_structure
 from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.files import write_durably
-from search.fingerprint import tensors_of
-from search.unwrap import COUNTER, DEEPEST, Ambiguous, unwrap
+from search.training.fingerprint import tensors_of
+from search.training.unwrap import COUNTER, DEEPEST, Ambiguous, unwrap
 from spaces.validation import unknown
 
 CHECKSUM = "sha256"

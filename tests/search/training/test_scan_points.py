@@ -14,13 +14,13 @@ import pytest
 from torch import nn
 
 from search.checksum import unsealed
-from search.dense import dense_model
 from search.errors import UsageError
-from search.evaluate import Subject
-from search.points import KeptPoints
 from search.process.kept_work import begin_anew, kept_so_far, what_is_kept
 from search.progress import TerminalWatcher
-from search.scan import cached_profile, recalibration_note
+from search.training.dense_model import dense_model
+from search.training.evaluate import Subject
+from search.training.profile_cache import cached_profile, recalibration_note
+from search.training.scan_points import KeptPoints
 from search.workloads import get_workload
 from spaces.sensitivity import Profile, ProfilePoint
 
@@ -140,7 +140,7 @@ def test_a_point_comes_back_as_it_was(tmp_path):
 
 def test_seconds_add_up(tmp_path, monkeypatch):
     now = [10.0]
-    monkeypatch.setattr("search.points.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("search.training.scan_points.time.perf_counter", lambda: now[0])
     path = tmp_path / "cache" / "profile-a.json"
     for _ in range(2):
         with KeptPoints(path) as points:

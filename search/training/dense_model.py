@@ -17,20 +17,20 @@ from pruning.batchnorm import learning_norms
 from pruning.channels.structure import Structure
 from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
-from search.as_built import AS_BUILT, outperforms_shuffled, same_weights
-from search.checkpoints import load_model, load_user_weights, save_model
 from search.errors import Refused, UsageError
-from search.fingerprint import (
+from search.process.kept_work import kept_so_far
+from search.progress import Watcher
+from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
+from search.training.checkpoints import load_model, load_user_weights, save_model
+from search.training.fingerprint import (
     digest,
     model_fingerprint,
     split_fingerprint,
     training_fingerprint,
     weights_fingerprint,
 )
-from search.old_fingerprints import old_dense_key
-from search.process.kept_work import kept_so_far
-from search.progress import Watcher
-from search.train import Diverged, Trained, in_fast_layout, predict, train_dense
+from search.training.former_fingerprints import old_dense_key
+from search.training.train import Diverged, Trained, in_fast_layout, predict, train_dense
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
 from search.workloads.base import SPLITS, Workload

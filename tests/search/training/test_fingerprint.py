@@ -16,24 +16,24 @@ from torch import nn
 
 from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
-from search.checkpoints import save_model
 from search.config import SearchConfig
-from search.dense import dense_model
 from search.errors import UsageError
-from search.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint
 from search.folder import StudyFolder
 from search.identity import in_todays_words, of_split, study_identity
-from search.old_fingerprints import BUILT_IN, old_model_fingerprints, old_training_fingerprints
 from search.progress import Watcher
 from search.run import _dense_model, _settle_identity
-from search.train import train_dense
+from search.training.checkpoints import save_model
+from search.training.dense_model import dense_model
+from search.training.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint
+from search.training.former_fingerprints import BUILT_IN, old_model_fingerprints, old_training_fingerprints
+from search.training.train import train_dense
 from search.workloads import get_workload
 from search.workloads.base import SPLITS
 from search.workloads.fashion_mnist import shift_and_flip
 from search.workloads.metrics import accuracy
 from search.workloads.vgg import VGG9
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "fingerprints-v1.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "fingerprints-v1.json"
 
 HELPER = '''
 """What the task uses."""
@@ -231,7 +231,9 @@ def test_a_network_is_known_by_what_it_keeps_and_not_by_its_weights():
 def test_a_trained_model_outlives_a_rewording_and_a_move(place, tmp_path, monkeypatch):
     """Neither is a study refused nor a dense model trained again; a change of code does both."""
     labels = []
-    monkeypatch.setattr("search.dense.train_dense", lambda *given: labels.append(1) or train_dense(*given))
+    monkeypatch.setattr(
+        "search.training.dense_model.train_dense", lambda *given: labels.append(1) or train_dense(*given)
+    )
     code = (place / "tiny.py").read_text()
 
     def dense(folder, text):
@@ -288,7 +290,7 @@ def test_a_study_recorded_with_old_fingerprints_is_the_same_study(tmp_path):
 def test_a_dense_model_cached_under_the_old_key_is_not_trained_again(tmp_path, monkeypatch):
     golden = recorded()["digits"]
     workload = get_workload("digits")
-    monkeypatch.setattr("search.dense.train_dense", None)  # calling it fails
+    monkeypatch.setattr("search.training.dense_model.train_dense", None)  # calling it fails
     torch.manual_seed(3)
     kept = workload.build_model()
     save_model(kept, Structure({}), tmp_path / f"dense-{golden['dense key, seed 0']}.safetensors")
@@ -301,7 +303,9 @@ def test_a_changed_study_is_refused_before_its_dense_model_is_trained(finished, 
     (tmp_path / "tiny.py").write_text((place / "tiny.py").read_text().replace('("fit", 400)', '("fit", 401)'))
     workload = get_workload(f"{tmp_path / 'tiny.py'}:tiny")
     folder, labels = StudyFolder(tmp_path, "tiny"), []
-    monkeypatch.setattr("search.dense.train_dense", lambda *given: labels.append(1) or train_dense(*given))
+    monkeypatch.setattr(
+        "search.training.dense_model.train_dense", lambda *given: labels.append(1) or train_dense(*given)
+    )
     with pytest.raises(UsageError, match=r"fit data was .*, is .*name a new --study"):
         _dense_model(folder, folder.config, workload, SimpleNamespace(note=labels.append))
     assert not labels

@@ -16,12 +16,12 @@ from torch import nn
 
 from pruning.channels.structure import Structure
 from search import Recipe, Workload
-from search.checkpoints import load_model, save_model
 from search.checksum import sealed, unsealed
-from search.dense import dense_model
 from search.errors import Refused
 from search.progress import Watcher
-from search.scan import cached_profile
+from search.training.checkpoints import load_model, save_model
+from search.training.dense_model import dense_model
+from search.training.profile_cache import cached_profile
 
 PIXELS, LABELS = (torch.tensor(part) for part in load_digits(return_X_y=True))
 IMAGES = PIXELS.float().reshape(-1, 1, 8, 8) / 16
@@ -207,9 +207,9 @@ def test_a_seal_tells_a_changed_number():
 
 
 def test_a_changed_number_in_a_cached_profile_is_scanned_again(trained, tmp_path, monkeypatch):
-    from search.evaluate import Subject
+    from search.training.evaluate import Subject
 
-    monkeypatch.setattr("search.scan.LEVELS", (0.5,))
+    monkeypatch.setattr("search.training.profile_cache.LEVELS", (0.5,))
     subject = Subject.of(task(), trained.model)
     given = subject, trained, "magnitude-l2", ("channel",), tmp_path
     first = cached_profile(*given)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import evenly_spaced
-from search.fingerprint import weights_fingerprint
-from search.train import predict
+from search.training.fingerprint import weights_fingerprint
+from search.training.train import predict
 from search.workloads.base import Workload
 
 AS_BUILT = "as built"

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pruning.channels.structure import Structure
-from search.checkpoints import load_model, load_user_weights, save_model
 from search.errors import Refused, UsageError
+from search.training.checkpoints import load_model, load_user_weights, save_model
 
 
 class Net(nn.Module):

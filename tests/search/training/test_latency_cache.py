@@ -14,8 +14,8 @@ from torch import nn
 from pruning.latency import measure_latency_table
 from search import Workload
 from search.checksum import unsealed
-from search.evaluate import Subject
-from search.latency import cached_latency_table, latency_path, time_finals
+from search.training.evaluate import Subject
+from search.training.latency_cache import cached_latency_table, latency_path, time_finals
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 
@@ -61,7 +61,7 @@ def measured(monkeypatch) -> list[LatencyTable]:
         tables.append(replace(table, spread=0.01))
         return tables[-1]
 
-    monkeypatch.setattr("search.latency.measure_latency_table", quick)
+    monkeypatch.setattr("search.training.latency_cache.measure_latency_table", quick)
     return tables
 
 
@@ -96,7 +96,7 @@ def test_what_makes_another_table(subject, architecture, monkeypatch):
         for model in (last, copy.deepcopy(last).to(memory_format=torch.channels_last))
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("search.latency.describe_device", lambda _: "another processor")
+        patch.setattr("search.training.latency_cache.describe_device", lambda _: "another processor")
         paths.append(latency_path(subject, architecture, cache))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 77)
@@ -135,7 +135,7 @@ def test_a_busy_machine_is_told(subject, architecture, measured, monkeypatch, tm
     cached_latency_table(subject, architecture, tmp_path / "quiet")
     assert not caplog.records
     busy = replace(measured[0], spread=0.5)
-    monkeypatch.setattr("search.latency.measure_latency_table", lambda *_, **__: busy)
+    monkeypatch.setattr("search.training.latency_cache.measure_latency_table", lambda *_, **__: busy)
     assert cached_latency_table(subject, architecture, tmp_path / "busy") == busy
     [record] = caplog.records
     assert record.levelno == logging.WARNING
@@ -150,7 +150,7 @@ def test_finals_run_in_the_layout_of_fine_tunes_and_a_busy_machine_is_told(subje
         layouts.extend(network[1].weight.is_contiguous() for network in networks.values())
         return TimedNetworks("cpu", 1, 1, 30, *steady, {})
 
-    monkeypatch.setattr("search.latency.time_networks", timed)
+    monkeypatch.setattr("search.training.latency_cache.time_networks", timed)
     free, viewed = (nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 2, 3), last) for last in (nn.Flatten(), Viewed()))
     time_finals(subject, {"free": free, "viewed": viewed})
     assert layouts == [False, True] and not caplog.records

@@ -21,9 +21,9 @@ from pruning.copying import copy_model
 from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
-from search.optimizers import forget_masked_, make_optimizer
 from search.records import CurvePoint
-from search.refresh import refresh_statistics_
+from search.training.optimizers import forget_masked_, make_optimizer
+from search.training.refresh import refresh_statistics_
 from search.workloads.base import Split, Workload
 from search.workloads.recipe import one_cycle
 from spaces.cost.footprint import dense_footprint, footprint

@@ -20,12 +20,12 @@ from torch.nn.utils import prune as torch_prune
 from pruning.channels.structure import apply_structure
 from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
-from search.checkpoints import load_model, load_user_weights
-from search.dense import build_model, dense_model
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.evaluate import Subject, evaluate_policy
 from search.progress import Watcher
-from search.train import FRESH_SEED, step_count, train_dense
+from search.training.checkpoints import load_model, load_user_weights
+from search.training.dense_model import build_model, dense_model
+from search.training.evaluate import Subject, evaluate_policy
+from search.training.train import FRESH_SEED, step_count, train_dense
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe, one_cycle
 from spaces.cost.effect import achieved
@@ -107,7 +107,7 @@ def test_masks_are_held_on_fresh_weights(subject):
 
 def test_rounds_restart_the_learning_rate(subject, monkeypatch):
     rates = []
-    monkeypatch.setattr("search.train.one_cycle", lambda *cycle: rates.append(cycle[:2]) or 0.01)
+    monkeypatch.setattr("search.training.train.one_cycle", lambda *cycle: rates.append(cycle[:2]) or 0.01)
     policy = PruningPolicy({"conv1.weight": 0.5}, schedule=Schedule("iterative", rounds=2))
     evaluate_policy(subject, policy, 0.5, 0)
     half = len(rates) // 2
@@ -509,6 +509,6 @@ def test_a_table_made_while_scoring_is_usable_in_training(workload):
 
 def test_no_code_of_the_project_leaves_inference_tensors_behind():
     """Tensors made under `inference_mode` cannot be trained with later: user networks run under `no_grad`."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     files = [path for folder in ("pruning", "search") for path in (root / folder).rglob("*.py")]
     assert files and not [path for path in files if "inference_mode()" in path.read_text()]
