@@ -23,9 +23,9 @@ from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.finals import compare_finals
 from search.folder import StudyFolder
 from search.front import Front
-from search.guide import Guide
 from search.pictures import front_png, profile_png
 from search.progress import Watcher, duration
+from search.proposals.guide import Guide
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
 from search.study import Finished, OptunaStudy

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.hypervolume import non_dominated
+from search.proposals.hypervolume import non_dominated
 from search.records import COMPLETE, FinalRecord, TrialRecord
 
 FRONT_COLUMNS = (

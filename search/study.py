@@ -15,9 +15,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.errors import EnvironmentProblem
-from search.guide import Guide
+from search.proposals.guide import Guide
+from search.proposals.sampler import make_sampler
 from search.records import COMPLETE, FAILED, STOPPED_EARLY
-from search.sampler import make_sampler
 from search.storage import database_problem, fault_of, is_refusal, set_aside, sqlite_url
 from spaces.printable import printable
 from spaces.search_space.space import Axis
@@ -52,7 +52,7 @@ class OptunaStudy:
     It is a projection of the journal: a damaged file is kept under another name, and an empty one takes its place.
 
     Args:
-        sampler: by name; see `search.sampler`.
+        sampler: by name; see `search.proposals.sampler`.
         guide: of the sampler `guided`, with the axes of its space.
         speed: the third objective, see `spaces.search_space.space`.
         known: trials in the journal by number; a file that has other finished ones, or has them otherwise, counts as

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ONLY_IN = {
-    "optuna": {"search/sampler.py", "search/study.py"},
+    "optuna": {"search/proposals/sampler.py", "search/study.py"},
     "mlflow": {"search/tracking.py", "search/mlflow_store.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}

@@ -42,7 +42,7 @@ from pruning.batchnorm import recalibrate_
 from pruning.importance.scores import unit_evidence
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
-from search.pool import Pool
+from search.proposals.pool import Pool
 from search.tables import render
 from search.training.dense_model import dense_model
 from search.training.evaluate import Subject, evaluate_policy

@@ -33,9 +33,9 @@ import search.coordinator
 from search import run_search
 from search.config import make_config
 from search.coordinator import Coordinator
-from search.guide import Guide
+from search.proposals.guide import Guide
+from search.proposals.sampler import _distribution
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.sampler import _distribution
 from search.training.evaluate import Evaluation, Subject
 from spaces.cost.footprint import footprint, shares
 from spaces.search_space.space import Axis

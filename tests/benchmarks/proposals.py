@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from study import hardware
 
-from search.guide import Guide
+from search.proposals.guide import Guide
 from search.tables import render
 from spaces import ChannelGroup, Layer, Network, Space, StoredTensor
 from spaces.allocation.importance import Evidence

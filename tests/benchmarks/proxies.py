@@ -36,10 +36,10 @@ from pruning.batchnorm import recalibrate_
 from pruning.channels.tracing import trace_channels
 from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
-from search.features import Features
-from search.guide import CAUTION, NODES, WEIGHTS
-from search.hypervolume import DominatedSpace, hypervolume, non_dominated
-from search.surrogate import Surrogate
+from search.proposals.features import Features
+from search.proposals.guide import CAUTION, NODES, WEIGHTS
+from search.proposals.hypervolume import DominatedSpace, hypervolume, non_dominated
+from search.proposals.surrogate import Surrogate
 from search.training.dense_model import dense_model
 from search.training.evaluate import Subject, evaluate_policy
 from search.training.profile_cache import cached_profile

@@ -22,7 +22,7 @@ import numpy as np
 from raw_rows import Row
 from study import hardware
 
-from search.hypervolume import hypervolume, non_dominated
+from search.proposals.hypervolume import hypervolume, non_dominated
 from search.tables import render, spread
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"

@@ -34,12 +34,12 @@ from sklearn.model_selection import train_test_split
 from small_fashion import small_fashion
 
 import search
-import search.pool
+import search.proposals.pool
 from pruning.batchnorm import recalibrate_
 from pruning.importance.scores import unit_evidence
 from pruning.prune import prune
-from search.guide import Guide
-from search.sampler import make_sampler
+from search.proposals.guide import Guide
+from search.proposals.sampler import make_sampler
 from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import Subject, evaluate_policy
 from search.training.profile_cache import cached_profile

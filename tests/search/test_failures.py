@@ -17,8 +17,8 @@ from pruning.channels.removal import RemovalMismatch
 from search import run_search
 from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed
+from search.proposals.sampler import make_sampler
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
-from search.sampler import make_sampler
 from search.training.evaluate import Subject, evaluate_policy, failed
 from search.training.train import Diverged
 from spaces.policy import PruningPolicy

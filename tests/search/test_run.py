@@ -26,8 +26,8 @@ from search.config import make_config
 from search.errors import Refused, UsageError
 from search.folder import StudyFolder
 from search.journal import Journal
-from search.pool import SHARES
 from search.progress import Watcher
+from search.proposals.pool import SHARES
 from search.resume import resume_command
 from search.run import run_search
 from search.training.evaluate import failed

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit, ndtr
 
-from search.features import Features
-from search.hypervolume import DominatedSpace, ranks
-from search.pool import Pool
-from search.surrogate import Prediction, Surrogate
+from search.proposals.features import Features
+from search.proposals.hypervolume import DominatedSpace, ranks
+from search.proposals.pool import Pool
+from search.proposals.surrogate import Prediction, Surrogate
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import effect
 from spaces.granularity import parts_of

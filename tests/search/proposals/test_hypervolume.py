@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.hypervolume import DominatedSpace, hypervolume, non_dominated, ranks
+from search.proposals.hypervolume import DominatedSpace, hypervolume, non_dominated, ranks
 
 SIDE = 6
 POINTS = st.lists(st.tuples(*[st.integers(0, SIDE)] * 3), max_size=7)

@@ -7,8 +7,8 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
-import search.surrogate as subject
-from search.surrogate import Surrogate
+from search.proposals import surrogate as subject
+from search.proposals.surrogate import Surrogate
 
 
 def data(rows: int = 14, columns: int = 3, seed: int = 0):

@@ -16,8 +16,8 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 from pruning.importance.scores import unit_evidence
-from search.guide import FEWEST, Guide, Suggestion
-from search.sampler import GuidedSampler, make_sampler
+from search.proposals.guide import FEWEST, Guide, Suggestion
+from search.proposals.sampler import GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from search.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
+from search.proposals.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
 from spaces.cost.batched import Requests
 from spaces.search_space.projection import Draft, Landed

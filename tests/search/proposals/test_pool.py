@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pruning.importance.scores import unit_evidence
-from search.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
+from search.proposals.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
 from spaces.allocation.importance import Evidence
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL

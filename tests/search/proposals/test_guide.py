@@ -13,10 +13,10 @@ import pytest
 from proposals import chain
 from scipy.special import expit
 
-import search.guide as subject
 from pruning.importance.scores import unit_evidence
-from search.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
-from search.hypervolume import hypervolume, non_dominated
+from search.proposals import guide as subject
+from search.proposals.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
+from search.proposals.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved, effect

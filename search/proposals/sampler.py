@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.guide import Guide
+from search.proposals.guide import Guide
 from search.records import DIVERGED
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Axis
 from spaces.validation import unknown

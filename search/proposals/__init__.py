@@ -1,0 +1,1 @@
+"""What a study evaluates next: the guided search and the stock samplers."""
