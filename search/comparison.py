@@ -15,11 +15,11 @@ from typing import Any
 from search.config import SearchConfig
 from search.errors import Refused
 from search.files import read_text, write_durably
-from search.folder import StudyFolder
 from search.record_checks import LARGEST_SHARE
 from search.records import FinalRecord
 from search.results import FinalScore
 from search.storage import set_aside
+from search.store.folder import StudyFolder
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.printable import printable
 from spaces.strict_json import parse_object

@@ -21,15 +21,15 @@ from search.comparison import Comparison, final_runs_left, known_comparison
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.finals import compare_finals
-from search.folder import StudyFolder
 from search.front import Front
 from search.pictures import front_png, profile_png
 from search.progress import Watcher, duration
 from search.proposals.guide import Guide
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
-from search.study import Finished, OptunaStudy
-from search.tracking import Tracker
+from search.store.folder import StudyFolder
+from search.store.mlflow_tracker import Tracker
+from search.store.optuna_trials import Finished, OptunaStudy
 from search.training.attempts import Attempt, give_up_on
 from search.training.chance import chance_accuracy
 from search.training.checkpoints import save_model

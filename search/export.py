@@ -30,7 +30,6 @@ from search.chosen import Chosen
 from search.config import SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, Refused, UsageError
 from search.files import check_writable, flush, unwritable
-from search.locks import folder_is_held, held_folder
 from search.manifest import (
     FILES,
     MANIFEST,
@@ -48,6 +47,7 @@ from search.onnx_file import require_onnx, write_onnx
 from search.open import StudyView
 from search.progress import Watcher
 from search.records import TrialResult
+from search.store.locks import folder_is_held, held_folder
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, Subject, evaluate_policy

@@ -14,11 +14,11 @@ from pruning.sparse_file import dense_bytes
 from search.clock import StudyClock
 from search.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
 from search.config import SearchConfig
-from search.folder import StudyFolder
-from search.journal import Journal
 from search.progress import Watcher, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results import score_finals
+from search.store.folder import StudyFolder
+from search.store.journal import Journal
 from search.training.attempts import Attempt, give_up_on
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model

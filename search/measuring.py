@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pruning.batchnorm import learning_norms
 from search.errors import UsageError
-from search.folder import StudyFolder
 from search.progress import Watcher
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
+from search.store.folder import StudyFolder
 from search.training.train import step_count
 from search.workloads.base import Workload
 from spaces.cost.footprint import dense_footprint, footprint

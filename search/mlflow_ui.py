@@ -11,7 +11,7 @@ from pathlib import Path
 
 from search import guard
 from search.errors import EnvironmentProblem
-from search.mlflow_store import artifacts_uri, store_uri
+from search.store.mlflow_store import artifacts_uri, store_uri
 
 
 def ui_command(root: Path, port: int = 5000) -> list[str]:

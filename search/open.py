@@ -13,8 +13,6 @@ import pandas as pd
 from search.clock import Pace, seconds_left
 from search.comparison import Comparison, final_runs_left, shown_comparison
 from search.errors import UsageError
-from search.folder import StudyFolder, find_study
-from search.locks import is_held
 from search.record_checks import MOST_TRIALS
 from search.records import FINISHED_STATES
 from search.results import (
@@ -27,6 +25,8 @@ from search.results import (
     score_finals,
     trial_table,
 )  # fmt: skip
+from search.store.folder import StudyFolder, find_study
+from search.store.locks import is_held
 from spaces.validation import check_limit, is_number
 
 PATIENCE = 0.5

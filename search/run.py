@@ -13,12 +13,13 @@ from search.config import SearchConfig, check_study_name
 from search.coordinator import Coordinator, SearchResult, environment
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
-from search.folder import KNOB_WORD, StudyFolder, new_record, resumed_config
 from search.identity import study_identity
-from search.locks import held_lock
 from search.measuring import settle_measuring
 from search.progress import Watcher
 from search.storage import check_database_path, write_problem
+from search.store.folder import StudyFolder
+from search.store.locks import held_lock
+from search.store.study_record import KNOB_WORD, new_record, resumed_config
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.evaluate import Subject
 from search.training.fingerprint import model_fingerprint

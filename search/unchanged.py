@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pruning.importance.registry import own_function
-from search.folder import StudyFolder, refuse_changes
 from search.identity import CRITERION, in_todays_words, of_split, study_identity
 from search.progress import Watcher
+from search.store.folder import StudyFolder
+from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.fingerprint import model_fingerprint, split_fingerprint
 from search.workloads.base import SPLITS, Workload

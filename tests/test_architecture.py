@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ONLY_IN = {
-    "optuna": {"search/proposals/sampler.py", "search/study.py"},
-    "mlflow": {"search/tracking.py", "search/mlflow_store.py"},
+    "optuna": {"search/proposals/sampler.py", "search/store/optuna_trials.py"},
+    "mlflow": {"search/store/mlflow_tracker.py", "search/store/mlflow_store.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it"}

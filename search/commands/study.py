@@ -17,12 +17,12 @@ from search.comparison import closing_rows, verdict
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
-from search.mlflow_store import open_store
 from search.mlflow_ui import serve_ui, ui_command
 from search.open import open_study
 from search.progress import TerminalWatcher, duration
 from search.results import dead_within, plain_rows
 from search.resume import resume_command
+from search.store.mlflow_store import open_store
 from search.tables import closing_table, counts_line, front_table, latency_line, percent
 from spaces.granularity import parts_of
 

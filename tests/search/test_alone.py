@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from search import SearchConfig
-from search.mlflow_store import store_uri
 from search.parser import WrongUsage, make_parser
 from search.storage import sqlite_url
+from search.store.mlflow_store import store_uri
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("spaces", "pruning", "search") for path in sorted((ROOT / folder).rglob("*.py"))]

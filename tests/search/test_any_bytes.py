@@ -22,9 +22,9 @@ from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from search.comparison import read_comparison
 from search.config import make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.folder import StudyFolder
-from search.journal import Journal
 from search.manifest import read_manifest
+from search.store.folder import StudyFolder
+from search.store.journal import Journal
 from search.training.checkpoints import load_model, load_user_weights, save_model
 from spaces.cost.latency_table import LatencyTable
 from spaces.policy import PruningPolicy, parse_sparsity

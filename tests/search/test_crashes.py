@@ -14,11 +14,11 @@ from optuna.trial import Trial
 import search.coordinator
 import search.finals
 from search import SearchConfig, run_search
-from search.journal import Journal
 from search.process import interrupts
 from search.process.time_limit import limited
 from search.progress import Watcher
-from search.study import OptunaStudy
+from search.store.journal import Journal
+from search.store.optuna_trials import OptunaStudy
 from search.training.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
 
 

@@ -12,11 +12,11 @@ from optuna.trial import FrozenTrial
 
 import search.coordinator
 import search.files
-import search.journal
+import search.store.journal
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.study import OptunaStudy
+from search.store.optuna_trials import OptunaStudy
 from search.training.evaluate import Evaluation
 from spaces.cost.footprint import footprint, shares
 from spaces.policy import PruningPolicy
@@ -84,7 +84,7 @@ def counted(place, tmp_path_factory):
         table = search.coordinator.trial_table
         patch.setattr(search.coordinator, "evaluate_policy", evaluate)
         patch.setattr(search.coordinator, "trial_table", rows)
-        patch.setattr(search.journal, "read_text", counting("entries read", search.files.read_text))
+        patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
         patch.setattr(FrozenTrial, "number", property(counting("Optuna's trials", FrozenTrial.number.fget)))
         patch.setattr(PruningPolicy, "to_dict", counting("policies written", PruningPolicy.to_dict))
         patch.setattr(TrialRecord, "__getattribute__", looked_at)

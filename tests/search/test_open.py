@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from search import open as reading
-from search.folder import StudyFolder
 from search.open import begun_trials, open_study
+from search.store.folder import StudyFolder
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from search.comparison import read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.files import read_bytes
-from search.folder import StudyFolder, find_study, new_record
-from search.journal import Journal
 from search.records import to_plain
 from search.run import run_search
+from search.store.folder import StudyFolder, find_study
+from search.store.journal import Journal
+from search.store.study_record import new_record
 from search.training.attempts import Attempt
 from spaces.sensitivity import Profile
 
@@ -161,7 +162,7 @@ def test_an_entry_twice_or_far_beyond_the_others_is_refused(tmp_path):
 
 
 def test_numbers_of_six_digits_come_behind_those_of_five(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.journal.FEW", 10**6)
+    monkeypatch.setattr("search.store.journal.FEW", 10**6)
     assert [trial.number for trial in numbered(tmp_path, 100_000, 99_999).trials()] == [99_999, 100_000]
 
 

@@ -24,12 +24,12 @@ from pruning.latency import describe_device, measure_latency_table
 from search.comparison import closing_rows, read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
-from search.folder import StudyFolder
-from search.journal import Journal
 from search.progress import Watcher
 from search.proposals.pool import SHARES
 from search.resume import resume_command
 from search.run import run_search
+from search.store.folder import StudyFolder
+from search.store.journal import Journal
 from search.training.evaluate import failed
 from spaces import GRANULARITIES
 from spaces.allocation.allocators import ALLOCATORS

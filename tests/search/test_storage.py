@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy
 
 import search.storage
-import search.study
+import search.store.optuna_trials
 from search.errors import EnvironmentProblem
 from search.storage import check_database_path, database_problem, sqlite_url
-from search.study import Finished, OptunaStudy
+from search.store.optuna_trials import Finished, OptunaStudy
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_place_that_becomes_read_only(path):
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_another_programs_lock(path, monkeypatch, begun):
-    monkeypatch.setattr(search.study, "SQLITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(search.store.optuna_trials, "SQLITE_TIMEOUT", 0.05)
     monkeypatch.setattr(search.storage, "TIMEOUT", 0.05)
     study = OptunaStudy(path, "s", "random", 0) if begun else None
     with closing(sqlite3.connect(path)) as viewer:
@@ -88,7 +88,7 @@ def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise sqlalchemy.exc.OperationalError("CREATE TABLE studies", {}, error)
 
-    monkeypatch.setattr(search.study, "RDBStorage", full)
+    monkeypatch.setattr(search.store.optuna_trials, "RDBStorage", full)
     with pytest.raises(EnvironmentProblem, match="the disk is full") as raised:
         OptunaStudy(tmp_path / "study.db", "s", "random", 0)
     assert "delete" not in str(raised.value)
@@ -132,7 +132,7 @@ def test_a_damaged_one_is_kept_and_a_new_one_made(path, kind, caplog):
     study = OptunaStudy(path, "s", "random", 0)
     assert study.trial_count == 0 and study.ask({"size": 0.25}).number == 0
     assert path.with_name("study.db.broken-1").exists() and path.is_file()
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "search.study"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "search.store.optuna_trials"]
     assert said.endswith(") and is kept as study.db.broken-1; a new one is made from the journal") and "\n" not in said
 
 
@@ -159,7 +159,7 @@ def test_a_database_deleted_in_the_middle_is_named(path):
 
 
 def test_a_wrong_statement_is_no_refusal_of_the_disk(path):
-    storage = search.study.open_storage(path)
+    storage = search.store.optuna_trials.open_storage(path)
     with storage.engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError, match="syntax"):
         connection.execute(sqlalchemy.text("SELEKT 1"))
 

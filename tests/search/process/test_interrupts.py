@@ -14,7 +14,7 @@ import weakref
 import pytest
 
 from search.process import interrupts
-from search.tracking import Tracker
+from search.store.mlflow_tracker import Tracker
 from search.user_code.loading import pass_signals_on
 
 ENDS = [(signal.SIGINT, interrupts.Interrupted), (signal.SIGTERM, interrupts.Terminated)]
@@ -168,7 +168,7 @@ def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched, monkeypa
         except SystemExit:
             raise RuntimeError("database operation interrupted") from None
 
-    monkeypatch.setattr("search.tracking.open_store", fails)
+    monkeypatch.setattr("search.store.mlflow_tracker.open_store", fails)
     with pytest.raises(interrupts.Terminated):
         Tracker(tmp_path, "s", "id", lambda seconds: seconds).start({}, {})
 

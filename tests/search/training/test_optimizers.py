@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning.gradual import GradualPruner
 from search.errors import UsageError
-from search.folder import refuse_changes
+from search.store.study_record import refuse_changes
 from search.training import train
 from search.training.dense_model import build_model
 from search.training.evaluate import Subject, evaluate_policy

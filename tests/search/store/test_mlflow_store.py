@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from search import mlflow_store, storage
+from search import storage
 from search.config import check_study_name
 from search.errors import EnvironmentProblem
-from search.mlflow_store import artifacts_uri, open_store, store_uri
 from search.mlflow_ui import ui_command
-from search.study import OptunaStudy
+from search.store import mlflow_store
+from search.store.mlflow_store import artifacts_uri, open_store, store_uri
+from search.store.optuna_trials import OptunaStudy
 
 ODD = ["we?ird ha#sh", "per%20cent ünï-日本", "semi;colon quo'te\"s", "br{ace} a&b=c@d:e", "back\\s"]
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from search.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
 from search.process.interrupts import check
 from search.progress import Watcher
 from search.records import COMPLETE, FAILED, TrialRecord
+from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
 
 BATCH_METRICS = 1000
 """MLflow's limit of metrics a batch."""

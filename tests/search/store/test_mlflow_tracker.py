@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from search.journal import Journal
 from search.mlflow_ui import ui_command
 from search.records import FAILED, TrialRecord, TrialResult
-from search.tracking import Tracker
+from search.store.journal import Journal
+from search.store.mlflow_tracker import Tracker
 
 
 def client(root: Path):
@@ -83,10 +83,10 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
         "        seen.append((os.environ.get('MLFLOW_DISABLE_TELEMETRY'), os.environ.get('DO_NOT_TRACK')))\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = spy\n"
-        "import search.tracking, search.mlflow_store, search.run, search.commands\n"
+        "import search.store.mlflow_tracker, search.store.mlflow_store, search.run, search.commands\n"
         "assert 'mlflow' not in sys.modules, 'imported too early'\n"
         "from pathlib import Path\n"
-        f"search.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"
+        f"search.store.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"
         "print(seen[0])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -95,7 +95,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
 
 def test_four_processes_may_make_the_store_at_once(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom search.mlflow_store import open_store, EXPERIMENT\n"
+        "import sys\nfrom pathlib import Path\nfrom search.store.mlflow_store import open_store, EXPERIMENT\n"
         "print(open_store(Path(sys.argv[1])).get_experiment_by_name(EXPERIMENT).experiment_id)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "new")]

@@ -15,8 +15,9 @@ from search.clock import StudyClock
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.files import open_root
-from search.folder import StudyFolder, find_study, new_record, refuse_changes, resumed_config
-from search.locks import held_lock, is_held
+from search.store.folder import StudyFolder, find_study
+from search.store.locks import held_lock, is_held
+from search.store.study_record import new_record, refuse_changes, resumed_config
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path):
 
 
 HOLDER = (
-    "import sys, time\nfrom pathlib import Path\nfrom search.locks import held_lock\n"
+    "import sys, time\nfrom pathlib import Path\nfrom search.store.locks import held_lock\n"
     "with held_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
 )
 
@@ -188,7 +189,7 @@ def test_what_is_no_lock_of_ours_is_not_written_over(tmp_path, make):
 
 
 def test_a_lock_that_stays_taken_is_not_waited_for_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("search.locks.LONG_PATIENCE", 0.05)
+    monkeypatch.setattr("search.store.locks.LONG_PATIENCE", 0.05)
     path = tmp_path / "mlflow.lock"
     said = f"locked by process {os.getpid()}"
     with held_lock(path), pytest.raises(EnvironmentProblem, match=said), held_lock(path, wait=True):

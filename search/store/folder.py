@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search.config import BUDGETS, RESERVED, SearchConfig, check_study_name
+from search.config import RESERVED, SearchConfig, check_study_name
 from search.errors import Refused, UsageError
 from search.files import read_text, write_durably
-from search.journal import Journal
 from search.record_checks import MOST_TRIALS
+from search.store.journal import Journal
+from search.store.study_record import KNOB_WORD, stored_config
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
 
 FOLDER_VERSION = 1
-KNOB_WORD = "knob_word"
-"""Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.search_space.space`."""
 _PARTS = {
     "study_id": str, "config": dict, "identity": dict, "seeds": int | None, "environment": dict | None,
     "least_accuracy": float | int | None, "criterion_place": str | None, KNOB_WORD: str | None,
@@ -137,63 +134,3 @@ def find_study(root: str | Path, name: str) -> StudyFolder:
     folder.refuse_orphan()
     known = [path.parent.name for path in root.glob("*/study.json") if path.parent.name not in RESERVED]
     raise UsageError(f"{unknown('study', name, known)} under root {str(root)!r}")
-
-
-def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a new study writes down about itself.
-
-    `identity` is what may not change besides the config: fingerprints, recipe, objectives. The number of `seeds` stays
-    when the study gets more trials, so that those go on where it was.
-    """
-    return {
-        "study_id": uuid.uuid4().hex,
-        "seeds": config.trials // 2,
-        KNOB_WORD: PREFERENCE,
-        "created": time.time(),
-        "config": config.model_dump(mode="json", exclude={"root"}),
-        "identity": json.loads(json.dumps(identity)),
-    }
-
-
-def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
-    """The config in a study's record; raises `Refused` if it is none."""
-    try:
-        return SearchConfig(**{**record["config"], "root": root})
-    except (KeyError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise Refused(f"damaged study record of {root!r}: its config is none ({reason})") from None
-
-
-def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
-    """The stored config of `study` with the budgets asked for.
-
-    Options the user did not give keep the study's value.
-
-    Raises:
-        UsageError: an option given differs and is no budget; the difference is shown.
-    """
-    stored = stored_config(record, asked.root)
-    given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", "root"}}
-    refuse_changes(
-        {key: getattr(stored, key) for key in given if key not in BUDGETS},
-        {key: value for key, value in given.items() if key not in BUDGETS},
-        study,
-    )
-    return stored.model_copy(update={key: value for key, value in given.items() if key in BUDGETS})
-
-
-def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:
-    """Raise `UsageError` with every difference; equal mappings pass."""
-    changes = [
-        f"{key.replace('_', '-')} was {stored.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*stored, *now})
-        if stored.get(key) != now.get(key)
-    ]
-    if changes:
-        data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
-        drawn = "; data that nobody changed are drawn or listed in another order each time: seed and sort them"
-        mutable = [key.replace("_", "-") for key in BUDGETS]
-        raise UsageError(
-            f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
-            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study{drawn if data else ''}"
-        )

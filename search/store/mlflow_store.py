@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 from search.errors import EnvironmentProblem
 from search.files import remove_temporaries, write_durably
-from search.locks import held_lock
 from search.process.interrupts import check
 from search.progress import Watcher
 from search.storage import (
@@ -32,6 +31,7 @@ from search.storage import (
     sqlite_url,
     write_problem,
 )
+from search.store.locks import held_lock
 
 EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"

@@ -15,15 +15,15 @@ import pytest
 from search.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.errors import EnvironmentProblem, Refused
 from search.files import remove_temporaries, write_durably
-from search.folder import StudyFolder
-from search.journal import Journal
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
+from search.store.folder import StudyFolder
+from search.store.journal import Journal
 from spaces.cost.footprint import Shares
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 SHARES = {"encoded": 0.24, "nonzero": 0.125, "macs": 0.5}
 
 
