@@ -17,7 +17,7 @@ _PLACES = {
     "SearchResult": "search.coordinator",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
-    "load_front": "search.open",
+    "load_front": "search.results.view",
     "run_search": "search.run",
 }
 __all__ = sorted(_PLACES)

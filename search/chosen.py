@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.comparison import BASELINES, read_comparison
 from search.errors import GoalMissed, UsageError
-from search.open import StudyView
 from search.records import COMPLETE, FinalRecord, TrialRecord
-from search.results import knee_trial, not_dead_at_last, smallest_trial
+from search.results.comparison import BASELINES, read_comparison
+from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
+from search.results.view import StudyView
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterable
 
-from search.config import SearchConfig
-from search.records import FinalRecord, TrialRecord
+from search.records import TrialRecord
 
 
 class StudyClock:
@@ -47,32 +44,3 @@ class Pace:
         self.spent += trial.finished - trial.started
         self.worked += sum(trial.result.seconds.values())
         self.latest = max(self.latest, trial.finished)
-
-
-def seconds_left(
-    config: SearchConfig,
-    recipe: Mapping[str, Any],
-    pace: Pace,
-    finals: Sequence[FinalRecord],
-    final_runs: int,
-) -> float | None:
-    """Running seconds a study still needs at its pace so far, finals included; None before the first finished trial.
-
-    Trials end at the time limit. Before the first full-length fine-tune, one is taken to last as many times longer than
-    a trial's as it has epochs.
-
-    Args:
-        recipe: of its workload, as plain data.
-        pace: of its finished trials.
-        final_runs: full-length fine-tunes still to come.
-    """
-    if not pace.trials:
-        return None
-    if finals:
-        final = fmean(sum(run.result.seconds.values()) for run in finals)
-    else:
-        final = pace.worked / pace.trials * recipe["final_epochs"] / recipe["trial_epochs"]
-    of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
-    if config.timeout is not None:
-        of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0))
-    return of_trials + final * final_runs

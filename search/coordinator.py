@@ -16,17 +16,19 @@ import torch
 
 from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
-from search.clock import Pace, StudyClock, seconds_left
-from search.comparison import Comparison, final_runs_left, known_comparison
+from search.clock import Pace, StudyClock
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.finals import compare_finals
-from search.front import Front
-from search.pictures import front_png, profile_png
 from search.progress import Watcher, duration
 from search.proposals.guide import Guide
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
-from search.results import FinalScore, best_trial, finalists_of, front_of, score_finals, trial_table
+from search.results.comparison import Comparison, known_comparison
+from search.results.figures import front_png, profile_png
+from search.results.front import Front
+from search.results.selection import best_trial, finalists_of, front_of
+from search.results.tables import FinalScore, score_finals, trial_table
+from search.results.time_left import final_runs_left, seconds_left
 from search.store.folder import StudyFolder
 from search.store.mlflow_tracker import Tracker
 from search.store.optuna_trials import Finished, OptunaStudy
@@ -57,7 +59,8 @@ class SearchResult:
         front: the non-dominated trials within the limit; columns as `prunefront front --format json`.
         trials: all trials, with `state` and `reason`.
         counts: trials by state.
-        best: the trial `export --trial best` ships, see `search.results.best_trial`; None without a feasible trial.
+        best: the trial `export --trial best` ships, see `search.results.selection.best_trial`; None without a feasible
+            trial.
         least_accuracy: the validation accuracy asked for, if one was.
         comparison: dense model, int8 and static baselines; None when finals were left out.
         seconds: phase -> seconds.

@@ -30,6 +30,7 @@ from search.chosen import Chosen
 from search.config import SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, Refused, UsageError
 from search.files import check_writable, flush, unwritable
+from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.manifest import (
     FILES,
     MANIFEST,
@@ -44,9 +45,9 @@ from search.manifest import (
     foreign_file,
 )
 from search.onnx_file import require_onnx, write_onnx
-from search.open import StudyView
 from search.progress import Watcher
 from search.records import TrialResult
+from search.results.view import StudyView
 from search.store.locks import folder_is_held, held_folder
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model, dense_model
@@ -54,7 +55,6 @@ from search.training.evaluate import Evaluation, Subject, evaluate_policy
 from search.training.fingerprint import criterion_fingerprint, model_fingerprint
 from search.training.former_fingerprints import old_criterion_fingerprint
 from search.training.train import FINE_TUNE, predict, score
-from search.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload
 from spaces.policy import PruningPolicy

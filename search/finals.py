@@ -12,11 +12,11 @@ from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
 from search.clock import StudyClock
-from search.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
 from search.config import SearchConfig
 from search.progress import Watcher, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
-from search.results import score_finals
+from search.results.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
+from search.results.tables import score_finals
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.training.attempts import Attempt, give_up_on

@@ -14,7 +14,7 @@ import numpy as np
 from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.curves import METHODS, Curves
-from search.pictures import COLOURS, new_figure, png_bytes, short
+from search.results.figures import COLOURS, new_figure, png_bytes, short
 from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7

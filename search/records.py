@@ -13,7 +13,7 @@ RECORD_VERSION = 1
 MEASURING = 2
 """How accuracy, size and MACs of a result are found. 1: with BatchNorm's running statistics as training left them, MACs
 of convolutions and linear layers called as modules only. 2: with statistics averaged anew, MACs of every multiplication
-the dispatcher sees. `search.measuring` says what results of earlier versions may differ by."""
+the dispatcher sees. `search.identity.measuring` says what results of earlier versions may differ by."""
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"

@@ -13,8 +13,9 @@ from search.config import SearchConfig, check_study_name
 from search.coordinator import Coordinator, SearchResult, environment
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
-from search.identity import study_identity
-from search.measuring import settle_measuring
+from search.identity.measuring import settle_measuring
+from search.identity.study_identity import study_identity
+from search.identity.unchanged import refuse_changed_study, refuse_changes_of
 from search.progress import Watcher
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
@@ -26,7 +27,6 @@ from search.training.fingerprint import model_fingerprint
 from search.training.latency_cache import cached_latency_table
 from search.training.refresh import statistics_note
 from search.training.train import in_fast_layout, step_count
-from search.unchanged import refuse_changed_study, refuse_changes_of
 from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.overlap import overlaps

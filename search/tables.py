@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from search.comparison import ClosingRow
+from search.results.closing import ClosingRow
 from spaces.cost.footprint import stored_shares
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network

@@ -20,6 +20,7 @@ from pruning.sparse_file import dense_bytes, read_sparse
 from pruning.torch_prune import state_from_torch_prune
 from search.export import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
+from search.identity.unchanged import as_recorded
 from search.manifest import (
     ALWAYS,
     FILES,
@@ -38,7 +39,6 @@ from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
 from search.training.former_fingerprints import old_model_fingerprints
 from search.training.train import predict, score
-from search.unchanged import as_recorded
 from search.workloads import Workload
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened

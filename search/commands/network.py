@@ -23,8 +23,8 @@ from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
 from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
-from search.pictures import profile_png
 from search.progress import TerminalWatcher
+from search.results.figures import profile_png
 from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Subject

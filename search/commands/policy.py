@@ -36,9 +36,9 @@ from search.files import check_writable, read_text
 from search.lab import Files, curve_files, weight_files, write_files
 from search.manifest import largest_files, read_manifest
 from search.onnx_file import require_onnx
-from search.open import open_study
 from search.progress import TerminalWatcher
-from search.results import is_dead
+from search.results.selection import is_dead
+from search.results.view import open_study
 from search.tables import percent, render
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model

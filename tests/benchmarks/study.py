@@ -23,10 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from search.comparison import closing_rows, verdict
-from search.open import StudyView, open_study
-from search.pictures import front_png
-from search.results import best_trial
+from search.results.closing import closing_rows, verdict
+from search.results.figures import front_png
+from search.results.selection import best_trial
+from search.results.view import StudyView, open_study
 
 PACKAGES = ("prunefront", "torch", "optuna", "mlflow")
 

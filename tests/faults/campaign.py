@@ -165,7 +165,7 @@ def import_all() -> None:
 
     import search.commands.policy
     import search.commands.study
-    import search.pictures  # noqa: F401
+    import search.results.figures  # noqa: F401
 
     torch.set_num_threads(1)
 

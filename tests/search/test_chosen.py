@@ -11,7 +11,7 @@ import pytest
 import search.coordinator
 from search.chosen import choose_trial
 from search.errors import GoalMissed
-from search.open import open_study
+from search.results.view import open_study
 
 
 @pytest.fixture

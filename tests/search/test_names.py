@@ -18,8 +18,8 @@ from search import answer, cli
 from search.commands.reply import Reply
 from search.errors import UsageError
 from search.lab import layout_files, sensitivity_files, share_files, weight_files
-from search.pictures import literal, profile_png, short
 from search.progress import TerminalWatcher
+from search.results.figures import literal, profile_png, short
 from search.tables import layer_table, render
 from spaces.printable import printable, shortened
 from spaces.sensitivity import Profile, ProfilePoint
@@ -128,7 +128,7 @@ def test_notes_and_progress_steer_nothing(capfd, name):
 
 
 def test_a_table_of_trials_with_a_lone_surrogate_is_shown():
-    from search.results import TRIAL_COLUMNS
+    from search.results.tables import TRIAL_COLUMNS
     from search.tables import front_table
 
     row = dict.fromkeys(TRIAL_COLUMNS) | {"trial": 0, "state": "failed", "reason": "error: \ud800\x1b[2K"}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from search.comparison import read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.files import read_bytes
 from search.records import to_plain
+from search.results.comparison import read_comparison
 from search.run import run_search
 from search.store.folder import StudyFolder, find_study
 from search.store.journal import Journal

@@ -21,11 +21,12 @@ import torch
 import search.coordinator
 import search.finals
 from pruning.latency import describe_device, measure_latency_table
-from search.comparison import closing_rows, read_comparison
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.progress import Watcher
 from search.proposals.pool import SHARES
+from search.results.closing import closing_rows
+from search.results.comparison import read_comparison
 from search.resume import resume_command
 from search.run import run_search
 from search.store.folder import StudyFolder

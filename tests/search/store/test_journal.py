@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from search.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.errors import EnvironmentProblem, Refused
 from search.files import remove_temporaries, write_durably
 from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
+from search.results.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from spaces.cost.footprint import Shares

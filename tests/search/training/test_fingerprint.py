@@ -18,7 +18,7 @@ from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
 from search.config import SearchConfig
 from search.errors import UsageError
-from search.identity import in_todays_words, of_split, study_identity
+from search.identity.study_identity import in_todays_words, of_split, study_identity
 from search.progress import Watcher
 from search.run import _dense_model, _settle_identity
 from search.store.folder import StudyFolder

@@ -10,7 +10,7 @@ from search.records import COMPLETE, TrialRecord
 
 
 class Front:
-    """The trials that `search.results.front_of` finds, at the cost of the front's length for each trial.
+    """The trials that `search.results.selection.front_of` finds, at the cost of the front's length for each trial.
 
     Args:
         max_size: the largest share of the dense size, of the metric `metric`.
@@ -40,7 +40,7 @@ class Front:
         return gone
 
     def finalists(self, count: int, least_accuracy: float | None = None) -> list[int]:
-        """The trials that `search.results.finalists_of` chooses; the first is the best so far."""
+        """The trials that `search.results.selection.finalists_of` chooses; the first is the best so far."""
         numbers, (falling, sizes) = np.array(self.numbers, dtype=int), self._points[:, :2].T
         order = np.lexsort((numbers, sizes, falling))
         if least_accuracy is not None and len(enough := order[-falling[order] >= least_accuracy]):

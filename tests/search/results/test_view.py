@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from search import open as reading
-from search.open import begun_trials, open_study
+from search.results import view as reading
+from search.results.view import begun_trials, open_study
 from search.store.folder import StudyFolder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pruning.importance.registry import own_function
-from search.identity import CRITERION, in_todays_words, of_split, study_identity
+from search.identity.study_identity import CRITERION, in_todays_words, of_split, study_identity
 from search.progress import Watcher
 from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pruning import trace_channels
-from search.measuring import differences, share_left
+from search.identity.measuring import differences, share_left
 from search.records import COMPLETE, FAILED, FinalRecord, TrialRecord, TrialResult
 from search.workloads import Workload
 from search.workloads.recipe import Recipe

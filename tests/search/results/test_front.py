@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from search.front import Front
 from search.records import TrialRecord, TrialResult
-from search.results import best_trial, dead_within, finalists_of, front_of, trial_table
+from search.results.front import Front
+from search.results.selection import best_trial, dead_within, finalists_of, front_of
+from search.results.tables import trial_table
 from search.training.chance import chance_accuracy
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
 from spaces.cost.footprint import Shares

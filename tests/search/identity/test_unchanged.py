@@ -17,8 +17,8 @@ from search import export, get_workload
 from search.chosen import choose_trial
 from search.errors import Refused, UsageError
 from search.export import export_of_trial
-from search.open import open_study
 from search.progress import Watcher
+from search.results.view import open_study
 
 
 class Noting(Watcher):

@@ -15,7 +15,7 @@ from spaces.printable import printable
 from spaces.sensitivity import Profile
 
 if TYPE_CHECKING:
-    from search.comparison import Comparison
+    from search.results.comparison import Comparison
 
 COLOURS = {
     "fine-grained": "#1f77b4", "vector": "#1b9e77", "kernel": "#66a61e", "channel": "#d95f02", "mixed": "#7570b3",

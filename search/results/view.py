@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.clock import Pace, seconds_left
-from search.comparison import Comparison, final_runs_left, shown_comparison
+from search.clock import Pace
 from search.errors import UsageError
 from search.record_checks import MOST_TRIALS
 from search.records import FINISHED_STATES
-from search.results import (
+from search.results.comparison import Comparison, shown_comparison
+from search.results.selection import best_trial, dead_within, finalists_of, front_of
+from search.results.tables import (
     TRIAL_COLUMNS,
     FinalScore,
-    best_trial,
-    dead_within,
-    finalists_of,
-    front_of,
     score_finals,
-    trial_table,
-)  # fmt: skip
+    trial_table,  # fmt: skip
+)
+from search.results.time_left import final_runs_left, seconds_left
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import is_held
 from spaces.validation import check_limit, is_number

@@ -12,18 +12,10 @@ import optuna
 import pandas as pd
 import pytest
 
+from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
-from search.results import (
-    FRONT_COLUMNS,
-    best_trial,
-    front_of,
-    knee_trial,
-    non_dominated,
-    plain_rows,
-    score_finals,
-    smallest_trial,
-    trial_table,
-)
+from search.results.selection import best_trial, front_of, knee_trial, smallest_trial
+from search.results.tables import FRONT_COLUMNS, plain_rows, score_finals, trial_table
 from search.tables import front_table
 from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy

@@ -1,0 +1,1 @@
+"""Whether a study is still what it was: model, data, recipe and code."""

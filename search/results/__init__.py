@@ -1,0 +1,1 @@
+"""What a study found: its tables, its front, its finals and the pictures of them."""

@@ -1,0 +1,124 @@
+"""The closing table of a study and its verdict in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from search.results.comparison import Comparison, Reference
+from search.results.tables import FinalScore
+from spaces.cost.timing import TimedNetwork, TimedNetworks
+
+NOISE_FACTOR = 2.0
+"""A difference of means below this many standard errors is called noise."""
+ALIKE = 0.03
+"""Sizes and MACs that differ by this share at most count as equal."""
+MANY_EXAMPLES = 1000
+"""Of more test examples, one is less than a tenth of a point."""
+
+
+@dataclass(frozen=True)
+class ClosingRow:
+    """One line of the closing table; accuracies, sizes and MACs are shares, sd None where there is one run.
+
+    Attributes:
+        latency: measured; None where it was not, as int8 weights run no faster here.
+        within_noise: whether the latency is not shown to differ from the dense model's; None where it was not measured.
+        failed: runs beside the `runs` that the means are of.
+    """
+
+    name: str
+    runs: int
+    validation: float
+    validation_sd: float | None
+    test: float
+    test_sd: float | None
+    size_encoded: float
+    size_nonzero: float
+    macs: float
+    latency: TimedNetwork | None = None
+    within_noise: bool | None = None
+    failed: int = 0
+
+
+def closing_rows(
+    comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int]
+) -> list[ClosingRow]:
+    """Dense, int8, baselines, finalists; `trial_of` maps a finalist's digest to its trial."""
+    timed = comparison.latency
+    rows = [_reference_row("dense", comparison.dense), _reference_row("dense int8", comparison.int8)]
+    rows[0] = replace(rows[0], latency=timed.dense if timed else None)
+    named = {f"{name} ({comparison.granularity})": digest for name, digest in comparison.baselines.items()}
+    named |= {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
+    return rows + [_final_row(name, finals[digest], timed) for name, digest in named.items() if digest in finals]
+
+
+def _reference_row(name: str, reference: Reference) -> ClosingRow:
+    validation, test = reference.validation_accuracy, reference.test_accuracy
+    return ClosingRow(name, 1, validation, None, test, None, reference.size_encoded, reference.size_nonzero, 1.0)
+
+
+def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> ClosingRow:
+    accuracies = score.final_accuracy, score.final_sd, score.test_accuracy, score.test_sd
+    sizes = score.size_encoded, score.size_nonzero, score.macs
+    row = ClosingRow(name, score.n, *accuracies, *sizes, failed=score.failed)
+    if timed is None or score.digest not in timed.networks:
+        return row
+    return replace(row, latency=timed.networks[score.digest], within_noise=timed.within_noise(score.digest))
+
+
+def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
+    """One sentence: is the most accurate finalist above the most accurate static baseline on test, or is it noise?
+
+    Most accurate is of highest `final_accuracy`, on validation data.
+    """
+    found = [finals[d] for d in comparison.finalists if d in finals]
+    static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
+    if not found or not static:
+        return None
+    top = max(found, key=lambda f: f.final_accuracy)
+    name = max(static, key=lambda n: static[n].final_accuracy)
+    other = static[name]
+    finalist = "The most accurate finalist"
+    if top.digest == other.digest:
+        return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
+    difference = top.test_accuracy - other.test_accuracy
+    points = f"{abs(difference) * 100:.2f} points"
+    seeds = "one seed each" if top.test_sd is None or other.test_sd is None else f"{top.n} seeds"
+    remarks = "; ".join([seeds, *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
+    error = _difference_error(top, other, comparison.test_examples)
+    if error is not None and abs(difference) <= NOISE_FACTOR * error:
+        return f"{finalist} and '{name}' differ by {points} on test, within noise ({remarks})."
+    return f"{finalist} is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({remarks})."
+
+
+def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:
+    """Standard error of a difference of test accuracies: that of the seeds, and that of so many test examples.
+
+    Examples count as if each network had been tested on others, which is the most it can be. None if nothing is known.
+    """
+    variance, known = 0.0, False
+    if first.test_sd is not None and second.test_sd is not None:
+        known = True
+        variance += fmean([first.test_sd**2, second.test_sd**2]) * 2 / min(first.n, second.n)
+    if examples:
+        known = True
+        variance += sum(p * (1 - p) / examples for p in (first.test_accuracy, second.test_accuracy) if 0 <= p <= 1)
+    return math.sqrt(variance) if known else None
+
+
+def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:
+    """Sizes and MACs of both where they differ by more than `ALIKE` of the larger."""
+    pairs = ((first.size_encoded, second.size_encoded), (first.macs, second.macs))
+    if all(max(pair) - min(pair) <= ALIKE * max(pair) for pair in pairs):
+        return []
+    one, other = ([f"{share * 100:.1f} %" for share in (f.size_encoded, f.macs)] for f in (first, second))
+    return [f"{one[0]} of the size and {one[1]} of the MACs against {' and '.join(other)}"]
+
+
+def _examples_remark(examples: int | None) -> list[str]:
+    if not examples or examples > MANY_EXAMPLES:
+        return []
+    return [f"one of the {examples} test examples is {100 / examples:.2g} points"]

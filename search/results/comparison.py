@@ -1,0 +1,146 @@
+"""What the honest end of a study found: the comparison on disk, its closing table and its verdict."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from search.errors import Refused
+from search.files import read_text, write_durably
+from search.record_checks import LARGEST_SHARE
+from search.storage import set_aside
+from search.store.folder import StudyFolder
+from spaces.cost.timing import TimedNetwork, TimedNetworks
+from spaces.printable import printable
+from spaces.strict_json import parse_object
+from spaces.validation import is_number
+
+log = logging.getLogger(__name__)
+
+COMPARISON_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Version 1 had no `latency`."""
+BASELINES = ("uniform", "global", "lamp")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network that needs no fine-tune: the dense model, or its int8 rounding."""
+
+    validation_accuracy: float
+    test_accuracy: float
+    size_encoded: float
+    size_nonzero: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What finalists are held against.
+
+    Attributes:
+        dense: the unpruned model.
+        int8: dense with weights rounded to 8 bits.
+        baselines: static allocator -> policy digest, each landed on the largest size target in `granularity`; the
+            digest is a finalist's, or an earlier one's, if it removes the same. Allocators that cannot reach the limit
+            are absent.
+        granularity: of the baselines.
+        finalists: policy digests, in the order they were chosen.
+        latency: the dense model's, and by policy digest the finalists' and baselines', of the runs an export ships;
+            None where latency plays no part in the study.
+        test_examples: how many the test accuracies are of; None in older comparisons.
+    """
+
+    dense: Reference
+    int8: Reference
+    baselines: Mapping[str, str]
+    granularity: str
+    finalists: tuple[str, ...]
+    latency: TimedNetworks | None = None
+    test_examples: int | None = None
+
+
+def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
+    """Write down what the study's finals were compared with; `read_comparison` undoes it."""
+    data = {"version": COMPARISON_VERSION, **asdict(comparison)}
+    if comparison.test_examples is None:
+        del data["test_examples"]
+    text = json.dumps(data, indent=1)
+    write_durably(_place(folder), text.encode())
+
+
+def shown_comparison(folder: StudyFolder) -> Comparison | None:
+    """`read_comparison` for those who only read: a damaged one is named, and all the rest is shown without it."""
+    try:
+        return read_comparison(folder)
+    except Refused as error:
+        log.warning("%s; all else is shown", printable(error))
+        return None
+
+
+def known_comparison(folder: StudyFolder) -> Comparison | None:
+    """`read_comparison` for the process that runs the study: a damaged one is kept under another name, and the study
+    compares again."""
+    try:
+        return _parsed(_place(folder))
+    except ValueError as error:
+        path = _place(folder)
+        kept = set_aside(path).name
+        log.warning("damaged %s: %s; it is kept as %s, and finals are compared again", path, printable(error), kept)
+        return None
+
+
+def read_comparison(folder: StudyFolder) -> Comparison | None:
+    """What the study's last finals were compared with; None before them, or if it was written by another version.
+
+    Raises:
+        Refused: it is damaged.
+    """
+    path = _place(folder)
+    try:
+        return _parsed(path)
+    except ValueError as error:
+        raise Refused(f"damaged {path}: {error}; delete it, or resume the study, which compares again") from None
+
+
+def _parsed(path: Path) -> Comparison | None:
+    if not path.exists():
+        return None
+    try:
+        data: dict[str, Any] = parse_object(read_text(path))
+        if data.pop("version", None) not in READ_VERSIONS:
+            return None
+        references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
+        latency = _read_latency(data.pop("latency", None))
+        found = Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
+        _check_comparison(found)
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _place(folder: StudyFolder) -> Path:
+    return folder.path / "comparison.json"
+
+
+def _check_comparison(found: Comparison) -> None:
+    for reference in (found.dense, found.int8):
+        if not all(is_number(share) and 0 <= share <= LARGEST_SHARE for share in vars(reference).values()):
+            raise ValueError(f"accuracies and sizes must be shares, got {reference}")
+    examples = found.test_examples
+    if examples is not None and not (type(examples) is int and examples > 0):
+        raise ValueError(f"test_examples must be a whole number from 1 on, got {examples!r}")
+    digests = [*found.finalists, *dict(found.baselines).values()]
+    if not all(isinstance(word, str) for word in (*digests, *found.baselines, found.granularity)):
+        raise ValueError("baselines, finalists and granularity must be text")
+
+
+def _read_latency(data: Mapping[str, Any] | None) -> TimedNetworks | None:
+    if data is None:
+        return None
+    own = {name: TimedNetwork(**data[name]) for name in ("dense", "copy")}
+    networks = {digest: TimedNetwork(**timed) for digest, timed in data["networks"].items()}
+    return TimedNetworks(**{**data, **own, "networks": networks})

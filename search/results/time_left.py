@@ -1,0 +1,59 @@
+"""How long a study will still take, from what it took so far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from search.clock import Pace
+from search.config import SearchConfig
+from search.records import FinalRecord
+from search.results.comparison import BASELINES, Comparison
+
+
+def seconds_left(
+    config: SearchConfig,
+    recipe: Mapping[str, Any],
+    pace: Pace,
+    finals: Sequence[FinalRecord],
+    final_runs: int,
+) -> float | None:
+    """Running seconds a study still needs at its pace so far, finals included; None before the first finished trial.
+
+    Trials end at the time limit. Before the first full-length fine-tune, one is taken to last as many times longer than
+    a trial's as it has epochs.
+
+    Args:
+        recipe: of its workload, as plain data.
+        pace: of its finished trials.
+        final_runs: full-length fine-tunes still to come.
+    """
+    if not pace.trials:
+        return None
+    if finals:
+        final = fmean(sum(run.result.seconds.values()) for run in finals)
+    else:
+        final = pace.worked / pace.trials * recipe["final_epochs"] / recipe["trial_epochs"]
+    of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
+    if config.timeout is not None:
+        of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0))
+    return of_trials + final * final_runs
+
+
+def final_runs_left(
+    config: SearchConfig, finalists: Sequence[str], finals: Sequence[FinalRecord], comparison: Comparison | None
+) -> int:
+    """Full-length fine-tunes that are still to come if these policies (digests) are the finalists.
+
+    While no comparison says which static baselines reach the limit and differ from finalists, it is the most there
+    can be.
+    """
+    if not config.finalists or (comparison and set(finalists) <= {*comparison.finalists}):
+        return 0
+    runs = Counter(final.digest for final in finals)
+    mine = sum(max(config.final_seeds - runs.pop(digest, 0), 0) for digest in finalists)
+    if comparison:
+        return mine
+    return mine + max(len(BASELINES) * config.final_seeds - runs.total(), 0)
