@@ -14,11 +14,11 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
 _PLACES = {
     "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
-    "SearchResult": "search.coordinator",
+    "SearchResult": "search.study.runner",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.results.view",
-    "run_search": "search.run",
+    "run_search": "search.study.start",
 }
 __all__ = sorted(_PLACES)
 

@@ -28,12 +28,12 @@ from search.tables import closing_table, counts_line, front_table, latency_line,
 from spaces.granularity import parts_of
 
 if TYPE_CHECKING:
-    from search.coordinator import SearchResult
+    from search.study.runner import SearchResult
 
 
 def search(arguments: argparse.Namespace) -> Reply:
     """Start or resume a study."""
-    from search.run import run_search  # PyTorch takes seconds to import, and what only reads does without
+    from search.study.start import run_search  # PyTorch takes seconds to import, and what only reads does without
     from search.user_code.loading import named_criterion
 
     options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}

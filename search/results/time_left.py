@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from search.clock import Pace
 from search.config import SearchConfig
 from search.records import FinalRecord
 from search.results.comparison import BASELINES, Comparison
+from search.study.clock import Pace
 
 
 def seconds_left(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from search.clock import Pace
 from search.errors import UsageError
 from search.record_checks import MOST_TRIALS
 from search.records import FINISHED_STATES
@@ -25,6 +24,7 @@ from search.results.tables import (
 from search.results.time_left import final_runs_left, seconds_left
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import is_held
+from search.study.clock import Pace
 from spaces.validation import check_limit, is_number
 
 PATIENCE = 0.5

@@ -29,13 +29,13 @@ import numpy as np
 from optuna.trial import create_trial
 from study import PACKAGES, hardware
 
-import search.coordinator
+import search.study.runner
 from search import run_search
 from search.config import make_config
-from search.coordinator import Coordinator
 from search.proposals.guide import Guide
 from search.proposals.sampler import _distribution
 from search.records import COMPLETE, TrialRecord, TrialResult
+from search.study.runner import Coordinator
 from search.training.evaluate import Evaluation, Subject
 from spaces.cost.footprint import footprint, shares
 from spaces.search_space.space import Axis
@@ -158,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < PLACES[0]:
         parser.error(f"--trials must be at least {PLACES[0]}, got {options.trials}")
-    stand = search.coordinator.evaluate_policy = Stand()
+    stand = search.study.runner.evaluate_policy = Stand()
     if options.jump:
         run_trials = Coordinator._run_trials
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-import search.coordinator
+import search.study.runner
 from search.chosen import choose_trial
 from search.errors import GoalMissed
 from search.results.view import open_study
@@ -65,13 +65,13 @@ def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
 
 
 def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, monkeypatch):
-    real, digests = search.coordinator.score_finals, open_study(root, "tiny").trials["digest"]
+    real, digests = search.study.runner.score_finals, open_study(root, "tiny").trials["digest"]
 
     def died(*given):
         score = next(iter(real(*given).values()))
         return dict.fromkeys(digests, replace(score, final_accuracy=0.05))
 
-    monkeypatch.setattr(search.coordinator, "score_finals", died)
+    monkeypatch.setattr(search.study.runner, "score_finals", died)
     task = f"{place / 'tiny.py'}:tiny"
     reply = main("search", "--workload", task, "--study", "tiny", "--trials", 8, "--root", root)
     assert reply.code == 1, reply.err

@@ -11,8 +11,8 @@ import time
 import pytest
 from optuna.trial import Trial
 
-import search.coordinator
-import search.finals
+import search.study.finals
+import search.study.runner
 from search import SearchConfig, run_search
 from search.process import interrupts
 from search.process.time_limit import limited
@@ -228,7 +228,7 @@ def test_a_trial_that_ended_its_process_four_times(place, monkeypatch, act):
     own, name = act is segfault, f"deadly-{act.__name__}"
     run_search(config(place, name, 1))
     with monkeypatch.context() as deadly:
-        deadly.setattr(search.coordinator, "evaluate_policy", ends_by(act))
+        deadly.setattr(search.study.runner, "evaluate_policy", ends_by(act))
         for _ in range(MAX_STARTS):
             dies(lambda: run_search(config(place, name, 2)))
     watcher = Noted()
@@ -251,7 +251,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(search.coordinator, "evaluate_policy", interrupted)
+        cut.setattr(search.study.runner, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(before)
@@ -261,7 +261,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
 def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place, monkeypatch):
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1)
     with monkeypatch.context() as deadly:
-        deadly.setattr(search.finals, "evaluate_policy", ends_by(segfault))
+        deadly.setattr(search.study.finals, "evaluate_policy", ends_by(segfault))
         for _ in range(MAX_STARTS):
             assert dies(lambda: run_search(finals)) == -signal.SIGSEGV
     watcher = Noted()
@@ -279,7 +279,7 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(search.finals, "evaluate_policy", interrupted)
+        cut.setattr(search.study.finals, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(finals)
@@ -288,13 +288,13 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
 
 
 def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypatch):
-    score, calls = search.finals.score, []
+    score, calls = search.study.finals.score, []
 
     def once(*arguments):
         calls.append(arguments)
         return sys.exit(0) if len(calls) == 1 else score(*arguments)
 
-    monkeypatch.setattr(search.finals, "score", once)
+    monkeypatch.setattr(search.study.finals, "score", once)
     result = run_search(config(place, "untested", 2, finalists=1, final_seeds=2))
     (failure,) = [final for final in Journal(result.folder / "journal").finals() if final.result.state == "failed"]
     assert failure.result.reason.startswith("error on test data: sys.exit(0) (test_crashes.py, line ")

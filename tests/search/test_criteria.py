@@ -14,7 +14,7 @@ from pruning import register_criterion
 from pruning.modules import prunable_weights
 from search.config import make_config
 from search.errors import UsageError
-from search.run import run_search
+from search.study.start import run_search
 from search.training.dense_model import dense_model
 from search.training.evaluate import Subject, evaluate_policy
 from search.training.profile_cache import cached_profile, profile_path

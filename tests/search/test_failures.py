@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 
-import search.coordinator
+import search.study.runner
 import search.training.evaluate
 from pruning.channels.removal import RemovalMismatch
 from search import run_search
@@ -70,7 +70,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def begin(root, place, monkeypatch):
     silent = SimpleNamespace(**dict.fromkeys(("start", "log_trial", "log_summary", "finish"), lambda *_: None))
-    monkeypatch.setattr("search.coordinator.Tracker", lambda *_: silent)
+    monkeypatch.setattr("search.study.runner.Tracker", lambda *_: silent)
 
     def go(study: str, **options):
         options = {"max_size": 0.5, "finalists": 0, "trials": 4, **options}
@@ -83,13 +83,13 @@ def heard(monkeypatch) -> dict[str, list]:
     """What the guide is taught and told to avoid, by what was called."""
     calls: dict[str, list] = {"learn": [], "avoid": []}
     for name in calls:
-        real = getattr(search.coordinator.Guide, name)
+        real = getattr(search.study.runner.Guide, name)
 
         def note(guide, number, *rest, name=name, real=real):
             calls[name].append((number, *rest[1:]))
             return real(guide, number, *rest)
 
-        monkeypatch.setattr(search.coordinator.Guide, name, note)
+        monkeypatch.setattr(search.study.runner.Guide, name, note)
     return calls
 
 
@@ -101,14 +101,14 @@ def test_only_what_diverged_is_learnt_as_no_accuracy_after_a_resume_and_a_lost_d
         4: "refused: no",
         5: "crashed: 4",
     }
-    real = search.coordinator.evaluate_policy
+    real = search.study.runner.evaluate_policy
     numbers = iter(range(20))
 
     def evaluate(*arguments, **options):
         reason = reasons.get(next(numbers))
         return failed(reason) if reason else real(*arguments, **options)
 
-    monkeypatch.setattr(search.coordinator, "evaluate_policy", evaluate)
+    monkeypatch.setattr(search.study.runner, "evaluate_policy", evaluate)
     calls = heard(monkeypatch)
     begin("mixed", trials=7, seeds=False)
     expected = ([3], [1, 2, 4, 5])
@@ -156,7 +156,7 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 ):
     study = reason[:5]
     with monkeypatch.context() as broken:
-        broken.setattr(search.coordinator, "evaluate_policy", lambda *_, **__: failed(reason))
+        broken.setattr(search.study.runner, "evaluate_policy", lambda *_, **__: failed(reason))
         for count in (3, 6):
             with pytest.raises(kind, match=remedy):
                 begin(study, trials=8)
@@ -168,6 +168,6 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 def test_a_study_whose_trials_fail_by_their_policies_or_each_by_itself_goes_on(begin, monkeypatch, reasons):
     numbers = iter(range(20))
     monkeypatch.setattr(
-        search.coordinator, "evaluate_policy", lambda *_, **__: failed(reasons[next(numbers) % len(reasons)])
+        search.study.runner, "evaluate_policy", lambda *_, **__: failed(reasons[next(numbers) % len(reasons)])
     )
     assert begin(f"going-{len(reasons)}-{reasons[0][:3]}", trials=4).counts["failed"] == 4

@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial
 
-import search.coordinator
 import search.files
 import search.store.journal
+import search.study.runner
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
@@ -81,9 +81,9 @@ def counted(place, tmp_path_factory):
                 counter.clear()
             return Evaluation(TrialResult(COMPLETE, accuracy=accuracy, loss=0.25, shares=cost))
 
-        table = search.coordinator.trial_table
-        patch.setattr(search.coordinator, "evaluate_policy", evaluate)
-        patch.setattr(search.coordinator, "trial_table", rows)
+        table = search.study.runner.trial_table
+        patch.setattr(search.study.runner, "evaluate_policy", evaluate)
+        patch.setattr(search.study.runner, "trial_table", rows)
         patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
         patch.setattr(FrozenTrial, "number", property(counting("Optuna's trials", FrozenTrial.number.fget)))
         patch.setattr(PruningPolicy, "to_dict", counting("policies written", PruningPolicy.to_dict))

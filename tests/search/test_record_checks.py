@@ -14,10 +14,10 @@ from search.errors import Refused, UsageError
 from search.files import read_bytes
 from search.records import to_plain
 from search.results.comparison import read_comparison
-from search.run import run_search
 from search.store.folder import StudyFolder, find_study
 from search.store.journal import Journal
 from search.store.study_record import new_record
+from search.study.start import run_search
 from search.training.attempts import Attempt
 from spaces.sensitivity import Profile
 

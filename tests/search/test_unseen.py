@@ -10,8 +10,8 @@ from torch import nn
 
 from pruning.importance.scores import restrict_graph
 from search import Recipe, Workload
-from search.coordinator import Coordinator
 from search.errors import UsageError
+from search.study.runner import Coordinator
 from search.training.evaluate import Subject, evaluate_policy
 from spaces import PruningPolicy, Space
 

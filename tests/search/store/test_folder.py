@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from search.clock import StudyClock
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.files import open_root
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import held_lock, is_held
 from search.store.study_record import new_record, refuse_changes, resumed_config
+from search.study.clock import StudyClock
 
 
 @pytest.fixture

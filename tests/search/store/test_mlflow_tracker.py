@@ -83,7 +83,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
         "        seen.append((os.environ.get('MLFLOW_DISABLE_TELEMETRY'), os.environ.get('DO_NOT_TRACK')))\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = spy\n"
-        "import search.store.mlflow_tracker, search.store.mlflow_store, search.run, search.commands\n"
+        "import search.store.mlflow_tracker, search.store.mlflow_store, search.study.start, search.commands\n"
         "assert 'mlflow' not in sys.modules, 'imported too early'\n"
         "from pathlib import Path\n"
         f"search.store.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"

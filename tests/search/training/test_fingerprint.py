@@ -20,8 +20,8 @@ from search.config import SearchConfig
 from search.errors import UsageError
 from search.identity.study_identity import in_todays_words, of_split, study_identity
 from search.progress import Watcher
-from search.run import _dense_model, _settle_identity
 from search.store.folder import StudyFolder
+from search.study.start import _dense_model, _settle_identity
 from search.training.checkpoints import save_model
 from search.training.dense_model import dense_model
 from search.training.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from search.finals import _int8
 from search.store.journal import Journal
+from search.study.finals import _int8
 from search.training.dense_model import dense_model
 from search.training.evaluate import Subject, evaluate_policy, evaluate_untrained
 from search.training.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note

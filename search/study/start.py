@@ -10,7 +10,6 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
 from search.config import SearchConfig, check_study_name
-from search.coordinator import Coordinator, SearchResult, environment
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
@@ -21,6 +20,7 @@ from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
 from search.store.study_record import KNOB_WORD, new_record, resumed_config
+from search.study.runner import Coordinator, SearchResult, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.evaluate import Subject
 from search.training.fingerprint import model_fingerprint

@@ -16,10 +16,8 @@ import torch
 
 from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
-from search.clock import Pace, StudyClock
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.finals import compare_finals
 from search.progress import Watcher, duration
 from search.proposals.guide import Guide
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
@@ -32,6 +30,8 @@ from search.results.time_left import final_runs_left, seconds_left
 from search.store.folder import StudyFolder
 from search.store.mlflow_tracker import Tracker
 from search.store.optuna_trials import Finished, OptunaStudy
+from search.study.clock import Pace, StudyClock
+from search.study.finals import compare_finals
 from search.training.attempts import Attempt, give_up_on
 from search.training.chance import chance_accuracy
 from search.training.checkpoints import save_model

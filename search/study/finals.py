@@ -11,7 +11,6 @@ from pruning.importance.scores import unit_evidence
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
-from search.clock import StudyClock
 from search.config import SearchConfig
 from search.progress import Watcher, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
@@ -19,6 +18,7 @@ from search.results.comparison import BASELINES, Comparison, Reference, read_com
 from search.results.tables import score_finals
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
+from search.study.clock import StudyClock
 from search.training.attempts import Attempt, give_up_on
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from pruning.importance.scores import unit_evidence
-from search.finals import baseline_policies
 from search.results.closing import closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
+from search.study.finals import baseline_policies
 from search.tables import closing_table, latency_line
 from spaces import Space
 from spaces.allocation.importance import Evidence

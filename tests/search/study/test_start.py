@@ -18,8 +18,8 @@ import optuna
 import pytest
 import torch
 
-import search.coordinator
-import search.finals
+import search.study.finals
+import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
 from search.config import make_config
 from search.errors import Refused, UsageError
@@ -28,9 +28,9 @@ from search.proposals.pool import SHARES
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
 from search.resume import resume_command
-from search.run import run_search
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
+from search.study.start import run_search
 from search.training.evaluate import failed
 from spaces import GRANULARITIES
 from spaces.allocation.allocators import ALLOCATORS
@@ -50,7 +50,7 @@ def root(tmp_path_factory) -> Path:
 def _without_mlflow(monkeypatch):
     """MLflow is a projection with tests of its own; studies in this process are much faster without it."""
     silent = SimpleNamespace(**dict.fromkeys(TRACKER, lambda *_: None))
-    monkeypatch.setattr("search.coordinator.Tracker", lambda *_: silent)
+    monkeypatch.setattr("search.study.runner.Tracker", lambda *_: silent)
 
 
 @pytest.fixture(scope="module")
@@ -314,8 +314,10 @@ def test_an_interrupted_trial_is_not_run_again_beyond_the_budget(begin, root):
 
 
 def test_where_every_trial_fails_there_are_no_finals(begin, root, monkeypatch):
-    monkeypatch.setattr(search.coordinator, "evaluate_policy", lambda *_, **__: failed("diverged: the loss is nan"))
-    monkeypatch.setattr(search.finals, "evaluate_policy", lambda *_, **__: pytest.fail("a baseline was fine-tuned"))
+    monkeypatch.setattr(search.study.runner, "evaluate_policy", lambda *_, **__: failed("diverged: the loss is nan"))
+    monkeypatch.setattr(
+        search.study.finals, "evaluate_policy", lambda *_, **__: pytest.fail("a baseline was fine-tuned")
+    )
     result = begin("hopeless", trials=3, finalists=2)
     assert result.counts["failed"] == 3 and result.comparison is None and result.best is None
 
@@ -719,9 +721,11 @@ def test_finalists_and_baselines_of_removals_before_masks(begin):
 def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch):
     """An hour passes while MLflow is set up, of a limit of half an hour that two trials are far within."""
     late, monotonic = [0.0], time.monotonic
-    monkeypatch.setattr("search.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0], time=time.time))
+    monkeypatch.setattr(
+        "search.study.clock.time", SimpleNamespace(monotonic=lambda: monotonic() + late[0], time=time.time)
+    )
     slow = SimpleNamespace(**dict.fromkeys(TRACKER, lambda *_: None))
     slow.start = lambda *_: late.__setitem__(0, 3600.0)
-    monkeypatch.setattr("search.coordinator.Tracker", lambda *_: slow)
+    monkeypatch.setattr("search.study.runner.Tracker", lambda *_: slow)
     result = begin("late", trials=2, timeout=1800.0, seeds=False)
     assert result.counts["complete"] == 2 and result.trials["finished"].max() < 1800

@@ -1,0 +1,1 @@
+"""The running study: from a config to finals."""
