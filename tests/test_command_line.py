@@ -784,7 +784,7 @@ def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
 
 
 def test_an_onnx_file_that_computes_something_else_is_left_out(main, finished, tmp_path, monkeypatch):
-    from search import onnx_file
+    from search.export import onnx_file
 
     words, out = ["export", "tiny", "--onnx", "--out", tmp_path / "out"], tmp_path / "out"
     assert main(*words).code == 0

@@ -17,12 +17,19 @@ from pruning.analysis.sensitivity_scan import require_subjects
 from pruning.calibration import Calibration
 from pruning.channels.tracing import trace_channels
 from pruning.importance.scores import restrict_graph
+from search.analysis.report_files import (
+    default_layer,
+    layout_files,
+    sensitivity_files,
+    share_files,
+    weight_files,
+    write_files,
+)
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
-from search.lab import default_layer, layout_files, sensitivity_files, share_files, weight_files, write_files
 from search.progress import TerminalWatcher
 from search.results.figures import profile_png
 from search.tables import layer_table, percent, profile_table, target_table, whole_table

@@ -14,28 +14,20 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
-from search.chosen import choose_trial
+from search.analysis.pruning_curves import pruning_curves
+from search.analysis.report_files import Files, curve_files, weight_files, write_files
 from search.commands.options import sparsities_of, workload_of
 from search.commands.reply import Reply, written_line
 from search.config import SearchConfig, make_config
-from search.curves import pruning_curves
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.export import (
-    MANIFEST,
-    ONNX,
-    Export,
-    Written,
-    check_folder,
-    check_masks_only,
-    export_of_trial,
-    fine_tuned,
-    take_criterion,
-    write_export,
-)
+from search.export.choose import choose_trial
+from search.export.folder_swap import check_folder
+from search.export.manifest import MANIFEST, ONNX, largest_files, read_manifest
+from search.export.onnx_file import require_onnx
+from search.export.rebuild import Export, export_of_trial, fine_tuned, take_criterion
+from search.export.verify import Check, as_json, verify_contents, verify_files
+from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
-from search.lab import Files, curve_files, weight_files, write_files
-from search.manifest import largest_files, read_manifest
-from search.onnx_file import require_onnx
 from search.progress import TerminalWatcher
 from search.results.selection import is_dead
 from search.results.view import open_study
@@ -45,7 +37,6 @@ from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, Subject, evaluate_untrained
 from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
-from search.verify import Check, as_json, verify_contents, verify_files
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation.scaling import scaled
 from spaces.cost.effect import asked_layers, require_removal, settled, whole_layers

@@ -21,7 +21,7 @@ from pruning.channels.structure import Structure
 from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from search.config import make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.manifest import read_manifest
+from search.export.manifest import read_manifest
 from search.results.comparison import read_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal

@@ -15,9 +15,9 @@ from torch import nn
 from pruning import trace_channels
 from pruning.calibration import Calibration
 from search import answer, cli
+from search.analysis.report_files import layout_files, sensitivity_files, share_files, weight_files
 from search.commands.reply import Reply
 from search.errors import UsageError
-from search.lab import layout_files, sensitivity_files, share_files, weight_files
 from search.progress import TerminalWatcher
 from search.results.figures import literal, profile_png, short
 from search.tables import layer_table, render

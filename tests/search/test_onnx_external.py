@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from search.onnx_file import onnx_difference
+from search.export.onnx_file import onnx_difference
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -17,8 +17,8 @@ from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from search import get_workload
 from search.commands import policy as commands
 from search.errors import UsageError
-from search.export import check_folder
-from search.manifest import largest_files, read_manifest
+from search.export.folder_swap import check_folder
+from search.export.manifest import largest_files, read_manifest
 
 TINY = ("--workload", "./tiny.py:tiny")
 TERABYTE = 2**40

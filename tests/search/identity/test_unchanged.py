@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from search import export, get_workload
-from search.chosen import choose_trial
+from search import get_workload
 from search.errors import Refused, UsageError
-from search.export import export_of_trial
+from search.export import rebuild
+from search.export.choose import choose_trial
+from search.export.rebuild import export_of_trial
 from search.progress import Watcher
 from search.results.view import open_study
 
@@ -78,9 +79,9 @@ CHANGES = {
 def test_a_changed_study_is_not_exported(root, monkeypatch, change, kept):
     make, said = CHANGES[change]
     monkeypatch.setattr(
-        export, "get_workload", lambda *a, **k: replace(w := get_workload(*a, **k), **make(w))
+        rebuild, "get_workload", lambda *a, **k: replace(w := get_workload(*a, **k), **make(w))
     )  # fmt: skip
-    monkeypatch.setattr(export, "fine_tuned", lambda *a: pytest.fail("computed"))
+    monkeypatch.setattr(rebuild, "fine_tuned", lambda *a: pytest.fail("computed"))
     view = open_study(root, "tiny")
     if not kept:
         shutil.rmtree(view.folder.path / "checkpoints")

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 import search.study.runner
-from search.chosen import choose_trial
 from search.errors import GoalMissed
+from search.export.choose import choose_trial
 from search.results.view import open_study
 
 

@@ -15,13 +15,18 @@ import pytest
 import torch
 from torch import nn
 
+from pruning import sparse_file
 from pruning.sparse_file import dense_bytes
-from search import export, get_workload, onnx_file
+from search import get_workload
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.export import Export, check_folder, write_export
-from search.manifest import read_manifest
+from search.export import onnx_file
+from search.export import write as export
+from search.export.folder_swap import check_folder
+from search.export.manifest import read_manifest
+from search.export.rebuild import Export
+from search.export.verify import verify_contents, verify_files
+from search.export.write import write_export
 from search.training.evaluate import Subject, evaluate_policy
-from search.verify import verify_contents, verify_files
 from spaces.policy import PruningPolicy
 
 
@@ -138,7 +143,7 @@ def test_an_unfinished_export_leaves_the_earlier_one_alone(write, tmp_path, monk
 
 
 def test_a_file_that_came_meanwhile_is_kept_and_so_is_the_new_export(write, tmp_path, monkeypatch):
-    out, write_sparse = tmp_path / "out", export.write_sparse
+    out, write_sparse = tmp_path / "out", sparse_file.write_sparse
     write(out, "earlier")
     monkeypatch.setattr(
         export, "write_sparse", lambda *a: (write_sparse(*a), (out / "thesis.tex").write_text("years of work"))
@@ -173,7 +178,7 @@ def test_what_killed_exports_left_goes_with_the_next_one(write, tmp_path):
 
 
 def test_an_export_that_found_no_place_outlives_the_next_one(write, tmp_path, monkeypatch):
-    out, write_sparse = tmp_path / "out", export.write_sparse
+    out, write_sparse = tmp_path / "out", sparse_file.write_sparse
     monkeypatch.setattr(
         export, "write_sparse", lambda *a: (write_sparse(*a), out.mkdir(), (out / "thesis.tex").write_text("years"))
     )

@@ -10,7 +10,8 @@ Every JSON object has `version` and `picture`, which of these it is:
   `masks`: one a granularity and sparsity, `mask` as rows of 0 and 1 (kept); `left_out`: granularity -> why it has none.
 - `sensitivity`: `dense` accuracy and loss, and `layers`: `layer`, `parameters`, and `curves`: granularity -> lists of
   `sparsity`, `accuracy`, `loss`, `recalibrated_accuracy`, `recalibrated_loss`, the dense model first.
-- `curves`: `search.curves.Curves`, with `sparsity_is`, `scaled_by` and `split`, which say how the points came about.
+- `curves`: `search.analysis.pruning_curves.Curves`, with `sparsity_is`, `scaled_by` and `split`, which say how the
+  points came about.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import Rankings
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
-from search.curves import ITERATIVE, Curves
+from search.analysis.pruning_curves import ITERATIVE, Curves
+from search.analysis.report_figures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from search.files import write_durably
-from search.lab_pictures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from spaces.granularity import stays_whole
 from spaces.network import Layer, Network
 from spaces.sensitivity import Profile

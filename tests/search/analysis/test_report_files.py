@@ -13,9 +13,16 @@ from pruning.analysis.histograms import layer_histograms
 from pruning.calibration import Calibration
 from pruning.prune import prune
 from search import get_workload
-from search.curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
-from search.lab import curve_files, default_layer, layout_files, sensitivity_files, share_files, weight_files
-from search.lab_pictures import histogram_pages, short
+from search.analysis.pruning_curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
+from search.analysis.report_figures import histogram_pages, short
+from search.analysis.report_files import (
+    curve_files,
+    default_layer,
+    layout_files,
+    sensitivity_files,
+    share_files,
+    weight_files,
+)
 from search.progress import Watcher
 from search.training.evaluate import Subject, evaluate_policy
 from spaces.policy import PruningPolicy

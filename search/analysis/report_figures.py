@@ -13,7 +13,7 @@ import numpy as np
 
 from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
-from search.curves import METHODS, Curves
+from search.analysis.pruning_curves import METHODS, Curves
 from search.results.figures import COLOURS, new_figure, png_bytes, short
 from spaces.sensitivity import Profile
 

@@ -18,10 +18,7 @@ from pruning.cost import measure_cost
 from pruning.outputs import tensors_in
 from pruning.sparse_file import dense_bytes, read_sparse
 from pruning.torch_prune import state_from_torch_prune
-from search.export import OUTPUT_ROWS
-from search.files import read_bytes, read_text, sha256_of
-from search.identity.unchanged import as_recorded
-from search.manifest import (
+from search.export.manifest import (
     ALWAYS,
     FILES,
     ONNX,
@@ -33,7 +30,10 @@ from search.manifest import (
     WEIGHTS,
     largest_files,
 )
-from search.onnx_file import onnx_difference, worst
+from search.export.onnx_file import onnx_difference, worst
+from search.export.write import OUTPUT_ROWS
+from search.files import read_bytes, read_text, sha256_of
+from search.identity.unchanged import as_recorded
 from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint

@@ -1,0 +1,1 @@
+"""Reports on one network: pruning curves, histograms, granularities compared."""

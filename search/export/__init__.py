@@ -1,0 +1,1 @@
+"""A pruned network as a folder of files: chosen, rebuilt, written, described and verified."""

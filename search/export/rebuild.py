@@ -1,0 +1,166 @@
+"""The network of a trial as it is exported: the kept weights, or its fine-tune repeated."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pruning.channels.structure import Structure
+from pruning.importance.registry import own_function
+from search.config import SearchConfig
+from search.errors import GoalMissed, Refused, UsageError
+from search.export.choose import Chosen
+from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
+from search.progress import Watcher
+from search.records import TrialResult
+from search.results.view import StudyView
+from search.training.checkpoints import load_model
+from search.training.dense_model import build_model, dense_model
+from search.training.evaluate import Evaluation, Subject, evaluate_policy
+from search.training.fingerprint import criterion_fingerprint
+from search.training.former_fingerprints import old_criterion_fingerprint
+from search.training.train import FINE_TUNE, score
+from search.user_code.loading import named_criterion
+from search.workloads import Workload, get_workload
+from spaces.policy import PruningPolicy
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network ready to be written.
+
+    Attributes:
+        result: on validation data.
+        test_accuracy: None where the test split was not read for this network.
+        limit: the size limit it is within, and the measure that binds on; None without one.
+        origin: study, trial or baseline, and seed; or the file a policy came from.
+    """
+
+    policy: PruningPolicy
+    model: nn.Module
+    structure: Structure
+    result: TrialResult
+    test_accuracy: float | None
+    limit: tuple[float, str] | None
+    origin: Mapping[str, Any]
+
+
+def take_criterion(view: StudyView, spec: str) -> None:
+    """Run the user's code behind the study's criterion, which repeating a fine-tune needs.
+
+    Raises:
+        UsageError: it is another criterion than the study's, or its code has changed since the study began.
+    """
+    word, own = named_criterion(spec), view.folder.config.criterion
+    if word != own:
+        raise UsageError(
+            f"--criterion {spec!r} is not the criterion {own!r} that study {view.folder.name!r} was begun with: "
+            "leave it out, or name the same function"
+        )
+    recorded = view.folder.read_record()["identity"].get("criterion", [])
+    if recorded not in (criterion_fingerprint(word), old_criterion_fingerprint(word)):
+        raise UsageError(
+            f"the code of criterion {word!r} has changed since study {view.folder.name!r} was begun: "
+            "export by the code it was begun with"
+        )
+
+
+def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
+    """The network chosen: of a finalist or baseline its full-length run of median validation accuracy.
+
+    Weights kept by the study are loaded; without them the fine-tune is repeated and said so.
+
+    Raises:
+        UsageError: the study's model, data, recipe or code changed, as when it is resumed.
+        Refused: weights that do not have the accuracy recorded of them.
+        UsageError: repeating needs a criterion of the user's own whose code is not here.
+        GoalMissed: the repeated fine-tune failed.
+    """
+    folder, config = view.folder, view.folder.config
+    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
+    refuse_changed_study(folder, workload, watcher)
+    if made := _kept(view, chosen, workload):
+        return made, workload, config
+    _require_code(view, chosen)
+    watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
+    dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
+    refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
+    subject = Subject.of(workload, dense.model, config.round_to)
+    full = chosen.final is not None
+    epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
+    seed = chosen.final.seed if full else config.seed
+    evaluation = fine_tuned(subject, chosen.policy, epochs, seed, watcher)
+    recorded = (chosen.final if full else chosen.trial).result.accuracy
+    if not as_recorded(evaluation.result.accuracy, recorded, workload):
+        watcher.note(
+            f"the repeated fine-tune has validation accuracy {evaluation.result.accuracy:.2%}, the study recorded "
+            f"{recorded:.2%}: another machine, or other versions or threads, round otherwise"
+        )
+    return _made(view, chosen, evaluation.model, evaluation.structure, evaluation.result, seed), workload, config
+
+
+def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
+    """The export from weights in the study's folder: of the full-length run if there was one, else of the trial."""
+    folder, config, final, trial = view.folder, view.folder.config, chosen.final, chosen.trial
+    if final:
+        path = folder.final_weights(final.digest, final.seed)
+        result, tested, seed = final.result, final.test_accuracy, final.seed
+    else:
+        path, result, tested, seed = folder.trial_weights(trial.number), trial.result, None, config.seed
+    if not path.is_file():
+        return None
+    try:
+        model, structure = load_model(build_model(workload, config.dense_seed), path)
+    except Refused as error:
+        raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
+    found = score(model, workload.validation, workload).accuracy
+    if not as_recorded(found, result.accuracy, workload):
+        raise Refused(
+            f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {result.accuracy:.2%}: "
+            "they are not what was measured; delete them, and the export repeats the fine-tune"
+        )
+    return _made(view, chosen, model, structure, result, seed, tested)
+
+
+def _made(
+    view: StudyView,
+    chosen: Chosen,
+    model: nn.Module,
+    structure: Structure,
+    result: TrialResult,
+    seed: int,
+    tested: float | None = None,
+) -> Export:
+    config, origin = view.folder.config, {"study": view.folder.name, **chosen.origin, "seed": seed}
+    return Export(chosen.policy, model, structure, result, tested, (config.max_size, config.size_metric), origin)
+
+
+def _require_code(view: StudyView, chosen: Chosen) -> None:
+    try:
+        own_function(chosen.policy.criterion)
+    except ValueError:
+        place = view.criterion_place or "./file.py:function"
+        raise UsageError(
+            f"{chosen.name} kept no weights, and repeating its fine-tune needs the code of criterion "
+            f"{chosen.policy.criterion!r}: name it by --criterion {shlex.quote(place)}"
+        ) from None
+
+
+def fine_tuned(
+    subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher, training: str = FINE_TUNE
+) -> Evaluation:
+    """An evaluation that must succeed.
+
+    Raises:
+        GoalMissed: the fine-tune failed; its reason.
+    """
+    stage = "fine-tuning" if training == FINE_TUNE else f"training from fresh weights ({training})"
+    with watcher.stage(stage) as progress:
+        evaluation = evaluate_policy(subject, policy, epochs, seed, progress, training)
+    if evaluation.model is None:
+        raise GoalMissed(f"the fine-tune failed: {evaluation.result.reason}")
+    return evaluation

@@ -1,0 +1,167 @@
+"""Exports: a folder that holds a pruned network, the policy behind it, and what it is worth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pruning.modules import prunable_weights
+from pruning.outputs import tensors_in
+from pruning.sparse_file import write_sparse
+from pruning.torch_prune import to_torch_prune
+from search.errors import GoalMissed, UsageError
+from search.export.folder_swap import filled_whole
+from search.export.manifest import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    ONNX,
+    POLICY,
+    SPARSE,
+    SPARSITY,
+    STRUCTURE,
+    TORCH_PRUNE,
+    WEIGHTS,
+)
+from search.export.onnx_file import require_onnx, write_onnx
+from search.export.rebuild import Export
+from search.training.fingerprint import model_fingerprint
+from search.training.train import predict
+from search.workloads import Workload
+from spaces.policy import PruningPolicy
+
+OUTPUT_ROWS = 2
+"""Rows of recorded outputs on the example input."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An export on disk: its manifest, and why an ONNX file that was asked for is no part of it; else None."""
+
+    manifest: Mapping[str, Any]
+    no_onnx: GoalMissed | None
+
+
+def check_masks_only(policy: PruningPolicy) -> None:
+    """Refuse, before anything is computed, a policy that `torch.nn.utils.prune` cannot hold: masks remove no channels.
+
+    Raises:
+        UsageError: it removes channels; the first such layer is named.
+    """
+    if removed := policy.channel_requests():
+        layer = min(removed)
+        raise UsageError(
+            f"--torch-prune takes policies of masks only, and this one removes {removed[layer]:.4g} of the channels of "
+            f"{layer!r}: leave --torch-prune out, or choose a trial without removed channels"
+        )
+
+
+def write_export(
+    export: Export,
+    workload: Workload,
+    workload_options: Mapping[str, Any],
+    out: Path,
+    dense_bytes: int,
+    onnx: bool,
+    torch_prune: bool = False,
+) -> Written:
+    """Write all files and the manifest that names them, without the ONNX file if the network has none.
+
+    `check_folder` says beforehand what `out` can be.
+
+    Raises:
+        UsageError: `torch_prune` with removed channels.
+        EnvironmentProblem: the files cannot be written, or `onnx` without its extra: nothing has changed. Or `out`
+            cannot be replaced: it is as it was, and the message names the folder of the new export.
+    """
+    if torch_prune:
+        check_masks_only(export.policy)
+    if onnx:
+        require_onnx()
+    with filled_whole(out) as folder:
+        (folder / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
+        (folder / POLICY).write_text(export.policy.to_json())
+        (folder / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
+        (folder / WEIGHTS).write_bytes(_saved(export.model))
+        write_sparse(export.model, folder / SPARSE)
+        no_onnx = _onnx_refusal(export.model, workload, folder / ONNX) if onnx else None
+        if torch_prune:
+            masks = {name: _nonzero_mask(export.model, name) for name in export.policy.mask_requests()}
+            (folder / TORCH_PRUNE).write_bytes(_saved(to_torch_prune(export.model, masks)))
+        files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+        manifest = _manifest(export, workload, workload_options, dense_bytes, files)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return Written(manifest, no_onnx)
+
+
+def _onnx_refusal(model: nn.Module, workload: Workload, path: Path) -> GoalMissed | None:
+    """Write the ONNX file; why there is none if there is none."""
+    try:
+        write_onnx(model, workload.example_input, path)
+    except GoalMissed as missed:
+        return missed
+    return None
+
+
+def _saved(model: nn.Module) -> bytes:
+    return save({name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()})
+
+
+def _nonzero_mask(model: nn.Module, name: str) -> Tensor:
+    """The mask of a fine-tuned weight, read back from its zeros: nothing masked is ever anything else."""
+    return model.get_parameter(name).detach() != 0
+
+
+def _manifest(
+    export: Export,
+    workload: Workload,
+    workload_options: Mapping[str, Any],
+    dense_bytes: int,
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    sparse_bytes = files[SPARSE]["bytes"]
+    return {
+        "version": MANIFEST_VERSION,
+        "prunefront": version("prunefront"),
+        "torch": torch.__version__,
+        "workload": dict(workload_options),
+        "architecture": model_fingerprint(workload.build_model()),
+        "origin": dict(export.origin),
+        "accuracy": export.result.accuracy,
+        "loss": export.result.loss,
+        "test_accuracy": export.test_accuracy,
+        "dense_bytes": dense_bytes,
+        "sparse_bytes": sparse_bytes,
+        "size_encoded": sparse_bytes / dense_bytes,
+        "size_nonzero": export.result.shares.nonzero,
+        "macs": export.result.shares.macs,
+        "achieved": dict(export.result.achieved),
+        "limit": export.limit[0] if export.limit else None,
+        "size_metric": export.limit[1] if export.limit else None,
+        "outputs": recorded_outputs(predict(export.model, workload.example_input[:OUTPUT_ROWS])),
+        "files": dict(files),
+    }
+
+
+def recorded_outputs(outputs: Any) -> list[Any]:
+    """The numbers of one tensor; of several, those of each in turn."""
+    if isinstance(outputs, Tensor):
+        return outputs.tolist()
+    return [tensor.tolist() for tensor in tensors_in(outputs)]
+
+
+def _all_layers(workload: Workload, export: Export) -> dict[str, float]:
+    """The policy's request for every prunable layer of the dense model, whole ones 0.0."""
+    return {name: export.policy.sparsity.get(name, 0.0) for name in prunable_weights(workload.build_model())}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
