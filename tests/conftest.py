@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pruning import trace_channels
-from search import cli
+from search.cli import entry
 from search.process import interrupts
 from search.workloads.vgg import VGG9
 
@@ -146,7 +146,7 @@ def main(place, monkeypatch, capfd):
     def command(*words: object) -> SimpleNamespace:
         capfd.readouterr()
         try:
-            code = cli.main([str(word) for word in words])
+            code = entry.main([str(word) for word in words])
         except SystemExit as stop:
             code = stop.code
         out, err = capfd.readouterr()

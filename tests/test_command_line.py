@@ -24,12 +24,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.cli.device_support import TARGETS
+from search.cli.mlflow_ui import serve_ui
+from search.cli.parser import MASKS, STUDY_FILE
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
-from search.mlflow_ui import serve_ui
-from search.parser import MASKS, STUDY_FILE
 from spaces.granularity import GRANULARITIES, SEARCHED
-from spaces.targets import TARGETS
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
 COMMANDS = ("search", "scan", "inspect", "front", "status", "view", "export", "apply", "verify")
@@ -755,7 +755,7 @@ def test_a_folder_that_cannot_be_written_costs_no_fine_tune(main, tmp_path):
 
 
 def test_a_mount_point_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search.commands import policy
+    from search.cli.commands import policy
 
     monkeypatch.setattr(policy, "dense_model", lambda *_: pytest.fail("training was begun"))
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
@@ -829,7 +829,7 @@ def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path,
 
 
 def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search.commands import policy
+    from search.cli.commands import policy
 
     monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -903,7 +903,7 @@ def test_verify_checks_the_masks_of_an_export(main, finished, tmp_path):
 
 
 def test_masks_of_removed_channels_are_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search.commands import policy
+    from search.cli.commands import policy
 
     out, number = tmp_path / "out", trial_of(main, removes_channels=True)
     monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
@@ -1043,8 +1043,8 @@ def test_a_stopped_view_says_one_line_and_leaves_no_server(main, monkeypatch, tm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    monkeypatch.setattr("search.commands.study.open_store", lambda *_: None)
-    monkeypatch.setattr("search.mlflow_ui.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
+    monkeypatch.setattr("search.cli.commands.study.open_store", lambda *_: None)
+    monkeypatch.setattr("search.cli.mlflow_ui.ui_command", lambda *_: ["http.server", str(port), "--bind", "127.0.0.1"])
 
     def stop_once_it_answers() -> None:
         while not _is_open(port):
@@ -1072,7 +1072,7 @@ def test_a_killed_view_leaves_no_server(tmp_path):
         "signal.pause()\n"
     )
     code = (
-        "import sys\nfrom pathlib import Path\nimport search.mlflow_ui as ui\nsys.path.append('.')\n"
+        "import sys\nfrom pathlib import Path\nimport search.cli.mlflow_ui as ui\nsys.path.append('.')\n"
         "ui.ui_command = lambda *_: ['stubborn', sys.argv[1]]\nui.serve_ui(Path('.'), 0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(tmp_path)])}
@@ -1099,7 +1099,7 @@ def _is_open(port: int) -> bool:
 
 
 def test_a_server_that_ends_by_itself_is_an_environment_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr("search.mlflow_ui.ui_command", lambda *_: ["http.server", "--no-such-option"])
+    monkeypatch.setattr("search.cli.mlflow_ui.ui_command", lambda *_: ["http.server", "--no-such-option"])
     with pytest.raises(EnvironmentProblem, match="ended with code 2"):
         serve_ui(tmp_path, 5000)
 

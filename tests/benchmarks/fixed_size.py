@@ -27,7 +27,7 @@ from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import MAX_SIZE, TRIALS, WORKLOADS, Contest, guided_in
 from study import hardware
 
-from search.tables import render, spread
+from search.cli.text_tables import render, spread
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.two_stage import FLOOR_MARGIN

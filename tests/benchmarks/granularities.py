@@ -31,7 +31,7 @@ from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
 from pruning.importance.scores import unit_evidence
-from search.tables import percent, render, spread
+from search.cli.text_tables import percent, render, spread
 from search.training.train import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable

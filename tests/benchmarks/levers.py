@@ -42,8 +42,8 @@ from pruning.batchnorm import recalibrate_
 from pruning.importance.scores import unit_evidence
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
+from search.cli.text_tables import render
 from search.proposals.pool import Pool
-from search.tables import render
 from search.training.dense_model import dense_model
 from search.training.evaluate import Subject, evaluate_policy
 from search.training.train import batches, score

@@ -30,7 +30,7 @@ from torch.nn.utils import prune as torch_prune
 from pruning.channels.tracing import trace_channels
 from pruning.gradual import GradualPruner
 from pruning.masks import apply_masks_, make_mask
-from search.tables import render
+from search.cli.text_tables import render
 from search.training.optimizers import make_optimizer
 from search.training.train import _step, in_fast_layout
 from search.workloads import get_workload

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from study import hardware
 
+from search.cli.text_tables import render
 from search.proposals.guide import Guide
-from search.tables import render
 from spaces import ChannelGroup, Layer, Network, Space, StoredTensor
 from spaces.allocation.importance import Evidence
 

@@ -22,8 +22,8 @@ import numpy as np
 from raw_rows import Row
 from study import hardware
 
+from search.cli.text_tables import render, spread
 from search.proposals.hypervolume import hypervolume, non_dominated
-from search.tables import render, spread
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
 CHECKPOINTS = (6, 12, 18, 24, 48, 72)

@@ -30,7 +30,7 @@ from torch import nn
 
 from pruning.quantize import quantize_int8
 from pruning.sparse_file import dense_bytes
-from search.tables import render, spread
+from search.cli.text_tables import render, spread
 from search.training.train import score
 from spaces.allocation.allocators import allocate
 from spaces.policy import PruningPolicy

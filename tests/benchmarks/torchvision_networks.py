@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pruning.channel_selection import plan_removal
 from pruning.channels.removal import mask_removed, shrink
 from pruning.channels.tracing import trace_channels
-from search.tables import render
+from search.cli.text_tables import render
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = (

@@ -32,7 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import failpoints  # noqa: E402
 import invariants  # noqa: E402
 
-from search import cli  # noqa: E402
+from search.cli import entry  # noqa: E402
 
 STUDY, TRIALS = "small", 6
 SEARCH = [
@@ -152,7 +152,7 @@ def _become(words: list[str], stderr: Path, before: Callable[[], object] | None)
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
         if before is not None:
             before()
-        code = cli.main(words)
+        code = entry.main(words)
         atexit._run_exitfuncs()
     finally:
         os._exit(code)
@@ -163,8 +163,8 @@ def import_all() -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
     import torch
 
-    import search.commands.policy
-    import search.commands.study
+    import search.cli.commands.policy
+    import search.cli.commands.study
     import search.results.figures  # noqa: F401
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 
 from pruning import trace_channels
 from pruning.unprunable import whole_weights
-from search.tables import layer_table, whole_table
+from search.cli.text_tables import layer_table, whole_table
 from spaces import PruningPolicy, Space, footprint
 from spaces.cost.footprint import stored_shares
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search import SearchConfig
-from search.parser import WrongUsage, make_parser
+from search.cli.parser import WrongUsage, make_parser
 from search.storage import sqlite_url
 from search.store.mlflow_store import store_uri
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("spaces", "pruning", "search") for path in sorted((ROOT / folder).rglob("*.py"))]
 NETWORK = {"socket", "ssl", "ftplib", "requests", "httpx", "aiohttp", "urllib3", "grpc", "redis", "psycopg", "pymysql"}
 MODULES = {"urllib.request", "http.client", "http.server", "torch.hub", "torch.distributed", "xmlrpc.client"}
-SERVERS = {"search/commands/study.py": "the port of MLflow's page"}
+SERVERS = {"search/cli/commands/study.py": "the port of MLflow's page"}
 """Files that use a network, and what for."""
 
 

@@ -14,13 +14,13 @@ from torch import nn
 
 from pruning import trace_channels
 from pruning.calibration import Calibration
-from search import answer, cli
 from search.analysis.report_files import layout_files, sensitivity_files, share_files, weight_files
-from search.commands.reply import Reply
+from search.cli import answer, entry
+from search.cli.commands.reply import Reply
+from search.cli.text_tables import layer_table, render
 from search.errors import UsageError
 from search.progress import TerminalWatcher
 from search.results.figures import literal, profile_png, short
-from search.tables import layer_table, render
 from spaces.printable import printable, shortened
 from spaces.sensitivity import Profile, ProfilePoint
 
@@ -97,7 +97,7 @@ def test_whatever_a_command_ends_with_is_one_harmless_line(monkeypatch, capfd, n
         raise UsageError(f"unknown layer {name}")
 
     monkeypatch.setattr(answer, "_command_of", lambda word: command)
-    assert cli.main(["status", "mine", *(["--debug"] if debug else [])]) == 2
+    assert entry.main(["status", "mine", *(["--debug"] if debug else [])]) == 2
     said = capfd.readouterr().err
     assert not STEERING.search(said) and len(said) < 12_000
     assert said.count("prunefront: ") == 1 and (debug or said.count("\n") == 1)
@@ -107,10 +107,10 @@ def test_whatever_a_command_ends_with_is_one_harmless_line(monkeypatch, capfd, n
 def test_what_a_command_replies_steers_nothing(monkeypatch, capfd, name):
     reply = Reply({"name": name}, f"first\n{name}\nlast")
     monkeypatch.setattr(answer, "_command_of", lambda word: lambda arguments: reply)
-    assert cli.main(["status", "mine"]) == 0
+    assert entry.main(["status", "mine"]) == 0
     said = capfd.readouterr().out
     assert not STEERING.search(said) and said.startswith("first\n") and said.endswith("last\n")
-    assert cli.main(["status", "mine", "--json"]) == 0
+    assert entry.main(["status", "mine", "--json"]) == 0
     out = capfd.readouterr().out
     assert json.loads(out) == {"name": name} and out.isascii()
 
@@ -128,8 +128,8 @@ def test_notes_and_progress_steer_nothing(capfd, name):
 
 
 def test_a_table_of_trials_with_a_lone_surrogate_is_shown():
+    from search.cli.text_tables import front_table
     from search.results.tables import TRIAL_COLUMNS
-    from search.tables import front_table
 
     row = dict.fromkeys(TRIAL_COLUMNS) | {"trial": 0, "state": "failed", "reason": "error: \ud800\x1b[2K"}
     table = front_table(pd.DataFrame([row], columns=list(TRIAL_COLUMNS), dtype=object), with_state=True)

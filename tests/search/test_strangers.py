@@ -15,7 +15,7 @@ from torch import nn
 
 from pruning.sparse_file import DamagedFile, encode_model, read_sparse
 from search import get_workload
-from search.commands import policy as commands
+from search.cli.commands import policy as commands
 from search.errors import UsageError
 from search.export.folder_swap import check_folder
 from search.export.manifest import largest_files, read_manifest

@@ -177,7 +177,7 @@ def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched, monkeypa
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_while_arguments_are_read(main, monkeypatch, number, code, word):
-    monkeypatch.setattr("search.answer.make_parser", lambda: send(number))
+    monkeypatch.setattr("search.cli.answer.make_parser", lambda: send(number))
     reply = main("search", "--workload", "digits", "--json")
     said = f"{word}; finished trials are kept, resume with: prunefront search --workload digits --json"
     assert reply.code == code and reply.err == f"prunefront: {said}\n"
@@ -192,7 +192,7 @@ def test_whatever_a_signal_became_the_command_says_it_was_one(main, monkeypatch,
         except SystemExit:
             raise became from None
 
-    monkeypatch.setattr("search.answer._command_of", lambda _: command)
+    monkeypatch.setattr("search.cli.answer._command_of", lambda _: command)
     reply = main("front", "tiny")
     assert (reply.code, reply.err) == (143, "prunefront: terminated\n")
 
@@ -211,7 +211,7 @@ def test_code_that_ends_the_program_is_a_usage_error(main, monkeypatch, error, s
     def command(_arguments):
         raise error
 
-    monkeypatch.setattr("search.answer._command_of", lambda _: command)
+    monkeypatch.setattr("search.cli.answer._command_of", lambda _: command)
     reply = main("front", "tiny", "--json")
     assert reply.code == 2 and reply.err.count("\n") == 1 and "let it raise an error" in reply.err
     assert f"asked to end the program by {said} (test_interrupts.py, line " in reply.err

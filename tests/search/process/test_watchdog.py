@@ -17,8 +17,8 @@ from search.process.watchdog import Watchdog
 ENDS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 BEGIN = """
 import ctypes, os, signal, sys, threading, time
-from search import answer; from search.process import interrupts, watchdog
-from search.cli import main
+from search.cli import answer; from search.process import interrupts, watchdog
+from search.cli.entry import main
 
 number = int(sys.argv[1])
 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -12,11 +12,11 @@ import optuna
 import pandas as pd
 import pytest
 
+from search.cli.text_tables import front_table
 from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
 from search.results.selection import best_trial, front_of, knee_trial, smallest_trial
 from search.results.tables import FRONT_COLUMNS, plain_rows, score_finals, trial_table
-from search.tables import front_table
 from spaces.cost.footprint import Shares
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule

@@ -133,7 +133,7 @@ def test_a_front_leaves_out_what_is_no_better_than_chance(copy):
 def test_front_and_status_import_no_library_that_only_a_search_needs(finished):
     code = (
         "import json, sys\n"
-        "from search.cli import main\n"
+        "from search.cli.entry import main\n"
         "codes = [main([*words, '--root', sys.argv[1], '--json']) for words in json.loads(sys.argv[2])]\n"
         "print(json.dumps([codes, sorted({name.partition('.')[0] for name in sys.modules})]))\n"
     )

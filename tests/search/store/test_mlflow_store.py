@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from search import storage
+from search.cli.mlflow_ui import ui_command
 from search.config import check_study_name
 from search.errors import EnvironmentProblem
-from search.mlflow_ui import ui_command
 from search.store import mlflow_store
 from search.store.mlflow_store import artifacts_uri, open_store, store_uri
 from search.store.optuna_trials import OptunaStudy

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from search.mlflow_ui import ui_command
+from search.cli.mlflow_ui import ui_command
 from search.records import FAILED, TrialRecord, TrialResult
 from search.store.journal import Journal
 from search.store.mlflow_tracker import Tracker
@@ -83,7 +83,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
         "        seen.append((os.environ.get('MLFLOW_DISABLE_TELEMETRY'), os.environ.get('DO_NOT_TRACK')))\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = spy\n"
-        "import search.store.mlflow_tracker, search.store.mlflow_store, search.study.start, search.commands\n"
+        "import search.store.mlflow_tracker, search.store.mlflow_store, search.study.start, search.cli.commands\n"
         "assert 'mlflow' not in sys.modules, 'imported too early'\n"
         "from pathlib import Path\n"
         f"search.store.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from pruning.importance.scores import unit_evidence
+from search.cli.text_tables import closing_table, latency_line
 from search.results.closing import closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
 from search.study.finals import baseline_policies
-from search.tables import closing_table, latency_line
 from spaces import Space
 from spaces.allocation.importance import Evidence
 from spaces.cost.effect import achieved

@@ -21,13 +21,13 @@ import torch
 import search.study.finals
 import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
+from search.cli.resume import resume_command
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.progress import Watcher
 from search.proposals.pool import SHARES
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
-from search.resume import resume_command
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.start import run_search

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from search.answer import _everything_to_stderr
+from search.cli.answer import _everything_to_stderr
 from search.training.attempts import Attempt
 from search.user_code.blame import told
 from search.user_code.lasting import LastingStream, leave_threads_behind

@@ -25,14 +25,15 @@ from search.analysis.report_files import (
     weight_files,
     write_files,
 )
-from search.commands.options import sparsities_of, workload_of
-from search.commands.reply import Reply, written_line
+from search.cli.commands.options import sparsities_of, workload_of
+from search.cli.commands.reply import Reply, written_line
+from search.cli.device_support import STATEMENTS
+from search.cli.text_tables import layer_table, percent, profile_table, target_table, whole_table
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
 from search.progress import TerminalWatcher
 from search.results.figures import profile_png
-from search.tables import layer_table, percent, profile_table, target_table, whole_table
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Subject
 from search.training.profile_cache import cached_profile, profile_path, recalibration_note
@@ -44,7 +45,6 @@ from spaces.cost.footprint import dense_footprint, stored_shares
 from spaces.criteria import criterion_word
 from spaces.granularity import GRANULARITIES, parts_in, stays_whole
 from spaces.network import Network
-from spaces.targets import STATEMENTS
 
 
 def scan(arguments: argparse.Namespace) -> Reply:

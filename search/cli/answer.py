@@ -14,9 +14,9 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TextIO
 
-from search.commands.reply import Reply
+from search.cli.commands.reply import Reply
+from search.cli.parser import Answered, WrongUsage, make_parser
 from search.errors import PrunefrontError
-from search.parser import Answered, WrongUsage, make_parser
 from search.process import interrupts
 from search.process.kept_work import begin_anew, what_is_kept
 from search.user_code.blame import told
@@ -27,7 +27,7 @@ COMMANDS = {
     "network": ("scan", "inspect"),
     "policy": ("export", "apply", "verify"),
 }
-"""File in `search.commands` -> the commands it holds."""
+"""File in `search.cli.commands` -> the commands it holds."""
 _stdout = 1
 """Where the reply goes while file descriptor 1 leads to stderr."""
 SHORT = 1000
@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _command_of(name: str) -> Callable[[argparse.Namespace], Reply]:
     """Its function; what it needs is imported only now."""
     (place,) = (place for place, names in COMMANDS.items() if name in names)
-    return getattr(importlib.import_module(f"search.commands.{place}"), name)
+    return getattr(importlib.import_module(f"search.cli.commands.{place}"), name)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from search.cli.device_support import STATEMENTS
 from search.results.closing import ClosingRow
 from spaces.cost.footprint import stored_shares
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint
-from spaces.targets import STATEMENTS
 
 WIDTH = 120
 """Columns of a table, on a terminal or not, so that output compares line by line."""

@@ -23,7 +23,7 @@ def send(event, given):
 if sys.argv[3:] != ["ignored"]:
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 sys.addaudithook(send)
-from search.cli import main
+from search.cli.entry import main
 sys.exit(main(["search", "--workload", "./none.py:none", "--json"]))
 """
 """Sends itself a signal where a module begins to be imported."""
@@ -33,9 +33,9 @@ SAID = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")
 @pytest.mark.parametrize(
     ("number", "place"),
     [
-        (signal.SIGINT, "search.answer"),
+        (signal.SIGINT, "search.cli.answer"),
         (signal.SIGTERM, "argparse"),
-        (signal.SIGINT, "search.parser"),
+        (signal.SIGINT, "search.cli.parser"),
         (signal.SIGHUP, "search.errors"),
     ],
 )
@@ -79,7 +79,7 @@ def test_signals_at_seeded_moments_of_the_start(program, tmp_path, number):
 
 
 def test_next_to_nothing_is_imported_before_signals_are_held_back():
-    asked = "import sys; before = set(sys.modules); import search.cli; print(*(set(sys.modules) - before))"
+    asked = "import sys; before = set(sys.modules); import search.cli.entry; print(*(set(sys.modules) - before))"
     found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
-    assert {name for name in found if name.startswith("search")} == {"search", "search.cli"}
+    assert {name for name in found if name.startswith("search")} == {"search", "search.cli.entry"}
     assert not {"argparse", "typing", "json", "threading", "pathlib", "dataclasses"} & set(found)

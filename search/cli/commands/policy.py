@@ -16,8 +16,9 @@ from pruning.importance.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
-from search.commands.options import sparsities_of, workload_of
-from search.commands.reply import Reply, written_line
+from search.cli.commands.options import sparsities_of, workload_of
+from search.cli.commands.reply import Reply, written_line
+from search.cli.text_tables import percent, render
 from search.config import SearchConfig, make_config
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.export.choose import choose_trial
@@ -31,7 +32,6 @@ from search.files import check_writable, read_text
 from search.progress import TerminalWatcher
 from search.results.selection import is_dead
 from search.results.view import open_study
-from search.tables import percent, render
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, Subject, evaluate_untrained

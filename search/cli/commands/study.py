@@ -12,19 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.commands.reply import Reply
+from search.cli.commands.reply import Reply
+from search.cli.mlflow_ui import serve_ui, ui_command
+from search.cli.resume import resume_command
+from search.cli.text_tables import closing_table, counts_line, front_table, latency_line, percent
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
-from search.mlflow_ui import serve_ui, ui_command
 from search.progress import TerminalWatcher, duration
 from search.results.closing import closing_rows, verdict
 from search.results.selection import dead_within
 from search.results.tables import plain_rows
 from search.results.view import open_study
-from search.resume import resume_command
 from search.store.mlflow_store import open_store
-from search.tables import closing_table, counts_line, front_table, latency_line, percent
 from spaces.granularity import parts_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from search import guard
+from search.cli import process_guard
 from search.errors import EnvironmentProblem
 from search.store.mlflow_store import artifacts_uri, store_uri
 
@@ -30,7 +30,7 @@ def serve_ui(root: Path, port: int) -> None:
     Raises:
         EnvironmentProblem: the server ended by itself.
     """
-    command = [sys.executable, "-P", guard.__file__, sys.executable, "-P", "-m", *ui_command(root, port)]
+    command = [sys.executable, "-P", process_guard.__file__, sys.executable, "-P", "-m", *ui_command(root, port)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         code = server.wait()
@@ -43,7 +43,7 @@ def _end_session(server: subprocess.Popen) -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        server.wait(guard.SECONDS_TO_END)
+        server.wait(process_guard.SECONDS_TO_END)
     with suppress(ProcessLookupError):  # workers that outlive their server
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
