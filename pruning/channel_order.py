@@ -18,7 +18,7 @@ from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.removal import output_difference
 from pruning.channels.structure import with_indices
 from pruning.copying import copy_model
-from pruning.importance.scores import Scores
+from pruning.importance.scores import ImportanceScores
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.validation import check_sparsity
 
@@ -87,7 +87,7 @@ def channel_order(
     index goes first, so here it comes last.
 
     Args:
-        criterion: a word of `spaces.criteria`; a unit's score is that of `Scores.group`.
+        criterion: a word of `spaces.criteria`; a unit's score is that of `ImportanceScores.group`.
         calibration: what data-driven criteria look at.
         seed: of the criterion `random`.
 
@@ -95,7 +95,7 @@ def channel_order(
         ValueError: unknown criterion, NaN or infinite weights, a graph of another model.
     """
     check_fits(model, graph.network)
-    scores, units = Scores(model, criterion, graph, calibration, seed), {}
+    scores, units = ImportanceScores(model, criterion, graph, calibration, seed), {}
     for number, group in enumerate(graph.network.groups):
         if group.obstacle is None and scores.obstacle(number) is None:
             units[number] = tuple(np.argsort(scores.group(number), kind="stable")[::-1].tolist())

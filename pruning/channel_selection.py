@@ -11,7 +11,7 @@ from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.tracing import trace_channels
-from pruning.importance.scores import Scores, restrict_graph
+from pruning.importance.scores import ImportanceScores, restrict_graph
 from pruning.importance.weights import require_finite
 from pruning.modules import check_model, prunable_weights
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
@@ -62,13 +62,13 @@ def plan_removal(
         graph = trace_channels(model, example_input)
     graph.network.require(shares)
     check_fits(model, graph.network)
-    scores = Scores(model, criterion, graph, calibration, seed)
+    scores = ImportanceScores(model, criterion, graph, calibration, seed)
     plan = plan_by_scores(shares, restrict_graph(model, graph, criterion, calibration), scores)
     require_removal([name for name, share in shares.items() if share], plan.skipped)
     return plan
 
 
-def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: Scores) -> RemovalPlan:
+def plan_by_scores(shares: Mapping[str, float], graph: ChannelGraph, scores: ImportanceScores) -> RemovalPlan:
     """The plan of `plan_removal` for checked shares, from scores that may be of use for more than this."""
     removed_units = {}
     for number, kept in kept_units(graph.network, shares).items():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.structure import Structure
-from pruning.importance.scores import Scores
+from pruning.importance.scores import ImportanceScores
 from pruning.masks import make_mask
 from pruning.modules import prunable_weights
 from pruning.units import expand_units, unit_ranks, units
@@ -22,7 +22,7 @@ _Stays = dict[tuple[str, int], np.ndarray]
 """(tensor name, dimension) -> bool array, True = stays; only of dimensions that shrink."""
 
 
-class Rankings:
+class MaskCache:
     """Masks and structures of policies on one model; each order is worked out when first needed.
 
     Args:
@@ -38,7 +38,7 @@ class Rankings:
         check_fits(model, graph.network)
         self._model, self._graph, self._calibration = model, graph, calibration
         self._weights = prunable_weights(model)
-        self._scores: dict[str, Scores] = {}
+        self._scores: dict[str, ImportanceScores] = {}
         self._elements: dict[tuple[str, str, str], Tensor] = {}
         self._ranks: dict[tuple[str, str, str], Tensor] = {}
         self._unit_ranks: dict[tuple[int, str], np.ndarray] = {}
@@ -105,9 +105,9 @@ class Rankings:
                 stays[place] = flags
         return stays
 
-    def _by(self, criterion: str) -> Scores:
+    def _by(self, criterion: str) -> ImportanceScores:
         if criterion not in self._scores:
-            self._scores[criterion] = Scores(self._model, criterion, self._graph, self._calibration)
+            self._scores[criterion] = ImportanceScores(self._model, criterion, self._graph, self._calibration)
         return self._scores[criterion]
 
     def _scores_of(self, name: str, granularity: str, criterion: str) -> Tensor:

@@ -14,7 +14,7 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import removal_masks
 from pruning.channels.structure import Structure
-from pruning.importance.scores import Scores, restrict_graph
+from pruning.importance.scores import ImportanceScores, restrict_graph
 from pruning.masks import make_mask
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
 from spaces.criteria import criterion_word
@@ -47,7 +47,7 @@ def policy_masks(
         if name not in weights:
             raise ValueError(unknown("layer", name, weights))
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
-    scores = Scores(model, policy.criterion, graph, calibration)
+    scores = ImportanceScores(model, policy.criterion, graph, calibration)
     if graph is None:
         whole = scores.unseen()
         removals = {name: share for name, share in removals.items() if name not in whole}
@@ -98,7 +98,7 @@ def share_due(
     return units.removed(share) / units.count * progress, f"*:{pattern.of}"
 
 
-def _channel_masks(model: nn.Module, removals: Mapping[str, float], scores: Scores) -> dict[str, Tensor]:
+def _channel_masks(model: nn.Module, removals: Mapping[str, float], scores: ImportanceScores) -> dict[str, Tensor]:
     return {name: _channel_mask(model, name, share, scores) for name, share in removals.items()}
 
 
@@ -113,7 +113,7 @@ def _own_channels(model: nn.Module, masks: Mapping[str, Tensor]) -> Structure:
     )
 
 
-def _channel_mask(model: nn.Module, name: str, share: float, scores: Scores) -> Tensor:
+def _channel_mask(model: nn.Module, name: str, share: float, scores: ImportanceScores) -> Tensor:
     """Mask of one layer's output channels, alone of their group."""
     weight, dim = model.get_parameter(name), output_dim(model.get_submodule(name.rpartition(".")[0]))
     by_data = criterion_word(scores.criterion).needs_data

@@ -10,12 +10,12 @@ from pruning.channels.removal import shrink
 from pruning.channels.tracing import trace_channels
 from pruning.copying import copy_model
 from pruning.importance.reconstruction import refit_next_layers
-from pruning.importance.scores import Scores, restrict_graph
+from pruning.importance.scores import ImportanceScores, restrict_graph
 from pruning.importance.weights import require_finite
 from pruning.masks import apply_masks_
 from pruning.modules import check_model, inputs_of_weights, output_dim, prunable_weights
 from pruning.policy_masks import masks_inside, policy_masks
-from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, whole_layers
+from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, unpruned_layers
 from spaces.policy import PruningPolicy
 
 
@@ -53,7 +53,7 @@ def prune(
         check_fits(model, graph.network)
         graph = restrict_graph(model, graph, policy.criterion, calibration)
     masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
-    whole = whole_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy, calibration)
+    whole = unpruned_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy, calibration)
     require_removal(asked_layers(policy), whole)
     pruned = copy_model(model)
     apply_masks_(pruned, masks)
@@ -67,9 +67,9 @@ def prune(
 
 
 def _whole_weights(model: nn.Module, policy: PruningPolicy, calibration: Calibration | None) -> dict[str, str]:
-    """`whole_layers` where channel groups are not known: channels are those of their own weight."""
+    """`unpruned_layers` where channel groups are not known: channels are those of their own weight."""
     weights, inputs, found = prunable_weights(model), inputs_of_weights(model), {}
-    unseen = Scores(model, policy.criterion, calibration=calibration).unseen()
+    unseen = ImportanceScores(model, policy.criterion, calibration=calibration).unseen()
     for name, share in policy.channel_requests().items():
         dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
         found[name] = mask_obstacle("channel", weights[name].movedim(dim, 0).shape, share)

@@ -16,7 +16,7 @@ _PARTS = ("_g", "_v", "_orig")
 """What hook-style weight norm, spectral norm and PyTorch's pruning append to the name of a weight they replace."""
 
 
-def whole_weights(model: nn.Module, positions: Mapping[str, int]) -> list[Layer]:
+def unprunable_weights(model: nn.Module, positions: Mapping[str, int]) -> list[Layer]:
     """Every parameter that is no prunable weight, in model order; biases, and scales of norms and PReLUs, are left out.
 
     Args:

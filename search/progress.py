@@ -16,7 +16,7 @@ from spaces.printable import printable, shortened
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
-class Watcher:
+class ProgressReporter:
     """Shows nothing; the interface of what follows a command."""
 
     def note(self, text: str) -> None:
@@ -31,7 +31,7 @@ class Watcher:
         """The live line of a study: what ended last, best so far, time left."""
 
 
-class TerminalWatcher(Watcher):
+class TerminalReporter(ProgressReporter):
     """Progress bars on a terminal; plain lines elsewhere. Whatever is shown ends by a signal that has come."""
 
     def __init__(self) -> None:

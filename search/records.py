@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from spaces.cost.footprint import Shares
+from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 
 RECORD_VERSION = 1
@@ -55,7 +55,7 @@ class TrialResult:
     reason: str | None = None
     accuracy: float | None = None
     loss: float | None = None
-    shares: Shares | None = None
+    shares: RelativeCost | None = None
     achieved: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def _built(kind: Any, data: Mapping[str, Any]) -> Any:
         if data.pop("version", None) != RECORD_VERSION:
             raise ValueError(f"record version must be {RECORD_VERSION}")
         result = dict(data["result"])
-        result["shares"] = Shares(**result["shares"]) if result["shares"] else None
+        result["shares"] = RelativeCost(**result["shares"]) if result["shares"] else None
         result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)
         result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
         return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})

@@ -1,7 +1,7 @@
 """The nouns: what may be chosen, and how a choice is written down."""
 
 from spaces.cost.effect import NothingToRemove
-from spaces.cost.footprint import Footprint, Shares, footprint
+from spaces.cost.footprint import Footprint, RelativeCost, footprint
 from spaces.criteria import CRITERIA
 from spaces.granularity import GRANULARITIES, removed_count
 from spaces.network import ChannelGroup, Layer, Network, StoredTensor
@@ -12,6 +12,6 @@ from spaces.sensitivity import Profile, ProfilePoint
 
 __all__ = [
     "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "NothingToRemove",
-    "Profile", "ProfilePoint", "PruningPolicy", "Schedule", "Shares", "Space", "StoredTensor", "footprint",
+    "Profile", "ProfilePoint", "PruningPolicy", "RelativeCost", "Schedule", "Space", "StoredTensor", "footprint",
     "removed_count",
 ]  # fmt: skip

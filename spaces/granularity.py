@@ -172,7 +172,7 @@ def _undivided(granularity: str, shape: Sequence[int], inputs: Inputs) -> str | 
     return None
 
 
-def stays_whole(layer: Layer, granularity: str) -> str | None:
+def unpruned_reason(layer: Layer, granularity: str) -> str | None:
     """Why nothing of a layer can go in this granularity; None if something can."""
     if granularity == "channel":
         return layer.obstacle or ("it is in no channel group" if layer.channel_group is None else None)

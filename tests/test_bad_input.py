@@ -32,7 +32,7 @@ from pruning import (
     trace_channels,
     write_sparse,
 )
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.sparse_file import DamagedFile
 from search import Recipe, SearchConfig, Workload, get_workload, load_front
 from search.config import make_config
@@ -40,7 +40,7 @@ from search.errors import PrunefrontError, Refused, UsageError
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.validation import unknown
 
 NAN, INF = math.nan, math.inf
@@ -110,9 +110,9 @@ def planned(request, criterion: str = "magnitude-l2"):
     return plan_removal(MODEL, request, IMAGES, criterion, GRAPH)
 
 
-def evidence() -> Evidence:
-    found = unit_evidence(MODEL, GRAPH, "fine-grained")
-    return Evidence.of(GRAPH.network, "fine-grained", found, None, "encoded")
+def evidence() -> AllocationInputs:
+    found = unit_importance(MODEL, GRAPH, "fine-grained")
+    return AllocationInputs.of(GRAPH.network, "fine-grained", found, None, "encoded")
 
 
 def made(**changes) -> Workload:
@@ -376,7 +376,7 @@ BAD_CHOICES = {
     "space none": (lambda: Space(GRAPH.network, 0.5, schedules=()), "give one schedule or more"),
     "space metric": (lambda: Space(GRAPH.network, 0.5, metric="bytes"), "unknown size metric 'bytes'"),
     "space min size": (lambda: Space(GRAPH.network, 0.5, min_size=0.6), "0 < min_size <= 0.5, got 0.6"),
-    "allocator": (lambda: allocate("unifrom", Target(GRAPH.network, 0.5), Evidence()), f"{MISSPELT} 'uniform'"),
+    "allocator": (lambda: allocate("unifrom", Target(GRAPH.network, 0.5), AllocationInputs()), f"{MISSPELT} 'uniform'"),
     "no profile": (lambda: allocate("scan", Target(GRAPH.network, 0.5), evidence()), "needs a profile: scan the model"),
     "too small": (lambda: allocate("uniform", Target(GRAPH.network, 1e-9), evidence()), "the smallest is"),
     "no names": (lambda: unknown_of_none(), "unknown study 'a': there is none yet"),
@@ -580,9 +580,9 @@ def test_apply_says_why_nothing_would_go(main, files, tmp_path):
 
 
 def test_a_trial_of_nothing_fails_with_the_reason_before_training():
-    from search.training.evaluate import Subject, evaluate_policy
+    from search.training.evaluate import PreparedModel, evaluate_policy
 
-    subject = Subject(replace(made(), recipe=Recipe(batch=2, trial_epochs=1)), MODEL, GRAPH)
+    subject = PreparedModel(replace(made(), recipe=Recipe(batch=2, trial_epochs=1)), MODEL, GRAPH)
     steps: list[int] = []
     for policy, reason in (
         (PruningPolicy({"conv0.weight": 0.001}), "0.001 of 72 units rounds to none"),

@@ -35,7 +35,7 @@ from raw_rows import read_rows, seed_range
 from search.training.train import TRAININGS
 from search.workloads import get_workload
 from spaces.allocation.allocators import ALLOCATORS
-from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.criteria import CRITERIA
 from spaces.granularity import GRANULARITIES
 from spaces.policy import PruningPolicy
@@ -466,7 +466,7 @@ class TestGranularities:
         class MadeUp(search_race.Contest):
             def _tune(self, policy: PruningPolicy, seed: int) -> list[float]:
                 cost = footprint(vgg_graph.network, policy)
-                size = shares(cost, dense_footprint(vgg_graph.network)).encoded
+                size = relative_cost(cost, dense_footprint(vgg_graph.network)).encoded
                 late = 0.02 if policy.schedule.kind == "one-shot" else 0.001 * policy.schedule.exponent
                 return [0.0, 0.9 + 0.1 * size - 0.001 * seed - late, size, 0.5, 1.0]
 
@@ -509,9 +509,9 @@ class TestGranularities:
         contest.subject = SimpleNamespace(network=vgg_graph.network, dense=vgg, graph=vgg_graph)
         policy = granularities.policy_of(contest, granularities.Cell(granularities.COMBINED, 0.09))
         dense, network = dense_footprint(vgg_graph.network), vgg_graph.network
-        removed = shares(footprint(network, PruningPolicy({}, removal=policy.removal)), dense)
+        removed = relative_cost(footprint(network, PruningPolicy({}, removal=policy.removal)), dense)
         assert 0.27 < removed.encoded <= 0.3
-        assert shares(footprint(network, policy), dense).encoded == pytest.approx(0.09, rel=0.005)
+        assert relative_cost(footprint(network, policy), dense).encoded == pytest.approx(0.09, rel=0.005)
 
     def test_shown(self, table, tmp_path, capsys):
         granularities.run("digits", [0, 1, 2], tmp_path)

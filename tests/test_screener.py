@@ -13,7 +13,7 @@ from screener import Divergence, Screener
 from torch import nn
 
 from pruning import prune, trace_channels
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.policy_masks import policy_masks
 from spaces import PruningPolicy
 
@@ -60,7 +60,7 @@ def test_masks_are_those_of_the_policy(subjects, drawn):
     which, policy = drawn
     model, graph, _ = subjects[which]
     masks, plan = policy_masks(model, policy, graph=graph)
-    rankings = Rankings(model, graph)
+    rankings = MaskCache(model, graph)
     for _ in range(2):
         found = rankings.masks(policy)
         assert found.keys() == masks.keys()
@@ -83,7 +83,7 @@ def fine(share: float, **others) -> PruningPolicy:
 def test_ties_go_by_lowest_index():
     model = nn.Sequential(nn.Linear(6, 5, bias=False))
     model[0].weight.data = torch.tensor([[1.0, -1.0, 1.0, 2.0, 1.0, 1.0]]).repeat(5, 1)
-    rankings = Rankings(model, trace_channels(model, torch.ones(2, 6)))
+    rankings = MaskCache(model, trace_channels(model, torch.ones(2, 6)))
     mask = rankings.masks(PruningPolicy({"0.weight": 0.2}))["0.weight"]
     assert mask.flatten().nonzero().flatten().tolist() == [3, *range(7, 30)]
 

@@ -15,10 +15,10 @@ from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.activations import observe_inputs
 from pruning.importance.scores import restrict_graph
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
-from spaces.granularity import stays_whole
+from spaces.granularity import unpruned_reason
 from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.validation import check_sparsity
@@ -112,8 +112,8 @@ def layer_shares(
         check_sparsity(sparsity)
     rows = []
     for granularity in granularities:  # one at a time: the orders of a large network's units take memory
-        layers = [layer for layer in graph.network.prunable if stays_whole(layer, granularity) is None]
-        rankings = Rankings(model, graph, calibration)
+        layers = [layer for layer in graph.network.prunable if unpruned_reason(layer, granularity) is None]
+        rankings = MaskCache(model, graph, calibration)
         masks = {
             layer.name: [own_masks(rankings, graph.network, layer, granularity, s, criterion) for s in sparsities]
             for layer in layers
@@ -128,7 +128,7 @@ def layer_shares(
 
 
 def own_masks(
-    rankings: Rankings, network: Network, layer: Layer, granularity: str, sparsity: float, criterion: str
+    rankings: MaskCache, network: Network, layer: Layer, granularity: str, sparsity: float, criterion: str
 ) -> dict[str, Tensor]:
     """Masks of a layer's weight and, where channels go, of its bias: parameter name -> bool mask, True = kept."""
     group = network.groups[layer.channel_group].layers if granularity == "channel" else (layer.name,)

@@ -16,11 +16,11 @@ from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.copying import copy_model
 from pruning.importance.scores import restrict_graph
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
 from pruning.outputs import join_batches
 from spaces.cost.effect import NothingToRemove, achieved, require_removal
-from spaces.granularity import GRANULARITIES, Units, pattern_of, stays_whole
+from spaces.granularity import GRANULARITIES, Units, pattern_of, unpruned_reason
 from spaces.policy import PruningPolicy
 from spaces.sensitivity import Profile, ProfilePoint
 from spaces.validation import check_sparsity, unknown
@@ -95,7 +95,7 @@ def scan_sensitivity(
         inputs, targets = inputs[mixed], targets[mixed]
     batches = inputs.tensor_split(parts)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
-    rankings = Rankings(dense, graph, calibration)
+    rankings = MaskCache(dense, graph, calibration)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
     def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:
@@ -188,7 +188,7 @@ def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
 def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
     """Raise `NothingToRemove` if every layer stays whole in all these granularities."""
     if not any(_subjects(graph, granularity) for granularity in granularities):
-        whole = {layer.name: stays_whole(layer, granularities[0]) for layer in graph.network.prunable}
+        whole = {layer.name: unpruned_reason(layer, granularities[0]) for layer in graph.network.prunable}
         require_removal(whole, whole)
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 
@@ -211,4 +211,4 @@ def _subjects(graph: ChannelGraph, granularity: str) -> list[tuple[str, ...]]:
     """What is pruned together in one point of the scan."""
     if granularity == "channel":
         return [group.layers for group in graph.network.groups if group.obstacle is None]
-    return [(layer.name,) for layer in graph.network.prunable if not stays_whole(layer, granularity)]
+    return [(layer.name,) for layer in graph.network.prunable if not unpruned_reason(layer, granularity)]

@@ -26,7 +26,7 @@ from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
 from pruning.sparse_file import DTYPE_CODES
-from pruning.unprunable import whole_weights
+from pruning.unprunable import unprunable_weights
 from pruning.unsupported import check_kind
 from spaces.network import Layer, Network, StoredTensor
 
@@ -127,7 +127,7 @@ def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Mul
         obstacle = _NOT_REACHED if calls[module] else NEVER_RUNS
         shape, groups = tuple(weight.shape), getattr(module, "groups", 1)
         layers.append(Layer(name, kind, shape, counted.positions.get(name, 0), groups, obstacle=obstacle))
-    layers += whole_weights(model, counted.positions)
+    layers += unprunable_weights(model, counted.positions)
     unlisted = counted.positions.keys() - {layer.name for layer in layers}
     others = counted.others + sum(counted.positions[name] * model.get_parameter(name).numel() for name in unlisted)
     return Network(tuple(tensors), tuple(layers), (), aliases, others, counted.uncounted)

@@ -1,7 +1,7 @@
 """Which units go first: one model, one criterion, and whatever it looks at, ready to be asked.
 
-Whoever needs an order of units asks `Scores`; what a criterion needs (weights, neighbouring layers, calibration
-data) is known here and nowhere else.
+Whoever needs an order of units asks `ImportanceScores`; what a criterion needs (weights, neighbouring layers,
+calibration data) is known here and nowhere else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OF_NEIGHBOURS = ("bn-scale", "next-layer", "reconstruction")
 """Criteria that look at the layers next to a channel group, and are not defined for every group."""
 
 
-class Scores:
+class ImportanceScores:
     """The scores of a model's units by one criterion; larger is kept.
 
     Args:
@@ -125,7 +125,7 @@ class Scores:
             generator = torch.Generator().manual_seed(self._seed + number)  # the same at every step of a ramp
             scores = _mean_over_layers([self._of_layer(name, group.units, generator) for name in group.layers])
             if self._needs_data and not scores.any():  # nothing is known of it any more
-                scores = Scores(self._model, "magnitude-l2", self._graph).group(number)
+                scores = ImportanceScores(self._model, "magnitude-l2", self._graph).group(number)
         if not np.isfinite(scores).all():
             checked_scores(torch.from_numpy(scores), self.criterion, torch.Size(scores.shape))
         return scores if self.criterion in PLAIN else self._zeros_first(number, scores)
@@ -243,7 +243,7 @@ def restrict_graph(
     """
     seeing = calibration is not None and criterion_word(check_criterion(criterion)).needs_data
     if criterion not in _OF_NEIGHBOURS:
-        return leave_whole(graph, Scores(model, criterion, graph, calibration).unseen()) if seeing else graph
+        return leave_whole(graph, ImportanceScores(model, criterion, graph, calibration).unseen()) if seeing else graph
     norms = following_norms(model, graph.example_input) if criterion == "bn-scale" else {}
     numbers = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
     reasons = {number: _obstacle(criterion, graph, number, norms) for number in numbers}
@@ -263,7 +263,7 @@ def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[s
     return None
 
 
-def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
+def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
     """Layer -> squared L2 norm of each of its units (n,); of patterns `N:M`, of each of its weights.
 
     With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
@@ -272,7 +272,7 @@ def unit_evidence(model: nn.Module, graph: ChannelGraph, granularity: str) -> di
     by, allocators compare magnitudes.
     """
     if granularity == "channel":
-        scores = Scores(model, "magnitude-l2", graph)
+        scores = ImportanceScores(model, "magnitude-l2", graph)
         return {
             name: scores.group(number) ** 2
             for number, group in enumerate(graph.network.groups)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from search.progress import Watcher
-from search.training.evaluate import Evaluation, Subject, evaluate_policy, evaluate_untrained
+from search.progress import ProgressReporter
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained
 from search.training.train import score, step_count
 from spaces.allocation.scaling import scaled
-from spaces.cost.effect import settled
+from spaces.cost.effect import as_removed
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
@@ -68,7 +68,12 @@ def schedules_of(policy: PruningPolicy) -> dict[str, Schedule]:
 
 
 def pruning_curves(
-    subject: Subject, policy: PruningPolicy, sparsities: Sequence[float], epochs: float, seed: int, watcher: Watcher
+    subject: PreparedModel,
+    policy: PruningPolicy,
+    sparsities: Sequence[float],
+    epochs: float,
+    seed: int,
+    watcher: ProgressReporter,
 ) -> Curves:
     """Carry out the policy at other sparsities by each method, from the same dense model and with the same seed.
 
@@ -83,7 +88,7 @@ def pruning_curves(
     """
     schedules = schedules_of(policy)
     policies = [
-        (level, settled(subject.network, scaled(subject.network, policy, level))) for level in sorted(sparsities)
+        (level, as_removed(subject.network, scaled(subject.network, policy, level))) for level in sorted(sparsities)
     ]
     points = []
     for method, schedule in schedules.items():

@@ -30,13 +30,13 @@ from pruning.analysis.weight_layout import corner, laid_out
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.scores import restrict_graph
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
 from search.analysis.pruning_curves import ITERATIVE, Curves
 from search.analysis.report_figures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from search.files import write_durably
-from spaces.granularity import stays_whole
+from spaces.granularity import unpruned_reason
 from spaces.network import Layer, Network
 from spaces.sensitivity import Profile
 from spaces.strict_json import nan_as_null
@@ -97,8 +97,8 @@ def layout_files(
     """One layer's weight and masks as flat pictures: `layout-S.png` for every sparsity S, `layout.json`."""
     graph = restrict_graph(model, graph, criterion, calibration)
     chosen, weight = graph.network.by_name[layer], prunable_weights(model)[layer].detach()
-    left_out = {word: why for word in granularities if (why := stays_whole(chosen, word))}
-    rankings = Rankings(model, graph, calibration)
+    left_out = {word: why for word in granularities if (why := unpruned_reason(chosen, word))}
+    rankings = MaskCache(model, graph, calibration)
     shown = _flat(weight, chosen)
     outputs, inputs = (corner(weight, chosen.output_dim).shape[dim] for dim in (chosen.output_dim, chosen.input_dim))
     note = (
@@ -144,7 +144,7 @@ def default_layer(network: Network, granularities: Sequence[str]) -> str:
     if not network.prunable:
         raise ValueError("the network has no prunable layer: nothing to draw")
     for layer in network.prunable:
-        if not any(stays_whole(layer, word) for word in granularities):
+        if not any(unpruned_reason(layer, word) for word in granularities):
             return layer.name
     return max(network.prunable, key=lambda layer: layer.numel).name
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from search.cli.device_support import STATEMENTS
 from search.results.closing import ClosingRow
-from spaces.cost.footprint import stored_shares
+from spaces.cost.footprint import stored_fractions
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
 from spaces.printable import printable
@@ -119,7 +119,7 @@ OTHERS = "parts of weights, buffers and constants that are multiplied do not shr
 
 def layer_table(network: Network) -> str:
     """Every prunable layer with its costs, its share of the stored size, its channel group and what keeps it whole."""
-    stored = stored_shares(network)
+    stored = stored_fractions(network)
     return render(
         ["layer", "kind", "shape", "parameters", "size", "MACs", "group", "channels cannot go because"],
         [[*_weight_cells(layer, stored), layer.channel_group, layer.obstacle] for layer in network.prunable],
@@ -128,7 +128,7 @@ def layer_table(network: Network) -> str:
 
 def whole_table(network: Network) -> str:
     """Everything else a model stores, with the reason why it stays whole."""
-    stored = stored_shares(network)
+    stored = stored_fractions(network)
     whole = [layer for layer in network.layers if not layer.prunable]
     rest = {
         "other parameters": "biases, and scales of norms and PReLUs, go with the channels they belong to only",

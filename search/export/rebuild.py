@@ -15,12 +15,12 @@ from search.config import SearchConfig
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen
 from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.records import TrialResult
 from search.results.view import StudyView
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model, dense_model
-from search.training.evaluate import Evaluation, Subject, evaluate_policy
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
 from search.training.fingerprint import criterion_fingerprint
 from search.training.former_fingerprints import old_criterion_fingerprint
 from search.training.train import FINE_TUNE, score
@@ -69,7 +69,9 @@ def take_criterion(view: StudyView, spec: str) -> None:
         )
 
 
-def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[Export, Workload, SearchConfig]:
+def export_of_trial(
+    view: StudyView, chosen: Chosen, watcher: ProgressReporter
+) -> tuple[Export, Workload, SearchConfig]:
     """The network chosen: of a finalist or baseline its full-length run of median validation accuracy.
 
     Weights kept by the study are loaded; without them the fine-tune is repeated and said so.
@@ -89,7 +91,7 @@ def export_of_trial(view: StudyView, chosen: Chosen, watcher: Watcher) -> tuple[
     watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
     dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
     refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
-    subject = Subject.of(workload, dense.model, config.round_to)
+    subject = PreparedModel.of(workload, dense.model, config.round_to)
     full = chosen.final is not None
     epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
     seed = chosen.final.seed if full else config.seed
@@ -151,7 +153,12 @@ def _require_code(view: StudyView, chosen: Chosen) -> None:
 
 
 def fine_tuned(
-    subject: Subject, policy: PruningPolicy, epochs: float, seed: int, watcher: Watcher, training: str = FINE_TUNE
+    subject: PreparedModel,
+    policy: PruningPolicy,
+    epochs: float,
+    seed: int,
+    watcher: ProgressReporter,
+    training: str = FINE_TUNE,
 ) -> Evaluation:
     """An evaluation that must succeed.
 

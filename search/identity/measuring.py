@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.batchnorm import learning_norms
 from search.errors import UsageError
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
 from search.store.folder import StudyFolder
 from search.training.train import step_count
@@ -50,7 +50,7 @@ class Difference:
 
 
 def settle_measuring(
-    folder: StudyFolder, asked: int, workload: Workload, dense: nn.Module, network: Network, watcher: Watcher
+    folder: StudyFolder, asked: int, workload: Workload, dense: nn.Module, network: Network, watcher: ProgressReporter
 ) -> None:
     """Note what a study's results may differ by from those to come, and refuse to mix what cannot be compared.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning.importance.registry import own_function
 from search.identity.study_identity import CRITERION, in_todays_words, of_split, study_identity
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
@@ -19,7 +19,7 @@ TOLERANCE_EXAMPLES = 1.0
 """Validation examples that may fall on the other side on another CPU."""
 
 
-def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Watcher) -> None:
+def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: ProgressReporter) -> None:
     """Refuse a study whose model, data, recipe, objectives or code changed, without training anything.
 
     Its dense model is looked at where it is there without training: the user's weights, as built, or cached.
@@ -29,7 +29,7 @@ def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Watch
     """
     record, config = folder.read_record(), folder.config
     cache = folder.root / "cache"
-    dense = dense_model(workload, config.dense_seed, cache, config.weights, Watcher(), train=False)
+    dense = dense_model(workload, config.dense_seed, cache, config.weights, ProgressReporter(), train=False)
     if dense is None:
         model = build_model(workload, config.dense_seed)
         data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
@@ -39,7 +39,7 @@ def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Watch
 
 
 def refuse_changes_of(
-    record: Mapping[str, Any], folder: StudyFolder, workload: Workload, dense: DenseModel, watcher: Watcher
+    record: Mapping[str, Any], folder: StudyFolder, workload: Workload, dense: DenseModel, watcher: ProgressReporter
 ) -> dict[str, Any]:
     """The study's identity, refused by `UsageError` if it is not the recorded one.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from spaces.granularity import parts_of
 from spaces.schedule import Schedule
-from spaces.search_space.projection import Landed
+from spaces.search_space.projection import ProjectedBatch
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
 MOST_BUCKETS = 16
@@ -47,7 +47,7 @@ class Features:
         """What each column counts (columns,)."""
         return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0] + [1.0] * len(self._further))
 
-    def of(self, landed: Landed) -> np.ndarray:
+    def of(self, landed: ProjectedBatch) -> np.ndarray:
         """(p, columns)."""
         asked = landed.requests
         masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT)) - self._follow(landed)
@@ -58,13 +58,13 @@ class Features:
         columns = self._columns(masked, removed, np.log(landed.sizes), schedule)
         return np.column_stack([columns, *(one.sum(axis=1) for one in further)])
 
-    def asked(self, landed: Landed) -> np.ndarray:
+    def asked(self, landed: ProjectedBatch) -> np.ndarray:
         """The columns of single layers (p, columns), 1 wherever nothing is removed; 0 if pruned in another way."""
         columns = self.of(landed)[:, self.layers]
         columns[:, : self._by_mask.shape[1]] += self._follow(landed) @ self._by_mask
         return columns
 
-    def _follow(self, landed: Landed) -> np.ndarray:
+    def _follow(self, landed: ProjectedBatch) -> np.ndarray:
         """Which masks follow a removal (p, layers), bool."""
         return landed.requests.by_mask & np.isin(landed.requests.words, self._in_turn)
 

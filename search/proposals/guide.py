@@ -17,10 +17,10 @@ from search.proposals.features import Features
 from search.proposals.hypervolume import DominatedSpace, ranks
 from search.proposals.pool import Pool
 from search.proposals.surrogate import Prediction, Surrogate
-from spaces.allocation.importance import Evidence
-from spaces.cost.effect import effect
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.effect import fine_tune_key
 from spaces.granularity import parts_of
-from spaces.search_space.projection import Draft, Landed
+from spaces.search_space.projection import Draft, ProjectedBatch
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
 POOL, ROUNDS, KEPT = 96, 2, 16
@@ -96,7 +96,7 @@ class Suggestion:
 class _Candidates:
     """Points that may be proposed: as landed, what `Features.asked` says of them, and the surrogate's prediction."""
 
-    landed: Landed
+    landed: ProjectedBatch
     asked: np.ndarray
     prediction: Prediction
 
@@ -105,7 +105,7 @@ class _Candidates:
         return _Candidates(self.landed + other.landed, asked, self.prediction + other.prediction)
 
 
-class Guide:
+class GuidedProposer:
     """Proposes points of a space.
 
     A pool of candidates is drawn around the scan's and static allocations and around the best trials, a fifth of
@@ -126,7 +126,7 @@ class Guide:
     def __init__(
         self,
         space: Space,
-        evidence: Mapping[str, Evidence],
+        evidence: Mapping[str, AllocationInputs],
         dense_error: float,
         seed: int = 0,
         largest_error: float | None = None,
@@ -274,7 +274,7 @@ class Guide:
         return int(order[0])
 
     def _key(self, params: Mapping[str, Any]) -> str:
-        return effect(self._space.network, self._space.read(params).policy)
+        return fine_tune_key(self._space.network, self._space.read(params).policy)
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""

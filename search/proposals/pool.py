@@ -10,8 +10,8 @@ import numpy as np
 
 from spaces.allocation.allocators import SCANNED
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import Evidence
-from spaces.allocation.two_stage import EVEN_PART, REMOVAL, is_combined, preferences_of
+from spaces.allocation.importance import AllocationInputs
+from spaces.allocation.two_stage import EVEN_PART, REMOVAL, is_two_stage, preferences_of
 from spaces.granularity import parts_of
 from spaces.schedule import Schedule
 from spaces.search_space.initial import allocated
@@ -50,7 +50,7 @@ class Pool:
         least: by granularity (`Draft.label`), the size below which nothing is drawn; without one, the space's smallest.
     """
 
-    def __init__(self, space: Space, evidence: Mapping[str, Evidence]) -> None:
+    def __init__(self, space: Space, evidence: Mapping[str, AllocationInputs]) -> None:
         self._space, self._evidence = space, evidence
         self._static: dict[tuple[str, str, int], tuple[np.ndarray, str] | None] = {}
         self.least: Mapping[str, float] = {}
@@ -130,10 +130,10 @@ class Pool:
 
     def _part(self, granularity: str, random: np.random.Generator) -> float:
         """What a removal does of the reduction; of words without masks after it nothing is drawn."""
-        return float(random.uniform(*REMOVAL)) if is_combined(granularity) else EVEN_PART
+        return float(random.uniform(*REMOVAL)) if is_two_stage(granularity) else EVEN_PART
 
     def _moved_part(self, parent: Draft, random: np.random.Generator) -> float:
-        if not is_combined(parent.granularity):
+        if not is_two_stage(parent.granularity):
             return parent.part
         low, high = REMOVAL
         return float(min(max(parent.part + random.normal(0, PART_DEVIATION), low), high))

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.proposals.guide import Guide
+from search.proposals.guide import GuidedProposer
 from search.records import DIVERGED
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Axis
 from spaces.validation import unknown
@@ -35,7 +35,7 @@ class GuidedSampler(BaseSampler):
 
     def __init__(
         self,
-        guide: Guide | None = None,
+        guide: GuidedProposer | None = None,
         axes: tuple[Axis, ...] = (),
         seed: int | None = None,
         causes: Mapping[int, str | None] | None = None,
@@ -99,7 +99,7 @@ def make_sampler(
     name: str,
     seed: int,
     trial: int,
-    guide: Guide | None = None,
+    guide: GuidedProposer | None = None,
     axes: tuple[Axis, ...] = (),
     causes: Mapping[int, str | None] | None = None,
 ) -> BaseSampler:

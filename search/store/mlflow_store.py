@@ -20,7 +20,7 @@ from urllib.parse import quote
 from search.errors import EnvironmentProblem
 from search.files import remove_temporaries, write_durably
 from search.process.interrupts import check
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.storage import (
     SIDECARS,
     check_database_path,
@@ -64,7 +64,7 @@ def artifacts_place(root: Path, run: str) -> Path:
     return root / ARTIFACTS / run / "artifacts"
 
 
-def open_store(root: Path, watcher: Watcher | None = None) -> Any:
+def open_store(root: Path, watcher: ProgressReporter | None = None) -> Any:
     """An `MlflowClient` on the store of `root`, whose database is made, mended or set aside if it needs to be.
 
     Telemetry is switched off before MLflow is imported.
@@ -80,7 +80,7 @@ def open_store(root: Path, watcher: Watcher | None = None) -> Any:
     with held_lock(root / LOCK, wait=True), silenced():
         remove_temporaries(root)
         try:
-            return _opened(root, watcher or Watcher())
+            return _opened(root, watcher or ProgressReporter())
         except _libraries_errors() as error:
             raise _unusable(path, error) from None
 
@@ -122,7 +122,7 @@ def _unusable(path: Path, error: Exception) -> EnvironmentProblem:
     return EnvironmentProblem(f"cannot use {str(path)!r} ({reason}): {remedy}")
 
 
-def _opened(root: Path, watcher: Watcher) -> Any:
+def _opened(root: Path, watcher: ProgressReporter) -> Any:
     from mlflow import MlflowClient
     from mlflow.entities import LifecycleStage, ViewType
 
@@ -156,7 +156,7 @@ def _restore(client: Any, experiment: str, active: Any) -> None:
             client.delete_run(run.info.run_id)
 
 
-def _mend(path: Path, watcher: Watcher) -> None:
+def _mend(path: Path, watcher: ProgressReporter) -> None:
     """Check a database that is there, and bring an older MLflow's up to date.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from search.process.interrupts import check
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.records import COMPLETE, FAILED, TrialRecord
 from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
 
@@ -45,7 +45,7 @@ class Tracker:
         study: str,
         study_id: str,
         epoch_of_start: Callable[[float], float],
-        watcher: Watcher | None = None,
+        watcher: ProgressReporter | None = None,
     ) -> None:
         """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times."""
         self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.errors import EnvironmentProblem
-from search.proposals.guide import Guide
+from search.proposals.guide import GuidedProposer
 from search.proposals.sampler import make_sampler
 from search.records import COMPLETE, FAILED, STOPPED_EARLY
 from search.storage import database_problem, fault_of, is_refusal, set_aside, sqlite_url
@@ -46,7 +46,7 @@ class Finished:
     values: Sequence[float] | None
 
 
-class OptunaStudy:
+class OptunaTrials:
     """One multi-objective Optuna study in one SQLite file, written by one process.
 
     It is a projection of the journal: a damaged file is kept under another name, and an empty one takes its place.
@@ -68,7 +68,7 @@ class OptunaStudy:
         name: str,
         sampler: str,
         seed: int,
-        guide: Guide | None = None,
+        guide: GuidedProposer | None = None,
         axes: tuple[Axis, ...] = (),
         known: Mapping[int, Finished] | None = None,
         speed: str = "macs",

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
 from search.config import SearchConfig
-from search.progress import Watcher, duration
+from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
 from search.results.tables import score_finals
@@ -22,15 +22,15 @@ from search.study.clock import StudyClock
 from search.training.attempts import Attempt, give_up_on
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model
-from search.training.evaluate import Evaluation, Subject, evaluate_policy, failed
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.latency_cache import time_finals
 from search.training.refresh import refresh_statistics_
-from search.training.train import Progress, Scores, score
+from search.training.train import Metrics, Progress, score
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import Evidence
-from spaces.cost.effect import effect
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.effect import fine_tune_key
 from spaces.cost.timing import TimedNetworks
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
@@ -41,11 +41,11 @@ from spaces.search_space.space import Space
 def compare_finals(
     config: SearchConfig,
     folder: StudyFolder,
-    subject: Subject,
+    subject: PreparedModel,
     space: Space,
     finalists: Sequence[PruningPolicy],
     clock: StudyClock,
-    watcher: Watcher,
+    watcher: ProgressReporter,
 ) -> Comparison:
     """Fine-tune and test what has not been yet, run by run, and write down what is compared."""
     baselines = baseline_policies(subject, space, finalists)
@@ -95,7 +95,7 @@ def compare_finals(
 
 
 def _tell_failures(
-    journal: Journal, runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]], watcher: Watcher
+    journal: Journal, runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]], watcher: ProgressReporter
 ) -> None:
     for final in journal.finals():
         if final.result.state != COMPLETE and (what := runs.get((final.digest, final.seed))):
@@ -107,8 +107,8 @@ def _tell_failures(
 
 
 def _evaluated(
-    config: SearchConfig, subject: Subject, policy: PruningPolicy, seed: int, attempt: Attempt, progress: Progress
-) -> tuple[Evaluation, Scores | None]:
+    config: SearchConfig, subject: PreparedModel, policy: PruningPolicy, seed: int, attempt: Attempt, progress: Progress
+) -> tuple[Evaluation, Metrics | None]:
     """One full-length fine-tune and its scores on test data, unless it has ended this process too often.
 
     It may last as many times longer than a trial as it has epochs more.
@@ -131,7 +131,7 @@ def _evaluated(
 
 
 def _timed(
-    config: SearchConfig, folder: StudyFolder, subject: Subject, comparison: Comparison, watcher: Watcher
+    config: SearchConfig, folder: StudyFolder, subject: PreparedModel, comparison: Comparison, watcher: ProgressReporter
 ) -> TimedNetworks:
     """Time all that are compared in the same rounds, unless that was done in this environment before."""
     scores = score_finals(folder.journal.finals(), config.final_seeds)
@@ -152,28 +152,32 @@ def _headline(run: str, result: TrialResult, left: float) -> str:
     return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
 
-def baseline_policies(subject: Subject, space: Space, finalists: Sequence[PruningPolicy]) -> dict[str, PruningPolicy]:
+def baseline_policies(
+    subject: PreparedModel, space: Space, finalists: Sequence[PruningPolicy]
+) -> dict[str, PruningPolicy]:
     """Static allocations at the limit; one that removes what a finalist or an earlier one does, is that policy."""
     granularity = space.usable[0]
-    evidence = {part: Evidence(unit_evidence(subject.dense, subject.graph, part)) for part in parts_of(granularity)}
-    known = {effect(space.network, policy): policy for policy in reversed(finalists)}
+    evidence = {
+        part: AllocationInputs(unit_importance(subject.dense, subject.graph, part)) for part in parts_of(granularity)
+    }
+    known = {fine_tune_key(space.network, policy): policy for policy in reversed(finalists)}
     policies = {}
     for name in BASELINES:
         try:
             policy = allocated(space, name, space.size_range[1], granularity, evidence)
         except Unreachable:
             continue
-        policies[name] = known.setdefault(effect(space.network, policy), policy)
+        policies[name] = known.setdefault(fine_tune_key(space.network, policy), policy)
     return policies
 
 
-def _dense(subject: Subject) -> Reference:
+def _dense(subject: PreparedModel) -> Reference:
     workload = subject.workload
     validation, test = (score(subject.dense, s, workload).accuracy for s in (workload.validation, workload.test))
     return Reference(validation, test, 1.0, 1.0)
 
 
-def _int8(subject: Subject) -> Reference:
+def _int8(subject: PreparedModel) -> Reference:
     workload = subject.workload
     rounded, size = quantize_int8(subject.dense)
     refresh_statistics_(rounded, workload)

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.latency import describe_device
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.progress import Watcher, duration
-from search.proposals.guide import Guide
+from search.progress import ProgressReporter, duration
+from search.proposals.guide import GuidedProposer
 from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
 from search.results.comparison import Comparison, known_comparison
 from search.results.figures import front_png, profile_png
@@ -29,21 +29,21 @@ from search.results.tables import FinalScore, score_finals, trial_table
 from search.results.time_left import final_runs_left, seconds_left
 from search.store.folder import StudyFolder
 from search.store.mlflow_tracker import Tracker
-from search.store.optuna_trials import Finished, OptunaStudy
+from search.store.optuna_trials import Finished, OptunaTrials
 from search.study.clock import Pace, StudyClock
 from search.study.finals import compare_finals
 from search.training.attempts import Attempt, give_up_on
 from search.training.chance import chance_accuracy
 from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
-from search.training.evaluate import Evaluation, Subject, evaluate_policy, failed
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import cached_profile, recalibration_note
 from search.workloads import Workload
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import NAMED
 from spaces.granularity import parts_in
-from spaces.search_space.initial import Seed, seeds_of
+from spaces.search_space.initial import InitialPoint, initial_points
 from spaces.search_space.space import Proposal, Space
 from spaces.sensitivity import Profile
 
@@ -82,7 +82,7 @@ class SearchResult:
     chance: float | None
 
 
-class Coordinator:
+class StudyRunner:
     """Owns ask and tell, the journal and MLflow of one running study."""
 
     def __init__(
@@ -92,11 +92,11 @@ class Coordinator:
         space: Space,
         workload: Workload,
         dense: DenseModel,
-        watcher: Watcher,
+        watcher: ProgressReporter,
     ) -> None:
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
-        self.subject = Subject.of(workload, dense.model, config.round_to).scored_by(config.criterion)
+        self.subject = PreparedModel.of(workload, dense.model, config.round_to).scored_by(config.criterion)
         self._leave_unseen_whole()
         self.trials = {trial.number: trial for trial in self.journal.trials()}
         self.pace = Pace(self.trials.values())
@@ -156,7 +156,7 @@ class Coordinator:
         guide = self._guide(evidence) if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
-        self.study = OptunaStudy(
+        self.study = OptunaTrials(
             self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
             {n: Finished(t.result.state, t.params, self._values(t)) for n, t in self.trials.items()}, self.config.speed,
         )  # fmt: skip
@@ -195,12 +195,12 @@ class Coordinator:
             self.watcher.note(note)
         return profile
 
-    def _evidence(self, profile: Profile | None) -> dict[str, Evidence]:
+    def _evidence(self, profile: Profile | None) -> dict[str, AllocationInputs]:
         return {
-            granularity: Evidence.of(
+            granularity: AllocationInputs.of(
                 self.subject.network,
                 granularity,
-                unit_evidence(self.subject.dense, self.subject.graph, granularity),
+                unit_importance(self.subject.dense, self.subject.graph, granularity),
                 profile,
                 self.space.metric,
             )
@@ -230,15 +230,15 @@ class Coordinator:
             self._run_trial(begun.pop(0) if begun else self._ask(self.study.trial_count))
             self._stop_if_hopeless()
 
-    def _first_seeds(self, evidence: Mapping[str, Evidence]) -> list[Seed]:
+    def _first_seeds(self, evidence: Mapping[str, AllocationInputs]) -> list[InitialPoint]:
         """Seeds of the first half of the trials, as many as there were to be when the study began."""
         count = self.folder.read_record().get("seeds", self.config.trials // 2)
-        return list(islice(seeds_of(self.space, evidence), count))
+        return list(islice(initial_points(self.space, evidence), count))
 
-    def _guide(self, evidence: Mapping[str, Evidence]) -> Guide:
+    def _guide(self, evidence: Mapping[str, AllocationInputs]) -> GuidedProposer:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
         chance = self.chance if self.config.min_size is None else None  # a size that was asked for holds
-        return Guide(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
+        return GuidedProposer(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""

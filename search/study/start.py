@@ -15,14 +15,14 @@ from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.study_identity import study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
 from search.store.study_record import KNOB_WORD, new_record, resumed_config
-from search.study.runner import Coordinator, SearchResult, environment
+from search.study.runner import SearchResult, StudyRunner, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.fingerprint import model_fingerprint
 from search.training.latency_cache import cached_latency_table
 from search.training.refresh import statistics_note
@@ -39,7 +39,7 @@ FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""
 
 
-def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchResult:
+def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) -> SearchResult:
     """Start or resume a study and run it to its budget.
 
     The same config resumes; a finished study returns at once. Every finished trial is on disk before
@@ -51,7 +51,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         EnvironmentProblem: missing data, an unwritable root, a study in use.
         Refused: unsafe weights or a damaged study.
     """
-    watcher = watcher or Watcher()
+    watcher = watcher or ProgressReporter()
     config = _with_stored_options(config)
     root = open_root(config.root)
     _require_criterion(config.criterion)
@@ -85,7 +85,7 @@ def run_search(config: SearchConfig, watcher: Watcher | None = None) -> SearchRe
         if said := statistics_note(dense.model, workload.example_input):
             watcher.note(said)
         _settle_identity(folder, config, workload, dense, space.network, watcher)
-        return Coordinator(config, folder, space, workload, dense, watcher).run()
+        return StudyRunner(config, folder, space, workload, dense, watcher).run()
 
 
 def _require_criterion(criterion: str) -> None:
@@ -115,14 +115,14 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
-def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Watcher, knob_word: str) -> Space:
+def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: ProgressReporter, knob_word: str) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
     model = build_model(workload, config.dense_seed)
     graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
     graph = restrict_graph(model, graph, config.criterion)
     latency = None
     if config.needs_latency:
-        subject = Subject(workload, in_fast_layout(model, workload.example_input).eval(), graph)
+        subject = PreparedModel(workload, in_fast_layout(model, workload.example_input).eval(), graph)
         with watcher.stage("latency table") as progress:
             latency = Predictor(cached_latency_table(subject, model_fingerprint(model), cache, progress), graph.network)
     try:
@@ -154,7 +154,9 @@ def _make_folder(folder: StudyFolder) -> None:
             raise write_problem(folder.path / part, error) from None
 
 
-def _dense_model(folder: StudyFolder, config: SearchConfig, workload: Workload, watcher: Watcher) -> DenseModel:
+def _dense_model(
+    folder: StudyFolder, config: SearchConfig, workload: Workload, watcher: ProgressReporter
+) -> DenseModel:
     """The dense model; of a study that changed none is trained."""
     given = workload, config.dense_seed, folder.root / "cache", config.weights, watcher
     dense = dense_model(*given, train=not folder.exists)
@@ -170,7 +172,7 @@ def _settle_identity(
     workload: Workload,
     dense: DenseModel,
     network: Network,
-    watcher: Watcher,
+    watcher: ProgressReporter,
 ) -> None:
     """Write a new study down, or refuse one whose model, data, recipe or objectives changed, or whose results were
     measured in a way that new ones cannot be compared with.

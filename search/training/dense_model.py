@@ -19,7 +19,7 @@ from pruning.masks import achieved_sparsity
 from pruning.outputs import tensors_in
 from search.errors import Refused, UsageError
 from search.process.kept_work import kept_so_far
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.training.checkpoints import load_model, load_user_weights, save_model
 from search.training.fingerprint import (
@@ -66,7 +66,7 @@ def dense_model(
     seed: int,
     cache: Path,
     weights: str | Path | None = None,
-    watcher: Watcher | None = None,
+    watcher: ProgressReporter | None = None,
     train: bool = True,
 ) -> DenseModel | None:
     """Load the user's weights, take the model as it is built, or the cached one, or train one and cache it.
@@ -89,7 +89,7 @@ def dense_model(
     model = build_model(workload, seed)
     architecture = model_fingerprint(model)
     source = weights or workload.weights
-    watcher = watcher or Watcher()
+    watcher = watcher or ProgressReporter()
     seconds = 0.0
     if source == AS_BUILT:
         pass
@@ -111,7 +111,7 @@ def dense_model(
     return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
 
 
-def _start(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) -> str | None:
+def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
     """What training starts from, as part of a key; None if the model comes trained."""
     first, other = weights_fingerprint(model), _built(workload, seed + 1)
     if not same_weights(model, other):
@@ -133,7 +133,7 @@ def _start(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) ->
 
 
 def _cached_or_trained(
-    workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: Watcher, train: bool
+    workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: ProgressReporter, train: bool
 ) -> tuple[nn.Module, float] | None:
     """The dense model, and the seconds it took to train it; None where it would have to be trained and may not."""
     recipe = workload.recipe.to_dict()
@@ -153,7 +153,7 @@ def _cached_or_trained(
     return trained.model, trained.seconds_training + trained.seconds_scoring
 
 
-def _trained(workload: Workload, model: nn.Module, seed: int, watcher: Watcher) -> Trained:
+def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> Trained:
     """Train this model on fit data; the metric may be undefined while it is not trained yet."""
     what = f"training the dense model of {workload.name!r}"
     tolerant = replace(

@@ -37,8 +37,8 @@ from search.training.train import FINE_TUNE, Diverged, Progress, Trained, fine_t
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload
-from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, whole_layers
-from spaces.cost.footprint import Footprint, dense_footprint, footprint, shares
+from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, unpruned_layers
+from spaces.cost.footprint import Footprint, dense_footprint, footprint, relative_cost
 from spaces.network import Network
 from spaces.policy import PruningPolicy
 
@@ -48,7 +48,7 @@ class BrokenPromise(Exception):
 
 
 @dataclass(frozen=True)
-class Subject:
+class PreparedModel:
     """What is being pruned: a workload's trained dense model and its channel groups."""
 
     workload: Workload
@@ -57,11 +57,11 @@ class Subject:
     scored: str | None = None
 
     @classmethod
-    def of(cls, workload: Workload, dense: nn.Module, round_to: int = 1) -> Subject:
+    def of(cls, workload: Workload, dense: nn.Module, round_to: int = 1) -> PreparedModel:
         """Trace the channel groups of the trained model, which keep a multiple of `round_to` channels."""
         return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
-    def scored_by(self, criterion: str) -> Subject:
+    def scored_by(self, criterion: str) -> PreparedModel:
         """The subject in which channel groups the criterion is not defined for carry that as their obstacle, and layers
         it sees no calibration data of stay whole."""
         if criterion == self.scored:
@@ -88,7 +88,7 @@ class Evaluation:
 
 
 def evaluate_policy(
-    subject: Subject,
+    subject: PreparedModel,
     policy: PruningPolicy,
     epochs: float,
     seed: int,
@@ -109,7 +109,7 @@ def evaluate_policy(
     """
     at = [0, 0]
 
-    def trained(subject: Subject) -> Trained:
+    def trained(subject: PreparedModel) -> Trained:
         def step(done: int, total: int) -> None:
             at[:] = done, total
             due()
@@ -127,17 +127,19 @@ def evaluate_policy(
         return failed(f"{TIMED_OUT}: {error}, {reached(*at)}")
 
 
-def evaluate_untrained(subject: Subject, policy: PruningPolicy) -> Evaluation:
+def evaluate_untrained(subject: PreparedModel, policy: PruningPolicy) -> Evaluation:
     """The network as it is once all of the policy is carried out at once, before any training; failures as above."""
     return _evaluated(
         subject, policy, lambda subject: prune_only(subject.dense, policy, subject.workload, subject.graph)
     )
 
 
-def _evaluated(subject: Subject, policy: PruningPolicy, trained: Callable[[Subject], Trained]) -> Evaluation:
+def _evaluated(
+    subject: PreparedModel, policy: PruningPolicy, trained: Callable[[PreparedModel], Trained]
+) -> Evaluation:
     try:
         subject = subject.scored_by(policy.criterion)
-        require_removal(asked_layers(policy), whole_layers(subject.network, policy))
+        require_removal(asked_layers(policy), unpruned_layers(subject.network, policy))
         return _measured(subject, policy, trained(subject))
     except TimedOut:
         raise
@@ -162,7 +164,7 @@ def failed(reason: str) -> Evaluation:
     return Evaluation(TrialResult(FAILED, reason, cause=cause_of(reason)))
 
 
-def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Evaluation:
+def _measured(subject: PreparedModel, policy: PruningPolicy, trained: Trained) -> Evaluation:
     if not math.isfinite(trained.scores.accuracy):
         return failed(f"{DIVERGED}: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
@@ -174,7 +176,7 @@ def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Eval
         state=COMPLETE,
         accuracy=trained.scores.accuracy,
         loss=trained.scores.loss,
-        shares=shares(cost, subject.dense_cost),
+        shares=relative_cost(cost, subject.dense_cost),
         achieved=_achieved(subject, policy, trained.model),
         curve=trained.curve,
         seconds={
@@ -188,7 +190,7 @@ def _measured(subject: Subject, policy: PruningPolicy, trained: Trained) -> Eval
     return Evaluation(result, trained.model, trained.structure)
 
 
-def _achieved(subject: Subject, policy: PruningPolicy, model: nn.Module) -> Mapping[str, float]:
+def _achieved(subject: PreparedModel, policy: PruningPolicy, model: nn.Module) -> Mapping[str, float]:
     """Layer -> share of its own units gone, read back from shapes and zeros."""
     achieved = {}
     dense = subject.network.by_name

@@ -12,7 +12,7 @@ from torch import nn
 from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
 from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.fingerprint import digest
 from search.training.train import in_fast_layout
 from spaces.cost.latency_table import LatencyTable
@@ -25,7 +25,7 @@ QUIET_SPREAD = 0.2
 
 
 def cached_latency_table(
-    subject: Subject,
+    subject: PreparedModel,
     architecture: str,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
@@ -67,7 +67,7 @@ def cached_latency_table(
     return table
 
 
-def latency_path(subject: Subject, architecture: str, cache: Path, batch: int = 1) -> Path:
+def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> Path:
     """Where the table is kept: by architecture, layout and input of the model, device, threads and PyTorch."""
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
@@ -83,7 +83,7 @@ def latency_path(subject: Subject, architecture: str, cache: Path, batch: int = 
 
 
 def time_finals(
-    subject: Subject, networks: Mapping[str, nn.Module], progress: Callable[[int, int], None] | None = None
+    subject: PreparedModel, networks: Mapping[str, nn.Module], progress: Callable[[int, int], None] | None = None
 ) -> TimedNetworks:
     """Time fine-tuned networks, one example at a time, beside the dense model and a copy of it.
 

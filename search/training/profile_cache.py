@@ -14,7 +14,7 @@ from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
 from search.process.kept_work import kept_so_far
 from search.training.dense_model import DenseModel
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
@@ -28,7 +28,7 @@ NONE_KEPT = "no point of the scan is kept yet"
 
 
 def cached_profile(
-    subject: Subject,
+    subject: PreparedModel,
     dense: DenseModel,
     criterion: str,
     granularities: Sequence[str],

@@ -45,7 +45,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Scores:
+class Metrics:
     """Mean loss and metric of a model on a split."""
 
     loss: float
@@ -62,7 +62,7 @@ class Trained:
     model: nn.Module
     structure: Structure
     curve: tuple[CurvePoint, ...]
-    scores: Scores
+    scores: Metrics
     seconds_training: float
     seconds_scoring: float
     statistics: str | None = None
@@ -81,10 +81,10 @@ def predict(model: nn.Module, inputs: Tensor) -> Any:
 
 
 @torch.no_grad()
-def score(model: nn.Module, split: Split, workload: Workload) -> Scores:
+def score(model: nn.Module, split: Split, workload: Workload) -> Metrics:
     """Loss and metric on a split."""
     outputs = predict(model, split[0])
-    return Scores(float(workload.loss(outputs, split[1])), float(workload.metric(outputs, split[1])))
+    return Metrics(float(workload.loss(outputs, split[1])), float(workload.metric(outputs, split[1])))
 
 
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:

@@ -1,7 +1,7 @@
 """How much of each layer goes, for any size: allocators that give a plain sparsity dict.
 
 An allocator is a family of sparsity dicts along one number, from nothing removed to as much as it can;
-`land` walks the family until the exact size fits the target. Everything here is pure and deterministic.
+`fit_to_budget` walks the family until the exact size fits the target. Everything here is pure and deterministic.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, land, land_by_shift
-from spaces.allocation.importance import Evidence, Ranking
+from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, fit_by_shift, fit_to_budget
+from spaces.allocation.importance import AllocationInputs, Ranking
 from spaces.validation import check_limit, unknown
 
 SPEED_MIX = 0.5
@@ -24,12 +24,12 @@ LAST_LAYERS_SHARE = 0.85
 """`last-layers-only` starts from the fewest last layers that hold this share of the weights."""
 
 
-def uniform(target: Target, evidence: Evidence) -> dict[str, float]:
+def uniform(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """The same sparsity in every layer."""
-    return land(lambda t: {layer.name: t * ALMOST_ALL for layer in target.layers}, target)
+    return fit_to_budget(lambda t: {layer.name: t * ALMOST_ALL for layer in target.layers}, target)
 
 
-def global_magnitude(target: Target, evidence: Evidence) -> dict[str, float]:
+def global_magnitude(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """One threshold on the mean square of all units; channels are compared after division by their layer's mean."""
 
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def global_magnitude(target: Target, evidence: Evidence) -> dict[str, float]:
     return _by_threshold("global", score, target, evidence)
 
 
-def lamp(target: Target, evidence: Evidence) -> dict[str, float]:
+def lamp(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """One threshold on w_u^2 / sum of w_v^2 over the layer's units v at least as large (LAMP, arXiv 2010.07611).
 
     Each layer's largest unit scores 1, so no layer is emptied.
@@ -54,7 +54,7 @@ def lamp(target: Target, evidence: Evidence) -> dict[str, float]:
     return _by_threshold("lamp", score, target, evidence)
 
 
-def erdos_renyi_kernel(target: Target, evidence: Evidence) -> dict[str, float]:
+def erdos_renyi_kernel(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """Keep shares proportional to (sum of a weight's dimensions) / (their product) (ERK, arXiv 1911.11134)."""
     density = {layer.name: sum(layer.shape) / layer.numel for layer in target.layers}
     top, low = 1 / min(density.values()), 1e-9 / max(density.values())
@@ -63,10 +63,10 @@ def erdos_renyi_kernel(target: Target, evidence: Evidence) -> dict[str, float]:
         scale = top ** (1 - t) * low**t
         return {name: min(1 - min(1.0, scale * d), ALMOST_ALL) for name, d in density.items()}
 
-    return land(family, target)
+    return fit_to_budget(family, target)
 
 
-def last_layers_only(target: Target, evidence: Evidence) -> dict[str, float]:
+def last_layers_only(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """One sparsity for the last layers, the others and the output layer whole.
 
     The fewest last layers that hold `LAST_LAYERS_SHARE` of the weights; more of them when they cannot
@@ -80,35 +80,35 @@ def last_layers_only(target: Target, evidence: Evidence) -> dict[str, float]:
     for count in range(enough, len(order) + 1):
         names = [layer.name for layer in order[:count]]
         try:
-            return land(lambda t, names=names: dict.fromkeys(names, t * ALMOST_ALL), target)
+            return fit_to_budget(lambda t, names=names: dict.fromkeys(names, t * ALMOST_ALL), target)
         except Unreachable:
             if count == len(order):
                 raise
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def scan(target: Target, evidence: Evidence) -> dict[str, float]:
+def scan(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """Least summed damage of the scan for the size; see `spaces.allocation.lagrangian`."""
     return _least_damage(target, evidence, 0.0)
 
 
-def scan_for_speed(target: Target, evidence: Evidence) -> dict[str, float]:
+def scan_for_speed(target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """Least summed damage of the scan for the size, where MACs cost as much as bytes."""
     return _least_damage(target, evidence, SPEED_MIX)
 
 
-def _least_damage(target: Target, evidence: Evidence, mix: float) -> dict[str, float]:
+def _least_damage(target: Target, evidence: AllocationInputs, mix: float) -> dict[str, float]:
     if evidence.tradeoff is None:
         raise ValueError("an allocation by the scan needs a profile: scan the model first")
     rough = evidence.tradeoff.at(target.aim, mix)
     try:
-        return land_by_shift(rough, target)
+        return fit_by_shift(rough, target)
     except Unreachable:
-        return land_by_shift({x.name: max(rough.get(x.name, 0.0), LEAST_LIFTED) for x in target.layers}, target)
+        return fit_by_shift({x.name: max(rough.get(x.name, 0.0), LEAST_LIFTED) for x in target.layers}, target)
 
 
 def _by_threshold(
-    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, evidence: Evidence
+    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, evidence: AllocationInputs
 ) -> dict[str, float]:
     """Remove everything below one threshold on the `score`, of squared norms and a layer's weights, of all units."""
 
@@ -119,10 +119,10 @@ def _by_threshold(
 
     ranking = evidence.worked_out(name, target.kind, rank)
     at = cache(ranking.sparsity)
-    return land(lambda t: at(ranking.place(t)), target)
+    return fit_to_budget(lambda t: at(ranking.place(t)), target)
 
 
-Allocator = Callable[[Target, Evidence], dict[str, float]]
+Allocator = Callable[[Target, AllocationInputs], dict[str, float]]
 ALLOCATORS: Mapping[str, Allocator] = {
     "scan": scan,
     "lamp": lamp,
@@ -136,7 +136,7 @@ SCANNED = ("scan", "scan-speed")
 """Allocators that need a profile."""
 
 
-def allocate(name: str, target: Target, evidence: Evidence) -> dict[str, float]:
+def allocate(name: str, target: Target, evidence: AllocationInputs) -> dict[str, float]:
     """Sparsity by layer for the target's size, by the allocator of this name.
 
     Raises:

@@ -11,9 +11,9 @@ import numpy as np
 
 from spaces.cost.effect import remaining
 from spaces.cost.exact import Pruned, Sizer, sizer_of
-from spaces.cost.footprint import Footprint, Shares, shares
+from spaces.cost.footprint import Footprint, RelativeCost, relative_cost
 from spaces.cost.latency_predictor import Predictor
-from spaces.granularity import Divisions, stays_whole
+from spaces.granularity import Divisions, unpruned_reason
 from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
 
@@ -87,7 +87,7 @@ class Target:
         """The layers that can lose units in their granularity, as the removal leaves them."""
         frame = PruningPolicy({}, self.granularity)
         words = {layer: frame.granularity_of(layer.name) for layer in remaining(self.network, self.removal)}
-        return tuple(layer for layer, word in words.items() if layer.numel > 1 and not stays_whole(layer, word))
+        return tuple(layer for layer, word in words.items() if layer.numel > 1 and not unpruned_reason(layer, word))
 
     def vector(self, sparsity: Mapping[str, float]) -> np.ndarray:
         """Sparsity of every layer of the network (n,), 0 for those not named.
@@ -132,9 +132,9 @@ class Target:
         """Exact share of the dense MACs under these sparsities; masks change nothing."""
         return self.cost(sparsity).macs
 
-    def cost(self, sparsity: Mapping[str, float]) -> Shares:
+    def cost(self, sparsity: Mapping[str, float]) -> RelativeCost:
         """Both sizes and the MACs under these sparsities, exact, as shares of the dense network's."""
-        return shares(self.sizer.footprint(self.pruned(self.vector(sparsity))), self.dense)
+        return relative_cost(self.sizer.footprint(self.pruned(self.vector(sparsity))), self.dense)
 
     @cached_property
     def floor(self) -> float:
@@ -166,16 +166,16 @@ class Target:
         return max(ratios) - 1
 
 
-def land(family: Family, target: Target) -> dict[str, float]:
+def fit_to_budget(family: Family, target: Target) -> dict[str, float]:
     """The largest member of the family within all the target's limits.
 
     Raises:
         Unreachable: even `family(1.0)` is larger.
     """
-    return family(_landing(lambda t: target.vector(family(t)), target))
+    return family(_fitting_shift(lambda t: target.vector(family(t)), target))
 
 
-def _landing(family: Callable[[float], np.ndarray], target: Target) -> float:
+def _fitting_shift(family: Callable[[float], np.ndarray], target: Target) -> float:
     """The number of that member, in a family of vectors; members with equal counts are sized once."""
     sized: dict[bytes, float] = {}
 
@@ -223,7 +223,7 @@ def _values(sparsity: Mapping[str, float]) -> np.ndarray:
     return np.array(list(sparsity.values()), dtype=float)
 
 
-def land_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, float]:
+def fit_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, float]:
     """Shift all sparsities together until the size is just within the target.
 
     Raises:
@@ -239,13 +239,13 @@ def land_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, fl
         vector[places] = _shifted(values, shift(t))
         return vector
 
-    return shifted(sparsity, shift(_landing(family, target)))
+    return shifted(sparsity, shift(_fitting_shift(family, target)))
 
 
 def centred(sparsity: Mapping[str, float]) -> dict[str, float]:
     """Shift so that the mean logit of the pruned layers is 0: the preference behind an allocation.
 
-    `land_by_shift` of the result at the allocation's own size gives the allocation back.
+    `fit_by_shift` of the result at the allocation's own size gives the allocation back.
     """
     logits = [math.log(s / (1 - s)) for s in sparsity.values() if s > 0]
     return shifted(sparsity, -sum(logits) / len(logits)) if logits else dict(sparsity)

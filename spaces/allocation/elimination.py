@@ -31,7 +31,7 @@ Knobs = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class VariableElimination:
     """The levels of every knob, and what a combination of them comes to.
 
     A combination is a row of level numbers, one a knob. Its cost is the pair (size, MACs): the sum of `fixed`,

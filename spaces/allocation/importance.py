@@ -13,7 +13,7 @@ import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL
 from spaces.allocation.knobs import scan_damages
-from spaces.allocation.lagrangian import Tradeoff
+from spaces.allocation.lagrangian import LagrangianAllocator
 from spaces.network import Network
 from spaces.sensitivity import Profile
 
@@ -21,7 +21,7 @@ Worked = TypeVar("Worked")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class AllocationInputs:
     """What allocators know of the trained weights.
 
     Attributes:
@@ -31,7 +31,7 @@ class Evidence:
     """
 
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tradeoff: Tradeoff | None = None
+    tradeoff: LagrangianAllocator | None = None
 
     @classmethod
     def of(
@@ -41,11 +41,13 @@ class Evidence:
         scores: Mapping[str, np.ndarray],
         profile: Profile | None = None,
         metric: str = "encoded",
-    ) -> Evidence:
+    ) -> AllocationInputs:
         """Evidence of one granularity, with the tradeoff a profile gives."""
         if profile is None:
             return cls(scores)
-        return cls(scores, Tradeoff(network, granularity, scan_damages(profile, network, granularity), metric))
+        return cls(
+            scores, LagrangianAllocator(network, granularity, scan_damages(profile, network, granularity), metric)
+        )
 
     @cached_property
     def _kept(self) -> dict[str, tuple[Hashable, Any]]:

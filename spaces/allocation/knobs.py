@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spaces.granularity import GRANULARITIES, Units, stays_whole, units_of
+from spaces.granularity import GRANULARITIES, Units, units_of, unpruned_reason
 from spaces.network import Network
 from spaces.sensitivity import Profile
 from spaces.validation import unknown
@@ -78,7 +78,7 @@ def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:
         groups = enumerate(network.groups)
         knobs = [Knob(g.layers, Units(g.units, 1), n, g.multiple) for n, g in groups if g.obstacle is None]
     else:
-        layers = [layer for layer in network.prunable if not stays_whole(layer, granularity)]
+        layers = [layer for layer in network.prunable if not unpruned_reason(layer, granularity)]
         knobs = [Knob((layer.name,), units_of(granularity, layer.shape, layer.inputs)) for layer in layers]
     return {knob.name: knob for knob in knobs}
 

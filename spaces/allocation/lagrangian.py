@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from spaces.allocation.elimination import Choices, Knobs
+from spaces.allocation.elimination import Knobs, VariableElimination
 from spaces.allocation.knobs import Damage, Knob, knobs_of
 from spaces.cost.container import encoded_entry
 from spaces.cost.footprint import SIZE_METRICS, dense_footprint
@@ -88,7 +88,7 @@ class _Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class Tradeoff:
+class LagrangianAllocator:
     """Least summed damage over size and MACs, for a network pruned in one granularity.
 
     Attributes:
@@ -124,7 +124,7 @@ class Tradeoff:
                 raise ValueError(unknown("knob", name, knobs))
 
     @cached_property
-    def choices(self) -> Choices:
+    def choices(self) -> VariableElimination:
         """The model in numbers; its knobs are those with a damage, in the network's order."""
         return _choices(self.network, self._moving, self._steps, self.metric, self.granularity)
 
@@ -154,7 +154,7 @@ class Tradeoff:
 
         Between neighbouring solutions the logarithm of each share kept is linear in the logarithm of the size,
         and between the table's mixes linear in the mix, so that nothing jumps. Beyond the smallest and largest
-        solution, and beyond the mixes, the nearest holds. `spaces.allocation.budget.land_by_shift` meets the size.
+        solution, and beyond the mixes, the nearest holds. `spaces.allocation.budget.fit_by_shift` meets the size.
 
         Args:
             size: share of the dense size, > 0.
@@ -265,7 +265,7 @@ def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
 
 def _choices(
     network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str, granularity: str
-) -> Choices:
+) -> VariableElimination:
     """Count size and MACs: what no knob changes, what one changes, what several do together."""
     masked = {knob.name: place for place, knob in enumerate(knobs) if knob.group is None}
     groups = {knob.group: (place, knob.units.count) for place, knob in enumerate(knobs) if knob.group is not None}
@@ -291,7 +291,7 @@ def _choices(
             alone[places[0]] += (steps[places[0]].kept ** len(places))[:, None] * pair
     joint = {places: pair for places, pair in terms.items() if len(set(places)) > 1}
     kept = tuple(one.kept.astype(float) for one in steps)
-    return Choices(tuple(one.damage for one in steps), kept, tuple(alone), joint, terms[()])
+    return VariableElimination(tuple(one.damage for one in steps), kept, tuple(alone), joint, terms[()])
 
 
 def _unit_size(tensor: StoredTensor, metric: str) -> int:

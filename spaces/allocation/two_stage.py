@@ -15,7 +15,7 @@ import numpy as np
 
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import ALMOST_ALL, Target, centred
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.cost.exact import Pruned
 from spaces.granularity import parts_of, pattern_of
 from spaces.network import Network
@@ -29,7 +29,7 @@ EVEN_PART = 0.5
 """The part of known allocations."""
 
 
-def is_combined(word: object) -> bool:
+def is_two_stage(word: object) -> bool:
     """Whether a word stands for a removal followed by masks."""
     return isinstance(word, str) and len(parts_of(word)) > 1
 
@@ -55,7 +55,7 @@ def divided(network: Network, word: str) -> Network:
 
 
 @dataclass(frozen=True)
-class Removal(Target):
+class RemovalTarget(Target):
     """What a removal lands on: its own share of the dense size, and one that leaves the masks' within their reach.
 
     Attributes:
@@ -81,7 +81,7 @@ class Removal(Target):
 
 
 @dataclass(frozen=True)
-class Combined:
+class TwoStage:
     """A size to land on by a removal and then by masks.
 
     Attributes:
@@ -123,10 +123,10 @@ class Combined:
         return min(self.limits.share / self.channel_share, 1.0)
 
     @cached_property
-    def removal(self) -> Removal:
+    def removal(self) -> RemovalTarget:
         """What channels land on."""
         options = {name: getattr(self._channels, name) for name in Target.__dataclass_fields__}
-        return Removal(**options | {"share": self.channel_share}, rest=self.limits, fixed=self.fixed)
+        return RemovalTarget(**options | {"share": self.channel_share}, rest=self.limits, fixed=self.fixed)
 
     def masks(self, removal: Mapping[str, float]) -> Target:
         """What masks land on after this removal."""
@@ -163,7 +163,7 @@ class Combined:
         return self._channels.latency_floor
 
 
-def allocate_both(name: str, target: Combined, evidence: Mapping[str, Evidence]) -> PruningPolicy:
+def allocate_both(name: str, target: TwoStage, evidence: Mapping[str, AllocationInputs]) -> PruningPolicy:
     """Channels by the allocator of this name, then masks by the same one on what stays.
 
     Args:

@@ -20,7 +20,7 @@ from spaces.network import ITEM_BYTES, Network, StoredTensor
 
 
 @dataclass(frozen=True)
-class Shares:
+class BatchCosts:
     """Shares of the dense network's (p,); latency is None without a predictor."""
 
     size: np.ndarray
@@ -184,7 +184,7 @@ class Costs:
             return 0.0
         return self._dense - sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in self._network.tensors)
 
-    def of(self, requests: Requests) -> Shares:
+    def of(self, requests: Requests) -> BatchCosts:
         """What the requests leave of the dense network."""
         gone = self._gone(requests)
         numel, lengths = self._weights.left(gone)
@@ -193,7 +193,7 @@ class Costs:
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, lengths)
         size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
-        return Shares(size, (numel @ self._positions + self._further_macs(gone)) / self._dense_macs, latency)
+        return BatchCosts(size, (numel @ self._positions + self._further_macs(gone)) / self._dense_macs, latency)
 
     def _further_macs(self, gone: np.ndarray) -> np.ndarray:
         """MACs of all that is no prunable layer (p,)."""

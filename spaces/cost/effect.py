@@ -41,7 +41,7 @@ def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ..
     return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.prunable)
 
 
-def settled(network: Network, policy: PruningPolicy) -> PruningPolicy:
+def as_removed(network: Network, policy: PruningPolicy) -> PruningPolicy:
     """The policy whose channel requests are the shares really removed, where groups keep to multiples.
 
     It asks for the same channels of a network that keeps to none, so that it can be repeated without knowing of them.
@@ -94,7 +94,7 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
     return result
 
 
-def effect(network: Network, policy: PruningPolicy) -> str:
+def fine_tune_key(network: Network, policy: PruningPolicy) -> str:
     """What tells a policy's fine-tune from another's: units really removed, granularities and, roughly, the schedule.
 
     Policies of equal effect ask for shares that differ by less than a unit, or where nothing goes, and for exponents
@@ -139,7 +139,7 @@ def asked_layers(policy: PruningPolicy) -> list[str]:
     return list({**policy.channel_requests(), **policy.mask_requests()})
 
 
-def whole_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
+def unpruned_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     """Layer the policy asks something of, but that keeps every channel and every weight -> the first reason.
 
     Raises:
@@ -180,10 +180,10 @@ def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, 
     """Layer that is asked for a share of its output channels but loses none -> why."""
     shrinking = kept_units(network, request)
     asked = [layer for layer in network.prunable if request.get(layer.name, 0.0)]
-    return {x.name: _why_whole(network, request, x) for x in asked if x.channel_group not in shrinking}
+    return {x.name: _why_unpruned(network, request, x) for x in asked if x.channel_group not in shrinking}
 
 
-def _why_whole(network: Network, request: Mapping[str, float], layer: Layer) -> str:
+def _why_unpruned(network: Network, request: Mapping[str, float], layer: Layer) -> str:
     if layer.obstacle:
         return layer.obstacle
     group = network.groups[layer.channel_group]

@@ -38,7 +38,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Shares:
+class RelativeCost:
     """A footprint over the dense model's."""
 
     encoded: float
@@ -91,7 +91,7 @@ def dense_footprint(network: Network) -> Footprint:
     return footprint(network, PruningPolicy({}))
 
 
-def stored_shares(network: Network) -> dict[str, float]:
+def stored_fractions(network: Network) -> dict[str, float]:
     """Share of the dense file's bytes each weight takes, by name, then all other parameters (biases and norms), all
     buffers and the file's header together; the shares sum to 1.
 
@@ -109,9 +109,9 @@ def stored_shares(network: Network) -> dict[str, float]:
     return {name: count / total for name, count in found.items()}
 
 
-def shares(part: Footprint, dense: Footprint) -> Shares:
+def relative_cost(part: Footprint, dense: Footprint) -> RelativeCost:
     """`part` over `dense`; MACs are 1.0 when the dense model has none."""
-    return Shares(
+    return RelativeCost(
         encoded=part.encoded_bytes / dense.encoded_bytes,
         nonzero=part.nonzero / dense.parameters,
         macs=part.macs / dense.macs if dense.macs else 1.0,

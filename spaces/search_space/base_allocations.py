@@ -11,7 +11,7 @@ import numpy as np
 
 from spaces.allocation.allocators import ALLOCATORS, SCANNED, allocate
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.two_stage import FLOOR_MARGIN, REMOVAL, Combined
+from spaces.allocation.two_stage import FLOOR_MARGIN, REMOVAL, TwoStage
 from spaces.granularity import parts_in, parts_of
 from spaces.search_space.logits import logits_of
 from spaces.search_space.projection import EVEN
@@ -23,7 +23,7 @@ SIZES, REACH = 5, 8.0
 """Log-spaced sizes a base is allocated at, and the largest logit it asks of a layer."""
 
 
-class Bases:
+class BaseAllocations:
     """What layers ask for before a space's knobs move it: by name of an allocation, at any size.
 
     Where every layer (or channel group) has a knob of its own there is but one, `even`.
@@ -51,7 +51,7 @@ class Bases:
             return sum(base * (words == place) for base, place in zip(bases, places, strict=True))
         return self._along(name, granularity, size, self._space.size_range)
 
-    def part_logits(self, name: str, where: Combined) -> tuple[np.ndarray, np.ndarray]:
+    def part_logits(self, name: str, where: TwoStage) -> tuple[np.ndarray, np.ndarray]:
         """Logits (layers,) a base asks for of the removal and of the masks, each at its own share of the reduction."""
         if name == EVEN:
             nothing = np.zeros(len(self._space.network.prunable))

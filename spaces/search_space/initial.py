@@ -8,9 +8,9 @@ from typing import Any
 
 from spaces.allocation.allocators import ALLOCATORS, SCANNED, allocate
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import Evidence
-from spaces.allocation.two_stage import allocate_both, is_combined, preferences_of
-from spaces.cost.effect import effect, settled
+from spaces.allocation.importance import AllocationInputs
+from spaces.allocation.two_stage import allocate_both, is_two_stage, preferences_of
+from spaces.cost.effect import as_removed, fine_tune_key
 from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
 from spaces.search_space.space import Space
@@ -20,7 +20,7 @@ SEED_SIZES = (0.0, 0.5, 0.25, 0.75, 0.125, 0.625)
 
 
 @dataclass(frozen=True)
-class Seed:
+class InitialPoint:
     """A known allocation as parameters of the space."""
 
     allocator: str
@@ -28,7 +28,7 @@ class Seed:
     params: Mapping[str, Any]
 
 
-def seeds_of(space: Space, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
+def initial_points(space: Space, evidence: Mapping[str, AllocationInputs]) -> Iterator[InitialPoint]:
     """Static allocations and the scan's, spread over sizes and granularities; any first few spread.
 
     Of allocations that remove the same units, as few layers or coarse units make them, the first alone is one.
@@ -47,29 +47,31 @@ def seeds_of(space: Space, evidence: Mapping[str, Evidence]) -> Iterator[Seed]:
             if name == "scan-speed" and "channel" not in parts_of(granularity):
                 continue  # masks change no MACs
             seed = _seed(space, name, granularity, space.reachable(size, granularity), evidence)
-            if seed is not None and (key := effect(space.network, space.read(seed.params).policy)) not in seen:
+            if seed is not None and (key := fine_tune_key(space.network, space.read(seed.params).policy)) not in seen:
                 seen.add(key)
                 yield seed
 
 
 def allocated(
-    space: Space, name: str, size: float, granularity: str, evidence: Mapping[str, Evidence]
+    space: Space, name: str, size: float, granularity: str, evidence: Mapping[str, AllocationInputs]
 ) -> PruningPolicy:
     """The policy of an allocator at a size; of a combined word its removal does half of the reduction.
 
     Raises:
         Unreachable: the allocator cannot give that size.
     """
-    if is_combined(granularity):
+    if is_two_stage(granularity):
         where = space.combined(size, granularity)
-        policy = settled(where.limits.network, allocate_both(name, where, evidence))
+        policy = as_removed(where.limits.network, allocate_both(name, where, evidence))
     else:
         sparsity = allocate(name, space.target(size, granularity), evidence[granularity])
         policy = PruningPolicy(sparsity, granularity)
     return replace(policy, criterion=space.criterion, schedule=space.seed_schedule)
 
 
-def _seed(space: Space, allocator: str, granularity: str, size: float, evidence: Mapping[str, Evidence]) -> Seed | None:
+def _seed(
+    space: Space, allocator: str, granularity: str, size: float, evidence: Mapping[str, AllocationInputs]
+) -> InitialPoint | None:
     try:
         policy = allocated(space, allocator, size, granularity, evidence)
     except Unreachable:
@@ -78,4 +80,4 @@ def _seed(space: Space, allocator: str, granularity: str, size: float, evidence:
         params = space.params(size, granularity, dict.fromkeys(space.knobs, 0.5), space.seed_schedule, allocator)
     else:
         params = space.params(size, granularity, preferences_of(policy), space.seed_schedule)
-    return Seed(allocator, granularity, params)
+    return InitialPoint(allocator, granularity, params)

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import ceil
 
 from spaces.allocation.budget import Target, Unreachable
-from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, Combined, divided, is_combined
+from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, TwoStage, divided, is_two_stage
 from spaces.cost.footprint import SIZE_METRICS
 from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import CHOICES, parts_of, pattern_of
@@ -93,36 +93,36 @@ class Limits:
         """A size to land on in this space, by one part if there are two."""
         return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
 
-    def combined(self, share: float, word: str, part: float = EVEN_PART) -> Combined:
+    def combined(self, share: float, word: str, part: float = EVEN_PART) -> TwoStage:
         """A size to land on in this space by the two parts of a combined word."""
         limits = self.target(share, parts_of(word)[-1])
-        return Combined(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
+        return TwoStage(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
 
     @cached_property
     def divided(self) -> dict[str, Network]:
         """Combined word -> the network on which it lands."""
-        return {word: divided(self.network, word) for word in self.granularities if is_combined(word)}
+        return {word: divided(self.network, word) for word in self.granularities if is_two_stage(word)}
 
     @cached_property
     def _least_by_removal(self) -> dict[str, float]:
         """Combined word -> the smallest sensible size of its removal alone."""
         wholes = {
-            w: Combined(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
+            w: TwoStage(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
         }
         return {word: whole.channel_floor * FLOOR_MARGIN for word, whole in wholes.items()}
 
     @cached_property
     def parted(self) -> bool:
         """Whether a combined word is among the choices."""
-        return any(map(is_combined, self.usable))
+        return any(map(is_two_stage, self.usable))
 
-    def _whole(self, word: str) -> Target | Combined:
-        return self.combined(1.0, word) if is_combined(word) else self.target(1.0, word)
+    def _whole(self, word: str) -> Target | TwoStage:
+        return self.combined(1.0, word) if is_two_stage(word) else self.target(1.0, word)
 
     def _obstacle(self, word: str) -> str | None:
         """Why a word can remove nothing; None if it can remove something."""
         whole = self._whole(word)
-        if isinstance(whole, Combined):
+        if isinstance(whole, TwoStage):
             return whole.obstacle
         return None if whole.layers else "it can remove nothing of this network"
 
@@ -195,6 +195,6 @@ class Limits:
 
 def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
     """Raise `ValueError` if layers may differ and a word among the choices is for a whole policy only."""
-    whole = [word for word in granularities if is_combined(word)]
+    whole = [word for word in granularities if is_two_stage(word)]
     if mixed and whole:
         raise ValueError(f"granularity {whole[0]!r} is for a whole policy, not for mixed layers: leave one of them out")

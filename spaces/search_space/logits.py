@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 REACH = 16.0
-"""Shifts lie within this many logits of 0, as in `spaces.allocation.budget.land_by_shift`."""
+"""Shifts lie within this many logits of 0, as in `spaces.allocation.budget.fit_by_shift`."""
 LIFTED = 0.005
 """A layer sampled as whole asks for this little where the size cannot be reached without it."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL
-from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, Combined, is_combined
+from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, TwoStage, is_two_stage
 from spaces.cost.batched import Costs, Requests
 from spaces.granularity import obstacle_to, parts_of
 from spaces.schedule import Schedule
@@ -89,7 +89,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class Landed:
+class ProjectedBatch:
     """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
 
     drafts: tuple[Draft, ...]
@@ -97,21 +97,21 @@ class Landed:
     sizes: np.ndarray
     speeds: np.ndarray
 
-    def __add__(self, other: Landed) -> Landed:
-        return Landed(
+    def __add__(self, other: ProjectedBatch) -> ProjectedBatch:
+        return ProjectedBatch(
             self.drafts + other.drafts,
             self.requests + other.requests,
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.speeds, other.speeds]),
         )
 
-    def ordered(self, places: Sequence[int]) -> Landed:
+    def ordered(self, places: Sequence[int]) -> ProjectedBatch:
         """The points at these places, in this order."""
         drafts = tuple(self.drafts[place] for place in places)
-        return Landed(drafts, self.requests.at(places), self.sizes[places], self.speeds[places])
+        return ProjectedBatch(drafts, self.requests.at(places), self.sizes[places], self.speeds[places])
 
 
-class Landing:
+class BatchProjector:
     """Lands points of one space.
 
     Args:
@@ -121,13 +121,13 @@ class Landing:
     def __init__(self, space: Space) -> None:
         self._space = space
 
-    def land(self, drafts: Sequence[Draft]) -> Landed:
+    def land(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Shift each point's logits until its size is within its target.
 
         As `Space.propose` does, layers sampled as whole are asked for a little where nothing else reaches the target,
         and mixtures that cannot reach it take the granularity with the lowest floor.
         """
-        words = [draft.granularity if is_combined(draft.granularity) else "" for draft in drafts]
+        words = [draft.granularity if is_two_stage(draft.granularity) else "" for draft in drafts]
         if not any(words):
             return self._land(drafts)
         kinds = {kind: [place for place, word in enumerate(words) if word == kind] for kind in dict.fromkeys(words)}
@@ -137,10 +137,10 @@ class Landing:
             else self._land([drafts[place] for place in places])
             for kind, places in kinds.items()
         ]
-        together = reduce(Landed.__add__, landed)
+        together = reduce(ProjectedBatch.__add__, landed)
         return together.ordered(np.argsort([place for places in kinds.values() for place in places]))
 
-    def _land(self, drafts: Sequence[Draft]) -> Landed:
+    def _land(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         space = self._space
         targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
         asked, farthest = self._asked(drafts, targets), np.full(len(drafts), REACH)
@@ -155,9 +155,11 @@ class Landing:
         requests = asked.shifted(_bisected(farthest, lambda shift: self._fits(asked.shifted(shift), targets)))
         shares = self._costs.of(requests)
         requests = self._costs.achieved(requests)
-        return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
+        return ProjectedBatch(
+            tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs
+        )
 
-    def _land_in_turn(self, word: str, drafts: Sequence[Draft]) -> Landed:
+    def _land_in_turn(self, word: str, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Points of one combined word: first their removals, then their masks."""
         space, costs = self._space, self._costs_of[word]
         targets = [space.combined(space.reachable(d.size, word), word, d.part) for d in drafts]
@@ -180,9 +182,11 @@ class Landing:
         else:
             requests = replace(requests, masked=np.full_like(requests.masked, fixed))
         shares, requests = costs.of(requests), costs.achieved(requests, in_turn=True)
-        return Landed(tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs)
+        return ProjectedBatch(
+            tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs
+        )
 
-    def _asked_in_turn(self, word: str, drafts: Sequence[Draft], targets: Sequence[Combined]) -> _Asked:
+    def _asked_in_turn(self, word: str, drafts: Sequence[Draft], targets: Sequence[TwoStage]) -> _Asked:
         logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
         bases = self._space.bases
         pairs = [bases.part_logits(draft.base, target) for draft, target in zip(drafts, targets, strict=True)]

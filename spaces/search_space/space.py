@@ -10,19 +10,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spaces.allocation.budget import Target, Unreachable, land_by_shift
-from spaces.allocation.importance import Evidence
-from spaces.allocation.two_stage import EVEN_PART, REMOVAL, Combined, is_combined
-from spaces.cost.effect import settled
+from spaces.allocation.budget import Target, Unreachable, fit_by_shift
+from spaces.allocation.importance import AllocationInputs
+from spaces.allocation.two_stage import EVEN_PART, REMOVAL, TwoStage, is_two_stage
+from spaces.cost.effect import as_removed
 from spaces.criteria import check_criterion
 from spaces.granularity import parts_in
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
-from spaces.search_space.base_allocations import Bases
+from spaces.search_space.base_allocations import BaseAllocations
 from spaces.search_space.limits import Limits
 from spaces.search_space.logits import LIFTED, logits_of, sigmoid
 from spaces.search_space.logits import centred as centred_logits
-from spaces.search_space.projection import EVEN, Draft, Landed, Landing
+from spaces.search_space.projection import EVEN, BatchProjector, Draft, ProjectedBatch
 from spaces.validation import check_words, unknown
 
 SPEEDS = ("macs", "latency")
@@ -95,7 +95,7 @@ class Space(Limits):
 
     criterion: str = "magnitude-l2"
     speed: str = "macs"
-    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    evidence: Mapping[str, AllocationInputs] = field(default_factory=dict)
     schedules: tuple[str, ...] = SEARCHED_SCHEDULES
     knob_word: str = PREFERENCE
 
@@ -131,9 +131,9 @@ class Space(Limits):
         return [(name,) for name in self.network.layer_names]
 
     @cached_property
-    def bases(self) -> Bases:
+    def bases(self) -> BaseAllocations:
         """Allocations the knobs can move."""
-        return Bases(self)
+        return BaseAllocations(self)
 
     @property
     def shared(self) -> bool:
@@ -212,7 +212,7 @@ class Space(Limits):
         on the target. The preferences are those of both.
         """
         target = self.reachable(target, granularity)
-        if is_combined(granularity):
+        if is_two_stage(granularity):
             return self._propose_both(self.combined(target, granularity, part), preferences, schedule, base)
         where = self.target(target, granularity)
         sampled = self._by_layer(where, preferences, self.bases.logits(base, granularity, target))
@@ -223,10 +223,10 @@ class Space(Limits):
                 raise
             return self.propose(target, min(self.usable, key=self.floors.__getitem__), preferences, schedule, base)
         policy = PruningPolicy(sparsity, granularity, criterion=self.criterion, schedule=schedule)
-        return Proposal(settled(self.network, policy), sampled, target)
+        return Proposal(as_removed(self.network, policy), sampled, target)
 
     def _propose_both(
-        self, where: Combined, preferences: Mapping[str, float], schedule: Schedule, base: str
+        self, where: TwoStage, preferences: Mapping[str, float], schedule: Schedule, base: str
     ) -> Proposal:
         below = self.bases.part_logits(base, where)
         sampled = self._by_layer(where.removal, preferences, below[0])
@@ -238,13 +238,13 @@ class Space(Limits):
         else:
             sparsity = where.fixed_masks(removal)
         policy = PruningPolicy(sparsity, rest.granularity, removal, self.criterion, schedule)
-        return Proposal(settled(rest.network, policy), sampled, where.limits.share)
+        return Proposal(as_removed(rest.network, policy), sampled, where.limits.share)
 
     def _land(self, sampled: Mapping[str, float], target: Target) -> dict[str, float]:
         try:
-            return land_by_shift(sampled, target)
+            return fit_by_shift(sampled, target)
         except Unreachable:
-            return land_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
+            return fit_by_shift({name: max(s, LIFTED) for name, s in sampled.items()}, target)
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float], base: np.ndarray) -> dict[str, float]:
         """What the layers of a target ask for on top of a base's logits (layers,)."""
@@ -297,13 +297,13 @@ class Space(Limits):
         """Logit of each knob's sparsity (knobs,), read from its first layer."""
         return logits_of(np.array([sparsity.get(knob, 0.0) for knob in self.knobs]))
 
-    def land(self, drafts: Sequence[Draft]) -> Landed:
+    def land(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Points landed together, a little less exactly than `propose` does; see `spaces.search_space.projection`."""
         return self._landing.land(drafts)
 
     @cached_property
-    def _landing(self) -> Landing:
-        return Landing(self)
+    def _landing(self) -> BatchProjector:
+        return BatchProjector(self)
 
     def words(self, granularity: str | Mapping[str, str]) -> np.ndarray:
         """Each layer's granularity (layers,): its place in `granularities`."""

@@ -30,13 +30,13 @@ from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from search.cli.text_tables import percent, render, spread
 from search.training.train import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
-from spaces.allocation.importance import Evidence
-from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.granularity import pattern_of
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -100,7 +100,7 @@ def policy_of(contest: Contest, cell: Cell) -> PruningPolicy:
 def _allocation(contest: Contest, granularity: str) -> Callable[[float], dict[str, float]]:
     """Size -> sparsity by layer."""
     subject = contest.subject
-    evidence = Evidence(unit_evidence(subject.dense, subject.graph, granularity))
+    evidence = AllocationInputs(unit_importance(subject.dense, subject.graph, granularity))
     return lambda size: allocate(ALLOCATOR, Target(subject.network, size, granularity), evidence)
 
 
@@ -113,7 +113,7 @@ def _combined(contest: Contest, size: float, schedule: Schedule) -> PruningPolic
         return PruningPolicy(masks(share), removal=removal, schedule=schedule)
 
     def fits(policy: PruningPolicy) -> bool:
-        return shares(footprint(network, policy), dense).encoded <= size
+        return relative_cost(footprint(network, policy), dense).encoded <= size
 
     small, large = math.log(Target(network, 1.0, "fine-grained").floor * 1.01), 0.0
     if not fits(at(math.exp(small))):

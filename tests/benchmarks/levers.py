@@ -39,17 +39,17 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from pruning.batchnorm import recalibrate_
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
 from search.cli.text_tables import render
 from search.proposals.pool import Pool
 from search.training.dense_model import dense_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.train import batches, score
 from search.workloads import Workload
 from search.workloads.recipe import one_cycle
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.policy import PruningPolicy
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
@@ -68,7 +68,7 @@ SCREENED = "shared weights"
 def run(root: Path) -> None:
     workload = small_fashion()
     dense = dense_model(workload, 0, root / "cache")
-    subject = Subject.of(workload, dense.model)
+    subject = PreparedModel.of(workload, dense.model)
     began = time.perf_counter()
     shared = replace(subject, dense=_shared(subject))
     print(f"shared fine-tune: {time.perf_counter() - began:.0f} s")
@@ -98,17 +98,17 @@ def _key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in COLUMNS[:3])
 
 
-def _tuned(subject: Subject, policy: PruningPolicy, epochs: float) -> float:
+def _tuned(subject: PreparedModel, policy: PruningPolicy, epochs: float) -> float:
     return evaluate_policy(subject, policy, epochs, SEED).result.accuracy or 0.0
 
 
-def _screened(subject: Subject, policy: PruningPolicy) -> float:
+def _screened(subject: PreparedModel, policy: PruningPolicy) -> float:
     pruned = prune(subject.dense, policy, graph=subject.graph).eval()
     recalibrate_(pruned, subject.workload.calibration[0].split(500))
     return score(pruned, subject.workload.calibration, subject.workload).accuracy
 
 
-def _distilling(subject: Subject) -> Workload:
+def _distilling(subject: PreparedModel) -> Workload:
     """The workload with a loss that sees the dense model's outputs on the batch augmented last."""
     workload, seen = subject.workload, {}
 
@@ -128,7 +128,7 @@ def _distilling(subject: Subject) -> Workload:
     return replace(workload, augment=augment, loss=loss)
 
 
-def _shared(subject: Subject) -> nn.Module:
+def _shared(subject: PreparedModel) -> nn.Module:
     """The dense model's weights, trained on under many masks at once."""
     model, workload = copy.deepcopy(subject.dense), subject.workload
     policies = list(_policies(subject))
@@ -151,10 +151,10 @@ def _shared(subject: Subject) -> nn.Module:
     return model.eval()
 
 
-def _policies(subject: Subject) -> Iterator[PruningPolicy]:
+def _policies(subject: PreparedModel) -> Iterator[PruningPolicy]:
     """Policies as the guided search draws them before it knows anything."""
     space = Space(subject.network, max(high for _, high in proxies.BANDS.values()))
-    evidence = {g: Evidence(unit_evidence(subject.dense, subject.graph, g)) for g in space.usable}
+    evidence = {g: AllocationInputs(unit_importance(subject.dense, subject.graph, g)) for g in space.usable}
     for draft in Pool(space, evidence).draw(POOLED, [], np.random.default_rng(SEED)):
         yield space.read(space.params_of(draft)).policy
 

@@ -32,12 +32,12 @@ from study import PACKAGES, hardware
 import search.study.runner
 from search import run_search
 from search.config import make_config
-from search.proposals.guide import Guide
+from search.proposals.guide import GuidedProposer
 from search.proposals.sampler import _distribution
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.study.runner import Coordinator
-from search.training.evaluate import Evaluation, Subject
-from spaces.cost.footprint import footprint, shares
+from search.study.runner import StudyRunner
+from search.training.evaluate import Evaluation, PreparedModel
+from spaces.cost.footprint import footprint, relative_cost
 from spaces.search_space.space import Axis
 
 PLACES = (125, 500, 1000, 2000)
@@ -61,7 +61,7 @@ class Stand:
         self.guided: list[float] = []
         self.jump: Callable[[int, int], None] | None = None
 
-    def __call__(self, subject: Subject, policy: Any, *_: Any, **__: Any) -> Evaluation:
+    def __call__(self, subject: PreparedModel, policy: Any, *_: Any, **__: Any) -> Evaluation:
         self.began.append(time.process_time())
         self.guided.append(self.guiding)
         self.number += 1
@@ -100,9 +100,9 @@ class Stand:
         )  # fmt: skip
 
 
-def result_of(subject: Subject, policy: Any, number: int) -> TrialResult:
+def result_of(subject: PreparedModel, policy: Any, number: int) -> TrialResult:
     """True sizes, and an accuracy that falls with them but for noise."""
-    cost = shares(footprint(subject.network, policy), subject.dense_cost)
+    cost = relative_cost(footprint(subject.network, policy), subject.dense_cost)
     noise = np.random.default_rng([7, number]).normal(0, 0.01)
     accuracy = float(np.clip(0.95 - 0.05 / (cost.encoded + 0.05) * 0.25 + noise, 0.15, 0.99))
     return TrialResult(COMPLETE, accuracy=accuracy, loss=1 - accuracy, shares=cost)
@@ -113,7 +113,7 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def jumper(coordinator: Coordinator) -> Callable[[int, int], None]:
+def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
     """Gives a running study the trials from one number up to another, not evaluated and not in journal and MLflow.
 
     The trial that is running keeps its number, which is the first.
@@ -160,15 +160,15 @@ def main() -> None:
         parser.error(f"--trials must be at least {PLACES[0]}, got {options.trials}")
     stand = search.study.runner.evaluate_policy = Stand()
     if options.jump:
-        run_trials = Coordinator._run_trials
+        run_trials = StudyRunner._run_trials
 
-        def with_jumps(coordinator: Coordinator) -> None:
+        def with_jumps(coordinator: StudyRunner) -> None:
             stand.jump = jumper(coordinator)
             run_trials(coordinator)
 
-        Coordinator._run_trials = with_jumps
+        StudyRunner._run_trials = with_jumps
     for name in ("suggest", "learn"):
-        setattr(Guide, name, stand.timed(getattr(Guide, name)))
+        setattr(GuidedProposer, name, stand.timed(getattr(GuidedProposer, name)))
     workload = f"{Path(__file__).parents[1] / 'tiny_workload.py'}:tiny"
     with tempfile.TemporaryDirectory() as root:
         run_search(

@@ -26,7 +26,7 @@ from study import hardware
 from torch import nn
 
 from search.training import train
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.train import fine_tune, score, train_dense
 from search.workloads import Workload, get_workload
 from spaces.network import Network
@@ -105,7 +105,7 @@ def measured(
     rows = []
     for momentum in momenta:
         dense = with_momentum(trained.model, momentum)
-        subject = Subject.of(workload, dense)
+        subject = PreparedModel.of(workload, dense)
         for name in POLICIES:
             policy = policy_of(name, subject.network)
             for seed in seeds:

@@ -20,9 +20,9 @@ import numpy as np
 from study import hardware
 
 from search.cli.text_tables import render
-from search.proposals.guide import Guide
+from search.proposals.guide import GuidedProposer
 from spaces import ChannelGroup, Layer, Network, Space, StoredTensor
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 
 WIDTH, POSITIONS, SEED = 128, 256, 0
 MARKS, REPEATS = 10, 5
@@ -47,11 +47,11 @@ def chain(layers: int) -> Network:
     return Network(tuple(tensors), tuple(found), tuple(groups))
 
 
-def evidence(network: Network, random: np.random.Generator) -> dict[str, Evidence]:
+def evidence(network: Network, random: np.random.Generator) -> dict[str, AllocationInputs]:
     """Made-up importances."""
     masks = {layer.name: random.random(layer.numel) ** 2 for layer in network.layers}
     channels = {layer.name: random.random(WIDTH) ** 2 for layer in network.layers if layer.obstacle is None}
-    return {"fine-grained": Evidence(masks), "channel": Evidence(channels)}
+    return {"fine-grained": AllocationInputs(masks), "channel": AllocationInputs(channels)}
 
 
 def moved(params: Mapping[str, Any], space: Space, random: np.random.Generator) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def main() -> None:
     random, network = np.random.default_rng(SEED), chain(options.layers)
     known = evidence(network, random)
     space = Space(network, 0.25, evidence=known)
-    guide, body, params = Guide(space, known, 0.08, SEED), [], None
+    guide, body, params = GuidedProposer(space, known, 0.08, SEED), [], None
     for number in range(options.trials + 1):
         if number and number % max(1, options.trials // MARKS) == 0:
             seconds = []

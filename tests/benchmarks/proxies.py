@@ -34,19 +34,19 @@ from small_fashion import TRIAL_EPOCHS, small_fashion
 
 from pruning.batchnorm import recalibrate_
 from pruning.channels.tracing import trace_channels
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.prune import prune
 from search.proposals.features import Features
 from search.proposals.guide import CAUTION, NODES, WEIGHTS
 from search.proposals.hypervolume import DominatedSpace, hypervolume, non_dominated
 from search.proposals.surrogate import Surrogate
 from search.training.dense_model import dense_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
 from search.training.train import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable, shifted
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.search_space.projection import Draft
@@ -78,7 +78,7 @@ class Candidate:
     policy: PruningPolicy
 
 
-def candidates(space: Space, evidence: dict[str, Evidence]) -> Iterator[Candidate]:
+def candidates(space: Space, evidence: dict[str, AllocationInputs]) -> Iterator[Candidate]:
     """Cell by cell in turn: each third of a cell is static, jittered around static, or free."""
     for number in range(POLICIES):
         for band, (low, high) in BANDS.items():
@@ -91,7 +91,9 @@ def candidates(space: Space, evidence: dict[str, Evidence]) -> Iterator[Candidat
                 yield Candidate(band, granularity, number, kind, proposal.policy)
 
 
-def _drawn(kind: str, turn: int, target: Target, evidence: Evidence, random: np.random.Generator) -> dict[str, float]:
+def _drawn(
+    kind: str, turn: int, target: Target, evidence: AllocationInputs, random: np.random.Generator
+) -> dict[str, float]:
     if kind == "free":
         return {layer.name: float(1 / (1 + np.exp(-random.normal(0, 1.5)))) for layer in target.layers}
     for name in (STATIC[turn % len(STATIC)], "uniform"):
@@ -107,9 +109,9 @@ def _drawn(kind: str, turn: int, target: Target, evidence: Evidence, random: np.
 def run(part: int, parts: int, root: Path) -> None:
     workload = small_fashion()
     dense = dense_model(workload, 0, root / "cache")
-    subject = Subject.of(workload, dense.model)
+    subject = PreparedModel.of(workload, dense.model)
     space = Space(subject.network, max(high for _, high in BANDS.values()))
-    evidence = {g: Evidence(unit_evidence(subject.dense, subject.graph, g)) for g in GRANULARITIES}
+    evidence = {g: AllocationInputs(unit_importance(subject.dense, subject.graph, g)) for g in GRANULARITIES}
     inputs = workload.calibration[0]
     screener = Screener(subject.dense, subject.graph, inputs[:500])
     reference = torch.cat([subject.dense(batch) for batch in inputs.split(500)]).detach()
@@ -118,7 +120,9 @@ def run(part: int, parts: int, root: Path) -> None:
             append_rows(TABLE, COLUMNS, [_measured(candidate, subject, screener, reference)])
 
 
-def _measured(candidate: Candidate, subject: Subject, screener: Screener, reference: torch.Tensor) -> dict[str, object]:
+def _measured(
+    candidate: Candidate, subject: PreparedModel, screener: Screener, reference: torch.Tensor
+) -> dict[str, object]:
     began = time.perf_counter()
     kl = screener.divergence(candidate.policy)
     seconds_kl = time.perf_counter() - began
@@ -214,7 +218,7 @@ def _network(root: Path) -> Network:
 def _profile(root: Path) -> Profile:
     workload = small_fashion()
     dense = dense_model(workload, 0, root / "cache")
-    return cached_profile(Subject.of(workload, dense.model), dense, "magnitude-l2", GRANULARITIES, root / "cache")
+    return cached_profile(PreparedModel.of(workload, dense.model), dense, "magnitude-l2", GRANULARITIES, root / "cache")
 
 
 def _damages(profile: Profile, row: Row) -> list[float]:

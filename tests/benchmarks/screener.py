@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.structure import apply_structure
 from pruning.copying import copy_model
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
 from spaces.policy import PruningPolicy
 
@@ -50,7 +50,7 @@ class Screener:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> None:
-        self._rankings = Rankings(model, graph)
+        self._rankings = MaskCache(model, graph)
         dense = copy.deepcopy(model).eval()
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             self._reference = dense(inputs)

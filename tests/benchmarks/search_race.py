@@ -36,20 +36,20 @@ from small_fashion import small_fashion
 import search
 import search.proposals.pool
 from pruning.batchnorm import recalibrate_
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.prune import prune
-from search.proposals.guide import Guide
+from search.proposals.guide import GuidedProposer
 from search.proposals.sampler import make_sampler
 from search.training.dense_model import DenseModel, dense_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
 from search.training.train import score
 from search.workloads import Workload, get_workload
-from spaces.allocation.budget import Unreachable, land
-from spaces.allocation.importance import Evidence
-from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.allocation.budget import Unreachable, fit_to_budget
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.policy import PruningPolicy
-from spaces.search_space.initial import seeds_of
+from spaces.search_space.initial import initial_points
 from spaces.search_space.space import SEED_SCHEDULE, Space
 from spaces.sensitivity import Profile
 
@@ -108,8 +108,8 @@ class Contest:
         return dense_model(WORKLOADS[self.workload](self.seed), self.seed, self.root / "cache")
 
     @cached_property
-    def subject(self) -> Subject:
-        return Subject.of(WORKLOADS[self.workload](self.seed), self.dense.model)
+    def subject(self) -> PreparedModel:
+        return PreparedModel.of(WORKLOADS[self.workload](self.seed), self.dense.model)
 
     @cached_property
     def space(self) -> Space:
@@ -123,12 +123,12 @@ class Contest:
     def dense_error(self) -> float:
         return 1 - score(self.subject.dense, self.subject.workload.validation, self.subject.workload).accuracy
 
-    def evidence(self, profile: Profile | None) -> dict[str, Evidence]:
+    def evidence(self, profile: Profile | None) -> dict[str, AllocationInputs]:
         return {g: self._evidence(g, profile) for g in self.space.usable}
 
-    def _evidence(self, granularity: str, profile: Profile | None) -> Evidence:
-        scores = unit_evidence(self.subject.dense, self.subject.graph, granularity)
-        return Evidence.of(self.subject.network, granularity, scores, profile)
+    def _evidence(self, granularity: str, profile: Profile | None) -> AllocationInputs:
+        scores = unit_importance(self.subject.dense, self.subject.graph, granularity)
+        return AllocationInputs.of(self.subject.network, granularity, scores, profile)
 
     def tune(self, policy: PruningPolicy, seed: int | None = None) -> Tuned:
         """Fine-tune and test, or recall it; `seed` of the fine-tune is the contest's unless given."""
@@ -146,7 +146,7 @@ class Contest:
         recipe, workload = self.subject.workload.recipe, self.subject.workload
         evaluation = evaluate_policy(self.subject, policy, recipe.trial_epochs, seed)
         seconds = time.perf_counter() - began
-        cost = shares(footprint(self.subject.network, policy), dense_footprint(self.subject.network))
+        cost = relative_cost(footprint(self.subject.network, policy), dense_footprint(self.subject.network))
         good, found = evaluation.model is not None, evaluation.result
         test = score(evaluation.model, workload.test, workload).accuracy if good else 0.0
         size = found.shares.encoded if good else cost.encoded
@@ -205,14 +205,14 @@ def guided(
 def guided_in(
     space: Space,
     contest: Contest,
-    evidence: Mapping[str, Evidence],
+    evidence: Mapping[str, AllocationInputs],
     seeded: bool = True,
     constants: Mapping[str, Any] | None = None,
     largest_error: float | None = None,
 ) -> Iterator[Proposed]:
     """A guided study without end in a space of the contest's network; seeds are at most half of `TRIALS`."""
-    guide = Guide(space, evidence, contest.dense_error, contest.seed, largest_error)
-    seeds = list(islice(seeds_of(space, evidence), TRIALS // 2)) if seeded else []
+    guide = GuidedProposer(space, evidence, contest.dense_error, contest.seed, largest_error)
+    seeds = list(islice(initial_points(space, evidence), TRIALS // 2)) if seeded else []
     for number in count():
         with _replaced(constants or {}):
             if number < len(seeds):
@@ -253,7 +253,7 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
             granularity = trial.suggest_categorical("granularity", list(contest.space.usable))
             sparsity = {name: trial.suggest_float(name, 0.0, 0.99) for name in network.layer_names}
             policy = PruningPolicy(sparsity, granularity, schedule=SEED_SCHEDULE)
-            size = shares(footprint(network, policy), dense).encoded
+            size = relative_cost(footprint(network, policy), dense).encoded
             trial.set_constraint("size", size - MAX_SIZE)
             if size <= MAX_SIZE:
                 break
@@ -265,7 +265,7 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
 
 def static_portfolio(contest: Contest) -> Iterator[Proposed]:
     """Static allocations over log-spaced sizes, nothing learnt."""
-    for seed in seeds_of(contest.space, contest.evidence(None)):
+    for seed in initial_points(contest.space, contest.evidence(None)):
         yield Proposed(contest.space.read(seed.params).policy, seed.allocator)
 
 
@@ -288,7 +288,7 @@ def threshold(contest: Contest) -> Iterator[Proposed]:
             }
 
         try:
-            sparsity = land(family, target)
+            sparsity = fit_to_budget(family, target)
         except Unreachable:
             continue
         yield Proposed(PruningPolicy(sparsity, granularity, schedule=SEED_SCHEDULE), "threshold")
@@ -350,7 +350,7 @@ def _sizes_and_granularities(contest: Contest) -> list[tuple[float, str]]:
 
 
 def _seeds(contest: Contest) -> list[Any]:
-    return list(islice(seeds_of(contest.space, contest.evidence(contest.profile)), TRIALS // 2))
+    return list(islice(initial_points(contest.space, contest.evidence(contest.profile)), TRIALS // 2))
 
 
 def _study() -> optuna.Study:

@@ -13,11 +13,11 @@ from torch import nn
 from pruning import measure_cost, plan_removal, prune, scan_sensitivity, shrink, trace_channels
 from pruning.calibration import Calibration
 from pruning.gradual import GradualPruner
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from spaces import PruningPolicy, Schedule, footprint
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.cost.footprint import dense_footprint
 
 
@@ -77,9 +77,9 @@ def test_equal_scores_in_all_layers_remove_what_is_asked(block, images, share):
 def test_a_global_threshold_on_equal_scores_lands_on_its_size(block, images, granularity):
     """Guards against the same at allocations: nothing or everything below the threshold, so a size missed by far."""
     graph = trace_channels(block, images[:2])
-    network, scores = graph.network, unit_evidence(block, graph, granularity)
+    network, scores = graph.network, unit_importance(block, graph, granularity)
     ones = {name: np.ones_like(of_units) for name, of_units in scores.items()}
-    sparsity = allocate("global", Target(network, 0.7, granularity), Evidence(ones))
+    sparsity = allocate("global", Target(network, 0.7, granularity), AllocationInputs(ones))
     part = footprint(network, PruningPolicy(sparsity, granularity)).encoded_bytes
     assert 0.55 < part / dense_footprint(network).encoded_bytes <= 0.7
 

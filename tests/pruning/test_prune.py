@@ -16,7 +16,7 @@ from pruning import measure_cost, prune, trace_channels
 from pruning.calibration import Calibration
 from pruning.channels.structure import apply_structure
 from pruning.gradual import GradualPruner
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.policy_masks import policy_masks
 from spaces import GRANULARITIES, NothingToRemove, PruningPolicy, Schedule, footprint
 from spaces.cost.effect import achieved
@@ -141,7 +141,7 @@ class TestPrune:
         removal = {name: gone for name, gone in removal.items() if words[name] != "channel"}
         policy = PruningPolicy(sparsity, words, removal)
         masks, _ = policy_masks(vgg, policy, graph=vgg_graph)
-        fast = Rankings(vgg, vgg_graph).masks(policy)
+        fast = MaskCache(vgg, vgg_graph).masks(policy)
         assert masks.keys() == fast.keys()
         assert all(torch.equal(mask, fast[name]) for name, mask in masks.items())
         try:

@@ -24,7 +24,7 @@ from search.training.checkpoints import save_model
 from spaces import PruningPolicy
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.granularity import removed_count
 from spaces.schedule import Schedule
 from spaces.validation import unknown
@@ -227,7 +227,7 @@ class TestAllLayers:
         squares = {name: w.flatten().double().square().numpy() for name, w in weights.items()}
         total = sum(map(torch.Tensor.numel, weights.values()))
         for share in (0.6, 0.25, 0.08):
-            evidence = Evidence({name: np.array(s) for name, s in squares.items()})
+            evidence = AllocationInputs({name: np.array(s) for name, s in squares.items()})
             sparsity = allocate("global", Target(network, share, metric="nonzero"), evidence)
             ours = {name: make_mask(w, sparsity[name]) for name, w in weights.items()}
             removed = sum(int((~mask).sum()) for mask in ours.values())

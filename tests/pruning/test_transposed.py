@@ -17,18 +17,18 @@ from pruning.channels.removal import removal_masks, shrink
 from pruning.channels.structure import apply_structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.latency import measure_latency_table
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.masks import make_mask
 from pruning.modules import prunable_weights
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
 from pruning.sparse_file import encode_model, encode_state, read_sparse, write_sparse
 from spaces.allocation.budget import Target
-from spaces.cost.effect import NothingToRemove, whole_layers
-from spaces.cost.footprint import dense_footprint, footprint, shares
-from spaces.granularity import UNIT_SLACK, stays_whole
+from spaces.cost.effect import NothingToRemove, unpruned_layers
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
+from spaces.granularity import UNIT_SLACK, unpruned_reason
 from spaces.policy import PruningPolicy
 
 SHARE = 0.25
@@ -192,7 +192,7 @@ def test_rankings_choose_what_policies_mask(granularity):
     graph = trace_channels(model, x)
     policy = PruningPolicy({"3.weight": 0.4, "6.weight": 0.4}, granularity=granularity, criterion="magnitude-l2")
     masks, _ = policy_masks(model, policy, graph=graph)
-    ranked = Rankings(model, graph).masks(policy)
+    ranked = MaskCache(model, graph).masks(policy)
     assert masks.keys() == ranked.keys()
     assert all(torch.equal(masks[name], ranked[name]) for name in masks)
 
@@ -311,12 +311,12 @@ class TestPatterns:
         model = nn.Sequential(nn.Conv2d(3, inputs, 1), nn.ConvTranspose2d(inputs, outputs, 3, groups=groups))
         graph = trace_channels(model, torch.randn(2, 3, 4, 4))
         layer = graph.network.by_name["1.weight"]
-        assert stays_whole(layer, "2:4") == obstacle
+        assert unpruned_reason(layer, "2:4") == obstacle
         policy = PruningPolicy({"1.weight": 0.5}, "2:4")
         masks, _ = policy_masks(model, policy, graph=graph)
-        ranked = Rankings(model, graph).masks(policy)
+        ranked = MaskCache(model, graph).masks(policy)
         assert (masks.keys(), ranked.keys()) == (({"1.weight"},) * 2 if obstacle is None else (set(),) * 2)
-        assert whole_layers(graph.network, policy) == ({} if obstacle is None else {"1.weight": obstacle})
+        assert unpruned_layers(graph.network, policy) == ({} if obstacle is None else {"1.weight": obstacle})
         for traced in (None, graph):
             if obstacle:
                 with pytest.raises(NothingToRemove, match=f"'1.weight' stays whole \\({obstacle}\\)"):
@@ -324,14 +324,14 @@ class TestPatterns:
             else:
                 left = measure_cost(prune(model, policy, graph=traced), torch.ones(1, 3, 4, 4)).nonzero
                 assert left == footprint(graph.network, policy).nonzero
-        assert ("1.weight" in unit_evidence(model, graph, "2:4")) is (obstacle is None)
+        assert ("1.weight" in unit_importance(model, graph, "2:4")) is (obstacle is None)
 
     def test_they_hold_while_channels_go(self, upsampling):
         """A quarter of the inputs goes: 12 stay, then in each of two groups 6, which 4 does not divide."""
         model, x, graph = upsampling
         removal = {"0.weight": 0.25, "4.weight": 0.25}
         policy = PruningPolicy({"2.weight": 0.5, "6.weight": 0.5}, "2:4", removal)
-        masks, ranked = policy_masks(model, policy, graph=graph)[0], Rankings(model, graph).masks(policy)
+        masks, ranked = policy_masks(model, policy, graph=graph)[0], MaskCache(model, graph).masks(policy)
         assert all(torch.equal(masks[name], ranked[name]) for name in masks)
         small = prune(model, policy, graph=graph)
         assert [tuple(small[place].weight.shape) for place in (2, 6)] == [(12, 6, 3, 3), (12, 5, 2, 3)]
@@ -339,6 +339,6 @@ class TestPatterns:
         assert (small[6].weight != 0).all()
         planned = footprint(graph.network, policy)
         assert measure_cost(small, x).nonzero == planned.nonzero
-        assert Target(graph.network, 0.5, "2:4").cost(policy.sparsity) == shares(
+        assert Target(graph.network, 0.5, "2:4").cost(policy.sparsity) == relative_cost(
             footprint(graph.network, PruningPolicy(policy.sparsity, "2:4")), dense_footprint(graph.network)
         )

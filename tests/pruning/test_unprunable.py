@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 from pruning import trace_channels
-from pruning.unprunable import whole_weights
+from pruning.unprunable import unprunable_weights
 from search.cli.text_tables import layer_table, whole_table
 from spaces import PruningPolicy, Space, footprint
-from spaces.cost.footprint import stored_shares
+from spaces.cost.footprint import stored_fractions
 
 
 class Words(nn.Module):
@@ -105,7 +105,7 @@ def test_hooks_name_what_they_replace():
     with pytest.warns(FutureWarning):
         weight_norm(model[0])
     prune.random_unstructured(model[1], "weight", 0.25)
-    assert [(layer.name, layer.prunable, layer.obstacle) for layer in whole_weights(model, {})] == [
+    assert [(layer.name, layer.prunable, layer.obstacle) for layer in unprunable_weights(model, {})] == [
         ("0.weight_g", False, "Linear '0' computes its weight from it"),
         ("0.weight_v", False, "Linear '0' computes its weight from it"),
         ("1.weight_orig", False, "Linear '1' computes its weight from it"),
@@ -120,7 +120,7 @@ def test_tied_weights_slopes_and_names_like_those_of_hooks():
             self.first, self.second = nn.GRU(6, 6), nn.GRU(6, 6)
             self.second.weight_hh_l0 = self.first.weight_hh_l0
 
-    found = {layer.name: (layer.kind, layer.obstacle) for layer in whole_weights(Kinds(), {})}
+    found = {layer.name: (layer.kind, layer.obstacle) for layer in unprunable_weights(Kinds(), {})}
     assert found.keys() == {"first.weight_ih_l0", "first.weight_hh_l0", "second.weight_ih_l0", "gate_g"}
     assert found["first.weight_hh_l0"] == ("recurrent", "it is tied: 'second.weight_hh_l0' is the same tensor")
     assert found["gate_g"] == ("parameter", "it is a parameter of Kinds, of no known layer")
@@ -143,7 +143,7 @@ def test_a_network_that_cannot_be_traced_keeps_the_reasons():
 
 def test_tables_list_all_that_is_stored(words):
     network = words[1]
-    shares = stored_shares(network)
+    shares = stored_fractions(network)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["words.weight"] == pytest.approx(20 * 12 * 4 / footprint(network, PruningPolicy({})).encoded_bytes)
     both = layer_table(network) + whole_table(network)

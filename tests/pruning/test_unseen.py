@@ -8,12 +8,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pruning import Calibration, Scores, plan_removal, prune, register_criterion, scan_sensitivity, trace_channels
+from pruning import (
+    Calibration,
+    ImportanceScores,
+    plan_removal,
+    prune,
+    register_criterion,
+    scan_sensitivity,
+    trace_channels,
+)
 from pruning.importance.activations import activation_scores
 from pruning.importance.scores import restrict_graph
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space, footprint
-from spaces.cost.effect import whole_layers
+from spaces.cost.effect import unpruned_layers
 
 UNSEEN = {"dark.weight", "after.weight", "never.weight"}
 LOOKING = ("activation", "taylor", "taylor-group", "obd-fisher", "obd-hutchinson", "tests:mine")
@@ -73,8 +81,8 @@ def test_no_mask_and_no_count_takes_anything(branches, criterion, granularity):
         assert zeros["first.weight"] == 48
     planned = footprint(restricted.network, policy)
     assert planned.parameters - planned.nonzero == sum(zeros.values())
-    assert whole_layers(restricted.network, policy).keys() >= UNSEEN
-    assert not UNSEEN & Rankings(model, restricted, calibration).masks(policy).keys()
+    assert unpruned_layers(restricted.network, policy).keys() >= UNSEEN
+    assert not UNSEEN & MaskCache(model, restricted, calibration).masks(policy).keys()
 
 
 @pytest.mark.parametrize("criterion", LOOKING)
@@ -129,7 +137,7 @@ def test_what_becomes_unseen_on_the_way_goes_by_magnitude(branches):
     """Along a ramp a network may go dark; its masks are completed, not by index."""
     model, graph, calibration = branches
     weight = model.get_parameter("dark.weight").detach()
-    scores = Scores(model, "activation", graph, calibration)
+    scores = ImportanceScores(model, "activation", graph, calibration)
     assert torch.equal(scores.elements("dark.weight", "fine-grained"), weight.abs())
     number = graph.network.by_name["dark.weight"].channel_group
     lowest = int(np.argmin(scores.group(number)))

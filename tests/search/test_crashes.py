@@ -16,9 +16,9 @@ import search.study.runner
 from search import SearchConfig, run_search
 from search.process import interrupts
 from search.process.time_limit import limited
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.store.journal import Journal
-from search.store.optuna_trials import OptunaStudy
+from search.store.optuna_trials import OptunaTrials
 from search.training.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
 
 
@@ -214,7 +214,7 @@ def ends_by(act):
     return evaluate
 
 
-class Noted(Watcher):
+class Noted(ProgressReporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -321,7 +321,7 @@ def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, mo
     """Before it is said why it was proposed, and in the middle of that."""
     assert all(scores for _, scores, _, _ in guided[-2:])
     own = config(place, "cut", 7, sampler="guided")
-    explain, note = OptunaStudy.explain, Trial.set_user_attr
+    explain, note = OptunaTrials.explain, Trial.set_user_attr
     before, between = [5], [6]
 
     def cut_before(study, trial):
@@ -336,7 +336,7 @@ def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, mo
             between.clear()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(OptunaStudy, "explain", cut_before)
+    monkeypatch.setattr(OptunaTrials, "explain", cut_before)
     monkeypatch.setattr(Trial, "set_user_attr", cut_between)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

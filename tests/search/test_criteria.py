@@ -16,7 +16,7 @@ from search.config import make_config
 from search.errors import UsageError
 from search.study.start import run_search
 from search.training.dense_model import dense_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile, profile_path
 from search.training.train import train_dense
 from search.user_code.loading import named_criterion
@@ -58,8 +58,8 @@ def workload(place):
 
 
 @pytest.fixture(scope="module")
-def subject(workload, tmp_path_factory) -> Subject:
-    return Subject.of(workload, dense_model(workload, 0, tmp_path_factory.mktemp("cache")).model)
+def subject(workload, tmp_path_factory) -> PreparedModel:
+    return PreparedModel.of(workload, dense_model(workload, 0, tmp_path_factory.mktemp("cache")).model)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_criteria_choose_different_channels(subject):
 def test_groups_the_criterion_is_not_defined_for_stay_whole_and_sizes_agree(workload, residual):
     """`first` and `last` have no BatchNorm; the footprint before training knows."""
     adapted = replace(workload, name="residual", build_model=lambda: copy.deepcopy(residual))
-    subject = Subject.of(adapted, residual)
+    subject = PreparedModel.of(adapted, residual)
     shares = dict.fromkeys(("first.weight", "last.weight", "inner.weight"), 0.5)
     policy = PruningPolicy(shares, "channel", criterion="bn-scale")
     result = evaluate_policy(subject, policy, 0.1, 0).result
@@ -141,9 +141,9 @@ class TestRecipe:
 
     def test_it_makes_scales_small_until_the_channels_are_chosen(self, workload, subject):
         strong = replace(workload, recipe=replace(workload.recipe, bn_l1=0.02))
-        pressed = Subject(strong, subject.dense, subject.graph)
+        pressed = PreparedModel(strong, subject.dense, subject.graph)
 
-        def scales(where: Subject, kind: str) -> float:
+        def scales(where: PreparedModel, kind: str) -> float:
             policy = PruningPolicy({"conv1.weight": 0.25}, criterion="magnitude-l1", schedule=Schedule(kind, 3.0, 1.0))
             return float(evaluate_policy(where, policy, 1, 0).model.bn1.weight.detach().abs().mean())
 
@@ -193,7 +193,7 @@ class TestScan:
     def test_a_scan_leaves_out_what_the_criterion_is_not_defined_for(self, workload, residual, tmp_path):
         adapted = replace(workload, name="residual", build_model=lambda: copy.deepcopy(residual))
         dense = dense_model(adapted, 0, tmp_path)
-        subject = Subject.of(adapted, dense.model)
+        subject = PreparedModel.of(adapted, dense.model)
         profile = cached_profile(subject, dense, "reconstruction", ("channel",), tmp_path)
         assert set(profile.points["channel"]) == {"inner.weight"}
         whole = cached_profile(subject, dense, "taylor", ("fine-grained", "channel"), tmp_path)

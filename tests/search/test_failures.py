@@ -19,7 +19,7 @@ from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed
 from search.proposals.sampler import make_sampler
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
-from search.training.evaluate import Subject, evaluate_policy, failed
+from search.training.evaluate import PreparedModel, evaluate_policy, failed
 from search.training.train import Diverged
 from spaces.policy import PruningPolicy
 
@@ -49,7 +49,7 @@ def test_every_failure_has_its_cause(monkeypatch, vgg, vgg_graph, error, cause):
     monkeypatch.setattr(search.training.evaluate, "fine_tune", raises)
     images = torch.ones(2, 1, 8, 8)
     workload = SimpleNamespace(example_input=images, calibration=(images, torch.tensor([0, 1])), loss=None)
-    result = evaluate_policy(Subject(workload, vgg, vgg_graph), POLICY, 1, 0).result
+    result = evaluate_policy(PreparedModel(workload, vgg, vgg_graph), POLICY, 1, 0).result
     assert (result.state, result.cause) == ("failed", cause) and result.reason.startswith(cause)
 
 
@@ -83,13 +83,13 @@ def heard(monkeypatch) -> dict[str, list]:
     """What the guide is taught and told to avoid, by what was called."""
     calls: dict[str, list] = {"learn": [], "avoid": []}
     for name in calls:
-        real = getattr(search.study.runner.Guide, name)
+        real = getattr(search.study.runner.GuidedProposer, name)
 
         def note(guide, number, *rest, name=name, real=real):
             calls[name].append((number, *rest[1:]))
             return real(guide, number, *rest)
 
-        monkeypatch.setattr(search.study.runner.Guide, name, note)
+        monkeypatch.setattr(search.study.runner.GuidedProposer, name, note)
     return calls
 
 

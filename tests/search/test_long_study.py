@@ -16,9 +16,9 @@ import search.study.runner
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.store.optuna_trials import OptunaStudy
+from search.store.optuna_trials import OptunaTrials
 from search.training.evaluate import Evaluation
-from spaces.cost.footprint import footprint, shares
+from spaces.cost.footprint import footprint, relative_cost
 from spaces.policy import PruningPolicy
 
 EARLY, LATE = range(4, 8), range(14, 18)
@@ -75,7 +75,7 @@ def counted(place, tmp_path_factory):
             told.append(Counter(asked) + now + Counter({"records": len(records)}))
             if len(told) == LATE.stop:
                 raise Enough
-            cost = shares(footprint(subject.network, policy), subject.dense_cost)
+            cost = relative_cost(footprint(subject.network, policy), subject.dense_cost)
             accuracy = 0.5 + float(np.random.default_rng([7, len(told)]).uniform(0, 0.4))
             for counter in (asked, now, records):
                 counter.clear()
@@ -114,11 +114,11 @@ def test_a_trial_looks_at_few_records_before_it(counted):
 
 
 def test_what_is_told_again_asks_the_database_nothing(tmp_path):
-    study = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    study = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
     for number in range(5):
         study.ask({"size": 0.25}).suggest_float("size", 0.125, 0.5)
         study.tell(number, COMPLETE, (0.75, 0.25, 0.5), landed={"granularity": "fine-grained"})
-    again = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    again = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
     with statements() as asked:
         for number in range(5):
             again.tell(number, COMPLETE, (0.125, 0.5, 0.75))
@@ -126,7 +126,7 @@ def test_what_is_told_again_asks_the_database_nothing(tmp_path):
 
 
 def test_trials_that_others_enqueue_are_counted(tmp_path):
-    study = OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+    study = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
     study.tell(study.ask({"size": 0.25}).number, "failed")
     for size in (0.375, 0.4375):
         study._study.enqueue_trial({"size": size})

@@ -19,7 +19,7 @@ from search.cli import answer, entry
 from search.cli.commands.reply import Reply
 from search.cli.text_tables import layer_table, render
 from search.errors import UsageError
-from search.progress import TerminalWatcher
+from search.progress import TerminalReporter
 from search.results.figures import literal, profile_png, short
 from spaces.printable import printable, shortened
 from spaces.sensitivity import Profile, ProfilePoint
@@ -117,7 +117,7 @@ def test_what_a_command_replies_steers_nothing(monkeypatch, capfd, name):
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_notes_and_progress_steer_nothing(capfd, name):
-    watcher = TerminalWatcher()
+    watcher = TerminalReporter()
     watcher.note(f"note {name}")
     watcher.headline(f"trial {name}")
     with watcher.stage(f"stage {name}") as progress:

@@ -15,13 +15,13 @@ import search.storage
 import search.store.optuna_trials
 from search.errors import EnvironmentProblem
 from search.storage import check_database_path, database_problem, sqlite_url
-from search.store.optuna_trials import Finished, OptunaStudy
+from search.store.optuna_trials import Finished, OptunaTrials
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("optuna") / "study.db"
-    OptunaStudy(path, "s", "random", 0).ask({"size": 0.25}, "lamp")
+    OptunaTrials(path, "s", "random", 0).ask({"size": 0.25}, "lamp")
     return path.read_bytes()
 
 
@@ -32,7 +32,7 @@ def path(made, tmp_path) -> Path:
     return path
 
 
-def until_refused(study: OptunaStudy) -> str:
+def until_refused(study: OptunaTrials) -> str:
     """Ask, sample and tell until that is refused; the one line it is refused in."""
     with pytest.raises(EnvironmentProblem) as raised:
         for _ in range(300):
@@ -44,7 +44,7 @@ def until_refused(study: OptunaStudy) -> str:
     return str(raised.value)
 
 
-def limit(study: OptunaStudy, pragma: str) -> None:
+def limit(study: OptunaTrials, pragma: str) -> None:
     """Limit the database as a disk would: SQLite keeps it for a connection only, so each new one gets it."""
     engine = study._study._storage._backend.engine
     engine.dispose()
@@ -55,17 +55,17 @@ def limit(study: OptunaStudy, pragma: str) -> None:
 
 
 def test_a_disk_that_gets_full_in_the_middle(path, caplog):
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     pages = path.stat().st_size // 4096
     limit(study, f"max_page_count = {pages + 1}")
     said = until_refused(study)
     assert "study.db' (the disk is full): free space there" in said and "delete" not in said
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert OptunaStudy(path, "s", "random", 0).trial_count > 1
+    assert OptunaTrials(path, "s", "random", 0).trial_count > 1
 
 
 def test_a_place_that_becomes_read_only(path):
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     limit(study, "query_only = ON")
     assert "cannot be written): make it writable" in until_refused(study)
 
@@ -74,12 +74,12 @@ def test_a_place_that_becomes_read_only(path):
 def test_another_programs_lock(path, monkeypatch, begun):
     monkeypatch.setattr(search.store.optuna_trials, "SQLITE_TIMEOUT", 0.05)
     monkeypatch.setattr(search.storage, "TIMEOUT", 0.05)
-    study = OptunaStudy(path, "s", "random", 0) if begun else None
+    study = OptunaTrials(path, "s", "random", 0) if begun else None
     with closing(sqlite3.connect(path)) as viewer:
         viewer.execute("BEGIN EXCLUSIVE")
         with pytest.raises(EnvironmentProblem, match=r"study\.db' \(another program has it locked\)"):
-            study.ask({}) if begun else OptunaStudy(path, "s", "random", 0)
-    assert OptunaStudy(path, "s", "random", 0).trial_count == 1
+            study.ask({}) if begun else OptunaTrials(path, "s", "random", 0)
+    assert OptunaTrials(path, "s", "random", 0).trial_count == 1
 
 
 def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search.store.optuna_trials, "RDBStorage", full)
     with pytest.raises(EnvironmentProblem, match="the disk is full") as raised:
-        OptunaStudy(tmp_path / "study.db", "s", "random", 0)
+        OptunaTrials(tmp_path / "study.db", "s", "random", 0)
     assert "delete" not in str(raised.value)
 
 
@@ -129,7 +129,7 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_one_is_kept_and_a_new_one_made(path, kind, caplog):
     DAMAGE[kind](path)
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     assert study.trial_count == 0 and study.ask({"size": 0.25}).number == 0
     assert path.with_name("study.db.broken-1").exists() and path.is_file()
     (said,) = [record.getMessage() for record in caplog.records if record.name == "search.store.optuna_trials"]
@@ -137,22 +137,22 @@ def test_a_damaged_one_is_kept_and_a_new_one_made(path, kind, caplog):
 
 
 def test_a_whole_or_half_made_one_is_kept_in_place(path):
-    assert OptunaStudy(path, "s", "random", 0).trial_count == 1
+    assert OptunaTrials(path, "s", "random", 0).trial_count == 1
     path.write_bytes(b"")
-    assert OptunaStudy(path, "s", "random", 0).trial_count == 0
+    assert OptunaTrials(path, "s", "random", 0).trial_count == 0
     assert not path.with_name("study.db.broken-1").exists()
 
 
 def test_one_that_has_more_than_the_journal_is_made_anew(path):
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     study.tell(0, "failed")
-    assert OptunaStudy(path, "s", "random", 0, known={0: Finished("failed", {}, None)}).trial_count == 1
-    assert OptunaStudy(path, "s", "random", 0, known={}).trial_count == 0
+    assert OptunaTrials(path, "s", "random", 0, known={0: Finished("failed", {}, None)}).trial_count == 1
+    assert OptunaTrials(path, "s", "random", 0, known={}).trial_count == 0
     assert path.with_name("study.db.broken-1").exists()
 
 
 def test_a_database_deleted_in_the_middle_is_named(path):
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     os.truncate(path, 0)
     with pytest.raises(EnvironmentProblem, match=r"study\.db"):
         study.ask({})
@@ -229,13 +229,13 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_database_that_contradicts_the_journal_is_made_anew(path, change, caplog):
     """What the sampler learns from, and what Optuna's own tools show, is what was measured."""
-    study = OptunaStudy(path, "s", "random", 0)
+    study = OptunaTrials(path, "s", "random", 0)
     study.unfinished()[0].suggest_float("size", 0.125, 0.5)
     study.tell(0, "complete", (0.75, 0.25, 0.5))
     known = {0: Finished("complete", {"size": 0.25}, (0.75, 0.25, 0.5))}
-    assert OptunaStudy(path, "s", "random", 0, known=known).trial_count == 1 and not caplog.records
+    assert OptunaTrials(path, "s", "random", 0, known=known).trial_count == 1 and not caplog.records
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(change)
-    assert OptunaStudy(path, "s", "random", 0, known=known).trial_count == 0
+    assert OptunaTrials(path, "s", "random", 0, known=known).trial_count == 0
     assert path.with_name("study.db.broken-1").is_file()
     assert "of trial 0 than the journal" in caplog.text and "Traceback" not in caplog.text

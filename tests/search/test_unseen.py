@@ -11,8 +11,8 @@ from torch import nn
 from pruning.importance.scores import restrict_graph
 from search import Recipe, Workload
 from search.errors import UsageError
-from search.study.runner import Coordinator
-from search.training.evaluate import Subject, evaluate_policy
+from search.study.runner import StudyRunner
+from search.training.evaluate import PreparedModel, evaluate_policy
 from spaces import PruningPolicy, Space
 
 
@@ -35,7 +35,7 @@ def subject():
     parts = dict.fromkeys(("fit", "calibration", "validation", "test"), (x, y))
     recipe = Recipe(batch=20, dense_epochs=1, trial_epochs=1, final_epochs=1)
     workload = Workload(name="branches", build_model=Branches, recipe=recipe, **parts)
-    return Subject.of(workload, Branches())
+    return PreparedModel.of(workload, Branches())
 
 
 @pytest.mark.parametrize("granularity", ["fine-grained", "2:4"])
@@ -77,7 +77,7 @@ def test_a_study_says_so_and_proposes_nothing_of_them(subject, criterion):
         subject=subject.scored_by(criterion),
         watcher=SimpleNamespace(note=notes.append),
     )
-    Coordinator._leave_unseen_whole(study)
+    StudyRunner._leave_unseen_whole(study)
     assert notes == SAID[criterion]
     proposal = study.space.propose(0.9, "channel", dict.fromkeys(study.space.knobs, 0.25), study.space.seed_schedule)
     assert proposal.policy.sparsity.get("dark.weight", 0.0) == 0.0
@@ -91,4 +91,4 @@ def test_a_limit_it_makes_unreachable_is_refused(subject):
         watcher=SimpleNamespace(note=lambda text: None),
     )
     with pytest.raises(UsageError, match=r"cannot be reached.*left whole: dark\.weight"):
-        Coordinator._leave_unseen_whole(study)
+        StudyRunner._leave_unseen_whole(study)

@@ -18,7 +18,7 @@ from search.errors import UsageError
 from search.process import interrupts
 from search.process.time_limit import GRACE, TimedOut, limited
 from search.training.dense_model import DenseModel
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
 from search.training.train import train_dense
 from search.workloads import get_workload
@@ -30,11 +30,11 @@ HERE = "test_user_faults.py, line "
 
 
 @pytest.fixture(scope="module")
-def subject(place) -> Subject:
+def subject(place) -> PreparedModel:
     workload = get_workload(f"{place / 'tiny.py'}:tiny")
     recipe = dataclasses.replace(workload.recipe, dense_epochs=0.25, trial_epochs=0.25)
     workload = dataclasses.replace(workload, recipe=recipe)
-    return Subject.of(workload, train_dense(workload, 0).model)
+    return PreparedModel.of(workload, train_dense(workload, 0).model)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def watched():
     interrupts.unwatch()
 
 
-def changed(subject: Subject, **changes) -> Subject:
+def changed(subject: PreparedModel, **changes) -> PreparedModel:
     return dataclasses.replace(subject, workload=dataclasses.replace(subject.workload, **changes))
 
 
@@ -60,7 +60,7 @@ def endless(*_):
     return endless()
 
 
-def reason_of(subject: Subject, seconds: float | None = None, policy=POLICY, **changes) -> str:
+def reason_of(subject: PreparedModel, seconds: float | None = None, policy=POLICY, **changes) -> str:
     result = evaluate_policy(changed(subject, **changes), policy, 0.25, 0, seconds=seconds).result
     assert result.state == "failed" and result.accuracy is None and len(result.reason.splitlines()) == 1
     return result.reason
@@ -106,7 +106,7 @@ def test_a_network_that_leaves_fails_the_trial(subject, watched):
 
     dense = Leaving(subject.dense)
     policy = PruningPolicy({"inner.conv1.weight": 0.7}, schedule=Schedule("one-shot"))
-    own = Subject.of(subject.workload, dense)
+    own = PreparedModel.of(subject.workload, dense)
     dense.leaves = True
     assert reason_of(own, policy=policy).startswith(f"error: sys.exit(0) ({HERE}")
 
@@ -232,7 +232,7 @@ def test_a_limit_that_is_none_is_refused(value):
 # The scan
 
 
-def dense_of(subject: Subject) -> DenseModel:
+def dense_of(subject: PreparedModel) -> DenseModel:
     return DenseModel(subject.dense, "architecture", {"calibration": "data"}, "weights", 0.5, 0.0)
 
 

@@ -32,18 +32,18 @@ from search.cli.text_tables import layer_table, percent, profile_table, target_t
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
-from search.progress import TerminalWatcher
+from search.progress import TerminalReporter
 from search.results.figures import profile_png
 from search.training.dense_model import build_model, dense_model
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.profile_cache import cached_profile, profile_path, recalibration_note
 from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
 from search.workloads import Workload
 from search.workloads.splits import only_few
-from spaces.cost.footprint import dense_footprint, stored_shares
+from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
-from spaces.granularity import GRANULARITIES, parts_in, stays_whole
+from spaces.granularity import GRANULARITIES, parts_in, unpruned_reason
 from spaces.network import Network
 
 
@@ -58,10 +58,10 @@ def scan(arguments: argparse.Namespace) -> Reply:
         require_subjects(graph, parts_in(config.granularity))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    watcher = TerminalWatcher()
+    watcher = TerminalReporter()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     scanned = parts_in(config.granularity)
-    subject = Subject.of(workload, dense.model).scored_by(config.criterion)
+    subject = PreparedModel.of(workload, dense.model).scored_by(config.criterion)
     if whole := [layer for layer in subject.network.prunable if layer.whole]:
         watcher.note(f"left out: {', '.join(layer.name for layer in whole)} ({whole[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
@@ -101,7 +101,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
     network = trace_channels(model, workload.example_input).network
-    whole, stored = dense_footprint(network), stored_shares(network)
+    whole, stored = dense_footprint(network), stored_fractions(network)
     head = (
         f"{workload.name}: {whole.parameters:,} parameters, {whole.encoded_bytes:,} bytes, {whole.macs:,} MACs; "
         f"{len(network.prunable)} prunable layers with {percent(sum(stored[x.name] for x in network.prunable))} of the "
@@ -133,7 +133,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     if arguments.pictures:
         granularities = parts_in(config.granularity)
         layer = _drawn_layer(arguments.layer, network, granularities)
-        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalWatcher()).model
+        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalReporter()).model
         looked_at = (
             dense, trace_channels(dense, workload.example_input), Calibration(*workload.calibration, workload.loss)
         )  # fmt: skip
@@ -184,7 +184,7 @@ def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str
 def _whole_layers(network: Network) -> dict[str, list[str]]:
     """Granularity of masks -> the layers it leaves whole, for those that leave any."""
     found = {
-        word: [layer.name for layer in network.prunable if stays_whole(layer, word)]
+        word: [layer.name for layer in network.prunable if unpruned_reason(layer, word)]
         for word in GRANULARITIES
         if word != "channel"
     }

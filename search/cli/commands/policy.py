@@ -29,17 +29,17 @@ from search.export.rebuild import Export, export_of_trial, fine_tuned, take_crit
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
-from search.progress import TerminalWatcher
+from search.progress import TerminalReporter
 from search.results.selection import is_dead
 from search.results.view import open_study
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
-from search.training.evaluate import Evaluation, Subject, evaluate_untrained
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
 from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation.scaling import scaled
-from spaces.cost.effect import asked_layers, require_removal, settled, whole_layers
+from spaces.cost.effect import as_removed, asked_layers, require_removal, unpruned_layers
 from spaces.network import Network
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
@@ -64,7 +64,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     _check_files(arguments)
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
-    watcher = TerminalWatcher()
+    watcher = TerminalReporter()
     _note_dead(chosen.name, (chosen.final or chosen.trial).result.accuracy, seen.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
     return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
@@ -89,7 +89,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.torch_prune:
         check_masks_only(policy)
     levels = _curve_levels(arguments)
-    watcher = TerminalWatcher()
+    watcher = TerminalReporter()
     _settle_workload(arguments, watcher)
     config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
     network = _network_of(workload, config, policy.criterion)
@@ -99,11 +99,11 @@ def apply(arguments: argparse.Namespace) -> Reply:
         if obstacle := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {obstacle}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject = Subject.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
+    subject = PreparedModel.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
     for name in asked_layers(policy):
         if why := subject.network.by_name[name].whole:
             watcher.note(f"{name} stays whole: {why}")
-    asked, policy = policy, settled(subject.network, policy)
+    asked, policy = policy, as_removed(subject.network, policy)
     chance = chance_accuracy(workload)
     _note_dead("the dense model", dense.accuracy, chance, watcher)
     epochs = workload.recipe.final_epochs
@@ -135,7 +135,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     return replace(reply, data=told | reply.data, text=text)
 
 
-def _note_dead(name: str, accuracy: float, chance: float | None, watcher: TerminalWatcher) -> None:
+def _note_dead(name: str, accuracy: float, chance: float | None, watcher: TerminalReporter) -> None:
     if is_dead(accuracy, chance):
         watcher.note(
             f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
@@ -157,7 +157,7 @@ def _check_policy(
     words = policy.granularity
     try:
         network.require([*policy.sparsity, *policy.removal, *(() if isinstance(words, str) else words)])
-        require_removal(asked_layers(policy), whole_layers(network, policy))
+        require_removal(asked_layers(policy), unpruned_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
     try:
@@ -202,7 +202,7 @@ def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     return sparsities_of(arguments.curves, "--curves")
 
 
-def _stage_files(subject: Subject, policy: PruningPolicy, trained: Any, training: str) -> Files:
+def _stage_files(subject: PreparedModel, policy: PruningPolicy, trained: Any, training: str) -> Files:
     pruned = evaluate_untrained(subject, policy)
     stages = {
         "dense": subject.dense,
@@ -212,7 +212,7 @@ def _stage_files(subject: Subject, policy: PruningPolicy, trained: Any, training
     return weight_files({stage: model for stage, model in stages.items() if model is not None})
 
 
-def _settle_workload(arguments: argparse.Namespace, watcher: TerminalWatcher) -> None:
+def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -> None:
     """Without --workload take the built-in one that an export's manifest beside the file names, and say so."""
     if arguments.workload:
         return

@@ -19,7 +19,7 @@ from search.cli.text_tables import closing_table, counts_line, front_table, late
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
-from search.progress import TerminalWatcher, duration
+from search.progress import TerminalReporter, duration
 from search.results.closing import closing_rows, verdict
 from search.results.selection import dead_within
 from search.results.tables import plain_rows
@@ -43,7 +43,7 @@ def search(arguments: argparse.Namespace) -> Reply:
     if isinstance(options.get("criterion"), str):
         options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)
-    result = run_search(config, TerminalWatcher())
+    result = run_search(config, TerminalReporter())
     met = result.best is not None and _is_accurate(result)
     return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
 
@@ -211,7 +211,7 @@ def view(arguments: argparse.Namespace) -> Reply:
             raise EnvironmentProblem(
                 f"port {arguments.port} cannot be used ({error}): choose another by --port"
             ) from None
-    open_store(root, TerminalWatcher())
+    open_store(root, TerminalReporter())
     url = f"http://127.0.0.1:{arguments.port}"
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"

@@ -27,7 +27,7 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.weights import NotFiniteError
 from pruning.prune import prune
 from spaces.cost.effect import NothingToRemove
-from spaces.granularity import GRANULARITIES, stays_whole
+from spaces.granularity import GRANULARITIES, unpruned_reason
 from spaces.policy import PruningPolicy
 
 SPARSITY = 0.25
@@ -149,7 +149,7 @@ def test_shares_are_those_of_the_pruned_network(mixed, graph, calibration, rows)
     seen = [(row.granularity, row.layer) for row in rows if row.sparsity == SPARSITY]
     assert len(seen) == len(set(seen)) == len(rows) / 2
     layers = graph.network.layers
-    assert set(seen) == {(g, one.name) for g in GRANULARITIES for one in layers if not stays_whole(one, g)}
+    assert set(seen) == {(g, one.name) for g in GRANULARITIES for one in layers if not unpruned_reason(one, g)}
 
 
 def test_channels_are_judged_with_their_bias(mixed, graph, calibration, rows):

@@ -27,7 +27,7 @@ from pruning.cost import measure_cost
 from pruning.prune import prune
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation.budget import Target
-from spaces.cost.effect import NothingToRemove, kept_units, settled
+from spaces.cost.effect import NothingToRemove, as_removed, kept_units
 
 IMAGE = (3, 8, 8)
 
@@ -907,10 +907,10 @@ class TestRounding:
     def test_a_settled_policy_needs_no_rounding(self, vgg_graph):
         graph = round_groups(vgg_graph, 4)
         policy = PruningPolicy(dict.fromkeys(vgg_graph.network.layer_names, 0.4), "channel")
-        asked = settled(graph.network, policy)
+        asked = as_removed(graph.network, policy)
         for network in (graph.network, vgg_graph.network):
             assert kept_units(network, asked.channel_requests()) == kept_units(graph.network, policy.channel_requests())
-        assert settled(vgg_graph.network, policy) is policy
+        assert as_removed(vgg_graph.network, policy) is policy
 
     def test_narrow_groups_are_listed(self, vgg_graph):
         graph = round_groups(vgg_graph, 16)

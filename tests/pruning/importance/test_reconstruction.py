@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import Calibration, Scores, plan_removal, refit_next_layers, shrink, trace_channels
+from pruning import Calibration, ImportanceScores, plan_removal, refit_next_layers, shrink, trace_channels
 from pruning.importance.reconstruction import _ridge, reconstruction_obstacle
 from pruning.importance.scores import restrict_graph
 
@@ -62,7 +62,7 @@ class TestOrder:
         """Greedy by brute force: every candidate's channels are set to zero in the running network."""
         model, calibration = chain
         graph = trace_channels(model, calibration.inputs[:2])
-        scores = Scores(model, "reconstruction", graph, calibration).group(number)
+        scores = ImportanceScores(model, "reconstruction", graph, calibration).group(number)
         assert sorted(scores.tolist()) == list(range(1, units + 1))
         whole = outputs_of(model, reader, calibration.inputs)
         gone: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class TestOrder:
     def test_one_channel_is_the_best_of_all(self, chain, number, reader, units):
         model, calibration = chain
         graph = trace_channels(model, calibration.inputs[:2])
-        first = int(np.argmin(Scores(model, "reconstruction", graph, calibration).group(number)))
+        first = int(np.argmin(ImportanceScores(model, "reconstruction", graph, calibration).group(number)))
         whole = outputs_of(model, reader, calibration.inputs)
         errors = [
             float((whole - outputs_of(model, reader, calibration.inputs, c)).square().sum())
@@ -102,7 +102,7 @@ class Concatenated(nn.Module):
 def test_a_layer_that_reads_two_groups_side_by_side_judges_each_by_its_own_columns():
     torch.manual_seed(0)
     model, calibration = Concatenated(), Calibration(torch.randn(9, 1, 6, 6), torch.zeros(9))
-    scores = Scores(model, "reconstruction", trace_channels(model, calibration.inputs[:2]), calibration)
+    scores = ImportanceScores(model, "reconstruction", trace_channels(model, calibration.inputs[:2]), calibration)
     whole = outputs_of(model, "head", calibration.inputs)
     for number, columns in ((0, range(3)), (1, range(3, 8))):
         errors = [float((whole - outputs_of(model, "head", calibration.inputs, (c,))).square().sum()) for c in columns]
@@ -115,9 +115,9 @@ def test_outputs_are_drawn_from_larger_layers_by_a_generator_of_its_own(chain, m
     calibration = Calibration(torch.randn(64, 1, 6, 6), torch.zeros(64))
     monkeypatch.setattr("pruning.importance.reconstruction.OUTPUTS_A_BATCH", 32 * 2 * 2 * 4 // 4)
     graph = trace_channels(model, calibration.inputs[:2])
-    first = Scores(model, "reconstruction", graph, calibration).group(0)
+    first = ImportanceScores(model, "reconstruction", graph, calibration).group(0)
     torch.rand(3)
-    assert np.array_equal(first, Scores(model, "reconstruction", graph, calibration).group(0))
+    assert np.array_equal(first, ImportanceScores(model, "reconstruction", graph, calibration).group(0))
     whole = outputs_of(model, "second", calibration.inputs)
     errors = [float((whole - outputs_of(model, "second", calibration.inputs, (c,))).square().sum()) for c in range(6)]
     assert np.argmin(first) == np.argmin(errors)
@@ -140,7 +140,7 @@ def test_groups_without_one_next_layer_are_refused(residual, residual_graph, ima
     assert network.removable == ("inner.weight",) and network.by_name["last.weight"].obstacle == reason
     assert residual_graph.network.removable == ("first.weight", "inner.weight", "last.weight")
     with pytest.raises(ValueError, match=f"first.weight: {reason}"):
-        Scores(residual, "reconstruction", residual_graph, calibration).group(streams[0])
+        ImportanceScores(residual, "reconstruction", residual_graph, calibration).group(streams[0])
 
 
 class TestRefit:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning import Calibration, Scores, make_mask, plan_removal, prune, register_criterion, trace_channels
+from pruning import Calibration, ImportanceScores, make_mask, plan_removal, prune, register_criterion, trace_channels
 from pruning.channels.topology import following_norms, readers
 from pruning.gradual import GradualPruner
 from pruning.importance.scores import restrict_graph
 from pruning.importance.weights import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
-from pruning.mask_cache import Rankings
+from pruning.mask_cache import MaskCache
 from pruning.policy_masks import policy_masks
 from spaces import CRITERIA, PruningPolicy, Schedule
 from spaces.criteria import check_criterion, criterion_word
@@ -99,7 +99,7 @@ class TestFpgm:
 class TestNeighbours:
     def test_next_layer_is_the_norm_of_its_input_slice(self, vgg, vgg_graph):
         """Of a chain, the labs' score; the convolution before the classifier has one column a channel."""
-        scores = Scores(vgg, "next-layer", vgg_graph)
+        scores = ImportanceScores(vgg, "next-layer", vgg_graph)
         for number, after in ((0, "backbone.conv1"), (6, "backbone.conv7"), (7, "classifier")):
             weight = vgg.get_submodule(after).weight.detach().double()
             expected = torch.stack([torch.norm(weight[:, channel]) for channel in range(weight.shape[1])])
@@ -109,21 +109,23 @@ class TestNeighbours:
         model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(12, 2))
         graph = trace_channels(model, torch.randn(2, 1, 4, 4))
         expected = torch.stack([torch.norm(model[2].weight[:, 4 * c : 4 * c + 4]) for c in range(3)])
-        np.testing.assert_allclose(Scores(model, "next-layer", graph).group(0), normalised(expected), rtol=1e-6)
+        np.testing.assert_allclose(
+            ImportanceScores(model, "next-layer", graph).group(0), normalised(expected), rtol=1e-6
+        )
 
     def test_next_layer_is_the_mean_over_all_that_read_the_group(self, residual, residual_graph):
         assert readers(residual_graph, 0) == ["inner.weight", "classifier.weight"]
         inner = residual.inner.weight.detach().double().square().sum((0, 2, 3)).sqrt()
         classifier = residual.classifier.weight.detach().double().norm(dim=0)
         expected = (normalised(inner) + normalised(classifier)) / 2
-        np.testing.assert_allclose(Scores(residual, "next-layer", residual_graph).group(0), expected)
+        np.testing.assert_allclose(ImportanceScores(residual, "next-layer", residual_graph).group(0), expected)
 
     def test_bn_scale_is_the_size_of_gamma(self, residual, residual_graph):
         model = copy.deepcopy(residual)
         with torch.no_grad():
             model.norm.weight[3] *= -1
         assert following_norms(model, residual_graph.example_input) == {"inner.weight": "norm"}
-        scores = Scores(model, "bn-scale", residual_graph).group(INNER)
+        scores = ImportanceScores(model, "bn-scale", residual_graph).group(INNER)
         np.testing.assert_allclose(scores, normalised(model.norm.weight.detach().abs()))
 
     def test_bn_scale_without_a_batchnorm_is_refused_with_the_reason(self, residual, residual_graph, images):
@@ -169,14 +171,14 @@ class TestData:
     def test_a_channel_goes_with_its_bias_and_norm(self, residual, residual_graph, calibration, criterion, reduce):
         """The norm's terms count, and the two reductions differ."""
         partners = ["inner.bias", "norm.weight", "norm.bias"]
-        scores = Scores(residual, criterion, residual_graph, calibration).group(INNER)
+        scores = ImportanceScores(residual, criterion, residual_graph, calibration).group(INNER)
         expected = reduce(taylor_terms(residual, calibration, "inner.weight", partners))
         np.testing.assert_allclose(scores, normalised(expected), rtol=1e-3)
         without = reduce(taylor_terms(residual, calibration, "inner.weight", ["inner.bias"]))
         assert np.abs(normalised(without) - scores).max() > 0.01
 
     def test_a_group_is_the_mean_of_its_layers(self, residual, residual_graph, calibration):
-        scores = Scores(residual, "taylor", residual_graph, calibration).group(0)
+        scores = ImportanceScores(residual, "taylor", residual_graph, calibration).group(0)
         layers = [
             sum(t.square().sum(1) for t in taylor_terms(residual, calibration, f"{name}.weight", [f"{name}.bias"]))
             for name in ("first", "last")
@@ -196,11 +198,13 @@ class TestData:
                 cut[0].weight[channel] = cut[0].bias[channel] = 0
                 changes.append(float(cut(one.inputs).mean() - model(one.inputs).mean()))
         expected = normalised(torch.tensor(changes).double().square())
-        np.testing.assert_allclose(Scores(model, "taylor-group", graph, one).group(0), expected, rtol=1e-6)
+        np.testing.assert_allclose(ImportanceScores(model, "taylor-group", graph, one).group(0), expected, rtol=1e-6)
 
     def test_single_weights_score_alike_by_both_taylors(self, vgg, calibration):
         name = "backbone.conv2.weight"
-        one, other = (Scores(vgg, c, None, calibration).elements(name, "fine-grained") for c in NEW if "taylor" in c)
+        one, other = (
+            ImportanceScores(vgg, c, None, calibration).elements(name, "fine-grained") for c in NEW if "taylor" in c
+        )
         torch.testing.assert_close(one.double(), other.double())
 
     def test_taylor_group_squares_the_sum_of_each_channel(self, vgg, calibration):
@@ -208,11 +212,11 @@ class TestData:
         name = "backbone.conv2.weight"
         vgg = prune(vgg, PruningPolicy({name: 0.4}))
         terms = taylor_terms(vgg, calibration, name, [])
-        found = Scores(vgg, "taylor-group", None, calibration).elements(name, "channel").flatten(1).sum(1)
+        found = ImportanceScores(vgg, "taylor-group", None, calibration).elements(name, "channel").flatten(1).sum(1)
         torch.testing.assert_close(found, sum(t.sum(1).square() for t in terms), rtol=1e-3, atol=1e-12)
 
     def test_activation_of_a_group_sums_its_channels(self, residual, residual_graph, calibration):
-        scores = Scores(residual, "activation", residual_graph, calibration)
+        scores = ImportanceScores(residual, "activation", residual_graph, calibration)
         sums = scores.elements("inner.weight", "fine-grained").flatten(1).sum(1)
         np.testing.assert_allclose(scores.group(INNER), normalised(sums), rtol=1e-6)
 
@@ -230,7 +234,7 @@ class TestData:
         for criterion in NEW:
             if criterion_word(criterion).needs_data:
                 with pytest.raises(NotFiniteError):
-                    Scores(vgg, criterion, vgg_graph, broken).group(1)
+                    ImportanceScores(vgg, criterion, vgg_graph, broken).group(1)
 
 
 class TestEveryCriterion:
@@ -267,7 +271,7 @@ class TestEveryCriterion:
         model.inner.weight.requires_grad_(False)
         model.first.weight.grad = torch.ones_like(model.first.weight)
         before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-        found = [Scores(model, criterion, residual_graph, calibration).group(INNER) for _ in range(2)]
+        found = [ImportanceScores(model, criterion, residual_graph, calibration).group(INNER) for _ in range(2)]
         assert np.array_equal(*found) and (found[0] >= 0).all() and len(set(found[0].tolist())) > 6
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random)
@@ -279,7 +283,7 @@ class TestEveryCriterion:
         policy = self.policy(criterion, ["inner.weight", "classifier.weight"], Schedule())
         graph = restrict_graph(residual, residual_graph, criterion)
         masks, plan = policy_masks(residual, policy, graph=graph, calibration=calibration)
-        rankings = Rankings(residual, graph, calibration)
+        rankings = MaskCache(residual, graph, calibration)
         assert rankings.structure(policy) == plan.structure and plan.structure.kept
         found = rankings.masks(policy)
         assert found.keys() == masks.keys() and all(torch.equal(found[name], masks[name]) for name in masks)
@@ -305,7 +309,7 @@ class TestEveryCriterion:
         name = "backbone.conv1.weight"
         policy = PruningPolicy({name: 0.25}, criterion=criterion)
         pruned = prune(vgg, policy, calibration=calibration).get_parameter(name)
-        scores = Scores(vgg, criterion, None, calibration).elements(name, "fine-grained").flatten()
+        scores = ImportanceScores(vgg, criterion, None, calibration).elements(name, "fine-grained").flatten()
         order = sorted(range(scores.numel()), key=lambda place: (float(scores[place]), place))
         assert set(torch.flatten(pruned == 0).nonzero().flatten().tolist()) == set(order[: scores.numel() // 4])
 
@@ -348,7 +352,7 @@ class TestOwn:
         assert torch.equal(mask, make_mask(weight, 0.25, scores=scores))
         pruned = prune(vgg, PruningPolicy({name: 0.25}, criterion=word)).get_parameter(name)
         assert torch.equal(pruned != 0, mask)
-        group = Scores(vgg, word, vgg_graph).group(1)
+        group = ImportanceScores(vgg, word, vgg_graph).group(1)
         np.testing.assert_allclose(group, normalised(scores.flatten(1).sum(1)), rtol=1e-6)
 
     def test_of_model_and_data(self, own, vgg, vgg_graph, calibration):
@@ -362,7 +366,9 @@ class TestOwn:
         assert torch.equal(pruned.get_parameter(name) != 0, make_mask(vgg.get_parameter(name), 0.25))
         assert vgg.classifier.weight.any()
         sums = vgg.get_parameter(name).detach().abs().flatten(1).sum(1)
-        np.testing.assert_allclose(Scores(vgg, word, vgg_graph, calibration).group(1), normalised(sums), rtol=1e-6)
+        np.testing.assert_allclose(
+            ImportanceScores(vgg, word, vgg_graph, calibration).group(1), normalised(sums), rtol=1e-6
+        )
 
     def test_what_it_gives_is_checked(self, own, vgg, calibration):
         weight = torch.ones(3, 2)
@@ -377,7 +383,7 @@ class TestOwn:
                 make_mask(weight, 0.5, criterion=own(function))
         word = own(lambda model, data: {}, needs_data=True)
         with pytest.raises(ValueError, match=r"gave no scores for layer 'backbone.conv1.weight'"):
-            Scores(vgg, word, None, calibration).elements("backbone.conv1.weight", "fine-grained")
+            ImportanceScores(vgg, word, None, calibration).elements("backbone.conv1.weight", "fine-grained")
 
     def test_its_granularities_hold(self, own):
         word = own(torch.abs, granularities=["channel"])
@@ -419,11 +425,11 @@ def test_derivatives_of_fused_attention_and_of_a_bias_that_is_not_used(criterion
     torch.manual_seed(0)
     model, inputs = Attending().eval(), torch.randn(40, 5, 12)
     calibration = Calibration(inputs, torch.arange(40) % 4)
-    scores = Scores(model, criterion, trace_channels(model, inputs[:2]), calibration)
+    scores = ImportanceScores(model, criterion, trace_channels(model, inputs[:2]), calibration)
     assert scores.elements("attend.out_proj.weight", "fine-grained").count_nonzero() > 100
     with torch.no_grad():
         model.inner.bias += 100
-    again = Scores(model, criterion, trace_channels(model, inputs[:2]), calibration)
+    again = ImportanceScores(model, criterion, trace_channels(model, inputs[:2]), calibration)
     group = next(
         n for n, g in enumerate(trace_channels(model, inputs[:2]).network.groups) if "inner.weight" in g.layers
     )

@@ -23,8 +23,8 @@ from search.analysis.report_files import (
     share_files,
     weight_files,
 )
-from search.progress import Watcher
-from search.training.evaluate import Subject, evaluate_policy
+from search.progress import ProgressReporter
+from search.training.evaluate import PreparedModel, evaluate_policy
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 from spaces.sensitivity import Profile, ProfilePoint
@@ -38,13 +38,13 @@ EPOCHS, SEED = 0.2, 3
 def subject(place):
     workload = get_workload(f"{place}/tiny.py:tiny")
     torch.manual_seed(4)
-    return Subject.of(workload, workload.build_model().eval())
+    return PreparedModel.of(workload, workload.build_model().eval())
 
 
 @pytest.fixture(scope="module")
 def curves(subject):
     policy = PruningPolicy(SHARES, criterion="magnitude-l1", schedule=Schedule(exponent=2.0))
-    return pruning_curves(subject, policy, (0.8, 0.3), EPOCHS, SEED, Watcher())
+    return pruning_curves(subject, policy, (0.8, 0.3), EPOCHS, SEED, ProgressReporter())
 
 
 def read(files: dict[str, bytes], name: str) -> dict:
@@ -97,7 +97,7 @@ def test_a_point_that_fails_has_a_reason_and_the_others_stay(subject, monkeypatc
         return whole(*words)
 
     monkeypatch.setattr(evaluate, "fine_tune", breaks_once)
-    found = pruning_curves(subject, PruningPolicy(SHARES), (0.5,), 0.05, SEED, Watcher())
+    found = pruning_curves(subject, PruningPolicy(SHARES), (0.5,), 0.05, SEED, ProgressReporter())
     tuned = {point.method: point for point in found.points}
     assert tuned[PRUNE_AND_TUNE].reason == "out-of-memory" and tuned[PRUNE_AND_TUNE].accuracy is None
     assert tuned[ITERATIVE].reason is None and 0 <= tuned[ITERATIVE].accuracy <= 1

@@ -26,7 +26,7 @@ from search.export.manifest import read_manifest
 from search.export.rebuild import Export
 from search.export.verify import verify_contents, verify_files
 from search.export.write import write_export
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from spaces.policy import PruningPolicy
 
 
@@ -38,7 +38,7 @@ def workload(place):
 @pytest.fixture(scope="module")
 def made(workload):
     torch.manual_seed(4)
-    subject = Subject.of(workload, workload.build_model().eval())
+    subject = PreparedModel.of(workload, workload.build_model().eval())
     policy = PruningPolicy({"conv1.weight": 0.25}, schedule="one-shot")
     done = evaluate_policy(subject, policy, 0.1, 3)
     return Export(policy, done.model, done.structure, done.result, None, None, {})
@@ -299,7 +299,7 @@ def test_an_export_records_and_verifies_every_output(workload, tmp_path, onnx):
         loss=lambda o, t: nn.functional.cross_entropy(o["digit"], t) + o["rest"][0].square().mean(),
     )  # fmt: skip
     torch.manual_seed(0)
-    subject = Subject.of(heads, Heads().eval())
+    subject = PreparedModel.of(heads, Heads().eval())
     policy = PruningPolicy({"conv.weight": 0.25, "digit.weight": 0.5}, schedule="one-shot")
     done = evaluate_policy(subject, policy, 0.1, 3)
     export = Export(policy, done.model, done.structure, done.result, None, None, {})

@@ -15,7 +15,7 @@ from search.identity.measuring import differences, share_left
 from search.records import COMPLETE, FAILED, FinalRecord, TrialRecord, TrialResult
 from search.workloads import Workload
 from search.workloads.recipe import Recipe
-from spaces.cost.footprint import Shares
+from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 
 FINE, CHANNEL = PruningPolicy({"0.weight": 0.25}), PruningPolicy({"0.weight": 0.25}, "channel")
@@ -35,7 +35,7 @@ def workload(model: nn.Module, batch: int = 10, epochs: float = 4) -> Workload:
 
 
 def result(macs: float = 1.0, **more) -> TrialResult:
-    found = {"accuracy": 0.25, "loss": 1.5, "shares": Shares(0.5, 0.5, macs, macs)}
+    found = {"accuracy": 0.25, "loss": 1.5, "shares": RelativeCost(0.5, 0.5, macs, macs)}
     return TrialResult(**{"state": COMPLETE, **found, **more})
 
 

@@ -18,11 +18,11 @@ from search.errors import Refused, UsageError
 from search.export import rebuild
 from search.export.choose import choose_trial
 from search.export.rebuild import export_of_trial
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.results.view import open_study
 
 
-class Noting(Watcher):
+class Noting(ProgressReporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -87,7 +87,7 @@ def test_a_changed_study_is_not_exported(root, monkeypatch, change, kept):
         shutil.rmtree(view.folder.path / "checkpoints")
     for choice in ("best", "0"):
         with pytest.raises(UsageError, match=rf"study 'tiny' was begun with other settings \(.*{said}"):
-            export_of_trial(view, choose_trial(view, choice), Watcher())
+            export_of_trial(view, choose_trial(view, choice), ProgressReporter())
 
 
 def test_a_changed_dense_model_is_named_where_it_is_there(root):
@@ -99,9 +99,9 @@ def test_a_changed_dense_model_is_named_where_it_is_there(root):
     save_file(state, cached, metadata=metadata)
     view = open_study(root, "tiny")
     with pytest.raises(UsageError, match="dense model was"):
-        export_of_trial(view, choose_trial(view, "best"), Watcher())
+        export_of_trial(view, choose_trial(view, "best"), ProgressReporter())
     cached.unlink()  # nothing is trained for weights that are kept
-    made, _, _ = export_of_trial(view, choose_trial(view, "best"), Watcher())
+    made, _, _ = export_of_trial(view, choose_trial(view, "best"), ProgressReporter())
     assert made.result.accuracy > 0.5 and not list((root / "cache").glob("dense-*"))
 
 
@@ -121,10 +121,10 @@ def test_weights_that_were_not_measured_are_refused(root):
     state["classifier.bias"] = torch.arange(10.0) * 25
     save_file(state, path, metadata=metadata)
     with pytest.raises(Refused, match=r"have validation accuracy .*recorded .*delete them"):
-        export_of_trial(view, chosen, Watcher())
+        export_of_trial(view, chosen, ProgressReporter())
     os.truncate(path, 300)
     with pytest.raises(Refused, match=r"damaged weights .*; delete them, and the export repeats the fine-tune"):
-        export_of_trial(view, chosen, Watcher())
+        export_of_trial(view, chosen, ProgressReporter())
 
 
 def has_plain(root) -> bool:

@@ -11,12 +11,12 @@ import pytest
 from search.proposals.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
 from spaces.cost.batched import Requests
-from spaces.search_space.projection import Draft, Landed
+from spaces.search_space.projection import Draft, ProjectedBatch
 
 
-def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> Landed:
+def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> ProjectedBatch:
     drafts = tuple(Draft("", 0.2, "fine-grained", np.zeros(len(space.knobs)), schedule) for schedule in schedules)
-    return Landed(drafts, requests, np.array(sizes), np.ones(len(sizes)))
+    return ProjectedBatch(drafts, requests, np.array(sizes), np.ones(len(sizes)))
 
 
 def chain(layers: int) -> Network:

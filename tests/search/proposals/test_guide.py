@@ -13,17 +13,17 @@ import pytest
 from proposals import chain
 from scipy.special import expit
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from search.proposals import guide as subject
-from search.proposals.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, Guide, Suggestion
+from search.proposals.guide import AT_BEST, BOLDEST, FEWEST, MOST_ROWS, GuidedProposer, Suggestion
 from search.proposals.hypervolume import hypervolume, non_dominated
 from spaces import Network, PruningPolicy, Space
-from spaces.allocation.importance import Evidence
-from spaces.cost.effect import achieved, effect
-from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.effect import achieved, fine_tune_key
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
-from spaces.search_space.initial import seeds_of
+from spaces.search_space.initial import initial_points
 from spaces.search_space.space import SEED_SCHEDULE
 from spaces.sensitivity import Profile, ProfilePoint
 
@@ -79,10 +79,10 @@ def world(vgg_graph) -> World:
 
 @pytest.fixture(scope="module")
 def evidence_of(vgg, vgg_graph, world):
-    scores = {g: unit_evidence(vgg, vgg_graph, g) for g in ("fine-grained", "channel")}
+    scores = {g: unit_importance(vgg, vgg_graph, g) for g in ("fine-grained", "channel")}
 
-    def of(profile: Profile | None = None) -> dict[str, Evidence]:
-        return {g: Evidence.of(world.network, g, scores[g], profile) for g in scores}
+    def of(profile: Profile | None = None) -> dict[str, AllocationInputs]:
+        return {g: AllocationInputs.of(world.network, g, scores[g], profile) for g in scores}
 
     return of
 
@@ -93,25 +93,27 @@ class Search:
 
     world: World
     space: Space
-    guide: Guide
+    guide: GuidedProposer
     policies: list[PruningPolicy]
     points: list[tuple[float, float, float]]
 
     @classmethod
-    def start(cls, world: World, evidence: Mapping[str, Evidence], seed: int, space: Space | None = None, **options):
+    def start(
+        cls, world: World, evidence: Mapping[str, AllocationInputs], seed: int, space: Space | None = None, **options
+    ):
         space = space or Space(world.network, 0.25)
-        return cls(world, space, Guide(space, evidence, DENSE_ERROR, seed, **options), [], [])
+        return cls(world, space, GuidedProposer(space, evidence, DENSE_ERROR, seed, **options), [], [])
 
     def evaluate(self, params: Mapping[str, Any], error: float | None = None) -> None:
         policy = self.space.read(params).policy
         found = self.world.error(policy) if error is None else error
-        cost = shares(footprint(self.world.network, policy), dense_footprint(self.world.network))
+        cost = relative_cost(footprint(self.world.network, policy), dense_footprint(self.world.network))
         self.guide.learn(len(self.policies), params, found)
         self.policies.append(policy)
         self.points.append((found, cost.encoded, cost.macs))
 
-    def seeds(self, evidence: Mapping[str, Evidence], count: int) -> Search:
-        for seed in islice(seeds_of(self.space, evidence), count):
+    def seeds(self, evidence: Mapping[str, AllocationInputs], count: int) -> Search:
+        for seed in islice(initial_points(self.space, evidence), count):
             self.evaluate(seed.params)
         return self
 
@@ -151,7 +153,7 @@ class TestFinds:
         assert guided.volume > 1.3 * blind.volume
         dense = dense_footprint(world.network)
         for policy in guided.policies:
-            assert shares(footprint(world.network, policy), dense).encoded <= 0.25
+            assert relative_cost(footprint(world.network, policy), dense).encoded <= 0.25
         assert len({policy.digest for policy in guided.policies}) == len(guided.policies)
 
     def test_more_volume_than_random_without_a_scan_and_seeds(self, world, evidence_of):
@@ -222,7 +224,7 @@ class TestSurvives:
         """One granularity always fails: the other is searched, and to the same end as alone."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 0)
-        for params in [seed.params for seed in islice(seeds_of(run.space, evidence), 8)]:
+        for params in [seed.params for seed in islice(initial_points(run.space, evidence), 8)]:
             run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
         for _ in range(12):
             params = run.guide.suggest(len(run.policies)).params
@@ -242,8 +244,8 @@ class TestSurvives:
     def test_one_granularity_one_knob_one_size(self, residual, residual_graph):
         network = residual_graph.network
         space = Space(network, 0.5, ("channel",), min_size=0.5)
-        evidence = {"channel": Evidence(unit_evidence(residual, residual_graph, "channel"))}
-        guide = Guide(space, evidence, 0.1)
+        evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
+        guide = GuidedProposer(space, evidence, 0.1)
         for number in range(FEWEST + 2):
             suggestion = guide.suggest(number)
             assert is_a_point(suggestion, space)
@@ -302,7 +304,7 @@ class TestSuggestions:
         """In any order, and whether or not it was asked in between: a resumed study goes on alike."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 5).seeds(evidence, 4)
-        params = [seed.params for seed in islice(seeds_of(run.space, evidence), 4)]
+        params = [seed.params for seed in islice(initial_points(run.space, evidence), 4)]
         for number in range(4, 9):
             params.append(run.guide.suggest(number).params)
             run.evaluate(params[-1])
@@ -331,8 +333,8 @@ class TestSuggestions:
     def test_no_trial_repeats_an_earlier_one(self, residual, residual_graph):
         """A space of few networks: equal counts of channels and an equal schedule would be the same fine-tune."""
         space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
-        evidence = {"channel": Evidence(unit_evidence(residual, residual_graph, "channel"))}
-        guide, seen = Guide(space, evidence, 0.1), []
+        evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
+        guide, seen = GuidedProposer(space, evidence, 0.1), []
         for number in range(20):
             suggestion = guide.suggest(number)
             policy = space.read(suggestion.params).policy
@@ -361,7 +363,7 @@ class Rows:
         monkeypatch.setattr(subject, "Surrogate", counted)
 
 
-def learnt(world: World, evidence: Mapping[str, Evidence], trials: int, best: int) -> Search:
+def learnt(world: World, evidence: Mapping[str, AllocationInputs], trials: int, best: int) -> Search:
     """Random points; trial number `best` has by far the least error, and the others grow worse."""
     run, random = Search.start(world, evidence, 0), np.random.default_rng(4)
     for number in range(trials):
@@ -442,7 +444,7 @@ class TestFurtherLimits:
         run = Search.start(world, evidence, 0, space).seeds(evidence, 4).suggest(10)
         dense = dense_footprint(world.network)
         for policy in run.policies:
-            cost = shares(footprint(world.network, policy), dense)
+            cost = relative_cost(footprint(world.network, policy), dense)
             assert cost.encoded <= 0.3
             assert cost.macs <= 0.3
             assert latency.share(policy) <= 0.45 + 1e-9
@@ -452,15 +454,17 @@ class TestDeepNetworks:
     def test_shared_knobs_on_bases(self):
         """30 layers, 24 knobs; the schedule alone decides the error, and is found."""
         network, random = chain(30), np.random.default_rng(0)
-        known = {"fine-grained": Evidence({layer.name: random.random(layer.numel) ** 2 for layer in network.layers})}
+        known = {
+            "fine-grained": AllocationInputs({layer.name: random.random(layer.numel) ** 2 for layer in network.layers})
+        }
         space = Space(network, 0.25, ("fine-grained",), evidence=known)
         assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.bases.names)
-        guide, dense, bases, kinds = Guide(space, known, 0.05), dense_footprint(network), set(), []
+        guide, dense, bases, kinds = GuidedProposer(space, known, 0.05), dense_footprint(network), set(), []
         for number in range(16):
             suggestion = guide.suggest(number)
             assert is_a_point(suggestion, space)
             policy = space.read(suggestion.params).policy
-            assert shares(footprint(network, policy), dense).encoded <= 0.25
+            assert relative_cost(footprint(network, policy), dense).encoded <= 0.25
             bases.add(suggestion.params["base"])
             kinds.append(policy.schedule.kind)
             guide.learn(number, suggestion.params, 0.1 if kinds[-1] == "one-shot" else 0.4)
@@ -474,16 +478,18 @@ class TestRemovalsBeforeMasks:
         """All else is equal: one size, and an error of one of the two parts alone."""
         word = "channel+fine-grained"
         space, network = Space(world.network, 0.1, (word,), min_size=0.1), world.network
-        guide = Guide(space, evidence_of(world.profile()), DENSE_ERROR)
+        guide = GuidedProposer(space, evidence_of(world.profile()), DENSE_ERROR)
         parts, sizes = [], []
         for number in range(20):
             params = guide.suggest(number).params
             policy = space.read(params).policy
             removal, masks = PruningPolicy({}, removal=policy.removal), replace(policy, removal={})
-            kept = shares(footprint(network, removal if harmful == "channels" else masks), dense_footprint(network))
+            kept = relative_cost(
+                footprint(network, removal if harmful == "channels" else masks), dense_footprint(network)
+            )
             guide.learn(number, params, float(expit(DENSE_LOGIT - 1.5 * math.log(kept.nonzero))))
             parts.append(params["removal"])
-            sizes.append(shares(footprint(network, policy), dense_footprint(network)).encoded)
+            sizes.append(relative_cost(footprint(network, policy), dense_footprint(network)).encoded)
         assert max(sizes) <= 0.1
         late = np.mean(parts[-6:])
         assert late < 0.3 if harmful == "channels" else late > 0.7
@@ -497,7 +503,7 @@ class TestRemovalsBeforeMasks:
         assert "channel+fine-grained" in {policy.granularity_label for policy in run.policies}
         masks = PruningPolicy({"classifier.weight": 0.5}, removal={"backbone.conv3.weight": 0.25})
         other = replace(masks, removal={"backbone.conv3.weight": 0.75})
-        keys = [effect(world.network, policy) for policy in (masks, other)]
+        keys = [fine_tune_key(world.network, policy) for policy in (masks, other)]
         assert keys[0] != keys[1]
 
 
@@ -506,7 +512,7 @@ def params_at(space: Space, size: float, granularity: str, knob: int = 0) -> dic
     return space.params(size, granularity, preferences, space.seed_schedule)
 
 
-def told(guide: Guide, space: Space, trials: list[tuple[float, str, float]]) -> Guide:
+def told(guide: GuidedProposer, space: Space, trials: list[tuple[float, str, float]]) -> GuidedProposer:
     for number, (size, granularity, error) in enumerate(trials):
         guide.learn(number, params_at(space, size, granularity, number), error)
     return guide
@@ -519,7 +525,7 @@ DEAD_BELOW = [(size, "fine-grained", 0.9 if size < 0.15 else 0.25) for size in (
 def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evidence_of):
     """Of four dead ones the two smallest: 0.03 and 0.04; of channels nothing is known, which go as low as before."""
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    guide = told(GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     low = guide.least_sizes["fine-grained"]
     assert 0.035 < low <= 0.04 and set(guide.least_sizes) == {"fine-grained"}
     params = [guide.suggest(number).params for number in range(7, 19)]
@@ -532,7 +538,7 @@ def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evide
 
 def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, evidence_of):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide, random, known = Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), np.random.default_rng(5), {}
+    guide, random, known = GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), np.random.default_rng(5), {}
     found = set()
     for number in [*range(24), 3, 9, 3]:
         word, error = str(random.choice(["fine-grained", "channel"])), float(random.choice([0.25, 0.9, math.nan]))
@@ -552,7 +558,7 @@ def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, eviden
 
 def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    guide = told(GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     guide.learn(7, params_at(space, 0.05, "fine-grained", 4), 0.5)
     assert 0.025 < guide.least_sizes["fine-grained"] <= 0.03
     guide.learn(8, params_at(space, 0.027, "fine-grained", 4), 0.5)
@@ -571,7 +577,9 @@ def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
 )
 def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, evidence_of, trials):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    knowing, blind = (told(Guide(space, evidence, DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None))
+    knowing, blind = (
+        told(GuidedProposer(space, evidence, DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None)
+    )
     numbers = range(len(trials), len(trials) + 4)
     assert [knowing.suggest(n) for n in numbers] == [blind.suggest(n) for n in numbers]
 
@@ -579,7 +587,7 @@ def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, ev
 def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, evidence_of):
     """So that an interrupted study proposes what an uninterrupted one would have."""
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    first, again = (Guide(space, evidence, DENSE_ERROR, 3, chance=0.125) for _ in range(2))
+    first, again = (GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125) for _ in range(2))
     params = [params_at(space, size, word, n) for n, (size, word, _) in enumerate(DEAD_BELOW)]
     for number, (_, _, error) in enumerate(DEAD_BELOW):
         first.suggest(number)
@@ -595,14 +603,14 @@ def test_mixed_granularities_have_one_least_size_together(world, vgg, vgg_graph,
     layer of a fixed pattern can itself keep a policy above the size it was asked for."""
     network, words, names = world.network, ("fine-grained", other), world.network.layer_names
     space = Space(network, 0.25, words, mixed=True)
-    evidence = {word: Evidence.of(network, word, unit_evidence(vgg, vgg_graph, word), None) for word in words}
-    guide, dead, points = Guide(space, evidence, DENSE_ERROR, 3, chance=0.125), [], []
+    evidence = {word: AllocationInputs.of(network, word, unit_importance(vgg, vgg_graph, word), None) for word in words}
+    guide, dead, points = GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), [], []
     for number, (size, _, error) in enumerate(DEAD_BELOW):
         places = range(number % 2, len(names) - 3, 2)
         chosen = {name: words[place in places] for place, name in enumerate(names)}
         points.append(space.params(size, chosen, {names[number]: 0.75}, space.seed_schedule))
         guide.learn(number, points[-1], error)
-        cost = shares(footprint(network, space.read(points[-1]).policy), dense_footprint(network))
+        cost = relative_cost(footprint(network, space.read(points[-1]).policy), dense_footprint(network))
         dead += [cost.encoded] if error == 0.9 else []
     assert set(guide.least_sizes) == {"mixed"}
     least = guide.least_sizes["mixed"]

@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from search.proposals.pool import CROSSOVER, FREE, LOWEST, PRIOR, STATIC, SWAP, Pool
 from spaces import Schedule, Space
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL
-from spaces.cost.footprint import dense_footprint, footprint, shares
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.search_space.logits import centred
 from spaces.search_space.projection import Draft
 from spaces.search_space.space import EXPONENTS
@@ -35,11 +35,11 @@ def evidence_of(vgg, vgg_graph, residual, residual_graph):
     """Evidence of a network, with or without a scan."""
     models = {"vgg": (vgg, vgg_graph), "residual": (residual, residual_graph)}
 
-    def of(name: str, scanned: bool = True) -> dict[str, Evidence]:
+    def of(name: str, scanned: bool = True) -> dict[str, AllocationInputs]:
         model, graph = models[name]
         profile = made_up_profile(graph.network) if scanned else None
         words = ("fine-grained", "channel")
-        return {g: Evidence.of(graph.network, g, unit_evidence(model, graph, g), profile) for g in words}
+        return {g: AllocationInputs.of(graph.network, g, unit_importance(model, graph, g), profile) for g in words}
 
     return of
 
@@ -96,7 +96,7 @@ class TestLimits:
         assert (landed.speeds <= space.max_macs * (1 + 1e-9)).all()
         for draft in drafts[::4]:
             policy = space.read(space.params_of(draft)).policy
-            cost = shares(footprint(network, policy), dense)
+            cost = relative_cost(footprint(network, policy), dense)
             assert cost.of(space.metric) <= high
             assert cost.macs <= space.max_macs
 
@@ -261,7 +261,7 @@ class TestRemovalsBeforeMasks:
         landed = space.land(drafts)
         assert (landed.sizes <= 0.3).all() and (landed.speeds <= 0.4 * (1 + 1e-9)).all()
         for draft in drafts[::6]:
-            cost = shares(footprint(space.network, space.read(space.params_of(draft)).policy), dense)
+            cost = relative_cost(footprint(space.network, space.read(space.params_of(draft)).policy), dense)
             assert max(cost.encoded - 0.3, cost.macs - 0.4) <= 0
 
     def test_swap_moves_the_part_a_little(self, parted, evidence_of):

@@ -15,13 +15,13 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState
 
-from pruning.importance.scores import unit_evidence
-from search.proposals.guide import FEWEST, Guide, Suggestion
+from pruning.importance.scores import unit_importance
+from search.proposals.guide import FEWEST, GuidedProposer, Suggestion
 from search.proposals.sampler import GuidedSampler, make_sampler
 from spaces import Space
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
-from spaces.search_space.initial import seeds_of
+from spaces.search_space.initial import initial_points
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -29,8 +29,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 @pytest.fixture(scope="module")
 def guided(vgg, vgg_graph):
     space = Space(vgg_graph.network, 0.25)
-    evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
-    return lambda: GuidedSampler(Guide(space, evidence, dense_error=0.08, seed=3), space.axes, seed=3)
+    evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
+    return lambda: GuidedSampler(GuidedProposer(space, evidence, dense_error=0.08, seed=3), space.axes, seed=3)
 
 
 class TestOptunasSuitesWithoutSpace(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
@@ -77,15 +77,15 @@ def space(vgg_graph) -> Space:
 
 @pytest.fixture(scope="module")
 def seed_params(space) -> dict[str, Any]:
-    return dict(next(seeds_of(space, unit_scores(space))).params)
+    return dict(next(initial_points(space, unit_scores(space))).params)
 
 
-def unit_scores(space: Space) -> dict[str, Evidence]:
+def unit_scores(space: Space) -> dict[str, AllocationInputs]:
     """Evidence in which all units of a layer are alike."""
     network = space.network
     flat = {layer.name: np.ones(layer.numel) for layer in network.layers}
     channels = {layer.name: np.ones(layer.shape[0]) for layer in network.layers}
-    return {"fine-grained": Evidence(flat), "channel": Evidence(channels)}
+    return {"fine-grained": AllocationInputs(flat), "channel": AllocationInputs(channels)}
 
 
 class TestLearning:
@@ -136,13 +136,13 @@ class TestLearning:
 
 @pytest.fixture(scope="module")
 def make_guide(space, vgg, vgg_graph):
-    evidence = {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in space.usable}
-    return lambda: Guide(space, evidence, dense_error=0.08, seed=3)
+    evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
+    return lambda: GuidedProposer(space, evidence, dense_error=0.08, seed=3)
 
 
 class TestStudies:
     @staticmethod
-    def run(study: optuna.Study, guide: Guide, space: Space, trials: int) -> list[dict[str, Any]]:
+    def run(study: optuna.Study, guide: GuidedProposer, space: Space, trials: int) -> list[dict[str, Any]]:
         """Trials whose accuracy falls with what the first layer loses; every fourth fails."""
         asked = []
         for _ in range(trials):

@@ -14,15 +14,15 @@ from search.results.selection import best_trial, dead_within, finalists_of, fron
 from search.results.tables import trial_table
 from search.training.chance import chance_accuracy
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
-from spaces.cost.footprint import Shares
+from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 
 STATES = ("complete", "complete", "complete", "failed", "stopped-early")
 
 
 def record(number: int, state: str, score: float, size: float, macs: float, latency: float | None) -> TrialRecord:
-    shares = Shares(
-        **dict.fromkeys(Shares.__dataclass_fields__, 0.0) | {"encoded": size, "nonzero": size, "macs": macs}
+    shares = RelativeCost(
+        **dict.fromkeys(RelativeCost.__dataclass_fields__, 0.0) | {"encoded": size, "nonzero": size, "macs": macs}
     )
     complete = state == "complete"
     result = TrialResult(

@@ -17,7 +17,7 @@ from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
 from search.results.selection import best_trial, front_of, knee_trial, smallest_trial
 from search.results.tables import FRONT_COLUMNS, plain_rows, score_finals, trial_table
-from spaces.cost.footprint import Shares
+from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
@@ -66,7 +66,7 @@ def trial(number: int, accuracy: float | None, size: float = 0.2, macs: float = 
     if accuracy is None:
         result = TrialResult(FAILED, "diverged: nan")
     else:
-        result = TrialResult("complete", None, accuracy, 1.0, Shares(**_shares(size, macs)))
+        result = TrialResult("complete", None, accuracy, 1.0, RelativeCost(**_shares(size, macs)))
     policy = PruningPolicy({"conv.weight": round(0.001 * (number + 1), 6)})
     fields = {"number": number, "origin": "sampler", "params": {}, "policy": policy, "sampled": {}, "target": 0.25,
               "result": result, "started": 0.0, "finished": 1.0, "proposing": 0.0}  # fmt: skip
@@ -74,7 +74,7 @@ def trial(number: int, accuracy: float | None, size: float = 0.2, macs: float = 
 
 
 def _shares(size: float, macs: float) -> dict[str, float]:
-    fields = dict.fromkeys(Shares.__dataclass_fields__, 0.0)
+    fields = dict.fromkeys(RelativeCost.__dataclass_fields__, 0.0)
     return fields | {"encoded": size, "nonzero": size / 2, "macs": macs}
 
 
@@ -121,7 +121,7 @@ def test_choices_on_a_front():
 
 def final(seed: int, accuracy: float | None, tested: float | None, policy: PruningPolicy) -> FinalRecord:
     result = TrialResult(FAILED, "x") if accuracy is None else TrialResult(
-        "complete", None, accuracy, 1.0, Shares(**_shares(0.2 + seed / 100, 0.5))
+        "complete", None, accuracy, 1.0, RelativeCost(**_shares(0.2 + seed / 100, 0.5))
     )  # fmt: skip
     return FinalRecord(policy.digest, seed, policy, result, tested, None, 1.0)
 

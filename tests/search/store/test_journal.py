@@ -18,7 +18,7 @@ from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
 from search.results.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
-from spaces.cost.footprint import Shares
+from spaces.cost.footprint import RelativeCost
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -27,8 +27,8 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 SHARES = {"encoded": 0.24, "nonzero": 0.125, "macs": 0.5}
 
 
-def shares() -> Shares:
-    return Shares(**{name: SHARES.get(name, 0.0625) for name in Shares.__dataclass_fields__})
+def shares() -> RelativeCost:
+    return RelativeCost(**{name: SHARES.get(name, 0.0625) for name in RelativeCost.__dataclass_fields__})
 
 
 def trial_record() -> TrialRecord:

@@ -17,7 +17,7 @@ from search.config import check_study_name
 from search.errors import EnvironmentProblem
 from search.store import mlflow_store
 from search.store.mlflow_store import artifacts_uri, open_store, store_uri
-from search.store.optuna_trials import OptunaStudy
+from search.store.optuna_trials import OptunaTrials
 
 ODD = ["we?ird ha#sh", "per%20cent ünï-日本", "semi;colon quo'te\"s", "br{ace} a&b=c@d:e", "back\\s"]
 
@@ -302,7 +302,7 @@ def test_databases_lie_in_roots_of_any_name(made, tmp_path, name):
     assert len(runs(root)) == 2
     assert (root / "artifacts" / run / "artifacts" / "note.txt").read_text() == "here"
     (root / "tiny").mkdir()
-    study = OptunaStudy(root / "tiny" / "study.db", "tiny", "random", 0)
+    study = OptunaTrials(root / "tiny" / "study.db", "tiny", "random", 0)
     study.ask({}, "lamp")
     assert study.trial_count == 1 and (root / "tiny" / "study.db").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name] and [p.name for p in (tmp_path / name).iterdir()] == [

@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from search.cli.text_tables import closing_table, latency_line
 from search.results.closing import closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
 from search.study.finals import baseline_policies
 from spaces import Space
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.search_space.initial import seeds_of
+from spaces.search_space.initial import initial_points
 
 REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
 SCORES = {
@@ -121,8 +121,8 @@ def test_the_verdict_knows_how_many_examples_were_tested(examples, end):
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])
 def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_graph, granularities):
     subject, space = SimpleNamespace(dense=vgg, graph=vgg_graph), Space(vgg_graph.network, 0.6, granularities)
-    evidence = {word: Evidence(unit_evidence(vgg, vgg_graph, word)) for word in granularities}
-    seeds = list(islice(seeds_of(space, evidence), 20))
+    evidence = {word: AllocationInputs(unit_importance(vgg, vgg_graph, word)) for word in granularities}
+    seeds = list(islice(initial_points(space, evidence), 20))
     finalists = [space.read(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
     found = baseline_policies(subject, space, finalists)
     assert found["lamp"] is finalists[0] and list(found) == list(BASELINES)

@@ -24,7 +24,7 @@ from pruning.latency import describe_device, measure_latency_table
 from search.cli.resume import resume_command
 from search.config import make_config
 from search.errors import Refused, UsageError
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.proposals.pool import SHARES
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
@@ -57,7 +57,7 @@ def _without_mlflow(monkeypatch):
 def begin(root, place):
     """Run a study of the tiny workload under the shared root."""
 
-    def go(study: str, watcher: Watcher | None = None, factory: str = "tiny", **options):
+    def go(study: str, watcher: ProgressReporter | None = None, factory: str = "tiny", **options):
         options = QUICK | options
         return run_search(
             make_config(workload=f"{place / 'tiny.py'}:{factory}", study=study, root=str(root), **options), watcher
@@ -104,7 +104,7 @@ def test_a_study_of_before_an_option_existed_goes_on(begin, root):
     assert begin("older", trials=3).counts["complete"] == 3
 
 
-class Interrupt(Watcher):
+class Interrupt(ProgressReporter):
     """Ctrl-C after some trials, or in the middle of one."""
 
     def __init__(self, after: int | None = None, within: int | None = None) -> None:
@@ -488,7 +488,7 @@ def test_the_resume_command_repeats_what_makes_the_workload():
     assert resume_command(own).endswith("--criterion score.py:spread")
 
 
-class Notes(Watcher):
+class Notes(ProgressReporter):
     def __init__(self) -> None:
         self.notes, self.headlines = [], []
 

@@ -18,7 +18,7 @@ from pruning.channels.structure import Structure
 from search import Recipe, Workload
 from search.checksum import sealed, unsealed
 from search.errors import Refused
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import dense_model
 from search.training.profile_cache import cached_profile
@@ -30,7 +30,7 @@ IMAGES = PIXELS.float().reshape(-1, 1, 8, 8) / 16
 SHORT = Recipe(batch=60, dense_epochs=1)
 
 
-class Notes(Watcher):
+class Notes(ProgressReporter):
     def __init__(self):
         self.notes, self.labels = [], []
 
@@ -207,10 +207,10 @@ def test_a_seal_tells_a_changed_number():
 
 
 def test_a_changed_number_in_a_cached_profile_is_scanned_again(trained, tmp_path, monkeypatch):
-    from search.training.evaluate import Subject
+    from search.training.evaluate import PreparedModel
 
     monkeypatch.setattr("search.training.profile_cache.LEVELS", (0.5,))
-    subject = Subject.of(task(), trained.model)
+    subject = PreparedModel.of(task(), trained.model)
     given = subject, trained, "magnitude-l2", ("channel",), tmp_path
     first = cached_profile(*given)
     (path,) = tmp_path.glob("profile-*.json")

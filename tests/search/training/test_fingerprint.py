@@ -19,7 +19,7 @@ from pruning.channels.tracing import trace_channels
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.identity.study_identity import in_todays_words, of_split, study_identity
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.study.start import _dense_model, _settle_identity
 from search.training.checkpoints import save_model
@@ -311,7 +311,7 @@ def test_a_changed_study_is_refused_before_its_dense_model_is_trained(finished, 
     assert not labels
     (tmp_path / "tiny.py").write_text((place / "tiny.py").read_text())
     workload = get_workload(f"{tmp_path / 'tiny.py'}:tiny")
-    again = _dense_model(folder, folder.config, workload, Watcher())  # its cache is gone
+    again = _dense_model(folder, folder.config, workload, ProgressReporter())  # its cache is gone
     assert labels and again.weights == folder.read_record()["identity"]["dense model"]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from pruning.latency import measure_latency_table
 from search import Workload
 from search.checksum import unsealed
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.latency_cache import cached_latency_table, latency_path, time_finals
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -38,11 +38,11 @@ class Viewed(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def subject() -> PreparedModel:
     torch.manual_seed(0)
     split = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
     workload = Workload("tiny", Tiny, split, split, split, split)
-    return Subject.of(workload, Tiny().eval())
+    return PreparedModel.of(workload, Tiny().eval())
 
 
 @pytest.fixture(scope="module")

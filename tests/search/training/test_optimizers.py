@@ -14,7 +14,7 @@ from search.errors import UsageError
 from search.store.study_record import refuse_changes
 from search.training import train
 from search.training.dense_model import build_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.optimizers import ElementwiseAdamW, forget_masked_, make_optimizer
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe
@@ -33,9 +33,9 @@ SGD_AS_WRITTEN = {
 
 
 @pytest.fixture(scope="module")
-def subject(place) -> Subject:
+def subject(place) -> PreparedModel:
     workload = get_workload(f"{place / 'tiny.py'}:tiny")
-    return Subject.of(workload, build_model(workload, 0))
+    return PreparedModel.of(workload, build_model(workload, 0))
 
 
 def plain(recipe: Recipe, parameter: torch.Tensor) -> torch.optim.Optimizer:

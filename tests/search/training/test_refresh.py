@@ -12,7 +12,7 @@ from torch import nn
 from search.store.journal import Journal
 from search.study.finals import _int8
 from search.training.dense_model import dense_model
-from search.training.evaluate import Subject, evaluate_policy, evaluate_untrained
+from search.training.evaluate import PreparedModel, evaluate_policy, evaluate_untrained
 from search.training.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
 from search.training.train import score, train_dense
 from search.workloads import Workload, get_workload
@@ -46,7 +46,7 @@ def test_a_score_does_not_depend_on_the_momentum(workload, dense, policy):
     """The weights do not, as training normalises by each batch; so the refreshed networks are equal to the bit."""
     found = []
     for momentum in (0.01, 0.0003, 0.0, None, 0.1):
-        subject = Subject.of(workload, with_momentum(dense, momentum))
+        subject = PreparedModel.of(workload, with_momentum(dense, momentum))
         found.append(evaluate_policy(subject, policy, 1, 3))
     first = found[0].result
     assert first.accuracy > 0.4 and first.statistics == REFRESHED
@@ -66,7 +66,7 @@ def test_the_dense_training_does_not_either(workload):
 
 @pytest.mark.parametrize("policy", [FINE, CHANNEL], ids=["fine-grained", "channel"])
 def test_what_is_kept_is_what_was_scored(workload, dense, policy):
-    subject = Subject.of(workload, with_momentum(dense, 0.001))
+    subject = PreparedModel.of(workload, with_momentum(dense, 0.001))
     for evaluation in (evaluate_policy(subject, policy, 1, 3), evaluate_untrained(subject, policy)):
         scores = score(evaluation.model, workload.validation, workload)
         assert (evaluation.result.accuracy, evaluation.result.loss) == (scores.accuracy, scores.loss)
@@ -81,7 +81,7 @@ def test_fit_data_that_fit_nothing_do_no_harm(workload, dense):
     model = copy.deepcopy(dense)
     assert refresh_statistics_(model, wrong) == AS_TRAINED
     assert all(torch.equal(tensor, dense.state_dict()[name]) for name, tensor in model.state_dict().items())
-    result = evaluate_untrained(Subject.of(wrong, dense), FINE).result
+    result = evaluate_untrained(PreparedModel.of(wrong, dense), FINE).result
     assert result.statistics == AS_TRAINED
 
 
@@ -99,7 +99,7 @@ def test_norms_their_owner_keeps_in_evaluation_mode_stay_as_they_are(workload, d
 
     own = dataclasses.replace(workload, build_model=build)
     model = build().eval()
-    found = evaluate_policy(Subject.of(own, model), FINE, 1, 0)
+    found = evaluate_policy(PreparedModel.of(own, model), FINE, 1, 0)
     assert found.result.statistics == REFRESHED
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(getattr(found.model.bn0, name), getattr(dense.bn0, name))
@@ -109,14 +109,14 @@ def test_norms_their_owner_keeps_in_evaluation_mode_stay_as_they_are(workload, d
 def test_networks_without_norms_are_scored_as_they_are(workload):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
     assert refresh_statistics_(plain, workload) is None
-    found = evaluate_untrained(Subject.of(workload, plain), PruningPolicy({"1.weight": 0.25}))
+    found = evaluate_untrained(PreparedModel.of(workload, plain), PruningPolicy({"1.weight": 0.25}))
     assert found.result.statistics is None
 
 
 def test_rounded_weights_get_statistics_of_their_own(workload, dense):
     spoilt = copy.deepcopy(dense)
     spoilt.bn1.running_var *= 400
-    int8 = _int8(Subject.of(workload, spoilt))
+    int8 = _int8(PreparedModel.of(workload, spoilt))
     right = score(dense, workload.validation, workload).accuracy
     assert score(spoilt, workload.validation, workload).accuracy < right - 0.2
     assert int8.validation_accuracy > right - 0.1

@@ -16,9 +16,9 @@ from torch import nn
 from search.checksum import unsealed
 from search.errors import UsageError
 from search.process.kept_work import begin_anew, kept_so_far, what_is_kept
-from search.progress import TerminalWatcher
+from search.progress import TerminalReporter
 from search.training.dense_model import dense_model
-from search.training.evaluate import Subject
+from search.training.evaluate import PreparedModel
 from search.training.profile_cache import cached_profile, recalibration_note
 from search.training.scan_points import KeptPoints
 from search.workloads import get_workload
@@ -51,7 +51,7 @@ def scanned(place, tmp_path_factory) -> SimpleNamespace:
     cache = tmp_path_factory.mktemp("cache")
     dense = dense_model(workload, 0, cache)
     dense = replace(dense, model=Counted(dense.model).eval())
-    subject = Subject.of(workload, dense.model)
+    subject = PreparedModel.of(workload, dense.model)
     before = dense.model.count.calls
     profile = cached_profile(subject, dense, "magnitude-l2", ["fine-grained", "channel"], cache)
     points = sum(len(p) for by in profile.points.values() for p in by.values())
@@ -181,7 +181,7 @@ class TestKept:
             if done == 3:
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(TerminalWatcher, "stage", stage)
+        monkeypatch.setattr(TerminalReporter, "stage", stage)
         reply = main(command, "--workload", workload, "--root", tmp_path)
         assert reply.code == 130 and steps == [1, 2, 3]
         said = (

@@ -21,10 +21,10 @@ from pruning.channels.structure import apply_structure
 from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.progress import Watcher
+from search.progress import ProgressReporter
 from search.training.checkpoints import load_model, load_user_weights
 from search.training.dense_model import build_model, dense_model
-from search.training.evaluate import Subject, evaluate_policy
+from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.train import FRESH_SEED, step_count, train_dense
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe, one_cycle
@@ -43,8 +43,8 @@ def workload(place):
 
 
 @pytest.fixture(scope="module")
-def subject(workload, tmp_path_factory) -> Subject:
-    return Subject.of(workload, dense_model(workload, 0, tmp_path_factory.mktemp("cache")).model)
+def subject(workload, tmp_path_factory) -> PreparedModel:
+    return PreparedModel.of(workload, dense_model(workload, 0, tmp_path_factory.mktemp("cache")).model)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -130,7 +130,7 @@ def test_masks_hold_and_channels_are_gone(subject):
 def test_a_transposed_convolution_loses_its_second_dimension(workload):
     parts = {"conv": torch.nn.Conv2d(1, 6, 3), "up": torch.nn.ConvTranspose2d(6, 8, 2, stride=2)}
     pool = {"pool": torch.nn.AdaptiveAvgPool2d(1), "flat": torch.nn.Flatten(), "classifier": torch.nn.Linear(8, 10)}
-    subject = Subject.of(workload, torch.nn.Sequential(OrderedDict({**parts, **pool})))
+    subject = PreparedModel.of(workload, torch.nn.Sequential(OrderedDict({**parts, **pool})))
     policy = PruningPolicy({"conv.weight": 0.5, "up.weight": 0.25}, "channel", schedule=Schedule("one-shot"))
     evaluation = evaluate_policy(subject, policy, 0.2, 0)
     assert evaluation.result.state == "complete", evaluation.result.reason
@@ -152,7 +152,7 @@ def test_a_curve_has_a_point_an_epoch_and_ends_with_the_result(subject):
     assert result.curve[-1].accuracy == result.accuracy and result.curve[-1].validation_loss == result.loss
 
 
-def failing(subject: Subject, **changes) -> Subject:
+def failing(subject: PreparedModel, **changes) -> PreparedModel:
     return dataclasses.replace(subject, workload=dataclasses.replace(subject.workload, **changes))
 
 
@@ -218,7 +218,7 @@ def test_a_wrong_recipe_names_the_part(name, value):
         Recipe(**{name: value})
 
 
-class Counting(Watcher):
+class Counting(ProgressReporter):
     """Counts trainings and notes."""
 
     def __init__(self):
@@ -503,7 +503,7 @@ def test_a_table_made_while_scoring_is_usable_in_training(workload):
     assert not any(tensor.is_inference() for tensor in (model.table, *model.state_dict().values()))
     trained = train_dense(changed, 0)
     assert len(trained.model.table) == len(workload.validation[0])
-    subject = Subject.of(changed, trained.model)
+    subject = PreparedModel.of(changed, trained.model)
     assert evaluate_policy(subject, PruningPolicy({"inner.conv1.weight": 0.25}), 0.5, 0).result.state == "complete"
 
 

@@ -1,4 +1,4 @@
-"""Allocators against second algorithms, written here from their papers; `land` against a plain search."""
+"""Allocators against second algorithms, written here from their papers; `fit_to_budget` against a plain search."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from spaces import Layer, Network, Profile, ProfilePoint, StoredTensor, removed_count
 from spaces.allocation.allocators import ALLOCATORS, allocate
-from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, centred, land, land_by_shift, shifted
-from spaces.allocation.importance import Evidence, Ranking
+from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, centred, fit_by_shift, fit_to_budget, shifted
+from spaces.allocation.importance import AllocationInputs, Ranking
 
 SHAPES = {"a.weight": (6, 4, 3, 3), "b.weight": (10, 6, 3, 3), "c.weight": (12, 10), "d.weight": (5, 12)}
 BIAS = 7
@@ -68,7 +68,7 @@ class TestExactly:
             for s in steps
             if sum(found := [min(math.floor(s * n + 0.5 + 1e-9), n - 1) for n in lengths]) >= least_removals(share)
         )
-        found = allocate("uniform", nonzero_target(share), Evidence())
+        found = allocate("uniform", nonzero_target(share), AllocationInputs())
         assert list(counts(found).values()) == removed
         assert len({round(s, 12) for s in found.values()}) == 1
 
@@ -88,7 +88,7 @@ class TestExactly:
             amount=least_removals(share),
         )
         expected = {name: int((module.weight_mask == 0).sum()) for name, module in modules.items()}
-        assert counts(allocate("global", nonzero_target(share), Evidence(scores))) == expected
+        assert counts(allocate("global", nonzero_target(share), AllocationInputs(scores))) == expected
 
     def test_lamp_by_its_double_sum(self, share):
         scores = random_scores(1)
@@ -98,7 +98,7 @@ class TestExactly:
                 rows.append((value / sum(v for v in squares if v >= value), name))
         gone = [name for _, name in sorted(rows)[: least_removals(share)]]
         expected = {name: gone.count(name) for name in SHAPES}
-        assert counts(allocate("lamp", nonzero_target(share), Evidence(scores))) == expected
+        assert counts(allocate("lamp", nonzero_target(share), AllocationInputs(scores))) == expected
 
     def test_erk_by_its_closed_form(self, share):
         """Density scale x sum / product; layers over 1 are dense and the scale solved again, as in RigL."""
@@ -111,7 +111,7 @@ class TestExactly:
             if not over:
                 break
             dense |= over
-        found = allocate("erk", nonzero_target(share), Evidence())
+        found = allocate("erk", nonzero_target(share), AllocationInputs())
         for name, shape in SHAPES.items():
             kept = math.prod(shape) * (1 - found[name])
             expected = math.prod(shape) if name in dense else scale * sum(shape)
@@ -121,7 +121,7 @@ class TestExactly:
 
     def test_last_layers(self, share):
         """b and c hold 660 of 936 weights, less than 85 %; with a, all but the output layer; d only if it must."""
-        found = {n: s for n, s in allocate("last-layers", nonzero_target(share), Evidence()).items() if s > 0}
+        found = {n: s for n, s in allocate("last-layers", nonzero_target(share), AllocationInputs()).items() if s > 0}
         without_output = (60 + BIAS + 3) / PARAMETERS
         expected = {"a.weight", "b.weight", "c.weight"} | ({"d.weight"} if share < without_output else set())
         assert set(found) == expected
@@ -130,15 +130,15 @@ class TestExactly:
 
 def test_last_layers_takes_the_fewest_and_spares_the_output():
     shapes = {"a": (10, 10), "b": (10, 10), "c": (50, 40), "d": (10, 4)}
-    found = allocate("last-layers", Target(plain_network(shapes), 0.3, metric="nonzero"), Evidence())
+    found = allocate("last-layers", Target(plain_network(shapes), 0.3, metric="nonzero"), AllocationInputs())
     assert list(found) == ["c"]
-    found = allocate("last-layers", Target(plain_network(shapes), 0.08, metric="nonzero"), Evidence())
+    found = allocate("last-layers", Target(plain_network(shapes), 0.08, metric="nonzero"), AllocationInputs())
     assert list(found) == ["c", "b"]
 
 
 @pytest.fixture(scope="module")
 def evidence(vgg, vgg_graph):
-    return {granularity: unit_evidence(vgg, vgg_graph, granularity) for granularity in ("fine-grained", "channel")}
+    return {granularity: unit_importance(vgg, vgg_graph, granularity) for granularity in ("fine-grained", "channel")}
 
 
 @pytest.mark.parametrize("metric", ["encoded", "nonzero"])
@@ -147,7 +147,7 @@ def evidence(vgg, vgg_graph):
 def test_lands_within_and_near(name, granularity, metric, vgg_graph, evidence):
     for share in (0.6, 0.25, 0.1):
         target = Target(vgg_graph.network, share, granularity, metric)
-        size = target.size(allocate(name, target, Evidence(evidence[granularity])))
+        size = target.size(allocate(name, target, AllocationInputs(evidence[granularity])))
         assert size <= share
         assert size >= share * (0.998 if granularity == "fine-grained" else 0.9)
 
@@ -167,24 +167,24 @@ class TestEvidenceIsWorkedOutOnce:
     def test_shared_evidence_gives_what_fresh_evidence_gives(self, name):
         """Sizes, metrics and networks in turn."""
         other, scores = plain_network(dict(list(SHAPES.items())[:3])), random_scores(5)
-        shared = Evidence(scores)
+        shared = AllocationInputs(scores)
         for share in (0.61, 0.252):
             for network, metric in ((NETWORK, "nonzero"), (other, "nonzero"), (NETWORK, "encoded")):
                 target = Target(network, share, metric=metric)
-                assert allocate(name, target, shared) == allocate(name, target, Evidence(scores))
+                assert allocate(name, target, shared) == allocate(name, target, AllocationInputs(scores))
 
     @pytest.mark.parametrize("name", ["lamp", "global"])
     def test_scores_are_looked_up_for_the_first_size_only(self, name):
         scores = Read(random_scores())
         before = {key: values.copy() for key, values in scores.items()}
-        evidence = Evidence(scores)
+        evidence = AllocationInputs(scores)
         for share in SHARES:
             allocate(name, nonzero_target(share), evidence)
         assert scores.lookups == len(SHAPES)
         assert all((scores[key] == before[key]).all() for key in before)
 
     def test_lamp_and_global_are_told_apart(self):
-        evidence, share = Evidence(random_scores()), 0.252
+        evidence, share = AllocationInputs(random_scores()), 0.252
         found = [allocate(name, nonzero_target(share), evidence) for name in ("lamp", "global", "lamp")]
         assert found[0] == found[2] != found[1]
 
@@ -223,14 +223,14 @@ class TestRanking:
 
 class TestScan:
     @staticmethod
-    def evidence(target: Target, **damages: float) -> Evidence:
+    def evidence(target: Target, **damages: float) -> AllocationInputs:
         levels = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
         points = {
             name: tuple(ProfilePoint(s, 0, 0, 1 + damage * (1 / (1 - s) - 1), 0) for s in levels)
             for name, damage in damages.items()
         }
         profile = Profile("", 1, 1.0, 1.0, {"fine-grained": points}, 0.0)
-        return Evidence.of(target.network, "fine-grained", {}, profile, target.metric)
+        return AllocationInputs.of(target.network, "fine-grained", {}, profile, target.metric)
 
     def test_spares_what_the_scan_found_sensitive(self):
         shapes = {"frail": (20, 50), "tough": (20, 50), "free": (20, 50)}
@@ -252,12 +252,12 @@ class TestScan:
         grid = [{"p": s / 100, "q": q / 100} for s in range(100) for q in range(100)]
         best = min((g for g in grid if target.size(g) <= 0.3), key=damage)
         assert damage(found) <= 1.1 * damage(best)
-        uniform = allocate("uniform", target, Evidence())
+        uniform = allocate("uniform", target, AllocationInputs())
         assert damage(found) < 0.85 * damage(uniform)
 
     def test_needs_a_profile(self):
         with pytest.raises(ValueError, match="an allocation by the scan needs a profile: scan the model first"):
-            allocate("scan", nonzero_target(0.25), Evidence())
+            allocate("scan", nonzero_target(0.25), AllocationInputs())
 
 
 class TestLand:
@@ -266,31 +266,31 @@ class TestLand:
         network = plain_network({"w": (20, 10)})
         for share in (0.9, 0.5, 0.31):
             target = Target(network, share, metric="nonzero")
-            found = land(lambda t: {"w": t * 0.999}, target)
+            found = fit_to_budget(lambda t: {"w": t * 0.999}, target)
             fewest = next(k for k in range(200) if (200 + BIAS - k) / (200 + BIAS) <= share)
             assert removed_count(found["w"], 200) == fewest
 
     def test_whole_where_that_fits(self):
-        assert allocate("uniform", nonzero_target(1.0), Evidence()) == dict.fromkeys(SHAPES, 0.0)
+        assert allocate("uniform", nonzero_target(1.0), AllocationInputs()) == dict.fromkeys(SHAPES, 0.0)
 
     @pytest.mark.parametrize("name", ["uniform", "lamp", "global", "erk", "last-layers"])
     def test_unreachable_says_what_is(self, name):
         floor = (len(SHAPES) + BIAS) / PARAMETERS
         with pytest.raises(Unreachable, match=rf"size 0\.001 cannot be reached: the smallest is {floor:.4g}"):
-            allocate(name, nonzero_target(0.001), Evidence(random_scores()))
+            allocate(name, nonzero_target(0.001), AllocationInputs(random_scores()))
         assert nonzero_target(1.0).floor == floor
-        assert counts(allocate(name, nonzero_target(floor), Evidence(random_scores()))) == {
+        assert counts(allocate(name, nonzero_target(floor), AllocationInputs(random_scores()))) == {
             n: math.prod(shape) - 1 for n, shape in SHAPES.items()
         }
 
     def test_unknown_allocator(self):
         with pytest.raises(ValueError, match="unknown allocator 'unifrom': did you mean 'uniform'"):
-            allocate("unifrom", nonzero_target(0.5), Evidence())
+            allocate("unifrom", nonzero_target(0.5), AllocationInputs())
 
     def test_layers_that_cannot_lose_channels_are_left_alone(self, vgg_graph, evidence):
         target = Target(vgg_graph.network, 0.25, "channel")
         assert "classifier.weight" not in {layer.name for layer in target.layers}
-        assert "classifier.weight" not in allocate("uniform", target, Evidence())
+        assert "classifier.weight" not in allocate("uniform", target, AllocationInputs())
         mixed = Target(vgg_graph.network, 0.25, {"backbone.conv0.weight": "channel", "classifier.weight": "channel"})
         assert len(mixed.layers) == len(vgg_graph.network.layers) - 1
 
@@ -328,16 +328,16 @@ class TestShift:
     def test_centred_then_landed_gives_the_allocation_back(self, values, metric):
         sparsity = dict(zip(SHAPES, values, strict=True))
         size = Target(NETWORK, 1.0, metric=metric).size(sparsity)
-        back = land_by_shift(centred(sparsity), Target(NETWORK, size, metric=metric))
+        back = fit_by_shift(centred(sparsity), Target(NETWORK, size, metric=metric))
         if metric == "nonzero":
             assert counts(back) == counts(sparsity)
         else:  # the file is padded to 8 bytes: a few neighbours have its size
             assert all(abs(counts(back)[n] - counts(sparsity)[n]) <= 3 for n in SHAPES)
 
     def test_whole_layers_stay_whole(self):
-        landed = land_by_shift(
+        landed = fit_by_shift(
             {"a.weight": 0.0, "b.weight": 0.25, "c.weight": 0.5, "d.weight": 0.0}, nonzero_target(0.5)
         )
         assert (landed["a.weight"], landed["d.weight"]) == (0.0, 0.0)
         with pytest.raises(Unreachable):
-            land_by_shift({"d.weight": 0.5}, nonzero_target(0.5))
+            fit_by_shift({"d.weight": 0.5}, nonzero_target(0.5))

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint
 from spaces.allocation import elimination
 from spaces.allocation.allocators import allocate
-from spaces.allocation.budget import Target, land_by_shift
-from spaces.allocation.elimination import Choices, elimination_order
-from spaces.allocation.importance import Evidence
+from spaces.allocation.budget import Target, fit_by_shift
+from spaces.allocation.elimination import VariableElimination, elimination_order
+from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.knobs import Damage, knobs_of, scan_damages
-from spaces.allocation.lagrangian import Tradeoff
-from spaces.cost.footprint import dense_footprint, shares
+from spaces.allocation.lagrangian import LagrangianAllocator
+from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.sensitivity import Profile, ProfilePoint
 
 
@@ -130,7 +130,7 @@ def every_combination(net: Network, granularity: str, damages: dict[str, Damage]
     for places in product(*(range(len(one.levels)) for one in damages.values())):
         chosen = dict(zip(damages, places, strict=True))
         sparsity = {layer: damages[n].levels[at] for n, at in chosen.items() for layer in knobs[n].layers}
-        part = shares(footprint(net, PruningPolicy(sparsity, granularity)), dense)
+        part = relative_cost(footprint(net, PruningPolicy(sparsity, granularity)), dense)
         rows.append((sum(damages[n].values[at] for n, at in chosen.items()), part.of(metric), part.macs))
     return np.array(rows)
 
@@ -149,7 +149,7 @@ def tables():
     found = {}
     for seed, (name, net) in enumerate(NETWORKS.items()):
         damages = random_damages(net, "channel", seed, 3 if name == "dense" else 4)
-        table = Tradeoff(net, "channel", damages, "nonzero", prices=200)
+        table = LagrangianAllocator(net, "channel", damages, "nonzero", prices=200)
         found[name] = damages, table, every_combination(net, "channel", damages)
     return found
 
@@ -170,7 +170,7 @@ class TestOptimum:
     def test_masks(self, seed, prices):
         net = NETWORKS["concat"]
         damages = random_damages(net, "fine-grained", seed, 3)
-        table = Tradeoff(net, "fine-grained", damages, "nonzero", prices=8)
+        table = LagrangianAllocator(net, "fine-grained", damages, "nonzero", prices=8)
         every, found = every_combination(net, "fine-grained", damages), table.optimum(*prices)
         energy = found.damage + prices[0] * found.size + prices[1] * found.macs
         assert energy == pytest.approx((every @ [1, *prices]).min(), rel=1e-12)
@@ -210,8 +210,8 @@ class TestSizes:
         """To the parameter and the MAC; encoded bytes but for the notes and digits of the header."""
         net = NETWORKS[name]
         dense, damages = dense_footprint(net), random_damages(net, granularity, 5)
-        nonzero = Tradeoff(net, granularity, damages, "nonzero", prices=12).solutions
-        encoded = Tradeoff(net, granularity, damages, "encoded", prices=12).solutions
+        nonzero = LagrangianAllocator(net, granularity, damages, "nonzero", prices=12).solutions
+        encoded = LagrangianAllocator(net, granularity, damages, "encoded", prices=12).solutions
         for found in nonzero:
             part = footprint(net, policy_of(net, granularity, found.sparsity))
             assert found.size * dense.parameters == pytest.approx(part.nonzero, abs=1e-6)
@@ -225,7 +225,7 @@ class TestSizes:
     def test_one_unit_stays(self):
         net = NETWORKS["chain"]
         steep = {knob: Damage([0.0, 0.5, 0.8, 0.9, 0.99], [0, 1, 2, 3, 4]) for knob in knobs_of(net, "channel")}
-        smallest = Tradeoff(net, "channel", steep, "nonzero", prices=5).solutions[-1]
+        smallest = LagrangianAllocator(net, "channel", steep, "nonzero", prices=5).solutions[-1]
         part = footprint(net, policy_of(net, "channel", dict.fromkeys(steep, 0.999999)))
         assert smallest.size * dense_footprint(net).parameters == pytest.approx(part.parameters)
         assert smallest.sparsity == {"a": 0.8, "b": 0.9, "c": 0.8, "d": 0.9}  # the first level that leaves one unit
@@ -254,20 +254,20 @@ class TestSolutions:
     def test_free_levels_leave_the_whole_network_behind(self):
         net = NETWORKS["chain"]
         damages = random_damages(net, "channel", 2) | {"b": Damage([0.0, 0.5, 0.9], [0.0, 0.0, 2.0])}
-        found = Tradeoff(net, "channel", damages).solutions[0]
+        found = LagrangianAllocator(net, "channel", damages).solutions[0]
         assert found.sparsity == {"a": 0.0, "b": 0.5, "c": 0.0, "d": 0.0}
         assert found.damage == 0.0
 
     def test_the_mix_trades_size_for_macs(self):
         """All on MACs takes from the early layers, which have the positions."""
         target = Target(SMOOTH["channel"].network, 0.2, "channel")
-        landed = [land_by_shift(SMOOTH["channel"].at(0.2, mix), target) for mix in (0.0, 0.5, 1.0)]
+        landed = [fit_by_shift(SMOOTH["channel"].at(0.2, mix), target) for mix in (0.0, 0.5, 1.0)]
         macs = [footprint(target.network, PruningPolicy(sparsity, "channel")).macs for sparsity in landed]
         assert macs[2] < 0.95 * macs[1] < 0.9 * macs[0]
 
     def test_few_prices_still_span_everything(self):
         net = NETWORKS["chain"]
-        found = Tradeoff(net, "channel", random_damages(net, "channel", 1), prices=1, mixes=(0.0,)).solutions
+        found = LagrangianAllocator(net, "channel", random_damages(net, "channel", 1), prices=1, mixes=(0.0,)).solutions
         assert found[0].size == 1.0
         assert set(found[-1].sparsity.values()) == {0.95}
 
@@ -276,7 +276,7 @@ class TestAt:
     def test_meets_the_solutions(self, tables):
         _, table, _ = tables["chain"]
         knobs = knobs_of(NETWORKS["chain"], "channel")
-        only_size = Tradeoff(table.network, "channel", table.damages, "nonzero", mixes=(0.0,))
+        only_size = LagrangianAllocator(table.network, "channel", table.damages, "nonzero", mixes=(0.0,))
         for found in only_size.solutions:
             expected = {layer: s for n, s in found.sparsity.items() for layer in knobs[n].layers}
             assert only_size.at(found.size) == pytest.approx(expected, abs=1e-12)
@@ -313,7 +313,7 @@ class TestAt:
             {"a": (1, 0, own((0, 20)), 1), "b": (64, 1, own((1, 10)), own((0, 20))), "c": (0, None, 50, own((1, 10)))},
         )
         damages = {"a": Damage([0.0, 0.95], [0.0, 1.5]), "b": Damage([0.0, 0.9], [0.0, 1.0])}
-        table = Tradeoff(net, "channel", damages, "nonzero", mixes=(1.0,))
+        table = LagrangianAllocator(net, "channel", damages, "nonzero", mixes=(1.0,))
         steps = [table.optimum(0.0, price) for price in (0.5, 4.0, 15.0, 60.0)]
         assert [tuple(one.sparsity.values()) for one in steps] == [(0, 0), (0, 0.9), (0.95, 0), (0.95, 0.9)]
         assert steps[2].size > steps[1].size
@@ -325,7 +325,7 @@ class TestAt:
         table = SMOOTH["channel"]
         assert set(table.at(1.0).values()) == set(table.at(3.0).values()) == {0.0}
         assert table.at(1e-9) == table.at(1e-6)
-        narrow = Tradeoff(table.network, "channel", table.damages, mixes=(0.25, 0.5))
+        narrow = LagrangianAllocator(table.network, "channel", table.damages, mixes=(0.25, 0.5))
         assert narrow.at(0.3, 0.0) == narrow.at(0.3, 0.25) != narrow.at(0.3, 0.375) != narrow.at(0.3, 0.5)
         assert narrow.at(0.3, 0.5) == narrow.at(0.3, 1.0)
 
@@ -336,7 +336,7 @@ class TestAt:
         target = Target(table.network, share, granularity)
         rough = table.at(share)
         assert target.size(rough) == pytest.approx(share, abs=0.05)
-        landed, uniform = land_by_shift(rough, target), allocate("uniform", target, Evidence())
+        landed, uniform = fit_by_shift(rough, target), allocate("uniform", target, AllocationInputs())
 
         def damage(sparsity):
             names = knobs_of(table.network, granularity)
@@ -349,21 +349,21 @@ class TestAt:
         damages = random_damages(net, "channel", 3)
         damages["stem"] = None
         del damages["two"]
-        found = Tradeoff(net, "channel", damages, prices=10).at(0.05)
+        found = LagrangianAllocator(net, "channel", damages, prices=10).at(0.05)
         assert [name for name, s in found.items() if s == 0] == ["stem", "back", "square", "two"]
-        assert set(Tradeoff(net, "channel", {}).at(0.5).values()) == {0.0}
-        assert [one.size for one in Tradeoff(net, "channel", {}).solutions] == [1.0]
-        assert Tradeoff(net, "channel", {}).optimum(1.0).sparsity == {}
+        assert set(LagrangianAllocator(net, "channel", {}).at(0.5).values()) == {0.0}
+        assert [one.size for one in LagrangianAllocator(net, "channel", {}).solutions] == [1.0]
+        assert LagrangianAllocator(net, "channel", {}).optimum(1.0).sparsity == {}
 
     @pytest.mark.parametrize("free", [0.0, 1.0])
     def test_level_damages(self, free):
         """Where all combinations are equally bad, sizes in between keep one sparsity everywhere."""
         net = NETWORKS["chain"]
         damages = {knob: Damage([0.0, 0.5], [free, free]) for knob in knobs_of(net, "channel")}
-        found = Tradeoff(net, "channel", damages, "nonzero").at(0.6)
+        found = LagrangianAllocator(net, "channel", damages, "nonzero").at(0.6)
         assert len({round(s, 12) for s in found.values()}) == 1
         assert 0 < found["a"] < 0.5
-        whole = Tradeoff(net, "channel", damages, "nonzero").at(1.0)
+        whole = LagrangianAllocator(net, "channel", damages, "nonzero").at(1.0)
         assert [math.copysign(1, s) for s in whole.values()] == [1.0] * 4  # no -0.0
 
     @pytest.mark.parametrize(("size", "mix"), [(0.0, 0.0), (math.nan, 0.0), (-0.1, 0.0), (0.5, 1.1), (0.5, math.nan)])
@@ -374,7 +374,7 @@ class TestAt:
             SMOOTH["channel"].at(size, mix)
 
 
-def smooth_table(granularity: str) -> Tradeoff:
+def smooth_table(granularity: str) -> LagrangianAllocator:
     """Damages a x log(1 / kept)^2 with very different a, on a network large enough for its header not to matter."""
     net = network(
         {0: 24, 1: 40, 2: 64},
@@ -387,21 +387,23 @@ def smooth_table(granularity: str) -> Tradeoff:
     )
     levels = 1 - np.geomspace(1, 0.02, 20)
     knobs = enumerate(knobs_of(net, granularity))
-    return Tradeoff(net, granularity, {n: Damage(levels, 5.0**-i * np.log1p(-levels) ** 2) for i, n in knobs})
+    return LagrangianAllocator(
+        net, granularity, {n: Damage(levels, 5.0**-i * np.log1p(-levels) ** 2) for i, n in knobs}
+    )
 
 
 SMOOTH = {granularity: smooth_table(granularity) for granularity in ("channel", "fine-grained")}
 
 
 class TestElimination:
-    """`Choices` with any polynomial: squares, products of three, negative terms."""
+    """`VariableElimination` with any polynomial: squares, products of three, negative terms."""
 
     @staticmethod
-    def draw_choices(data, scopes) -> Choices:
+    def draw_choices(data, scopes) -> VariableElimination:
         generator = np.random.default_rng(data.draw(st.integers(0, 10**6)))
         knobs = 1 + max(knob for scope in scopes for knob in scope)
         lengths = [data.draw(st.integers(1, 4)) for _ in range(knobs)]
-        return Choices(
+        return VariableElimination(
             tuple(generator.exponential(5, n) for n in lengths),
             tuple(np.sort(generator.integers(1, 9, n))[::-1].astype(float) for n in lengths),
             tuple(generator.normal(size=(n, 2)) for n in lengths),
@@ -410,7 +412,7 @@ class TestElimination:
         )
 
     @staticmethod
-    def rows_of(model: Choices) -> np.ndarray:
+    def rows_of(model: VariableElimination) -> np.ndarray:
         return np.array(list(product(*(range(len(one)) for one in model.damage))))
 
     @pytest.mark.parametrize(
@@ -457,7 +459,7 @@ class TestElimination:
                 assert energy <= model.energy_of(moved, price)[0] + 1e-9 * abs(energy) + 1e-9
 
     def test_energy_by_hand(self):
-        model = Choices(
+        model = VariableElimination(
             (np.array([0.0, 3.0]), np.array([1.0])),
             (np.array([4.0, 2.0]), np.array([5.0])),
             (np.array([[10.0, 1.0], [20.0, 2.0]]), np.array([[0.5, 0.25]])),
@@ -588,4 +590,4 @@ def test_bad_damages(levels, values):
 )
 def test_bad_tables(change, message):
     with pytest.raises(ValueError, match=message):
-        Tradeoff(**{"network": NETWORKS["chain"], "granularity": "channel", "damages": {}} | change)
+        LagrangianAllocator(**{"network": NETWORKS["chain"], "granularity": "channel", "damages": {}} | change)

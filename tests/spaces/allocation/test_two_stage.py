@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from proposals import chain, evidence
 
 from pruning import prune
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from pruning.sparse_file import encode_model
 from spaces import Network, PruningPolicy, Schedule, Space, footprint
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, REMOVAL, preferences_of
 from spaces.cost.effect import achieved, kept_units, remaining
-from spaces.cost.footprint import dense_footprint, shares
+from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.granularity import COMBINED, parts_of
-from spaces.search_space.initial import allocated, seeds_of
+from spaces.search_space.initial import allocated, initial_points
 from spaces.search_space.logits import centred
 from spaces.search_space.projection import Draft
 
@@ -45,11 +45,11 @@ def models(vgg, vgg_graph, residual, residual_graph):
 @pytest.fixture(scope="module")
 def known(vgg, vgg_graph):
     words = ("channel", *(parts_of(word)[-1] for word in COMBINED))
-    return {word: Evidence(unit_evidence(vgg, vgg_graph, word)) for word in words}
+    return {word: AllocationInputs(unit_importance(vgg, vgg_graph, word)) for word in words}
 
 
 def cost(network: Network, policy: PruningPolicy):
-    return shares(footprint(network, policy), dense_footprint(network))
+    return relative_cost(footprint(network, policy), dense_footprint(network))
 
 
 def alone(network: Network, policy: PruningPolicy):
@@ -250,7 +250,9 @@ class TestManyAtOnce:
             name: scores * (0.01 if name == "conv7.weight" else 1)
             for name, scores in known["fine-grained"].scores.items()
         }
-        space = Space(network, 0.25, ("channel+fine-grained",), evidence=known | {"fine-grained": Evidence(weak)})
+        space = Space(
+            network, 0.25, ("channel+fine-grained",), evidence=known | {"fine-grained": AllocationInputs(weak)}
+        )
         knobs = dict.fromkeys(space.knobs, 0.5)
         policy = space.propose(0.1, "channel+fine-grained", knobs, Schedule(), "global").policy
         assert max(policy.sparsity, key=policy.sparsity.__getitem__) == "conv7.weight"
@@ -317,7 +319,7 @@ class TestAllocations:
             shares = dict.fromkeys(network.layer_names, 0.5)
             return SimpleNamespace(at=lambda size, mix: asked.append(size) or shares)
 
-        scanned = {name: Evidence(one.scores, table()) for name, one in known.items()}
+        scanned = {name: AllocationInputs(one.scores, table()) for name, one in known.items()}
         policy = allocated(Space(network, 0.25, (word,)), "scan", 0.16, word, scanned)
         assert asked[0] == pytest.approx(channels)
         if word == "channel+fine-grained":
@@ -341,7 +343,7 @@ class TestAllocations:
 
     def test_seeds_lie_in_the_space_and_are_near_their_allocations(self, vgg_graph, known):
         space = Space(vgg_graph.network, 0.25, ("channel", "channel+fine-grained"))
-        seeds = [seed for seed in seeds_of(space, known) if seed.granularity == "channel+fine-grained"]
+        seeds = [seed for seed in initial_points(space, known) if seed.granularity == "channel+fine-grained"]
         assert {seed.allocator for seed in seeds} >= {"lamp", "global", "erk", "uniform"}
         for seed in seeds[:8]:
             assert list(seed.params) == [axis.name for axis in space.axes]

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
-from spaces.cost.effect import asked_layers, require_removal, whole_layers
+from spaces.cost.effect import asked_layers, require_removal, unpruned_layers
 
 NAMES = ("a.weight", "b.weight", "c.weight", "d.weight", "e.weight")
 SHAPES = {
@@ -50,7 +50,7 @@ words = st.sampled_from(["fine-grained", "kernel", "vector", "2:4", "*:8", "chan
 def test_all_is_whole_exactly_where_the_network_costs_what_the_dense_one_does(sparsity, granularity, removal):
     removal = {name: share for name, share in removal.items() if granularity.get(name) != "channel"}
     policy, subject = PruningPolicy(sparsity, granularity, removal), network()
-    asked, whole = asked_layers(policy), whole_layers(subject, policy)
+    asked, whole = asked_layers(policy), unpruned_layers(subject, policy)
     dense, after = footprint(subject, PruningPolicy({})), footprint(subject, policy)
     nothing_goes = (after.parameters, after.nonzero) == (dense.parameters, dense.nonzero)
     assert set(whole) <= set(asked) == {n for d in (sparsity, removal) for n, share in d.items() if share > 0}
@@ -77,7 +77,7 @@ def test_all_is_whole_exactly_where_the_network_costs_what_the_dense_one_does(sp
 )
 def test_the_reason_is_the_layers_own(policy, reason):
     (name,) = asked_layers(policy)
-    found = whole_layers(network(), policy)
+    found = unpruned_layers(network(), policy)
     assert found.keys() == {name} and reason in found[name]
     with pytest.raises(NothingToRemove) as raised:
         require_removal([name], found)
@@ -90,8 +90,8 @@ def test_a_multiple_that_keeps_all_channels_is_named():
     group = ChannelGroup(("a.weight",), 6, multiple=3)
     rounded = replace(network(), groups=(group, *network().groups[1:]))
     policy = PruningPolicy({"a.weight": 0.1}, "channel")
-    assert whole_layers(network(), policy) == {}
-    assert whole_layers(rounded, policy) == {"a.weight": "0.1 of 6 units rounds to none by multiples of 3"}
+    assert unpruned_layers(network(), policy) == {}
+    assert unpruned_layers(rounded, policy) == {"a.weight": "0.1 of 6 units rounds to none by multiples of 3"}
 
 
 def test_of_many_layers_the_first_three_are_named():
@@ -109,4 +109,4 @@ def test_one_layer_that_loses_something_is_enough_and_asking_for_nothing_is_allo
 
 def test_unknown_layers_are_named_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown layer 'a\.wieght': did you mean 'a\.weight'"):
-        whole_layers(network(), PruningPolicy({"a.wieght": 0.5}))
+        unpruned_layers(network(), PruningPolicy({"a.wieght": 0.5}))

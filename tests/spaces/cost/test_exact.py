@@ -21,12 +21,12 @@ from spaces.allocation.budget import (
     LOGIT_REACH,
     Target,
     Unreachable,
-    land,
-    land_by_shift,
+    fit_by_shift,
+    fit_to_budget,
     shifted,
 )
 from spaces.cost.exact import digits, removed_counts
-from spaces.cost.footprint import dense_footprint, shares
+from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.network import ITEM_BYTES
 
 WORDS = ("w", "net.layer.weight", 'quo"te\\', "größe", "深", "\n")
@@ -168,7 +168,7 @@ class TestEqualsFootprint:
         encoded, nonzero = (Target(network, 0.5, granularity, metric) for metric in ("encoded", "nonzero"))
         assert encoded.dense == dense
         for sparsity in data.draw(st.lists(sparsities(network), min_size=1, max_size=4)):
-            expected = shares(footprint(network, PruningPolicy(sparsity, granularity)), dense)
+            expected = relative_cost(footprint(network, PruningPolicy(sparsity, granularity)), dense)
             assert encoded.cost(sparsity) == nonzero.cost(sparsity) == expected
             assert encoded.size(sparsity) == expected.encoded
             assert nonzero.size(sparsity) == expected.nonzero
@@ -186,7 +186,7 @@ class TestEqualsFootprint:
             sparsity = dict(
                 zip(names, (generator.random(len(names)) ** generator.choice([0.1, 1, 3])).tolist(), strict=True)
             )
-            expected = shares(footprint(BLOCK, PruningPolicy(sparsity, granularity)), dense)
+            expected = relative_cost(footprint(BLOCK, PruningPolicy(sparsity, granularity)), dense)
             assert Target(BLOCK, 0.5, granularity).cost(sparsity) == expected
 
     @pytest.mark.parametrize("dtype", ["F32", "F16", "I8"])
@@ -198,7 +198,7 @@ class TestEqualsFootprint:
             target, dense = Target(network, 1.0), dense_footprint(network)
             for removed in range(numel):
                 sparsity = {"a.weight": removed / numel}
-                assert target.cost(sparsity) == shares(footprint(network, PruningPolicy(sparsity)), dense)
+                assert target.cost(sparsity) == relative_cost(footprint(network, PruningPolicy(sparsity)), dense)
 
     @pytest.mark.parametrize("granularity", GRANULARITIES)
     def test_on_a_large_network(self, granularity):
@@ -207,7 +207,9 @@ class TestEqualsFootprint:
         target, dense = Target(network, 1.0, granularity), dense_footprint(network)
         for percent in range(0, 100, 3):
             sparsity = dict.fromkeys(network.layer_names, percent / 100)
-            assert target.cost(sparsity) == shares(footprint(network, PruningPolicy(sparsity, granularity)), dense)
+            assert target.cost(sparsity) == relative_cost(
+                footprint(network, PruningPolicy(sparsity, granularity)), dense
+            )
 
     @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "I8"])
     def test_an_encoded_weight_moves_to_the_end_of_the_file(self, dtype):
@@ -250,7 +252,7 @@ def plainly_landed(family, network: Network, target: Target) -> dict[str, float]
 
     def fits(t: float) -> bool:
         policy = PruningPolicy(family(t), target.granularity)
-        return shares(footprint(network, policy), dense).of(target.metric) <= target.share
+        return relative_cost(footprint(network, policy), dense).of(target.metric) <= target.share
 
     if fits(0.0):
         return family(0.0)
@@ -281,7 +283,7 @@ class TestLanding:
         def family(t: float) -> dict[str, float]:
             return {name: t * s for name, s in sparsity.items()}
 
-        self.check(lambda: land(family, target), family, target)
+        self.check(lambda: fit_to_budget(family, target), family, target)
 
     @settings(deadline=None, max_examples=30, derandomize=True)
     @given(some_layers, targets)
@@ -289,7 +291,7 @@ class TestLanding:
         def family(t: float) -> dict[str, float]:
             return shifted(sparsity, (2 * t - 1) * LOGIT_REACH)
 
-        self.check(lambda: land_by_shift(sparsity, target), family, target)
+        self.check(lambda: fit_by_shift(sparsity, target), family, target)
 
     @staticmethod
     def check(landed, family, target: Target) -> None:
@@ -315,7 +317,7 @@ class TestArguments:
         with pytest.raises(ValueError, match=r"unknown layer '0\.wieght': did you mean '0\.weight'"):
             getattr(self.TARGET, measure)({"0.wieght": 0.5})
         with pytest.raises(ValueError, match=r"unknown layer '0\.wieght': did you mean '0\.weight'"):
-            land_by_shift({"0.wieght": 0.5}, self.TARGET)
+            fit_by_shift({"0.wieght": 0.5}, self.TARGET)
         with pytest.raises(ValueError, match=r"unknown layer '0\.bias'"):
             getattr(self.TARGET, measure)({"0.bias": 0.0})
 

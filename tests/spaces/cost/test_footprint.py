@@ -18,7 +18,7 @@ from search.workloads.vgg import VGG9
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
 from spaces.cost.container import Entry, container_bytes, container_header, encoded_entry, encoding_of
 from spaces.cost.effect import achieved, kept_units, masked_count
-from spaces.cost.footprint import Footprint, dense_footprint, shares
+from spaces.cost.footprint import Footprint, dense_footprint, relative_cost
 
 MEBIBYTE = 2**20
 
@@ -52,13 +52,13 @@ class TestLabNumbers:
 
     def test_layerwise(self, vgg9_network):
         part = footprint(vgg9_network, PruningPolicy(by_number(0.5, 0.8, 0.9)))
-        share = shares(part, dense_footprint(vgg9_network)).nonzero
+        share = relative_cost(part, dense_footprint(vgg9_network)).nonzero
         assert round(part.nonzero * 4 / MEBIBYTE, 2) == 8.15
         assert round(100 * share, 2) == 23.16
 
     def test_uniform(self, vgg9_network):
         part = footprint(vgg9_network, PruningPolicy(by_number(0.75, 0.75, 0.75)))
-        assert round(100 * shares(part, dense_footprint(vgg9_network)).nonzero, 2) == 25.04
+        assert round(100 * relative_cost(part, dense_footprint(vgg9_network)).nonzero, 2) == 25.04
 
     @pytest.mark.parametrize("as_removal", [True, False])
     def test_channels(self, vgg9_network, as_removal):

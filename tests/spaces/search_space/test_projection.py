@@ -18,7 +18,7 @@ from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, S
 from spaces.cost.batched import Costs, Requests
 from spaces.cost.container import HEADER_SLACK, encoding_note
 from spaces.cost.effect import achieved
-from spaces.cost.footprint import dense_footprint, shares
+from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.search_space.limits import SIZE_SPAN
 from spaces.search_space.logits import REACH, centred, sigmoid
 from spaces.search_space.projection import STEPS, Draft
@@ -118,7 +118,7 @@ def header_bounds(network: Network) -> tuple[int, int]:
 
 
 def exact(network: Network, policy: PruningPolicy):
-    return shares(footprint(network, policy), dense_footprint(network))
+    return relative_cost(footprint(network, policy), dense_footprint(network))
 
 
 class TestCosts:

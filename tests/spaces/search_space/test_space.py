@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.importance.scores import unit_evidence
+from pruning.importance.scores import unit_importance
 from spaces import Layer, Network, PruningPolicy, Schedule, Space, StoredTensor
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
-from spaces.allocation.importance import Evidence
+from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.two_stage import FLOOR_MARGIN
 from spaces.cost.effect import achieved
-from spaces.cost.footprint import dense_footprint, footprint, shares
-from spaces.search_space.initial import seeds_of
+from spaces.cost.footprint import dense_footprint, footprint, relative_cost
+from spaces.search_space.initial import initial_points
 from spaces.search_space.limits import LARGEST_TARGET, SIZE_SPAN
 from spaces.search_space.projection import Draft
 from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE
@@ -28,12 +28,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def real_size(space: Space, policy: PruningPolicy) -> float:
-    return shares(footprint(space.network, policy), dense_footprint(space.network)).of(space.metric)
+    return relative_cost(footprint(space.network, policy), dense_footprint(space.network)).of(space.metric)
 
 
 @pytest.fixture(scope="module")
 def vgg_evidence(vgg, vgg_graph):
-    return {g: Evidence(unit_evidence(vgg, vgg_graph, g)) for g in ("fine-grained", "channel")}
+    return {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in ("fine-grained", "channel")}
 
 
 SPACES = [
@@ -151,9 +151,12 @@ class TestLimits:
     def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 1.0)
         assert space.size_range == (1 / SIZE_SPAN, LARGEST_TARGET)
-        for seed in seeds_of(space, vgg_evidence):
+        for seed in initial_points(space, vgg_evidence):
             policy = space.read(seed.params).policy
-            assert shares(footprint(space.network, policy), dense_footprint(space.network)).encoded <= LARGEST_TARGET
+            assert (
+                relative_cost(footprint(space.network, policy), dense_footprint(space.network)).encoded
+                <= LARGEST_TARGET
+            )
         with pytest.raises(ValueError, match=r"min_size without a limit is at most 0\.9, got 0\.95"):
             Space(vgg_graph.network, 1.0, min_size=0.95)
 
@@ -187,7 +190,7 @@ class TestLeftOut:
         halved = 0
         for _ in range(20):
             proposal = space.suggest(study.ask())
-            share = shares(footprint(space.network, proposal.policy), dense_footprint(space.network))
+            share = relative_cost(footprint(space.network, proposal.policy), dense_footprint(space.network))
             assert share.encoded <= proposal.target <= space.max_size
             assert share.macs <= space.max_macs
             removed = achieved(space.network, proposal.policy)
@@ -233,7 +236,7 @@ def test_points_of_one_granularity_read_alike_where_layers_may_differ(vgg_graph)
     draft = Draft("", low, "channel", np.zeros(len(space.knobs)), SEED_SCHEDULE)
     policy = space.read(space.params_of(draft)).policy
     assert {policy.granularity_of(name) for name in network.layer_names} == {"channel"}
-    cost = shares(footprint(network, policy), dense_footprint(network))
+    cost = relative_cost(footprint(network, policy), dense_footprint(network))
     assert cost.encoded == pytest.approx(float(space.land([draft]).sizes[0]), rel=0.1)
 
 
@@ -242,7 +245,7 @@ class TestSeeds:
     @pytest.mark.parametrize("limit", [0.25, 0.05])
     def test_land_on_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_evidence, mixed, limit):
         space = Space(vgg_graph.network, limit, mixed=mixed)
-        for seed in list(seeds_of(space, vgg_evidence))[:14]:
+        for seed in list(initial_points(space, vgg_evidence))[:14]:
             trial = optuna.trial.FixedTrial(seed.params)
             proposal = space.suggest(trial)
             assert set(trial.params) == set(seed.params)
@@ -258,15 +261,15 @@ class TestSeeds:
 
     @pytest.mark.parametrize("words", [("2:4",), ("2:4", "channel"), ("fine-grained", "channel")])
     def test_no_two_remove_the_same(self, vgg, vgg_graph, words):
-        scores = {word: Evidence(unit_evidence(vgg, vgg_graph, word)) for word in words}
+        scores = {word: AllocationInputs(unit_importance(vgg, vgg_graph, word)) for word in words}
         space = Space(vgg_graph.network, 0.6, words)
-        policies = [space.read(seed.params).policy for seed in seeds_of(space, scores)]
+        policies = [space.read(seed.params).policy for seed in initial_points(space, scores)]
         removed = [(policy.granularity_label, *achieved(space.network, policy).values()) for policy in policies]
         assert len(set(removed)) == len(removed) >= len(words)
 
     def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
-        seeds = list(seeds_of(space, vgg_evidence))
+        seeds = list(initial_points(space, vgg_evidence))
         assert len({tuple(seed.params.items()) for seed in seeds}) == len(seeds)
         assert {seed.granularity for seed in seeds[:2]} == {"fine-grained", "channel"}
         assert len({seed.allocator for seed in seeds[:10]}) == 5
@@ -279,7 +282,7 @@ class TestSeeds:
     def test_study_accepts_them(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        seeds = list(seeds_of(space, vgg_evidence))[:4]
+        seeds = list(initial_points(space, vgg_evidence))[:4]
         for seed in seeds:
             study.enqueue_trial(seed.params)
         for seed in seeds:
