@@ -1,0 +1,90 @@
+"""What the pages in docs/ say is what happens: commands run, programs do what they are printed for, links are whole."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import pruning
+import search
+import spaces
+from pruning import apply_masks_, make_mask, to_torch_prune
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEVER_ENDS = {"view"}
+SHORTER = ["--trials", "4", "--finalists", "1"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("prunefront ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["tutorial.md", "labs.md"])
+def test_commands_run_from_top_to_bottom(page, main, monkeypatch, tmp_path):
+    """Each in a folder with nothing in it but what the page tells to write; searches are shortened."""
+    monkeypatch.chdir(tmp_path)
+    for dictionary in blocks(page, "json"):
+        (tmp_path / "sparsity.json").write_text(dictionary)
+    found = [command for command in commands(page) if command[0] not in NEVER_ENDS]
+    assert len(found) >= 8
+    for command in found:
+        done = main(*command, *(SHORTER if command[0] == "search" else []))
+        assert done.code == 0, (command, done.err)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
+        place, _, anchor = target.partition("#")
+        linked = (path.parent / place) if place else path
+        assert linked.exists(), target
+        titles = re.findall(r"^#+ (.+)$", linked.read_text(), re.M) if linked.suffix == ".md" else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, target
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{path.name})" in readme or f"({path.name})" in measured, path.name
+
+
+@pytest.mark.parametrize("package", [spaces, pruning, search], ids=lambda package: package.__name__)
+def test_the_python_reference_names_what_is_public(package):
+    page = (ROOT / "docs" / "python.md").read_text()
+    section = re.split(r"^## ", page, flags=re.M)
+    section = next(text for text in section if text.startswith(package.__name__))
+    assert [name for name in package.__all__ if not re.search(rf"\b{name}\b", section)] == []
+
+
+def test_policies_are_written_as_printed():
+    exec(next(block for block in blocks("python.md", "python") if "removed_count" in block), {})  # noqa: S102
+
+
+def test_plain_pytorch_restores_masks_as_printed(tmp_path, monkeypatch):
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+    source, images = network(), torch.randn(2, 1, 4, 4)
+    masks = {name: make_mask(source.get_parameter(name), 0.25) for name in ("0.weight", "3.weight", "3.bias")}
+    (tmp_path / "best").mkdir()
+    save_file(to_torch_prune(source, masks).state_dict(), tmp_path / "best" / "model.torch-prune.safetensors")
+    apply_masks_(source, masks)
+    monkeypatch.chdir(tmp_path)
+    restored = network()
+    exec(next(b for b in blocks("python.md", "python") if "prune.identity" in b), {"model": restored})  # noqa: S102
+    assert torch.equal(restored(images), source(images))
+    assert restored.state_dict().keys() >= {"0.weight_orig", "3.weight_orig", "3.bias_orig", "0.bias"}
