@@ -26,3 +26,5 @@ __all__ = [
     "register_criterion", "reorder_channels", "scan_sensitivity", "shrink", "sparsity_at", "to_torch_prune",
     "trace_channels", "write_sparse",
 ]  # fmt: skip
+
+Scores = ImportanceScores  # its name until 0.1

@@ -15,3 +15,5 @@ __all__ = [
     "Profile", "ProfilePoint", "PruningPolicy", "RelativeCost", "Schedule", "Space", "StoredTensor", "footprint",
     "removed_count",
 ]  # fmt: skip
+
+Shares = RelativeCost  # its name until 0.1

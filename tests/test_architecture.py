@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.util
 import re
 import subprocess
@@ -16,6 +17,37 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
+ROOMS = {
+    "process": {"errors"},
+    "files": {"errors", "storage"},
+    "progress": {"process"},
+    "user_code": {"errors", "process"},
+    "workloads": {"errors", "user_code"},
+    "training": {
+        "checksum", "errors", "files", "process", "progress", "records", "storage", "user_code", "workloads",
+    },
+    "proposals": {"records"},
+    "store": {"config", "errors", "files", "process", "progress", "proposals", "record_checks", "records", "storage"},
+    "results": {"config", "errors", "files", "proposals", "record_checks", "records", "storage", "store"},
+    "identity": {"config", "errors", "progress", "records", "store", "training", "workloads"},
+    "analysis": {"files", "progress", "results", "training"},
+    "export": {
+        "config", "errors", "files", "identity", "progress", "records", "results", "store", "training", "user_code",
+        "workloads",
+    },
+    "study": {
+        "config", "errors", "files", "identity", "progress", "proposals", "records", "results", "storage", "store",
+        "training", "user_code", "workloads",
+    },
+    "cli": {
+        "analysis", "config", "errors", "export", "files", "process", "progress", "results", "store", "study",
+        "training", "user_code", "workloads",
+    },
+    "config": {"errors", "files", "record_checks"},
+    "record_checks": {"records"},
+    "storage": {"errors"},
+}  # fmt: skip
+"""Folder or file of `search/` -> what of `search/` it may import besides itself. What is not listed imports none."""
 ONLY_IN = {
     "optuna": {"search/proposals/sampler.py", "search/store/optuna_trials.py"},
     "mlflow": {"search/store/mlflow_tracker.py", "search/store/mlflow_store.py"},
@@ -61,25 +93,66 @@ def unsafe_calls(tree: ast.AST) -> Iterator[str]:
             yield f"{name}(shell=...)"
 
 
+def room(module: str) -> str:
+    """Folder or file of `search/` that a module lies in."""
+    return module.split(".")[1]
+
+
 def test_there_is_something_to_look_at():
     assert len(FILES) > 30
     assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(FOLDERS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-class TestEveryFile:
-    def test_imports_go_one_way(self, path):
-        folder = path.relative_to(ROOT).parts[0]
-        assert top_imports(path) & set(FOLDERS) <= BELOW[folder] | {folder}
-        assert "tests" not in top_imports(path)
+def test_packages_import_one_way():
+    wrong = []
+    for path in FILES:
+        package = path.relative_to(ROOT).parts[0]
+        used = top_imports(path) & {*FOLDERS, "tests"}
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in used - BELOW[package] - {package}]
+    assert wrong == []
 
-    def test_libraries_stay_in_their_rooms(self, path):
+
+def test_folders_of_search_import_downwards():
+    wrong = []
+    for path in sorted((ROOT / "search").rglob("*.py")):
+        here = path.relative_to(ROOT / "search").parts[0].removesuffix(".py")
+        used = {room(name) for name in imports_of(ast.parse(path.read_text())) if name.startswith("search.")}
+        wrong += [f"{path.relative_to(ROOT)} imports search.{name}" for name in used - ROOMS.get(here, set()) - {here}]
+    assert wrong == []
+
+
+def test_no_two_rooms_import_each_other():
+    order = graphlib.TopologicalSorter(ROOMS)
+    assert list(order.static_order())  # raises CycleError
+
+
+def test_folders_show_nothing_themselves():
+    """What is public is shown by the three packages; a folder's `__init__` is its docstring."""
+    shown = [
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if path.name == "__init__.py" and len(ast.parse(path.read_text()).body) > 1
+    ]
+    offered = [
+        *(f"{folder}/__init__.py" for folder in FOLDERS),
+        "search/cli/__init__.py",
+        "search/workloads/__init__.py",
+    ]
+    assert sorted(shown) == sorted(offered)
+
+
+def test_libraries_stay_in_their_rooms():
+    wrong = []
+    for path in FILES:
         here = str(path.relative_to(ROOT))
-        for library, rooms in ONLY_IN.items():
-            assert library not in top_imports(path) or here in rooms, f"{here} imports {library}"
+        elsewhere = {library for library, rooms in ONLY_IN.items() if here not in rooms}
+        wrong += [f"{here} imports {library}" for library in elsewhere & top_imports(path)]
+    assert wrong == []
 
-    def test_nothing_read_is_executed(self, path):
-        assert list(unsafe_calls(ast.parse(path.read_text()))) == []
+
+def test_nothing_read_is_executed():
+    wrong = {str(path.relative_to(ROOT)): list(unsafe_calls(ast.parse(path.read_text()))) for path in FILES}
+    assert {path: calls for path, calls in wrong.items() if calls} == {}
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,10 @@ def test_plain_pytorch_restores_masks_as_printed(tmp_path, monkeypatch):
     exec(next(b for b in blocks("python.md", "python") if "prune.identity" in b), {"model": restored})  # noqa: S102
     assert torch.equal(restored(images), source(images))
     assert restored.state_dict().keys() >= {"0.weight_orig", "3.weight_orig", "3.bias_orig", "0.bias"}
+
+
+def test_every_module_stands_in_the_design():
+    tree = (ROOT / "docs" / "design.md").read_text()
+    for package in ("spaces", "pruning", "search"):
+        assert [path.name for path in (ROOT / package).glob("[a-z]*.py") if f"`{path.name}`" not in tree] == []
+        assert [str(path) for path in (ROOT / package).glob("*/[a-z]*.py") if f"`{path.stem}`" not in tree] == []

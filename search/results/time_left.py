@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from search.config import SearchConfig
-from search.records import FinalRecord
+from search.records import FinalRecord, TrialRecord
 from search.results.comparison import BASELINES, Comparison
-from search.study.clock import Pace
+
+
+class Pace:
+    """What finished trials took, added up as they come.
+
+    Attributes:
+        trials: how many.
+        spent: running seconds from their starts to their ends.
+        worked: seconds of the phases of their evaluations.
+        latest: running second at which the last of them ended.
+    """
+
+    def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
+        self.trials, self.spent, self.worked, self.latest = 0, 0.0, 0.0, 0.0
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: TrialRecord) -> None:
+        self.trials += 1
+        self.spent += trial.finished - trial.started
+        self.worked += sum(trial.result.seconds.values())
+        self.latest = max(self.latest, trial.finished)
 
 
 def seconds_left(

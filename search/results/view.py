@@ -21,10 +21,9 @@ from search.results.tables import (
     score_finals,
     trial_table,  # fmt: skip
 )
-from search.results.time_left import final_runs_left, seconds_left
+from search.results.time_left import Pace, final_runs_left, seconds_left
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import is_held
-from search.study.clock import Pace
 from spaces.validation import check_limit, is_number
 
 PATIENCE = 0.5

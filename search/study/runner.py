@@ -26,11 +26,11 @@ from search.results.figures import front_png, profile_png
 from search.results.front import Front
 from search.results.selection import best_trial, finalists_of, front_of
 from search.results.tables import FinalScore, score_finals, trial_table
-from search.results.time_left import final_runs_left, seconds_left
+from search.results.time_left import Pace, final_runs_left, seconds_left
 from search.store.folder import StudyFolder
 from search.store.mlflow_tracker import Tracker
 from search.store.optuna_trials import Finished, OptunaTrials
-from search.study.clock import Pace, StudyClock
+from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.training.attempts import Attempt, give_up_on
 from search.training.chance import chance_accuracy

@@ -9,8 +9,7 @@ import pytest
 from search.config import make_config
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
 from search.results.comparison import BASELINES, Comparison, Reference
-from search.results.time_left import final_runs_left, seconds_left
-from search.study.clock import Pace
+from search.results.time_left import Pace, final_runs_left, seconds_left
 from spaces.policy import PruningPolicy
 
 RECIPE = {"trial_epochs": 2.0, "final_epochs": 5.0}
