@@ -513,6 +513,7 @@ class TestGranularities:
         assert 0.27 < removed.encoded <= 0.3
         assert relative_cost(footprint(network, policy), dense).encoded == pytest.approx(0.09, rel=0.005)
 
+    @pytest.mark.slow
     def test_shown(self, table, tmp_path, capsys):
         granularities.run("digits", [0, 1, 2], tmp_path)
         granularities.show(table(), tmp_path / "both.png")

@@ -261,6 +261,7 @@ def test_missing_data_is_an_environment_problem_before_any_study_exists(main, pl
     assert not (root / "fashion-mnist").exists()
 
 
+@pytest.mark.slow
 def test_a_file_as_root_is_an_environment_problem(run, tmp_path):
     (tmp_path / "file").write_text("")
     one_line_error(run("search", "--root", tmp_path / "file", "--trials", 1), 3, "file", "--root")
@@ -272,6 +273,7 @@ def test_a_missing_weights_file_is_an_environment_problem(main, place):
     one_line_error(reply, 3, "absent.pt", "--weights")
 
 
+@pytest.mark.slow
 def test_unsafe_weights_are_refused_and_never_run(run, place, tmp_path):
     canary = tmp_path / "canary"
     bad = tmp_path / "weights.pt"
@@ -499,6 +501,7 @@ def test_a_changed_study_is_refused_with_the_difference(main, finished):
     assert (finished.path / "study.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_json_stdout_holds_nothing_a_workload_prints(run, tmp_path):
     ended = run("inspect", "--root", tmp_path, "--json", "./tiny.py:chatty")
     reply = json.loads(ended.stdout)
@@ -626,6 +629,7 @@ def test_an_export_holds_every_file_with_its_hash(exported, finished):
     assert manifest["size_encoded"] == size / manifest["dense_bytes"] <= finished.limit
 
 
+@pytest.mark.slow
 def test_verify_passes_in_a_fresh_process(run, exported):
     ended = run("verify", exported, "--workload", "./tiny.py:tiny", "--json")
     reply = json.loads(ended.stdout)
@@ -769,6 +773,7 @@ def test_a_mount_point_is_refused_before_any_work(main, finished, tmp_path, monk
     assert main("export", "tiny", "--out", tmp_path / "disk" / "export").code == 0
 
 
+@pytest.mark.slow
 def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
     """Code 1 and one line; all that was asked for besides is there, and what is there is right."""
     (tmp_path / "sparsity.json").write_text('{"conv1.weight": 0.25}')
@@ -783,6 +788,7 @@ def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
     assert verified.code == 0 and "torch-prune file" in verified.out, verified.out
 
 
+@pytest.mark.slow
 def test_an_onnx_file_that_computes_something_else_is_left_out(main, finished, tmp_path, monkeypatch):
     from search.export import onnx_file
 
@@ -1006,6 +1012,7 @@ def test_flags_complete_a_bare_dict_and_cannot_change_a_policy(main, exported, t
     one_line_error(main("apply", exported / "policy.json", *words), 2, "granularity")
 
 
+@pytest.mark.slow
 def test_view_answers_on_this_machine_only(program, place, finished):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -1122,6 +1129,7 @@ def test_a_port_in_use_is_an_environment_problem(main, finished):
         one_line_error(main("view", "--port", taken.getsockname()[1]), 3, "--port")
 
 
+@pytest.mark.slow
 def test_removals_before_masks_from_search_to_verify(run, main, tmp_path):
     words = ("search", "--workload", "./tiny.py:tiny", "--root", tmp_path / "runs", "--max-size", 0.5, "--finalists", 0)
     ended = run(*words, "--granularity", "channel+vector,channel+2:4", "--trials", 4, "--json")

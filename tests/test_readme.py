@@ -19,6 +19,7 @@ from search import get_workload
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROGRAM = shutil.which("prunefront", path=str(Path(sys.executable).parent))
+pytestmark = pytest.mark.slow
 needs_program = pytest.mark.skipif(PROGRAM is None, reason="the command prunefront is not installed beside this Python")
 
 

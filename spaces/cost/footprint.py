@@ -95,8 +95,9 @@ def stored_fractions(network: Network) -> dict[str, float]:
     """Share of the dense file's bytes each weight takes, by name, then all other parameters (biases and norms), all
     buffers and the file's header together; the shares sum to 1.
 
+    >>> from spaces.network import Layer, StoredTensor
     >>> tensors = StoredTensor("w", (66, 2)), StoredTensor("b", (86,))
-    >>> stored_shares(Network(tensors, (Layer("w", "linear", (66, 2), 1),)))
+    >>> stored_fractions(Network(tensors, (Layer("w", "linear", (66, 2), 1),)))
     {'w': 0.528, 'other parameters': 0.344, 'buffers': 0.0, 'header': 0.128}
     """
     layers, total = {layer.name for layer in network.layers}, dense_footprint(network).encoded_bytes

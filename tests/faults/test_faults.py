@@ -21,6 +21,7 @@ import invariants
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_nothing_is_lost_at_ten_seeded_moments(tmp_path):
     """More of them: `python tests/faults/campaign.py kill --moments 100 --seed 0`."""

@@ -197,6 +197,7 @@ def test_a_smaller_network_can_be_made_smaller_again(name):
         assert (wanted - outputs(model, x)).abs().max() <= 1e-4 * wanted.abs().max()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_rebuilds_the_smaller_network(tmp_path):
     model, x = built("squeezenet1_1").eval(), torch.randn(2, 3, 48, 48)
     graph = trace_channels(model, x)

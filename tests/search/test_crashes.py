@@ -222,6 +222,7 @@ class Noted(ProgressReporter):
         self.notes.append(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [segfault, be_killed])
 def test_a_trial_that_ended_its_process_four_times(place, monkeypatch, act):
     """Failed if it did so itself; else it is as good as any other."""
@@ -258,6 +259,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
     assert run_search(before).trials["state"][0] == "complete"
 
 
+@pytest.mark.slow
 def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place, monkeypatch):
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1)
     with monkeypatch.context() as deadly:
@@ -272,6 +274,7 @@ def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(pl
     assert not [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
 
 
+@pytest.mark.slow
 def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatch):
     finals = config(place, "calm-finals", 2, finalists=1, final_seeds=1)
 
@@ -317,6 +320,7 @@ def recorded(place, study: str) -> list[tuple]:
     return [(trial.origin, dict(trial.scores), dict(trial.params), trial.policy.digest) for trial in trials]
 
 
+@pytest.mark.slow
 def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, monkeypatch, guided):
     """Before it is said why it was proposed, and in the middle of that."""
     assert all(scores for _, scores, _, _ in guided[-2:])

@@ -225,6 +225,7 @@ class TestOwnCode:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_a_study_by_own_code_is_begun_resumed_read_and_exported(self, main, own, tmp_path, monkeypatch):
         words = ["search", "--workload", "./tiny.py:tiny", "--root", tmp_path / "root", "--max-size", 0.5]
         words += ["--finalists", 0, "--seeds", "off", "--sampler", "random", "--json"]

@@ -93,6 +93,7 @@ def heard(monkeypatch) -> dict[str, list]:
     return calls
 
 
+@pytest.mark.slow
 def test_only_what_diverged_is_learnt_as_no_accuracy_after_a_resume_and_a_lost_database_too(begin, root, monkeypatch):
     reasons = {
         1: "out-of-memory",

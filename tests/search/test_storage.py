@@ -226,6 +226,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_database_that_contradicts_the_journal_is_made_anew(path, change, caplog):
     """What the sampler learns from, and what Optuna's own tools show, is what was measured."""

@@ -49,6 +49,7 @@ def test_a_signal_while_the_rest_is_imported(tmp_path, number, place):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_ignored_from_outside_is_ignored_while_it_starts(tmp_path):
     """As by `nohup`."""
     words = [sys.executable, "-c", START]

@@ -161,6 +161,7 @@ class TestFinds:
         blind = Search.start(world, evidence_of(), 0).propose_at_random(24, 0)
         assert guided.volume > 1.3 * blind.volume
 
+    @pytest.mark.slow
     def test_a_wrong_scan_costs_little_in_the_end(self, world, evidence_of):
         """Told that the most sensitive layers are the least, studies of 40 trials end near those told nothing."""
         volumes = {}
@@ -184,6 +185,7 @@ class TestFinds:
         masked = [size for (_, size, _), own in zip(found.points[6:], channel, strict=True) if not own]
         assert 0.097 <= min(masked) <= max(masked) <= 0.1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 1])
     def test_smaller_networks_where_an_accuracy_is_asked_for(self, seed, world, evidence_of):
         wanted, evidence = 0.15, evidence_of()
@@ -373,6 +375,7 @@ def learnt(world: World, evidence: Mapping[str, AllocationInputs], trials: int, 
 
 
 class TestScale:
+    @pytest.mark.slow
     def test_rows_stay_bounded_and_keep_the_best_and_the_latest(self, world, evidence_of, monkeypatch):
         rows = Rows(monkeypatch)
         run = learnt(world, evidence_of(), 300, best=7)
@@ -389,6 +392,7 @@ class TestScale:
         run.guide.suggest(60)
         assert len(rows.values[0]) == 60
 
+    @pytest.mark.slow
     def test_the_front_survives_many_later_failures(self, world, evidence_of, monkeypatch):
         """What is non-dominated stays in sight, however long ago it was found."""
         rows, evidence = Rows(monkeypatch), evidence_of(world.profile())

@@ -78,6 +78,7 @@ def test_a_damaged_comparison_is_named_and_all_else_is_shown(copy, finished, mai
     assert refused.code == 4 and f"damaged {path}" in refused.err
 
 
+@pytest.mark.slow
 def test_a_study_sets_a_damaged_comparison_aside_and_compares_again(copy, finished, main, caplog):
     shutil.copytree(finished.root / "cache", copy / "cache")
     path = copy / "tiny" / "comparison.json"

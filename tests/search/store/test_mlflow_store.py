@@ -192,6 +192,7 @@ def test_a_link_to_somebodys_file_leaves_that_as_it_is(tmp_path, caplog):
     assert (tmp_path / "thesis.txt").read_text() == "two years of work" and len(runs(tmp_path / "root")) == 1
 
 
+@pytest.mark.slow
 def test_a_database_of_an_older_mlflow_is_brought_up_to_date_with_all_it_holds(root, caplog):
     from alembic import command
     from alembic.config import Config

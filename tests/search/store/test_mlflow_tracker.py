@@ -74,6 +74,7 @@ def test_artifacts_lie_under_the_root(finished):
     assert parents[0].info.artifact_uri.removeprefix("file://").startswith(str(finished.root.resolve() / "artifacts"))
 
 
+@pytest.mark.slow
 def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
     code = (
         "import builtins, os, sys\n"
@@ -93,6 +94,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
     assert ended.stdout.strip() == "('true', 'true')", ended.stderr
 
 
+@pytest.mark.slow
 def test_four_processes_may_make_the_store_at_once(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom search.store.mlflow_store import open_store, EXPERIMENT\n"

@@ -66,6 +66,7 @@ def begin(root, place):
     return go
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_granularity_can_be_searched(begin, mixed):
     """Seeds, the scan and proposals of all of them; no trial fails or is beyond the limit."""
@@ -85,6 +86,7 @@ def test_a_study_takes_other_schedules(begin):
         begin("wrong", schedule="cubic", trials=2)
 
 
+@pytest.mark.slow
 def test_a_study_keeps_counts_to_a_multiple(begin):
     study = begin("rounded", granularity="channel", round_to=4, trials=10)
     assert set(study.trials["state"]) == {"complete"}
@@ -212,6 +214,7 @@ def test_optuna_knows_what_came_of_the_preferences(begin, root):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_database", [True, False])
 def test_a_study_begun_with_the_older_names_goes_on_as_it_would_have(begin, root, keeps_database):
     """Only its names are older: it proposes what a study of the newer names does."""
@@ -260,6 +263,7 @@ def test_a_finished_study_returns_at_once_and_changes_no_file(begin, root):
     assert {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["guided", "tpe", "random", "nsga2", "gp"])
 def test_every_sampler_runs_and_repeats_itself(begin, root, sampler):
     for study in (f"{sampler}-a", f"{sampler}-b"):
@@ -274,6 +278,7 @@ def test_another_seed_proposes_otherwise(begin, root):
     assert proposed(root, "other")[2:] != proposed(root, "tpe-a")[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["guided", "tpe", "nsga2"])
 def test_a_resumed_study_proposes_what_it_would_have_proposed(begin, root, sampler):
     """13 trials, so that TPE's 10 random ones are over and NSGA-II has a second generation."""
@@ -288,6 +293,7 @@ def test_a_resumed_study_proposes_what_it_would_have_proposed(begin, root, sampl
     assert proposed(root, f"{sampler}-broken") == proposed(root, f"{sampler}-straight")
 
 
+@pytest.mark.slow
 def test_a_longer_budget_goes_on_where_it_ended(begin, root):
     begin("straight", trials=8, seeds=False)
     begin("longer", trials=4, seeds=False)
@@ -297,12 +303,14 @@ def test_a_longer_budget_goes_on_where_it_ended(begin, root):
     assert [path.read_bytes() for path in sorted((root / "longer" / "journal").iterdir())][:4] == first
 
 
+@pytest.mark.slow
 def test_a_longer_budget_brings_no_further_seeds(begin, root):
     begin("grown", trials=4)
     begin("grown", trials=12)
     assert [record.origin in ALLOCATORS for record in records(root, "grown")] == [True] * 2 + [False] * 10
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_is_not_run_again_beyond_the_budget(begin, root):
     with pytest.raises(KeyboardInterrupt):
         begin("shortened", Interrupt(within=4), trials=8)
@@ -322,6 +330,7 @@ def test_where_every_trial_fails_there_are_no_finals(begin, root, monkeypatch):
     assert result.counts["failed"] == 3 and result.comparison is None and result.best is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 5])
 def test_an_interrupted_trial_is_run_again_with_its_own_params(begin, root, number):
     """Trial 1 is a seed, trial 5 the sampler's."""
@@ -340,6 +349,7 @@ def test_an_interrupted_trial_is_run_again_with_its_own_params(begin, root, numb
     assert not any(label.startswith(f"trial {number - 1} ") for label in watcher.asked)
 
 
+@pytest.mark.slow
 def test_a_lost_database_is_rebuilt_from_the_journal(begin, root):
     begin("whole", trials=7)
     shutil.copytree(root / "whole", root / "rebuilt")
@@ -358,6 +368,7 @@ def test_a_lost_database_is_rebuilt_from_the_journal(begin, root):
     ]
 
 
+@pytest.mark.slow
 def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(begin, root):
     """A kill between the journal and tell leaves the trial RUNNING."""
     begin("adopted", trials=3)
@@ -374,6 +385,7 @@ def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(begin, root):
     assert other.get_trials()[3].values[0] == ahead["result"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_deleted_journal_entry_is_repeated(begin, root):
     """As the message about a damaged one advises; what it sampled went with it, so it is proposed anew."""
     begin("hole", trials=4)
@@ -392,6 +404,7 @@ def test_a_deleted_journal_entry_is_repeated(begin, root):
     assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
 
 
+@pytest.mark.slow
 def test_a_garbage_database_is_kept_and_rebuilt_from_the_journal(begin, root):
     before = begin("garbage", trials=2).trials
     path = root / "garbage" / "study.db"
@@ -449,6 +462,7 @@ def test_only_budgets_may_change(begin, root, change, said):
     assert kept["max_size"] == 0.5 and kept["trials"] == 7
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_or_model_is_refused(begin, root, place):
     code = (place / "tiny.py").read_text()
     for name, old, new, said in (
@@ -467,6 +481,7 @@ def test_a_changed_recipe_or_model_is_refused(begin, root, place):
         assert run_search(make_config(workload=f"{file}:tiny", **options)).counts["complete"] == 2
 
 
+@pytest.mark.slow
 def test_settings_not_given_keep_the_stored_values(begin, root, place):
     begin("kept", trials=2, granularity=("channel",), seed=5)
     config = make_config(workload=f"{place / 'tiny.py'}:tiny", study="kept", root=str(root), trials=3, finalists=0)
@@ -499,6 +514,7 @@ class Notes(ProgressReporter):
         self.headlines.append(text)
 
 
+@pytest.mark.slow
 def test_the_environment_is_recorded_and_a_change_of_threads_is_only_said(begin, root, monkeypatch):
     begin("threads", trials=1)
     first = json.loads((root / "threads" / "study.json").read_text())
@@ -516,6 +532,7 @@ def test_the_environment_is_recorded_and_a_change_of_threads_is_only_said(begin,
     assert not [note for note in again.notes if "threads" in note]
 
 
+@pytest.mark.slow
 def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypatch):
     """By a stand-in for the clock's work: what is timed, when it is timed again, and what is written down."""
     calls, measure = [], measure_latency_table
@@ -546,6 +563,7 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
     assert begin("untimed", trials=2, finalists=1, final_seeds=1).comparison.latency is None and len(calls) == 2
 
 
+@pytest.mark.slow
 def test_best_so_far_is_what_would_be_exported(begin):
     """With an accuracy asked for, that is the smallest trial that has it, not the most accurate one."""
     watcher = Notes()
@@ -639,6 +657,7 @@ def _beats(a: dict, b: dict) -> bool:
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_kill_during_dense_training(running, run):
     study = running()
     study.wait_for(lambda: (study.root / "slow" / "journal").is_dir())
@@ -647,6 +666,7 @@ def test_kill_during_dense_training(running, run):
     assert_whole(study, run, {})
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_trial(running, run):
     study = running()
     study.wait_for(lambda: len(study.journal()) == 1 and (study.root / "slow" / "journal").is_dir())
@@ -657,6 +677,7 @@ def test_kill_in_the_middle_of_a_trial(running, run):
     assert_whole(study, run, kept)
 
 
+@pytest.mark.slow
 def test_kill_right_after_a_result_is_written(running, run):
     study = running()
     study.wait_for(lambda: "trial-00001.json" in study.journal())
@@ -666,6 +687,7 @@ def test_kill_right_after_a_result_is_written(running, run):
     assert_whole(study, run, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
 )
@@ -688,6 +710,7 @@ def test_signals_end_resumable_with_their_code(running, run, number, code, word)
         assert {name: study.journal()[name] for name in kept} == kept
 
 
+@pytest.mark.slow
 def test_a_study_of_removals_before_masks_is_searched_and_resumed(begin, root):
     """Any limit on MACs, which masks alone are not within, holds for them too."""
     options = {"granularity": "channel,channel+fine-grained,channel+*:4", "max_macs": 0.8}
