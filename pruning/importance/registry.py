@@ -37,6 +37,7 @@ def register_criterion(
     Raises:
         ValueError: a built-in or empty name, an unknown granularity, or something that cannot be called.
 
+    >>> import torch
     >>> from pruning.importance.weights import element_scores
     >>> register_criterion("doc:spread", lambda weight: (weight - weight.mean()).abs())
     >>> element_scores(torch.tensor([1.0, 2.0, 6.0]), "doc:spread").tolist()
