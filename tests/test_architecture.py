@@ -44,6 +44,8 @@ ROOMS = {
         "training", "user_code", "workloads",
     },
     "config": {"errors", "files", "record_checks"},
+    "dense": {"training"},
+    "run": {"study"},
     "record_checks": {"records"},
     "storage": {"errors"},
 }  # fmt: skip
