@@ -15,6 +15,7 @@ import pruning
 import search
 import spaces
 from pruning import apply_masks_, make_mask, to_torch_prune
+from search.cli.parser import STUDY_FILE, make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,3 +96,15 @@ def test_every_module_stands_in_the_design():
     for package in ("spaces", "pruning", "search"):
         assert [path.name for path in (ROOT / package).glob("[a-z]*.py") if f"`{path.name}`" not in tree] == []
         assert [str(path) for path in (ROOT / package).glob("*/[a-z]*.py") if f"`{path.stem}`" not in tree] == []
+
+
+def test_every_option_stands_in_the_command_line_reference():
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    sections = {text.split("\n", 1)[0]: text for text in re.split(r"^## ", page, flags=re.M)}
+    (commands,) = (action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
+    shared = sections["# Command line"]
+    for name, parser in commands.items():
+        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
+        text = shared + sections[name]
+        assert [o for o in options - {"--help"} if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)] == []
+    assert STUDY_FILE.strip() in sections["search"]
