@@ -57,15 +57,16 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
         with followed(network, follower), torch.random.fork_rng(devices=[]):
             output = network(example)
         for tensor in tensors_in(output):
-            known = follower.elements_of(tensor)
+            known = follower.notes.elements_of(tensor)
             if known is not None:
                 labels.block(known, "its outputs are the network's outputs")
-    settle(follower)
-    places = list(follower.tensors.of_indices())
+    notes = follower.notes
+    settle(notes)
+    places = list(notes.tensors.of_indices())
     outputs = {
-        name: follower.tensors.index_roots(name, output_dim(module))
+        name: notes.tensors.index_roots(name, output_dim(module))
         for name, module in modules.items()
-        if output_dim(module) in follower.emitted.get(name, ())
+        if output_dim(module) in notes.emitted.get(name, ())
     }
     members, unit_of = _number_units(outputs)
     rules = _Rules(model, calls)
@@ -87,12 +88,12 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
         if reason is None and units < 2:
             reason = "all its channels can only go together" + (f": {hints[number]}" if number in hints else "")
         groups.append(ChannelGroup(layers, units, reason or unequal.get(number)))
-    unused = {name: f"its weight is not used as it is{follower.computed[name]}" for name in follower.computed}
-    divisors = {label for array in follower.divisors for label in np.unique(array.numpy()).tolist()}
+    unused = {name: f"its weight is not used as it is{notes.computed[name]}" for name in notes.computed}
+    divisors = {label for array in notes.divisors for label in np.unique(array.numpy()).tolist()}
     zeroed = frozenset(
         name
         for name, buffer in model.named_buffers()
-        if isinstance(buffer, Tensor) and not rules.is_norm(name) and not follower.tensors.any_of(name, divisors)
+        if isinstance(buffer, Tensor) and not rules.is_norm(name) and not notes.tensors.any_of(name, divisors)
     )
     lengths = {(name, dim): len(roots) for name, dim, roots in places}
     return Coupling(tuple(groups), owners, lengths, hints, unused, zeroed)

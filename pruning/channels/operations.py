@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pruning.channels.call import Call
 from pruning.channels.labels import Axes, compacted, narrowed, varies
 from pruning.channels.products import (
     attention,
@@ -43,9 +44,6 @@ from pruning.channels.rearrangements import (
     spatial,
     unfolded,
 )
-
-if TYPE_CHECKING:
-    from pruning.channels.following import Call
 
 FACTORIES = frozenset((
     "empty", "zeros", "ones", "full", "empty_strided", "new_empty", "new_zeros", "new_ones", "new_full",
@@ -115,9 +113,9 @@ def _pointwise(call: Call) -> Axes | Tensor | None:
     if not labelled:
         return None
     if call.name in ("rsqrt", "sqrt", "reciprocal", "log", "pow"):
-        call.follower.divisors.append(labelled[0])
+        call.notes.divisors.append(labelled[0])
     if call.name == "div" and len(known) > 1 and known[1][1] is not None:
-        call.follower.divisors.append(known[1][1])
+        call.notes.divisors.append(known[1][1])
     result = _met(call, labelled)
     for tensor, labels in known:
         if labels is None and tensor.numel() > 1:
@@ -129,7 +127,7 @@ def _pointwise(call: Call) -> Axes | Tensor | None:
 
 def _met(call: Call, arrays: Sequence[Tensor]) -> Tensor:
     """The labels of elements made of others one by one. What varies along the same dimension leaves together."""
-    tensors = call.follower.tensors
+    tensors = call.notes.tensors
     ranked = [(labels, _varied(call.labels.roots(labels))) for labels in arrays]
     ranked.sort(key=lambda one: (not one[1], tensors.own(one[0])))
     result, varied = ranked[0]
@@ -226,7 +224,7 @@ def _group_norm(call: Call) -> list[Tensor] | None:
 
 
 def _normalises(call: Call) -> str:
-    call_place = call.follower.path[-1] if call.follower.path else call.name
+    call_place = call.notes.path[-1] if call.notes.path else call.name
     return f"{call_place} normalises over the channels"
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from pruning.channels.call import Call
 from pruning.channels.labels import Axes, compacted, narrowed, varies
-
-if TYPE_CHECKING:
-    from pruning.channels.following import Call
 
 TWO_KINDS = "a product has two kinds of channels"
 COMPUTED = "the weight that its channels meet is computed from other tensors"
@@ -48,7 +46,7 @@ def convolution(call: Call) -> Tensor | None:
         call.labels.join(
             inputs, columns if len(columns) == len(inputs) else columns.repeat(len(inputs) // len(columns))
         )
-    call.follower.emitted.setdefault(kernel.name, set()).add(of_outputs)
+    call.notes.emitted.setdefault(kernel.name, set()).add(of_outputs)
     if bias is not None and call.of(bias) is not None:
         call.labels.join(outputs, call.of(bias))
     return _fresh(call, outputs).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
@@ -60,12 +58,12 @@ def _computed_rows(call: Call, kernel: Axes | Tensor | None) -> Tensor | None:
     if not isinstance(kernel, Tensor) or isinstance(kernel, Axes):
         return None
     roots = call.labels.roots(kernel)
-    name = call.follower.tensors.computed_from(roots)
+    name = call.notes.tensors.computed_from(roots)
     if name is None or [dim for dim in range(roots.dim()) if varies(roots, dim)] != [0]:
         return None
-    if call.follower.tensors.shape(name) != tuple(roots.shape):
+    if call.notes.tensors.shape(name) != tuple(roots.shape):
         return None
-    call.follower.emitted.setdefault(name, set()).add(0)
+    call.notes.emitted.setdefault(name, set()).add(0)
     return narrowed(roots).reshape(len(roots), -1)[:, 0]
 
 
@@ -85,7 +83,7 @@ def _fresh(call: Call, outputs: Tensor) -> Tensor:
 
 def _is_computed(call: Call, weight: Axes) -> bool:
     """Whether something else was made of the weight before, such as its norm."""
-    return weight.name in call.follower.computed
+    return weight.name in call.notes.computed
 
 
 def _sides(call: Call, value: Tensor, inner: int) -> tuple[Tensor | None, Tensor | None]:
@@ -95,7 +93,7 @@ def _sides(call: Call, value: Tensor, inner: int) -> tuple[Tensor | None, Tensor
         known = call.of(value)
         call.block(known, COMPUTED)
     if isinstance(known, Axes):
-        call.follower.emitted.setdefault(known.name, set()).add(known.dims[1 - inner])
+        call.notes.emitted.setdefault(known.name, set()).add(known.dims[1 - inner])
         return known.labels[inner], _fresh(call, known.labels[1 - inner])
     if known is None:
         return None, None
@@ -144,7 +142,7 @@ def linear(call: Call) -> Tensor | None:
     if not isinstance(known, Axes):
         raise ValueError("a computed weight")
     outputs, inputs = known.labels
-    call.follower.emitted.setdefault(known.name, set()).add(known.dims[0])
+    call.notes.emitted.setdefault(known.name, set()).add(known.dims[0])
     if found is not None and varies(found, found.dim() - 1):
         call.labels.join(call.labels.join_along(found, *range(found.dim() - 1)).reshape(-1), inputs)
     elif found is not None and any(varies(found, dim) for dim in range(found.dim())):
@@ -231,5 +229,5 @@ def weight_norm(call: Call) -> None:
     for tensor in call.args[:2]:
         known = call.raw(tensor)
         if isinstance(known, Axes):
-            call.follower.computed.setdefault(known.name, call.follower.place)
+            call.notes.computed.setdefault(known.name, call.notes.place)
     return

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pruning.channels.call import Call, Split
 from pruning.channels.labels import Axes, compacted, narrowed, varies
-
-if TYPE_CHECKING:
-    from pruning.channels.following import Call
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A dimension of channels that a reshape divided into several."""
-
-    labels: Tensor
-    dims: tuple[int, ...]
 
 
 def moved(call: Call) -> Axes | Tensor | None:
@@ -63,7 +52,7 @@ def reshaped(call: Call) -> Axes | Tensor | None:
 
 
 def note_split(call: Call, labels: Tensor, dims: Sequence[int], before: Sequence[int], after: Sequence[int]) -> None:
-    call.follower.splits.append(Split(labels, tuple(dims)))
+    call.notes.splits.append(Split(labels, tuple(dims)))
     call.hint(labels, f"a reshape from {tuple(before)} to {tuple(after)} mixes its channels with others")
 
 
