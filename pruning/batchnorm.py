@@ -38,6 +38,13 @@ def learning_norms(model: nn.Module) -> list[nn.Module]:
         ]
 
 
+def _mean_and_var(norm: _NormBase) -> tuple[Tensor, Tensor]:
+    """The statistics that every one of `learning_norms` has."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    return mean, var
+
+
 @torch.no_grad()
 def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running statistics of all `learning_norms` by the plain average over `batches`, in place.
@@ -62,20 +69,22 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     first = next(batches, None)
     if first is None:
         raise ValueError("recalibration needs at least one batch of inputs, got none")
-    before, reset, owned = norm_statistics(found), {}, {norm: dict(norm._buffers) for norm in found}
+    before, owned = norm_statistics(found), {norm: dict(norm._buffers) for norm in found}
     norms = [norm for norm in found if isinstance(norm, _NormBase)]
-    others = {norm: OwnStatistics(norm) for norm in found if norm not in norms}
+    others: dict[nn.Module, OwnStatistics] = {norm: OwnStatistics(norm) for norm in found if has_own_statistics(norm)}
     momenta, calls = {norm: norm.momentum for norm in norms}, dict.fromkeys(norms, 0)
-    averages: dict[nn.Module, list[Tensor]] = {}
+    averages: dict[_NormBase, list[Tensor]] = {}
+    moved: list[nn.Module] = []
+    taken: list[nn.Module] = []
 
-    def average(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def average(norm: _NormBase, given: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        norm.momentum = 1 / calls[norm]  # the average so far; None would do with a counter only
+        norm.momentum = share = 1 / calls[norm]  # the average so far; None would do with a counter only
         if given and _has_own_forward(norm):
             dims = [dim for dim in range(given[0].dim()) if dim != 1]
             var, mean = torch.var_mean(given[0].float(), dims)
             old = averages.setdefault(norm, [mean, var])
-            averages[norm] = [torch.lerp(one, new, norm.momentum) for one, new in zip(old, (mean, var), strict=True)]
+            averages[norm] = [torch.lerp(one, new, share) for one, new in zip(old, (mean, var), strict=True)]
 
     hooks = [norm.register_forward_pre_hook(average) for norm in norms]
     try:
@@ -83,21 +92,22 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             model.eval()
             for norm in norms:
                 if not _has_own_forward(norm):  # which may always use the statistics that it has
-                    norm.running_mean.zero_()
-                    norm.running_var.fill_(1)
+                    mean, var = _mean_and_var(norm)
+                    mean.zero_()
+                    var.fill_(1)
                 if isinstance(norm.num_batches_tracked, Tensor):
                     norm.num_batches_tracked.zero_()
                 norm.train()
-            for norm in others:
-                norm.train()
+            for other in others:
+                other.train()
             reset = norm_statistics(norms)
             for batch in chain([first], batches):
                 model(batch)
         moved = [norm for norm in norms if calls[norm] and not _equal(norm, reset[norm])]
-        for norm in averages.keys() & set(moved):
-            mean, var = averages[norm]
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(var)
+        for norm, found_here in averages.items():
+            if norm in moved:
+                for kept, new in zip(_mean_and_var(norm), found_here, strict=True):
+                    kept.copy_(new)
         taken = [norm for norm, own in others.items() if own.take_()]
     except BaseException:
         moved, taken = [], []
@@ -109,8 +119,8 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.momentum = momentum
         for own in others.values():
             own.leave()
-        for norm, buffers in owned.items():
-            _put_back_(norm, buffers)
+        for learning, buffers in owned.items():
+            _put_back_(learning, buffers)
         restore_statistics_({norm: kept for norm, kept in before.items() if norm not in {*moved, *taken}})
     return len(moved) + len(taken)
 

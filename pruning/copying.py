@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType, BuiltinFunctionType, ModuleType)
 
 
-def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def copy_model(model: AnyModule, memo: dict[int, Any] | None = None) -> AnyModule:
     """A copy whose tensors are its own.
 
     Activations that a network keeps are copied without their history. What cannot be copied, such as a generator,
@@ -37,7 +39,8 @@ def copy_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
 
 def _held(model: nn.Module) -> Iterator[Any]:
     """Every tensor and other object that a network refers to, but for containers and modules."""
-    pending, seen = [model], set()
+    pending: list[Any] = [model]
+    seen: set[int] = set()
     while pending:
         value = pending.pop()
         if id(value) in seen or isinstance(value, _PLAIN):

@@ -82,7 +82,7 @@ class GradualPruner:
         self.model = shrink(self.model, plan)
         self.structure = plan.structure
         self.masks = masks_inside(self.masks, self._policy, plan)
-        if self._refits:
+        if self._refits and self._calibration is not None:
             self.model = refit_next_layers(before, self.model, plan, self._calibration)
             self.hold()
         return True

@@ -6,7 +6,7 @@ import platform
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,7 +21,7 @@ from pruning.channels.plan import plan_units
 from pruning.channels.removal import one_line
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
-from pruning.modules import output_dim, prunable_weights
+from pruning.modules import Prunable, output_dim, prunable_weights
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.cost.timing import TimedNetworks, timed_network
@@ -91,7 +91,7 @@ def measure_latency_table(
     device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
     example = _filled(example_input, batch, device)
     sizes = _sizes(network, levels)
-    tasks = _layer_tasks(dense, network, sizes, _observed_calls(dense, example))
+    tasks = _layer_tasks(network, sizes, _observed_calls(dense, example))
     tasks |= {number: _network_task(dense, graph, kept, example) for number, kept in enumerate(sizes)}
     seconds = _time_in_rounds(tasks, repeats, device, clock, progress)
     fastest = {key: min(times) for key, times in seconds.items()}
@@ -139,7 +139,7 @@ def time_networks(
     models = [copy_model(model).eval() for model in (dense, dense, *networks.values())]
     device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
     example = _filled(example_input, batch, device)
-    tasks = {number: partial(model, example) for number, model in enumerate(models)}
+    tasks: dict[_Key, Task] = {number: partial(model, example) for number, model in enumerate(models)}
     taken = _time_in_rounds(tasks, rounds, device, clock, progress)
     fastest = [np.reshape(taken[number], (rounds, NETWORK_RUNS)).min(axis=1).tolist() for number in tasks]
     first, again, *others = (timed_network(seconds, fastest[0]) for seconds in fastest)
@@ -186,6 +186,8 @@ class _Point:
     inputs: int
 
 
+_Key = int | _Point
+"""What is timed: a network by its number, or a layer at a grid point."""
 Kept = Mapping[int, int]
 """Group number -> units kept; absent groups keep all."""
 
@@ -212,24 +214,24 @@ def _shapes(network: Network, kept: Kept) -> dict[str, _Point]:
     units = {number: group.units for number, group in enumerate(network.groups)}
     tensors = {tensor.name: tensor for tensor in network.tensors}
     shapes = {layer.name: tensors[layer.name].shrunk(kept, units) for layer in timed_layers(network)}
-    return {name: _Point(name, *shape[:2]) for name, shape in shapes.items()}
+    return {name: _Point(name, shape[0], shape[1]) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    module: nn.Module
+    module: Prunable
     input: Tensor
 
 
 def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
     """Layer -> every call of its module in one forward pass."""
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
-    calls = defaultdict(list)
+    calls: defaultdict[str, list[_Call]] = defaultdict(list)
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    def note(module: Prunable, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         calls[names[id(module.weight)]].append(_Call(module, (args or tuple(kwargs.values()))[0]))
 
-    called = [module for module in model.modules() if id(getattr(module, "weight", None)) in names]
+    called = [module for module in model.modules() if isinstance(module, Prunable) and id(module.weight) in names]
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
     try:
         with torch.no_grad():
@@ -242,12 +244,10 @@ def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]
     return calls
 
 
-def _layer_tasks(
-    model: nn.Module, network: Network, sizes: Sequence[Kept], calls: Mapping[str, Sequence[_Call]]
-) -> dict[Hashable, Task]:
+def _layer_tasks(network: Network, sizes: Sequence[Kept], calls: Mapping[str, Sequence[_Call]]) -> dict[_Key, Task]:
     """Every layer at every pair of the outputs and inputs that some sizes give it."""
     shapes = [_shapes(network, kept) for kept in sizes]
-    tasks = {}
+    tasks: dict[_Key, Task] = {}
     for layer in timed_layers(network):
         for outputs in {points[layer.name].outputs for points in shapes}:
             for inputs in {points[layer.name].inputs for points in shapes}:
@@ -270,8 +270,8 @@ def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
 def _resized(call: _Call, outputs: int, inputs: int) -> _Call:
     kept = {"weight": {0: tuple(range(outputs)), 1: tuple(range(inputs))}}
     if call.module.bias is not None:
-        channels = inputs * call.module.groups if output_dim(call.module) else outputs
-        kept["bias"] = {0: tuple(range(channels))}
+        groups = 1 if isinstance(call.module, nn.Linear) else call.module.groups
+        kept["bias"] = {0: tuple(range(inputs * groups if output_dim(call.module) else outputs))}
     module = apply_structure(call.module, Structure(kept))
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     dim = call.input.ndim - (module.weight.ndim - 1)
@@ -296,16 +296,16 @@ def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Te
 
 @torch.no_grad()
 def _time_in_rounds(
-    tasks: Mapping[Hashable, Task],
+    tasks: Mapping[_Key, Task],
     repeats: int,
     device: torch.device,
     clock: Clock,
     progress: Callable[[int, int], None] | None,
-) -> dict[Hashable, list[float]]:
+) -> dict[_Key, list[float]]:
     """Seconds of every task in every round that counts."""
     order = [key for key in tasks for _ in range(1 if isinstance(key, _Point) else NETWORK_RUNS)]
     shuffler = random.Random(0)
-    seconds: dict[Hashable, list[float]] = {key: [] for key in tasks}
+    seconds: dict[_Key, list[float]] = {key: [] for key in tasks}
     for number in range(WARM_UP_ROUNDS + repeats):
         shuffler.shuffle(order)
         for key in order:
@@ -332,14 +332,14 @@ def _wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _grid(name: str, fastest: Mapping[Hashable, float]) -> LayerLatency:
+def _grid(name: str, fastest: Mapping[_Key, float]) -> LayerLatency:
     points = [key for key in fastest if isinstance(key, _Point) and key.layer == name]
     outputs, inputs = sorted({point.outputs for point in points}), sorted({point.inputs for point in points})
     seconds = tuple(tuple(fastest[_Point(name, o, i)] for i in inputs) for o in outputs)
     return LayerLatency(tuple(outputs), tuple(inputs), seconds)
 
 
-def _rest(network: Network, sizes: Sequence[Kept], fastest: Mapping[Hashable, float]) -> tuple[RestLatency, ...]:
+def _rest(network: Network, sizes: Sequence[Kept], fastest: Mapping[_Key, float]) -> tuple[RestLatency, ...]:
     """What the networks of these sizes take beyond their layers."""
     layers = timed_layers(network)
     elements = [layer.positions * layer.shape[0] for layer in layers], [layer.numel for layer in layers]
@@ -349,5 +349,6 @@ def _rest(network: Network, sizes: Sequence[Kept], fastest: Mapping[Hashable, fl
         outputs = [layer.positions * points[layer.name].outputs for layer in layers]
         weights = [prod((p.outputs, p.inputs, *x.shape[2:])) for x, p in zip(layers, points.values(), strict=True)]
         beyond = fastest[number] - sum(fastest[point] for point in points.values())
-        rest.append(RestLatency(remaining(elements[0], outputs), remaining(elements[1], weights), max(beyond, 0.0)))
+        left = float(remaining(elements[0], outputs)), float(remaining(elements[1], weights))
+        rest.append(RestLatency(*left, max(beyond, 0.0)))
     return tuple(rest)

@@ -13,6 +13,8 @@ from pruning.copying import copy_model
 from spaces.network import SECOND, Inputs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Prunable = _ConvNd | nn.Linear
+"""A module whose weight masks may act on."""
 
 
 @contextmanager
@@ -35,7 +37,21 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def inputs_of_weights(model: nn.Module) -> dict[str, Inputs]:
     """Where the inputs of each prunable weight lie."""
-    return {name: inputs_of(model.get_submodule(name.rpartition(".")[0])) for name in prunable_weights(model)}
+    return {name: inputs_of(module_of(model, name)) for name in prunable_weights(model)}
+
+
+def module_of(model: nn.Module, weight: str) -> Prunable:
+    """The module of a prunable weight.
+
+    Raises:
+        ValueError: the weight of another kind of module.
+        AttributeError: there is no such module.
+    """
+    module = model.get_submodule(weight.rpartition(".")[0])
+    if not isinstance(module, Prunable):
+        kind = type(module).__name__
+        raise ValueError(f"{weight!r} belongs to a {kind}: only weights of convolutions and linear layers are pruned")
+    return module
 
 
 def check_model(model: object) -> None:
@@ -89,4 +105,4 @@ def output_dim(module: nn.Module) -> int:
 
 def inputs_of(module: nn.Module) -> Inputs:
     """Where the inputs of a module's weight lie, along which patterns `N:M` run."""
-    return Inputs(0, module.groups) if output_dim(module) else SECOND
+    return Inputs(0, module.groups) if isinstance(module, _ConvNd) and output_dim(module) else SECOND

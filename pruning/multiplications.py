@@ -184,19 +184,24 @@ class _Counter(TorchDispatchMode):
     def _fix(self, tensor: Tensor, name: str | None = None) -> None:
         self._fixed[_storage(tensor)] = tensor
         if name is not None:
-            self._origins[_storage(tensor), tensor.storage_offset()] = name, tensor.numel()
+            self._origins[_place(tensor)] = name, tensor.numel()
 
     def _is_fixed(self, tensor: Tensor) -> bool:
         return _storage(tensor) in self._fixed
 
     def _origin(self, tensor: Tensor) -> str | None:
         """The parameter that a fixed tensor holds all elements of; repeated ones (of expanded views) count once."""
-        name, numel = self._origins.get((_storage(tensor), tensor.storage_offset()), (None, 0))
-        if name is None or not self._is_fixed(tensor):
+        found = self._origins.get(_place(tensor))
+        if found is None or not self._is_fixed(tensor):
             return None
+        name, numel = found
         own = prod(length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
         return name if own == numel else None
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    return _storage(tensor), int(tensor.storage_offset())

@@ -86,7 +86,8 @@ def _joined(outputs: Sequence[Any], rows: Sequence[int]) -> Any:
     if isinstance(first, Tensor):
         return _joined_tensor(outputs, rows)
     every = [_parts(output) for output in outputs]
-    if every[0] is None:
+    wanted = every[0]
+    if wanted is None:
         if not isinstance(first, _CONSTANTS):
             raise ValueError(
                 f"the network returns a {type(first).__name__}, which cannot be taken apart: return tensors, alone or "
@@ -97,9 +98,10 @@ def _joined(outputs: Sequence[Any], rows: Sequence[int]) -> Any:
         return first
     if type(first) is list and _one_an_example(outputs, rows):
         return [entry for output in outputs for entry in output]
-    if any(parts is None or parts.keys() != every[0].keys() for parts in every):
+    alike = [parts for parts in every if parts is not None and parts.keys() == wanted.keys()]
+    if len(alike) < len(every):
         raise ValueError(f"the network returns {describe(first)} for one batch and something else for another")
-    return _rebuilt(first, {key: _joined([parts[key] for parts in every], rows) for key in every[0]})
+    return _rebuilt(first, {key: _joined([parts[key] for parts in alike], rows) for key in wanted})
 
 
 def _one_an_example(outputs: Sequence[Any], rows: Sequence[int]) -> bool:
@@ -151,17 +153,18 @@ def _parts(output: object) -> dict[Any, Any] | None:
 
 def _rebuilt(like: Any, parts: Mapping[Any, Any]) -> Any:
     """A container of the same type with other parts."""
+    kind: Callable[..., Any] = type(like)
     if isinstance(like, tuple):
-        return type(like)(*parts.values()) if hasattr(like, "_fields") else type(like)(parts.values())
+        return kind(*parts.values()) if hasattr(like, "_fields") else kind(parts.values())
     if isinstance(like, list):
-        return type(like)(parts.values())
+        return kind(parts.values())
     if isinstance(like, Mapping):
         if not hasattr(like, "__setitem__"):
-            return type(like)(parts)
+            return kind(parts)
         try:
             made = copy.copy(like)
         except TypeError:  # its constructor takes the parts by name
-            return type(like)(**parts)
+            return kind(**parts)
         for key, part in parts.items():
             made[key] = part
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,15 @@ TOLERANCE = 1e-3
 _NAMES = re.compile(r"running|moving|mean|var|avg|std")
 
 
-def has_own_statistics(module: nn.Module) -> bool:
+class OwnNorm(nn.Module):
+    """What `has_own_statistics` knows of a module; for type checkers only."""
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+
+
+def has_own_statistics(module: nn.Module) -> TypeGuard[OwnNorm]:
     """Whether it has the interface of a norm, and is none of PyTorch's."""
     kept = [module._buffers.get(name) for name in STATISTICS]
     return (
@@ -38,7 +47,7 @@ class OwnStatistics:
     taken.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: OwnNorm) -> None:
         self._norm, self._momentum, self._calls, self._fits = norm, norm.momentum, 0, True
         self._sums: dict[str, Tensor] = {}
         others = ((name, one) for name, one in norm.named_buffers(recurse=False) if name not in STATISTICS)

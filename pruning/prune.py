@@ -60,7 +60,7 @@ def prune(
     if plan is None or not plan.structure.kept:
         return pruned
     small = shrink(pruned, plan)
-    if policy.criterion == "reconstruction":
+    if policy.criterion == "reconstruction" and calibration is not None:
         small = refit_next_layers(model, small, plan, calibration)
         apply_masks_(small, masks_inside(masks, policy, plan))
     return small
@@ -68,7 +68,8 @@ def prune(
 
 def _whole_weights(model: nn.Module, policy: PruningPolicy, calibration: Calibration | None) -> dict[str, str]:
     """`unpruned_layers` where channel groups are not known: channels are those of their own weight."""
-    weights, inputs, found = prunable_weights(model), inputs_of_weights(model), {}
+    weights, inputs = prunable_weights(model), inputs_of_weights(model)
+    found: dict[str, str | None] = {}
     unseen = ImportanceScores(model, policy.criterion, calibration=calibration).unseen()
     for name, share in policy.channel_requests().items():
         dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
@@ -76,4 +77,4 @@ def _whole_weights(model: nn.Module, policy: PruningPolicy, calibration: Calibra
     for name, share in policy.mask_requests().items():
         own = mask_obstacle(policy.granularity_of(name), weights[name].shape, share, inputs[name])
         found[name] = found.get(name, own) and own
-    return {name: unseen.get(name) or reason for name, reason in found.items() if unseen.get(name) or reason}
+    return {name: why for name, reason in found.items() if (why := unseen.get(name) or reason)}

@@ -21,7 +21,7 @@ A note `same NAME` marks a tensor that shares NAME's storage. Everything else is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -77,13 +77,17 @@ def encode_model(model: nn.Module) -> bytes:
 
 
 def encode_state(
-    state: Mapping[str, Tensor], sparse: set[str] = frozenset(), transposed: set[str] = frozenset()
+    state: Mapping[str, Tensor], sparse: Set[str] = frozenset(), transposed: Set[str] = frozenset()
 ) -> bytes:
     """Write a state dict; names in `sparse` take their smallest encoding, ties in the order above.
 
     Those in `transposed` are looked at for patterns along both of their first dimensions.
     """
-    entries, dense, payloads, aliases, seen = [], [], {}, {}, {}
+    entries: list[Entry] = []
+    dense: list[Entry] = []
+    payloads: dict[str, bytes] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     for name, tensor in state.items():
         storage = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and storage in seen:

@@ -86,12 +86,12 @@ def from_torch_prune(model: nn.Module) -> MaskedModel:
         name = f"{path}.{attribute}" if path else attribute
         original = getattr(module, attribute + ORIGINAL)
         mask = _checked_mask(name + MASK, getattr(module, attribute + MASK), original)
-        _, earlier_mask, parameter = shared.get(id(original), (None, None, None))
-        if parameter is None or not torch.equal(earlier_mask, mask):
+        earlier = shared.get(id(original))
+        if earlier is None or not torch.equal(earlier[1], mask):
             parameter = nn.Parameter(_product(original, mask), original.requires_grad)
-            shared[id(original)] = original, mask, parameter
+            shared[id(original)] = earlier = original, mask, parameter
         del module._forward_pre_hooks[key]
-        _put_back(module, attribute, parameter)
+        _put_back(module, attribute, earlier[2])
         masks[name] = mask
     return MaskedModel(plain, masks)
 

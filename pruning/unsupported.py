@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from pruning.sparse_file import DTYPE_CODES
 
@@ -23,7 +23,7 @@ def check_kind(model: nn.Module) -> None:
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise ValueError(f"{label} is a DataParallel on {len(module.device_ids)} devices: give its .module")
         for tensor_name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if isinstance(tensor, UninitializedTensorMixin):
+            if is_lazy(tensor):
                 kind = type(module).__name__
                 raise ValueError(
                     f"{kind} {label} has no {tensor_name} before its first batch: run the network once on an example"

@@ -131,7 +131,9 @@ def own_masks(
     rankings: MaskCache, network: Network, layer: Layer, granularity: str, sparsity: float, criterion: str
 ) -> dict[str, Tensor]:
     """Masks of a layer's weight and, where channels go, of its bias: parameter name -> bool mask, True = kept."""
-    group = network.groups[layer.channel_group].layers if granularity == "channel" else (layer.name,)
+    group: tuple[str, ...] = (layer.name,)
+    if granularity == "channel" and layer.channel_group is not None:
+        group = network.groups[layer.channel_group].layers
     policy = PruningPolicy(dict.fromkeys(group, sparsity), granularity, criterion=criterion)
     bias = f"{layer.name.removesuffix('weight')}bias"
     found = {name: mask for name, mask in rankings.masks(policy).items() if name in (layer.name, bias)}
@@ -201,8 +203,8 @@ def mean_shares(rows: Iterable[LayerShare]) -> tuple[MeanShare, ...]:
         common = [name for name in next(iter(found.values())) if all(name in layers for layers in found.values())]
         for granularity, layers in found.items() if common else ():
             chosen = [layers[name] for name in common]
-            errors = [row.output_error for row in chosen]
-            error = None if None in errors else fmean(errors)
+            errors = [row.output_error for row in chosen if row.output_error is not None]
+            error = None if len(errors) < len(chosen) else fmean(errors)
             kept = fmean(row.kept_importance for row in chosen)
             means.append(MeanShare(granularity, sparsity, tuple(common), kept, error))
     return tuple(means)

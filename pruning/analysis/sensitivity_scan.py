@@ -124,8 +124,11 @@ def scan_sensitivity(
     for granularity, names in subjects:
         points[granularity].update(dict.fromkeys(names, rows[granularity, names]))
     seconds = time.perf_counter() - began
-    again = scorer.recalibrated or (None, None)
-    return Profile(fingerprint, len(targets), *scorer.dense, points, seconds, *again, scorer.too_few)
+    (loss_before, metric_before), (loss_after, metric_after) = scorer.dense, scorer.recalibrated or (None, None)
+    return Profile(
+        fingerprint, len(targets), loss_before, metric_before, points, seconds,
+        loss_after, metric_after, scorer.too_few,
+    )  # fmt: skip
 
 
 class _Scorer:
@@ -188,7 +191,7 @@ def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
 def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
     """Raise `NothingToRemove` if every layer stays whole in all these granularities."""
     if not any(_subjects(graph, granularity) for granularity in granularities):
-        whole = {layer.name: unpruned_reason(layer, granularities[0]) for layer in graph.network.prunable}
+        whole = {x.name: unpruned_reason(x, granularities[0]) or "" for x in graph.network.prunable}
         require_removal(whole, whole)
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 

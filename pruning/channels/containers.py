@@ -55,12 +55,14 @@ def try_in_containers(
         number: {_owner(name) for name in plan.structure.kept} for number, plan in plans.items()
     }
     containers = _within_budget({n: _container(paths, modules, calls) for n, paths in owners.items()}, graph.network)
-    held, owned = defaultdict(list), defaultdict(list)
+    held: defaultdict[str, list[int]] = defaultdict(list)
+    owned: defaultdict[str, list[int]] = defaultdict(list)
     for number, path in containers.items():
         held[path].append(number)
         for owner in owners[number]:
             owned[owner].append(number)
-    verdicts, outside = Verdicts(), set()
+    verdicts = Verdicts()
+    outside: set[int] = set()
     active: list[str] = []
     trying = False  # copies of a module have its hooks
 

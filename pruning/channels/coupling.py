@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pruning.channels.following import Follower, followed, settle
 from pruning.channels.labels import Labels
@@ -83,11 +84,11 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
     hints = _by_group(labels.hints(), unit_of)
     unequal = _unequal_groups(owners, [units for _, units in members])
     groups = []
-    for number, (layers, units) in enumerate(members):
+    for number, (layers, count) in enumerate(members):
         reason = obstacles.get(number)
-        if reason is None and units < 2:
+        if reason is None and count < 2:
             reason = "all its channels can only go together" + (f": {hints[number]}" if number in hints else "")
-        groups.append(ChannelGroup(layers, units, reason or unequal.get(number)))
+        groups.append(ChannelGroup(layers, count, reason or unequal.get(number)))
     unused = {name: f"its weight is not used as it is{notes.computed[name]}" for name in notes.computed}
     divisors = {label for array in notes.divisors for label in np.unique(array.numpy()).tolist()}
     zeroed = frozenset(
@@ -126,18 +127,20 @@ def _number_units(outputs: Mapping[str, list[int]]) -> tuple[list[tuple[tuple[st
             number_of |= {c: first for c, n in number_of.items() if n == second}
             number = first
         number_of |= dict.fromkeys(components, number)
-    groups, unit_of = [], {}
+    groups: list[tuple[tuple[str, ...], int]] = []
+    unit_of: dict[int, Unit] = {}
     order = {name: place for place, name in enumerate(outputs)}
-    for names in sorted((sorted(names, key=order.get) for names in members.values()), key=lambda n: order[n[0]]):
-        components = dict.fromkeys(component for name in names for component in outputs[name])
-        unit_of |= {component: (len(groups), unit) for unit, component in enumerate(components)}
-        groups.append((tuple(names), len(components)))
+    in_order = [sorted(names, key=order.__getitem__) for names in members.values()]
+    for names in sorted(in_order, key=lambda n: order[n[0]]):
+        of_group = dict.fromkeys(component for name in names for component in outputs[name])
+        unit_of |= {component: (len(groups), unit) for unit, component in enumerate(of_group)}
+        groups.append((tuple(names), len(of_group)))
     return groups, unit_of
 
 
 def _unequal_groups(owners: Mapping[tuple[str, int], Mapping[int, Unit]], groups: list[int]) -> dict[int, str]:
     """Groups whose units do not own equally many indices of some tensor dimension -> the reason."""
-    reasons = {}
+    reasons: dict[int, str] = {}
     for (tensor, dim), units in owners.items():
         sizes = Counter(units.values())
         for number in {number for number, _ in sizes}:
@@ -195,7 +198,7 @@ class _Rules:
         return None if is_own(module) else False
 
     @staticmethod
-    def _of_convolution(module: nn.Module, label: str) -> str | None:
+    def _of_convolution(module: _ConvNd, label: str) -> str | None:
         if module.groups == module.out_channels < module.in_channels and module.groups > 1:
             return f"{label} sums {module.in_channels // module.groups} inputs in each of {module.groups} groups"
         return None

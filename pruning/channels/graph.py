@@ -39,7 +39,10 @@ def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGra
         return graph
     network = graph.network
     groups = tuple(replace(g, obstacle=reasons.get(n, g.obstacle)) for n, g in enumerate(network.groups))
-    layers = tuple(replace(x, obstacle=reasons.get(x.channel_group, x.obstacle)) for x in network.layers)
+    layers = tuple(
+        x if x.channel_group is None else replace(x, obstacle=reasons.get(x.channel_group, x.obstacle))
+        for x in network.layers
+    )
     owners = {}
     for place, units in graph.owners.items():
         left = np.where(np.isin(units[:, :1], list(reasons)), -1, units)

@@ -7,7 +7,7 @@ so that labels of an activation take no more room than its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -100,7 +100,7 @@ class Labels:
         """Root -> the last hint."""
         return self._first_reasons(reversed(self._hints))
 
-    def _first_reasons(self, noted) -> dict[int, str]:
+    def _first_reasons(self, noted: Iterable[tuple[np.ndarray, str]]) -> dict[int, str]:
         reasons: dict[int, str] = {}
         for labels, reason in noted:
             for root in np.unique(self._roots(labels)).tolist():

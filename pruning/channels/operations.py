@@ -181,7 +181,7 @@ def _softmax(call: Call) -> Tensor | None:
     return labels
 
 
-def _batch_norm(call: Call) -> list[Tensor] | None:
+def _batch_norm(call: Call) -> list[Tensor | None] | None:
     labels = call.of(call.args[0])
     line = None if labels is None else labels.movedim(1, -1)
     for tensor in call.args[1:5]:
@@ -218,8 +218,8 @@ def _group_norm(call: Call) -> list[Tensor] | None:
     if channels != groups and varies(labels, 1):
         call.labels.block(labels, _normalises(call))
     for tensor in (scale, shift):
-        if call.of(tensor) is not None:
-            call.labels.join(labels.movedim(1, -1), call.of(tensor))
+        if (known := call.of(tensor)) is not None:
+            call.labels.join(labels.movedim(1, -1), known)
     return [labels]
 
 
@@ -228,7 +228,7 @@ def _normalises(call: Call) -> str:
     return f"{call_place} normalises over the channels"
 
 
-def _prelu(call: Call) -> Tensor | None:
+def _prelu(call: Call) -> Axes | Tensor | None:
     return _pointwise(call)
 
 

@@ -25,8 +25,8 @@ def convolution(call: Call) -> Tensor | None:
     rows = _computed_rows(call, kernel) if groups == 1 and not transposed else None
     if rows is not None:
         call.block(inputs, COMPUTED)
-        if bias is not None and call.of(bias) is not None:
-            call.labels.join(rows, call.of(bias))
+        if (of_bias := call.of(bias)) is not None:
+            call.labels.join(rows, of_bias)
         return _fresh(call, rows).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
     if not isinstance(kernel, Axes) or kernel.dims != tuple(range(weight.dim())) or _is_computed(call, kernel):
         call.block(call.of(weight), COMPUTED)
@@ -47,8 +47,8 @@ def convolution(call: Call) -> Tensor | None:
             inputs, columns if len(columns) == len(inputs) else columns.repeat(len(inputs) // len(columns))
         )
     call.notes.emitted.setdefault(kernel.name, set()).add(of_outputs)
-    if bias is not None and call.of(bias) is not None:
-        call.labels.join(outputs, call.of(bias))
+    if (of_bias := call.of(bias)) is not None:
+        call.labels.join(outputs, of_bias)
     return _fresh(call, outputs).view(1, -1, *(1,) * (call.out.dim() - 2)).expand(call.out.shape)
 
 
@@ -148,8 +148,8 @@ def linear(call: Call) -> Tensor | None:
     elif found is not None and any(varies(found, dim) for dim in range(found.dim())):
         call.block(outputs, TWO_KINDS)
         return found.narrow(-1, 0, 1).expand(call.out.shape)
-    if bias is not None and call.of(bias) is not None:
-        call.labels.join(outputs, call.of(bias))
+    if (of_bias := call.of(bias)) is not None:
+        call.labels.join(outputs, of_bias)
     return _fresh(call, outputs).expand(call.out.shape)
 
 

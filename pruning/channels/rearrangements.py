@@ -44,8 +44,8 @@ def reshaped(call: Call) -> Axes | Tensor | None:
     labels = known.reshape(after)
     if labels.untyped_storage().data_ptr() != known.untyped_storage().data_ptr():
         labels = compacted(labels)
-    for _, dims in _parts(before, after):
-        dims = tuple(dim for dim in dims if after[dim] > 1)
+    for _, divided_into in _parts(before, after):
+        dims = tuple(dim for dim in divided_into if after[dim] > 1)
         if len(dims) > 1 and any(varies(labels, dim) for dim in dims):
             note_split(call, labels, dims, before, after)
     return labels
@@ -76,8 +76,10 @@ def spatial(call: Call) -> Any:
         changed = [dims - 1 - place for place in range(len(places) // 2) if places[2 * place : 2 * place + 2] != [0, 0]]
         if any(varies(labels, dim) for dim in changed):
             return call.operator(labels, call.args[1], 0)
+    elif (count := re.search(r"([123])d", call.name)) is not None:
+        changed = list(range(out.dim() - int(count[1]), out.dim()))
     else:
-        changed = list(range(out.dim() - int(re.search(r"([123])d", call.name)[1]), out.dim()))
+        raise ValueError("no number of dimensions in its name")
     result = call.labels.join_along(labels, *changed)
     return result.expand(out.shape)
 
@@ -262,7 +264,7 @@ def beside_channels(call: Call) -> list[Tensor | None]:
     (labels,) = moving
     (dim,) = (dim for dim in range(labels.dim()) if varies(labels, dim))
     call.hint(labels, f"operation {call.name!r} is not followed")
-    found = []
+    found: list[Tensor | None] = []
     for out in tree_leaves(call.out):
         if out.dim() != labels.dim() or out.shape[dim] != labels.shape[dim]:
             raise ValueError("its channels do not stay where they are")

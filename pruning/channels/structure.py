@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pruning.copying import copy_model
+from pruning.copying import AnyModule, copy_model
 from pruning.modules import is_depthwise, is_own, model_tensors
 from spaces.validation import unknown
 
@@ -66,7 +67,7 @@ class Structure:
         return cls({name: _parsed_dimensions(name, dimensions) for name, dimensions in data["kept"].items()})
 
 
-def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
+def apply_structure(model: AnyModule, structure: Structure) -> AnyModule:
     """A new model whose tensors hold only the kept indices and whose modules know their new sizes.
 
     Applied to a freshly built dense model and followed by `load_state_dict(strict=True)` it reproduces a
@@ -88,7 +89,7 @@ def apply_structure(model: nn.Module, structure: Structure) -> nn.Module:
     return small
 
 
-def with_indices(model: nn.Module, indices: Mapping[str, Mapping[int, Sequence[int]]]) -> nn.Module:
+def with_indices(model: AnyModule, indices: Mapping[str, Mapping[int, Sequence[int] | np.ndarray]]) -> AnyModule:
     """A copy of `model` whose tensors hold these indices, in this order; what modules know of sizes stays.
 
     Args:
@@ -118,7 +119,7 @@ def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int
     return {dim: tuple(indices) for dim, indices in dimensions.items()}
 
 
-def _parsed_dimensions(name: object, dimensions: object) -> object:
+def _parsed_dimensions(name: object, dimensions: Any) -> Any:
     """JSON's text keys as numbers; whatever else is wrong is left to `_checked_dimensions`."""
     if not isinstance(dimensions, Mapping):
         return dimensions
@@ -136,9 +137,9 @@ def _check_range(name: str, shape: tuple[int, ...], dimensions: Mapping[int, tup
             raise ValueError(f"{name!r} has no index {indices[-1]} in dimension {dim}: the last is {shape[dim] - 1}")
 
 
-def _select(dense: Tensor, dimensions: Mapping[int, Sequence[int]]) -> Tensor:
+def _select(dense: Tensor, dimensions: Mapping[int, Sequence[int] | np.ndarray]) -> Tensor:
     """The indices, laid out in memory in the same order of dimensions (such as channels_last)."""
-    order = sorted(range(dense.ndim), key=lambda dim: (-dense.stride(dim), dense.shape[dim] == 1))
+    order = sorted(range(dense.ndim), key=lambda dim: (-dense.stride()[dim], dense.shape[dim] == 1))
     selected = dense.detach().permute(order)
     for dim, indices in dimensions.items():
         selected = selected.index_select(order.index(dim), torch.as_tensor(indices, device=dense.device))
@@ -166,7 +167,7 @@ def _update_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.input_size = module.all_weights[0][0].shape[1]  # `weight_ih_l0`
     elif isinstance(module, nn.RNNCellBase):
         module.input_size = module.weight_ih.shape[1]
     elif not is_own(module):

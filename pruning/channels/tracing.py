@@ -74,8 +74,8 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         offenders = find_offenders(trial.eval(), graph, coupling.hints, calls)
     if not offenders:
         return graph
-    groups = enumerate(coupling.groups)
-    groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in groups)
+    numbered = enumerate(coupling.groups)
+    groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in numbered)
     return _build_graph(bare, replace(coupling, groups=groups), example)
 
 
@@ -111,7 +111,9 @@ def _counted_calls(model: nn.Module) -> Iterator[Counter[nn.Module]]:
 def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Multiplications) -> Network:
     """Tensors and layers with no group yet; every layer has the obstacle of being in none."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    tensors, aliases, first_names = [], {}, {}
+    tensors: list[StoredTensor] = []
+    aliases: dict[str, str] = {}
+    first_names: dict[tuple[Any, ...], str] = {}
     for name, tensor in model.state_dict().items():
         first = first_names.setdefault(_storage(tensor), name) if tensor.numel() else name
         if first != name:

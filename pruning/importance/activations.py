@@ -13,21 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.batches import examples_at_once
 from pruning.calibration import SCORE_BATCH, Calibration
-from pruning.modules import observed, prunable_weights
+from pruning.modules import Prunable, module_of, observed, prunable_weights
 from pruning.multiplications import eager
 
-_GRADIENTS_OF_WEIGHTS = {1: nn.grad.conv1d_weight, 2: nn.grad.conv2d_weight, 3: nn.grad.conv3d_weight}
+_GRADIENTS_OF_WEIGHTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+See = Callable[[str, Prunable, Tensor], None]
+"""Told of a layer, its module, and the module's input."""
 
 
 def observe_inputs(
     model: nn.Module,
     layers: Collection[str],
     calibration: Calibration,
-    see: Callable[[str, nn.Module, Tensor], None],
+    see: See,
     in_parts: bool = False,
 ) -> None:
     """Call `see(layer, its module, its input)` for every call of these layers on every batch, in eval mode.
@@ -38,8 +42,8 @@ def observe_inputs(
     """
     called = set()
 
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def meet(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def hook_of(name: str) -> Callable[[Prunable, tuple[Tensor, ...]], None]:
+        def meet(module: Prunable, inputs: tuple[Tensor, ...]) -> None:
             called.add(name)
             see(name, module, inputs[0].detach())
 
@@ -48,7 +52,7 @@ def observe_inputs(
     with observed(model) as network, torch.no_grad(), eager():
         at_once = examples_at_once(network, calibration.inputs, SCORE_BATCH) if in_parts else SCORE_BATCH
         parts = [part for inputs, _ in calibration.batches() for part in inputs.split(at_once)]
-        modules = {name: network.get_submodule(name.rpartition(".")[0]) for name in layers}
+        modules = {name: module_of(network, name) for name in layers}
         hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
         for part in parts:
             network(part)
@@ -64,7 +68,7 @@ def observe_inputs(
 class _Products(TorchDispatchMode):
     """Calls `see(layer, its module, what its weight is multiplied with)` for every matrix product with one of them."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, nn.Module, Tensor], None]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Linear], see: See) -> None:
         super().__init__()
         self._of = {module.weight.data_ptr(): (name, module) for name, module in modules.items()}
         self._see = see
@@ -73,9 +77,9 @@ class _Products(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         if function.overloadpacket.__name__ in ("mm", "addmm"):
             inputs, factor = args[-2:]
-            name, module = self._of.get(factor.data_ptr(), ("", None))
-            if module is not None and factor.shape == module.weight.shape[::-1]:
-                self._see(name, module, inputs.detach())
+            found = self._of.get(factor.data_ptr())
+            if found is not None and factor.shape == found[1].weight.shape[::-1]:
+                self._see(*found, inputs.detach())
         return out
 
 
@@ -87,14 +91,14 @@ def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, T
     weights = prunable_weights(model)
     energies = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
 
-    def see(name: str, module: nn.Module, inputs: Tensor) -> None:
+    def see(name: str, module: Prunable, inputs: Tensor) -> None:
         energies[name] += input_energy(module, inputs)
 
     observe_inputs(model, list(weights), calibration, see, in_parts=True)
     return {name: weights[name].detach().abs() * energies[name].sqrt().to(weights[name]) for name in weights}
 
 
-def input_energy(module: nn.Module, inputs: Tensor) -> Tensor:
+def input_energy(module: Prunable, inputs: Tensor) -> Tensor:
     """Sum of squares of the values each element of the weight multiplies (of the weight's shape, at least 32 bit).
 
     Of a convolution it is the derivative, by the weight, of the outputs' sum on squared inputs. Of a transposed one it
@@ -129,10 +133,10 @@ class Patches:
         count: how many rows there are.
     """
 
-    def __init__(self, module: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, module: Prunable, inputs: Tensor) -> None:
         if isinstance(module, nn.Linear):
             self._patches = inputs.reshape(-1, module.in_features)
-            self._shape = (len(self._patches),)
+            self._shape: tuple[int, ...] = (len(self._patches),)
             self.count = len(self._patches)
             return
         dimensions = module.weight.ndim - 2
@@ -147,18 +151,20 @@ class Patches:
     def rows(self, numbers: Tensor) -> Tensor:
         """The rows of these numbers (m,), as (m, weight.flatten(1).shape[1])."""
         example, *positions = torch.unravel_index(numbers, self._shape)
-        return self._patches[example, :, *positions].flatten(1)
+        index: tuple[Tensor | slice, ...] = (example, slice(None), *positions)
+        return self._patches[index].flatten(1)
 
 
-def _padded(module: nn.Module, inputs: Tensor) -> Tensor:
+def _padded(module: _ConvNd, inputs: Tensor) -> Tensor:
     """The inputs with the convolution's own padding around them."""
-    if module.padding == "valid":
+    padding = module.padding
+    if padding == "valid":
         return inputs
-    around = []
+    around: list[int] = []
     for dim in reversed(range(module.weight.ndim - 2)):
-        if module.padding == "same":
+        if isinstance(padding, str):  # "same"
             total = module.dilation[dim] * (module.kernel_size[dim] - 1)
             around += [total // 2, total - total // 2]
         else:
-            around += [module.padding[dim]] * 2
+            around += [padding[dim]] * 2
     return F.pad(inputs, around, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)

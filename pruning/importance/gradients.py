@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -76,7 +78,7 @@ def obd_hutchinson(model: nn.Module, calibration: Calibration, seed: int = 0) ->
                 weight = len(inputs) / len(calibration.inputs) / HUTCHINSON_PROBES
                 first = _gradients(loss, parameters, inputs, targets, create_graph=True)
                 for signs in probes:
-                    along = sum((first[name] * signs[name]).sum() for name in parameters)
+                    along = reduce(add, ((first[name] * signs[name]).sum() for name in parameters))
                     for name, second in _derivatives(along, parameters, retain_graph=True).items():
                         diagonal[name] += weight * signs[name] * second
         return _obd(parameters, {name: h.clamp_min(0) for name, h in diagonal.items()})
@@ -122,7 +124,8 @@ def _batch_gradients(loss: _Loss, parameters: Parameters, batch: Batch, at_once:
     if not rest:
         return first[1]
     count = len(batch[0])
-    return {name: sum(n / count * found[name] for n, found in (first, *rest)) for name in parameters}
+    every = (first, *rest)
+    return {name: reduce(add, (n / count * found[name] for n, found in every)) for name in parameters}
 
 
 def _gradients(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor, **options: Any) -> Parameters:

@@ -17,6 +17,7 @@ from pruning.channels.topology import columns_of, readers
 from pruning.copying import copy_model
 from pruning.importance.activations import Patches, observe_inputs
 from pruning.importance.weights import NotFiniteError
+from pruning.modules import Prunable
 
 OUTPUTS_A_BATCH = 1024
 """Output values of the next layer looked at in each batch, drawn from all of its channels and positions."""
@@ -60,7 +61,7 @@ def unseen_groups(model: nn.Module, graph: ChannelGraph, calibration: Calibratio
 def _grams(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, _Gram]:
     found = {number: _Gram(model, graph, number) for number in _defined_groups(graph)}
 
-    def see(reader: str, module: nn.Module, inputs: Tensor) -> None:
+    def see(reader: str, module: Prunable, inputs: Tensor) -> None:
         for gram in found.values():
             if gram.reader == reader:  # several groups, where it reads their concatenation
                 gram.add(module, inputs)
@@ -84,7 +85,7 @@ class _Gram:
         count = graph.network.groups[number].units
         self._sums = torch.zeros(count, count, dtype=torch.float64)
 
-    def add(self, module: nn.Module, inputs: Tensor) -> None:
+    def add(self, module: Prunable, inputs: Tensor) -> None:
         added = _contributions(module, inputs, self._units, len(self._sums), self._generator)
         self._sums += added.T @ added
 
@@ -98,7 +99,7 @@ class _Gram:
         return _greedy(self._sums.numpy())
 
 
-def _contributions(module: nn.Module, inputs: Tensor, units: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _contributions(module: Prunable, inputs: Tensor, units: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """What each unit adds to sampled output values: (values, units)."""
     patches, weight = Patches(module, inputs), module.weight.detach().flatten(1)
     every = patches.count * len(weight)
@@ -155,7 +156,7 @@ def _rows(model: nn.Module, reader: str, calibration: Calibration) -> Tensor:
     share = -(-REFIT_ROWS // len(list(calibration.batches())))
     generator, rows = torch.Generator().manual_seed(0), []
 
-    def see(_: str, module: nn.Module, inputs: Tensor) -> None:
+    def see(_: str, module: Prunable, inputs: Tensor) -> None:
         patches = Patches(module, inputs)
         numbers = torch.arange(patches.count)
         if patches.count > share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -15,11 +16,26 @@ OfWeight = Callable[[Tensor], Tensor]
 """weight -> scores of its shape."""
 OfModel = Callable[[nn.Module, Calibration], Mapping[str, Tensor]]
 """(model in eval mode, calibration) -> layer -> scores of its weight's shape."""
-_own: dict[str, OfWeight | OfModel] = {}
+_own: dict[str, Callable[..., Any]] = {}
 
 
+@overload
 def register_criterion(
-    name: str, function: OfWeight | OfModel, granularities: Iterable[str] | None = None, needs_data: bool = False
+    name: str,
+    function: OfWeight,
+    granularities: Iterable[str] | None = None,
+    needs_data: Literal[False] = False,
+) -> None: ...
+@overload
+def register_criterion(
+    name: str, function: OfModel, granularities: Iterable[str] | None = None, *, needs_data: Literal[True]
+) -> None: ...
+@overload
+def register_criterion(
+    name: str, function: Callable[..., Any], granularities: Iterable[str] | None, needs_data: bool
+) -> None: ...
+def register_criterion(
+    name: str, function: Callable[..., Any], granularities: Iterable[str] | None = None, needs_data: bool = False
 ) -> None:
     """Make a criterion of one's own usable wherever a criterion is named; again replaces it.
 
@@ -53,8 +69,10 @@ def register_criterion(
     _own[name] = function
 
 
-def own_function(criterion: str) -> OfWeight | OfModel | None:
-    """The function registered under this name; None for built-in words.
+def own_function(criterion: str) -> Callable[..., Any] | None:
+    """The function registered under this name, an `OfModel` where the criterion needs data, else an `OfWeight`.
+
+    None for built-in words. What it gives is a stranger's: it is checked where it is used.
 
     Raises:
         ValueError: a criterion of somebody's own that is not registered in this process.

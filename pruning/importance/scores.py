@@ -7,7 +7,9 @@ calibration data) is known here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_prod
 from pruning.importance.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
 from pruning.importance.registry import own_function
 from pruning.importance.weights import PLAIN, checked_scores, element_scores, spread, unit_sums, zeros_first
-from pruning.modules import inputs_of_weights, observed, output_dim, prunable_weights
+from pruning.modules import inputs_of_weights, module_of, observed, output_dim, prunable_weights
 from pruning.units import unit_scores
 from spaces.criteria import check_criterion, criterion_word
 from spaces.granularity import obstacle_to
@@ -94,9 +96,9 @@ class ImportanceScores:
         if not terms.any():  # nothing is known of it any more: what went before goes on to go first
             return element_scores(weight, "magnitude-l1")
         if self.criterion == "taylor-group":
-            module = self._model.get_submodule(name.rpartition(".")[0])
-            dim = output_dim(module) if granularity == "channel" else 0
-            units = sum(unit_sums(of_batch.double().movedim(dim, 0), granularity).square() for of_batch in terms)
+            dim = output_dim(module_of(self._model, name)) if granularity == "channel" else 0
+            of_batches = (unit_sums(of_batch.double().movedim(dim, 0), granularity) for of_batch in terms)
+            units = reduce(add, (sums.square() for sums in of_batches))
             units = checked_scores(units, self.criterion, units.shape)
             return spread(units, weight.detach().movedim(dim, 0), granularity).movedim(0, dim)
         return zeros_first(checked_scores(terms.sum(0), self.criterion, weight.shape), weight.detach())
@@ -113,14 +115,14 @@ class ImportanceScores:
             ValueError: the criterion is not defined for the group (the reason is named), NaN or infinite
                 weights (layer named) or scores.
         """
-        group = self._graph.network.groups[number]
+        group = self._traced.network.groups[number]
         if reason := self.obstacle(number):
             raise ValueError(f"{group.layers[0]}: {reason}")
         check_criterion(self.criterion, ["channel"])
         if self.criterion == "reconstruction":
             scores = self._orders[number]
         elif self.criterion == "next-layer":
-            scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self._graph, number)])
+            scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self._traced, number)])
         else:
             generator = torch.Generator().manual_seed(self._seed + number)  # the same at every step of a ramp
             scores = _mean_over_layers([self._of_layer(name, group.units, generator) for name in group.layers])
@@ -140,24 +142,39 @@ class ImportanceScores:
 
     def obstacle(self, number: int) -> str | None:
         """Why the criterion is not defined for this channel group; None if it is."""
-        return _obstacle(self.criterion, self._graph, number, self._norms if self.criterion == "bn-scale" else {})
+        return _obstacle(self.criterion, self._traced, number, self._norms if self.criterion == "bn-scale" else {})
+
+    @property
+    def _traced(self) -> ChannelGraph:
+        if self._graph is None:
+            raise ValueError(
+                "channel groups are known from a graph only: give graph=pruning.trace_channels(model, example)"
+            )
+        return self._graph
+
+    @property
+    def _data(self) -> Calibration:
+        assert self._calibration is not None, "asked for by criteria that need data, and those are refused without"
+        return self._calibration
 
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:
-        return reconstruction_orders(self._model, self._graph, self._calibration)
+        return reconstruction_orders(self._model, self._traced, self._data)
 
     @cached_property
     def _norms(self) -> dict[str, str]:
-        return following_norms(self._model, self._graph.example_input)
+        return following_norms(self._model, self._traced.example_input)
 
     @cached_property
-    def _of_data(self) -> Mapping[str, Tensor]:
+    def _of_data(self) -> Any:
+        """Layer -> scores; of a criterion of the user's own, whatever it gives."""
         if self.criterion in _OF_PARAMETERS:
-            return _OF_PARAMETERS[self.criterion](self._model, self._calibration)
+            return _OF_PARAMETERS[self.criterion](self._model, self._data)
         if self.criterion == "activation":
-            return activation_scores(self._model, self._calibration)
+            return activation_scores(self._model, self._data)
+        assert self._own is not None, "all other criteria that need data are the user's own"
         with observed(self._model) as network:
-            return self._own(network, self._calibration)
+            return self._own(network, self._data)
 
     def _terms(self, name: str) -> Tensor:
         """What the criterion found in calibration data: (batches, *shape of the weight)."""
@@ -169,11 +186,12 @@ class ImportanceScores:
 
     def _of_layer(self, name: str, count: int, generator: torch.Generator) -> np.ndarray:
         """Unit scores (count,) of one layer of a group."""
-        dim = self._graph.network.output_dim(name)
-        units = self._graph.owners[name, dim][:, 1]
+        graph = self._traced
+        dim = graph.network.output_dim(name)
+        units = graph.owners[name, dim][:, 1]
         if self.criterion == "bn-scale":
             scale = self._model.get_parameter(f"{self._norms[name]}.weight").detach().abs().double().cpu()
-            return _by_unit(scale, self._graph.owners[f"{self._norms[name]}.weight", 0][:, 1], count)
+            return _by_unit(scale, graph.owners[f"{self._norms[name]}.weight", 0][:, 1], count)
         if self._needs_data:
             sums = np.stack([self._unit_terms(name, batch, count) for batch in range(len(self._terms(name)))])
             return (sums**2 if self.criterion == "taylor-group" else sums).sum(0)
@@ -187,7 +205,7 @@ class ImportanceScores:
 
     def _unit_terms(self, name: str, batch: int, count: int) -> np.ndarray:
         """Terms (count,) of one batch by unit, with all that leaves with a layer's output channels."""
-        dim, owners = self._graph.network.output_dim(name), self._graph.owners
+        dim, owners = self._traced.network.output_dim(name), self._traced.owners
         total = _by_unit(self._terms(name)[batch].double().movedim(dim, 0), owners[name, dim][:, 1], count)
         norm = self._norms.get(name) if self.criterion in _OF_PARAMETERS else None
         partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
@@ -200,19 +218,19 @@ class ImportanceScores:
     def _slice_norms(self, number: int, reader: str) -> np.ndarray:
         """Frobenius norm of the reader's input slice of each unit (units,)."""
         weight = self._model.get_parameter(reader).detach().cpu().double()
-        weight = weight.movedim(self._graph.network.by_name[reader].input_dim, 1)
-        units = columns_of(self._graph, number, reader, tuple(weight.shape))
+        weight = weight.movedim(self._traced.network.by_name[reader].input_dim, 1)
+        units = columns_of(self._traced, number, reader, tuple(weight.shape))
         squares = weight.flatten(1).square().sum(0)[units >= 0]
-        count = self._graph.network.groups[number].units
+        count = self._traced.network.groups[number].units
         return torch.zeros(count, dtype=torch.float64).index_add_(0, units[units >= 0], squares).sqrt().numpy()
 
     def _zeros_first(self, number: int, scores: np.ndarray) -> np.ndarray:
         """Units without a weight left go before all others: what is masked stays masked along a ramp."""
-        left = np.zeros(len(scores))
-        for name in self._graph.network.groups[number].layers:
-            dim = self._graph.network.output_dim(name)
+        left, graph = np.zeros(len(scores)), self._traced
+        for name in graph.network.groups[number].layers:
+            dim = graph.network.output_dim(name)
             weight = self._model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
-            left += _by_unit(weight.abs(), self._graph.owners[name, dim][:, 1], len(scores))
+            left += _by_unit(weight.abs(), graph.owners[name, dim][:, 1], len(scores))
         return np.where(left > 0, np.maximum(scores, np.finfo(np.float64).tiny), 0.0)
 
 
@@ -242,13 +260,14 @@ def restrict_graph(
         ValueError: an unknown criterion, or scores of the user's own function that are none.
     """
     seeing = calibration is not None and criterion_word(check_criterion(criterion)).needs_data
+    data = calibration if seeing else None
     if criterion not in _OF_NEIGHBOURS:
-        return leave_whole(graph, ImportanceScores(model, criterion, graph, calibration).unseen()) if seeing else graph
+        return graph if data is None else leave_whole(graph, ImportanceScores(model, criterion, graph, data).unseen())
     norms = following_norms(model, graph.example_input) if criterion == "bn-scale" else {}
     numbers = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
     reasons = {number: _obstacle(criterion, graph, number, norms) for number in numbers}
     graph = refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
-    return refuse_groups(graph, unseen_groups(model, graph, calibration)) if seeing else graph
+    return graph if data is None else refuse_groups(graph, unseen_groups(model, graph, data))
 
 
 def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[str, str]) -> str | None:

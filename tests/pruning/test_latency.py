@@ -288,6 +288,24 @@ def test_networks_that_cannot_be_timed(residual, vgg_graph, images):
         measure_latency_table(model, trace_channels(model, example), example)
 
 
+class TiedHead(nn.Module):
+    """Its embedding has the weight of its last layer, and is no layer that is timed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.inner, self.embed = nn.Linear(6, 11, bias=False), nn.Linear(6, 6), nn.Embedding(11, 6)
+        self.embed.weight = self.head.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.embed(x.abs().long()).mean(1)))
+
+
+def test_another_kind_of_module_with_the_weight_of_a_layer_is_not_timed():
+    model, x = TiedHead(), torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) * 9
+    table = measure_latency_table(model, trace_channels(model, x), x, repeats=1)
+    assert set(table.layers) == {"head.weight", "inner.weight"}
+
+
 class Ticking:
     """A clock that only networks move on; copies of a network go by the same one."""
 

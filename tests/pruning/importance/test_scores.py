@@ -339,6 +339,10 @@ class TestWords:
         ):
             prune(vgg, policy)
 
+    def test_groups_need_a_graph(self, vgg):
+        with pytest.raises(ValueError, match=r"^channel groups are known from a graph only: give graph="):
+            ImportanceScores(vgg, "magnitude-l1").group(0)
+
 
 class TestOwn:
     def test_of_a_weight(self, own, vgg, vgg_graph):
