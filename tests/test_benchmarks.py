@@ -201,7 +201,7 @@ class TestSignFlip:
     def test_by_hand(self, values, p):
         assert sign_flip_p(values) == p
 
-    @settings(deadline=None, derandomize=True, max_examples=50)
+    @settings.get_profile("few")
     @given(values=st.lists(st.integers(-9, 9), min_size=1, max_size=6))
     def test_equals_the_count_over_all_flips(self, values):
         sums = [

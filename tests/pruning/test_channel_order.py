@@ -131,7 +131,7 @@ def test_sorting_changes_the_weights_but_no_output(network, criterion):
     assert_same_outputs(model, reordered)
 
 
-@settings(max_examples=30, deadline=None)
+@settings.get_profile("few")
 @given(st.data())
 def test_every_order_is_the_same_function_and_its_inverse_restores_every_bit(data):
     network = data.draw(st.sampled_from(NETWORKS))

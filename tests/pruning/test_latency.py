@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -171,7 +171,6 @@ def test_masks_change_nothing(cases):
     assert case.predictor.share(PruningPolicy(dict.fromkeys(case.layers, 0.9))) == 1.0
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
 @given(data=st.data(), name=st.sampled_from(NAMES))
 def test_removing_more_never_takes_longer(cases, data, name):
     case = cases[name]

@@ -36,7 +36,6 @@ class TestCounts:
         assert int((~mask).sum()) == 19
         assert achieved_sparsity(mask) == pytest.approx(19 / 25)
 
-    @settings(deadline=None, max_examples=200, derandomize=True)
     @given(small_weights, st.floats(0, 1, exclude_max=True))
     def test_exact_with_many_ties(self, weight, sparsity):
         removed = min(math.floor(sparsity * len(weight) + 0.5), len(weight) - 1)
@@ -58,7 +57,7 @@ class TestCounts:
         assert mask[-1, -1]
         assert int(mask.sum()) == (1 if granularity == "fine-grained" else 6)
 
-    @settings(deadline=None, max_examples=50, derandomize=True)
+    @settings.get_profile("few")
     @given(st.integers(0, 10**6), st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), st.sampled_from(GRANULARITIES))
     def test_nested(self, seed, shares, granularity):
         weight = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(seed))

@@ -16,7 +16,6 @@ from pruning import measure_cost, prune, trace_channels
 from pruning.calibration import Calibration
 from pruning.channels.structure import apply_structure
 from pruning.gradual import GradualPruner
-from pruning.mask_cache import MaskCache
 from pruning.policy_masks import policy_masks
 from spaces import GRANULARITIES, NothingToRemove, PruningPolicy, Schedule, footprint
 from spaces.cost.effect import achieved
@@ -129,7 +128,7 @@ class TestPrune:
         expected = footprint(vgg_graph.network, policy)
         assert (cost.parameters, cost.nonzero, cost.macs) == (expected.parameters, expected.nonzero, expected.macs)
 
-    @settings(deadline=None, derandomize=True, max_examples=40)
+    @settings.get_profile("few")
     @given(data=st.data())
     def test_any_mixture_costs_what_was_promised(self, vgg, vgg_graph, images, data):
         """Masks of every kind, removals before them: sizes and MACs known before are those of the pruned network."""
@@ -140,10 +139,6 @@ class TestPrune:
         removal = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(names, st.floats(0, 0.6))))
         removal = {name: gone for name, gone in removal.items() if words[name] != "channel"}
         policy = PruningPolicy(sparsity, words, removal)
-        masks, _ = policy_masks(vgg, policy, graph=vgg_graph)
-        fast = MaskCache(vgg, vgg_graph).masks(policy)
-        assert masks.keys() == fast.keys()
-        assert all(torch.equal(mask, fast[name]) for name, mask in masks.items())
         try:
             small = prune(vgg, policy, graph=vgg_graph)
         except NothingToRemove:
@@ -165,7 +160,6 @@ class TestPrune:
         as_bits = footprint(vgg_graph.network, PruningPolicy(achieved(vgg_graph.network, policy))).encoded_bytes
         assert planned < as_bits
 
-    @settings(deadline=None, derandomize=True, max_examples=150)
     @given(
         words=st.tuples(*[st.sampled_from(["fine-grained", "vector", "kernel", "1:4", "*:8"])] * 3),
         share=st.floats(0.3, 0.99),
@@ -276,7 +270,7 @@ def adamw(parameters):
 
 
 class TestGradualPruner:
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(
         st.integers(1, 90),
         st.floats(0.01, 1),

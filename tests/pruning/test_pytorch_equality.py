@@ -9,7 +9,7 @@ from math import floor
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
@@ -29,7 +29,6 @@ from spaces.granularity import removed_count
 from spaces.schedule import Schedule
 from spaces.validation import unknown
 
-law = settings(deadline=None, max_examples=60, derandomize=True)
 shapes = st.sampled_from([(4, 3), (9, 2), (3, 2, 3, 3), (5, 1, 2), (17, 6)])
 seeds = st.integers(0, 10**6)
 
@@ -63,7 +62,6 @@ def same_but_for_ties(ours: torch.Tensor, theirs: torch.Tensor, scores: torch.Te
 class TestRounding:
     """PyTorch removes `round(amount * n)`, which rounds halves to even; ours is `floor(amount * n + 0.5)`."""
 
-    @settings(deadline=None, max_examples=250, derandomize=True)
     @given(st.integers(2, 300), st.data())
     def test_counts_differ_at_even_halves_and_at_everything_only(self, units, data):
         amount = data.draw(st.integers(0, 4 * units)) / (4 * units)  # every second one near a whole or a half unit
@@ -96,7 +94,6 @@ class TestRounding:
 
 
 class TestOneLayer:
-    @law
     @given(seeds, shapes, st.data())
     def test_l1_unstructured(self, seed, shape, data):
         weight = normal(seed, shape)
@@ -105,7 +102,6 @@ class TestOneLayer:
         for criterion in ("magnitude-l1", "magnitude-l2"):
             assert torch.equal(make_mask(weight, removed / weight.numel(), criterion=criterion), theirs)
 
-    @law
     @given(seeds, shapes, st.data())
     def test_l1_unstructured_with_ties(self, seed, shape, data):
         weight = tied(seed, shape)
@@ -120,7 +116,6 @@ class TestOneLayer:
         assert ours.tolist() == [False] * 5 + [True] * 11
         assert same_but_for_ties(ours, theirs, weight)
 
-    @law
     @given(seeds, shapes, st.sampled_from([(1, "magnitude-l1"), (2, "magnitude-l2")]), st.booleans(), st.data())
     def test_ln_structured(self, seed, shape, norm, ties, data):
         n, criterion = norm
@@ -134,7 +129,6 @@ class TestOneLayer:
         if len(set(scores.tolist())) == len(scores):
             assert torch.equal(ours, theirs)
 
-    @law
     @given(seeds, shapes, st.data())
     def test_importance_scores_are_our_scores(self, seed, shape, data):
         weight, scores = normal(seed, shape), normal(seed + 1, shape).square()
@@ -142,7 +136,6 @@ class TestOneLayer:
         module = torch_prune.l1_unstructured(layer_of(weight), "weight", removed, importance_scores=scores)
         assert torch.equal(make_mask(weight, removed / weight.numel(), scores=scores), module.weight_mask.bool())
 
-    @law
     @given(seeds, shapes, st.data())
     def test_random_methods_with_the_same_numbers(self, seed, shape, data):
         """PyTorch removes the largest numbers one by one, but the channels of the smallest ones."""
@@ -175,7 +168,6 @@ class TestAllLayers:
         )
         return {name: layer.weight_mask.bool() for name, layer in layers.items()}
 
-    @law
     @given(seeds, st.integers(0, TOTAL - 3))
     def test_global_unstructured(self, seed, removed):
         weights = {n: normal(seed + i, shape) * (1 + i) for i, (n, shape) in enumerate(SHAPES.items())}
@@ -185,7 +177,6 @@ class TestAllLayers:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
-    @law
     @given(seeds, st.integers(0, TOTAL - 3))
     def test_global_unstructured_with_ties(self, seed, removed):
         weights = {n: tied(seed + i, shape) for i, (n, shape) in enumerate(SHAPES.items())}
@@ -197,7 +188,6 @@ class TestAllLayers:
             assert same_but_for_ties(pooled[0], pooled[1], pooled[2].abs())
         assert int((~pooled[0]).sum()) == removed
 
-    @law
     @given(seeds, st.integers(0, TOTAL - 1))
     def test_by_hand_one_after_the_other(self, seed, removed):
         """Python's own sort, one element at a time, where PyTorch would empty a layer."""
@@ -269,7 +259,6 @@ class TestNothingCompounds:
             torch_prune.l1_unstructured(layer, "weight", amount=0.2)
         assert int((layer.weight_mask == 0).sum()) == 36
 
-    @law
     @given(seeds, st.floats(0, 0.9), st.floats(0, 0.95))
     def test_masks_reach_their_target_from_zeros(self, seed, before, after):
         weight = normal(seed, (12, 9))

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning import sparsity_at
@@ -66,7 +66,6 @@ def test_refused(options, message):
         sparsity_at(1, **options)
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
 @given(st.integers(1, 5000), st.floats(0.001, 1), st.floats(0.1, 20))
 def test_progress_is_the_same_ramp_and_reaches_one(steps, ramp, exponent):
     schedule = Schedule("polynomial", exponent, ramp)
@@ -92,7 +91,6 @@ def test_default_ramp_is_three_fifths():
     assert ramp_end(7, Schedule()) == 5
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
 @given(
     steps=st.integers(1, 400), kind=st.sampled_from(SCHEDULES), exponent=st.floats(0.1, 9), ramp=st.floats(0.3, 1),
     start=st.floats(0, 0.29), interval=st.integers(0, 50), rounds=st.integers(1, 7),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -95,7 +95,6 @@ sparse_patterns = st.one_of(
 
 
 class TestRoundTrip:
-    @settings(deadline=None, max_examples=150, derandomize=True)
     @given(gaps=sparse_patterns, tail=st.integers(1, 800), dtype=st.sampled_from([*FLOATS, torch.int8, torch.int64]))
     def test_any_pattern_any_type(self, tmp_path_factory, gaps, tail, dtype):
         flat = torch.zeros(sum(gaps) + len(gaps) + tail, dtype=dtype)
@@ -259,7 +258,6 @@ class TestUnits:
 
     SHAPES = ((8, 16, 3, 3), (6, 8, 5), (12, 16), (4, 8, 1, 1))
 
-    @settings(deadline=None, derandomize=True, max_examples=80)
     @given(
         shape=st.sampled_from(SHAPES),
         granularity=st.sampled_from(GRANULARITIES),

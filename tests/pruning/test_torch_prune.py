@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
@@ -308,7 +308,6 @@ class TestPolicyOfMasks:
             assert policy.sparsity == {"head.weight": {0.25: 8 / 30, 0.34: 2 / 5}[share], "conv.weight": 0.0}
         assert policy_of_masks(net, {}) == PruningPolicy({})
 
-    @settings(deadline=None, max_examples=60, derandomize=True)
     @given(st.integers(0, 10**6), st.floats(0.02, 0.97), st.sampled_from(["fine-grained", "channel"]))
     def test_pruning_by_the_policy_gives_the_masks_again(self, seed, share, granularity):
         layer = nn.Linear(7, 9, bias=False)
@@ -350,7 +349,6 @@ class TestPolicyOfMasks:
     def test_granularity_by_hand(self, rows, granularity):
         assert mask_granularity(torch.tensor(rows, dtype=torch.bool)) == granularity
 
-    @settings(deadline=None, max_examples=100, derandomize=True)
     @given(
         st.sampled_from([(6, 8, 3, 3), (5, 12), (4, 8, 1, 1), (3, 4, 5), (7, 6), (4, 3, 2, 2)]),
         st.sampled_from(GRANULARITIES),
@@ -505,7 +503,6 @@ class TestMethods:
         assert choice.granularity == granularity
         assert torch.equal(weight, before)
 
-    @settings(deadline=None, max_examples=60, derandomize=True)
     @given(
         st.integers(0, 10**6),
         st.tuples(st.integers(2, 9), st.integers(1, 9)),

@@ -186,17 +186,6 @@ def test_policies_mask_remove_and_cost_what_was_foretold(tmp_path):
     assert all(torch.equal(read[name], tensor) for name, tensor in small.state_dict().items())
 
 
-@pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
-def test_rankings_choose_what_policies_mask(granularity):
-    model, x = built(decoder)
-    graph = trace_channels(model, x)
-    policy = PruningPolicy({"3.weight": 0.4, "6.weight": 0.4}, granularity=granularity, criterion="magnitude-l2")
-    masks, _ = policy_masks(model, policy, graph=graph)
-    ranked = MaskCache(model, graph).masks(policy)
-    assert masks.keys() == ranked.keys()
-    assert all(torch.equal(masks[name], ranked[name]) for name in masks)
-
-
 @pytest.mark.parametrize("network", [decoder, grouped])
 def test_latency_is_measured_in_every_size(network):
     model, x = built(network)

@@ -58,7 +58,6 @@ def test_runs_are_scored_by_their_sum_and_expanded_to_their_elements(shape, gran
         assert {bool(mask[index]) for index in elements} == {keep}
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     shape=st.sampled_from([(3, 8), (2, 16, 2, 3), (5, 4, 3), (2, 24, 1, 1)]),
     share=st.floats(0, 0.999),
@@ -118,7 +117,7 @@ def test_every_word_of_policies_is_known_and_no_other():
 
 @pytest.mark.parametrize("granularity", ["fine-grained", "vector", "channel", "*:4"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings.get_profile("few")
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1, exclude_max=True))
 def test_those_that_stay_are_those_ranked_last(granularity, dtype, seed, share):
     """Few values, so that most thresholds are tied."""

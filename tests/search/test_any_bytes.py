@@ -32,10 +32,7 @@ from spaces.sensitivity import Profile
 from spaces.strict_json import parse_object
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FEW = settings(
-    max_examples=60, derandomize=True, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
     st.sampled_from([[], {}, [[]], {"x": None}, 10**400, -1, 0, 1.5, "", "\x1b[2K", "\ud800", "../x", [1, "x"]]),
@@ -161,7 +158,7 @@ def test_the_right_content_is_read(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", READERS)
-@FEW
+@ANY_FOLDER
 @given(data=st.data())
 def test_changed_bytes_are_read_or_refused(name, tmp_path, data):
     content = bytearray(READERS[name].golden)
@@ -186,7 +183,7 @@ def places(data: object, way: tuple = ()) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-@FEW
+@ANY_FOLDER
 @given(data=st.data())
 def test_any_value_at_any_place_is_read_or_refused(name, tmp_path, data):
     content = json.loads(TEXTS[name].golden)

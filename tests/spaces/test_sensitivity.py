@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces import Profile, ProfilePoint
@@ -58,7 +58,6 @@ def test_damage_without_a_finite_loss():
     assert profile_of([math.nan, math.inf]).damage("channel", "w")[1].tolist() == [0.0, 0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=7), st.floats(0, 10))
 def test_damage_is_finite_starts_at_zero_and_never_falls(losses, dense):
     levels, damage = profile_of(losses, dense).damage("channel", "w")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -251,7 +251,6 @@ def test_a_corner_has_whole_kernels_and_stays_within_its_cells():
 WEIGHTS = st.lists(st.floats(-3, 3, width=16).filter(lambda v: v == 0 or abs(v) > 1e-3), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
 @given(WEIGHTS, st.data())
 def test_histograms_count_every_weight_once(values, data):
     dense = torch.tensor(values)

@@ -855,7 +855,7 @@ _TRACED = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings.get_profile("few")
 @given(st.data())
 def test_shrunk_shapes_equal_the_formula(data):
     model, x, graph = _TRACED[data.draw(st.sampled_from(list(_TRACED)))]

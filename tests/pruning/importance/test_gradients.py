@@ -72,7 +72,7 @@ def quadratic(curvature: torch.Tensor, weight: torch.Tensor) -> tuple[nn.Module,
 
 
 class TestSecondOrder:
-    @settings(max_examples=20, deadline=None)
+    @settings.get_profile("few")
     @given(
         st.lists(st.floats(0.1, 5), min_size=1, max_size=9),
         st.integers(1, 3),

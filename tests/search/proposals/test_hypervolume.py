@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from search.proposals.hypervolume import DominatedSpace, hypervolume, non_dominated, ranks
@@ -20,12 +20,10 @@ def counted(points: list[tuple[int, int, int]]) -> int:
 
 
 class TestVolume:
-    @settings(deadline=None, derandomize=True)
     @given(points=POINTS)
     def test_equals_the_counted_cells(self, points):
         assert hypervolume(np.array(points, dtype=float), np.full(3, float(SIDE))) == pytest.approx(counted(points))
 
-    @settings(deadline=None, derandomize=True)
     @given(points=POINTS, new=st.tuples(*[st.integers(0, SIDE)] * 3))
     def test_improvement_is_the_difference_of_two_volumes(self, points, new):
         reference = np.full(3, float(SIDE))
@@ -45,7 +43,6 @@ class TestVolume:
 
 
 class TestRanks:
-    @settings(deadline=None, derandomize=True)
     @given(points=st.lists(st.tuples(*[st.integers(0, 4)] * 2), min_size=1, max_size=9))
     def test_peeling_fronts(self, points):
         rows = np.array(points, dtype=float)

@@ -33,13 +33,8 @@ def guided(vgg, vgg_graph):
     return lambda: GuidedSampler(GuidedProposer(space, evidence, dense_error=0.08, seed=3), space.axes, seed=3)
 
 
-class TestOptunasSuitesWithoutSpace(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
-    @pytest.fixture
-    def sampler(self):
-        return lambda: GuidedSampler(seed=0)
-
-
-class TestOptunasSuitesWithSpace(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+@pytest.mark.slow
+class TestOptunasSuites(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     """Parameters that are none of the guide's space are still sampled within their ranges."""
 
     @pytest.fixture
@@ -177,6 +172,13 @@ class TestStudies:
             distributions = dict.fromkeys(params, distribution)
             study.add_trial(optuna.create_trial(params=params, distributions=distributions, values=[0.99, 0.01, 0.01]))
         assert self.run(alone, make_guide(), space, 1) == self.run(shared, make_guide(), space, 1)
+
+
+def test_without_a_guide_every_parameter_is_sampled_anew():
+    study = optuna.create_study(sampler=GuidedSampler(seed=0))
+    study.optimize(lambda trial: trial.suggest_float("x", 1.0, 3.0) + trial.suggest_int("n", 2, 9), n_trials=12)
+    assert len({trial.params["x"] for trial in study.trials}) == 12
+    assert all(1 <= trial.params["x"] <= 3 and 2 <= trial.params["n"] <= 9 for trial in study.trials)
 
 
 def test_unknown_sampler():

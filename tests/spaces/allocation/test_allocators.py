@@ -190,7 +190,7 @@ class TestEvidenceIsWorkedOutOnce:
 
 
 class TestRanking:
-    @settings(deadline=None, max_examples=50, derandomize=True)
+    @settings.get_profile("few")
     @given(
         st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=4),
         st.lists(st.sampled_from([1, 1, 3, 16]), min_size=4, max_size=4),
@@ -299,7 +299,6 @@ some_shares = st.lists(st.one_of(st.just(0.0), st.floats(0.01, 0.99)), min_size=
 
 
 class TestShift:
-    @settings(deadline=None, max_examples=200, derandomize=True)
     @given(some_shares, st.floats(-6, 6), st.floats(-6, 6))
     def test_laws(self, values, first, second):
         sparsity = dict(zip(SHAPES, values, strict=True))
@@ -310,7 +309,7 @@ class TestShift:
         assert all(moved[a] <= moved[b] for a, b in pairwise(order))
         assert all((moved[n] == 0) == (sparsity[n] == 0) and moved[n] < 1 for n in SHAPES)
 
-    @settings(deadline=None, max_examples=50, derandomize=True)
+    @settings.get_profile("few")
     @given(some_shares.filter(any))
     def test_centred_has_mean_logit_zero(self, values):
         middle = [s for s in centred(dict(zip(SHAPES, values, strict=True))).values() if s > 0]
@@ -323,7 +322,7 @@ class TestShift:
     def test_nothing_to_centre(self):
         assert centred({"a": 0.0}) == {"a": 0.0}
 
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(st.lists(st.floats(0.02, 0.98), min_size=4, max_size=4), st.sampled_from(["nonzero", "encoded"]))
     def test_centred_then_landed_gives_the_allocation_back(self, values, metric):
         sparsity = dict(zip(SHAPES, values, strict=True))

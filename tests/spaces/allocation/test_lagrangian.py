@@ -156,7 +156,7 @@ def tables():
 
 class TestOptimum:
     @pytest.mark.parametrize("name", EXACT)
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(prices=some_prices)
     def test_is_the_least_of_all_combinations(self, tables, name, prices):
         _, table, every = tables[name]
@@ -165,7 +165,7 @@ class TestOptimum:
         energy = found.damage + prices[0] * found.size + prices[1] * found.macs
         assert energy == pytest.approx((every @ [1, *prices]).min(), rel=1e-12)
 
-    @settings(deadline=None, max_examples=15, derandomize=True)
+    @settings.get_profile("few")
     @given(st.integers(0, 10**6), some_prices)
     def test_masks(self, seed, prices):
         net = NETWORKS["concat"]
@@ -176,7 +176,7 @@ class TestOptimum:
         assert energy == pytest.approx((every @ [1, *prices]).min(), rel=1e-12)
         assert found.macs == 1.0
 
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(prices=some_prices)
     def test_coupled_beyond_elimination_is_near_and_never_above_uniform(self, tables, prices):
         damages, table, every = tables["dense"]
@@ -289,7 +289,6 @@ class TestAt:
                     assert 1 - found == pytest.approx(kept, rel=1e-9)
 
     @pytest.mark.parametrize("granularity", ["channel", "fine-grained"])
-    @settings(deadline=None, max_examples=60, derandomize=True)
     @given(size=st.floats(0.01, 1.2), mix=st.floats(0, 1))
     def test_is_continuous_and_complete(self, granularity, size, mix):
         table = SMOOTH[granularity]
@@ -425,7 +424,7 @@ class TestElimination:
         ],
         ids=["chain", "tree", "loop", "triple"],
     )
-    @settings(deadline=None, max_examples=25, derandomize=True)
+    @settings.get_profile("few")
     @given(data=st.data())
     def test_exact(self, data, scopes):
         model = self.draw_choices(data, scopes)
@@ -441,7 +440,7 @@ class TestElimination:
         least = [model.energy_of(every, np.tile(price, (len(every), 1))).min() for price in prices]
         assert model.energy_of(found, prices) == pytest.approx(least, rel=1e-9, abs=1e-9)
 
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(st.data())
     def test_block_by_block_no_single_knob_improves(self, data):
         """Six knobs all coupled: the result is no worse than the start, nor than any one knob's move."""
@@ -486,7 +485,7 @@ class TestOrder:
         assert len(elimination_order(grid, 2)) < 9  # three by three needs tables over three
         assert len(elimination_order(grid, 3)) == 9
 
-    @settings(deadline=None, max_examples=50, derandomize=True)
+    @settings.get_profile("few")
     @given(st.sets(st.tuples(st.integers(0, 8), st.integers(0, 8))), st.integers(1, 2), st.sets(st.integers(0, 8)))
     def test_no_knob_has_more_left_than_the_width(self, edges, width, moved):
         neighbours = {i: {b for a, b in edges | {(b, a) for a, b in edges} if a == i != b} for i in range(9)}

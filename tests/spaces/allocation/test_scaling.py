@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces.allocation.scaling import mean_sparsity, scaled
@@ -21,7 +21,6 @@ def logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-@settings(max_examples=60, deadline=None)
 @given(SHARES, st.floats(0.02, 0.97))
 def test_one_shift_reaches_the_sparsity(shares, sparsity):
     found = scaled(NETWORK, PruningPolicy({**shares, "d": shares.get("d", 0.0)}), sparsity).sparsity

@@ -33,7 +33,7 @@ from spaces.search_space.projection import Draft
 NETWORKS = ["vgg", "residual"]
 SHRINKING = [word for word in COMBINED if word[-3:] not in ("1:4", "2:4")]
 """Words whose masks the size decides; of the others the removal alone does."""
-LAWS = settings(deadline=None, derandomize=True, max_examples=12)
+LAWS = settings.get_profile("few")
 CHAIN = chain(6)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
@@ -40,7 +40,6 @@ shares = st.sampled_from([0.0, 0.01, 0.05, 0.0625, 0.09, 0.25, 0.6])
 words = st.sampled_from(["fine-grained", "kernel", "vector", "2:4", "*:8", "channel"])
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
 @given(
     st.dictionaries(st.sampled_from(NAMES), shares, max_size=5),
     st.dictionaries(st.sampled_from(NAMES), words, max_size=5),

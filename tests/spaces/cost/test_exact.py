@@ -160,7 +160,6 @@ def chain(widths: list[int]) -> Network:
 
 
 class TestEqualsFootprint:
-    @settings(deadline=None, max_examples=120, derandomize=True)
     @given(st.data())
     def test_on_any_network(self, data):
         network = data.draw(networks().filter(dense_parameters))
@@ -277,7 +276,7 @@ targets = st.builds(
 class TestLanding:
     """Not only the same counts as plain bisection: the same numbers, so that a study goes on as it began."""
 
-    @settings(deadline=None, max_examples=30, derandomize=True)
+    @settings.get_profile("few")
     @given(some_layers, targets)
     def test_of_a_family(self, sparsity, target):
         def family(t: float) -> dict[str, float]:
@@ -285,7 +284,7 @@ class TestLanding:
 
         self.check(lambda: fit_to_budget(family, target), family, target)
 
-    @settings(deadline=None, max_examples=30, derandomize=True)
+    @settings.get_profile("few")
     @given(some_layers, targets)
     def test_by_shift(self, sparsity, target):
         def family(t: float) -> dict[str, float]:
@@ -351,7 +350,6 @@ class TestSharing:
         assert sizer() is None
 
 
-@settings(max_examples=100, derandomize=True)
 @given(share, st.integers(1, 10**9))
 def test_counts_by_the_count_rule(sparsity, units):
     assert removed_counts(np.array([sparsity]), np.array([units])).tolist() == [removed_count(sparsity, units)]

@@ -105,7 +105,7 @@ def random_policy(draw, names) -> PruningPolicy:
 
 
 class TestExactness:
-    @settings(deadline=None, max_examples=40, derandomize=True)
+    @settings.get_profile("few")
     @given(st.data())
     def test_equals_the_pruned_model(self, data):
         torch.manual_seed(0)

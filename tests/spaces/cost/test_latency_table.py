@@ -106,7 +106,6 @@ def tables(draw) -> LatencyTable:
     return replace(TABLE, layers=layers, rest=rest)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(tables(), st.tuples(shares, shares), st.tuples(shares, shares))
 def test_removing_more_never_takes_longer(table, some, more):
     predictor = Predictor(table, NETWORK)
@@ -115,7 +114,6 @@ def test_removing_more_never_takes_longer(table, some, more):
     assert predictor.share(policy()) == 1.0
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
 @given(tables(), st.integers(1, 8), st.integers(1, 6))
 def test_any_table_against_scipy(table, a, b):
     dense = seconds_by_scipy(table, 8, 6)
@@ -124,7 +122,7 @@ def test_any_table_against_scipy(table, a, b):
     assert share == pytest.approx(seconds_by_scipy(table, a, b) / dense, rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings.get_profile("few")
 @given(tables())
 def test_any_table_survives_the_file(table):
     assert LatencyTable.from_json(table.to_json()) == table

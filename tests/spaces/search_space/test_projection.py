@@ -25,7 +25,7 @@ from spaces.search_space.projection import STEPS, Draft
 
 STEP = 2 * REACH / 2**STEPS
 """Logits between the last two shifts a landing tells apart."""
-CLOSE = settings(deadline=None, derandomize=True, max_examples=40)
+CLOSE = settings.get_profile("few")
 
 
 @st.composite

@@ -62,7 +62,7 @@ class TestProposals:
             assert EXPONENTS[0] <= proposal.policy.schedule.exponent <= EXPONENTS[1]
             study.tell(trial, size)
 
-    @settings(deadline=None, max_examples=25, derandomize=True)
+    @settings.get_profile("few")
     @given(data=st.data())
     def test_any_preferences_any_mixture(self, data, vgg_graph, residual_graph):
         """Also zeros and ones everywhere, and mixtures inside a channel group."""
