@@ -334,29 +334,6 @@ def test_nothing_to_remove_is_never_silent(name):
 
 # Words and files
 
-POLICY = {"version": 1, "sparsity": {"a.weight": 0.25}}
-BAD_POLICIES = {
-    "empty": ("", "not valid JSON"),
-    "truncated": (json.dumps(POLICY)[:-3], "not valid JSON"),
-    "version": (json.dumps({**POLICY, "version": 2}), "policy version must be 1, got 2"),
-    "no version": ('{"sparsity": {}}', "policy version must be 1, got None"),
-    "no sparsity": ('{"version": 1}', "add {layer: share removed}"),
-    "a list": (json.dumps({**POLICY, "sparsity": [0.5]}), "sparsity must map layer names to shares, got list"),
-    "NaN": ('{"version": 1, "sparsity": {"a": NaN}}', "NaN is not a valid number here"),
-    "huge": (json.dumps({**POLICY, "sparsity": {"a": 10**400}}), "got inf; nearest valid: 0.99"),
-    "granularity": (json.dumps({**POLICY, "granularity": ["channel"]}), "unknown granularity ['channel']"),
-    "criterion": (json.dumps({**POLICY, "criterion": "l1"}), f"'l1': {MISSPELT} 'magnitude-l1'"),
-    "schedule": (json.dumps({**POLICY, "schedule": 5}), "schedule must be a Schedule or one of one-shot"),
-    "huge exponent": (json.dumps({**POLICY, "schedule": {"exponent": 10**400}}), "schedule exponent must be > 0"),
-    "schedule's key": (json.dumps({**POLICY, "schedule": {"kin": 1}}), f"'kin': {MISSPELT} 'kind'"),
-}
-
-
-@table(BAD_POLICIES)
-def test_a_bad_policy_file_is_refused_in_one_line(case):
-    refuse(lambda: PruningPolicy.from_json(case[0]), case[1])
-
-
 BAD_CHOICES = {
     "policy of nothing": (lambda: PruningPolicy(None), "sparsity must map layer names to shares, got NoneType"),
     "policy key": (lambda: PruningPolicy({1: 0.5}), "sparsity must have layer names as keys, got 1"),
@@ -418,26 +395,53 @@ BAD_OPTIONS = {
         0: "trials must be a whole number, >= 1, got 0; the default is 24",
         -1: "got -1",
         2.5: "got 2.5",
-        "x": "'x'",
+        "many": "'many'",
+        10**20: f"trials must be at most 1000000, got {10**20}",
     },
-    "timeout": {0: "timeout must be a number, > 0, got 0", NAN: "got nan"},
-    "width": {0: "width must be a number, > 0, got 0", "x": "got 'x'"},
-    "seed": {-1: "seed must be a whole number, >= 0 and < 2147483648, got -1; the default is 0"},
-    "finalists": {100: "finalists must be a whole number, >= 0 and <= 20, got 100; the default is 3"},
+    "timeout": {0: "timeout must be a number, > 0, got 0", NAN: "got nan", "1h": "got '1h'"},
+    "width": {0: "width must be a number, > 0, got 0", INF: "got inf", "1/8": "got '1/8'"},
+    "seed": {
+        -1: "seed must be a whole number, >= 0 and < 2147483648, got -1; the default is 0",
+        2**31: f"got {2**31}",
+    },
+    "finalists": {21: "finalists must be a whole number, >= 0 and <= 20, got 21; the default is 3"},
     "round_to": {0: "round-to must be a whole number, >= 1 and <= 1024, got 0; the default is 1"},
     "granularity": {
         "chanel": f"unknown granularity 'chanel': {MISSPELT} 'channel'",
+        "channel,channel": "granularity needs one or more of",
+        "": "unknown granularity ''",
         (): "granularity needs one or more",
+        (1,): "unknown granularity 1",
+        5: "granularity needs words, got 5",
     },
     "criterion": {"l2": f"unknown criterion 'l2': {MISSPELT} 'magnitude-l2'", 5: "criterion must be text, got 5"},
     "sampler": {"tpee": f"unknown sampler 'tpee': {MISSPELT} 'tpe'"},
     "size_metric": {"bytes": "size-metric must be 'encoded' or 'nonzero', got 'bytes'; the default is 'encoded'"},
+    "speed": {"watts": "speed must be 'macs' or 'latency', got 'watts'; the default is 'macs'"},
     "seeds": {"maybe": "seeds must be true or false, got 'maybe'; the default is True"},
-    "min_accuracy": {92: "min-accuracy must be a share such as 0.92", NAN: "got nan"},
-    "max_size": {"25%": "max-size must be a share of the dense model's, > 0 and <= 1, got '25%'; 25 % is 0.25"},
-    "study": {"../x": "got '../x'", 5: "study must be text, got 5"},
-    "trails": {3: f"unknown option 'trails': {MISSPELT} 'trials'"},
+    "min_accuracy": {
+        92: "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got ",
+        "92%": "got '92%'; 92 % is 0.92",
+        "dense": "got 'dense'",
+        NAN: "got ",
+    },
+    "min_size": {"0.5 %": "got '0.5 %'; 0.5 % is 0.005", 0.3: "min-size must be at most max-size 0.25, got 0.3"},
+    "max_size": {
+        "25%": "max-size must be a share of the dense model's, > 0 and <= 1, got '25%'; 25 % is 0.25",
+        "a quarter": "got 'a quarter'",
+    },
+    "study": {
+        "../outside": "got '../outside'",
+        "/absolute": "got '/absolute'",
+        "x" * 300: "1 to 100 letters",
+        "artifacts": "got 'artifacts'",
+        5: "study must be text, got 5",
+    },
+    "root": {5: "root must be text, got 5"},
+    "trails": {3: f"{MISSPELT} 'trials'"},
+    "max_sise": {0.3: f"{MISSPELT} 'max_size'"},
 }
+"""Option -> a value -> what is said of it in Python; in a STUDY.toml and on the command line nearly so."""
 
 
 @pytest.mark.parametrize("option", BAD_OPTIONS)
@@ -446,6 +450,11 @@ def test_a_bad_option_is_refused_in_our_words(option):
         for make in (SearchConfig, make_config):
             refuse(lambda make=make, value=value: make(**{option: value}), said, UsageError)
             refuse(lambda make=make, value=value: make(**{option: value}), said, ValueError)
+
+
+def test_all_wrong_options_are_told_at_once():
+    for option in ("trials", "width", "finalists"):
+        refuse(lambda: make_config(trials=0, width=-1, finalists=-1), f"{option} must be ", UsageError)
 
 
 BAD_PARTS = {
@@ -504,67 +513,166 @@ def test_studies_that_are_absent_or_damaged_are_named(tmp_path):
 # The command line
 
 TINY = ("--workload", "./tiny.py:tiny")
+APPLY = ("apply", "dict.json", *TINY, "--out", "never-made")
+
+
+def one_line(reply, said: str, code: int = 2) -> None:
+    """The exit code, one line on stderr, and nothing on stdout but, with `--json`, one object that says the same."""
+    lines = [line for line in reply.err.splitlines() if line.startswith("prunefront: ")]
+    assert len(lines) == 1 and reply.err.splitlines()[-1] == lines[0], reply.err
+    assert reply.code == code and said in lines[0] and "unexpected" not in lines[0], reply.err
+    assert not re.search("Traceback|pydantic|Input should", reply.err)
+    if reply.out:
+        assert json.loads(reply.out) == {"error": lines[0].removeprefix("prunefront: "), "exit_code": code}
+        assert reply.out.count("\n") == 1
+
+
+def in_toml(value: object) -> str:
+    return (
+        json.dumps(list(value) if isinstance(value, tuple) else value).replace("NaN", "nan").replace("Infinity", "inf")
+    )
+
+
+@pytest.mark.parametrize("option", [*BAD_OPTIONS, "max_macs", "max_latency"])
+def test_a_bad_option_ends_a_search_before_it_begins(main, tmp_path, option):
+    """From a STUDY.toml in the same words; on the command line, where every value is text, naming option and value."""
+    name, file = option.replace("_", "-"), tmp_path / "study.toml"
+    for value, said in BAD_OPTIONS.get(option, BAD_LIMITS).items():
+        for key in (name, option):
+            file.write_text(f"{key} = {in_toml(value)}")
+            one_line(main("search", file), said.replace("max_size", "max-size"))
+        if isinstance(value, str | int | float) and said not in (
+            "root must be text, got 5",
+            "study must be text, got 5",
+        ):
+            reply = main("search", f"--{name}={value}", "--root", tmp_path / "root", "--json")
+            one_line(reply, name)
+            assert reply.out and (option not in SearchConfig.model_fields or str(value).split(",")[0][:99] in reply.err)
+    assert not (tmp_path / "root").exists()
+
+
 COMMANDS = {
-    "percent": (
-        ["search", "--max-size", "25"],
-        "max-size must be a share of the dense model's, > 0 and <= 1, got 25.0; 25 % is 0.25",
+    # what is no command, and what none has
+    "unknown": (["serach"], "status, verify, view); see prunefront --help"),
+    "unknown, and an unknown option": (
+        ["serach", "--max-sise", "0.1"],
+        "unknown command 'serach': did you mean 'search'",
     ),
-    "percent macs": (["search", "--max-macs", "60"], "got 60.0; 60 % is 0.6"),
-    "percent sign": (
-        ["search", "--max-size", "25%"],
-        "max-size must be a share of the dense model's, > 0 and <= 1, got '25%'; 25 % is 0.25",
+    "quote": (["it's"], 'unknown command "it\'s"'),
+    "no study": (["status"], "STUDY"),
+    "option": (
+        ["search", "--max-sise", "0.1"],
+        f"unknown option '--max-sise': {MISSPELT} '--max-size'? ",
     ),
-    "percent below 1": (["search", "--min-size", "0.5 %"], "got '0.5 %'; 0.5 % is 0.005"),
-    "percent accuracy": (["search", "--min-accuracy", "92%"], "got '92%'; 92 % is 0.92"),
-    "front percent": (["front", "mine", "--max-size", "25"], "0 < max-size <= 1, got 25.0; 25 % is 0.25"),
-    "front percent sign": (["front", "mine", "--max-size", "25%"], "0 < max-size <= 1, got '25%'; 25 % is 0.25"),
-    "ramp": (
-        ["apply", "dict.json", *TINY, "--out", "out", "--ramp", "60%"],
-        "ramp must be a number, got '60%'; 60 % is 0.6",
+    "option's command": (["search", "--trails", "3"], "see prunefront search --help"),
+    "no abbreviation": (["search", "--trial", "3"], "option '--trial': did you mean '--trials'"),
+    "option with its value": (["search", "--max-sise=0.1"], "option '--max-sise'"),
+    "one dash": (["search", "-max-size", "0.1"], "option '-max-size': did you mean '--max-size'"),
+    "option of front": (["front", "--fromat", "csv"], "option '--fromat': did you mean '--format'"),
+    "said before --out is missed": (["export", "tiny", "--trail", "3"], "option '--trail': did you mean '--trial'"),
+    "too many": (["status", "tiny", "other"], "one argument too many, 'other': leave it out; see prunefront status"),
+    "workload twice": (["inspect", "digits", "--workload", "digits"], "once"),
+    # workloads
+    "workload": (["search", "--workload", "digit"], "'digit': did you mean 'digits'"),
+    "workload of inspect": (["inspect", "digit"], "file.py:factory"),
+    "factory": (["search", "--workload", "./tiny.py:tinny"], "'tinny': did you mean 'tiny'"),
+    "workload's file": (["search", "--workload", "./absent.py:tiny"], "absent.py"),
+    "no factory": (["search", "--workload", "./tiny.py:RECIPE"], "RECIPE"),
+    "no width": (["search", *TINY, "--width", "0.5", "--study", "w"], "no parameter"),
+    "leaves": (["search", "--workload", "./tiny.py:leaving"], "SystemExit"),
+    "narrow": (["search", "--workload", "digits", "--width", "0.001"], "width"),
+    "narrow inspect": (["inspect", "--width", "-1"], "width must be a number, > 0, got -1.0"),
+    "module": (["search", "--workload", "no_such_module:factory"], "no_such_module", 3),
+    "weights": (["scan", *TINY, "--weights", "absent.pt"], "absent.pt", 3),
+    "weights of search": (["search", *TINY, "--study", "other", "--weights", "absent.pt"], "--weights", 3),
+    "weights of inspect": (["inspect", "./tiny.py:tiny", "--weights", "absent.pt"], "--pictures"),
+    # further values
+    "MACs of masks": (
+        ["search", "--max-macs", "0.4", "--granularity", "fine-grained"],
+        "MACs limit 0.4",
     ),
-    "start": (
-        ["apply", "dict.json", *TINY, "--out", "out", "--start", "20"],
-        "0 <= start < ramp, got 20.0; 20 % is 0.2; the default is 0",
-    ),
-    "exponent": (["apply", "dict.json", "--out", "out", "--exponent", "x"], "exponent must be a number, got 'x'"),
-    "rounds": (["apply", "dict.json", "--out", "out", "--rounds", "2.5"], "rounds must be a whole number, got '2.5'"),
+    "own criterion": (["search", "--criterion", "./absent.py:score"], "absent.py"),
+    "width of scan": (["scan", "--width", "1/8"], "width must be a number, > 0, got '1/8'"),
+    "criterion of scan": (["scan", "--criterion", "l1"], f"'l1': {MISSPELT} 'magnitude-l1'"),
+    "granularity of scan": (["scan", *TINY, "--granularity", "2:5"], "unknown granularity '2:5'"),
+    "front percent": (["front", "tiny", "--max-size", "25"], "0 < max-size <= 1, got 25.0; 25 % is 0.25"),
+    "front percent sign": (["front", "tiny", "--max-size", "25%"], "0 < max-size <= 1, got '25%'; 25 % is 0.25"),
+    "front limit": (["front", "tiny", "--max-size", "small"], "0 < max-size <= 1, got 'small'"),
+    "format": (["front", "tiny", "--format", "xml"], "unknown format 'xml'"),
+    "ramp": ([*APPLY, "--ramp", "60%"], "ramp must be a number, got '60%'; 60 % is 0.6"),
+    "start": ([*APPLY, "--start", "20"], "0 <= start < ramp, got 20.0; 20 % is 0.2; the default is 0"),
+    "exponent": ([*APPLY, "--exponent", "x"], "exponent must be a number, got 'x'"),
+    "exponent nan": ([*APPLY, "--exponent", "nan"], "exponent must be > 0, got nan"),
+    "rounds": ([*APPLY, "--rounds", "2.5"], "rounds must be a whole number, got '2.5'"),
+    "seed": ([*APPLY, "--seed", "many"], "seed must be a whole number, >= 0 and < 2147483648, got 'many'"),
+    "seed below": ([*APPLY, "--seed", "-1"], "seed must be a whole number, >= 0"),
+    "granularity of apply": ([*APPLY, "--granularity", "chanel"], f"'chanel': {MISSPELT} 'channel'"),
+    "round": ([*APPLY, "--round-to", "0"], "round-to must be a whole number, >= 1 and <= 1024, got 0"),
     "port": (["view", "--port", "80.5"], "--port must be a whole number, 1 <= port <= 65535, got '80.5'"),
-    "no trials": (["search", "--trials", "0"], "trials must be a whole number, >= 1, got 0; the default is 24"),
-    "trials below": (["search", "--trials", "-1"], "got -1"),
-    "no number": (["search", "--max-size", "a quarter"], "'a quarter'"),
-    "criterion": (["scan", "--criterion", "l1"], f"'l1': {MISSPELT} 'magnitude-l1'"),
-    "granularity": (["scan", "--granularity", "2:5"], "unknown granularity '2:5'"),
-    "study": (["front", "absent"], "unknown study 'absent'"),
-    "export": (["export", "absent", "--out", "out"], "unknown study 'absent'"),
-    "file": (["apply", "absent.json", "--out", "out"], "no file 'absent.json'"),
-    "study file": (["search", "absent.toml"], "no study file 'absent.toml'"),
-    "folder": (["verify", "absent"], "absent"),
-    "weights": (["scan", *TINY, "--weights", "absent.pt"], "absent.pt"),
-    "round": (
-        ["apply", "dict.json", *TINY, "--out", "out", "--round-to", "0"],
-        "round-to must be a whole number, >= 1 and <= 1024, got 0",
+    "port above": (["view", "--port", "70000"], "got 70000"),
+    "port below": (["view", "--port", "0"], "got 0"),
+    # studies, files and folders
+    "study of front": (["front", "tinny"], "'tinny': did you mean 'tiny'"),
+    "study of status": (["status", "tinny"], "'tinny': did you mean 'tiny'"),
+    "study of export": (["export", "tinny", "--out", "never-made"], "'tinny': did you mean 'tiny'"),
+    "out": (["export", "tiny"], "--out"),
+    "trial": (["export", "tiny", "--out", "never-made", "--trial", "worst"], "'worst'"),
+    "baseline": (
+        ["export", "tiny", "--out", "never-made", "--trial", "baseline:lmap"],
+        "unknown baseline 'lmap': did",
     ),
+    "criterion of export": (["export", "tiny", "--out", "never-made", "--criterion", "taylor"], "'magnitude-l2'"),
+    "study file": (["search", "absent.toml"], "no study file 'absent.toml'"),
+    "file": (["apply", "absent.json", *TINY, "--out", "never-made"], "no file 'absent.json'"),
+    "no policy": (["apply", "tiny.py", *TINY, "--out", "never-made"], "not valid JSON"),
+    "no workload": (["apply", "dict.json", "--out", "never-made"], "--workload"),
+    "file as export": (["export", "tiny", "--out", "tiny.py"], "tiny.py"),
+    "file as folder": (["apply", "half.json", *TINY, "--out", "tiny.py"], "tiny.py"),
+    "file as scan": (["scan", *TINY, "--out", "tiny.py"], "tiny.py"),
+    "file as pictures": (["inspect", "./tiny.py:tiny", "--out", "tiny.py"], "tiny.py"),
+    "absent export": (["verify", "absent"], "'absent' is no export"),
+    "no export": (["verify", "tiny.py"], "manifest.json"),
+    "own export": (["verify", "best"], "--workload"),
+    "factory of verify": (["verify", "best", "--workload", "./tiny.py:tinny"], "'tinny': did you mean 'tiny'"),
+    "data of verify": (["verify", "best", "--workload", "./tiny.py:with_data"], "data"),
 }
+"""Words -> what is said of them, and the exit code if it is not 2."""
 
 
 @pytest.fixture
 def files(place):
     (place / "dict.json").write_text('{"conv1.weight": 0.0001}')
+    (place / "half.json").write_text('{"conv1.weight": 0.5}')
     return place
 
 
 @table(COMMANDS)
-def test_a_bad_command_ends_in_one_line(main, files, tmp_path, case):
-    words, said = case
-    reply = main(words[0], "--root", tmp_path / "root", *words[1:])
-    assert reply.code in (2, 3), reply.err
-    one_line(reply, said)
+def test_a_bad_command_ends_in_one_line(main, exported, files, case):
+    words, said, *code = case
+    reply = main(*words, "--json")
+    assert reply.out
+    one_line(reply, said, *code)
+    assert not (files / "never-made").exists() and [path.name for path in files.glob("mlruns/*/study.json")] == [
+        "study.json"
+    ]
 
 
-def one_line(reply, said: str) -> None:
-    lines = [line for line in reply.err.splitlines() if line.startswith("prunefront: ")]
-    assert len(lines) == 1 and said in lines[0] and "unexpected" not in lines[0], reply.err
-    assert not re.search("Traceback|pydantic|Input should", reply.err) and reply.out == ""
+BARE = {
+    "nothing": ([], "COMMAND"),
+    "option before": (["--root", "x", "search"], "'--root': write it behind; see prunefront --help"),
+    "option": (["--vers"], "'--vers'"),
+    "no study": (["front"], "STUDY"),
+    "parser": (["search", "--max-size", "25%"], "25 % is 0.25"),
+    "file": (["scan", *TINY, "--weights", "absent.pt"], "absent.pt", 3),
+}
+
+
+@table(BARE)
+def test_without_json_nothing_is_on_stdout(main, place, case):
+    words, said, *code = case
+    reply = main(*words)
+    one_line(reply, said, *code)
+    assert reply.out == ""
 
 
 def test_apply_says_why_nothing_would_go(main, files, tmp_path):
@@ -574,7 +682,6 @@ def test_apply_says_why_nothing_would_go(main, files, tmp_path):
         (["--granularity", "channel"], "'conv1.weight' stays whole (0.0001 of 16 units rounds to none)"),
     ):
         reply = main("apply", "dict.json", *words, *options)
-        assert reply.code == 2
         one_line(reply, f"dict.json: nothing to remove: {said}: ask for a larger share, or of another layer")
     assert not (tmp_path / "out").exists() and not list((tmp_path / "root").glob("cache/dense-*"))
 
@@ -599,6 +706,22 @@ def test_a_trial_of_nothing_fails_with_the_reason_before_training():
 NO_SHARE = "nothing to remove: it asks for no share of any layer: ask for one above 0"
 POLICIES = {
     "empty": ("{}", NO_SHARE),
+    "unknown": ('{"conv0.wieght": 0.5}', "unknown layer 'conv0.wieght': did you mean 'conv0.weight'"),
+    "prefixed": ('{"module.conv0.weight": 0.5}', "'module.conv0.weight': did you mean 'conv0.weight'"),
+    "not prunable": ('{"bn0.weight": 0.5}', "'bn0.weight'"),
+    "above": ('{"conv0.weight": 1.2}', "sparsity of 'conv0.weight' must satisfy 0 <= sparsity < 1, got 1.2"),
+    "all": ('{"conv0.weight": 1.0}', "got 1.0; nearest valid: 0.99"),
+    "below": ('{"conv0.weight": -0.1}', "got -0.1; nearest valid: 0.0"),
+    "nan": ('{"conv0.weight": NaN}', "NaN is not a valid number here"),
+    "infinity": ('{"conv0.weight": Infinity}', "Infinity is not a valid number here"),
+    "text": ('{"conv0.weight": "0.5"}', "sparsity of 'conv0.weight' must be a number"),
+    "true": ('{"conv0.weight": true}', "got True"),
+    "null": ('{"conv0.weight": null}', "got None"),
+    "list": ("[0.5]", "must be a JSON object, got list"),
+    "truncated": ("{", "not valid JSON"),
+    "no byte": ("", "not valid JSON"),
+    "version": ('{"version": 9, "sparsity": {}}', "policy version must be 1, got 9"),
+    "key": ('{"version": 1, "sparsity": {}, "granularty": "channel"}', "'granularty': did you mean 'granularity'"),
     "all zero": ('{"conv0.weight": 0.0, "conv1.weight": 0}', NO_SHARE),
     "denormal": ('{"conv1.weight": 5e-324}', "nothing to remove: 'conv1.weight' stays whole"),
     "unknown, granularity only": (
@@ -631,9 +754,9 @@ def test_a_policy_file_is_refused_at_once(main, place, tmp_path, case):
     content, said = case
     (place / "policy.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     reply = main("apply", "policy.json", "--root", tmp_path / "root", *TINY, "--out", tmp_path / "out")
-    assert reply.code == 2, reply.err
     one_line(reply, said)
-    assert len(reply.err) < 5000 and not list((tmp_path / "root").glob("cache/dense-*"))
+    assert "policy.json" in reply.err and len(reply.err) < 5000
+    assert not (tmp_path / "out").exists() and not (tmp_path / "root" / "cache").exists()
 
 
 def test_a_policy_with_a_byte_order_mark_is_read(main, place, tmp_path):
@@ -643,10 +766,14 @@ def test_a_policy_with_a_byte_order_mark_is_read(main, place, tmp_path):
 
 
 STUDY_FILES = {
+    "key": ("max-sise = 0.3", "unknown key 'max-sise': did you mean 'max-size'"),
+    "key with _": ("max_sise = 0.3", "unknown key 'max_sise': did you mean 'max-size'"),
+    "both spellings": ("max-size = 0.3\nmax_size = 0.2", "key 'max-size' stands there twice"),
+    "twice": ("trials = 3\ntrials = 4", "not valid TOML"),
+    "section": ("[search]\ntrials = 3", "unknown key 'search'"),
     "true trials": ("trials = true", "trials must be a whole number, >= 1, got true"),
     "true width": ("width = true", "width must be a number, > 0, got true"),
     "false study": ("study = false", "study must be text, got false"),
-    "many trials": ("trials = 99999999999999999999", "trials must be at most 1000000, got 99999999999999999999"),
     "digits": ("trials = " + "9" * 5000, "not valid TOML: Exceeds the limit (4300 digits)"),
     "nested": ("a = " + "[" * 5000, "nested too deeply"),
     "nul": ('root = "a\\u0000"', "root holds a NUL character, got 'a\\x00'"),
@@ -661,13 +788,7 @@ STUDY_FILES = {
 def test_a_study_file_is_refused_at_once(main, tmp_path, case):
     content, said = case
     (tmp_path / "study.toml").write_bytes(content.encode("utf-8", "surrogateescape"))
-    reply = main("search", tmp_path / "study.toml")
-    assert reply.code == 2, reply.err
-    one_line(reply, said)
-
-
-def test_too_many_trials_are_refused_on_the_command_line(main):
-    one_line(main("search", "--trials", "99999999999999999999"), "trials must be at most 1000000")
+    one_line(main("search", tmp_path / "study.toml"), said)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
@@ -675,5 +796,4 @@ def test_what_is_no_file_is_not_waited_for(main, tmp_path, make):
     make(tmp_path / "pipe")
     for words in (["search", tmp_path / "pipe"], ["apply", tmp_path / "pipe", *TINY, "--out", tmp_path / "out"]):
         reply = main(*words)
-        assert reply.code == 2
         one_line(reply, "it is a folder, pipe or device, not a file")

@@ -83,140 +83,6 @@ def test_version_is_the_installed_one(run):
     assert run("--version").stdout == f"prunefront {version('prunefront')}\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], ["COMMAND"]),
-        (["serach"], ["serach", "search"]),
-        (["front"], ["STUDY"]),
-        (["serach", "--max-sise", 0.1], ["unknown command 'serach'", "'search'", "see prunefront --help"]),
-        (["it's"], ["unknown command \"it's\""]),
-        (["--root", "x", "search"], ["'--root'", "COMMAND", "see prunefront --help"]),
-        (["--vers"], ["'--vers'", "--version"]),
-        (["search", "--trails", 3], ["option '--trails'", "'--trials'", "see prunefront search --help"]),
-        (["search", "--trial", 3], ["option '--trial'", "'--trials'"]),  # abbreviations are not guessed
-        (["search", "--max-sise", 0.1], ["option '--max-sise'", "'--max-size'", "see prunefront search --help"]),
-        (["search", "--max-sise=0.1"], ["option '--max-sise'", "'--max-size'"]),
-        (["search", "-max-size", 0.1], ["option '-max-size'", "'--max-size'"]),
-        (["front", "--fromat", "csv"], ["option '--fromat'", "'--format'", "see prunefront front --help"]),
-        (["export", "tiny", "--trail", 3], ["option '--trail'", "'--trial'"]),  # said before --out is missed
-        (["status", "tiny", "other"], ["too many", "'other'", "see prunefront status --help"]),
-        (["search", "--trials", "many"], ["trials must be a whole number", "'many'"]),
-        (["search", "--trials", "2.5"], ["trials must be a whole number", "'2.5'"]),
-        (["search", "--timeout", "1h"], ["timeout must be a number", "'1h'"]),
-        (["scan", "--width", "1/8"], ["width must be a number", "'1/8'"]),
-        (["search", "--trials", 0], ["trials", "0"]),
-        (["search", "--max-size", 0], ["max-size", "0"]),
-        (["search", "--max-size", 1.5], ["max-size", "1.5"]),
-        (["search", "--max-size", "nan"], ["max-size", "nan"]),
-        (["search", "--max-macs", 0], ["max-macs", "0"]),
-        (["search", "--max-macs", 1.2], ["max-macs", "1.2"]),
-        (["search", "--max-macs", 0.4, "--granularity", "fine-grained"], ["MACs limit 0.4", "removed channels"]),
-        (["search", "--min-size", 0.3, "--max-size", 0.25], ["min-size", "0.3", "0.25"]),
-        (["search", "--min-accuracy", 92], ["min-accuracy", "0.92", "'92'"]),
-        (["search", "--min-accuracy", "dense"], ["min-accuracy", "dense-0.005"]),
-        (["search", "--size-metric", "bytes"], ["size-metric", "encoded", "nonzero", "bytes"]),
-        (["search", "--speed", "watts"], ["speed", "macs", "watts"]),
-        (["search", "--granularity", "chanel"], ["chanel", "'channel'"]),
-        (["search", "--granularity", "channel,channel"], ["granularity", "once"]),
-        (["search", "--criterion", "magnitude"], ["criterion", "magnitude-l"]),
-        (["search", "--sampler", "tpee"], ["tpee", "'tpe'"]),
-        (["search", "--seeds", "maybe"], ["seeds", "maybe", "on", "off"]),
-        (["search", "--seed", -1], ["seed", "-1"]),
-        (["search", "--timeout", -5], ["timeout", "-5"]),
-        (["search", "--study", "../outside"], ["../outside"]),
-        (["search", "--study", "/absolute"], ["/absolute"]),
-        (["search", "--study", "x" * 300], ["xxx", "100"]),
-        (["search", "--study", "artifacts"], ["artifacts"]),
-        (["search", "--workload", "digit"], ["digit", "'digits'", "file.py:factory"]),
-        (["search", "--workload", "./tiny.py:tinny"], ["tinny", "'tiny'"]),
-        (["search", "--workload", "./absent.py:tiny"], ["absent.py"]),
-        (["search", "--workload", "./tiny.py:RECIPE"], ["RECIPE"]),
-        (["search", "--workload", "./tiny.py:tiny", "--width", 0.5, "--study", "w"], ["--width", "no parameter"]),
-        (["search", "--workload", "./tiny.py:leaving"], ["leaving", "SystemExit"]),
-        (["inspect", "digits", "--workload", "digits"], ["once"]),
-        (["search", "--workload", "digits", "--width", 0.001], ["width", "0.001"]),
-        (["verify", "no-such-folder"], ["no-such-folder", "manifest.json"]),
-    ],
-)  # fmt: skip
-def test_wrong_options_end_in_one_line_and_code_2(main, place, words, said):
-    root = place / "unused"
-    reply = main(*words[:1], *(["--root", root] if words and words[0] in COMMANDS else []), *words[1:])
-    one_line_error(reply, 2, *said)
-    assert not list(root.glob("*/study.json"))
-
-
-WRONG = [
-    (["search"], 2, ["--trials", "0"]),
-    (["search"], 2, ["--trials", "many"]),
-    (["search"], 2, ["--max-sise", "0.1"]),
-    (["search"], 2, ["--max-size", "25%"]),
-    (["serach"], 2, []),
-    (["search"], 2, ["absent.toml"]),
-    (["search"], 3, ["--workload", "no_such_module:factory"]),
-    (["search"], 3, ["--workload", "./tiny.py:tiny", "--study", "other", "--weights", "absent.pt"]),
-    (["search"], 2, ["--criterion", "./absent.py:score"]),
-    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--granularity", "chanel"]),
-    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--criterion", "tailor"]),
-    (["scan"], 2, ["--width", "wide"]),
-    (["scan"], 3, ["--workload", "./tiny.py:tiny", "--weights", "absent.pt"]),
-    (["scan"], 2, ["--workload", "./tiny.py:tiny", "--out", "tiny.py"]),
-    (["inspect"], 2, ["digit"]),
-    (["inspect"], 2, ["--width", "-1"]),
-    (["inspect"], 2, ["./tiny.py:tiny", "--weights", "absent.pt"]),
-    (["inspect"], 2, ["./tiny.py:tiny", "--out", "tiny.py"]),
-    (["front", "tinny"], 2, []),
-    (["front", "tiny"], 2, ["--max-size", "2"]),
-    (["front", "tiny"], 2, ["--max-size", "small"]),
-    (["front", "tiny"], 2, ["--format", "xml"]),
-    (["status", "tinny"], 2, []),
-    (["status"], 2, []),
-    (["view"], 2, ["--port", "many"]),
-    (["view"], 2, ["--port", "70000"]),
-    (["view"], 2, ["--port", "0"]),
-    (["export", "tinny"], 2, ["--out", "never-made"]),
-    (["export", "tiny"], 2, []),
-    (["export", "tiny"], 2, ["--out", "never-made", "--trial", "worst"]),
-    (["export", "tiny"], 2, ["--out", "never-made", "--trial", "baseline:lmap"]),
-    (["export", "tiny"], 2, ["--out", "never-made", "--criterion", "taylor"]),
-    (["export", "tiny"], 2, ["--out", "tiny.py"]),
-    (["apply", "absent.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made"]),
-    (["apply", "tiny.py"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made"]),
-    (["apply", "dict.json"], 2, ["--out", "never-made"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--seed", "many"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--seed", "-1"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--exponent", "nan"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--granularity", "chanel"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "never-made", "--round-to", "0"]),
-    (["apply", "dict.json"], 2, ["--workload", "./tiny.py:tiny", "--out", "tiny.py"]),
-    (["verify", "absent"], 2, []),
-    (["verify", "tiny.py"], 2, []),
-    (["verify", "best"], 2, []),
-    (["verify", "best"], 2, ["--workload", "./tiny.py:tinny"]),
-    (["verify", "best"], 2, ["--workload", "./tiny.py:with_data"]),
-]
-
-
-@pytest.mark.parametrize(("command", "code", "words"), WRONG, ids=lambda part: " ".join(map(str, part)) or "-"
-                         if isinstance(part, list) else str(part))  # fmt: skip
-def test_every_error_is_one_line_and_with_json_one_object(main, exported, place, command, code, words):
-    (place / "dict.json").write_text('{"conv1.weight": 0.25}')
-    reply = main(command[0], "--json", *command[1:], *words)
-    assert reply.out.count("\n") == 1
-    said = json.loads(reply.out)
-    reply.out = ""
-    one_line_error(reply, code)
-    assert said == {"error": reply.err.splitlines()[-1].removeprefix("prunefront: "), "exit_code": code}
-    assert not (place / "never-made").exists()
-
-
-@pytest.mark.parametrize("command", ["front", "status", "export"])
-def test_an_unknown_study_names_the_nearest(main, finished, command, tmp_path):
-    out = ["--out", tmp_path / "out"] if command == "export" else []
-    one_line_error(main(command, "tinny", *out), 2, "'tinny'", "'tiny'")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("name", ["../tiny", "/etc", "tiny/../tiny", "", "x" * 300, ".hidden"])
 def test_a_study_name_is_no_path(main, finished, name):
     one_line_error(main("front", name), 2, repr(name)[:40])
@@ -268,11 +134,6 @@ def test_a_file_as_root_is_an_environment_problem(run, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_a_missing_weights_file_is_an_environment_problem(main, place):
-    reply = main("search", "--root", place / "w", "--workload", "./tiny.py:tiny", "--weights", "absent.pt")
-    one_line_error(reply, 3, "absent.pt", "--weights")
-
-
 @pytest.mark.slow
 def test_unsafe_weights_are_refused_and_never_run(run, place, tmp_path):
     canary = tmp_path / "canary"
@@ -291,28 +152,6 @@ class _Touch:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
-
-
-def test_a_study_file_is_checked_key_by_key(main, place, tmp_path):
-    file = tmp_path / "study.toml"
-    for text, said in (
-        ("trails = 3", ["trails", "'trials'"]),
-        ("max-sise = 0.3", ["max-sise", "'max-size'"]),
-        ("max_sise = 0.3", ["max_sise", "'max-size'"]),
-        ("max-size = 0.3\nmax_size = 0.2", ["'max-size'", "twice"]),
-        ("trials = 'many'", ["trials", "many"]),
-        ("max-size = '25%'", ["max-size", "'25%'", "25 % is 0.25"]),
-        ("trials = 3\ntrials = 4", ["not valid TOML"]),
-        ("[search]\ntrials = 3", ["search"]),
-        ("granularity = 5", ["granularity", "5"]),
-        ("granularity = [1]", ["granularity", "1"]),
-        ("root = 5", ["root", "5"]),
-        ("seeds = 'maybe'", ["seeds", "maybe"]),
-    ):
-        file.write_text(text)
-        one_line_error(main("search", file), 2, *said)
-    file.write_bytes(b"\xff\xfe")
-    one_line_error(main("search", file), 2, "study.toml", "not valid TOML")
 
 
 def test_help_prints_a_study_file_of_every_key_at_its_default(run, tmp_path):
@@ -334,37 +173,6 @@ def test_a_study_file_says_what_the_flags_do_not(main, tmp_path):
     file.write_text(f'root = "{tmp_path / "root"}"\nmax-size = 0.01\nworkload = "./tiny.py:tiny"\n')
     one_line_error(main("search", file), 2, "0.01", "cannot be reached")
     one_line_error(main("search", "--max-size", 0.02, file), 2, "0.02", "cannot be reached")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"conv0.wieght": 0.5}', ["conv0.wieght", "'conv0.weight'"]),
-        ('{"module.conv0.weight": 0.5}', ["module.conv0.weight", "'conv0.weight'"]),
-        ('{"bn0.weight": 0.5}', ["bn0.weight"]),
-        ('{"conv0.weight": 1.2}', ["conv0.weight", "1.2"]),
-        ('{"conv0.weight": 1.0}', ["conv0.weight", "1.0"]),
-        ('{"conv0.weight": -0.1}', ["conv0.weight", "-0.1"]),
-        ('{"conv0.weight": NaN}', ["NaN"]),
-        ('{"conv0.weight": Infinity}', ["Infinity"]),
-        ('{"conv0.weight": "0.5"}', ["conv0.weight", "'0.5'"]),
-        ('{"conv0.weight": true}', ["conv0.weight", "True"]),
-        ('{"conv0.weight": null}', ["conv0.weight", "None"]),
-        ('{"conv0.weight": 0.5, "conv0.weight": 0.6}', ["duplicate", "conv0.weight"]),
-        ("[0.5]", ["object", "list"]),
-        ("{", ["not valid JSON"]),
-        ("", ["not valid JSON"]),
-        ('{"a":' * 100_000, ["nested"]),
-        ('{"version": 9, "sparsity": {}}', ["version", "9"]),
-        ('{"version": 1, "sparsity": {}, "granularty": "channel"}', ["granularty", "'granularity'"]),
-    ],
-)
-def test_a_wrong_sparsity_file_names_layer_and_value(main, tmp_path, text, said):
-    file = tmp_path / "sparsity.json"
-    file.write_text(text)
-    reply = main("apply", file, "--workload", "./tiny.py:tiny", "--out", tmp_path / "out", "--root", tmp_path / "root")
-    one_line_error(reply, 2, "sparsity.json", *said)
-    assert not (tmp_path / "out").exists() and not (tmp_path / "root" / "cache").exists()
 
 
 def test_search_json_is_one_object_with_the_front_and_finals(finished):

@@ -92,30 +92,6 @@ def test_a_difference_is_shown_from_both_sides():
     refuse_changes({"a": 1}, {"a": 1}, "mine")
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"trails": 3}, ["'trails'", "'trials'"]), ({"trials": 0}, ["trials", "got 0"]),
-        ({"max_size": float("nan")}, ["max-size", "nan"]), ({"width": float("inf")}, ["width", "inf"]),
-        ({"finalists": 21}, ["finalists", "21"]), ({"granularity": "chanel"}, ["'chanel'", "'channel'"]),
-        ({"granularity": ""}, ["granularity"]), ({"granularity": 3}, ["granularity", "3"]),
-        ({"seed": 2**31}, ["seed", str(2**31)]), ({"criterion": "l1"}, ["'l1'", "magnitude-l1"]),
-        ({"size_metric": "bytes"}, ["size-metric", "'encoded'", "'nonzero'", "'bytes'"]),
-    ],
-)  # fmt: skip
-def test_config_errors_are_one_line_with_the_value(options, said):
-    with pytest.raises(UsageError) as raised:
-        make_config(**options)
-    assert "\n" not in str(raised.value)
-    for words in said:
-        assert words in str(raised.value)
-
-
-def test_all_wrong_options_are_told_at_once():
-    with pytest.raises(UsageError, match=r"trials must be .*; finalists must be "):
-        make_config(trials=0, finalists=-1)
-
-
 def test_a_study_file_takes_dashes_and_underscores(tmp_path):
     file = tmp_path / "s.toml"
     file.write_text('max-size = 0.1\nfinal_seeds = 2\ngranularity = ["channel"]\n')
