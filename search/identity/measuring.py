@@ -1,7 +1,8 @@
-"""What a study would mix that holds results measured in an earlier way.
+"""Whether the earlier results of a study can be compared with new ones, if they were measured in an earlier way.
 
-Every result says by which version of measuring it came about, `TrialResult.measuring`. Whoever changes how accuracy,
-size or MACs are found raises `search.records.MEASURING`, and says here how to tell what earlier results may differ by.
+Every result says which version of measuring it came from, in `TrialResult.measuring`. Whoever changes how accuracy,
+size or MACs are found raises `search.records.MEASURING`, and adds here how to tell by how much earlier results may
+differ.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network
 
 MOST_LEFT = 0.02
-"""Share of the dense model's running statistics that may be left after a fine-tune, for its score to differ by noise
-alone. Twelve fine-tunes of a small network on digits, 20 steps each: with 1 % left, refreshing them brought 1.7 points
-in the mean, as with none left; with 12 %, 6.9 points, and up to 24."""
+"""The largest share of the dense model's running statistics that may be left after a fine-tune if its score is to
+differ by noise alone. In twelve fine-tunes of a small network on digits, 20 steps each, refreshing the statistics
+brought 1.7 points on average with 1 % left, as it did with none left; with 12 % left it brought 6.9 points, and up to
+24.
+"""
 APART = 0.001
-"""Shares of MACs differ that are shown differently."""
+"""MACs that differ by more than this share of the dense model's are shown as different numbers."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What results measured in an earlier way may differ by.
+    """By what results measured in an earlier way may differ.
 
     Attributes:
-        trials: their numbers.
-        finals: how many final runs.
-        what: in words.
-        noise: whether they differ by no more than two measurements of one network may.
+        trials: the numbers of the trials concerned.
+        finals: how many final runs are concerned.
+        what: the difference, in words.
+        noise: whether the difference is within that of two measurements of one network.
     """
 
     trials: tuple[int, ...]
@@ -52,14 +55,14 @@ class Difference:
 def settle_measuring(
     folder: StudyFolder, asked: int, workload: Workload, dense: nn.Module, network: Network, watcher: ProgressReporter
 ) -> None:
-    """Note what a study's results may differ by from those to come, and refuse to mix what cannot be compared.
+    """Tell by what a study's results may differ from those to come, and refuse to mix what cannot be compared.
 
     Args:
-        asked: how many trials the study is to have; one that has them all is not refused.
-        network: of the study's space, in which all policies of its results are known.
+        asked: how many trials the study is to have; a study that already has them all is not refused.
+        network: the one of the study's space, in which all policies of its results are defined.
 
     Raises:
-        UsageError: further trials could not be compared with those there are.
+        UsageError: further trials could not be compared with the existing ones.
     """
     trials, finals = folder.journal.trials(), folder.journal.finals()
     newest = max((record.result.measuring for record in (*trials, *finals)), default=MEASURING)
@@ -85,7 +88,7 @@ def differences(
     dense: nn.Module,
     network: Network,
 ) -> Iterator[Difference]:
-    """What results of earlier versions may differ by from results of today; nothing where nothing can."""
+    """By what results of earlier versions may differ from results of today; nothing if they cannot differ."""
     old_trials, old_finals = ([r for r in records if _is_of(1, r)] for records in (trials, finals))
     if (old_trials or old_finals) and (norms := learning_norms(dense)):
         yield from _scored_as_trained(old_trials, old_finals, norms, workload)
@@ -99,7 +102,9 @@ def _is_of(version: int, record: TrialRecord | FinalRecord) -> bool:
 def _scored_as_trained(
     trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], norms: Sequence[nn.Module], workload: Workload
 ) -> Iterator[Difference]:
-    """Version 1 took BatchNorm's statistics as training left them; of version 1's own end, results say if not."""
+    """Version 1 scored networks with BatchNorm's statistics as training left them, unless a late result of version 1
+    says otherwise.
+    """
     trials, finals = ([r for r in records if r.result.statistics is None] for records in (trials, finals))
     if not trials and not finals:
         return
@@ -114,7 +119,7 @@ def _scored_as_trained(
 
 
 def share_left(norm: nn.Module, steps: int) -> float:
-    """Share of a norm's running statistics that is still that of before so many steps of training, 0 to 1."""
+    """Share, 0 to 1, of a norm's running statistics that still comes from before these training steps."""
     if norm.momentum is not None:
         return abs(1 - norm.momentum) ** steps
     tracked = norm.num_batches_tracked
@@ -125,7 +130,7 @@ def share_left(norm: nn.Module, steps: int) -> float:
 def _counted_otherwise(
     trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], network: Network
 ) -> Iterator[Difference]:
-    """Version 1 counted MACs of convolutions and linear layers called as modules only."""
+    """Version 1 counted only the MACs of convolutions and linear layers that are called as modules."""
     whole = dense_footprint(network).macs
     known: dict[str, float] = {}
 
@@ -148,7 +153,7 @@ def _of(trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], what: str,
 
 
 def _counted(trials: Sequence[int], finals: int) -> str:
-    """`trials 0 to 5 and 6 final runs`; trials with others between them are counted by how many there are."""
+    """`trials 0 to 5 and 6 final runs`; if the numbers have gaps, only how many trials there are."""
     first, last = (trials[0], trials[-1]) if trials else (0, 0)
     if len(trials) == 1:
         words = [f"trial {first}"]

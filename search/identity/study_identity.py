@@ -1,4 +1,4 @@
-"""What a study may not change besides its config: fingerprints, recipe, objectives."""
+"""What must stay the same in a study besides its config: fingerprints, recipe, objectives."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from search.workloads.base import SPLITS, Workload
 
 ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"
 DATA = "data"
-"""All splits in one fingerprint, as studies were once recorded."""
+"""Key of the one fingerprint over all splits that studies used to record."""
 
 
 def of_split(split: str) -> str:
-    """The part of an identity that a split has."""
+    """The part of an identity that belongs to one split."""
     return f"{split} data"
 
 
@@ -42,7 +42,7 @@ def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) 
 def in_todays_words(
     stored: Mapping[str, Any], config: SearchConfig, workload: Workload, dense: DenseModel
 ) -> dict[str, Any]:
-    """A recorded identity, with today's fingerprints in place of older ones of the same code and data."""
+    """A recorded identity, with older fingerprints of the same code and data replaced by today's."""
     now, found = study_identity(config, workload, dense), dict(stored)
     older = {
         ARCHITECTURE: old_model_fingerprints(dense.model, dense.architecture),

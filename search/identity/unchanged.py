@@ -16,16 +16,17 @@ from search.training.fingerprint import model_fingerprint, split_fingerprint
 from search.workloads.base import SPLITS, Workload
 
 TOLERANCE_EXAMPLES = 1.0
-"""Validation examples that may fall on the other side on another CPU."""
+"""How many validation examples may be classified differently on another CPU."""
 
 
 def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: ProgressReporter) -> None:
     """Refuse a study whose model, data, recipe, objectives or code changed, without training anything.
 
-    Its dense model is looked at where it is there without training: the user's weights, as built, or cached.
+    The dense model is compared only if it is available without training: the user's weights, the model as built, or a
+    cached one.
 
     Raises:
-        UsageError: every difference, as when the study is resumed.
+        UsageError: names every difference, as on resuming the study.
     """
     record, config = folder.read_record(), folder.config
     cache = folder.root / "cache"
@@ -41,10 +42,10 @@ def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Progr
 def refuse_changes_of(
     record: Mapping[str, Any], folder: StudyFolder, workload: Workload, dense: DenseModel, watcher: ProgressReporter
 ) -> dict[str, Any]:
-    """The study's identity, refused by `UsageError` if it is not the recorded one.
+    """The study's identity; a `UsageError` if it is not the recorded one.
 
-    Its test split may change as long as no final run has been scored on it. The code of a criterion of the user's own
-    is looked at where it is registered.
+    The test split may change as long as no final run has been scored on it. The code of the user's own criterion is
+    compared if it is registered.
     """
     config, stored = folder.config, dict(record["identity"])
     code = stored.pop(CRITERION, None) if not _is_here(config.criterion) else None

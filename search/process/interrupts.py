@@ -1,8 +1,9 @@
-"""Signals that end a command, at whatever moment they fall.
+"""How a signal ends a command, at whatever moment it arrives.
 
-What a signal handler raises can be lost: Python ignores it in a callback of the garbage collector and in `__del__`, and
-a clause of somebody else's may catch it. So a signal is also noted, a lost one is raised again, and work that goes in
-steps asks at each. What cannot be interrupted at all, such as native code, is ended by a watchdog.
+An exception raised by a signal handler can get lost: Python ignores it inside a garbage collector callback or a
+`__del__`, and somebody else's `except` clause may catch it. A signal is therefore also recorded, a lost exception is
+raised again, and work that proceeds in steps checks the record at every step. A watchdog ends what cannot be
+interrupted at all, such as native code.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes: after SIGINT, and after SIGTERM or SIGHUP."""
 SOON = 0.05
-"""Seconds after which a signal that was lost is raised again: by then the callback that lost it is over."""
+"""Seconds after which the exception of a signal is raised again if it was lost; by then the callback that lost it has
+returned.
+"""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT, such as by Ctrl-C."""
+    """SIGINT, for instance from Ctrl-C."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP: end like Ctrl-C, resumable."""
+    """SIGTERM or SIGHUP; handled like Ctrl-C: the study can be resumed."""
 
 
 _received: int | None = None
@@ -43,14 +46,14 @@ _settled = _leaving = False
 
 
 def watch(last_words: Callable[[str | None, int], None]) -> None:
-    """From now on a signal raises `Interrupted` or `Terminated`, and a second one ends the process at once.
+    """From now on a first signal raises `Interrupted` or `Terminated`, and a second one ends the process at once.
 
-    One the process was started to ignore (by `nohup`, or by a shell for what it runs in the background) stays ignored.
-    Does nothing but in the main thread, where alone Python handles signals.
+    A signal that the process was started to ignore (by `nohup`, or by a shell for a background job) stays ignored.
+    Outside the main thread, the only one in which Python handles signals, this does nothing.
 
     Args:
-        last_words: called before `end_process`, and before a second signal ends the process, with its arguments; of
-            a signal there is no message.
+        last_words: called with the arguments of `end_process` before that function, or a second signal, ends the
+            process; for a signal there is no message.
     """
     global _received, _again, _last_words, _hook, _code, _watchdog, _settled, _leaving
     if threading.current_thread() is not threading.main_thread():
@@ -83,7 +86,7 @@ def unwatch() -> None:
 
 
 def settle() -> None:
-    """What ends the command is known: no signal raises any more, the next one ends the process."""
+    """What ends the command is decided: signals raise nothing any more, and the next one ends the process."""
     global _received, _settled
     _settled = True
     if _later is not None:
@@ -93,19 +96,19 @@ def settle() -> None:
 
 
 def finish(code: int) -> None:
-    """All is said: a further signal ends the process with the command's own exit code."""
+    """Everything has been said: a further signal ends the process with the command's own exit code."""
     global _last_words, _code
     settle()
     _last_words, _code = None, code
 
 
 def can_end_process() -> bool:
-    """Whether this process is a command's, and not that of a program which calls it."""
+    """Whether this process is a prunefront command, rather than a program that calls prunefront as a library."""
     return bool(_handlers)
 
 
 def end_process(message: str, code: int) -> NoReturn:
-    """From any thread, end a command whose main thread will never come back."""
+    """End a command whose main thread will never return; may be called from any thread."""
     _end_at_once(message, code)
 
 
@@ -115,13 +118,13 @@ def exit_code() -> int | None:
 
 
 def check() -> None:
-    """Raise what the signal that has come did, in case that was lost; called where work goes in steps."""
+    """Raise the exception of a signal that has arrived, in case it was lost; called at every step of longer work."""
     if _received:
         _end()
 
 
 def is_signal(error: BaseException) -> bool:
-    """Whether an exception that ends a program was raised by a signal, and not by the code that it came out of."""
+    """Whether an exception that ends the program came from a signal, rather than from the code it passed through."""
     if exit_code() is not None:
         return True
     if isinstance(error, KeyboardInterrupt):
@@ -157,7 +160,7 @@ def _is_ours(number: int) -> bool:
 
 
 def _end_for(number: int) -> None:
-    """End the process for a signal that does not."""
+    """End the process because of a signal whose exception did not."""
     global _received
     _received = _received or number
     _end_at_once(None, exit_code() if _code is None else _code)
@@ -196,7 +199,7 @@ def _raise_again(lost: Any) -> None:
 
 
 def _in_child() -> None:
-    """A process that the user's code forks is no command: its signals are its own again."""
+    """A process forked by the user's code is not our command: it gets its own signal handling back."""
     global _received, _watchdog
     if _handlers:
         _received, _watchdog = None, None

@@ -1,4 +1,4 @@
-"""What is kept of the work under way if the command ends now: its last line says so."""
+"""What would be kept of the current work if the command ended now; its last line tells the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _saying: list[Callable[[], str]] = []
 
 @contextmanager
 def kept_so_far(say: Callable[[], str]) -> Iterator[None]:
-    """While this work lasts, and after it was interrupted, `what_is_kept` is what `say` returns."""
+    """During this work, and after it was interrupted, `what_is_kept` returns what `say` returns."""
     _saying.append(say)
     try:
         yield
@@ -23,7 +23,7 @@ def kept_so_far(say: Callable[[], str]) -> Iterator[None]:
 
 
 def what_is_kept() -> str | None:
-    """Of the innermost work under way, or interrupted; None if there is nothing to say of it."""
+    """The answer of the innermost work that is running or was interrupted; None if there is nothing to tell."""
     return _saying[-1]() if _saying else None
 
 

@@ -10,25 +10,27 @@ from contextlib import contextmanager
 from typing import Any
 
 AGAIN = 1.0
-"""Seconds after which the alarm is raised again, in case code of the user's caught it."""
+"""Seconds after which the alarm is raised again, in case the user's code caught it."""
 GRACE = 10.0
-"""Seconds beyond the limit after which code that never came back to Python is given up."""
+"""Seconds beyond the limit after which code that never returned to Python is given up."""
 
 
 class TimedOut(BaseException):
-    """The limit is over; no `Exception`, so that the code it interrupts does not take it for an error of its own."""
+    """The time limit has passed. Not an `Exception`, so that the interrupted code does not take it for an error of its
+    own.
+    """
 
 
 @contextmanager
 def limited(seconds: float | None, give_up: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
-    """Raise `TimedOut` in what runs here for longer; None is no limit. The function raises it if it is due.
+    """Raise `TimedOut` in code that runs in this context for longer than the limit; None means no limit.
 
-    In the main thread an alarm interrupts Python code and what waits, such as `time.sleep`; elsewhere only the function
-    tells. Native code is not interrupted.
+    In the main thread an alarm interrupts Python code and waiting calls such as `time.sleep`. In other threads only the
+    yielded function raises, when it is called after the limit. Native code is not interrupted.
 
     Args:
-        give_up: called in a thread of its own, `GRACE` seconds after the limit, if that is still not over. Native code
-            that never lets Python's other threads run prevents it.
+        give_up: called in a separate thread, `GRACE` seconds after the limit, if the code is still running then. Native
+            code that never releases Python's interpreter lock prevents this.
     """
     if seconds is None:
         yield lambda: None

@@ -1,7 +1,9 @@
-"""Ends a command that a signal does not end: in native code that never comes back, in code that catches all, at exit.
+"""Ends a command that a signal does not end: in native code that never returns, in code that catches everything, at
+exit.
 
-Python runs a signal's handler in the main thread once that is back from native code. But the byte it writes to its
-wakeup file as the signal arrives wakes this thread, if native code lets Python's other threads run.
+Python runs a signal's handler in the main thread, once that thread is back from native code. But the byte that Python
+writes to its wakeup file when the signal arrives wakes the thread of this watchdog, provided that the native code lets
+other threads run.
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ from collections.abc import Callable
 from contextlib import suppress
 
 REACH = 2.0
-"""Seconds after which a signal's handler that has not run is given up: the main thread is in native code."""
+"""Seconds to wait for a signal's handler to run; after that the main thread is taken to be stuck in native code."""
 CLOSING = 20.0
-"""Seconds after a signal by which what it raised should have ended the command: somebody's code has caught it."""
+"""Seconds after a signal within which its exception should have ended the command; after that somebody's code has
+caught it.
+"""
 LEAVING = 5.0
-"""Seconds that Python may take to end after the command was interrupted: a child process of somebody's never ends."""
+"""Seconds that Python may take to exit after the command was interrupted; after that a child process is keeping it."""
 AT_ONCE = 0.3
-"""Seconds in which the handler of a second signal, which ends the process, should have run."""
+"""Seconds within which the handler of a second signal, which ends the process, should have run."""
 STEP = 0.1
 
 
 class Watchdog:
-    """Watches from a thread of its own how the main thread takes the signals that come, until it is stopped.
+    """Watches, from a thread of its own, how the main thread takes the signals that arrive, until it is stopped.
 
     Args:
-        is_ours: whether a signal is one that ends the command; asked as it comes.
+        is_ours: whether a signal is one that ends the command; asked when it arrives.
         reached: whether the handler of a first signal has run.
-        settled: whether the command has noticed that it ends.
+        settled: whether the command has noticed that it is ending.
         end: called with the number of the first signal to end the process.
     """
 
@@ -51,7 +55,7 @@ class Watchdog:
         threading.Thread(target=self._run, daemon=True, name="prunefront-watchdog").start()
 
     def stop(self) -> None:
-        """From the main thread."""
+        """Stop watching; call it from the main thread."""
         self._over = True
         now = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(self._before if now == self._writing else now)
@@ -59,7 +63,7 @@ class Watchdog:
             os.close(self._writing)
 
     def ignore_one(self) -> None:
-        """A signal is about to come that the process sends itself, to raise a lost one again."""
+        """The process is about to send itself a signal, to raise a lost exception again."""
         self._again += 1
 
     def _run(self) -> None:
@@ -76,7 +80,7 @@ class Watchdog:
                 os.close(self._bytes)
 
     def _must_end(self) -> bool:
-        """Follows the first signal; False if the watch ends before."""
+        """Follow the first signal until the process must be ended; False if the watch ends before."""
         came, ended = time.monotonic(), None
         while self._read(STEP):
             now = time.monotonic()

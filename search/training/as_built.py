@@ -1,4 +1,4 @@
-"""Whether the network that `build_model` returns comes trained."""
+"""Whether the network that `build_model` returns is already trained."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from search.training.train import predict
 from search.workloads.base import Workload
 
 AS_BUILT = "as built"
-"""In the place of a weights file: the network is trained as `build_model` returns it."""
+"""Given in place of a weights file: the network that `build_model` returns is already trained."""
 EXAMPLES = 128
 SHUFFLES = 5
 AHEAD, LESS_ERROR = 0.5, 0.8
-"""A trained network beats its shuffled copies by this share of the range they lie in, and has at most this share of the
-best one's error."""
+"""A trained network beats its shuffled copies by at least this share of the range that they span, and its error is at
+most this share of the best copy's.
+"""
 
 
 def outperforms_shuffled(workload: Workload, model: nn.Module, metric: Callable[[object, Tensor], float]) -> bool:
-    """Whether the network does its task clearly better than with each weight's elements in random order.
+    """Whether the network does its task clearly better than copies in which each weight's elements are shuffled.
 
     Args:
-        metric: the workload's, NaN where that is undefined.
+        metric: the workload's metric; NaN where it is undefined.
     """
     inputs, targets = (evenly_spaced(part, EXAMPLES) for part in workload.calibration)
 

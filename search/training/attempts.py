@@ -1,8 +1,8 @@
-"""Evaluations that begin: how far each came, and what is known of those that ended the process.
+"""Evaluations that have begun: how far each came, and what is known of those that ended the process.
 
-A process that is killed can say nothing, so it is noted while it lives: the step after each step, and a crash of native
-code or an `os._exit` by the handlers of those. Being killed from outside is then no failure of a trial: what counts are
-deaths that are known to be its own doing, and very many at one and the same step, as by a lack of memory.
+A process that is killed cannot say why, so notes are taken while it lives: the next step before each step, and the
+cause when native code crashes or code calls `os._exit`. Being killed from outside does not fail a trial. What counts
+against it are deaths known to be its own doing, and very many deaths at the same step, as from a lack of memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from search.process import interrupts
 from search.user_code.blame import is_own
 
 MAX_STARTS = 4
-"""How often an evaluation may begin that ends the process each time, by what is known of it."""
+"""How often an evaluation may begin if, as far as is known, it ends the process itself each time."""
 MAX_KILLS = 12
-"""How often the process may be killed at one step of an evaluation, nobody knows by whom."""
+"""How often the process may be killed at the same step of an evaluation for a reason nobody knows."""
 TIMED_OUT = "timed-out"
 MOST_BYTES = 2**20
 _STEP_BYTES = 32
@@ -35,7 +35,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Death:
-    """An earlier attempt that ended its process: after `step` of `steps` training steps; `how` is empty if unknown."""
+    """An earlier attempt that ended its process after `step` of `steps` training steps; `how` is empty if the cause is
+    unknown.
+    """
 
     step: int
     steps: int
@@ -51,14 +53,14 @@ def reached(step: int, steps: int) -> str:
 
 
 class Attempt:
-    """One evaluation, whose earlier attempts are read from files beside the journal's, which it removes by `finish`.
+    """One evaluation. Its earlier attempts are read from files beside the journal, which `finish` removes.
 
     Args:
-        folder: of the journal.
+        folder: the journal's.
         key: names the evaluation.
 
     Attributes:
-        deaths: of earlier attempts, oldest first.
+        deaths: the attempts that ended the process, oldest first.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -80,9 +82,10 @@ class Attempt:
 
     @contextmanager
     def running(self, progress: Progress | None = None) -> Iterator[Progress]:
-        """While the evaluation runs; the function takes steps and calls `progress`.
+        """A context for the time in which the evaluation runs; the yielded function takes the step and the number of
+        steps, and calls `progress`.
 
-        Any exception that comes out of it leaves the process alive, so that it is no death.
+        An exception that leaves the context leaves the process alive, so it is no death.
         """
         if self.deaths:
             text = json.dumps([asdict(death) for death in self.deaths])
@@ -108,18 +111,20 @@ class Attempt:
             self._now.unlink(missing_ok=True)
 
     def say(self, words: str) -> None:
-        """Write down what is about to end the process."""
+        """Record what is about to end the process."""
         with self._now.open("ab") as file:
             file.write(words.encode())
 
     def finish(self) -> None:
-        """Forget the attempts: the result is written."""
+        """Forget the attempts, since the result is on disk."""
         self._known.unlink(missing_ok=True)
         self._now.unlink(missing_ok=True)
 
 
 def give_up_on(attempt: Attempt, name: str, seconds: float | None) -> Callable[[], None] | None:
-    """What ends a command whose evaluation stays in native code beyond its limit; None in a program of the user's."""
+    """A function that ends the command if its evaluation stays in native code beyond the limit; None inside a user's
+    program.
+    """
     if seconds is None or not interrupts.can_end_process():
         return None
 
@@ -141,7 +146,7 @@ def _write_step(file: int, done: int, total: int) -> None:
 
 @contextmanager
 def _last_words(file: int) -> Iterator[None]:
-    """Let a crash of native code, and `os._exit` of anybody's code, say what it was."""
+    """If native code crashes or anybody's code calls `os._exit`, record what happened."""
     before, leave, process = faulthandler.is_enabled(), os._exit, os.getpid()
 
     def said_and_left(code: int) -> None:
@@ -170,7 +175,9 @@ def _last_words(file: int) -> Iterator[None]:
 
 
 def _known_deaths(path: Path) -> tuple[Death, ...]:
-    """What cannot be read counts as none: an evaluation then begins once more than it might."""
+    """The recorded deaths. Records that cannot be read count as none; the evaluation then begins once more than it
+    should.
+    """
     try:
         read: Any = json.loads(read_text(path, MOST_BYTES))
         return tuple(Death(int(one["step"]), int(one["steps"]), str(one["how"])) for one in read)
@@ -189,7 +196,7 @@ def _last_death(path: Path) -> tuple[Death, ...]:
 
 
 def _how(words: str) -> str:
-    """`Segmentation fault (net.py, line 12)` of what Python's fault handler writes; likewise of `os._exit`."""
+    """`Segmentation fault (net.py, line 12)`, from the output of Python's fault handler; likewise for `os._exit`."""
     lines = [line for line in words.splitlines() if line.strip("\0 ")]
     if not lines:
         return ""

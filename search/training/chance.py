@@ -1,4 +1,4 @@
-"""What accuracy a network has that knows nothing of its task."""
+"""The accuracy that a network has without knowing anything about its task."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from search.workloads.base import Workload
 from search.workloads.metrics import DEFAULT_METRICS, DISTRIBUTION_SLACK, IGNORED, accuracy
 
 DEVIATIONS = 2.0
-"""How far, in standard deviations of a share of that many examples, accuracy must be above chance to tell anything."""
+"""How many standard deviations (of a share of that many examples) an accuracy must be above chance to tell anything."""
 
 
 def chance_accuracy(workload: Workload) -> float | None:
-    """Accuracy on validation data up to which a network cannot be told from one that names one class for everything.
+    """The accuracy on validation data up to which a network cannot be told from one that always names the same class.
 
-    The share of the most frequent class, and `DEVIATIONS` of what chance does to it. None where nothing can be said: a
-    metric of the user's own, or targets that may be other things than classes.
+    This is the share of the most frequent class, plus `DEVIATIONS` standard deviations of that share. None if nothing
+    can be said: the metric is the user's own, or the targets may not be classes.
     """
     targets = workload.validation[1] if isinstance(workload.validation, tuple) else None
     if workload.metric not in DEFAULT_METRICS or not isinstance(targets, torch.Tensor):
@@ -31,7 +31,7 @@ def chance_accuracy(workload: Workload) -> float | None:
 
 
 def _class_numbers(targets: Tensor, binary: bool) -> Tensor | None:
-    """Of all examples, or pixels, that count; None where the targets alone do not tell."""
+    """The class of every example, or pixel, that counts; None if the targets alone do not tell."""
     column = targets.dim() > 1 and targets.shape[1] == 1
     if column:
         targets = targets[:, 0]

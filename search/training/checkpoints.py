@@ -1,4 +1,6 @@
-"""Weights on disk: safetensors with the structure beside them, and users' weight files, never unpickled code."""
+"""Weights on disk: safetensors with the network's structure beside them, and the user's weight files, read without
+running any code.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,13 @@ from search.training.unwrap import COUNTER, DEEPEST, Ambiguous, unwrap
 from spaces.validation import unknown
 
 CHECKSUM = "sha256"
-"""Key of the checksum in the metadata of weights; files from before it lack it."""
+"""Key of the checksum in the metadata of a weights file; older files lack it."""
 
 
 def save_model(model: nn.Module, structure: Structure, path: Path) -> None:
-    """Write a model's state dict, with what was removed from the dense model and a checksum as metadata; durable."""
+    """Write a model's state dict, what was removed from the dense model and a checksum; it survives a crash of the
+    machine.
+    """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors_of(model)}
     metadata = {"structure": json.dumps(structure.to_dict()), CHECKSUM: _checksum(state)}
     write_durably(path, save(state, metadata=metadata))
@@ -70,19 +74,21 @@ def restore(dense: nn.Module, structure: Structure, state: Mapping[str, Tensor])
 
 
 def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] | None = None) -> Mapping[str, Tensor]:
-    """Load a state dict the user trained into `model`: safetensors, or a torch file without code.
+    """Load a state dict that the user trained into `model`, from safetensors or a torch file without code.
 
-    It may lie in an entry of a checkpoint, such as `state_dict` or `model`, and all its names may begin with something
-    that the model's do not, such as `module.`, or the other way round. Tensors pruned by `torch.nn.utils.prune` are
-    taken as their originals times their masks; returned are these masks, bool by tensor name, none for a plain state
-    dict.
+    The state dict may be an entry of a checkpoint, such as `state_dict` or `model`, and all of its names may begin with
+    something that the model's names do not, such as `module.`, or the other way round. Tensors pruned by
+    `torch.nn.utils.prune` are loaded as their originals times their masks.
 
     Args:
-        note: told in one line where in the file the state dict was, unless it was all of it.
+        note: told in one line where in the file the state dict was found, unless the file is nothing else.
+
+    Returns:
+        Those masks, bool, by tensor name; empty for a plain state dict.
 
     Raises:
         EnvironmentProblem: no such file.
-        Refused: a file that would need unpickling code, or is damaged.
+        Refused: a damaged file, or one that cannot be read without running code.
         UsageError: names or shapes that do not fit the model; the first is named.
     """
     if not path.is_file():
@@ -107,7 +113,9 @@ def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] 
 
 
 def _without_masks(content: Any, expected: Mapping[str, Tensor], masks: dict[str, Tensor], depth: int) -> Any:
-    """The same, each state dict in it in its plain form; `masks` takes up what they were multiplied by."""
+    """The same content with each state dict in its plain form; the masks that tensors were multiplied by are added to
+    `masks`.
+    """
     if not isinstance(content, Mapping) or not depth:
         return content
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -142,7 +150,7 @@ def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
 
 
 def _read_content(path: Path) -> Mapping[Any, Any]:
-    """The mapping a weights file holds, its tensors checked to be plain ones."""
+    """The mapping in a weights file, its tensors checked to be plain ones."""
     try:
         return load(path.read_bytes())
     except SafetensorError as safetensors_error:

@@ -69,21 +69,21 @@ def dense_model(
     watcher: ProgressReporter | None = None,
     train: bool = True,
 ) -> DenseModel | None:
-    """Load the user's weights, take the model as it is built, or the cached one, or train one and cache it.
+    """Load the user's weights, take the model as built or the cached one, or else train one and cache it.
 
-    It is taken as built where the workload says so by `weights="as built"`, or where `build_model` returns the same
-    weights under every seed and they do the task, unless it says `train_dense=True`.
+    The model is taken as built if the workload says so by `weights="as built"`, or if `build_model` returns the same
+    weights under every seed and they do the task well, unless the workload says `train_dense=True`.
 
     Args:
-        seed: of the dense training; part of the cache's key with architecture, first weights, fit data and recipe.
+        seed: of the dense training; part of the cache's key, with architecture, initial weights, fit data and recipe.
         cache: folder of cached models.
-        weights: a weights file; goes before the workload's own.
-        watcher: follows the training, if there is one.
-        train: where the model would have to be trained, do; else None is returned.
+        weights: a weights file; takes precedence over the workload's own.
+        watcher: follows the training, if there is any.
+        train: if the model has to be trained, train it; otherwise return None.
 
     Raises:
-        UsageError: the model cannot be built, does not run on its data, its training diverges, or the metric of it
-            is no share.
+        UsageError: the model cannot be built, does not run on its data, diverges in training, or has a metric outside
+            [0, 1].
         EnvironmentProblem, Refused: from reading weights.
     """
     model = build_model(workload, seed)
@@ -112,7 +112,7 @@ def dense_model(
 
 
 def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
-    """What training starts from, as part of a key; None if the model comes trained."""
+    """What training starts from, as part of a key; None if the model is already trained."""
     first, other = weights_fingerprint(model), _built(workload, seed + 1)
     if not same_weights(model, other):
         return first if same_weights(model, _built(workload, seed)) else "drawn anew each time"
@@ -135,7 +135,7 @@ def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressRep
 def _cached_or_trained(
     workload: Workload, model: nn.Module, start: str, seed: int, cache: Path, watcher: ProgressReporter, train: bool
 ) -> tuple[nn.Module, float] | None:
-    """The dense model, and the seconds it took to train it; None where it would have to be trained and may not."""
+    """The dense model and the seconds it took to train; None if it would have to be trained and may not be."""
     recipe = workload.recipe.to_dict()
     of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
     architecture, code, fit = model_fingerprint(model), training_fingerprint(workload), split_fingerprint(workload.fit)
@@ -154,7 +154,7 @@ def _cached_or_trained(
 
 
 def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> Trained:
-    """Train this model on fit data; the metric may be undefined while it is not trained yet."""
+    """Train this model on fit data; its metric may be undefined before that."""
     what = f"training the dense model of {workload.name!r}"
     tolerant = replace(
         workload,
@@ -181,7 +181,7 @@ def _number(metric: Callable[[Any, Tensor], float], outputs: Any, targets: Tenso
 
 
 def _require_numbers(workload: Workload, model: nn.Module, outputs: Any, source: str | Path | None) -> None:
-    """Refuse a dense model that gives NaN; a negative variance is the usual cause that its weights tell."""
+    """Refuse a dense model that returns NaN; the usual cause is a negative variance among its weights."""
     if not any(tensor.isnan().any() for tensor in tensors_in(outputs) if tensor.is_floating_point()):
         return
     of = f"weights {Path(source).name}: " if source else ""
@@ -215,10 +215,10 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
 
 
 def build_model(workload: Workload, seed: int) -> nn.Module:
-    """An untrained model of the workload, known to run on all splits and to fit its loss and metric.
+    """An untrained model of the workload that is known to run on all splits and to suit its loss and metric.
 
     Raises:
-        UsageError: it does not, or the metric is no share; the cause is named.
+        UsageError: it does not, or the metric is outside [0, 1]; the cause is named.
     """
     training_fingerprint(workload)  # before its functions have run
     model = _built(workload, seed)

@@ -1,4 +1,4 @@
-"""From a policy to a result; repeatable from policy, workload, recipe and seed alone."""
+"""From a policy to a result, which policy, workload, recipe and seed alone determine."""
 
 from __future__ import annotations
 
@@ -97,15 +97,16 @@ def evaluate_policy(
     seconds: float | None = None,
     give_up: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """Prune and fine-tune from the dense checkpoint, then measure; failures are results with a reason.
+    """Prune and fine-tune from the dense checkpoint, then measure; a failure is a result with a reason.
 
-    With another `training` the policy's network is trained from fresh weights instead, for epochs of its own. An
-    evaluation longer than `seconds` fails; `give_up` is called if it cannot, see `search.process.time_limit.limited`.
+    With another `training`, the policy's network is trained from fresh weights instead, for as many epochs as that
+    training takes. An evaluation longer than `seconds` fails; if it cannot be interrupted, `give_up` is called, see
+    `search.process.time_limit.limited`.
 
-    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory` (wherever it came about), `refused: ...`
-    (a policy that asks for something of which nothing goes, a removal that does not equal its mask, or a network larger
-    than planned), `timed-out: ...`, `error: ...` (anything the workload's own code raised, `sys.exit` and the like
-    too).
+    Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory` (wherever it happened), `refused: ...`
+    (a policy that asks for a layer of which nothing can be removed, a removal that does not equal its mask, or a
+    network larger than planned), `timed-out: ...`, `error: ...` (anything that the workload's own code raised,
+    including `sys.exit`).
     """
     at = [0, 0]
 
@@ -128,7 +129,7 @@ def evaluate_policy(
 
 
 def evaluate_untrained(subject: PreparedModel, policy: PruningPolicy) -> Evaluation:
-    """The network as it is once all of the policy is carried out at once, before any training; failures as above."""
+    """The network with all of the policy applied at once, before any training; failures as in `evaluate_policy`."""
     return _evaluated(
         subject, policy, lambda subject: prune_only(subject.dense, policy, subject.workload, subject.graph)
     )
@@ -159,7 +160,7 @@ def _reason(error: BaseException) -> str:
 
 
 def failed(reason: str) -> Evaluation:
-    """A failed result without a network, its cause the reason's first word; only the reason's first line is kept."""
+    """A failed result without a network. Only the first line of the reason is kept; its first word is the cause."""
     reason = (reason.splitlines() or [""])[0][:500]
     return Evaluation(TrialResult(FAILED, reason, cause=cause_of(reason)))
 

@@ -1,7 +1,7 @@
-"""Fingerprints: whether model, data or code are still what they were.
+"""Fingerprints: whether model, data and code are still what they were.
 
-Only what decides results counts, see `search.user_code.source`: neither docstrings, comments and formatting, nor where
-code stands.
+Only what decides results counts, see `search.user_code.source`: not docstrings, comments or formatting, nor where the
+code is written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def digest(*parts: Any) -> str:
 def model_fingerprint(model: nn.Module) -> str:
     """Of the architecture: names, shapes, dtypes, settings and code of the modules, and which parameters are frozen.
 
-    The weights do not count. It is taken once, when first asked for: what a network notes down later plays no part.
+    The weights do not count. It is computed once, on the first call; attributes that a network changes later play no
+    part.
     """
     if model not in _of_models:
         tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in tensors_of(model)]
@@ -40,9 +41,9 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def training_fingerprint(workload: Workload) -> str:
-    """Of what else decides a result: the code behind loss, metric and augmentation.
+    """Of everything else that decides a result: the code of loss, metric and augmentation.
 
-    It is taken once, when first asked for: what these functions note down later plays no part.
+    It is computed once, on the first call; attributes that these functions change later play no part.
     """
     kept = vars(workload)
     if _TRAINING not in kept:
@@ -51,17 +52,17 @@ def training_fingerprint(workload: Workload) -> str:
 
 
 def criterion_fingerprint(criterion: str) -> list[str]:
-    """Of the code behind a criterion of the user's own; empty for built-in ones.
+    """Of the code of the user's own criterion; empty for built-in ones.
 
     Raises:
-        ValueError: it is not registered in this process.
+        ValueError: the criterion is not registered in this process.
     """
     function = own_function(criterion)
     return [digest(code_of([function]))] if function else []
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The tensors of a state dict, whatever else is in it."""
+    """The tensors of a state dict, without its other entries."""
     return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
 
 

@@ -1,7 +1,7 @@
-"""Fingerprints as they were taken before they left docstrings and neighbours out, for what was recorded with them.
+"""Fingerprints as they used to be computed, to recognise what was recorded with them.
 
-They held the syntax of whole modules. They are taken anew for code that still stands as it did; of built-in workloads,
-whose files may change, those of Python 3.11 are written down here.
+They hashed whole modules, docstrings and neighbouring code included. They are computed again for code that has not
+changed; for built-in workloads, whose files may change, those of Python 3.11 are written down here.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ behind loss, metric and augmentation."""
 
 
 def old_model_fingerprints(model: nn.Module, architecture: str) -> set[str]:
-    """Those this network, of this fingerprint now, may have been recorded with."""
+    """The fingerprints that this network, whose fingerprint now is given, may have been recorded with."""
     tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if hasattr(t, "dtype")]
     found = {digest(tensors, repr(model), _codes(type(m) for m in model.modules()))}
     return found | {BUILT_IN[new] for new in [architecture] if new in BUILT_IN}
 
 
 def old_training_fingerprints(workload: Workload) -> set[str]:
-    """Those the workload's loss, metric and augmentation may have been recorded with."""
+    """The fingerprints that the workload's loss, metric and augmentation may have been recorded with."""
     found = {digest(_codes([workload.loss, workload.metric, workload.augment]))}
     return found | {BUILT_IN[new] for new in [training_fingerprint(workload)] if new in BUILT_IN}
 
 
 def old_dense_key(architecture: str, workload: Workload, recipe: Mapping[str, Any], seed: int) -> str | None:
-    """The key under which a built-in workload's dense model may have been cached; None of any other workload."""
+    """The key under which a built-in workload's dense model may be cached; None for any other workload."""
     code = training_fingerprint(workload)
     if architecture not in BUILT_IN or code not in BUILT_IN:
         return None
@@ -58,13 +58,13 @@ def old_dense_key(architecture: str, workload: Workload, recipe: Mapping[str, An
 
 
 def old_criterion_fingerprint(criterion: str) -> list[str]:
-    """The one a criterion of the user's own may have been recorded with; empty for built-in ones."""
+    """The fingerprint that the user's own criterion may have been recorded with; empty for built-in ones."""
     function = own_function(criterion)
     return [digest(_codes([function]))] if function else []
 
 
 def _codes(objects: Iterable[Any]) -> list[str]:
-    """The names of functions or classes, with the whole source of the modules they are written in."""
+    """The names of functions or classes, with the whole source of their modules."""
     found = set()
     for thing in objects:
         thing = getattr(thing, "func", thing)  # of a functools.partial

@@ -1,4 +1,4 @@
-"""Latency of a workload's networks: the dense model's table, kept for later studies, and finals beside each other."""
+"""Latency of a workload's networks: the dense model's table, kept for later studies, and finals timed side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spaces.printable import printable
 
 log = logging.getLogger(__name__)
 QUIET_SPREAD = 0.2
-"""Above this spread of the dense network's times the machine was not quiet, and the table is in doubt."""
+"""If the dense network's times spread more than this, the machine was busy and the table is in doubt."""
 
 
 def cached_latency_table(
@@ -31,15 +31,15 @@ def cached_latency_table(
     progress: Callable[[int, int], None] | None = None,
     batch: int = 1,
 ) -> LatencyTable:
-    """The table of this architecture on this machine from the cache, or a new measurement.
+    """The latency table of this architecture on this machine, from the cache or newly measured.
 
-    A cached file that is damaged or of another network is measured again, with a warning. So does a measurement
-    warn that was taken on a busy machine.
+    A cached file that is damaged or belongs to another network is measured again, with a warning. A measurement on a
+    busy machine warns too.
 
     Args:
-        architecture: fingerprint of the model's; its weights play no part.
-        progress: called with (rounds done, rounds in all) while measuring.
-        batch: examples of one forward pass.
+        architecture: the model's fingerprint; its weights play no part.
+        progress: called with (rounds done, total rounds) while measuring.
+        batch: examples in one forward pass.
     """
     path = latency_path(subject, architecture, cache, batch)
     if path.is_file():
@@ -68,7 +68,7 @@ def cached_latency_table(
 
 
 def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> Path:
-    """Where the table is kept: by architecture, layout and input of the model, device, threads and PyTorch."""
+    """Where the table is kept; depends on the model's architecture, layout and input, the device, threads and PyTorch."""
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
     device = next((tensor.device for tensor in tensors), example.device)
@@ -85,9 +85,9 @@ def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: 
 def time_finals(
     subject: PreparedModel, networks: Mapping[str, nn.Module], progress: Callable[[int, int], None] | None = None
 ) -> TimedNetworks:
-    """Time fine-tuned networks, one example at a time, beside the dense model and a copy of it.
+    """Time fine-tuned networks, one example at a time, side by side with the dense model and a copy of it.
 
-    All run in the layout that fine-tunes do, into which `networks` are moved. Warns of a busy machine.
+    All run in the memory layout of fine-tunes; `networks` are moved into it. Warns of a busy machine.
     """
     example = subject.workload.example_input
     moved = {name: in_fast_layout(network, example) for name, network in networks.items()}

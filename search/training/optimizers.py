@@ -1,4 +1,4 @@
-"""The recipe's optimizer, and what it remembers of masked weights: nothing."""
+"""The recipe's optimizer, which keeps no memory of masked weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe, regrow: bool = False) -> to
     """The recipe's optimizer over all parameters, at learning rate 0 until one is set.
 
     Args:
-        regrow: masked weights may come back. Their state can then be dropped by `forget_masked_`, with which a
-            weight goes on exactly as under a new optimizer.
+        regrow: masked weights may return. `forget_masked_` then clears their state, so that a returning weight goes on
+            exactly as under a new optimizer.
     """
     if recipe.optimizer == "sgd":
         momentum, decay = recipe.momentum, recipe.weight_decay
@@ -31,7 +31,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, regrow: bool = False) -> to
 
 
 def forget_masked_(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Give what is masked the state of a new optimizer: what it remembers of gradients no longer moves it.
+    """Reset the state of masked weights to that of a new optimizer, so that remembered gradients no longer move them.
 
     Args:
         masks: parameter name -> bool mask of its shape, True = kept.
@@ -44,12 +44,11 @@ def forget_masked_(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Ma
 
 
 class ElementwiseAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv 1711.05101, algorithm 2) that counts the steps of every element by itself.
+    """AdamW (arXiv 1711.05101, algorithm 2) that counts the steps of every element separately.
 
-    PyTorch's counts them by tensor: an element whose running means begin at 0 later than the others' would take
-    steps up to (1 - beta1) / sqrt(1 - beta2) times too long, 3.2 by default, since what corrects the means for their
-    beginning has run out. Here it does not: state is, of each element, both means and what is left of their
-    beginnings, beta1^t and beta2^t.
+    PyTorch counts steps by tensor. An element whose running means start at 0 later than the others' would take steps up
+    to (1 - beta1) / sqrt(1 - beta2) times too long, 3.2 by default, because the correction for that start has already
+    faded. Here each element's state holds both means and the remaining weights of their starts, beta1^t and beta2^t.
     """
 
     def __init__(

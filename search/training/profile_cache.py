@@ -35,9 +35,9 @@ def cached_profile(
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
-    """The profile of this model and data from the cache, or a scan on calibration data.
+    """The profile of this model and data from the cache, or from a scan on calibration data.
 
-    The points of a scan are kept as they come, and taken up again by the next call.
+    The points of a scan are kept as they are found, so an interrupted scan continues in the next call.
     """
     multiples = tuple(group.multiple for group in subject.network.groups)
     path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
@@ -84,7 +84,7 @@ def cached_profile(
 
 
 def recalibration_note(profile: Profile) -> str | None:
-    """What the user should know of a profile whose examples were too few to recalibrate BatchNorm by."""
+    """What the user should know if a profile had too few examples to recalibrate BatchNorm."""
     if not profile.too_few:
         return None
     note = f"BatchNorm is not recalibrated in the scan: {profile.examples} calibration examples are too few"
@@ -102,7 +102,7 @@ def profile_path(
     cache: Path,
     multiples: Sequence[int] = (),
 ) -> Path:
-    """Where the profile of this model is kept; `multiples` are those the channel groups keep to."""
+    """Where the profile of this model is kept; `multiples` are those that the channel groups keep."""
     scoring = [SCORE_EXAMPLES, SCORE_BATCH] if criterion_word(criterion).needs_data else []
     key = digest(
         dense.weights,

@@ -1,4 +1,4 @@
-"""Running statistics made anew before every score that counts."""
+"""Running statistics averaged anew before every score that counts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from search.workloads.base import Workload
 from spaces.cost.effect import NAMED
 
 REFRESH_EXAMPLES = 1024
-"""Fit examples averaged over at most. Of VGG9 on digits and Fashion-MNIST, fine-tuned with a momentum of 0.01,
-validation loss changed by 0.01 at most from 256 examples on, in either direction; 1,024 took 1 to 8 % of a trial's
-time."""
+"""The most fit examples that are averaged over. For VGG9 on digits and Fashion-MNIST, fine-tuned with a momentum of
+0.01, validation loss changed by at most 0.01 from 256 examples on, in either direction; 1,024 took 1 to 8 % of a
+trial's time.
+"""
 REFRESHED, AS_TRAINED = "refreshed", "as trained"
 
 
 def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
-    """Average BatchNorm's running statistics over fit data, in place, and keep the better by calibration loss.
+    """Average BatchNorm's running statistics over fit data, in place, and keep them if calibration loss does not get
+    worse.
 
-    Fit data is taken without augmentation and in batches of the recipe, since those are what the weights were
-    normalised by in training. The same examples are used every time, and no random state is touched.
+    Fit data is used without augmentation, in batches of the recipe's size, because training normalised by such batches.
+    The same examples are used every time, and no random state changes.
 
     Returns:
         Which statistics the model has now, `refreshed` or `as trained`; None if it has none that training moves.
@@ -36,7 +38,7 @@ def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
 
 
 def statistics_note(model: nn.Module, example_input: Tensor) -> str | None:
-    """What the user should know of statistics that no score of ours makes anew; None if there are none."""
+    """What the user should know about statistics that are never averaged anew; None if there are none."""
     names = left_as_trained(model, example_input)
     if not names:
         return None
@@ -49,10 +51,12 @@ def statistics_note(model: nn.Module, example_input: Tensor) -> str | None:
 
 
 def fit_batches(workload: Workload) -> Iterator[Tensor]:
-    """Fit inputs of `REFRESH_EXAMPLES` examples at most, one drawn of each of as many equal stretches, then mixed.
+    """Fit inputs of at most `REFRESH_EXAMPLES` examples: one drawn from each of that many equal stretches, then
+    shuffled.
 
-    So every class is met whether examples are sorted by class or take turns, and no batch is of one class alone.
-    A batch has at least two examples where there are as many: of a single one BatchNorm may know no variance.
+    Every class is therefore included whether examples are sorted by class or alternate, and no batch holds one class
+    only. A batch has at least two examples if there are that many, since BatchNorm may have no variance of a single
+    one.
     """
     inputs = workload.fit[0]
     generator = torch.Generator().manual_seed(0)

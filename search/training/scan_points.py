@@ -1,4 +1,4 @@
-"""The points of a scan on disk as they come, so that an interrupted one goes on where it was."""
+"""The points of a scan, written to disk as they are found, so that an interrupted scan continues where it stopped."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from spaces.strict_json import nan_as_null
 from spaces.validation import is_number
 
 FLUSH_SECONDS = 5.0
-"""Points of the last seconds are lost if the machine fails; none are if the process alone does."""
+"""If the machine fails, the points of the last so many seconds are lost; if only the process fails, none are."""
 MOST_BYTES = 2**30
 """Of the file: four million points."""
 
 
 class KeptPoints:
-    """Points of one scan in a file of JSON lines beside its profile; lines that are no points are passed over.
+    """The points of one scan, in a file of JSON lines beside its profile. Lines that are not points are skipped.
 
-    Use it as a context. Two processes that make the same scan may share the file.
+    Use it as a context manager. Two processes that run the same scan may share the file.
 
     Attributes:
-        known: points found in the file and added since.
-        seconds: what earlier processes scanned for.
+        known: points found in the file or added since.
+        seconds: how long earlier processes scanned.
     """
 
     def __init__(self, profile: Path) -> None:
@@ -58,7 +58,7 @@ class KeptPoints:
         self._file.close()
 
     def keep(self, key: PointKey, point: ProfilePoint) -> None:
-        """Add a point; as of `scan_sensitivity`."""
+        """Add a point of `scan_sensitivity`."""
         self.known[key] = point
         now = time.perf_counter()
         granularity, layer, level = key
@@ -70,7 +70,7 @@ class KeptPoints:
             self._flushed = now
 
     def drop(self) -> None:
-        """The profile is written: its points alone are of no use any more."""
+        """Remove the file: the profile is written and holds all points."""
         self._path.unlink(missing_ok=True)
         flush(self._path.parent)
 

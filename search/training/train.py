@@ -33,11 +33,11 @@ from spaces.validation import unknown
 
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
 FRESH_SEED = 2**40
-"""Added to the seed of fresh weights, so that they are never the ones a dense model began with."""
+"""Added to the seed of fresh weights, so that they never equal the initial weights of a dense model."""
 TRAININGS = (FINE_TUNE, *SCRATCH)
 """How a policy's network gets its weights."""
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 
 class Diverged(Exception):
@@ -54,9 +54,9 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: what was removed from the dense one, its curve, and its scores on validation.
+    """A trained network: what was removed from the dense one, its loss curve, and its scores on validation data.
 
-    `statistics` says which running statistics it is scored with, as of `refresh_statistics_`.
+    `statistics` says which running statistics it is scored with, see `refresh_statistics_`.
     """
 
     model: nn.Module
@@ -70,7 +70,7 @@ class Trained:
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor) -> Any:
-    """Outputs of the whole split in eval mode, joined; the model's training flags are left as they were."""
+    """Outputs of all examples of a split in eval mode, joined; the model's training flags are unchanged."""
     was_training = model.training
     model.eval()
     try:
@@ -88,7 +88,7 @@ def score(model: nn.Module, split: Split, workload: Workload) -> Metrics:
 
 
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
-    """Train the workload's model from fresh weights on fit data; weights, order and augmentation follow `seed`."""
+    """Train the workload's model from fresh weights on fit data; `seed` decides weights, order and augmentation."""
     torch.manual_seed(seed)
     model = in_fast_layout(workload.build_model(), workload.example_input)
     return _train(
@@ -118,7 +118,7 @@ def fine_tune(
 
 
 def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph) -> Trained:
-    """Carry out all of the policy on a copy of `dense` at once, train nothing but running statistics, and score it.
+    """Apply all of the policy to a copy of `dense` at once, train nothing but running statistics, and score the result.
 
     Raises:
         Diverged: the validation loss is NaN or infinite.
@@ -145,13 +145,13 @@ def train_fresh(
     seed: int,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train the network a policy makes of `dense` from fresh weights, with the recipe of the dense training.
+    """Train the network that a policy makes of `dense` from fresh weights, with the recipe of the dense training.
 
-    What goes is chosen on the trained `dense`, as one-shot pruning does; none of its weights is taken over.
+    What is removed is chosen on the trained `dense`, as in one-shot pruning; none of its weights is kept.
 
     Args:
-        training: `scratch-e` for as many epochs as the dense model, `scratch-b` for as much compute: as many times
-            more epochs as the network takes fewer MACs (Liu et al., arXiv 1810.05270). Masks lower no MACs.
+        training: `scratch-e` trains for as many epochs as the dense model; `scratch-b` for as much compute, so for more
+            epochs in proportion as the network has fewer MACs (Liu et al., arXiv 1810.05270). Masks save no MACs.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -180,10 +180,10 @@ def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGrap
 
 
 def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
-    """The model in channels_last, which convolutions on a CPU run faster in; moved in place.
+    """The model in channels_last, in which convolutions on a CPU run faster; moved in place.
 
-    Models that do not run in it (a `view` needs the default layout) stay as they are. So do models with a strided
-    1x1 convolution: once channels are removed, their backward pass in channels_last writes outside its memory
+    Models that do not run in this layout (a `view` may need the default one) stay as they are. So do models with a
+    strided 1x1 convolution: after channels are removed, its backward pass in channels_last writes outside its memory
     for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
     """
     strided = any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 for m in model.modules())
@@ -202,7 +202,7 @@ def _runs(model: nn.Module, example_input: Tensor) -> bool:
 
 
 def step_count(workload: Workload, epochs: float) -> int:
-    """Optimizer steps in that many epochs, at least 1."""
+    """The number of optimizer steps in that many epochs, at least 1."""
     return max(1, round(epochs * _epoch_steps(workload)))
 
 
@@ -212,7 +212,7 @@ def _epoch_steps(workload: Workload) -> int:
 
 @contextmanager
 def _subnormals_as_zero() -> Iterator[None]:
-    """Decayed weights near zero slow CPU kernels many times."""
+    """Treat subnormal numbers as zero: decayed weights near zero slow CPU kernels down many times."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -270,7 +270,7 @@ def _train(
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:
-    """Scales of all BatchNorms that are trained."""
+    """The trainable scales of all BatchNorms."""
     norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine)
     return [norm.weight for norm in norms if norm.weight.requires_grad]
 
@@ -284,7 +284,7 @@ def _step(
     step: int,
     scales: Sequence[nn.Parameter],
 ) -> float:
-    """One optimizer step; `scales` carry the recipe's L1 norm, which the returned loss leaves out."""
+    """One optimizer step; the gradient includes the recipe's L1 norm of `scales`, the returned loss does not."""
     loss = workload.loss(model(inputs), targets)
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -299,7 +299,7 @@ def _step(
 
 
 def batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same order and augmentation for the same seed, whatever is trained."""
+    """Batches in the same order, with the same augmentation, for the same seed, whatever is trained."""
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = workload.fit
     per_epoch = _epoch_steps(workload)

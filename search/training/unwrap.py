@@ -1,4 +1,4 @@
-"""State dicts as checkpoints hold them: nested beside other things, and under other first names."""
+"""Finding the state dict in a checkpoint: nested beside other things, and with prefixed names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 DEEPEST = 4
-"""Mappings in mappings looked into."""
+"""How many levels of nested mappings are looked into."""
 COUNTER = "num_batches_tracked"
-"""Tensors of BatchNorm that weights may lack: nothing is computed from them unless momentum is None."""
+"""A tensor of BatchNorm that weights may lack: nothing is computed from it unless momentum is None."""
 COMPILED = "_orig_mod"
-"""Part of a name that `torch.compile` puts in."""
+"""The part of a name that `torch.compile` inserts."""
 SHOWN = 3
 
 
@@ -24,12 +24,12 @@ class Ambiguous(ValueError):
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """A state dict in the model's own names.
+    """A state dict under the model's own names.
 
     Attributes:
-        fits: whether it has all that the model needs, in its shapes, and nothing else.
-        matched: how many tensors the model has in this shape.
-        said: where it was in the file and what its names began with; empty if it was as the model has it.
+        fits: whether it has everything the model needs, in the right shapes, and nothing else.
+        matched: how many tensors of the model it has in the right shape.
+        said: where in the file it was and what its names began with; empty if it needed no unwrapping.
     """
 
     state: Mapping[str, Tensor]
@@ -39,14 +39,15 @@ class Unwrapped:
 
 
 def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrapped:
-    """The state dict in a checkpoint that fits best, its names without what all of them have before the model's.
+    """The state dict in a checkpoint that fits best, without the prefix that all of its names share and the model's
+    lack.
 
     Args:
-        content: what the file holds; entries that are no tensors, and what lies beside the state dict, are left out.
+        content: what the file holds; entries that are not tensors, and what lies beside the state dict, are left out.
         expected: the model's tensors.
 
     Raises:
-        Ambiguous: several fit that hold other numbers.
+        Ambiguous: several fit, and their numbers differ.
     """
     found = [form for path, state in _states(content, (), DEEPEST) for form in _forms(path, state, expected)]
     fitting = [form for form in found if form.fits]
@@ -61,7 +62,7 @@ def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrap
 
 
 def _states(content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors in a checkpoint, with where it is."""
+    """Every mapping from names to tensors in a checkpoint, with its place."""
     if not isinstance(content, Mapping):
         return
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -73,7 +74,7 @@ def _states(content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[s
 
 
 def _forms(path: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[Unwrapped]:
-    """The state dict with every first part of its names replaced that makes one of them the model's."""
+    """The state dict under every change of prefix that turns one of its names into one of the model's."""
     plain = {_plain(name): tensor for name, tensor in state.items()}
     own = {_plain(name): name for name in expected}
     begins = {("", "")}
@@ -101,7 +102,7 @@ def _plain(name: str) -> str:
 
 
 def _begins(name: str, wanted: str) -> tuple[str, str] | None:
-    """What comes before the longest common end of two dotted names; None where not even the last part is common."""
+    """The parts before the longest common ending of two dotted names; None if not even the last part is common."""
     one, other = name.split("."), wanted.split(".")
     common = 0
     while common < min(len(one), len(other)) and one[-1 - common] == other[-1 - common]:

@@ -1,1 +1,1 @@
-"""Code that is not ours: loading what the user names, reading what it decides, and saying whose fault an error is."""
+"""The user's own code: loading what the user names, reading what decides results, and telling whose fault an error is."""

@@ -18,7 +18,7 @@ _OTHERS = (
 
 
 def place(error: BaseException) -> str | None:
-    """`file.py, line 12` of the innermost frame in the user's own code; None if the error never was in any."""
+    """`file.py, line 12` of the innermost frame in the user's own code; None if the error never passed through any."""
     found, step = None, error.__traceback__
     while step is not None:
         if is_own(file := step.tb_frame.f_code.co_filename):
@@ -28,7 +28,7 @@ def place(error: BaseException) -> str | None:
 
 
 def told(error: BaseException) -> str:
-    """An error by its first line, and its place: `ValueError: no such class (net.py, line 12)`, `sys.exit(3) (...)`."""
+    """The first line of an error and its place: `ValueError: no such class (net.py, line 12)`, `sys.exit(3) (...)`."""
     if isinstance(error, SystemExit):
         what = f"sys.exit({'' if error.code is None else said_by(lambda: repr(error.code))})"
     else:
@@ -39,7 +39,7 @@ def told(error: BaseException) -> str:
 
 
 def said_by(text: Callable[[], str]) -> str:
-    """The text of somebody else's object; nothing where making it raises, which interruptions alone survive."""
+    """The text of somebody else's object, or nothing if making that text raises; only interruptions get through."""
     try:
         return text()
     except BaseException as error:
@@ -49,10 +49,10 @@ def said_by(text: Callable[[], str]) -> str:
 
 
 def is_own(file: str) -> bool:
-    """Whether a file of code, as tracebacks name it, is the user's."""
+    """Whether a code file, named as in a traceback, is the user's."""
     return not file.startswith("<") and not is_others(file)
 
 
 def is_others(file: str | Path) -> bool:
-    """Whether a file of code belongs to Python, an installed package or prunefront."""
+    """Whether a code file belongs to Python, an installed package or prunefront."""
     return any(Path(file).is_relative_to(folder) for folder in _OTHERS)

@@ -1,4 +1,4 @@
-"""What code of the user's own may do to the program around it, and does not end or hang it: streams, threads."""
+"""Protects the program from two things the user's code may do to it: closing its streams and leaving threads running."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import time
 from typing import Any, TextIO
 
 SECONDS_TO_END = 5.0
-"""What threads left behind may take to end once the command is over."""
+"""Seconds that leftover threads may take to end once the command is over."""
 
 
 class LastingStream:
-    """A stream that is whatever another one is, but cannot be closed."""
+    """Another stream in every respect, except that it cannot be closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def close(self) -> None:
-        """Leave it open: what follows has something to say, too."""
+        """Leave the stream open, since more will be written to it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def leave_threads_behind(code: int) -> None:
-    """Let the process end with `code` soon after its main thread, also if threads were started that never end.
+    """Exit with `code` soon after the main thread is done, even if threads were started that never end.
 
-    Python itself would wait for them for ever. Does nothing where there are none.
+    Python itself would wait for them forever. Without leftover threads this does nothing.
     """
     main = threading.main_thread()
     if not [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]:

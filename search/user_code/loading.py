@@ -1,4 +1,4 @@
-"""Loading code of the user's own: only ever what the user's own command line or config names."""
+"""Loading the user's own code: only ever what the user's command line or config names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from spaces.validation import unknown
 
 
 def named_criterion(spec: str) -> str:
-    """The criterion a user's word stands for: built in, registered, or `./file.py:function`, which is run.
+    """The criterion that a name stands for: built in, registered, or `./file.py:function`, whose file is run.
 
-    The function becomes the criterion `file.py:function`. With one parameter it is given a weight, with two a model
-    and calibration data, see `pruning.register_criterion`; an attribute `granularities` of it names the only ones
-    it is defined for.
+    The function becomes the criterion `file.py:function`. With one parameter it is given a weight, with two a model and
+    calibration data, see `pruning.register_criterion`. If it has an attribute `granularities`, it is defined for those
+    only.
 
     Raises:
-        UsageError: an unknown word, no such file or function, or one of other parameters.
+        UsageError: an unknown name, no such file or function, or a function with other parameters.
     """
     place, _, name = spec.rpartition(":")
     try:
@@ -45,7 +45,9 @@ def named_criterion(spec: str) -> str:
 
 
 def criterion_place(criterion: str) -> str | None:
-    """The `/folder/file.py:function` this process took a criterion of the user's own from; None for any other."""
+    """The `/folder/file.py:function` from which this process took a criterion of the user's own; None for any other
+    criterion.
+    """
     file, _, name = criterion.rpartition(":")
     module = sys.modules.get(_module_name("criterion", Path(file)))
     known = module is not None and Path(module.__file__).name == file
@@ -64,15 +66,15 @@ def _takes_data(function: Callable[..., Any], spec: str) -> bool:
 
 
 def load_function(what: str, part: str, spec: str, no_place: str) -> Callable[..., Any]:
-    """The callable `package.module:name` or `./file.py:name` stands for; its module is run.
+    """The callable that `package.module:name` or `./file.py:name` stands for; its module is run.
 
     Args:
-        what: word of messages for the thing, such as `workload`.
-        part: word for what the module holds, such as `factory`.
-        no_place: the message where `spec` names no place.
+        what: the word for it in messages, such as `workload`.
+        part: the word for what the module holds, such as `factory`.
+        no_place: the message if `spec` names no place.
 
     Raises:
-        UsageError: no such file, nothing callable of that name in it, or it raises.
+        UsageError: no such file, no callable of that name in it, or the file raises.
         EnvironmentProblem: the module cannot be imported.
     """
     place, colon, name = spec.rpartition(":")
@@ -122,16 +124,18 @@ def _module_name(what: str, path: Path) -> str:
 
 
 def pass_signals_on(error: BaseException) -> None:
-    """Raise again what a signal raised; `sys.exit` and the like in a user's code are errors of that code."""
+    """Raise an exception again if a signal caused it; a `sys.exit` and the like in the user's code is an error of that
+    code.
+    """
     if not isinstance(error, Exception) and is_signal(error):
         raise error
     check()
 
 
 def call_user(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the user's returns; whatever it raises, `sys.exit` too, is one `UsageError` that says `what`.
+    """Call the user's function; whatever it raises, even `sys.exit`, becomes one `UsageError` that begins with `what`.
 
-    Only interruptions, and errors that are ours, come out as they are.
+    Only interruptions and prunefront's own errors come out unchanged.
     """
     try:
         return function(*arguments)
@@ -143,7 +147,7 @@ def call_user(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def blame(error: BaseException, workload: str, doing: str) -> NoReturn:
-    """Raise what code of the user's own raised as one line about that code; anything else as it is."""
+    """Turn an exception raised by the user's own code into one line about that code; raise any other unchanged."""
     pass_signals_on(error)
     if isinstance(error, Exception) and (isinstance(error, PrunefrontError) or place(error) is None):
         raise error

@@ -1,4 +1,4 @@
-"""The global random generators that users' code draws from: PyTorch's, NumPy's and Python's."""
+"""The global random generators that the user's code may draw from: PyTorch's, NumPy's and Python's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from numpy.random import bit_generator
 
 ENTROPY = "randbits"
-"""Where NumPy takes seeds from for generators that are given none."""
+"""Where NumPy takes the seed of a generator that is given none."""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside; afterwards all three are where they were.
+    """Seed all three generators inside this context; afterwards they are back in their former state.
 
-    NumPy's generators that are made inside without a seed, `default_rng()`, have one that follows from this.
+    A NumPy generator made inside without a seed, by `default_rng()`, gets one that follows from this seed.
     """
     before = random.getstate(), np.random.get_state()
     entropy, seeds = getattr(bit_generator, ENTROPY, None), random.Random(seed)

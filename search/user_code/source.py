@@ -1,8 +1,8 @@
-"""The code that decides results, as text that stays the same when it is reworded, reformatted or moved.
+"""The code that decides results, as a text that does not change when the code is reworded, reformatted or moved.
 
-Of a function or class that is the syntax tree without docstrings, comments and annotations, together with what it
-refers to: other functions and classes of the user's, constants, defaults, what it closes over. What Python, PyTorch and
-other installed packages bring is named only; of what comes with prunefront, the version below stands for the code.
+For a function or class, this is the syntax tree without docstrings, comments and annotations, together with everything
+it refers to: the user's other functions and classes, constants, defaults and closures. Code of Python, PyTorch and
+other installed packages is only named; for code that comes with prunefront, the version below stands in its place.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _DEPTH = 8
 
 
 def code_of(things: Iterable[Any]) -> list[str]:
-    """A text for each of these functions and objects in turn, then the code of all that they refer to."""
+    """One text for each of these functions and objects, followed by the code of everything they refer to."""
     walk = _Walk()
     return [*(walk.root(thing) for thing in things), *sorted(set(walk.texts))]
 
 
 def code_of_network(model: nn.Module) -> list[str]:
-    """The code of all classes of a network, and what its modules keep beside tensors and submodules."""
+    """The code of all classes of a network, and what its modules hold besides tensors and submodules."""
     walk = _Walk(values=False)
     kept = []
     for module in model.modules():
@@ -60,7 +60,7 @@ def code_of_network(model: nn.Module) -> list[str]:
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps beside tensors, submodules and the settings that every module has; its hooks too."""
+    """What a module holds besides tensors, submodules and the settings every module has; its hooks included."""
     usual = vars(nn.Module())
     held = {name: value for name, value in vars(module).items() if name not in usual}
     return held | _hooks_of(module)
@@ -71,10 +71,10 @@ def _hooks_of(module: nn.Module) -> dict[str, Any]:
 
 
 class _Walk:
-    """Follows references, each once.
+    """Follows references, visiting each once.
 
     Args:
-        values: whether the numbers of tensors count.
+        values: whether the numbers in tensors count.
     """
 
     def __init__(self, values: bool = True) -> None:
@@ -83,7 +83,7 @@ class _Walk:
         self._values = values
 
     def root(self, thing: Any) -> str:
-        """As `visit`, but code of installed packages counts."""
+        """Like `visit`, except that the code of installed packages counts."""
         bare = thing
         while isinstance(bare, functools.partial):
             bare = bare.func
@@ -124,7 +124,7 @@ class _Walk:
         return self._object(thing, depth)
 
     def _object(self, thing: Any, depth: int) -> str:
-        """An instance: its class, its own attributes, and of a module its tensors and parts."""
+        """An instance: its class and attributes, and for a module its tensors and submodules."""
         name = self._named(type(thing))
         if id(thing) in self.seen:
             return name
@@ -203,7 +203,9 @@ def _numbers(array: Tensor | np.ndarray, values: bool) -> str:
 
 
 def _globals_of(code: types.CodeType, around: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Global names a function reads, with what they stand for; of modules of the user's, what is taken from them."""
+    """The global names that a function reads, with their values; for the user's modules, the attributes taken from
+    them.
+    """
     steps = list(dis.get_instructions(code))
     for number, step in enumerate(steps):
         if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME") or step.argval not in around:
@@ -290,7 +292,7 @@ def _holds(node: ast.AST, line: int) -> bool:
 
 
 def _compiled_alike(node: ast.AST, code: types.CodeType) -> bool:
-    """Whether one of several lambdas of a line is this one, by where its code says that it stands."""
+    """Whether this is the right one of several lambdas on a line, judged by the columns recorded in its code object."""
     places = [place for place in code.co_positions() if None not in place and place[2:] != (0, 0)]
     begins, ends = {(line, column) for line, _, column, _ in places}, {(line, column) for _, line, _, column in places}
     first, last = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
@@ -298,7 +300,7 @@ def _compiled_alike(node: ast.AST, code: types.CodeType) -> bool:
 
 
 def _class_level_names(node: ast.AST | None) -> set[str]:
-    """Names a class takes where it is defined: bases, decorators, values of its attributes."""
+    """Names that a class uses in its definition: bases, decorators, values of its attributes."""
     if not isinstance(node, ast.ClassDef):
         return set()
     names, pending = set(), [*node.bases, *node.decorator_list, *(k.value for k in node.keywords), *node.body]
@@ -314,7 +316,7 @@ def _class_level_names(node: ast.AST | None) -> set[str]:
 
 
 def _canonical(node: Any) -> str:
-    """A syntax tree in one line, without what says nothing to the machine; the same in every Python that has it."""
+    """A syntax tree in one line, without what has no effect; the same for every Python version that has the syntax."""
     if isinstance(node, ast.AST):
         fields = [f"{key}={_canonical(value)}" for key, value in ast.iter_fields(node) if key not in _SKIPPED]
         return f"{type(node).__name__}({','.join(field for field in fields if not field.endswith(('=[]', '=None')))})"
@@ -324,12 +326,12 @@ def _canonical(node: Any) -> str:
 
 
 def _is_text(node: Any) -> bool:
-    """A docstring, or any other text that stands for itself."""
+    """A docstring, or any other string that is a statement of its own."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _bytecode(thing: Any) -> str:
-    """What stands for a function without source, and for the methods of a class without."""
+    """A stand-in for a function without source, and for the methods of a class without source."""
     if isinstance(thing, type):
         methods = {name: value for name, value in vars(thing).items() if isinstance(value, types.FunctionType)}
         return repr({name: _steps(method.__code__) for name, method in sorted(methods.items())})

@@ -28,23 +28,23 @@ BUILT_IN = {
 
 
 def is_built_in(spec: str) -> bool:
-    """Whether the name needs no code of the user's."""
+    """Whether the name needs none of the user's code."""
     return spec in BUILT_IN
 
 
 def get_workload(spec: str, **options: Any) -> Workload:
-    """Build the workload a specification names.
+    """Build the workload that a specification names.
 
-    Its code runs with the global random generators at a fixed seed, so that splits it draws are the same each time.
+    The global random generators have a fixed seed while its code runs, so that splits it draws are the same each time.
 
     Args:
-        spec: `digits`, `fashion-mnist`, `package.module:factory` or `./file.py:factory`. Only ever pass
-            what the user wrote: the factory's code is imported and run.
-        options: `data`, `width`, `cache`; those that are None are left out. `cache` is dropped where the factory
-            takes none.
+        spec: `digits`, `fashion-mnist`, `package.module:factory` or `./file.py:factory`. Only ever pass what the user
+            wrote: the factory's code is imported and run.
+        options: `data`, `width`, `cache`; those that are None are left out. `cache` is dropped if the factory does not
+            take it.
 
     Raises:
-        UsageError: unknown name, factory or option, or a factory that returns no `Workload`.
+        UsageError: unknown name, factory or option, or a factory that does not return a `Workload`.
         EnvironmentProblem: its module cannot be imported, or its data is missing.
     """
     if not isinstance(spec, str):
@@ -78,7 +78,7 @@ def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) 
 
 
 def _check_parts(spec: str, workload: Workload) -> None:
-    """Refuse parts that would fail only once something is trained."""
+    """Refuse parts that would otherwise fail only after something was trained."""
     for name in ("build_model", "loss", "metric", "augment"):
         part = getattr(workload, name)
         if not callable(part) and not (name == "augment" and part is None):

@@ -27,21 +27,23 @@ class Workload:
     Attributes:
         name: short; letters, digits, `.`, `_` and `-`.
         build_model: makes the untrained model; two calls give the same names and shapes.
-        fit: data the weights are trained on: (inputs (n, ...), targets (n, ...)), or a map-style dataset
-            of such pairs, or a `DataLoader` over one, which is read once, in order, into tensors.
-        calibration: what scans and data-driven scores see.
-        validation: what trials are compared on.
-        test: read once a finalist, by nothing else.
+        fit: data that weights are trained on: (inputs (n, ...), targets (n, ...)), or a map-style dataset of such
+            pairs, or a `DataLoader` over one, which is read once, in order, into tensors.
+        calibration: the data that scans and data-driven criteria use.
+        validation: the data that trials are compared on.
+        test: read once for each finalist, and by nothing else.
         recipe: how networks are trained and fine-tuned.
         loss: (outputs, targets) -> scalar tensor; default cross-entropy. Outputs are what the network returns: a
             tensor, or tensors in dicts, tuples, lists and dataclasses.
-        metric: (outputs, targets) of a whole split -> float in [0, 1], larger is better; default accuracy, after a
-            binary cross-entropy that of one output. Outputs of batches are joined along their first dimension. Tried
-            before any training: what is no share is refused, and so is what is undefined for every kind of outputs.
-        weights: file of trained weights (`.safetensors`, or `.pt` that loads with weights_only), or `as built` if
-            `build_model` returns the trained network; without it the dense model is trained once, on `fit` only, and
-            cached, unless it is found to come trained: the same weights under every seed, which do the task.
-        train_dense: train the dense model even if it comes trained, as fine-tuning a pretrained network is.
+        metric: (outputs, targets) of all examples of a split -> float in [0, 1], larger is better. The default is
+            accuracy; with a binary cross-entropy, that of one output. Outputs of batches are joined along their first
+            dimension. The metric is tried before any training: one outside [0, 1], or undefined for every kind of
+            outputs, is refused.
+        weights: a file of trained weights (`.safetensors`, or `.pt` that loads with weights_only), or `as built` if
+            `build_model` returns the trained network. Without it the dense model is trained once, on `fit` only, and
+            cached, unless it turns out to be trained already: the same weights under every seed, which do the task
+            well.
+        train_dense: train the dense model even if it is trained already, as when fine-tuning a pretrained network.
         example_input: a batch for tracing; default the first two fit inputs.
         augment: (inputs, generator) -> inputs, applied to each training batch.
 

@@ -1,4 +1,4 @@
-"""What is tried of a workload before anything is trained: model, loss and metric, on examples of each of its splits."""
+"""What is tried out before anything is trained: model, loss and metric, on examples of each split."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from search.workloads.metric_checks import try_metric
 from search.workloads.metrics import DEFAULT_METRICS, check_cross_entropy, check_default_metric, is_cross_entropy
 
 SCORED = ("validation", "calibration", "test")
-"""Splits that the metric is asked about."""
+"""The splits that the metric is computed on."""
 TRIED = 8
-"""Examples of each split that the untrained network runs on."""
+"""How many examples of each split the untrained network is run on."""
 MOST_ELEMENTS = 2**25
-"""Numbers of outputs held at once while loss and metric are tried."""
+"""The most output numbers held at once while loss and metric are tried."""
 UNBROADCAST = "that is different to the input size"
-"""What PyTorch's regression losses warn of when they broadcast."""
+"""Part of the warning that PyTorch's regression losses give when they broadcast."""
 
 
 def check_model(workload: Workload, model: object) -> None:
-    """Refuse, as `UsageError`, what is no network that can be trained and copied."""
+    """Refuse, by a `UsageError`, what is not a network that can be trained and copied."""
     name = workload.name
     if not isinstance(model, nn.Module):
         raise UsageError(f"workload {name!r}: build_model must return a torch.nn.Module, got a {type(model).__name__}")
@@ -61,10 +61,10 @@ def check_model(workload: Workload, model: object) -> None:
 
 
 def check_run(workload: Workload, model: nn.Module) -> None:
-    """Run the untrained network and its loss on examples of each split, and its metric on all but fit data.
+    """Run the untrained network and its loss on examples of each split, and its metric on all splits but fit.
 
     Raises:
-        UsageError: any of it fails, or the metric is no share; the split and the cause are named.
+        UsageError: any of these fails, or the metric is outside [0, 1]; the split and the cause are named.
     """
     training = model.training
     model.eval()
@@ -122,14 +122,16 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
 
 
 def _most_rows(outputs: Any) -> int:
-    """How many times the examples that these outputs are of may be had at once, at least once, times their rows."""
+    """How often the examples behind these outputs may be repeated at once (at least once), times their rows."""
     elements = sum(tensor.numel() for tensor in tensors_in(outputs))
     rows = max((len(tensor) for tensor in tensors_in(outputs) if tensor.ndim), default=1)
     return max(rows, MOST_ELEMENTS // max(elements // max(rows, 1), 1))
 
 
 def _of_rows(rows: int, outputs: Any, first: Any, given: int) -> Any:
-    """Outputs as of so many examples: those of the `given` example inputs repeated, the `first` one's to fill up."""
+    """Outputs for that many examples: those of the `given` example inputs, repeated, then filled up with the `first`
+    one's.
+    """
     if isinstance(outputs, Tensor):
         return outputs[torch.arange(rows * len(outputs) // given) % len(outputs)]
     whole = (rows - 1) // given

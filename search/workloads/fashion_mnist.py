@@ -21,19 +21,19 @@ VALIDATION, CALIBRATION = 10_000, 2_000
 SPLIT_SEED = 0
 MEAN, DEVIATION = 0.2860, 0.3530  # of all fit and validation pixels, scaled to [0, 1]
 SHIFT = 2
-"""Training images move by up to this many pixels."""
+"""Training images are moved by up to this many pixels."""
 RECIPE = Recipe(batch=128, dense_epochs=8, dense_learning_rate=0.1, trial_epochs=1, final_epochs=2, learning_rate=0.1)
-"""Found on the uniform policy, fine-grained at encoded sizes 10 and 5 %, one epoch, one seed: validation accuracy
-88.6 and 83.1 at a peak learning rate of 0.05, 89.1 and 85.0 at 0.1, 88.8 and 85.2 at 0.2."""
+"""Found with the fine-grained uniform policy at encoded sizes of 10 and 5 %, one epoch, one seed: validation accuracy
+was 88.6 and 83.1 at a peak learning rate of 0.05, 89.1 and 85.0 at 0.1, 88.8 and 85.2 at 0.2.
+"""
 REMEDY = "install Debian's package dataset-fashion-mnist, or name a folder with the four idx files by --data"
 
 
 def fashion_mnist(data: str | Path | None = None, cache: str | Path = "mlruns/cache", width: float = 1 / 8) -> Workload:
-    """Fit 48,000, calibration 2,000, validation 10,000, test 10,000 images.
+    """48,000 fit, 2,000 calibration, 10,000 validation and 10,000 test images.
 
     Args:
-        data: the only folder looked in; by default the Debian package's, then torchvision's download
-            into `cache`.
+        data: the only folder to look in; by default the Debian package's, then torchvision's download in `cache`.
         width: width factor of the VGG9.
 
     Raises:
@@ -63,7 +63,8 @@ def fashion_mnist(data: str | Path | None = None, cache: str | Path = "mlruns/ca
 
 
 def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by up to `SHIFT` pixels a side (edges filled with black) and mirror every other one.
+    """Move each image by up to `SHIFT` pixels along each axis (edges filled with black) and mirror half of them at
+    random.
 
     (n, channels, height, width) -> the same shape; one gather for the whole batch.
     """
@@ -114,7 +115,7 @@ def _downloaded(folder: Path) -> list[Path]:
 
 
 def _read_idx(path: Path) -> Tensor:
-    """An idx file of unsigned bytes (plain or gzip) as a uint8 tensor of its shape."""
+    """An idx file of unsigned bytes (plain or gzip), as a uint8 tensor of the shape it states."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

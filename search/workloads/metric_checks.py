@@ -1,4 +1,4 @@
-"""Whether a metric is one that a search can use: a share of every network's outputs."""
+"""Whether a search can use a metric: a number from 0 to 1 for every network's outputs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from search.user_code.loading import call_user
 from search.workloads.base import Workload
 
 SLACK = 1e-6
-"""A metric may leave [0, 1] by this much: single precision rounds."""
+"""How far a metric may leave [0, 1], since single precision rounds."""
 CERTAIN = 10.0
-"""Output of the right class where outputs tell the targets, of the others minus that."""
+"""The output for the right class in outputs that give the targets away; other classes get its negative."""
 
 
 def try_metric(workload: Workload, outputs: Any, targets: Tensor, split: str) -> None:
-    """Refuse a metric that is no share of these outputs, an untrained network's.
+    """Refuse a metric that is outside [0, 1] for these outputs of an untrained network.
 
-    Where it is undefined for them, as a correlation is where all are alike, random ones and ones that tell the targets
-    are tried: a metric undefined for those too is refused, and any other left to the trained network.
+    If it is undefined for them, as a correlation is for constant outputs, random outputs and outputs that give the
+    targets away are tried. A metric that is undefined for those too is refused; any other is checked again on the
+    trained network.
 
     Raises:
-        UsageError: it is no share, or undefined for all kinds of outputs; what it did with the untrained network's.
+        UsageError: it is outside [0, 1], or undefined for all of these; tells what it did with the untrained network's.
     """
     first = None
     of = f"of the untrained network on {split} data"
@@ -40,17 +41,17 @@ def try_metric(workload: Workload, outputs: Any, targets: Tensor, split: str) ->
 
 
 class Undefined(UsageError):
-    """A metric that raised, or is no finite number."""
+    """A metric raised an error, or returned no finite number."""
 
 
 def metric_of(workload: Workload, outputs: Any, targets: Tensor, of: str) -> float:
-    """The metric of these outputs: the search knows errors as 1 - metric.
+    """The metric of these outputs; the search takes 1 - metric as the error.
 
     Args:
         of: whose outputs they are, such as `of the dense model on validation data`.
 
     Raises:
-        Undefined: it raises, or is no finite number.
+        Undefined: it raises, or is not a finite number.
         UsageError: it is a number outside [0, 1].
     """
     metric = f"workload {workload.name!r}: metric"
@@ -76,7 +77,7 @@ def metric_of(workload: Workload, outputs: Any, targets: Tensor, of: str) -> flo
 
 
 def _random(outputs: Any) -> Any:
-    """Outputs of the same form that are all different."""
+    """Outputs of the same form, all different."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(tensor: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def _random(outputs: Any) -> Any:
 
 
 def _telling(outputs: Any, targets: Tensor) -> Any:
-    """Outputs of the same form that are the targets where they have their shape, or say their class."""
+    """Outputs of the same form that equal the targets if the shapes agree, and otherwise name their class."""
 
     def told(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or not tensor.ndim or tensor.is_complex():

@@ -1,4 +1,4 @@
-"""The default metric: accuracy, where shapes leave no doubt what it is; elsewhere a reason and the remedy."""
+"""The default metric: accuracy if the shapes leave no doubt what that is; otherwise a reason and the remedy."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn import functional
 from pruning.outputs import describe
 
 IGNORED = -100
-"""Targets that neither cross-entropy nor accuracy counts, as PyTorch has it."""
+"""Targets that count neither in cross-entropy nor in accuracy, as in PyTorch."""
 DISTRIBUTION_SLACK = 1e-3
-"""How far shares of classes may sum up to something else than 1: they may be of half precision."""
+"""How far the sum of class probabilities may be from 1, since they may be in half precision."""
 REMEDY = "give the workload a metric= of your own"
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of examples (or pixels) whose largest output is the target.
+    """Share of examples (or pixels) whose largest output is at the target.
 
     Args:
         outputs: (n, classes, ...), at least two classes.
-        targets: class numbers (n, ...) or (n, 1, ...), or shares of the classes, one-hot for instance, (n, classes,
-            ...). Those of -100 are not counted.
+        targets: class numbers (n, ...) or (n, 1, ...), or class probabilities (n, classes, ...), such as one-hot.
+            Targets of -100 are not counted.
 
     Raises:
-        ValueError: shapes or values of which this is not the accuracy; what to do about it.
+        ValueError: shapes or values for which this is not the accuracy; tells what to do.
     """
     labels = class_labels(outputs, targets)
     right = outputs.argmax(dim=1) == labels
@@ -36,25 +36,25 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def accuracy_of_logits(outputs: Tensor, targets: Tensor) -> float:
-    """Share of examples (or pixels) whose one output is above 0 where the target is 1, and not where it is 0.
+    """Share of examples (or pixels) whose one output is above 0 exactly if the target is 1.
 
     Args:
-        outputs: (n,), (n, 1) or (n, 1, ...); with several classes, see `accuracy`.
+        outputs: (n,), (n, 1) or (n, 1, ...); for several classes, see `accuracy`.
         targets: 0 or 1, as many as outputs.
 
     Raises:
-        ValueError: shapes or values of which this is not the accuracy; what to do about it.
+        ValueError: shapes or values for which this is not the accuracy; tells what to do.
     """
     return _binary_accuracy(outputs, targets, 0.0)
 
 
 def accuracy_of_probabilities(outputs: Tensor, targets: Tensor) -> float:
-    """As `accuracy_of_logits`, of outputs in [0, 1], which count from above 0.5."""
+    """Like `accuracy_of_logits`, for outputs in [0, 1] that count as 1 if above 0.5."""
     return _binary_accuracy(outputs, targets, 0.5)
 
 
 def default_metric(loss: Callable[..., Any]) -> Callable[[Tensor, Tensor], float]:
-    """The accuracy that goes with a loss: where that is a binary cross-entropy, one output tells two classes apart."""
+    """The accuracy that goes with a loss: after a binary cross-entropy, one output tells two classes apart."""
     if _is(loss, functional.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss):
         return accuracy_of_logits
     if _is(loss, functional.binary_cross_entropy, nn.BCELoss):
@@ -66,14 +66,14 @@ DEFAULT_METRICS = (accuracy, accuracy_of_logits, accuracy_of_probabilities)
 
 
 def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The targets as class numbers, integers of shape (n, ...), `IGNORED` among them.
+    """The targets as class numbers, integers of shape (n, ...), which may include `IGNORED`.
 
     Args:
-        outputs: (rows, classes, ...), of which only the shape after the first dimension counts.
-        targets: as `accuracy` takes them.
+        outputs: (rows, classes, ...), of which only the shape after the first dimension matters.
+        targets: as in `accuracy`.
 
     Raises:
-        ValueError: what they are instead, and the remedy.
+        ValueError: tells what they are instead, and the remedy.
     """
     if not isinstance(outputs, Tensor):
         raise ValueError(f"the network returns {describe(outputs)}, no single tensor: {REMEDY} that takes it apart")
@@ -111,7 +111,7 @@ def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _of_shares(targets: Tensor) -> Tensor:
-    """The largest of shares of classes."""
+    """The class of the largest probability."""
     sums = targets.float().sum(dim=1)
     if bool((targets < 0).any()) or not bool(((sums - 1).abs() <= DISTRIBUTION_SLACK).all()):
         raise ValueError(
@@ -128,10 +128,10 @@ def _binary_accuracy(outputs: Tensor, targets: Tensor, threshold: float) -> floa
 
 
 def binary_labels(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The targets of one output an example (or pixel) as bool, without a dimension of classes.
+    """The targets of one output an example (or pixel) as bool, without a class dimension.
 
     Raises:
-        ValueError: they are others than 0 and 1, or not as many.
+        ValueError: they are not all 0 or 1, or their number differs.
     """
     if _column(targets).shape[1:] != _column(outputs).shape[1:]:
         raise ValueError(
@@ -158,7 +158,9 @@ def is_cross_entropy(loss: Callable[..., Any]) -> bool:
 
 
 def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tensor) -> None:
-    """Raise `ValueError` where a default metric cannot score such outputs against these targets; why, and a remedy."""
+    """Raise a `ValueError`, with reason and remedy, if the default metric cannot score such outputs against these
+    targets.
+    """
     single = isinstance(outputs, Tensor) and (outputs.ndim == 1 or (outputs.ndim > 1 and outputs.shape[1] == 1))
     if metric is not accuracy and single:
         binary_labels(outputs, targets)
@@ -167,7 +169,7 @@ def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tens
 
 
 def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
-    """Raise `ValueError` where cross-entropy would be constant, or fail for want of another shape or type."""
+    """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type."""
     if not isinstance(outputs, Tensor):
         raise ValueError(
             f"the network returns {describe(outputs)}, no single tensor: give the workload a loss= and a metric= that "

@@ -15,7 +15,7 @@ PAIRS = (
 )  # fmt: skip
 """Splits that should have no example in common; calibration data may well be a part of fit data."""
 FEW = 0.01
-"""Share of the second split that may be in the first without a word: real data hold some doubles."""
+"""Up to this share of the second split may also be in the first without a note, since real data has some duplicates."""
 
 
 def overlaps(workload: Workload) -> str | None:

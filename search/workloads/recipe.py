@@ -16,36 +16,37 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 """Optimizer -> what its recipes have where they say nothing else."""
 _POSITIVE = ("dense_epochs", "trial_epochs", "final_epochs", "dense_learning_rate", "learning_rate")
 _ADDED = {"bn_l1": 0.0, "optimizer": "sgd", "betas": None, "momentum": None}
-"""Parts a recipe is written down without where they are this: there were recipes before there were these parts."""
+"""Fields left out of a stored recipe while they have these values, so that recipes from before these fields keep their
+hash.
+"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An optimizer under a one-cycle learning rate; the last step counts.
+    """An optimizer and a one-cycle learning rate; the network of the last step counts.
 
-    What depends on the optimizer and is left out takes the value `OPTIMIZERS` has for it. Where the other optimizer
-    alone has it (`betas` of `sgd`, `momentum` of `adamw`) it is None.
+    Fields that depend on the optimizer and are left out take their value from `OPTIMIZERS`. A field that only the other
+    optimizer has (`betas` for `sgd`, `momentum` for `adamw`) is None.
 
     Attributes:
         batch: examples a step; an incomplete last batch of an epoch is dropped.
         dense_epochs: epochs of the dense model's own training.
-        trial_epochs: epochs of a trial's fine-tune; fractions of an epoch are allowed.
+        trial_epochs: epochs of a trial's fine-tune; fractions are allowed.
         final_epochs: epochs of a finalist's fine-tune.
-        dense_learning_rate: peak of the dense training; 0.1 of `sgd`, 0.01 of `adamw`.
-        learning_rate: peak of fine-tunes; 0.05 of `sgd`, 0.003 of `adamw`.
-        warmup: share of the steps the learning rate rises.
-        momentum: of `sgd`, in [0, 1); 0.9.
-        weight_decay: on every parameter; 5e-4 of `sgd`, where it is part of the gradient, 0.01 of `adamw`, where it
-            is apart from it (Loshchilov and Hutter, arXiv 1711.05101): each step weights lose learning rate x decay.
-        bn_l1: weight of the L1 norm of all BatchNorm scales in what training minimises (Network Slimming, arXiv
-            1708.06519, has 1e-4 or 1e-5), so that the criterion `bn-scale` finds channels that matter little. It
-            acts in the dense training, and in fine-tunes until the last channels are chosen; 0 leaves it out.
+        dense_learning_rate: peak of the dense training; 0.1 for `sgd`, 0.01 for `adamw`.
+        learning_rate: peak of fine-tunes; 0.05 for `sgd`, 0.003 for `adamw`.
+        warmup: share of the steps in which the learning rate rises.
+        momentum: for `sgd`, in [0, 1); 0.9.
+        weight_decay: on every parameter. 5e-4 for `sgd`, where it is part of the gradient; 0.01 for `adamw`, where it
+            is separate (Loshchilov and Hutter, arXiv 1711.05101): each step, weights shrink by learning rate x decay.
+        bn_l1: weight of the L1 norm of all BatchNorm scales in the training loss (Network Slimming, arXiv 1708.06519,
+            uses 1e-4 or 1e-5), so that the criterion `bn-scale` finds channels that matter little. It acts in the dense
+            training, and in fine-tunes until the last channels are chosen; 0 leaves it out.
         optimizer: `sgd` with Nesterov momentum, or `adamw`.
-        betas: of `adamw`: decay of the running means of gradient and squared gradient, each in [0, 1);
-            (0.9, 0.999).
+        betas: for `adamw`: decay of the running means of gradient and squared gradient, each in [0, 1); (0.9, 0.999).
 
     Raises:
-        ValueError: an unknown optimizer (nearest match named), a part outside its range, or one that the optimizer
+        ValueError: an unknown optimizer (the nearest is named), a field outside its range, or one that the optimizer
             does not have.
 
     >>> Recipe(optimizer="adamw").learning_rate, Recipe().learning_rate
@@ -84,7 +85,7 @@ class Recipe:
         self._check_memory()
 
     def _check_memory(self) -> None:
-        """Momentum of the one optimizer, betas of the other."""
+        """Check the fields that only one optimizer has: momentum of `sgd`, betas of `adamw`."""
         if self.optimizer == "sgd":
             if self.betas is not None:
                 raise ValueError(f"recipe betas have no effect on sgd, got {self.betas!r}: leave them out, or None")
@@ -106,7 +107,7 @@ class Recipe:
         return f"; the default of {self.optimizer} is {usual:g}" if usual else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; without the parts added later where they are what they were before."""
+        """Plain data, without the fields added later that still have their first value."""
         parts = {key: value for key, value in asdict(self).items() if key not in _ADDED or value != _ADDED[key]}
         return parts | ({"betas": list(self.betas)} if self.betas else {})  # as JSON gives it back
 

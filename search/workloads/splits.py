@@ -23,9 +23,9 @@ from search.user_code.randomness import seeded
 
 Split = tuple[Tensor, Tensor]
 CHUNK = 64
-"""Items put together at once: a split is never in memory twice."""
+"""How many items are joined at a time, so that a split is never in memory twice."""
 PROBES = 32
-"""Items that are read twice more to see whether they change."""
+"""How many items are read two more times to see whether they change."""
 SEED = 0
 FEW = 64
 _only_few: ContextVar[bool] = ContextVar("only_few", default=False)
@@ -33,9 +33,9 @@ _only_few: ContextVar[bool] = ContextVar("only_few", default=False)
 
 @contextmanager
 def only_few() -> Iterator[None]:
-    """Read no more than `FEW` items of a data set, evenly spaced, for commands that look at the network alone.
+    """Read at most `FEW` items of a data set, evenly spaced, for commands that only look at the network.
 
-    The first two are among them, as they are what a network is traced on.
+    The first two are among them, since a network is traced on those.
     """
     before = _only_few.set(True)
     try:
@@ -45,15 +45,15 @@ def only_few() -> Iterator[None]:
 
 
 def as_tensors(split: Any, name: str) -> tuple[Split, bool]:
-    """Inputs and targets of a split, and whether they are one of many draws.
+    """Inputs and targets of a split, and whether reading it again gives other ones.
 
-    Global random generators stand at a fixed seed while a data set is read, so that it is read alike each time.
+    Global random generators have a fixed seed while a data set is read, so that it is the same each time.
 
     Args:
         split: a pair of tensors, a map-style data set of pairs, or a `DataLoader` over one, which is read in order.
 
     Raises:
-        ValueError: anything else; what it is, and what to do.
+        ValueError: anything else; tells what it is and what to do.
     """
     if isinstance(split, DataLoader):
         return _read(*_of_loader(split, name), name)
@@ -73,7 +73,7 @@ def as_tensors(split: Any, name: str) -> tuple[Split, bool]:
 
 
 def _of_loader(loader: DataLoader, name: str) -> tuple[Dataset, Sequence[int], Callable[[list[Any]], Any]]:
-    """Its data set, the places in it that the loader goes to, and how it puts items together."""
+    """Its data set, the indices that the loader visits, and the function that joins items."""
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(f"split {name!r} is a DataLoader over a stream: read it into a pair of tensors first")
     sampler = loader.sampler
@@ -129,7 +129,7 @@ def _pair(items: list[Any], collate: Callable[[list[Any]], Any], name: str) -> S
 
 
 def _changes(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> bool:
-    """Whether items read again, under other seeds, are other ones."""
+    """Whether items differ when they are read again under other seeds."""
     step = -(-len(places) // PROBES)
     seen = []
     for seed in (SEED + 1, SEED + 2):
