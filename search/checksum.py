@@ -1,4 +1,4 @@
-"""A checksum in JSON files of our own making, so that a changed number in them is noticed."""
+"""A checksum in our JSON files, so that a changed number in them is noticed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ KEY = "sha256"
 
 
 def sealed(text: str) -> str:
-    """The JSON object of `text` with a checksum of it as its last entry."""
+    """The JSON object `text`, with its checksum added as the last entry."""
     data = json.loads(text)
     return json.dumps({**data, KEY: _checksum(data)})
 
 
 def unsealed(text: str) -> str:
-    """The JSON object that was sealed; what carries no checksum comes back as it is.
+    """The JSON object that was sealed; one without a checksum is returned as it is.
 
     Raises:
-        ValueError: it is no JSON, or not what was sealed.
+        ValueError: it is not JSON, or not what was sealed.
     """
     data = parse_object(text, constants=True)
     if KEY not in data:

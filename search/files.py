@@ -1,4 +1,4 @@
-"""Files: read with caution, whatever they hold, and written durably, whatever happens."""
+"""Files: read with caution, whatever they hold, and written so that a crash leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from search.errors import EnvironmentProblem, UsageError
 from search.storage import check_database_path, write_problem
 
 MOST_JSON = 64 * 2**20
-"""Bytes of a JSON file: thousands of layers with all their channels' indices take a tenth."""
+"""The largest JSON file read, in bytes; thousands of layers with the indices of all their channels take a tenth of it.
+"""
 _BLOCK = 2**20
 _being_written: set[str] = set()
 _TEMPORARY = re.compile(r"\..+\.([0-9]+)\.[0-9a-f]{8}\.tmp")
@@ -25,8 +26,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
     Raises:
-        ValueError: it is a folder, pipe or device, or larger; nothing of it is read, and nothing waits for a writer.
-        OSError: it is not there or cannot be read.
+        ValueError: it is a folder, pipe or device, or is larger. None of it is read, and a pipe is not waited for.
+        OSError: it does not exist or cannot be read.
     """
     with os.fdopen(_opened(path, most), "rb") as file:
         content = file.read(most + 1)
@@ -44,7 +45,7 @@ def read_text(path: Path, most: int = MOST_JSON) -> str:
 
 
 def sha256_of(path: Path, most: int) -> str:
-    """Of the content, read in blocks; raises like `read_bytes`."""
+    """The hash of the content, read in blocks; raises like `read_bytes`."""
     hasher = hashlib.sha256()
     with os.fdopen(_opened(path, most), "rb") as file:
         while block := file.read(_BLOCK):
@@ -67,10 +68,11 @@ def _opened(path: Path, most: int) -> int:
 
 
 def open_root(root: str | Path) -> Path:
-    """The root folder, made and known to be writable; absolute, as a user's code may change the working directory.
+    """The root folder, created if necessary and known to be writable; absolute, since the user's code may change the
+    working directory.
 
     Raises:
-        EnvironmentProblem: it cannot be made or written, or its path is too long for databases in it.
+        EnvironmentProblem: it cannot be created or written, or its path is too long for databases in it.
     """
     try:
         path = Path(root).absolute()
@@ -90,13 +92,13 @@ def _no_root(root: str | Path, reason: str) -> EnvironmentProblem:
 
 
 def check_writable(folder: str | Path | None, option: str = "--out") -> None:
-    """Refuse, before anything is computed, a folder that could not be made or written; None is no folder.
+    """Refuse a folder that could not be created or written, before anything is computed; None is accepted.
 
     A link stands for what it points to.
 
     Raises:
         UsageError: it is a file, or lies below one.
-        EnvironmentProblem: the nearest folder there is takes no file.
+        EnvironmentProblem: no file can be created in its nearest existing parent.
     """
     place = Path(os.path.realpath(folder)) if folder else None
     for path in (place, *place.parents) if place else ():
@@ -110,7 +112,7 @@ def check_writable(folder: str | Path | None, option: str = "--out") -> None:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why a folder that exists takes no file; None if it takes one."""
+    """Why no file can be created in an existing folder; None if one can."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -119,10 +121,11 @@ def unwritable(folder: Path) -> str | None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: after a crash the file is whole or absent.
+    """Write, fsync, rename, fsync the folder: after a crash the file is complete or absent.
 
     Raises:
-        EnvironmentProblem: a full disk, or a place that cannot be written; an earlier file stays, nothing is left over.
+        EnvironmentProblem: the disk is full or the place cannot be written. An earlier file is unchanged, and nothing
+            is left over.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     _being_written.add(temporary.name)
@@ -143,10 +146,10 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def remove_temporaries(folder: Path, of_dead_only: bool = False) -> None:
-    """Remove what `write_durably` left in a folder when its process was killed.
+    """Remove the files that `write_durably` left in a folder when its process was killed.
 
     Args:
-        of_dead_only: keep those of processes that live, which may still be writing them.
+        of_dead_only: keep the files of running processes, which may still be writing them.
     """
     for path in folder.glob(".*.tmp"):
         owner = _TEMPORARY.fullmatch(path.name)
@@ -157,7 +160,7 @@ def remove_temporaries(folder: Path, of_dead_only: bool = False) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether it is another process that lives: in a container, one that was killed may have had our number."""
+    """Whether it is another, running process; in a container, a killed one may have had our number."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -168,7 +171,7 @@ def _lives(process: int) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or the names in a folder, have reached the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,4 +1,4 @@
-"""What a record that was read must be to be believed: numbers within their ranges, words that exist."""
+"""What makes a stored record credible: numbers within their ranges, and known words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number, unknown
 
 SLACK = 1e-6
-"""A share may leave [0, 1] by this much: single precision rounds."""
+"""How far a share may leave [0, 1], since single precision rounds."""
 LARGEST_SHARE = 2.0
-"""Of a size or of MACs over the dense model's: what does not shrink may be written a little larger."""
+"""The largest size or MACs over the dense model's; what does not shrink may be written slightly larger."""
 MOST_TRIALS = 1_000_000
-"""Numbers of trials lie below."""
+"""Trial numbers are below this."""
 
 
 def check_trial(record: TrialRecord) -> None:
-    """Raise `ValueError`, naming the part, unless a trial can be what a study wrote."""
+    """Raise a `ValueError` that names the field unless a study can have written this trial."""
     _whole("number", record.number, MOST_TRIALS)
     _text("origin", record.origin)
     for part in ("params", "sampled", "scores"):
@@ -37,7 +37,7 @@ def check_trial(record: TrialRecord) -> None:
 
 
 def check_final(record: FinalRecord) -> None:
-    """The same of a final."""
+    """The same for a final."""
     _text("digest", record.digest)
     _whole("seed", record.seed, 2**32)
     _seconds("finished", record.finished)
@@ -91,7 +91,7 @@ def _seconds(part: str, value: object) -> None:
 
 
 def _number(part: str, value: object) -> None:
-    """NaN and infinity are numbers a loss can have."""
+    """A finite or infinite number or NaN, since a loss can be any of these."""
     if not (is_number(value) or (isinstance(value, float) and not math.isfinite(value))):
         raise ValueError(f"{part} must be a number, got {_said(value)}")
 

@@ -1,4 +1,4 @@
-"""What a study writes down: frozen records with a version, as plain data."""
+"""What a study stores: frozen records with a version, as plain data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from spaces.policy import PruningPolicy
 
 RECORD_VERSION = 1
 MEASURING = 2
-"""How accuracy, size and MACs of a result are found. 1: with BatchNorm's running statistics as training left them, MACs
-of convolutions and linear layers called as modules only. 2: with statistics averaged anew, MACs of every multiplication
-the dispatcher sees. `search.identity.measuring` says what results of earlier versions may differ by."""
+"""How accuracy, size and MACs of a result are found. Version 1: with BatchNorm's running statistics as training left
+them, and only the MACs of convolutions and linear layers called as modules. Version 2: with statistics averaged anew,
+and the MACs of every multiplication the dispatcher sees. `search.identity.measuring` says by what earlier results may
+differ.
+"""
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
-"""Causes of a failed trial: training that gave no finite numbers, a policy that cannot be carried out, too little
-memory, an exception of the workload's own code; others are `crashed` and `timed-out`. Only the first tells of a
-policy's accuracy."""
+"""Causes of a failed trial: training without finite numbers, a policy that cannot be applied, too little memory, an
+exception in the workload's own code. Others are `crashed` and `timed-out`. Only the first says anything about a
+policy's accuracy.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,19 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What evaluating one policy gave.
+    """The outcome of evaluating one policy.
 
     Attributes:
         state: `complete`, `stopped-early` or `failed`.
         reason: why it is not complete; None if it is.
         accuracy: metric on validation data after the last step; None unless complete.
-        loss: likewise.
+        loss: on validation data after the last step; None unless complete.
         shares: sizes and MACs over the dense model's; `encoded` is the written file's. None if failed.
         achieved: layer -> sparsity read back from the model's shapes and zeros.
         curve: one point an epoch.
         seconds: phase -> seconds (`training`, `scoring`, `measuring`).
-        statistics: the network's running statistics of BatchNorm, `refreshed` over fit data or `as trained`,
-            whichever had the smaller loss on calibration data; None if it has none, and in older records.
+        statistics: BatchNorm's running statistics in this network: `refreshed` over fit data or `as trained`, whichever
+            had the smaller loss on calibration data; None if it has none, and in older records.
         cause: why it failed, in one word: `diverged`, `refused`, `out-of-memory`, `error`, ...; None unless failed.
         measuring: the version of how it was measured, see `MEASURING`; 1 in records that do not say.
     """
@@ -65,7 +68,7 @@ class TrialResult:
 
 
 def cause_of(reason: str | None) -> str | None:
-    """The cause a reason begins with, which is all that records of before there were causes have.
+    """The cause that a reason begins with, for old records that store no cause.
 
     >>> cause_of("error: ValueError: no"), cause_of("out-of-memory"), cause_of(None)
     ('error', 'out-of-memory', None)
@@ -79,16 +82,16 @@ class TrialRecord:
 
     Attributes:
         number: Optuna's, from 0 without gaps.
-        origin: the allocator of a seed, the source of a guided proposal, or `sampler`.
+        origin: the allocator of an initial point, the source of a guided proposal, or `sampler`.
         params: what Optuna sampled.
-        policy: what they were landed on.
+        policy: the policy that the parameters were fitted to.
         sampled: layer -> sparsity before the common shift.
         target: the sampled size.
-        started: running seconds since the dense model was ready, pauses left out.
+        started: running seconds since the dense model was ready, without pauses.
         finished: likewise.
-        proposing: seconds the sampler and the landing took.
-        latency: predicted share of the dense model's; None where it plays no part.
-        scores: what the guided sampler knew of it before it was evaluated, by name; empty for others.
+        proposing: seconds spent on sampling and fitting.
+        latency: predicted share of the dense model's; None if it plays no part.
+        scores: what the guided sampler predicted before the evaluation, by name; empty for other samplers.
     """
 
     number: int
@@ -110,7 +113,7 @@ class FinalRecord:
     """One fine-tune of the recipe's final length, of a finalist or a static baseline, tested once.
 
     Attributes:
-        digest: of the policy; finals are remembered by it.
+        digest: of the policy; finals are recognised by it.
         seed: of the fine-tune.
         result: on validation data.
         test_accuracy: None if the fine-tune failed.
@@ -128,7 +131,7 @@ class FinalRecord:
 
 
 def to_plain(record: TrialRecord | FinalRecord) -> dict[str, Any]:
-    """JSON-able data with a `version`."""
+    """Data for JSON, with a `version`."""
     data = {f.name: getattr(record, f.name) for f in fields(record)}
     data["policy"] = record.policy.to_dict()
     data["result"] = _result_to_plain(record.result)
@@ -155,12 +158,12 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
 
 
 def trial_from_plain(data: Mapping[str, Any]) -> TrialRecord:
-    """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
+    """The inverse of `to_plain`; raises `ValueError` for another version or missing fields."""
     return _built(TrialRecord, data)
 
 
 def final_from_plain(data: Mapping[str, Any]) -> FinalRecord:
-    """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
+    """The inverse of `to_plain`; raises `ValueError` for another version or missing fields."""
     return _built(FinalRecord, data)
 
 

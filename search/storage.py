@@ -1,4 +1,4 @@
-"""What a disk or a SQLite file refuses, in one line with its true cause and remedy; the URL of such a file."""
+"""Why a disk or a SQLite file refuses something, in one line with cause and remedy; and the URL of such a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 LONGEST_DATABASE = 504
-"""Bytes of the longest path SQLite opens: 512 with the `-journal` it puts behind."""
+"""The longest path, in bytes, that SQLite opens: 512, less the `-journal` that it appends."""
 REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space within your quota",
@@ -28,14 +28,16 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter path",
 }
 SIDECARS = ("-journal", "-wal", "-shm")
-"""Ends of the files SQLite keeps beside a database; one left behind would be applied to the next of the name."""
+"""Endings of the files that SQLite keeps beside a database; one left behind would be applied to the next database of
+that name.
+"""
 PASSING = (
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
 )  # fmt: skip
 """SQLite's errors that say nothing about the file itself."""
 TIMEOUT = 20.0
-"""Seconds to wait for another program's lock, as MLflow does."""
+"""Seconds to wait for another program's lock, as in MLflow."""
 AGAIN = ", then run the same command again"
 
 
@@ -53,17 +55,17 @@ def sqlite_url(path: Path) -> URL:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """To a SQLite file that is there."""
+    """Connect to an existing SQLite file."""
     return sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, timeout=TIMEOUT)
 
 
 def passes(error: sqlite3.Error) -> bool:
-    """Whether an error says nothing about the file: a lock, a full disk."""
+    """Whether an error says nothing about the file itself: a lock, a full disk."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING
 
 
 def fault_of(path: Path) -> str | None:
-    """What is wrong with a database in itself; None if nothing is, there is none, or it cannot be read now."""
+    """What is wrong with a database itself; None if nothing is, if there is none, or if it cannot be read now."""
     if not os.path.lexists(path):
         return None
     if not path.is_file():
@@ -77,7 +79,7 @@ def fault_of(path: Path) -> str | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Keep a broken database, and what SQLite keeps beside it, under a name of its own, which is returned."""
+    """Rename a broken database, and the files that SQLite keeps beside it; returns the new name."""
     number = 1
     while os.path.lexists(kept := path.with_name(f"{path.name}.broken-{number}")):
         number += 1
@@ -103,11 +105,11 @@ def check_database_path(path: Path) -> None:
 
 
 def database_problem(path: Path, error: BaseException, damaged: str) -> EnvironmentProblem | None:
-    """Why the SQLite file `path` could not be used; None where no error of SQLite's is behind `error`.
+    """Why the SQLite file `path` could not be used; None if no error of SQLite's is behind `error`.
 
     Args:
         error: SQLite's own, or whatever a library made of it.
-        damaged: the remedy where the file is no database or not a whole one.
+        damaged: the remedy if the file is not a complete database.
     """
     found = next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), None)
     if found is None:
@@ -131,7 +133,7 @@ def database_problem(path: Path, error: BaseException, damaged: str) -> Environm
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether SQLite refused the file: no bad statement or broken constraint, but for tables that are gone."""
+    """Whether SQLite refused the file itself. Bad statements and violated constraints do not count; missing tables do."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     statement = code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
     return isinstance(error, sqlite3.DatabaseError) and (not statement or "no such table" in str(error))
@@ -142,7 +144,7 @@ def _is_writable(path: Path) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from or while handling."""
+    """An error, and the errors that it was raised from or while handling."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

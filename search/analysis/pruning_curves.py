@@ -1,4 +1,4 @@
-"""The three classical curves: accuracy against sparsity for prune only, prune and fine-tune, and iterative."""
+"""The three classical curves of accuracy against sparsity: prune only, prune and fine-tune, and iterative."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PRUNE_ONLY, PRUNE_AND_TUNE, ITERATIVE = METHODS = ("prune only", "prune + fine-t
 
 @dataclass(frozen=True)
 class MethodPoint:
-    """One network of a curve; scores are on validation data, and None where it failed.
+    """One network of a curve; its scores are on validation data, and None if it failed.
 
     Attributes:
-        sparsity: share of the weights asked to go, of the layers the policy prunes.
-        shares: layer -> its sparsity, as a policy or a sparsity dict has it.
-        removal: likewise its removal.
+        sparsity: the share of the pruned layers' weights that was asked to go.
+        shares: layer -> its sparsity, as in a policy or a sparsity dict.
+        removal: layer -> its removal, likewise.
         size_nonzero, size_encoded, macs: shares of the dense model's.
         reason: why there is no network.
     """
@@ -42,12 +42,13 @@ class MethodPoint:
 
 @dataclass(frozen=True)
 class Curves:
-    """Points by method, then rising sparsity.
+    """Points by method, in order of rising sparsity.
 
     Attributes:
-        policy: whose layers, granularities and criterion all points share.
-        schedules: method -> the schedule of its fine-tunes; of `prune only` nothing is trained.
-        epochs, steps: of each fine-tune, the same for both methods that have one: an iterative one is cut into rounds.
+        policy: gives the layers, granularities and criterion of all points.
+        schedules: method -> the schedule of its fine-tunes; `prune only` trains nothing.
+        epochs, steps: of each fine-tune, the same for both methods that have one; an iterative one is divided into
+            rounds.
     """
 
     policy: PruningPolicy
@@ -61,7 +62,7 @@ class Curves:
 
 
 def schedules_of(policy: PruningPolicy) -> dict[str, Schedule]:
-    """One-shot, and rounds with the policy's own exponent, number of rounds and regrowth."""
+    """The schedule of each method: one-shot, and rounds with the policy's own exponent, number of rounds and regrowth."""
     own = policy.schedule
     rounds = Schedule("iterative", exponent=own.exponent, rounds=own.rounds, regrow=own.regrow)
     return {PRUNE_ONLY: Schedule("one-shot"), PRUNE_AND_TUNE: Schedule("one-shot"), ITERATIVE: rounds}
@@ -75,16 +76,16 @@ def pruning_curves(
     seed: int,
     watcher: ProgressReporter,
 ) -> Curves:
-    """Carry out the policy at other sparsities by each method, from the same dense model and with the same seed.
+    """Apply the policy at other sparsities by each method, from the same dense model and with the same seed.
 
-    The policy is scaled by one shift of its logits. BatchNorm statistics are refreshed even where nothing is trained.
+    One shift of its logits scales the policy. BatchNorm statistics are refreshed even if nothing is trained.
 
     Args:
         sparsities: each in (0, 1).
         epochs: of every fine-tune.
 
     Raises:
-        ValueError: a sparsity the policy cannot be scaled to, before any training.
+        ValueError: a sparsity that the policy cannot be scaled to; raised before any training.
     """
     schedules = schedules_of(policy)
     policies = [

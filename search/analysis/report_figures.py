@@ -1,6 +1,7 @@
-"""The pictures the pruning labs draw: histograms, shares by granularity, layouts, sensitivity, the three curves.
+"""The pictures of the pruning labs: histograms, shares by granularity, layouts, sensitivity, the three curves.
 
-Of many layers each kind takes as many pages as it needs. Whatever is drawn here is given as data: nothing is computed.
+With many layers, each kind takes as many pages as it needs. Everything drawn here is passed in as data; nothing is
+computed.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3
 SHARED_LAYERS = 30
 """Layers side by side on one page of shares."""
 SLANTED_NAMES = 12
-"""Of layers along an axis; more stand upright."""
+"""Up to this many layer names along an axis are slanted; more are upright."""
 PLAIN_CURVES = 3
-"""Granularities up to which the curves without recalibration are drawn too."""
+"""Up to this many granularities, the curves without recalibration are drawn too."""
 STAGE_COLOURS = ("#4c78a8", "#d95f02", "#1b9e77")
 METHOD_STYLES = dict(zip(METHODS, (("#d95f02", "o--"), ("#4c78a8", "s-"), ("#1b9e77", "^-")), strict=True))
 KEPT, REMOVED, EDGES = "#1f4e79", "#f0f3f6", "#b0b8c0"
 LAYOUT_WIDTH, LAYOUT_HEIGHT, LAYOUT_ASPECT = 11.0, 9.0, 1.5
-"""Inches at most, and width over height as nearly as the panels allow."""
+"""The largest width and height in inches, and the ratio of width to height that the panels aim for."""
 TITLE_WIDTH = 1.8
 """Inches that the title of a mask takes."""
 
 
 def histogram_pages(layers: Mapping[str, Sequence[Histogram]], stages: Sequence[str]) -> list[bytes]:
-    """The weights of each layer: many layers side by side, or of several stages one row a layer.
+    """The weights of each layer: many layers side by side, or, with several stages, one row for each layer.
 
     Args:
-        layers: layer -> one histogram a stage.
-        stages: what the histograms are of; a column each if there are several.
+        layers: layer -> one histogram for each stage.
+        stages: what the histograms show; several get a column each.
     """
     several = len(stages) > 1
     columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
@@ -73,7 +74,7 @@ def _counted(histogram: Histogram, stage: str) -> str:
 def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity: float) -> list[bytes]:
     """Kept importance and output error at one sparsity: means by granularity on the left, layers on the right.
 
-    Layers that a granularity brings to another sparsity than the one asked for are left out.
+    Layers for which a granularity reaches another sparsity than the one asked for are left out.
     """
     rows = [row for row in rows if row.sparsity == sparsity and row.as_asked]
     means = [mean for mean in means if mean.sparsity == sparsity]
@@ -137,13 +138,13 @@ def _mean_bars(axes: Any, means: Sequence[MeanShare], key: str) -> None:
 def layout_png(
     layer: str, weight: np.ndarray, masks: Mapping[str, tuple[np.ndarray, float]], cell: tuple[int, int], note: str
 ) -> bytes:
-    """A weight as a matrix, and its mask in each granularity beside it.
+    """A weight as a matrix, with its mask in each granularity beside it.
 
     Args:
-        weight: (rows, columns), as `pruning.analysis.weight_layout.laid_out` has it.
-        masks: granularity -> mask of that shape, and the sparsity achieved in the whole layer.
+        weight: (rows, columns), from `pruning.analysis.weight_layout.laid_out`.
+        masks: granularity -> mask of that shape, and the sparsity reached in the layer as a whole.
         cell: rows and columns of one kernel, marked by lines.
-        note: what of the layer is shown.
+        note: which part of the layer is shown.
     """
     count, tall = len(masks) + 1, weight.shape[0] / weight.shape[1]
     columns = min(range(1, count + 1), key=lambda columns: _badness(columns, count, tall))
@@ -175,7 +176,7 @@ def layout_png(
 
 
 def _badness(columns: int, count: int, tall: float) -> float:
-    """How far panels of this height over width, so many a row, are from a page that fits a screen and is full."""
+    """How far a page with that many panels a row, each of this height over width, is from filling a screen."""
     rows = -(-count // columns)
     return abs(math.log(columns / (rows * tall) / LAYOUT_ASPECT)) + (rows * columns - count) / count
 
@@ -197,10 +198,11 @@ def _kernel_lines(axes: Any, shape: tuple[int, ...], cell: tuple[int, int]) -> N
 
 
 def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[bytes]:
-    """One panel a layer: accuracy above, loss below, against the layer's sparsity, one colour a granularity.
+    """One panel for each layer: accuracy above, loss below, against the layer's sparsity, one colour for each
+    granularity.
 
     Args:
-        parameters: layer -> weights it has.
+        parameters: layer -> its number of weights.
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
     plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated
@@ -258,7 +260,7 @@ def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bo
 
 
 def _loss_scale(axes: Any, losses: np.ndarray) -> None:
-    """Logarithmic where losses lie far apart."""
+    """Logarithmic if the losses lie far apart."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if len(losses) and losses.min() > 0 and losses.max() > 3 * losses.min():
@@ -297,7 +299,7 @@ def curves_png(curves: Curves) -> bytes:
 
 
 def _paged(items: Sequence[Any], most: int) -> Iterator[tuple[Sequence[Any], int, int]]:
-    """(items of a page, its number from 1, pages in all)."""
+    """(items of a page, its number from 1, number of pages)."""
     count = -(-len(items) // most)
     for number in range(count):
         yield items[number * most : (number + 1) * most], number + 1, count

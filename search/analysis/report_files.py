@@ -43,13 +43,13 @@ from spaces.strict_json import nan_as_null
 
 PICTURES_VERSION = 1
 DIGITS = 6
-"""Of a weight in a layout's JSON."""
+"""Digits of a weight in a layout's JSON."""
 Files = dict[str, bytes]
 """File name -> content."""
 
 
 def write_files(folder: Path, files: Files) -> list[str]:
-    """Write them all; returns their paths."""
+    """Write all files; returns their paths."""
     for name, content in files.items():
         write_durably(folder / name, content)
     return [str(folder / name) for name in files]
@@ -59,7 +59,7 @@ def weight_files(stages: Mapping[str, nn.Module]) -> Files:
     """Histograms of every layer's weights: `weights.png` and further pages, `weights.json`.
 
     Args:
-        stages: what each model is -> the model, the dense one first; later ones may have lost channels.
+        stages: name of each stage -> its model, the dense one first; later ones may have lost channels.
     """
     weights = [prunable_weights(model) for model in stages.values()]
     found = {name: layer_histograms([stage[name] for stage in weights]) for name in weights[0]}
@@ -136,10 +136,10 @@ def _flat(values: Tensor, layer: Layer) -> Tensor:
 
 
 def default_layer(network: Network, granularities: Sequence[str]) -> str:
-    """The first layer that all these granularities can prune, else the one with most weights.
+    """The first layer that all these granularities can prune; otherwise the one with the most weights.
 
     Raises:
-        ValueError: a network without prunable layers.
+        ValueError: the network has no prunable layers.
     """
     if not network.prunable:
         raise ValueError("the network has no prunable layer: nothing to draw")
@@ -150,7 +150,7 @@ def default_layer(network: Network, granularities: Sequence[str]) -> str:
 
 
 def sensitivity_files(profile: Profile, network: Network, stem: str) -> Files:
-    """Accuracy and loss against sparsity, one panel a layer: `STEM.png` and further pages, `STEM.json`."""
+    """Accuracy and loss against sparsity, one panel for each layer: `STEM.png` and further pages, `STEM.json`."""
     parameters = {layer.name: layer.numel for layer in network.prunable}
     curves = {
         name: {word: _curve(profile, word, name) for word, by_layer in profile.points.items() if name in by_layer}

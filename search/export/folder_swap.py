@@ -1,4 +1,4 @@
-"""The folder of an export: replaced whole or not at all."""
+"""The folder of an export: replaced as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from search.store.locks import folder_is_held, held_folder
 
 
 def check_folder(out: Path) -> None:
-    """Refuse, before anything is computed, a folder an export cannot go to.
+    """Refuse a folder that an export cannot be written to, before anything is computed.
 
-    An earlier export there, with nothing else beside it, will be replaced as a whole; other files are never touched.
-    A link stands for the folder it points to.
+    An earlier export that has the folder to itself will be replaced as a whole; other files are never touched. A link
+    stands for the folder that it points to.
 
     Raises:
-        UsageError: it is a file or lies below one, or holds files that are no export.
+        UsageError: it is a file or lies below one, or it holds files that belong to no export.
         EnvironmentProblem: it cannot be written, or cannot be replaced as a whole.
     """
     check_writable(out)
@@ -40,12 +40,12 @@ def check_folder(out: Path) -> None:
 
 
 def _place(out: Path) -> Path:
-    """The folder itself where `out` is a link, whether it exists or not."""
+    """The folder that `out` links to, whether it exists or not; `out` itself if it is no link."""
     return Path(os.path.realpath(out))
 
 
 def _obstacle(place: Path) -> str | None:
-    """Why a folder cannot be renamed; None if it can, or there is none yet."""
+    """Why a folder cannot be renamed; None if it can be or does not exist yet."""
     if not place.is_dir():
         return None
     if os.path.ismount(place):
@@ -58,7 +58,7 @@ def _obstacle(place: Path) -> str | None:
 
 @contextmanager
 def filled_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place once everything is written, and stays where it is if it cannot."""
+    """A new folder beside `out` that replaces it once everything is written; if it cannot, it stays beside it."""
     place = _place(out)
     _remove_abandoned(place.parent)
     partial = place.parent / f".export-{uuid.uuid4().hex[:8]}.partial"
@@ -80,7 +80,9 @@ def filled_whole(out: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove what killed exports left, but for one cut off while it took its place: it and the earlier are complete."""
+    """Remove what killed exports left. If one was killed between its two renames, both of its folders are complete and
+    stay.
+    """
     for path in parent.glob(".export-*.partial"):
         ours = re.fullmatch(r"\.export-[0-9a-f]{8}\.partial", path.name) and not path.is_symlink()
         if ours and not path.with_suffix(".replaced").exists() and not folder_is_held(path):
@@ -89,7 +91,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[None]:
-    """Make it, and remove it again if what is done with it fails."""
+    """Make the folder, and remove it again if the work on it fails."""
     try:
         path.mkdir(parents=True)
         yield
@@ -99,9 +101,10 @@ def _new_folder(path: Path) -> Iterator[None]:
 
 
 def _replace(place: Path, new: Path, earlier: Path) -> None:
-    """Put `new` in `place`; what was there waits as `earlier`, and goes once `new` stands.
+    """Rename `new` to `place`. What was there is first renamed to `earlier`, and removed once `new` is in place.
 
-    After a crash between the renames both are complete, `.export-*.replaced` and `.export-*.partial` beside `place`.
+    After a crash between the two renames, both are complete: `.export-*.replaced` and `.export-*.partial` beside
+    `place`.
     """
     for path in new.iterdir():
         flush(path)

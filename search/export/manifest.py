@@ -1,4 +1,4 @@
-"""The manifest of an export: what it names, and which files of a folder it makes ours."""
+"""The manifest of an export: what it says, and which files of a folder belong to the export."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
 WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
 TORCH_PRUNE = "model.torch-prune.safetensors"
 ALWAYS = (SPARSITY, POLICY, STRUCTURE, WEIGHTS, SPARSE)
-"""Files of every export, beside its manifest."""
+"""Files of every export besides its manifest."""
 FILES = (*ALWAYS, ONNX, TORCH_PRUNE)
-"""Files an export can have: a manifest that names others makes them no part of it."""
+"""All files an export can have; a manifest that names others does not make them part of it."""
 _TYPES = {
     "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
     "size_encoded": float, "size_nonzero": float, "limit": float | None, "size_metric": str | None,
@@ -33,7 +33,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an export.
 
     Raises:
-        UsageError: the folder is no export.
+        UsageError: the folder is not an export.
         Refused: the manifest is damaged or of another version.
     """
     path = folder / MANIFEST
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def foreign_file(folder: Path) -> str | None:
-    """A name in a folder that is no file of an export there, as its manifest describes it; None if all are.
+    """A name in a folder that belongs to no export its manifest describes; None if all belong to it.
 
     Raises:
         OSError: the folder cannot be read.
@@ -83,7 +83,7 @@ def _is_as_described(path: Path, described: Mapping[str, Any]) -> bool:
 
 
 def largest_files(dense: nn.Module) -> dict[str, int]:
-    """File of an export -> bytes it can have at most, pruned from this network."""
+    """File of an export -> the most bytes it can have if it was pruned from this network."""
     state = dense.state_dict()
     names = sum(6 * len(name) + 1024 for name in state) + 2**16
     indices = sum(32 * size for tensor in state.values() for size in tensor.shape)

@@ -17,7 +17,7 @@ from pruning.outputs import output_names, tensors_in
 from search.errors import EnvironmentProblem, GoalMissed
 
 TOLERANCE = 1e-4
-"""Largest difference to PyTorch, relative to the largest output."""
+"""Largest accepted difference from PyTorch, relative to the largest output."""
 
 
 def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
@@ -25,8 +25,8 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
     Raises:
         EnvironmentProblem: the extra `onnx` is not installed.
-        GoalMissed: the network cannot be written as ONNX, or its file cannot be run or computes something else; why.
-            No file is left.
+        GoalMissed: the network cannot be written as ONNX, or its file does not run or computes something else; tells
+            why. No file is left.
     """
     require_onnx()
     try:
@@ -62,7 +62,7 @@ def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
-    """What `torch.compile` or `DataParallel` was given: PyTorch's exporter knows neither."""
+    """The network inside `torch.compile` or `DataParallel`, neither of which PyTorch's exporter supports."""
     while True:
         inner = getattr(network, "_orig_mod", network.module if isinstance(network, nn.DataParallel) else None)
         if inner is None:
@@ -71,13 +71,13 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _takes_any_number(network: nn.Module) -> bool:
-    """Whether the forward function names no input of its own, as of wrappers that pass on whatever they get."""
+    """Whether the forward function names no inputs, as in wrappers that pass on whatever they get."""
     parameters = inspect.signature(network.forward).parameters.values()
     return next(iter(parameters)).kind is inspect.Parameter.VAR_POSITIONAL
 
 
 class _Flat(nn.Module):
-    """A network with one input that returns its tensors in one tuple: ONNX knows no other containers."""
+    """The network with one input and its output tensors in one tuple, since ONNX has no other containers."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class _Flat(nn.Module):
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first line of the error everything began with: torch.onnx wraps the one that names the operator."""
+    """The first line of the original error; torch.onnx wraps the one that names the operator."""
     while error.__cause__:
         error = error.__cause__
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> float:
-    """Largest difference of outputs over the largest output, after onnx's own checker passed the file."""
+    """Largest difference of outputs relative to the largest output, after onnx's own checker accepted the file."""
     require_onnx()
     import onnx
     import onnxruntime
@@ -118,7 +118,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def worst(differences: Iterable[float]) -> float:
-    """The largest, 0 of none; NaN, which is no agreement, if there is one."""
+    """The largest number, 0 if there is none; NaN, which is never agreement, if any is NaN."""
     found = [0.0, *differences]
     return math.nan if any(map(math.isnan, found)) else max(found)
 

@@ -1,4 +1,4 @@
-"""Verification of an export: nothing is taken on trust but the workload's own code and data."""
+"""Verification of an export: trusts nothing but the workload's own code and data."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
 
 OUTPUT_TOLERANCE = 1e-4
-"""Largest difference of outputs, relative to the largest output: what another CPU may round differently."""
+"""Largest accepted difference of outputs, relative to the largest output; another CPU may round that differently."""
 LONGEST_DETAIL = 300
-"""Characters of why a check failed."""
+"""The most characters shown of the reason why a check failed."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Check:
 
 
 def verify_files(folder: Path, manifest: Mapping[str, Any], most: Mapping[str, int] | None = None) -> list[Check]:
-    """Hash of every file the manifest names, and that nothing is missing from it.
+    """Check the hash of every file that the manifest names, and that none is missing.
 
     Args:
-        most: file -> bytes it can have, as `largest_files` has them; a larger one is not read.
+        most: file -> the most bytes it can have, from `largest_files`; a larger file is not read.
     """
     checks = []
     if foreign := manifest["files"].keys() - {*FILES}:
@@ -111,7 +111,7 @@ Found = TypeVar("Found")
 
 
 def _tried(name: str, step: Callable[[], Found]) -> Found | Check:
-    """What a step finds; a failed check where it raises: what is read makes readers raise anything."""
+    """The check that a step returns, or a failed one if it raises, since damaged files make readers raise anything."""
     try:
         return step()
     except Exception as error:
@@ -198,7 +198,7 @@ def _largest_difference(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> 
 
 
 def relative_difference(outputs: Tensor, others: Tensor) -> float:
-    """Largest absolute difference over the largest absolute output; infinite for other shapes."""
+    """Largest absolute difference over the largest absolute output; infinite if the shapes differ."""
     if outputs.shape != others.shape:
         return float("inf")
     if not outputs.numel():
@@ -209,5 +209,5 @@ def relative_difference(outputs: Tensor, others: Tensor) -> float:
 
 
 def as_json(checks: list[Check]) -> list[dict[str, Any]]:
-    """Plain data of checks."""
+    """The checks as plain data."""
     return json.loads(json.dumps([check.__dict__ for check in checks]))

@@ -39,19 +39,19 @@ from search.workloads import Workload
 from spaces.policy import PruningPolicy
 
 OUTPUT_ROWS = 2
-"""Rows of recorded outputs on the example input."""
+"""How many rows of the outputs on the example input are recorded."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """An export on disk: its manifest, and why an ONNX file that was asked for is no part of it; else None."""
+    """An export on disk: its manifest, and why an ONNX file that was asked for is missing, or None."""
 
     manifest: Mapping[str, Any]
     no_onnx: GoalMissed | None
 
 
 def check_masks_only(policy: PruningPolicy) -> None:
-    """Refuse, before anything is computed, a policy that `torch.nn.utils.prune` cannot hold: masks remove no channels.
+    """Refuse a policy that `torch.nn.utils.prune` cannot hold, before anything is computed: masks remove no channels.
 
     Raises:
         UsageError: it removes channels; the first such layer is named.
@@ -73,14 +73,14 @@ def write_export(
     onnx: bool,
     torch_prune: bool = False,
 ) -> Written:
-    """Write all files and the manifest that names them, without the ONNX file if the network has none.
+    """Write all files and the manifest that names them; if the network has no ONNX form, without the ONNX file.
 
-    `check_folder` says beforehand what `out` can be.
+    Call `check_folder` first: it says whether `out` can be used.
 
     Raises:
         UsageError: `torch_prune` with removed channels.
-        EnvironmentProblem: the files cannot be written, or `onnx` without its extra: nothing has changed. Or `out`
-            cannot be replaced: it is as it was, and the message names the folder of the new export.
+        EnvironmentProblem: the files cannot be written, or `onnx` is asked for without its extra; nothing has changed.
+            Or `out` cannot be replaced; it is unchanged, and the message names the folder that holds the new export.
     """
     if torch_prune:
         check_masks_only(export.policy)
@@ -103,7 +103,7 @@ def write_export(
 
 
 def _onnx_refusal(model: nn.Module, workload: Workload, path: Path) -> GoalMissed | None:
-    """Write the ONNX file; why there is none if there is none."""
+    """Write the ONNX file; returns why there is none, or None."""
     try:
         write_onnx(model, workload.example_input, path)
     except GoalMissed as missed:
@@ -116,7 +116,7 @@ def _saved(model: nn.Module) -> bytes:
 
 
 def _nonzero_mask(model: nn.Module, name: str) -> Tensor:
-    """The mask of a fine-tuned weight, read back from its zeros: nothing masked is ever anything else."""
+    """The mask of a fine-tuned weight, read back from its zeros; only masked values are exactly zero."""
     return model.get_parameter(name).detach() != 0
 
 
@@ -152,14 +152,14 @@ def _manifest(
 
 
 def recorded_outputs(outputs: Any) -> list[Any]:
-    """The numbers of one tensor; of several, those of each in turn."""
+    """The numbers of an output tensor; for several tensors, those of each in turn."""
     if isinstance(outputs, Tensor):
         return outputs.tolist()
     return [tensor.tolist() for tensor in tensors_in(outputs)]
 
 
 def _all_layers(workload: Workload, export: Export) -> dict[str, float]:
-    """The policy's request for every prunable layer of the dense model, whole ones 0.0."""
+    """The policy's request for every prunable layer of the dense model; 0.0 for layers that stay whole."""
     return {name: export.policy.sparsity.get(name, 0.0) for name in prunable_weights(workload.build_model())}
 
 

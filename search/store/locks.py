@@ -1,4 +1,4 @@
-"""Advisory file locks: one writer a study, one maker a database."""
+"""Advisory file locks: one writer for each study, one creator for each database."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from search.errors import EnvironmentProblem
 from search.storage import AGAIN, write_problem
 
 PATIENCE = 0.3
-"""Seconds a busy lock is tried again: a reader that asks whether it is held does so for an instant."""
+"""Seconds for which a busy lock is tried again, since a reader that asks whether it is held holds it for an instant."""
 LONG_PATIENCE = 120.0
-"""Seconds to wait for a lock that is held only while something is made."""
+"""Seconds to wait for a lock that is only held while something is being made."""
 LONGEST_OWNER = 20
-"""Bytes of a process number and no more."""
+"""More bytes than any process number has."""
 
 
 @contextmanager
 def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel drops it when the process ends, however it ends.
+    """Hold an exclusive lock on `path`; the kernel releases it when the process ends, however it ends.
 
     Raises:
-        EnvironmentProblem: another process holds it (its number is named), for long if `wait` is True; or `path` is a
-            link, or another file than a lock of ours, which is left as it is.
+        EnvironmentProblem: another process holds it (its number is named), for too long if `wait` is True. Or `path` is
+            a link, or a file that is not one of our locks; that file is left unchanged.
     """
     with _open_lock(path) as file:
         taken = _taken(file, fcntl.LOCK_EX, LONG_PATIENCE if wait else PATIENCE)
@@ -64,7 +64,7 @@ def _write_owner(path: Path, file: IO[str]) -> None:
 
 @contextmanager
 def held_folder(path: Path) -> Iterator[None]:
-    """Hold a folder, where its file system has locks, so that `folder_is_held` says so while this process lives."""
+    """Hold a folder, if its file system has locks, so that `folder_is_held` says so while this process lives."""
     opened = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -75,7 +75,7 @@ def held_folder(path: Path) -> Iterator[None]:
 
 
 def folder_is_held(path: Path) -> bool:
-    """Whether a process holds the folder, or it cannot be told."""
+    """Whether a process holds the folder, or this cannot be found out."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -90,7 +90,7 @@ def folder_is_held(path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock; any number may ask at once."""
+    """Whether a process holds the lock; any number of processes may ask at once."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -103,7 +103,7 @@ def is_held(path: Path) -> bool:
 
 
 def _open_lock(path: Path) -> IO[str]:
-    """The lock's file and no other: a link would lead to somebody's file, which would be written over."""
+    """Open the lock file itself; following a link would overwrite somebody else's file."""
     try:
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""MLflow's database under a root: made whole or not at all, checked at every start, and following its root.
+"""MLflow's database under a root: created completely or not at all, checked at every start, and moved with its root.
 
-It is made in memory and put in place by one rename, so that an interruption leaves none. One that is broken is kept
-under another name, and a new one takes its place.
+It is built in memory and put in place by one rename, so that an interruption leaves no half-made file. A broken
+database is kept under another name, and a new one takes its place.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from search.store.locks import held_lock
 EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"
 POOL = ("POOLCLASS", "POOL_SIZE", "MAX_OVERFLOW", "POOL_RECYCLE")
-"""Ends of MLflow's environment variables on how connections are kept."""
+"""Endings of MLflow's environment variables that say how connections are kept."""
 log = logging.getLogger(__name__)
 
 
 class _Broken(Exception):
-    """Why a database cannot be used as it is; kept aside."""
+    """Why a database cannot be used as it is and is set aside."""
 
 
 def store_uri(root: Path) -> str:
@@ -55,22 +55,23 @@ def store_uri(root: Path) -> str:
 
 
 def artifacts_uri(root: Path) -> str:
-    """Where MLflow's files of a root are."""
+    """Where MLflow keeps the files of a root."""
     return (root / ARTIFACTS).resolve().as_uri()
 
 
 def artifacts_place(root: Path, run: str) -> Path:
-    """The folder of the files of one of our runs."""
+    """The folder with the files of one of our runs."""
     return root / ARTIFACTS / run / "artifacts"
 
 
 def open_store(root: Path, watcher: ProgressReporter | None = None) -> Any:
-    """An `MlflowClient` on the store of `root`, whose database is made, mended or set aside if it needs to be.
+    """An `MlflowClient` for the store of `root`, whose database is created, repaired or set aside if necessary.
 
     Telemetry is switched off before MLflow is imported.
 
     Raises:
-        EnvironmentProblem: the store cannot be used now, but is whole: a full disk, a lock, a newer MLflow's.
+        EnvironmentProblem: the store is intact but cannot be used now: a full disk, a lock, or a newer MLflow's
+            database.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
@@ -87,7 +88,7 @@ def open_store(root: Path, watcher: ProgressReporter | None = None) -> Any:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep MLflow and alembic from printing tracebacks of what is told in a line of ours."""
+    """Keep MLflow and alembic from printing tracebacks of errors that we tell in one line."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -100,7 +101,7 @@ def silenced() -> Iterator[None]:
 
 
 def problem_of(root: Path, error: Exception) -> EnvironmentProblem:
-    """An error of MLflow's, SQLite's or a disk's on the store of `root`, in our words."""
+    """An error of MLflow, SQLite or a disk concerning the store of `root`, in our words."""
     return error if isinstance(error, EnvironmentProblem) else _unusable(root / DATABASE, error)
 
 
@@ -149,7 +150,7 @@ def _opened(root: Path, watcher: ProgressReporter) -> Any:
 
 
 def _restore(client: Any, experiment: str, active: Any) -> None:
-    """Take an experiment deleted in MLflow's UI back without its runs, which would come back with it."""
+    """Restore an experiment that was deleted in MLflow's UI, but not its runs, which would otherwise return with it."""
     client.restore_experiment(experiment)
     while runs := client.search_runs([experiment], run_view_type=active, max_results=1000):
         for run in runs:
@@ -157,11 +158,11 @@ def _restore(client: Any, experiment: str, active: Any) -> None:
 
 
 def _mend(path: Path, watcher: ProgressReporter) -> None:
-    """Check a database that is there, and bring an older MLflow's up to date.
+    """Check an existing database, and bring one of an older MLflow up to date.
 
     Raises:
-        _Broken: it is no whole database of MLflow's.
-        EnvironmentProblem: it is a newer MLflow's.
+        _Broken: it is not a complete MLflow database.
+        EnvironmentProblem: it belongs to a newer MLflow.
     """
     if not path.is_file():
         raise _Broken("it is no file")
@@ -201,7 +202,7 @@ def _mend(path: Path, watcher: ProgressReporter) -> None:
 
 
 def _set_aside(root: Path, reason: str) -> None:
-    """Keep a broken database under a name of its own, and say which records come back, and when."""
+    """Keep a broken database under a name of its own, and tell which records come back, and when."""
     kept = set_aside(root / DATABASE)
     studies = sorted(record.parent.name for record in root.glob("*/study.json"))
     again = f": {', '.join(studies)}" if studies else ""
@@ -220,7 +221,7 @@ def _put(path: Path, content: bytes) -> None:
 
 @cache
 def _empty_database() -> bytes:
-    """The file of a store without runs, as this version of MLflow makes it."""
+    """The bytes of a store without runs, as this version of MLflow creates it."""
     from mlflow import MlflowClient
 
     return _in_memory(lambda uri: MlflowClient(tracking_uri=uri).get_experiment_by_name(EXPERIMENT))
@@ -233,7 +234,7 @@ def _upgrade(uri: str) -> None:
 
 
 def _in_memory(change: Callable[[str], Any], store: sqlite3.Connection | None = None) -> bytes:
-    """The file of a database in memory, a copy of `store`, after `change` was called with its URI."""
+    """The bytes of an in-memory database: a copy of `store` after `change` was called with its URI."""
     place = f"file:prunefront-{uuid.uuid4().hex}?mode=memory&cache=shared"
     with closing(sqlite3.connect(place, uri=True)) as ours, _connections("StaticPool"):
         if store is not None:
@@ -244,7 +245,7 @@ def _in_memory(change: Callable[[str], Any], store: sqlite3.Connection | None = 
 
 @contextmanager
 def _connections(pool: str) -> Iterator[None]:
-    """Let MLflow keep its connections so, whatever the environment says for other stores."""
+    """Make MLflow keep its connections in this way, whatever the environment says about other stores."""
     names = [f"MLFLOW_SQLALCHEMYSTORE_{end}" for end in POOL]
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ[names[0]] = pool
@@ -256,7 +257,7 @@ def _connections(pool: str) -> Iterator[None]:
 
 
 def _schemas() -> tuple[str, frozenset[str]]:
-    """The schema of this version of MLflow, and all it can bring up to date."""
+    """The schema revision of this version of MLflow, and all those that it can upgrade."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -270,7 +271,7 @@ def _columns(store: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _lacking(columns: dict[str, set[str]]) -> str:
-    """The first table or column this version of MLflow needs and a database has not; empty if it has all."""
+    """The first table or column that this version of MLflow needs and a database lacks; empty if it has all."""
     import mlflow.store.db.utils  # noqa: F401 - it makes every table known
     from mlflow.store.db.base_sql_model import Base
 
@@ -284,7 +285,7 @@ def _lacking(columns: dict[str, set[str]]) -> str:
 
 
 def _follow(root: Path) -> None:
-    """Let a root that was moved, renamed or copied find its files: MLflow stores absolute places."""
+    """Let a root that was moved, renamed or copied find its files, since MLflow stores absolute paths."""
     here = artifacts_uri(root)
     with closing(connect(root / DATABASE)) as store, store:
         found = store.execute(

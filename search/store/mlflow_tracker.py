@@ -1,7 +1,8 @@
 """MLflow's record of a study: a projection of the journal that can be rebuilt at any time.
 
-One parent run a study, one child run a finished trial, written only by the coordinator, in one batch each.
-A store that fails costs a warning, never a trial; what is missing is logged as soon as it can be written again.
+One parent run for a study and one child run for each finished trial, written by the coordinator only, each child in one
+batch. A store that fails costs a warning, never a trial; what is missing is logged as soon as the store can be written
+again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from search.records import COMPLETE, FAILED, TrialRecord
 from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
 
 BATCH_METRICS = 1000
-"""MLflow's limit of metrics a batch."""
+"""The most metrics that MLflow takes in one batch."""
 LONGEST_TEXT = 4000
-"""Characters of a tag or parameter; MLflow takes somewhat more."""
+"""The most characters written of a tag or parameter; MLflow takes a few more."""
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
-"""Seconds before a store that failed is tried again, doubled each time."""
+"""Seconds before a store that failed is tried again; doubled each time, up to the longest."""
 SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes one study to MLflow.
 
-    Until it is known which trials MLflow has, none is logged: nothing is ever logged twice. A failure makes that
-    unknown, and the next write that is due looks again, repairs what it finds and logs all that is missing.
+    Until it is known which trials MLflow has, none is logged, so that nothing is ever logged twice. After a failure
+    that is unknown again: the next write that is due looks, repairs what it finds and logs everything that is missing.
 
     Attributes:
         parent: id of the study's parent run; None while the store cannot be used.
@@ -58,22 +59,22 @@ class Tracker:
         self._failing, self._pause, self._due = False, FIRST_PAUSE, 0.0
 
     def start(self, params: Mapping[str, Any], records: Mapping[int, TrialRecord]) -> None:
-        """Mark the parent run as running, with the study's settings, and make its children equal to `records`."""
+        """Mark the parent run as running, with the study's settings, and make its children match `records`."""
         self._records, self._params = dict(records), dict(params)
         self._write(lambda: None, due=True, attempts=2)
 
     def log_trial(self, record: TrialRecord) -> None:
-        """One child run for a finished trial; a trial already there is left alone."""
+        """Log one child run for a finished trial; a trial that is already there is left unchanged."""
         self._records[record.number] = record
         self._write(self._log_missing)
 
     def log_summary(self, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
-        """Metrics and files (name -> content) on the parent run."""
+        """Log metrics and files (name -> content) on the parent run."""
         self._summary = metrics, files
         self._write(self._log_summary, due=True)
 
     def finish(self, status: str) -> None:
-        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after a last look at what is missing."""
+        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after logging what is still missing."""
 
         def write() -> None:
             self._log_summary()
@@ -84,7 +85,7 @@ class Tracker:
             log.warning("MLflow's record of this study is not complete: the same command completes it without training")
 
     def _write(self, action: Callable[[], None], due: bool = False, attempts: int = 1) -> None:
-        """Bring MLflow up to the records and act; a failure is told once, and tried again after a pause."""
+        """Bring MLflow up to date with the records, then act; a failure is told once and tried again after a pause."""
         if self._logged is None and not due and time.monotonic() < self._due:
             return
         try:
@@ -115,7 +116,7 @@ class Tracker:
         self._failing = True
 
     def _match(self) -> None:
-        """Make what MLflow has of this study equal to the records."""
+        """Make MLflow's record of this study equal to the journal's."""
         from mlflow.entities import Param
 
         self._client = open_store(self._root, self._watcher)
@@ -130,7 +131,7 @@ class Tracker:
         self._log_missing()
 
     def _found(self) -> tuple[list[Any], list[Any]]:
-        """Active runs of this study, oldest first: parents, and children, also if they lost a tag or their parent."""
+        """Active runs of this study, oldest first: parents, and children, even if they lost a tag or their parent."""
         runs = {run.info.run_id: run for run in self._runs(f"tags.study_id = '{self._study_id}'") if self._is_ours(run)}
         parents = [key for key, run in runs.items() if run.data.tags.get("kind") == "study"]
         for parent in parents:
@@ -143,12 +144,14 @@ class Tracker:
         ]
 
     def _is_ours(self, run: Any) -> bool:
-        """A folder that was copied is a study of its own; one that was renamed takes its runs along."""
+        """Whether a parent run is this folder's: a copied folder is a study of its own, a renamed one takes its runs
+        along.
+        """
         name = run.data.tags.get("study", self._study)
         return name == self._study or not (self._root / name / "study.json").is_file()
 
     def _one_parent(self, parents: list[Any], children: list[Any]) -> str:
-        """The parent with most children, or a new one; further ones are deleted."""
+        """The parent with the most children, or a new one; any others are deleted."""
         tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
         if not parents:
             return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
@@ -161,7 +164,7 @@ class Tracker:
         return kept.info.run_id
 
     def _keep_right_ones(self, children: list[Any]) -> set[int]:
-        """Delete children that are half-written, doubled or of no trial; returns the trials that have a run."""
+        """Delete children that are half-written, duplicated or of no trial; returns the trials that have a run."""
         logged: set[int] = set()
         for run in children:
             number = run.data.tags.get("trial", "")
@@ -179,7 +182,7 @@ class Tracker:
                 self._client.set_tag(run.info.run_id, tag, value)
 
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
-        """Whether a run was written to its end from this very record."""
+        """Whether a run is complete and was written from exactly this record."""
         expected = _summary(record) if record.result.state == COMPLETE else {}
         essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero")
         files = artifacts_place(self._root, run.info.run_id)
@@ -257,7 +260,9 @@ class Tracker:
         self._client.set_terminated(run, status=_status(record), end_time=finished)
 
     def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        """Where MLflow looks for a run's files; its own client keeps the place a moved root had in this process."""
+        """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
+        this process.
+        """
         folder = artifacts_place(self._root, run)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -277,7 +282,7 @@ def _status(record: TrialRecord) -> str:
 
 
 def _summary(record: TrialRecord) -> dict[str, float]:
-    """What was measured of a trial, by the names MLflow shows."""
+    """The measurements of a trial, under the names MLflow shows."""
     result = record.result
     summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {"seconds_proposing": record.proposing}
     summary |= {f"guide_{name}": score for name, score in record.scores.items()}
@@ -290,7 +295,7 @@ def _summary(record: TrialRecord) -> dict[str, float]:
 
 
 def _text(value: object) -> str:
-    """A tag or parameter MLflow takes whatever it is: not too long, and text that can be stored."""
+    """Text that MLflow takes as a tag or parameter: short enough, and without characters that cannot be stored."""
     return str(value)[:LONGEST_TEXT].encode(errors="replace").decode()
 
 

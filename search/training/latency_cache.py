@@ -68,7 +68,7 @@ def cached_latency_table(
 
 
 def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> Path:
-    """Where the table is kept; depends on the model's architecture, layout and input, the device, threads and PyTorch."""
+    """Where the table is kept, by the model's architecture, layout and input, the device, threads and PyTorch."""
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
     device = next((tensor.device for tensor in tensors), example.device)

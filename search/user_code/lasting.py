@@ -1,4 +1,4 @@
-"""Protects the program from two things the user's code may do to it: closing its streams and leaving threads running."""
+"""Protects the program from two things the user's code may do: close its streams and leave threads running."""
 
 from __future__ import annotations
 
