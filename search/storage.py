@@ -133,7 +133,7 @@ def database_problem(path: Path, error: BaseException, damaged: str) -> Environm
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether SQLite refused the file itself. Bad statements and violated constraints do not count; missing tables do."""
+    """Whether SQLite refused the file itself. Bad statements and broken constraints do not count; missing tables do."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     statement = code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
     return isinstance(error, sqlite3.DatabaseError) and (not statement or "no such table" in str(error))
