@@ -6,25 +6,28 @@ import numpy as np
 
 from spaces.granularity import parts_of
 from spaces.schedule import Schedule
-from spaces.search_space.projection import ProjectedBatch
+from spaces.search_space.batch_projection import ProjectedBatch
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
 MOST_BUCKETS = 16
 """Neighbouring layers (or channel groups) share a feature in networks with more of them than this."""
 LEAST_KEPT = 1e-3
-"""Shares kept below this count as this."""
+"""Smaller shares kept count as this one."""
 ALL_LAYERS_WEIGHT = 6.0
 """Weight of the sum over all layers against that of one layer, 1."""
 
 
 class Features:
-    """Columns: (share kept)^-1/2 by masks and by removals along the network, their sum, log size, schedule; then what
-    the layers of each further kind of mask in the space add to the sum, over whole ones.
+    """Numbers of a policy, in columns: what each layer keeps, what all keep together, its size and its schedule.
 
-    A layer's column is 0 where it is pruned in another way. Where masks follow a removal, their columns hold what they
-    add to it, so that nothing masked is the removal alone. Of the powers and the logarithm of the share kept, -1/2
-    predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`). The sum says that pruning any layer more
-    is alike before anything is known of that layer.
+    In order: (share kept)^-1/2 of each layer by masks and of each channel group by removals, along the network; their
+    sum; the logarithm of the size; whether pruning is at one shot, and the exponent; then, for each kind of mask in the
+    space but the first, its part of the sum.
+
+    Columns of a layer's other ways of pruning are 0. Where masks follow a removal, their columns hold what they add to
+    it, so that masks that remove nothing leave the removal alone. Of the powers and the logarithm of the share kept,
+    -1/2 predicted fine-tuned accuracies best (`tests/benchmarks/proxies.py`). The sum says that pruning any layer
+    more is alike before anything is known of that layer.
     """
 
     def __init__(self, space: Space) -> None:
@@ -32,10 +35,10 @@ class Features:
         self._removable = np.array([float(group.obstacle is None) for group in network.groups])
         self._by_mask = _buckets(np.array([layer.numel for layer in network.prunable], dtype=float))
         self._by_removal = _buckets(self._removable)
-        words = {n: parts_of(word) for n, word in enumerate(space.granularities) if word in space.choices}
-        self._in_turn = [n for n, parts in words.items() if len(parts) > 1]
-        kinds = dict.fromkeys(parts[-1] for parts in words.values() if parts[-1] != "channel")
-        self._further = [[n for n, parts in words.items() if parts[-1] == kind] for kind in list(kinds)[1:]]
+        parts = {n: parts_of(name) for n, name in enumerate(space.granularities) if name in space.choices}
+        self._two_stage = [n for n, own in parts.items() if len(own) > 1]
+        kinds = dict.fromkeys(own[-1] for own in parts.values() if own[-1] != "channel")
+        self._further = [[n for n, own in parts.items() if own[-1] == kind] for kind in list(kinds)[1:]]
 
     @property
     def layers(self) -> slice:
@@ -47,26 +50,26 @@ class Features:
         """What each column counts (columns,)."""
         return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0] + [1.0] * len(self._further))
 
-    def of(self, landed: ProjectedBatch) -> np.ndarray:
+    def of(self, batch: ProjectedBatch) -> np.ndarray:
         """(p, columns)."""
-        asked = landed.requests
-        masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT)) - self._follow(landed)
+        asked = batch.requests
+        masked = asked.by_mask / np.sqrt(np.maximum(1 - asked.masked, LEAST_KEPT)) - self._follow(batch)
         removed = asked.by_removal / np.sqrt(np.maximum(1 - asked.removed, LEAST_KEPT))
-        schedule = np.array([_schedule(draft.schedule) for draft in landed.drafts])
-        added = masked - (asked.by_mask & ~self._follow(landed))
-        further = [(added * np.isin(asked.words, words)) @ self._by_mask for words in self._further]
-        columns = self._columns(masked, removed, np.log(landed.sizes), schedule)
+        schedule = np.array([_schedule(draft.schedule) for draft in batch.drafts])
+        added = masked - (asked.by_mask & ~self._follow(batch))
+        further = [(added * np.isin(asked.words, indices)) @ self._by_mask for indices in self._further]
+        columns = self._columns(masked, removed, np.log(batch.sizes), schedule)
         return np.column_stack([columns, *(one.sum(axis=1) for one in further)])
 
-    def asked(self, landed: ProjectedBatch) -> np.ndarray:
+    def asked(self, batch: ProjectedBatch) -> np.ndarray:
         """The columns of single layers (p, columns), 1 wherever nothing is removed; 0 if pruned in another way."""
-        columns = self.of(landed)[:, self.layers]
-        columns[:, : self._by_mask.shape[1]] += self._follow(landed) @ self._by_mask
+        columns = self.of(batch)[:, self.layers]
+        columns[:, : self._by_mask.shape[1]] += self._follow(batch) @ self._by_mask
         return columns
 
-    def _follow(self, landed: ProjectedBatch) -> np.ndarray:
+    def _follow(self, batch: ProjectedBatch) -> np.ndarray:
         """Which masks follow a removal (p, layers), bool."""
-        return landed.requests.by_mask & np.isin(landed.requests.words, self._in_turn)
+        return batch.requests.by_mask & np.isin(batch.requests.words, self._two_stage)
 
     def dense(self, channel: bool) -> np.ndarray:
         """Of the network with nothing removed, as the limit of masks or of removals (columns,)."""
@@ -88,7 +91,7 @@ def _schedule(schedule: Schedule) -> tuple[float, float]:
 def _buckets(weights: np.ndarray) -> np.ndarray:
     """(n, buckets): weighted means over runs of neighbours; one bucket each where n is small."""
     count = min(len(weights), MOST_BUCKETS)
-    place = np.arange(len(weights)) * count // max(len(weights), 1)
+    bucket = np.arange(len(weights)) * count // max(len(weights), 1)
     matrix = np.zeros((len(weights), count))
-    matrix[np.arange(len(weights)), place] = weights
+    matrix[np.arange(len(weights)), bucket] = weights
     return matrix / np.maximum(matrix.sum(axis=0), 1e-12)

@@ -17,11 +17,10 @@ from search.proposals.features import Features
 from search.proposals.hypervolume import DominatedSpace, ranks
 from search.proposals.pool import Pool
 from search.proposals.surrogate import Prediction, Surrogate
-from spaces.allocation.importance import AllocationInputs
-from spaces.cost.effect import fine_tune_key
 from spaces.granularity import parts_of
-from spaces.search_space.projection import Draft, ProjectedBatch
-from spaces.search_space.space import SEED_SCHEDULE, Space
+from spaces.search_space.batch_projection import ProjectedBatch
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import SEED_SCHEDULE, Draft
 
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""
@@ -42,10 +41,10 @@ WORST_SPEED = 1.05
 BEYOND_LIMIT = 1.1
 """Size of the reference point over the limit."""
 CAUTION = 0.3
-"""Share of the predicted deviations that expected gains are taken over: exploring pays in longer studies than these."""
+"""What part of a predicted deviation counts in an expected gain: exploring pays in longer studies than these."""
 BOLDEST = 2.0
-"""Proposals keep to layers asked for at most this many times the most known, by a trial or even pruning at the smallest
-size; in (share kept)^-1/2 less 1. Candidates beyond come last: nothing is known there."""
+"""Candidates that ask a layer for more than this many times what any trial, or even pruning at the smallest size, has
+asked of it come last: nothing is known there. What is asked is counted as (share kept)^-1/2 - 1."""
 MOST_ROWS = 120
 """Observations a surrogate is fitted to: the front's and the latest."""
 
@@ -55,11 +54,12 @@ class Observation:
     """A finished trial as the guide sees it.
 
     Attributes:
-        draft: the point, as it was landed.
+        draft: the point that was evaluated.
+        features: as `Features.of` says (columns,).
         asked: of each layer, as `Features.asked` says.
         error: 1 - metric on validation data; 1.0 for a trial that diverged.
-        size: share of the dense size, as it was landed.
-        speed: the third objective's share of the dense model's.
+        size: share of the dense size, by the batch's approximate fit.
+        speed: the third objective, a share of the dense model's, by the same fit.
         dead: whether it is no more accurate than chance; None of a trial that diverged, or if chance is unknown.
     """
 
@@ -79,7 +79,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to evaluate next, and why.
+    """What to evaluate next, and why it was chosen.
 
     Attributes:
         params: values of all axes of the space.
@@ -94,15 +94,15 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Points that may be proposed: as landed, what `Features.asked` says of them, and the surrogate's prediction."""
+    """Points that may be proposed: fitted to their sizes, what `Features.asked` says of them, and their prediction."""
 
-    landed: ProjectedBatch
+    batch: ProjectedBatch
     asked: np.ndarray
     prediction: Prediction
 
     def __add__(self, other: _Candidates) -> _Candidates:
         asked = np.concatenate([self.asked, other.asked])
-        return _Candidates(self.landed + other.landed, asked, self.prediction + other.prediction)
+        return _Candidates(self.batch + other.batch, asked, self.prediction + other.prediction)
 
 
 class GuidedProposer:
@@ -114,8 +114,8 @@ class GuidedProposer:
     volume is taken; every `AT_BEST`-th time the one with the largest expected gain in accuracy within the limit.
 
     Args:
-        space: every proposal lands within its limits.
-        evidence: by granularity, what is known before the first fine-tune.
+        projector: fits every proposal to the limits of its space; its inputs, by granularity, are what is known before
+            the first fine-tune.
         dense_error: 1 - metric of the dense model.
         seed: of all draws; together with a trial's number it fixes them.
         largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
@@ -125,18 +125,18 @@ class GuidedProposer:
 
     def __init__(
         self,
-        space: Space,
-        evidence: Mapping[str, AllocationInputs],
+        projector: Projector,
         dense_error: float,
         seed: int = 0,
         largest_error: float | None = None,
         chance: float | None = None,
     ) -> None:
-        self._space, self._pool, self._seed = space, Pool(space, evidence), seed
+        self._projector, self._space, self._seed = projector, (space := projector.space), seed
+        self._pool = Pool(space, projector.inputs)
         self._largest_error = None if largest_error is None else _within(largest_error)
         self._least_dead_error = None if chance is None else 1 - chance
         self._features = Features(space)
-        ways = sorted({"channel" in parts_of(word) for word in space.choices})
+        ways = sorted({"channel" in parts_of(granularity) for granularity in space.choices})
         self._dense = (
             np.array([self._features.dense(way) for way in ways]),
             np.full(len(ways), logit(_within(dense_error))),
@@ -148,35 +148,35 @@ class GuidedProposer:
         self._front: list[int] = []
         self._dead_sizes: dict[str, list[float]] = {}
         self._least_alive: dict[str, float] = {}
-        self._asked: dict[int, str] = {}
+        self._keys: dict[int, str] = {}
         self._suggested: dict[int, Suggestion] = {}
 
     @property
     def _effort(self) -> tuple[int, int, int]:
         """Candidates, rounds, and how many are moved in each."""
-        return (DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT) if len(self._space.bases.names) > 1 else (POOL, ROUNDS, KEPT)
+        return (DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT) if len(self._space.base_names) > 1 else (POOL, ROUNDS, KEPT)
 
     @cached_property
     def _smallest(self) -> np.ndarray:
         """What the smallest policies ask that ask the same of every layer, one a granularity."""
         even, smallest = np.zeros(len(self._space.knobs)), self._space.size_range[0]
-        drafts = [Draft("", smallest, word, even, SEED_SCHEDULE) for word in self._space.usable]
-        return self._features.asked(self._space.land(drafts))
+        drafts = [Draft("", smallest, granularity, even, SEED_SCHEDULE) for granularity in self._space.usable]
+        return self._features.asked(self._projector.project_batch(drafts))
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
         replaced, draft = number in self._observed, self._space.draft(params)
-        landed = self._space.land([draft])
+        batch = self._projector.project_batch([draft])
         self._observed[number] = Observation(
             draft,
-            self._features.of(landed)[0],
-            self._features.asked(landed)[0],
+            self._features.of(batch)[0],
+            self._features.asked(batch)[0],
             _within(1.0 if math.isnan(error) else error),
-            float(landed.sizes[0]),
-            float(landed.speeds[0]),
+            float(batch.sizes[0]),
+            float(batch.speeds[0]),
             self._dead(error),
         )
-        self._asked[number] = self._key(params)
+        self._keys[number] = self._projector.project(params).key
         if replaced:
             self._front, self._dead_sizes, self._least_alive = [], {}, {}
         for known in self._observed if replaced else (number,):
@@ -210,11 +210,11 @@ class GuidedProposer:
 
     def avoid(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
-        self._asked[number] = self._key(params)
+        self._keys[number] = self._projector.project(params).key
 
     def known(self, number: int) -> bool:
         """Whether a trial has been learnt, or is avoided."""
-        return number in self._asked
+        return number in self._keys
 
     def suggested(self, number: int) -> Suggestion | None:
         """What was suggested for a trial by this guide, if anything."""
@@ -266,15 +266,12 @@ class GuidedProposer:
         self._front = [n for n, worse in zip(others, beaten, strict=True) if not worse] + [number]
 
     def _first_fresh(self, drafts: Sequence[Draft], order: Sequence[int]) -> int:
-        """The first of `order` that is not what a trial has already been; the very first if there is none."""
-        asked = set(self._asked.values())
-        for place in order:
-            if self._key(self._space.params_of(drafts[place])) not in asked:
-                return int(place)
+        """Index of the first draft, in this order, that is fine-tuned as no known trial was; else of the very first."""
+        known = set(self._keys.values())
+        for index in order:
+            if self._projector.project(drafts[index]).key not in known:
+                return int(index)
         return int(order[0])
-
-    def _key(self, params: Mapping[str, Any]) -> str:
-        return fine_tune_key(self._space.network, self._space.read(params).policy)
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
@@ -286,8 +283,8 @@ class GuidedProposer:
     def _parents(self, rows: Sequence[Observation]) -> list[Draft]:
         """The points of the best non-dominated ranks, of each granularity by itself."""
         parents: list[Draft] = []
-        for word in sorted({o.draft.label for o in rows}):
-            own = [o for o in rows if o.draft.label == word]
+        for label in sorted({o.draft.label for o in rows}):
+            own = [o for o in rows if o.draft.label == label]
             rank = ranks(np.array([o.point for o in own]), 2)
             best = np.argsort(rank, kind="stable")[: PARENTS // len(self._space.usable)]
             parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
@@ -299,8 +296,8 @@ class GuidedProposer:
         return np.column_stack([error, np.log([o.size for o in rows]), [o.speed for o in rows]])
 
     def _candidates(self, drafts: Sequence[Draft], surrogate: Surrogate) -> _Candidates:
-        landed = self._space.land(drafts)
-        return _Candidates(landed, self._features.asked(landed), surrogate.predict(self._features.of(landed)))
+        batch = self._projector.project_batch(drafts)
+        return _Candidates(batch, self._features.asked(batch), surrogate.predict(self._features.of(batch)))
 
     def _ranked(
         self,
@@ -310,15 +307,15 @@ class GuidedProposer:
         most_asked: np.ndarray,
         for_best: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Expected gain (p,) of each candidate, and their places from the best on; the too bold come last."""
-        landed, prediction = candidates.landed, candidates.prediction
+        """Expected gain (p,) of each candidate, and their indices from the best on; the too bold come last."""
+        batch, prediction = candidates.batch, candidates.prediction
         errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
         if for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         elif self._largest_error is not None:
-            gains = self._smaller(landed.sizes, prediction, front)
+            gains = self._smaller(batch.sizes, prediction, front)
         else:
-            gains = dominated.improvement(errors, np.log(landed.sizes), landed.speeds) @ WEIGHTS
+            gains = dominated.improvement(errors, np.log(batch.sizes), batch.speeds) @ WEIGHTS
         beyond = candidates.asked - 1 > BOLDEST * (most_asked - 1)
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
 

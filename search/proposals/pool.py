@@ -16,25 +16,25 @@ from spaces.granularity import parts_of
 from spaces.schedule import Schedule
 from spaces.search_space.initial import allocated
 from spaces.search_space.logits import centred
-from spaces.search_space.projection import EVEN, MIXED, Draft
-from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE, Space
+from spaces.search_space.space import EVEN, EXPONENTS, MIXED, SEED_SCHEDULE, Draft, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
 SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
-"""What part of a pool comes from where; without a scan the prior's part is free, without a front the swaps' too."""
+"""What part of a pool comes from where. Without a scan the prior's part is free; without parents swaps and crossovers
+are static."""
 ALLOCATIONS = ("lamp", "global", "erk", "uniform", "last-layers")
 AT_LIMIT = 0.25
-"""Share of the candidates whose size target is the limit itself."""
+"""Fraction of the candidates whose size target is the limit itself."""
 GRID = 7
 """Log-spaced sizes static allocations are computed at; in between the nearest is taken."""
 FREE_DEVIATION, SWAP_DEVIATION, JITTERS = 1.5, 0.7, (0.0, 0.15, 0.4, 0.8)
 """Standard deviations in logits: of free candidates, of a swapped knob, of moves around an allocation."""
 SIZE_DEVIATION = 0.15
 """Standard deviation of the logarithm of a swapped candidate's size, over its parent's."""
-PART_DEVIATION = 0.1
-"""Standard deviation of a swapped candidate's part of the reduction that its removal does."""
+CHANNEL_DEVIATION = 0.1
+"""Standard deviation of a swapped candidate's channel fraction."""
 LOWEST = -4.0
-"""Where a knob that leaves its layers whole starts from when it is moved."""
+"""Where a knob that leaves its layers unpruned starts from when it is moved."""
 NEW_SCHEDULE = 0.15
 """Chance that a candidate does not take over its parent's schedule."""
 
@@ -43,38 +43,40 @@ class Pool:
     """Draws candidates of a space.
 
     Args:
-        space: every candidate lands within its limits.
-        evidence: by granularity, what allocations start from; for combined words of both of theirs.
+        space: whose axes every candidate lies on.
+        inputs: by granularity, for two-stage ones by both of their parts, what allocations start from.
 
     Attributes:
         least: by granularity (`Draft.label`), the size below which nothing is drawn; without one, the space's smallest.
     """
 
-    def __init__(self, space: Space, evidence: Mapping[str, AllocationInputs]) -> None:
-        self._space, self._evidence = space, evidence
+    def __init__(self, space: Space, inputs: Mapping[str, AllocationInputs]) -> None:
+        self._space, self._inputs = space, inputs
         self._static: dict[tuple[str, str, int], tuple[np.ndarray, str] | None] = {}
         self.least: Mapping[str, float] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
         """`count` candidates from all sources; `parents` are the best known, in any order."""
-        sources = [self._source(share, parents) for share in random.permutation(np.linspace(0, 1, count, False))]
+        sources = [self._source(place, parents) for place in random.permutation(np.linspace(0, 1, count, False))]
         return [self._draw(source, parents, random) for source in sources]
 
     def swap(self, parent: Draft, random: np.random.Generator) -> Draft:
-        """A parent with one to three knobs moved; the common shift of the landing gives back the size."""
+        """A parent with one to three knobs moved; the shift that fits a draft to its size gives the size back."""
         logits = centred(parent.logits)
         moved = random.choice(len(logits), size=min(len(logits), int(random.integers(1, 4))), replace=False)
         logits[moved] = np.maximum(logits[moved], LOWEST) + random.normal(0, SWAP_DEVIATION, len(moved))
-        codes = self._other_granularity(parent.granularity, random)
+        granularity = self._other_granularity(parent.granularity, random)
         size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
         schedule = self._schedule(parent.schedule, random)
-        part = self._moved_part(parent, random)
-        return Draft(SWAP, self._raised(self._within(size, random), codes), codes, logits, schedule, parent.base, part)
+        fraction = self._moved_fraction(parent, random)
+        size = self._raised(self._within(size, random), granularity)
+        return Draft(SWAP, size, granularity, logits, schedule, parent.base, fraction)
 
     def _source(self, place: float, parents: Sequence[Draft]) -> str:
+        """The source that this place in [0, 1) belongs to, by the `SHARES`."""
         ends = np.cumsum(list(SHARES.values()))
         source = list(SHARES)[min(int(np.searchsorted(ends, place, side="right")), len(SHARES) - 1)]
-        if source == PRIOR and not all(e.tradeoff for e in self._evidence.values()):
+        if source == PRIOR and not all(inputs.tradeoff for inputs in self._inputs.values()):
             return FREE
         return STATIC if source in (SWAP, CROSSOVER) and not parents else source
 
@@ -86,9 +88,9 @@ class Pool:
         size, granularity = self._size(random), self._one_granularity(random)
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
-            codes, base = self._codes(granularity, random), str(random.choice(self._space.bases.names))
-            size, schedule = self._raised(size, codes), self._schedule(None, random)
-            return Draft(FREE, size, codes, logits, schedule, base, self._part(granularity, random))
+            chosen, base = self._of_layers(granularity, random), str(random.choice(self._space.base_names))
+            size, schedule = self._raised(size, chosen), self._schedule(None, random)
+            return Draft(FREE, size, chosen, logits, schedule, base, self._fraction(granularity, random))
         size = self._raised(size, granularity)
         found = self._from_table(granularity, size, random) if source == PRIOR else None
         while found is None:
@@ -96,7 +98,7 @@ class Pool:
         logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
         schedule = self._schedule(self._space.seed_schedule, random)
-        return Draft(source, size, granularity, logits, schedule, base, self._part(granularity, random))
+        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random))
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
@@ -110,7 +112,8 @@ class Pool:
         logits = np.where(take, centred(first.logits), centred(second.logits))
         size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
         size = self._raised(self._within(size, random), first.granularity)
-        return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, second.part)
+        fraction = second.channel_fraction
+        return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, fraction)
 
     def _size(self, random: np.random.Generator) -> float:
         low, high = self._space.size_range
@@ -128,15 +131,15 @@ class Pool:
         low, high = self._space.size_range
         return float(least * (high / least) ** (np.log(size / low) / np.log(least / low)))
 
-    def _part(self, granularity: str, random: np.random.Generator) -> float:
-        """What a removal does of the reduction; of words without masks after it nothing is drawn."""
+    def _fraction(self, granularity: str, random: np.random.Generator) -> float:
+        """A channel fraction; nothing is drawn where masks do not follow a removal."""
         return float(random.uniform(*REMOVAL)) if is_two_stage(granularity) else EVEN_PART
 
-    def _moved_part(self, parent: Draft, random: np.random.Generator) -> float:
+    def _moved_fraction(self, parent: Draft, random: np.random.Generator) -> float:
         if not is_two_stage(parent.granularity):
-            return parent.part
+            return parent.channel_fraction
         low, high = REMOVAL
-        return float(min(max(parent.part + random.normal(0, PART_DEVIATION), low), high))
+        return float(min(max(parent.channel_fraction + random.normal(0, CHANNEL_DEVIATION), low), high))
 
     def _schedule(self, parent: Schedule | None, random: np.random.Generator) -> Schedule:
         if parent is not None and random.random() >= NEW_SCHEDULE:
@@ -152,14 +155,14 @@ class Pool:
     def _one_granularity(self, random: np.random.Generator) -> str:
         return str(random.choice(self._space.usable))
 
-    def _of_layers(self, random: np.random.Generator) -> str:
+    def _of_layer(self, random: np.random.Generator) -> str:
         return str(random.choice(self._space.choices))
 
-    def _codes(self, granularity: str, random: np.random.Generator) -> str | dict[str, str]:
-        """One granularity, or where layers may differ, often one a layer."""
+    def _of_layers(self, granularity: str, random: np.random.Generator) -> str | dict[str, str]:
+        """The granularity for all layers, or where layers may differ, often one a layer."""
         if not self._space.mixed or random.random() < 0.5:
             return granularity
-        return {name: self._of_layers(random) for name in self._space.network.layer_names}
+        return {name: self._of_layer(random) for name in self._space.network.layer_names}
 
     def _other_granularity(self, granularity: str | Mapping[str, str], random: np.random.Generator) -> Any:
         """Where layers may differ, one channel group or layer takes another granularity now and then."""
@@ -167,16 +170,17 @@ class Pool:
             return granularity
         network = self._space.network
         names = network.layer_names
-        words = dict.fromkeys(names, granularity) if isinstance(granularity, str) else dict(granularity)
+        before = dict.fromkeys(names, granularity) if isinstance(granularity, str) else dict(granularity)
         layer = network.by_name[names[random.integers(len(names))]]
         together = network.groups[layer.channel_group].layers if layer.channel_group is not None else (layer.name,)
-        return words | dict.fromkeys(together, self._of_layers(random))
+        return before | dict.fromkeys(together, self._of_layer(random))
 
     def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
-        tables = [self._evidence[part].tradeoff for part in parts_of(granularity)]
+        """Knobs and base of one of the scan's allocations at a size; None without a scan."""
+        tables = [self._inputs[part].tradeoff for part in parts_of(granularity)]
         if None in tables:
             return None
-        if len(self._space.bases.names) > 1:
+        if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
         if len(tables) > 1:
             return self._allocated(str(random.choice(SCANNED)), granularity, size)
@@ -189,13 +193,13 @@ class Pool:
 
     def _allocated(self, name: str, granularity: str, size: float) -> tuple[np.ndarray, str] | None:
         """Knobs and base of a static allocation at the grid's nearest size; None where it cannot be reached."""
-        if len(self._space.bases.names) > 1:
+        if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), name
-        place = int(np.argmin(np.abs(np.log(self._grid / size))))
-        if (key := (name, granularity, place)) not in self._static:
-            wanted = self._space.reachable(float(self._grid[place]), granularity)
+        nearest = int(np.argmin(np.abs(np.log(self._grid / size))))
+        if (key := (name, granularity, nearest)) not in self._static:
+            wanted = self._space.reachable(float(self._grid[nearest]), granularity)
             try:
-                found = allocated(self._space, name, wanted, granularity, self._evidence)
+                found = allocated(self._space, name, wanted, granularity, self._inputs)
                 self._static[key] = self._space.logits(preferences_of(found) if found.removal else found.sparsity), EVEN
             except Unreachable:
                 self._static[key] = None

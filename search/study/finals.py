@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from pruning.importance.scores import unit_importance
 from pruning.latency import describe_device
 from pruning.quantize import nonzero_share_int8, quantize_int8
 from pruning.sparse_file import dense_bytes
@@ -29,26 +28,24 @@ from search.training.train import Metrics, Progress, score
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from spaces.allocation.budget import Unreachable
-from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import fine_tune_key
 from spaces.cost.timing import TimedNetworks
-from spaces.granularity import parts_of
 from spaces.policy import PruningPolicy
 from spaces.search_space.initial import allocated
-from spaces.search_space.space import Space
+from spaces.search_space.projection import Projector
 
 
 def compare_finals(
     config: SearchConfig,
     folder: StudyFolder,
     subject: PreparedModel,
-    space: Space,
+    projector: Projector,
     finalists: Sequence[PruningPolicy],
     clock: StudyClock,
     watcher: ProgressReporter,
 ) -> Comparison:
     """Fine-tune and test what has not been yet, run by run, and write down what is compared."""
-    baselines = baseline_policies(subject, space, finalists)
+    baselines = baseline_policies(projector, finalists)
     done = {(final.digest, final.seed) for final in folder.journal.finals()}
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
     seeds = [config.seed + 1 + n for n in range(config.final_seeds)]
@@ -83,7 +80,7 @@ def compare_finals(
         dense=known.dense if known else _dense(subject),
         int8=known.int8 if known else _int8(subject),
         baselines={name: policy.digest for name, policy in baselines.items()},
-        granularity=space.usable[0],
+        granularity=projector.space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
         test_examples=len(subject.workload.test[1]),
@@ -152,19 +149,14 @@ def _headline(run: str, result: TrialResult, left: float) -> str:
     return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
 
-def baseline_policies(
-    subject: PreparedModel, space: Space, finalists: Sequence[PruningPolicy]
-) -> dict[str, PruningPolicy]:
+def baseline_policies(projector: Projector, finalists: Sequence[PruningPolicy]) -> dict[str, PruningPolicy]:
     """Static allocations at the limit; one that removes what a finalist or an earlier one does, is that policy."""
-    granularity = space.usable[0]
-    evidence = {
-        part: AllocationInputs(unit_importance(subject.dense, subject.graph, part)) for part in parts_of(granularity)
-    }
+    space = projector.space
     known = {fine_tune_key(space.network, policy): policy for policy in reversed(finalists)}
     policies = {}
     for name in BASELINES:
         try:
-            policy = allocated(space, name, space.size_range[1], granularity, evidence)
+            policy = allocated(space, name, space.size_range[1], space.usable[0], projector.inputs)
         except Unreachable:
             continue
         policies[name] = known.setdefault(fine_tune_key(space.network, policy), policy)

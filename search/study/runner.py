@@ -44,7 +44,8 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import NAMED
 from spaces.granularity import parts_in
 from spaces.search_space.initial import InitialPoint, initial_points
-from spaces.search_space.space import Proposal, Space
+from spaces.search_space.projection import Projected, Projector
+from spaces.search_space.space import Space
 from spaces.sensitivity import Profile
 
 HOPELESS = 3
@@ -150,10 +151,9 @@ class StudyRunner:
         begun = max([profile.seconds if profile else 0.0, *self._finished_times()])
         self.clock = StudyClock(begun)
         self.seconds["scan"] = time.perf_counter() - began
-        evidence = self._evidence(profile)
-        self.space = replace(self.space, evidence=evidence)
-        self.seeds = self._first_seeds(evidence) if self.config.seeds else []
-        guide = self._guide(evidence) if guided else None
+        self.projector = Projector(self.space, self._allocation_inputs(profile))
+        self.seeds = self._first_seeds() if self.config.seeds else []
+        guide = self._guide() if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
         self.study = OptunaTrials(
@@ -183,7 +183,7 @@ class StudyRunner:
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """The granularities that are scanned and known the evidence of."""
+        """The granularities that are scanned, of two-stage ones both parts; allocators have inputs by each of them."""
         return parts_in(self.space.usable)
 
     def _profile(self) -> Profile:
@@ -195,7 +195,7 @@ class StudyRunner:
             self.watcher.note(note)
         return profile
 
-    def _evidence(self, profile: Profile | None) -> dict[str, AllocationInputs]:
+    def _allocation_inputs(self, profile: Profile | None) -> dict[str, AllocationInputs]:
         return {
             granularity: AllocationInputs.of(
                 self.subject.network,
@@ -215,7 +215,7 @@ class StudyRunner:
         """Bring Optuna up to the journal, which is ahead after a crash, or alone if the study was lost."""
         for number in range(self.study.trial_count, max(self.trials, default=-1) + 1):
             if record := self.trials.get(number):
-                self.space.suggest(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
+                self.space.sample(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
             else:  # its journal entry was deleted: it stays begun, and is run again
                 self._ask(number)
         for record in self.trials.values():
@@ -230,15 +230,15 @@ class StudyRunner:
             self._run_trial(begun.pop(0) if begun else self._ask(self.study.trial_count))
             self._stop_if_hopeless()
 
-    def _first_seeds(self, evidence: Mapping[str, AllocationInputs]) -> list[InitialPoint]:
+    def _first_seeds(self) -> list[InitialPoint]:
         """Seeds of the first half of the trials, as many as there were to be when the study began."""
         count = self.folder.read_record().get("seeds", self.config.trials // 2)
-        return list(islice(initial_points(self.space, evidence), count))
+        return list(islice(initial_points(self.projector), count))
 
-    def _guide(self, evidence: Mapping[str, AllocationInputs]) -> GuidedProposer:
+    def _guide(self) -> GuidedProposer:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
         chance = self.chance if self.config.min_size is None else None  # a size that was asked for holds
-        return GuidedProposer(self.space, evidence, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
+        return GuidedProposer(self.projector, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""
@@ -248,7 +248,7 @@ class StudyRunner:
 
     def _run_trial(self, trial: Any) -> None:
         started, began = self.clock.seconds, time.perf_counter()
-        proposal = self.space.suggest(trial)
+        proposal = self.projector.project(self.space.sample(trial))
         self.study.explain(trial)
         proposing = time.perf_counter() - began
         attempt = Attempt(self.journal.folder, f"trial-{trial.number:05d}")
@@ -266,7 +266,7 @@ class StudyRunner:
             started=started,
             finished=self.clock.seconds,
             proposing=proposing,
-            latency=self.space.latency.share(proposal.policy) if self.space.latency else None,
+            latency=proposal.latency,
             scores=self.study.scores(trial),
         )
         self.journal.write_trial(record)
@@ -292,7 +292,7 @@ class StudyRunner:
             raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
         raise GoalMissed(f"{told}: repair what raised it and run the same command, or name a new --study")
 
-    def _evaluate(self, trial: Any, proposal: Proposal, attempt: Attempt) -> Evaluation:
+    def _evaluate(self, trial: Any, proposal: Projected, attempt: Attempt) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often."""
         name = f"trial {trial.number}"
         if reason := attempt.failure:
@@ -378,7 +378,7 @@ class StudyRunner:
         finalists = [self.trials[number].policy for number in chosen]
         try:
             return compare_finals(
-                self.config, self.folder, self.subject, self.space, finalists, self.clock, self.watcher
+                self.config, self.folder, self.subject, self.projector, finalists, self.clock, self.watcher
             )
         finally:
             self.finals = self.journal.finals()

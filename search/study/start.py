@@ -9,7 +9,7 @@ from pruning.channels.graph import round_groups
 from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
 from pruning.importance.scores import restrict_graph
-from search.config import SearchConfig, check_study_name
+from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
@@ -33,7 +33,7 @@ from search.workloads.overlap import overlaps
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network
-from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space
+from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space, allocator_names
 
 FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""
@@ -139,7 +139,8 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Progr
             latency=latency,
             speed=config.speed,
             schedules=config.schedule,
-            knob_word=knob_word,
+            knob_prefix=knob_word,
+            allocations=allocator_names(scanned=config.seeds or config.sampler == GUIDED),
         )
     except Unreachable as error:
         raise UsageError(str(error)) from None

@@ -27,8 +27,8 @@ class Limits:
 
     Attributes:
         max_size: the limit, a share of the dense model in `metric`.
-        granularities: choices, one for a whole policy, or one a layer when `mixed`; also combined words such as
-            `channel+kernel`, a removal and then masks on what stays, which are for a whole policy only.
+        granularities: choices, one for all layers of a policy, or one a layer when `mixed`; also two-stage ones such as
+            `channel+kernel`, a removal and then masks on what stays, which are for all layers only.
         min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
         max_macs: a further limit, a share of the dense MACs.
         max_latency: a further limit, a share of the dense latency as `latency` predicts it.
@@ -62,24 +62,24 @@ class Limits:
         check_mixable(self.granularities, self.mixed)
         if self.latency is None and self.max_latency < 1:
             raise ValueError("a limit of latency needs a predictor: measure a latency table first")
-        words = ", ".join(self.granularities)
+        names = ", ".join(self.granularities)
         speeds = {"MACs": (self.max_macs, self._macs_floors), "latency": (self.max_latency, self._latency_floors)}
         for name, (limit, floors) in speeds.items():
             if (smallest := min(floors.values())) > limit:
                 raise Unreachable(
-                    f"{name} limit {limit:g} cannot be reached by {words}: reachable is {smallest:.4f} to 1, and only "
+                    f"{name} limit {limit:g} cannot be reached by {names}: reachable is {smallest:.4f} to 1, and only "
                     f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
                 )
         if not self.usable:
             raise Unreachable(self._why_unreachable())
 
     def _why_unreachable(self) -> str:
-        removing = [g for g in self.granularities if not self._obstacle(g)]
+        removing = [g for g in self.granularities if not self._blocked_reason(g)]
         fast = [g for g in removing if self._macs_floors[g] <= self.max_macs]
         fast = [g for g in fast if self._latency_floors[g] <= self.max_latency]
         if not removing:
-            words = ", ".join(self.granularities)
-            return f"{words} can remove nothing of this network: every layer stays whole, `prunefront inspect` says why"
+            names = ", ".join(self.granularities)
+            return f"{names} can remove nothing of this network: every layer stays whole, `prunefront inspect` says why"
         if not fast:
             reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
             return f"no granularity is within all limits ({reasons}): raise one of them"
@@ -90,46 +90,52 @@ class Limits:
         )
 
     def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
-        """A size to land on in this space, by one part if there are two."""
+        """A size in this space, a share of the dense model, to be met in one stage."""
         return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
 
-    def combined(self, share: float, word: str, part: float = EVEN_PART) -> TwoStage:
-        """A size to land on in this space by the two parts of a combined word."""
-        limits = self.target(share, parts_of(word)[-1])
-        return TwoStage(word, replace(limits, network=self.divided[word]), part, self._least_by_removal[word])
+    def two_stage(self, share: float, granularity: str, channel_fraction: float = EVEN_PART) -> TwoStage:
+        """A size in this space to be met by a removal of channels, then by masks on what stays.
+
+        Args:
+            channel_fraction: share of the logarithm of the size reduction that the removal does, within (0, 1).
+        """
+        limits = replace(self.target(share, parts_of(granularity)[-1]), network=self.two_stage_networks[granularity])
+        return TwoStage(granularity, limits, channel_fraction, self._smallest_removals[granularity])
 
     @cached_property
-    def divided(self) -> dict[str, Network]:
-        """Combined word -> the network on which it lands."""
-        return {word: divided(self.network, word) for word in self.granularities if is_two_stage(word)}
+    def two_stage_networks(self) -> dict[str, Network]:
+        """Two-stage granularity -> the network whose groups keep to the multiples that its masks need."""
+        return {one: divided(self.network, one) for one in self.granularities if is_two_stage(one)}
 
     @cached_property
-    def _least_by_removal(self) -> dict[str, float]:
-        """Combined word -> the smallest sensible size of its removal alone."""
-        wholes = {
-            w: TwoStage(w, replace(self.target(1.0, parts_of(w)[-1]), network=n)) for w, n in self.divided.items()
-        }
-        return {word: whole.channel_floor * FLOOR_MARGIN for word, whole in wholes.items()}
+    def _smallest_removals(self) -> dict[str, float]:
+        """Two-stage granularity -> the smallest sensible size of its removal alone."""
+        found = {}
+        for granularity, network in self.two_stage_networks.items():
+            dense = replace(self.target(1.0, parts_of(granularity)[-1]), network=network)
+            found[granularity] = TwoStage(granularity, dense).channel_floor * FLOOR_MARGIN
+        return found
 
     @cached_property
-    def parted(self) -> bool:
-        """Whether a combined word is among the choices."""
+    def has_two_stage(self) -> bool:
+        """Whether a two-stage granularity is among the usable ones."""
         return any(map(is_two_stage, self.usable))
 
-    def _whole(self, word: str) -> Target | TwoStage:
-        return self.combined(1.0, word) if is_two_stage(word) else self.target(1.0, word)
+    def _unlimited(self, granularity: str) -> Target | TwoStage:
+        """The dense size as a target: what the granularity could do."""
+        return self.two_stage(1.0, granularity) if is_two_stage(granularity) else self.target(1.0, granularity)
 
-    def _obstacle(self, word: str) -> str | None:
-        """Why a word can remove nothing; None if it can remove something."""
-        whole = self._whole(word)
-        if isinstance(whole, TwoStage):
-            return whole.obstacle
-        return None if whole.layers else "it can remove nothing of this network"
+    def _blocked_reason(self, granularity: str) -> str | None:
+        """Why a granularity can remove nothing; None if it can remove something."""
+        target = self._unlimited(granularity)
+        if isinstance(target, TwoStage):
+            return target.obstacle
+        return None if target.layers else "it can remove nothing of this network"
 
     @cached_property
     def floors(self) -> dict[str, float]:
         """Granularity -> smallest reachable share of the dense size."""
-        return {g: self._whole(g).floor for g in self.granularities}
+        return {g: self._unlimited(g).floor for g in self.granularities}
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
@@ -159,8 +165,8 @@ class Limits:
         """Granularity that cannot be within the limits by itself -> the first reason."""
         reasons = {}
         for granularity in self.granularities:
-            if obstacle := self._obstacle(granularity):
-                reasons[granularity] = obstacle
+            if reason := self._blocked_reason(granularity):
+                reasons[granularity] = reason
             elif (floor := self.floors[granularity]) > self.max_size:
                 reasons[granularity] = f"its smallest size is {floor:.4f}"
             elif (floor := self._macs_floors[granularity]) > self.max_macs:
@@ -171,11 +177,11 @@ class Limits:
 
     @cached_property
     def _macs_floors(self) -> dict[str, float]:
-        return {g: self._whole(g).macs_floor for g in self.granularities}
+        return {g: self._unlimited(g).macs_floor for g in self.granularities}
 
     @cached_property
     def _latency_floors(self) -> dict[str, float]:
-        return {g: self._whole(g).latency_floor for g in self.granularities}
+        return {g: self._unlimited(g).latency_floor for g in self.granularities}
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
@@ -194,7 +200,9 @@ class Limits:
 
 
 def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
-    """Raise `ValueError` if layers may differ and a word among the choices is for a whole policy only."""
-    whole = [word for word in granularities if is_two_stage(word)]
-    if mixed and whole:
-        raise ValueError(f"granularity {whole[0]!r} is for a whole policy, not for mixed layers: leave one of them out")
+    """Raise `ValueError` if layers may differ and a granularity among the choices is for all layers only."""
+    two_stage = [granularity for granularity in granularities if is_two_stage(granularity)]
+    if mixed and two_stage:
+        raise ValueError(
+            f"granularity {two_stage[0]!r} is for a whole policy, not for mixed layers: leave one of them out"
+        )

@@ -7,17 +7,17 @@ import numpy as np
 REACH = 16.0
 """Shifts lie within this many logits of 0, as in `spaces.allocation.budget.fit_by_shift`."""
 LIFTED = 0.005
-"""A layer sampled as whole asks for this little where the size cannot be reached without it."""
+"""Sparsity that a layer of preference 0 asks for where the size cannot be reached without it."""
 
 
-def logits_of(shares: np.ndarray) -> np.ndarray:
-    """Of shares in [0, 1); minus infinity for 0."""
+def logits_of(sparsity: np.ndarray) -> np.ndarray:
+    """Logits of sparsities in [0, 1), of their shape; minus infinity for 0."""
     with np.errstate(divide="ignore"):
-        return np.log(shares) - np.log1p(-shares)
+        return np.log(sparsity) - np.log1p(-sparsity)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Shares in [0, 1) of logits; minus infinity is exactly 0."""
+    """Sparsities in [0, 1) of logits, of their shape; minus infinity is exactly 0."""
     return np.minimum(1 / (1 + np.exp(-np.clip(logits, -700, 40))) * (logits > -np.inf), 1 - 1e-9)
 
 

@@ -1,301 +1,183 @@
-"""Many points of a space landed on their sizes at once, to be compared before one of them is chosen.
-
-The point that is chosen is landed again, exactly, by `Space.read`.
-"""
+"""Points of a space fitted to their size: the policy each stands for, its costs, and what tells it from others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
-from spaces.allocation.budget import ALMOST_ALL
-from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, TwoStage, is_two_stage
-from spaces.cost.batched import Costs, Requests
-from spaces.granularity import obstacle_to, parts_of
+from spaces.allocation.budget import Target, Unreachable, fit_by_shift
+from spaces.allocation.importance import AllocationInputs
+from spaces.allocation.two_stage import EVEN_PART, TwoStage, is_two_stage
+from spaces.cost.effect import as_removed, fine_tune_key
+from spaces.cost.footprint import RelativeCost, dense_footprint, footprint, relative_cost
+from spaces.granularity import parts_in
+from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
-from spaces.search_space.logits import LIFTED, REACH, centred
+from spaces.search_space.base_allocations import BaseAllocations
+from spaces.search_space.batch_projection import BatchProjector, ProjectedBatch
+from spaces.search_space.logits import LIFTED, logits_of, sigmoid
+from spaces.search_space.space import EVEN, Draft, Space
 
-if TYPE_CHECKING:
-    from spaces.search_space.space import Space
-
-STEPS = 13
-"""Bisections of the shift: to 1/250 of a logit."""
-EVEN = "even"
-"""The base that asks the same of every layer."""
-MIXED = "mixed"
-"""What a draft's granularity is called where layers differ."""
+REMEMBERED = 512
+"""Latest projections that a projector keeps: more than a proposal compares candidates, or a study begins with."""
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A point of a space before it is landed.
+class Projected:
+    """A point of a space and the policy it stands for; what else follows is worked out once, when first asked for.
 
     Attributes:
-        source: how it was drawn.
-        size: target.
-        granularity: one, or layer -> granularity where layers may differ.
-        logits: of each knob's preference (knobs,); minus infinity leaves its layers whole.
-        base: allocation the knobs move; `even` in networks whose layers have a knob each.
-        part: of the logarithm of the size reduction, what the removal of a combined word does.
+        params: values of all the space's axes.
+        policy: within all limits: its size is at most `target`.
+        sampled: layer -> sampled preference, a sparsity before the common shift.
+        target: the sampled size, a share of the dense model, or the smallest sensible one of its granularity.
     """
 
-    source: str
-    size: float
-    granularity: str | Mapping[str, str]
-    logits: np.ndarray
-    schedule: Schedule
-    base: str = EVEN
-    part: float = EVEN_PART
+    space: Space = field(repr=False, compare=False)
+    params: Mapping[str, Any]
+    policy: PruningPolicy
+    sampled: Mapping[str, float]
+    target: float
 
-    @property
-    def label(self) -> str:
-        """The granularity in one word."""
-        return self.granularity if isinstance(self.granularity, str) else MIXED
+    @cached_property
+    def draft(self) -> Draft:
+        """The point as the guided search moves it."""
+        return self.space.draft(self.params)
 
+    @cached_property
+    def cost(self) -> RelativeCost:
+        """Both sizes and the MACs before any training, as shares of the dense network's."""
+        network = self.space.network
+        return relative_cost(footprint(network, self.policy), dense_footprint(network))
 
-@dataclass(frozen=True)
-class _Asked:
-    """What p points ask before their shifts.
+    @cached_property
+    def latency(self) -> float | None:
+        """Predicted share of the dense network's latency; None in a space without a predictor."""
+        return self.space.latency.share(self.policy) if self.space.latency else None
 
-    Attributes:
-        by_layer, by_group: odds of keeping, over those of removing: (p, layers) and (p, groups); infinite is whole.
-        masked, removed: which of them count: (p, layers) and (p, groups), bool.
-        by_mask: layers whose granularity is a mask's (p, layers), also those it leaves whole.
-        words: each layer's granularity (p, layers), its place in the space's.
-    """
-
-    by_layer: np.ndarray
-    by_group: np.ndarray
-    masked: np.ndarray
-    removed: np.ndarray
-    by_mask: np.ndarray
-    words: np.ndarray
-
-    def lifted(self, points: np.ndarray) -> _Asked:
-        """The same, but of these points (p,) no layer is left whole."""
-        most = np.where(points, 1 / LIFTED - 1, np.inf)[:, None]
-        return replace(self, by_layer=np.minimum(self.by_layer, most), by_group=np.minimum(self.by_group, most))
-
-    def shifted(self, shift: np.ndarray) -> Requests:
-        """All logits of a point moved by its shift (p,)."""
-        odds = np.exp(-shift)[:, None]
-        masked = np.where(self.masked, np.minimum(1 / (1 + self.by_layer * odds), ALMOST_ALL), 0.0)
-        removed = np.where(self.removed, np.minimum(1 / (1 + self.by_group * odds), ALMOST_ALL), 0.0)
-        return Requests(masked, removed, self.by_mask, self.removed, self.words)
+    @cached_property
+    def key(self) -> str:
+        """Equal for policies whose fine-tunes would be alike, see `spaces.cost.effect.fine_tune_key`."""
+        return fine_tune_key(self.space.network, self.policy)
 
 
-@dataclass(frozen=True)
-class ProjectedBatch:
-    """Points landed together: requests, and approximate sizes (p,) and speeds (p,), shares of dense."""
-
-    drafts: tuple[Draft, ...]
-    requests: Requests
-    sizes: np.ndarray
-    speeds: np.ndarray
-
-    def __add__(self, other: ProjectedBatch) -> ProjectedBatch:
-        return ProjectedBatch(
-            self.drafts + other.drafts,
-            self.requests + other.requests,
-            np.concatenate([self.sizes, other.sizes]),
-            np.concatenate([self.speeds, other.speeds]),
-        )
-
-    def ordered(self, places: Sequence[int]) -> ProjectedBatch:
-        """The points at these places, in this order."""
-        drafts = tuple(self.drafts[place] for place in places)
-        return ProjectedBatch(drafts, self.requests.at(places), self.sizes[places], self.speeds[places])
-
-
-class BatchProjector:
-    """Lands points of one space.
+class Projector:
+    """Fits points of a space to their sizes, within its limits, and remembers the latest.
 
     Args:
-        space: whose limits and knobs they have.
+        inputs: by granularity, for two-stage ones by both of their parts, what allocators know of the trained weights.
+            Only spaces whose knobs move allocations need it to fit points.
+
+    Raises:
+        ValueError: the inputs of a granularity are missing where they are needed.
     """
 
-    def __init__(self, space: Space) -> None:
-        self._space = space
+    def __init__(self, space: Space, inputs: Mapping[str, AllocationInputs] | None = None) -> None:
+        self.space, self.inputs = space, {} if inputs is None else inputs
+        missing = [name for name in parts_in(space.usable) if name not in self.inputs]
+        if len(space.base_names) > 1 and missing:
+            raise ValueError(f"knobs move allocations here: give the inputs of {', '.join(missing)} as well")
+        self._base_allocations = BaseAllocations(space, self.inputs)
+        self._remembered = lru_cache(REMEMBERED)(self._of_values)
 
-    def land(self, drafts: Sequence[Draft]) -> ProjectedBatch:
-        """Shift each point's logits until its size is within its target.
+    def project(self, point: Draft | Mapping[str, Any]) -> Projected:
+        """The policy a draft, or values of all axes, stand for; the same object while it is remembered."""
+        params = self.space.params_of(point) if isinstance(point, Draft) else point
+        return self._remembered(tuple(params[axis.name] for axis in self.space.axes))
 
-        As `Space.propose` does, layers sampled as whole are asked for a little where nothing else reaches the target,
-        and mixtures that cannot reach it take the granularity with the lowest floor.
+    def _of_values(self, values: tuple[Any, ...]) -> Projected:
+        return self.fit({axis.name: value for axis, value in zip(self.space.axes, values, strict=True)})
+
+    def fit(self, params: Mapping[str, Any]) -> Projected:
+        """The policy nearest to the preferences whose size is within the target, worked out anew.
+
+        A channel group asks for its first layer's preference. Where layers of preference 0 make the target
+        unreachable, they are asked for a little as well. Where a mixture cannot reach it (its smallest size may lie
+        above those of its granularities: a group not wholly `channel` loses no channel), all layers take the
+        granularity that goes lowest.
+
+        Of a two-stage granularity, channels are fitted to target**fraction or, where masks cannot do the rest, to less;
+        then masks are fitted to the target. The preferences are those of both.
+
+        Args:
+            params: values of all axes; a size below what its granularity reaches is taken to the smallest sensible one.
         """
-        words = [draft.granularity if is_two_stage(draft.granularity) else "" for draft in drafts]
-        if not any(words):
-            return self._land(drafts)
-        kinds = {kind: [place for place, word in enumerate(words) if word == kind] for kind in dict.fromkeys(words)}
-        landed = [
-            self._land_in_turn(kind, [drafts[place] for place in places])
-            if kind
-            else self._land([drafts[place] for place in places])
-            for kind, places in kinds.items()
-        ]
-        together = reduce(ProjectedBatch.__add__, landed)
-        return together.ordered(np.argsort([place for places in kinds.values() for place in places]))
-
-    def _land(self, drafts: Sequence[Draft]) -> ProjectedBatch:
-        space = self._space
-        targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
-        asked, farthest = self._asked(drafts, targets), np.full(len(drafts), REACH)
-        reached = self._fits(asked.shifted(farthest), targets)
-        if not reached.all():
-            asked = asked.lifted(~reached)
-            reached = self._fits(asked.shifted(farthest), targets)
-        stuck = ~reached & [not isinstance(draft.granularity, str) for draft in drafts]
-        if stuck.any():
-            lowest = min(space.usable, key=space.floors.__getitem__)
-            return self.land([replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)])
-        requests = asked.shifted(_bisected(farthest, lambda shift: self._fits(asked.shifted(shift), targets)))
-        shares = self._costs.of(requests)
-        requests = self._costs.achieved(requests)
-        return ProjectedBatch(
-            tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs
-        )
-
-    def _land_in_turn(self, word: str, drafts: Sequence[Draft]) -> ProjectedBatch:
-        """Points of one combined word: first their removals, then their masks."""
-        space, costs = self._space, self._costs_of[word]
-        targets = [space.combined(space.reachable(d.size, word), word, d.part) for d in drafts]
-        sizes, channel_sizes = (
-            np.array(each) for each in zip(*((t.limits.share, t.channel_share) for t in targets), strict=True)
-        )
-        asked, fixed = self._asked_in_turn(word, drafts, targets), targets[0].fixed
-        fullest, margin = (ALMOST_ALL, FLOOR_MARGIN) if fixed is None else (fixed, 1.0)
-
-        def removes_enough(removed: Requests) -> np.ndarray:
-            full = replace(removed, masked=np.full_like(removed.masked, fullest))
-            return self._fits(removed, channel_sizes, costs) & (costs.of(full).size * margin <= sizes)
-
-        def fits(masked: Requests) -> np.ndarray:
-            return self._fits(masked, sizes, costs)
-
-        requests = _landed(replace(asked, masked=np.zeros_like(asked.masked)), removes_enough)
-        if fixed is None:
-            requests = _landed(asked, fits, requests.removed)
+        space = self.space
+        preferences = {knob: float(params[name]) for knob, name in zip(space.knobs, space.knob_axes, strict=True)}
+        schedule = Schedule(params["schedule"], float(params["exponent"]))
+        base, granularity = params.get("base", EVEN), space.granularity_in(params)
+        target = float(space.reachable(float(params["size"]), granularity))
+        if is_two_stage(granularity):
+            stages = space.two_stage(target, granularity, float(params.get("removal", EVEN_PART)))
+            policy, sampled = self._in_two_stages(stages, preferences, schedule, base)
         else:
-            requests = replace(requests, masked=np.full_like(requests.masked, fixed))
-        shares, requests = costs.of(requests), costs.achieved(requests, in_turn=True)
-        return ProjectedBatch(
-            tuple(drafts), requests, shares.size, shares.latency if space.speed == "latency" else shares.macs
-        )
+            try:
+                policy, sampled = self._in_one_stage(target, granularity, preferences, schedule, base)
+            except Unreachable:
+                if isinstance(granularity, str):
+                    raise
+                granularity = min(space.usable, key=space.floors.__getitem__)
+                target = float(space.reachable(target, granularity))
+                policy, sampled = self._in_one_stage(target, granularity, preferences, schedule, base)
+        return Projected(space, dict(params), policy, sampled, target)
 
-    def _asked_in_turn(self, word: str, drafts: Sequence[Draft], targets: Sequence[TwoStage]) -> _Asked:
-        logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
-        bases = self._space.bases
-        pairs = [bases.part_logits(draft.base, target) for draft, target in zip(drafts, targets, strict=True)]
-        channels, masks = (np.stack(part) for part in zip(*pairs, strict=True))
-        by_layer, by_group = logits[:, own] + masks, logits[:, lead] + channels[:, self._leads]
-        every = np.ones(by_layer.shape, dtype=bool)
-        removed = np.broadcast_to(self._removable, by_group.shape)
-        words = np.stack([self._space.words(word)] * len(drafts))
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), every, removed, every, words)
-
-    def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
-        logits, (own, lead) = centred(np.stack([draft.logits for draft in drafts])), self._knob_of_layer
-        by_layer, by_group = logits[:, own], logits[:, lead]
-        if len(self._space.bases.names) > 1:
-            pairs = zip(drafts, targets, strict=True)
-            bases = np.stack([self._space.bases.logits(d.base, d.granularity, target) for d, target in pairs])
-            by_layer, by_group = by_layer + bases, by_group + bases[:, self._leads]
-        words = np.stack([self._space.words(draft.granularity) for draft in drafts])
-        channel = words == self._channel
-        removed = (channel @ self._members == self._members.sum(axis=0)) & self._removable
-        masked = ~channel & np.take_along_axis(self._maskable, words, axis=0)
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, ~channel, words)
-
-    def _fits(self, requests: Requests, sizes: np.ndarray, costs: Costs | None = None) -> np.ndarray:
-        """Which points are within all limits (p,)."""
-        shares = (costs or self._costs).of(requests)
-        fits = (shares.size <= sizes) & (shares.macs <= self._space.max_macs * (1 + 1e-9))
-        return fits if shares.latency is None else fits & (shares.latency <= self._space.max_latency * (1 + 1e-9))
+    def project_batch(self, drafts: Sequence[Draft]) -> ProjectedBatch:
+        """Many points at once, a little less exactly; see `spaces.search_space.batch_projection`."""
+        return self._batch.project(drafts)
 
     @cached_property
-    def _costs(self) -> Costs:
-        space = self._space
-        return Costs(space.network, space.metric, space.latency, space.granularities)
+    def _batch(self) -> BatchProjector:
+        return BatchProjector(self.space, self._base_allocations)
 
-    @cached_property
-    def _costs_of(self) -> dict[str, Costs]:
-        """By combined word."""
-        space = self._space
-        return {
-            word: Costs(network, space.metric, space.latency, space.granularities)
-            for word, network in space.divided.items()
-        }
+    def _in_one_stage(
+        self,
+        size: float,
+        granularity: str | Mapping[str, str],
+        preferences: Mapping[str, float],
+        schedule: Schedule,
+        base: str,
+    ) -> tuple[PruningPolicy, dict[str, float]]:
+        """The policy, and what each layer asked for before the shift."""
+        target = self.space.target(size, granularity)
+        asked = self._by_layer(target, preferences, self._base_allocations.logits(base, granularity, size))
+        policy = PruningPolicy(_fitted(asked, target), granularity, criterion=self.space.criterion, schedule=schedule)
+        return as_removed(self.space.network, policy), asked
 
-    @cached_property
-    def _knob_of_layer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Place of the knob of each layer (layers,), and of each channel group's first (groups,)."""
-        place = {knob: n for n, knob in enumerate(self._space.knobs)}
-        layers = np.array([place.get(knob, 0) for knob in self._space.knob_names])
-        return layers, layers[self._leads]
+    def _in_two_stages(
+        self, stages: TwoStage, preferences: Mapping[str, float], schedule: Schedule, base: str
+    ) -> tuple[PruningPolicy, dict[str, float]]:
+        """The same, of channels first and of masks on what stays."""
+        below_channels, below_masks = self._base_allocations.two_stage_logits(base, stages)
+        asked = self._by_layer(stages.removal, preferences, below_channels)
+        removal = _fitted(asked, stages.removal)
+        rest = stages.masks(removal)
+        if stages.fixed is None:
+            masks = self._by_layer(rest, preferences, below_masks)
+            asked, sparsity = asked | masks, _fitted(masks, rest)
+        else:
+            sparsity = stages.fixed_masks(removal)
+        policy = PruningPolicy(sparsity, rest.granularity, removal, self.space.criterion, schedule)
+        return as_removed(rest.network, policy), asked
 
-    @cached_property
-    def _leads(self) -> np.ndarray:
-        """Place of the first layer of each channel group (groups,)."""
-        return np.array([self._space.place[group.layers[0]] for group in self._space.network.groups], dtype=int)
-
-    @cached_property
-    def _members(self) -> np.ndarray:
-        """Which layer belongs to which channel group (layers, groups)."""
-        network = self._space.network
-        members = [[name in group.layers for group in network.groups] for name in network.layer_names]
-        return np.array(members, dtype=float).reshape(len(network.prunable), len(network.groups))
-
-    @cached_property
-    def _maskable(self) -> np.ndarray:
-        """Which layers can lose units in each granularity (granularities, layers)."""
-        space = self._space
-        return np.array(
-            [
-                [
-                    not (layer.whole or obstacle_to(parts_of(word)[-1], layer.shape, layer.inputs))
-                    for layer in space.network.prunable
-                ]
-                for word in space.granularities
-            ]
-        )
-
-    @cached_property
-    def _channel(self) -> int:
-        """Place of `channel` among the granularities; -1 if it is none of them."""
-        return self._space.granularities.index("channel") if "channel" in self._space.granularities else -1
-
-    @cached_property
-    def _removable(self) -> np.ndarray:
-        return np.array([group.obstacle is None for group in self._space.network.groups], dtype=bool)
+    def _by_layer(self, target: Target, preferences: Mapping[str, float], base: np.ndarray) -> dict[str, float]:
+        """What the target's layers ask for: preferences on top of a base allocation's logits (layers,)."""
+        space, channel = self.space, target.channel
+        names = [layer.name for layer in target.layers]
+        own = [space.layer_index[name] for name in names]
+        asking = [space.first_of_group[index] if channel[index] else index for index in own]
+        asked = np.array([min(preferences.get(space.knob_of_layer[n], 0.0), 1 - LIFTED**2) for n in asking])
+        below = base[asking]
+        moved = np.where(below != 0, sigmoid(logits_of(asked) + below), asked)
+        return dict(zip(names, moved.tolist(), strict=True))
 
 
-def _bisected(farthest: np.ndarray, fits: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The smallest shifts (p,) that fit, up to the farthest, which are taken to."""
-    over, under = -farthest, farthest
-    for _ in range(STEPS):
-        middle = (over + under) / 2
-        found = fits(middle)
-        over, under = np.where(found, over, middle), np.where(found, middle, under)
-    return under
-
-
-def _landed(asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.ndarray | None = None) -> Requests:
-    """What is asked, shifted until it fits; layers sampled as whole are asked for a little where they must.
-
-    Args:
-        removed: share of its units each group has lost before (p, groups).
-    """
-
-    def at(shift: np.ndarray) -> Requests:
-        requests = asked.shifted(shift)
-        return requests if removed is None else replace(requests, removed=removed)
-
-    farthest = np.full(len(asked.words), REACH)
-    reached = fits(at(farthest))
-    if not reached.all():
-        asked = asked.lifted(~reached)
-    return at(_bisected(farthest, lambda shift: fits(at(shift))))
+def _fitted(asked: Mapping[str, float], target: Target) -> dict[str, float]:
+    """Sparsities shifted until they meet the target; layers at 0 ask for a little where they must."""
+    try:
+        return fit_by_shift(asked, target)
+    except Unreachable:
+        return fit_by_shift({name: max(s, LIFTED) for name, s in asked.items()}, target)

@@ -51,6 +51,7 @@ from search.workloads import Workload
 from search.workloads.recipe import one_cycle
 from spaces.allocation.importance import AllocationInputs
 from spaces.policy import PruningPolicy
+from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -156,7 +157,7 @@ def _policies(subject: PreparedModel) -> Iterator[PruningPolicy]:
     space = Space(subject.network, max(high for _, high in proxies.BANDS.values()))
     evidence = {g: AllocationInputs(unit_importance(subject.dense, subject.graph, g)) for g in space.usable}
     for draft in Pool(space, evidence).draw(POOLED, [], np.random.default_rng(SEED)):
-        yield space.read(space.params_of(draft)).policy
+        yield Projector(space).project(draft).policy
 
 
 def show() -> None:

@@ -124,7 +124,7 @@ def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
         distributions = {axis.name: _distribution(axis) for axis in space.axes}
         for number in range(first, end):
             params = {axis.name: drawn(axis, random) for axis in space.axes}
-            proposal = space.read(params)
+            proposal = coordinator.projector.project(params)
             result = result_of(coordinator.subject, proposal.policy, number)
             record = TrialRecord(
                 number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0

@@ -23,6 +23,8 @@ from search.cli.text_tables import render
 from search.proposals.guide import GuidedProposer
 from spaces import ChannelGroup, Layer, Network, Space, StoredTensor
 from spaces.allocation.importance import AllocationInputs
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import allocator_names
 
 WIDTH, POSITIONS, SEED = 128, 256, 0
 MARKS, REPEATS = 10, 5
@@ -71,8 +73,8 @@ def main() -> None:
     options = parser.parse_args()
     random, network = np.random.default_rng(SEED), chain(options.layers)
     known = evidence(network, random)
-    space = Space(network, 0.25, evidence=known)
-    guide, body, params = GuidedProposer(space, known, 0.08, SEED), [], None
+    space = Space(network, 0.25, allocations=allocator_names(scanned=False))
+    guide, body, params = GuidedProposer(Projector(space, known), 0.08, SEED), [], None
     for number in range(options.trials + 1):
         if number and number % max(1, options.trials // MARKS) == 0:
             seconds = []

@@ -49,8 +49,8 @@ from spaces.allocation.budget import Target, Unreachable, shifted
 from spaces.allocation.importance import AllocationInputs
 from spaces.network import Network
 from spaces.policy import PruningPolicy
-from spaces.search_space.projection import Draft
-from spaces.search_space.space import SEED_SCHEDULE, Space
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import SEED_SCHEDULE, Draft, Space
 from spaces.sensitivity import Profile
 
 BANDS = {"25-12 %": (0.12, 0.25), "12-7 %": (0.07, 0.12), "under 7 %": (0.025, 0.07)}
@@ -87,7 +87,7 @@ def candidates(space: Space, evidence: dict[str, AllocationInputs]) -> Iterator[
                 size = low * (high / low) ** random.random()
                 kind = ("static", "jittered", "free")[number % 3]
                 sparsity = _drawn(kind, number // 3, space.target(size, granularity), evidence[granularity], random)
-                proposal = space.propose(size, granularity, sparsity, SEED_SCHEDULE)
+                proposal = Projector(space).project(space.params(size, granularity, sparsity, SEED_SCHEDULE))
                 yield Candidate(band, granularity, number, kind, proposal.policy)
 
 
@@ -265,7 +265,7 @@ def _columns(network: Network, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndar
         for r in rows
     ]
     features = Features(space)
-    return features.of(space.land(drafts)), features.weights
+    return features.of(Projector(space).project_batch(drafts)), features.weights
 
 
 def replay(root: Path) -> None:

@@ -50,6 +50,7 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.policy import PruningPolicy
 from spaces.search_space.initial import initial_points
+from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE, Space
 from spaces.sensitivity import Profile
 
@@ -172,14 +173,14 @@ def by_sampler(name: str, seeded: bool) -> Method:
     """A stock sampler on our space, every proposal within the limit."""
 
     def propose(contest: Contest) -> Iterator[Proposed]:
-        space, study = contest.space, _study()
+        space, projector, study = contest.space, Projector(contest.space), _study()
         seeds = _seeds(contest) if seeded else []
         for number in count():
             study.sampler = make_sampler(name, contest.seed, number)
             if number < len(seeds):
                 study.enqueue_trial(dict(seeds[number].params))
             trial = study.ask()
-            policy = space.suggest(trial).policy
+            policy = projector.project(space.sample(trial)).policy
             source = seeds[number].allocator if number < len(seeds) else name
             yield Proposed(policy, source, lambda t, trial=trial: study.tell(trial, [t.accuracy, t.size, t.macs]))
 
@@ -211,8 +212,9 @@ def guided_in(
     largest_error: float | None = None,
 ) -> Iterator[Proposed]:
     """A guided study without end in a space of the contest's network; seeds are at most half of `TRIALS`."""
-    guide = GuidedProposer(space, evidence, contest.dense_error, contest.seed, largest_error)
-    seeds = list(islice(initial_points(space, evidence), TRIALS // 2)) if seeded else []
+    projector = Projector(space, evidence)
+    guide = GuidedProposer(projector, contest.dense_error, contest.seed, largest_error)
+    seeds = list(islice(initial_points(projector), TRIALS // 2)) if seeded else []
     for number in count():
         with _replaced(constants or {}):
             if number < len(seeds):
@@ -221,7 +223,7 @@ def guided_in(
                 suggestion = guide.suggest(number)
                 params, source = suggestion.params, suggestion.source
         learn = lambda t, number=number, params=params: guide.learn(number, params, 1 - t.accuracy)  # noqa: E731
-        yield Proposed(space.read(params).policy, source, learn)
+        yield Proposed(projector.project(params).policy, source, learn)
 
 
 class _replaced:
@@ -265,8 +267,9 @@ def raw_tpe(contest: Contest) -> Iterator[Proposed]:
 
 def static_portfolio(contest: Contest) -> Iterator[Proposed]:
     """Static allocations over log-spaced sizes, nothing learnt."""
-    for seed in initial_points(contest.space, contest.evidence(None)):
-        yield Proposed(contest.space.read(seed.params).policy, seed.allocator)
+    projector = Projector(contest.space, contest.evidence(None))
+    for seed in initial_points(projector):
+        yield Proposed(projector.project(seed.params).policy, seed.allocator)
 
 
 def threshold(contest: Contest) -> Iterator[Proposed]:
@@ -302,7 +305,8 @@ def eagle_eye(contest: Contest) -> Iterator[Proposed]:
         best = (-1.0, PruningPolicy({}))
         for _ in range(EAGLE_CANDIDATES):
             preferences = {name: float(random.random()) for name in subject.network.layer_names}
-            policy = contest.space.propose(size, granularity, preferences, SEED_SCHEDULE).policy
+            params = contest.space.params(size, granularity, preferences, SEED_SCHEDULE)
+            policy = Projector(contest.space).project(params).policy
             pruned = prune(subject.dense, policy, graph=subject.graph).eval()
             recalibrate_(pruned, inputs)
             accuracy = score(pruned, subject.workload.calibration, subject.workload).accuracy
@@ -350,7 +354,7 @@ def _sizes_and_granularities(contest: Contest) -> list[tuple[float, str]]:
 
 
 def _seeds(contest: Contest) -> list[Any]:
-    return list(islice(initial_points(contest.space, contest.evidence(contest.profile)), TRIALS // 2))
+    return list(islice(initial_points(Projector(contest.space, contest.evidence(contest.profile))), TRIALS // 2))
 
 
 def _study() -> optuna.Study:

@@ -12,6 +12,7 @@ from pruning.unprunable import unprunable_weights
 from search.cli.text_tables import layer_table, whole_table
 from spaces import PruningPolicy, Space, footprint
 from spaces.cost.footprint import stored_fractions
+from spaces.search_space.projection import Projector
 
 
 class Words(nn.Module):
@@ -82,7 +83,8 @@ def test_policies_know_only_prunable_ones(words):
         footprint(network, PruningPolicy({"recurrent.weight_ih_l0": 0.25}))
     space = Space(network, 0.9, ("fine-grained", "2:4", "channel"), mixed=True)
     assert set(space.knobs) == set(prunable)
-    proposal = space.propose(0.9, "fine-grained", dict.fromkeys(prunable, 0.25), space.seed_schedule)
+    params = space.params(0.9, "fine-grained", dict.fromkeys(prunable, 0.25), space.seed_schedule)
+    proposal = Projector(space).project(params)
     assert set(proposal.policy.sparsity) == set(prunable)
     with pytest.raises(ValueError, match=r"reachable is 0\.[78]"):  # what stays whole is known before training
         Space(network, 0.5, ("fine-grained",))

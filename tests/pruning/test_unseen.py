@@ -22,6 +22,7 @@ from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import MaskCache
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space, footprint
 from spaces.cost.effect import unpruned_layers
+from spaces.search_space.projection import Projector
 
 UNSEEN = {"dark.weight", "after.weight", "never.weight"}
 LOOKING = ("activation", "taylor", "taylor-group", "obd-fisher", "obd-hutchinson", "tests:mine")
@@ -119,11 +120,11 @@ def test_a_search_and_a_scan_leave_them_out(branches):
     random = np.random.default_rng(0)
     sampled = [{knob: float(random.random()) for knob in space.knobs} for _ in range(8)]
     drafts = [space.draft(space.params(0.9, "fine-grained", knobs, Schedule())) for knobs in sampled]
-    landed = space.land(drafts)
+    landed = Projector(space).project_batch(drafts)
     places = [place for place, name in enumerate(restricted.network.layer_names) if name in UNSEEN]
     assert not landed.requests.masked[:, places].any()
     for draft, size in zip(drafts, landed.sizes, strict=True):
-        policy = space.read(space.params_of(draft)).policy
+        policy = Projector(space).project(draft).policy
         assert not UNSEEN & {name for name, share in policy.sparsity.items() if share}
         assert size <= 0.9
     profile = scan_sensitivity(

@@ -14,6 +14,7 @@ from search.errors import UsageError
 from search.study.runner import StudyRunner
 from search.training.evaluate import PreparedModel, evaluate_policy
 from spaces import PruningPolicy, Space
+from spaces.search_space.projection import Projector
 
 
 class Branches(nn.Module):
@@ -79,7 +80,9 @@ def test_a_study_says_so_and_proposes_nothing_of_them(subject, criterion):
     )
     StudyRunner._leave_unseen_whole(study)
     assert notes == SAID[criterion]
-    proposal = study.space.propose(0.9, "channel", dict.fromkeys(study.space.knobs, 0.25), study.space.seed_schedule)
+    space = study.space
+    params = space.params(0.9, "channel", dict.fromkeys(space.knobs, 0.25), space.seed_schedule)
+    proposal = Projector(space).project(params)
     assert proposal.policy.sparsity.get("dark.weight", 0.0) == 0.0
     assert proposal.policy.sparsity["first.weight"] > 0
 

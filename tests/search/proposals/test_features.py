@@ -11,7 +11,9 @@ import pytest
 from search.proposals.features import ALL_LAYERS_WEIGHT, LEAST_KEPT, MOST_BUCKETS, Features
 from spaces import ChannelGroup, Layer, Network, Schedule, Space, StoredTensor
 from spaces.cost.batched import Requests
-from spaces.search_space.projection import Draft, ProjectedBatch
+from spaces.search_space.batch_projection import ProjectedBatch
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import Draft
 
 
 def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> ProjectedBatch:
@@ -126,8 +128,8 @@ class TestOfDrafts:
             for n in range(6)
         ]
         features = Features(space)
-        together = features.of(space.land(drafts))
-        alone = np.concatenate([features.of(space.land([draft])) for draft in drafts])
+        together = features.of(Projector(space).project_batch(drafts))
+        alone = np.concatenate([features.of(Projector(space).project_batch([draft])) for draft in drafts])
         np.testing.assert_allclose(together, alone, rtol=1e-12)
         assert np.isfinite(together).all()
 
@@ -136,14 +138,14 @@ class TestOfDrafts:
         space, logits = Space(vgg_graph.network, 0.25), np.linspace(-1, 1, 9)
         one = Draft("prior", 0.1, "channel", logits, Schedule("one-shot", 2.0))
         other = Draft("free", 0.1, "channel", logits + 3.0, Schedule("one-shot", 4.0))
-        found = Features(space).of(space.land([one, other]))
+        found = Features(space).of(Projector(space).project_batch([one, other]))
         np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
 
     def test_masks_and_removals_are_told_apart(self, vgg_graph):
         space = Space(vgg_graph.network, 0.25)
         logits = np.zeros(len(space.knobs))
         drafts = [Draft("", 0.1, word, logits, Schedule()) for word in ("fine-grained", "channel")]
-        masked, removed = Features(space).of(space.land(drafts))
+        masked, removed = Features(space).of(Projector(space).project_batch(drafts))
         layers = len(space.network.layers)
         assert (masked[:layers] > 1).all() and (masked[layers : 2 * layers] == 0).all()
         assert (removed[:layers] == 0).all() and (removed[layers : 2 * layers] >= 0).all() and removed.max() > 1

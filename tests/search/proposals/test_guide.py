@@ -24,7 +24,8 @@ from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.search_space.initial import initial_points
-from spaces.search_space.space import SEED_SCHEDULE
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import SEED_SCHEDULE, allocator_names
 from spaces.sensitivity import Profile, ProfilePoint
 
 SENSITIVITY = (0.12, 0.05, 0.18, 0.025, 0.08, 0.03, 0.012, 0.006, 0.10)
@@ -102,10 +103,10 @@ class Search:
         cls, world: World, evidence: Mapping[str, AllocationInputs], seed: int, space: Space | None = None, **options
     ):
         space = space or Space(world.network, 0.25)
-        return cls(world, space, GuidedProposer(space, evidence, DENSE_ERROR, seed, **options), [], [])
+        return cls(world, space, GuidedProposer(Projector(space, evidence), DENSE_ERROR, seed, **options), [], [])
 
     def evaluate(self, params: Mapping[str, Any], error: float | None = None) -> None:
-        policy = self.space.read(params).policy
+        policy = Projector(self.space).project(params).policy
         found = self.world.error(policy) if error is None else error
         cost = relative_cost(footprint(self.world.network, policy), dense_footprint(self.world.network))
         self.guide.learn(len(self.policies), params, found)
@@ -113,7 +114,7 @@ class Search:
         self.points.append((found, cost.encoded, cost.macs))
 
     def seeds(self, evidence: Mapping[str, AllocationInputs], count: int) -> Search:
-        for seed in islice(initial_points(self.space, evidence), count):
+        for seed in islice(initial_points(Projector(self.space, evidence)), count):
             self.evaluate(seed.params)
         return self
 
@@ -226,7 +227,7 @@ class TestSurvives:
         """One granularity always fails: the other is searched, and to the same end as alone."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 0)
-        for params in [seed.params for seed in islice(initial_points(run.space, evidence), 8)]:
+        for params in [seed.params for seed in islice(initial_points(Projector(run.space, evidence)), 8)]:
             run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
         for _ in range(12):
             params = run.guide.suggest(len(run.policies)).params
@@ -247,7 +248,7 @@ class TestSurvives:
         network = residual_graph.network
         space = Space(network, 0.5, ("channel",), min_size=0.5)
         evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
-        guide = GuidedProposer(space, evidence, 0.1)
+        guide = GuidedProposer(Projector(space, evidence), 0.1)
         for number in range(FEWEST + 2):
             suggestion = guide.suggest(number)
             assert is_a_point(suggestion, space)
@@ -306,7 +307,7 @@ class TestSuggestions:
         """In any order, and whether or not it was asked in between: a resumed study goes on alike."""
         evidence = evidence_of(world.profile())
         run = Search.start(world, evidence, 5).seeds(evidence, 4)
-        params = [seed.params for seed in islice(initial_points(run.space, evidence), 4)]
+        params = [seed.params for seed in islice(initial_points(Projector(run.space, evidence)), 4)]
         for number in range(4, 9):
             params.append(run.guide.suggest(number).params)
             run.evaluate(params[-1])
@@ -336,10 +337,10 @@ class TestSuggestions:
         """A space of few networks: equal counts of channels and an equal schedule would be the same fine-tune."""
         space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
         evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
-        guide, seen = GuidedProposer(space, evidence, 0.1), []
+        guide, seen = GuidedProposer(Projector(space, evidence), 0.1), []
         for number in range(20):
             suggestion = guide.suggest(number)
-            policy = space.read(suggestion.params).policy
+            policy = Projector(space).project(suggestion.params).policy
             lost = achieved(space.network, policy)
             exponent = policy.schedule.exponent if policy.schedule.kind == "polynomial" else None
             seen.append((tuple(sorted(lost.items())), exponent))
@@ -461,13 +462,14 @@ class TestDeepNetworks:
         known = {
             "fine-grained": AllocationInputs({layer.name: random.random(layer.numel) ** 2 for layer in network.layers})
         }
-        space = Space(network, 0.25, ("fine-grained",), evidence=known)
-        assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.bases.names)
-        guide, dense, bases, kinds = GuidedProposer(space, known, 0.05), dense_footprint(network), set(), []
+        space = Space(network, 0.25, ("fine-grained",), allocations=allocator_names(scanned=False))
+        assert len(space.knobs) == 24 and {"even", "lamp"} <= set(space.base_names)
+        projector = Projector(space, known)
+        guide, dense, bases, kinds = GuidedProposer(projector, 0.05), dense_footprint(network), set(), []
         for number in range(16):
             suggestion = guide.suggest(number)
             assert is_a_point(suggestion, space)
-            policy = space.read(suggestion.params).policy
+            policy = projector.project(suggestion.params).policy
             assert relative_cost(footprint(network, policy), dense).encoded <= 0.25
             bases.add(suggestion.params["base"])
             kinds.append(policy.schedule.kind)
@@ -482,11 +484,11 @@ class TestRemovalsBeforeMasks:
         """All else is equal: one size, and an error of one of the two parts alone."""
         word = "channel+fine-grained"
         space, network = Space(world.network, 0.1, (word,), min_size=0.1), world.network
-        guide = GuidedProposer(space, evidence_of(world.profile()), DENSE_ERROR)
+        guide = GuidedProposer(Projector(space, evidence_of(world.profile())), DENSE_ERROR)
         parts, sizes = [], []
         for number in range(20):
             params = guide.suggest(number).params
-            policy = space.read(params).policy
+            policy = Projector(space).project(params).policy
             removal, masks = PruningPolicy({}, removal=policy.removal), replace(policy, removal={})
             kept = relative_cost(
                 footprint(network, removal if harmful == "channels" else masks), dense_footprint(network)
@@ -529,7 +531,7 @@ DEAD_BELOW = [(size, "fine-grained", 0.9 if size < 0.15 else 0.25) for size in (
 def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evidence_of):
     """Of four dead ones the two smallest: 0.03 and 0.04; of channels nothing is known, which go as low as before."""
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    guide = told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     low = guide.least_sizes["fine-grained"]
     assert 0.035 < low <= 0.04 and set(guide.least_sizes) == {"fine-grained"}
     params = [guide.suggest(number).params for number in range(7, 19)]
@@ -542,7 +544,8 @@ def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evide
 
 def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, evidence_of):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide, random, known = GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), np.random.default_rng(5), {}
+    guide = GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125)
+    random, known = np.random.default_rng(5), {}
     found = set()
     for number in [*range(24), 3, 9, 3]:
         word, error = str(random.choice(["fine-grained", "channel"])), float(random.choice([0.25, 0.9, math.nan]))
@@ -562,7 +565,7 @@ def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, eviden
 
 def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    guide = told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     guide.learn(7, params_at(space, 0.05, "fine-grained", 4), 0.5)
     assert 0.025 < guide.least_sizes["fine-grained"] <= 0.03
     guide.learn(8, params_at(space, 0.027, "fine-grained", 4), 0.5)
@@ -582,7 +585,7 @@ def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
 def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, evidence_of, trials):
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
     knowing, blind = (
-        told(GuidedProposer(space, evidence, DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None)
+        told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None)
     )
     numbers = range(len(trials), len(trials) + 4)
     assert [knowing.suggest(n) for n in numbers] == [blind.suggest(n) for n in numbers]
@@ -591,7 +594,7 @@ def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, ev
 def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, evidence_of):
     """So that an interrupted study proposes what an uninterrupted one would have."""
     space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    first, again = (GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125) for _ in range(2))
+    first, again = (GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125) for _ in range(2))
     params = [params_at(space, size, word, n) for n, (size, word, _) in enumerate(DEAD_BELOW)]
     for number, (_, _, error) in enumerate(DEAD_BELOW):
         first.suggest(number)
@@ -608,13 +611,13 @@ def test_mixed_granularities_have_one_least_size_together(world, vgg, vgg_graph,
     network, words, names = world.network, ("fine-grained", other), world.network.layer_names
     space = Space(network, 0.25, words, mixed=True)
     evidence = {word: AllocationInputs.of(network, word, unit_importance(vgg, vgg_graph, word), None) for word in words}
-    guide, dead, points = GuidedProposer(space, evidence, DENSE_ERROR, 3, chance=0.125), [], []
+    guide, dead, points = GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), [], []
     for number, (size, _, error) in enumerate(DEAD_BELOW):
         places = range(number % 2, len(names) - 3, 2)
         chosen = {name: words[place in places] for place, name in enumerate(names)}
         points.append(space.params(size, chosen, {names[number]: 0.75}, space.seed_schedule))
         guide.learn(number, points[-1], error)
-        cost = relative_cost(footprint(network, space.read(points[-1]).policy), dense_footprint(network))
+        cost = relative_cost(footprint(network, Projector(space).project(points[-1]).policy), dense_footprint(network))
         dead += [cost.encoded] if error == 0.9 else []
     assert set(guide.least_sizes) == {"mixed"}
     least = guide.least_sizes["mixed"]

@@ -14,8 +14,8 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.search_space.logits import centred
-from spaces.search_space.projection import Draft
-from spaces.search_space.space import EXPONENTS
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import EXPONENTS, Draft
 from spaces.sensitivity import Profile, ProfilePoint
 
 SCANNED_LEVELS = (0.5, 0.9, 0.99)
@@ -88,14 +88,14 @@ class TestLimits:
         low, high = space.size_range
         pool, dense = Pool(space, evidence_of(name)), dense_footprint(network)
         drafts = pool.draw(48, parents_of(space), random)
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         assert np.isfinite(landed.sizes).all() and np.isfinite(landed.speeds).all()
         assert all(low <= draft.size <= high for draft in drafts)
         targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
         assert (landed.sizes <= targets * (1 + 1e-9)).all()
         assert (landed.speeds <= space.max_macs * (1 + 1e-9)).all()
         for draft in drafts[::4]:
-            policy = space.read(space.params_of(draft)).policy
+            policy = Projector(space).project(draft).policy
             cost = relative_cost(footprint(network, policy), dense)
             assert cost.of(space.metric) <= high
             assert cost.macs <= space.max_macs
@@ -249,25 +249,25 @@ class TestRemovalsBeforeMasks:
         own = [draft for draft in drafts if draft.granularity == "channel+fine-grained"]
         assert {draft.source for draft in own} == {PRIOR, STATIC, SWAP, CROSSOVER, FREE}
         for source in (PRIOR, STATIC, FREE):
-            parts = [draft.part for draft in own if draft.source == source]
+            parts = [draft.channel_fraction for draft in own if draft.source == source]
             assert REMOVAL[0] <= min(parts) < 0.3 and 0.7 < max(parts) <= REMOVAL[1]
-        assert {draft.part for draft in drafts if draft.granularity == "channel"} == {EVEN_PART}
+        assert {draft.channel_fraction for draft in drafts if draft.granularity == "channel"} == {EVEN_PART}
 
     def test_land_within_the_limits(self, vgg_graph, evidence_of):
         space = Space(vgg_graph.network, 0.3, ("channel+fine-grained", "channel+2:4"), max_macs=0.4)
         evidence, random = evidence_of("vgg", scanned=False), np.random.default_rng(3)
         evidence["2:4"] = evidence["fine-grained"]
         drafts, dense = Pool(space, evidence).draw(48, parents_of(space), random), dense_footprint(space.network)
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         assert (landed.sizes <= 0.3).all() and (landed.speeds <= 0.4 * (1 + 1e-9)).all()
         for draft in drafts[::6]:
-            cost = relative_cost(footprint(space.network, space.read(space.params_of(draft)).policy), dense)
+            cost = relative_cost(footprint(space.network, Projector(space).project(draft).policy), dense)
             assert max(cost.encoded - 0.3, cost.macs - 0.4) <= 0
 
     def test_swap_moves_the_part_a_little(self, parted, evidence_of):
         pool, random = Pool(parted, evidence_of("vgg")), np.random.default_rng(0)
-        parent = Draft("", 0.1, "channel+fine-grained", np.zeros(len(parted.knobs)), Schedule(), part=0.15)
-        parts = np.array([pool.swap(parent, random).part for _ in range(100)])
+        parent = Draft("", 0.1, "channel+fine-grained", np.zeros(len(parted.knobs)), Schedule(), channel_fraction=0.15)
+        parts = np.array([pool.swap(parent, random).channel_fraction for _ in range(100)])
         assert parts.min() == REMOVAL[0] and 0.05 < parts.std() < 0.15 and np.median(parts) < 0.25
-        plain = Draft("", 0.1, "channel", np.zeros(len(parted.knobs)), Schedule(), part=0.15)
-        assert pool.swap(plain, random).part == 0.15
+        plain = Draft("", 0.1, "channel", np.zeros(len(parted.knobs)), Schedule(), channel_fraction=0.15)
+        assert pool.swap(plain, random).channel_fraction == 0.15

@@ -22,6 +22,7 @@ from spaces import Space
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
 from spaces.search_space.initial import initial_points
+from spaces.search_space.projection import Projector
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -30,7 +31,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def guided(vgg, vgg_graph):
     space = Space(vgg_graph.network, 0.25)
     evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
-    return lambda: GuidedSampler(GuidedProposer(space, evidence, dense_error=0.08, seed=3), space.axes, seed=3)
+    projector = Projector(space, evidence)
+    return lambda: GuidedSampler(GuidedProposer(projector, dense_error=0.08, seed=3), space.axes, seed=3)
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def space(vgg_graph) -> Space:
 
 @pytest.fixture(scope="module")
 def seed_params(space) -> dict[str, Any]:
-    return dict(next(initial_points(space, unit_scores(space))).params)
+    return dict(next(initial_points(Projector(space, unit_scores(space)))).params)
 
 
 def unit_scores(space: Space) -> dict[str, AllocationInputs]:
@@ -90,18 +92,18 @@ class TestLearning:
         study.sampler = GuidedSampler(guide, space.axes, seed=0, causes={1: "diverged", 3: "out-of-memory"})
         asked = [study.ask() for _ in range(5)]
         for trial in asked[:4]:
-            space.suggest(trial)
+            space.sample(trial)
         study.tell(asked[0], [0.875, 0.25, 1.0])
         study.tell(asked[1], state=TrialState.FAIL)
         study.tell(asked[2], state=TrialState.PRUNED)
         asked[4].suggest_float("another", 0, 1)
         study.tell(asked[4], [0.5, 0.5, 0.5])
-        space.suggest(study.ask())
+        space.sample(study.ask())
         assert [(number, params) for number, params, _ in guide.told] == [(0, seed_params), (1, seed_params)]
         assert guide.told[0][2] == 0.125 and np.isnan(guide.told[1][2])
         assert guide.avoided == [(2, seed_params)]
         study.tell(asked[3], state=TrialState.FAIL)
-        space.suggest(study.ask())
+        space.sample(study.ask())
         assert guide.told[2:] == [] and guide.avoided[1:] == [(3, seed_params)]
         assert guide.asked == [0, 1, 2, 3, 4, 5, 6]
 
@@ -111,7 +113,7 @@ class TestLearning:
         values = set()
         for _ in range(3):
             trial = study.ask()
-            assert space.suggest(trial) == space.read(seed_params)
+            assert Projector(space).project(space.sample(trial)) == Projector(space).project(seed_params)
             values.add(trial.suggest_float("warmth", 2.0, 3.0))
         assert len(values) == 3
         assert all(2 <= value <= 3 for value in values)
@@ -122,17 +124,17 @@ class TestLearning:
         wanted = seed_params | {"size": space.size_range[0], "schedule": "one-shot"}
         study.enqueue_trial(wanted)
         trial = study.ask()
-        space.suggest(trial)
+        space.sample(trial)
         assert trial.params == wanted
         study.tell(trial, [0.75, 0.1, 1.0])
-        space.suggest(study.ask())
+        space.sample(study.ask())
         assert guide.told == [(0, wanted, 0.25)]
 
 
 @pytest.fixture(scope="module")
 def make_guide(space, vgg, vgg_graph):
     evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
-    return lambda: GuidedProposer(space, evidence, dense_error=0.08, seed=3)
+    return lambda: GuidedProposer(Projector(space, evidence), dense_error=0.08, seed=3)
 
 
 class TestStudies:
@@ -146,7 +148,7 @@ class TestStudies:
                 "guided", 3, number, guide, space.axes, dict.fromkeys(range(3, 99, 4), "diverged")
             )
             trial = study.ask()
-            policy = space.suggest(trial).policy
+            policy = Projector(space).project(space.sample(trial)).policy
             assert trial.params == dict(guide.suggested(number).params)
             accuracy = 0.9 - 0.4 * achieved(space.network, policy)[space.network.layer_names[0]]
             failed = number % 4 == 3

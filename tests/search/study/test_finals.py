@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,7 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.search_space.initial import initial_points
+from spaces.search_space.projection import Projector
 
 REFERENCE = Reference(0.9375, 0.875, 1.0, 1.0)
 SCORES = {
@@ -120,13 +120,14 @@ def test_the_verdict_knows_how_many_examples_were_tested(examples, end):
 
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])
 def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_graph, granularities):
-    subject, space = SimpleNamespace(dense=vgg, graph=vgg_graph), Space(vgg_graph.network, 0.6, granularities)
+    space = Space(vgg_graph.network, 0.6, granularities)
     evidence = {word: AllocationInputs(unit_importance(vgg, vgg_graph, word)) for word in granularities}
-    seeds = list(islice(initial_points(space, evidence), 20))
-    finalists = [space.read(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
-    found = baseline_policies(subject, space, finalists)
+    projector = Projector(space, evidence)
+    seeds = list(islice(initial_points(projector), 20))
+    finalists = [projector.project(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
+    found = baseline_policies(projector, finalists)
     assert found["lamp"] is finalists[0] and list(found) == list(BASELINES)
     different = {tuple(achieved(space.network, policy).values()) for policy in found.values()}
     assert len({policy.digest for policy in found.values()}) == len(different)
-    alone = baseline_policies(subject, space, [])
+    alone = baseline_policies(projector, [])
     assert achieved(space.network, alone["lamp"]) == achieved(space.network, finalists[0])

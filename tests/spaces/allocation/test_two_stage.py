@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.granularity import COMBINED, parts_of
 from spaces.search_space.initial import allocated, initial_points
 from spaces.search_space.logits import centred
-from spaces.search_space.projection import Draft
+from spaces.search_space.projection import Projected, Projector
+from spaces.search_space.space import Draft, allocator_names
 
 NETWORKS = ["vgg", "residual"]
 SHRINKING = [word for word in COMBINED if word[-3:] not in ("1:4", "2:4")]
@@ -57,8 +59,13 @@ def alone(network: Network, policy: PruningPolicy):
     return cost(network, PruningPolicy({}, removal=policy.removal))
 
 
+def fitted(space: Space, size: float, *rest: Any, **options: Any) -> Projected:
+    """A point of these values, see `Space.params`, fitted to its size, also one beyond the axis."""
+    return Projector(space).project(space.params(size, *rest, **options) | {"size": size})
+
+
 def even(space: Space, size: float, word: str, part: float) -> PruningPolicy:
-    return space.propose(size, word, dict.fromkeys(space.knobs, 0.5), Schedule(), part=part).policy
+    return fitted(space, size, word, dict.fromkeys(space.knobs, 0.5), Schedule(), channel_fraction=part).policy
 
 
 def drafts_of(space: Space, count: int, seed: int = 0) -> list[Draft]:
@@ -71,7 +78,7 @@ def drafts_of(space: Space, count: int, seed: int = 0) -> list[Draft]:
             space.usable[number % len(space.usable)],
             random.normal(0, 1.5, len(space.knobs)),
             Schedule(),
-            str(random.choice(space.bases.names)),
+            str(random.choice(space.base_names)),
             float(random.uniform(*REMOVAL)),
         )
         for number in range(count)
@@ -89,7 +96,7 @@ class TestProposals:
         size = data.draw(st.floats(space.floors[word] * FLOOR_MARGIN, 0.4))
         knob = st.one_of(st.sampled_from([0.0, 1e-9, 1.0]), st.floats(0, 1))
         preferences = {knob_name: data.draw(knob) for knob_name in space.knobs}
-        proposal = space.propose(size, word, preferences, Schedule(), part=data.draw(st.floats(*REMOVAL)))
+        proposal = fitted(space, size, word, preferences, Schedule(), channel_fraction=data.draw(st.floats(*REMOVAL)))
         assert cost(graph.network, proposal.policy).of(metric) <= proposal.target == size
         if metric == "encoded":
             written = len(encode_model(prune(model, proposal.policy, graph=graph)))
@@ -120,7 +127,7 @@ class TestProposals:
     def test_a_knob_moves_both_parts(self):
         space, word = Space(CHAIN, 0.25, ("channel+kernel",)), "channel+kernel"
         knobs = dict.fromkeys(space.knobs, 0.5)
-        one = space.propose(0.2, word, knobs | {"conv2.weight": 0.75}, Schedule(), part=0.4).policy
+        one = fitted(space, 0.2, word, knobs | {"conv2.weight": 0.75}, Schedule(), channel_fraction=0.4).policy
         others = [name for name in one.removal if name != "conv2.weight"]
         assert one.removal["conv2.weight"] > 0.1 + max(one.removal[name] for name in others)
         assert one.sparsity["conv2.weight"] > 0.1 + max(one.sparsity[name] for name in others)
@@ -153,7 +160,7 @@ class TestProposals:
     def test_patterns_still_divide_the_inputs_that_stay(self, word):
         of, space = int(word[-1]), Space(CHAIN, 0.4, (word,))
         knobs = {knob: 0.3 + 0.07 * place for place, knob in enumerate(space.knobs)}
-        policy = space.propose(0.13, word, knobs, Schedule(), part=0.37).policy
+        policy = fitted(space, 0.13, word, knobs, Schedule(), channel_fraction=0.37).policy
         assert all(layer.shape[1] % of == 0 for layer in remaining(CHAIN, policy.removal)[1:])
 
     def test_the_policy_is_written_as_before(self):
@@ -172,7 +179,7 @@ class TestLimits:
         for part in REMOVAL:
             assert cost(CHAIN, even(space, 0.6, word, part)).macs <= 0.2
         assert cost(CHAIN, even(space, 0.6, word, REMOVAL[0])).macs >= 0.18
-        landed = space.land(drafts_of(space, 6))
+        landed = Projector(space).project_batch(drafts_of(space, 6))
         assert (landed.speeds <= 0.2 * (1 + 1e-9)).all()
 
     def test_latency(self):
@@ -211,10 +218,10 @@ class TestManyAtOnce:
         network = models[name][1].network
         space = Space(network, 0.5, ("fine-grained", "channel", *COMBINED), metric)
         drafts = drafts_of(space, 3 * len(space.usable))
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         assert landed.drafts == tuple(drafts)
         for place, draft in enumerate(drafts):
-            proposal = space.read(space.params_of(draft))
+            proposal = Projector(space).project(draft)
             exact, size = cost(network, proposal.policy), landed.sizes[place]
             assert size <= proposal.target * (1 + 1e-9)
             assert size == pytest.approx(exact.of(metric), rel=0.25)
@@ -224,9 +231,9 @@ class TestManyAtOnce:
     def test_the_same_requests_where_sizes_are_exact(self, word):
         space = Space(CHAIN, 0.25, (word,), metric="nonzero")
         drafts = drafts_of(space, 6, seed=1)
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         for place, draft in enumerate(drafts):
-            policy = space.read(space.params_of(draft)).policy
+            policy = Projector(space).project(draft).policy
             asked = [policy.removal.get(name, 0.0) for name in CHAIN.layer_names[:-1]]
             np.testing.assert_allclose(landed.requests.removed[place], asked, atol=1.5 / 128)
             if not word.endswith(("4", "8")):
@@ -235,11 +242,13 @@ class TestManyAtOnce:
 
     def test_on_bases_of_deep_networks(self):
         network, random = chain(30), np.random.default_rng(0)
-        space = Space(network, 0.25, ("channel+fine-grained",), evidence=evidence(network, random))
-        assert len(space.bases.names) > 2
+        space = Space(network, 0.25, ("channel+fine-grained",), allocations=allocator_names(scanned=False))
+        projector = Projector(space, evidence(network, random))
+        assert len(space.base_names) > 2
         drafts = drafts_of(space, 8)
-        for draft, size, speed in zip(drafts, (landed := space.land(drafts)).sizes, landed.speeds, strict=True):
-            exact = cost(network, space.read(space.params_of(draft)).policy)
+        batch = projector.project_batch(drafts)
+        for draft, size, speed in zip(drafts, batch.sizes, batch.speeds, strict=True):
+            exact = cost(network, projector.project(draft).policy)
             assert size == pytest.approx(exact.encoded, rel=0.02)
             assert speed == pytest.approx(exact.macs, rel=0.02)
 
@@ -250,11 +259,10 @@ class TestManyAtOnce:
             name: scores * (0.01 if name == "conv7.weight" else 1)
             for name, scores in known["fine-grained"].scores.items()
         }
-        space = Space(
-            network, 0.25, ("channel+fine-grained",), evidence=known | {"fine-grained": AllocationInputs(weak)}
-        )
-        knobs = dict.fromkeys(space.knobs, 0.5)
-        policy = space.propose(0.1, "channel+fine-grained", knobs, Schedule(), "global").policy
+        space = Space(network, 0.25, ("channel+fine-grained",), allocations=("global",))
+        params = space.params(0.1, "channel+fine-grained", dict.fromkeys(space.knobs, 0.5), Schedule(), "global")
+        projector = Projector(space, known | {"fine-grained": AllocationInputs(weak)})
+        policy = projector.project(params).policy
         assert max(policy.sparsity, key=policy.sparsity.__getitem__) == "conv7.weight"
         assert len({round(share, 3) for share in policy.removal.values()}) > 1
         assert max(policy.removal, key=policy.removal.__getitem__) != "conv7.weight"
@@ -275,17 +283,19 @@ class TestAxes:
         low, high = space.size_range
         logits = np.array([data.draw(st.one_of(st.just(-math.inf), st.floats(-5, 5))) for _ in space.knobs])
         size, word = data.draw(st.floats(low, high)), data.draw(st.sampled_from(space.usable))
-        point = Draft("free", size, word, logits, Schedule(), part=data.draw(st.floats(*REMOVAL)))
+        point = Draft("free", size, word, logits, Schedule(), channel_fraction=data.draw(st.floats(*REMOVAL)))
         params = space.params_of(point)
         assert list(params) == [axis.name for axis in space.axes]
         back = space.draft(params, "free")
-        assert (back.size, back.granularity, back.part, back.schedule) == (size, word, point.part, point.schedule)
+        assert (back.size, back.granularity, back.schedule) == (size, word, point.schedule)
+        assert back.channel_fraction == point.channel_fraction
         np.testing.assert_allclose(back.logits, centred(logits), atol=1e-9)
 
     def test_parts_beyond_the_range_are_taken_to_its_ends(self):
         space = Space(CHAIN, 0.25, ("channel+kernel",))
         draft = drafts_of(space, 1)[0]
-        assert [space.params_of(replace(draft, part=part))["removal"] for part in (-1.0, 0.3, 2.0)] == [0.1, 0.3, 0.9]
+        drafts = [replace(draft, channel_fraction=fraction) for fraction in (-1.0, 0.3, 2.0)]
+        assert [space.params_of(one)["removal"] for one in drafts] == [0.1, 0.3, 0.9]
 
 
 class TestAllocations:
@@ -343,12 +353,12 @@ class TestAllocations:
 
     def test_seeds_lie_in_the_space_and_are_near_their_allocations(self, vgg_graph, known):
         space = Space(vgg_graph.network, 0.25, ("channel", "channel+fine-grained"))
-        seeds = [seed for seed in initial_points(space, known) if seed.granularity == "channel+fine-grained"]
+        seeds = [seed for seed in initial_points(Projector(space, known)) if seed.granularity == "channel+fine-grained"]
         assert {seed.allocator for seed in seeds} >= {"lamp", "global", "erk", "uniform"}
         for seed in seeds[:8]:
             assert list(seed.params) == [axis.name for axis in space.axes]
             assert seed.params["removal"] == EVEN_PART
-            policy, size = space.read(seed.params).policy, seed.params["size"]
+            policy, size = Projector(space).project(seed.params).policy, seed.params["size"]
             assert cost(space.network, policy).encoded <= size
             wanted = allocated(space, seed.allocator, size, seed.granularity, known)
             knobs = {knob: seed.params[f"preference.{knob}"] for knob in space.knobs}

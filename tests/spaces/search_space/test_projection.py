@@ -1,4 +1,4 @@
-"""Costs of many requests against `footprint`, landings against the exact policy of the same point."""
+"""Costs of many requests against `footprint`, points fitted together against the exact policy of each."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from spaces.cost.batched import Costs, Requests
 from spaces.cost.container import HEADER_SLACK, encoding_note
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import dense_footprint, relative_cost
+from spaces.search_space.batch_projection import STEPS
 from spaces.search_space.limits import SIZE_SPAN
 from spaces.search_space.logits import REACH, centred, sigmoid
-from spaces.search_space.projection import STEPS, Draft
+from spaces.search_space.projection import Projected, Projector
+from spaces.search_space.space import Draft
 
 STEP = 2 * REACH / 2**STEPS
-"""Logits between the last two shifts a landing tells apart."""
+"""Logits between the last two shifts that are told apart."""
 CLOSE = settings.get_profile("few")
 
 
@@ -177,9 +179,9 @@ def random_drafts(space: Space, count: int, seed: int = 0) -> list[Draft]:
     ]
 
 
-def read(space: Space, point: Draft):
-    """The exact landing: what a trial evaluates."""
-    return space.read(space.params_of(point))
+def exactly(space: Space, point: Draft) -> Projected:
+    """As a trial evaluates it."""
+    return Projector(space).project(point)
 
 
 def one_unit_each(network: Network, metric: str) -> float:
@@ -202,9 +204,9 @@ class TestAgreement:
     def test_fine_grained_within_half_a_percent(self, metric, vgg_graph):
         space = Space(vgg_graph.network, 0.25, ("fine-grained",), metric)
         drafts = random_drafts(space, 24)
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
-            cost = exact(space.network, read(space, point).policy)
+            cost = exact(space.network, exactly(space, point).policy)
             assert 0.995 * cost.of(metric) <= size <= point.size
             assert speed == cost.macs == 1.0
 
@@ -220,10 +222,10 @@ class TestAgreement:
         size = low * (high / low) ** data.draw(st.floats(0, 1))
         logits = [data.draw(st.one_of(st.just(-math.inf), st.floats(-4, 4))) for _ in space.knobs]
         if space.target(1.0, words).floor > size:
-            return  # no landing of this mixture
+            return  # this mixture cannot reach it
         landed, proposal = (
-            space.land([draft(space, size, logits, words)]),
-            read(space, draft(space, size, logits, words)),
+            Projector(space).project_batch([draft(space, size, logits, words)]),
+            exactly(space, draft(space, size, logits, words)),
         )
         cost = exact(space.network, proposal.policy)
         assert landed.sizes[0] <= cost.nonzero + 1e-12 <= proposal.target + 2e-12
@@ -239,23 +241,23 @@ class TestAgreement:
     @pytest.mark.parametrize("metric", ["encoded", "nonzero"])
     @pytest.mark.parametrize("name", NETWORKS)
     def test_channels_within_one_rounding_unit(self, name, metric, network_of):
-        """Both landings end within the target, and less than the step that leads over it below."""
+        """Both fits end within the target, and less than the step that leads over it below."""
         space = Space(network_of(name), 0.6, ("channel",), metric)
         unit = one_unit_each(space.network, metric)
         less, _ = header_bounds(space.network)
         header = less / dense_footprint(space.network).encoded_bytes if metric == "encoded" else 0.0
         drafts = random_drafts(space, 24, seed=1)
-        landed = space.land(drafts)
+        landed = Projector(space).project_batch(drafts)
         for point, size in zip(drafts, landed.sizes, strict=True):
-            proposal = read(space, point)
+            proposal = exactly(space, point)
             assert size <= proposal.target
             assert abs(size - exact(space.network, proposal.policy).of(metric)) <= unit + header
 
     def test_together_as_alone(self, vgg_graph):
         space = Space(vgg_graph.network, 0.25)
         drafts = random_drafts(space, 8, seed=2)
-        together = space.land(drafts)
-        parts = [space.land([point]) for point in drafts]
+        together = Projector(space).project_batch(drafts)
+        parts = [Projector(space).project_batch([point]) for point in drafts]
         alone = parts[0]
         for part in parts[1:]:
             alone = alone + part
@@ -269,7 +271,8 @@ class TestAgreement:
         space = Space(vgg_graph.network, 0.25)
         drafts = random_drafts(space, 6, seed=3)
         moved = [draft(space, d.size, d.logits + 2.5, d.granularity) for d in drafts]
-        np.testing.assert_allclose(space.land(moved).requests.masked, space.land(drafts).requests.masked, atol=1e-12)
+        found, wanted = (Projector(space).project_batch(each).requests.masked for each in (moved, drafts))
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
 def _linear(*widths: int, bias: bool = True) -> nn.Sequential:
@@ -291,16 +294,16 @@ FLAT = {
 
 @pytest.mark.parametrize("metric", ["encoded", "nonzero"])
 @pytest.mark.parametrize("name", FLAT)
-def test_networks_without_any_kernel_land_within_every_size(name, metric):
-    """In every granularity, with one or several of them, on what the scalar landing says within a unit."""
+def test_networks_without_any_kernel_fit_within_every_size(name, metric):
+    """In every granularity, with one or several of them, as the exact fit says within a unit."""
     graph = trace_channels(*FLAT[name])
     space = Space(graph.network, 0.97, GRANULARITIES, metric, mixed=name != "linear")
     drafts = random_drafts(space, 24, seed=5)
-    landed = space.land(drafts)
+    landed = Projector(space).project_batch(drafts)
     less, more = (header / dense_footprint(space.network).encoded_bytes for header in header_bounds(space.network))
     unit = one_unit_each(space.network, metric) + (0.0 if metric == "nonzero" else less + more)
     for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
-        proposal = read(space, point)
+        proposal = exactly(space, point)
         cost = exact(space.network, proposal.policy)
         assert cost.of(metric) <= proposal.target + 1e-12
         assert size == pytest.approx(cost.of(metric), abs=unit + 0.02)
@@ -312,9 +315,10 @@ class TestLimits:
     def test_macs(self, limit, vgg_graph):
         space = Space(vgg_graph.network, 0.8, ("channel",), max_macs=limit)
         drafts = random_drafts(space, 16, seed=4)
-        landed, free = space.land(drafts), Space(vgg_graph.network, 0.8, ("channel",)).land(drafts)
+        landed = Projector(space).project_batch(drafts)
+        free = Projector(Space(vgg_graph.network, 0.8, ("channel",))).project_batch(drafts)
         for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
-            cost = exact(space.network, read(space, point).policy)
+            cost = exact(space.network, exactly(space, point).policy)
             assert max(speed, cost.macs) <= limit * (1 + 1e-9)
             assert max(size, cost.encoded) <= point.size
         slow = free.speeds > limit
@@ -328,7 +332,7 @@ class TestLimits:
         logits = np.zeros(len(space.knobs))
         logits[:4] = -np.inf
         point = draft(space, 0.9, logits, "channel")
-        landed, cost = space.land([point]), exact(space.network, read(space, point).policy)
+        landed, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
         assert cost.macs <= 0.3
         assert landed.speeds[0] <= 0.3 * (1 + 1e-9)
         assert landed.sizes[0] == pytest.approx(cost.encoded, rel=0.1)
@@ -343,8 +347,8 @@ class TestLimits:
         logits = [-math.inf if knob in whole else data.draw(st.floats(-2, 2)) for knob in space.knobs]
         target = space.target(size, granularity)
         rest = {layer.name: 1 - 1e-9 for layer in target.layers if layer.name not in whole}
-        landed = space.land([draft(space, size, logits, granularity)])
-        sparsity = read(space, draft(space, size, logits, granularity)).policy.sparsity
+        landed = Projector(space).project_batch([draft(space, size, logits, granularity)])
+        sparsity = exactly(space, draft(space, size, logits, granularity)).policy.sparsity
         asked = dict(zip(space.network.layer_names, landed.requests.masked[0], strict=True))
         if granularity == "channel":
             groups = zip(space.network.groups, landed.requests.removed[0], strict=True)
@@ -361,7 +365,7 @@ class TestLimits:
         words = dict.fromkeys(space.network.layer_names, "fine-grained")
         words |= {"first.weight": "channel", "inner.weight": "channel"}
         point = draft(space, 0.5, np.zeros(len(space.knobs)), words)
-        landed, policy = space.land([point]), read(space, point).policy
+        landed, policy = Projector(space).project_batch([point]), exactly(space, point).policy
         asked = landed.requests
         places = {name: place for place, name in enumerate(space.network.layer_names)}
         own = {group.layers: place for place, group in enumerate(space.network.groups)}
@@ -374,13 +378,13 @@ class TestLimits:
         assert landed.sizes[0] == pytest.approx(exact(space.network, policy).nonzero, rel=0.05)
 
     @pytest.mark.parametrize("size", [0.1, 0.4])
-    def test_a_mixture_that_cannot_be_small_enough_lands_as_what_is_evaluated(self, size, residual_graph):
+    def test_a_mixture_that_cannot_be_small_enough_is_fitted_as_what_is_evaluated(self, size, residual_graph):
         """The fine-grained member holds the group: every layer takes the granularity with the lowest floor."""
         space = Space(residual_graph.network, 0.5, metric="nonzero", mixed=True)
         words = dict.fromkeys(space.network.layer_names, "fine-grained") | {"last.weight": "channel"}
         point = draft(space, size, np.linspace(-1, 1, len(space.knobs)), words)
         assert space.target(1.0, words).floor > size
-        landed, cost = space.land([point]), exact(space.network, read(space, point).policy)
+        landed, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
         assert landed.sizes[0] == pytest.approx(cost.nonzero, rel=0.02)
         assert landed.speeds[0] == pytest.approx(cost.macs, rel=0.1)
 
@@ -392,7 +396,7 @@ class TestLimits:
         point = draft(space, low, np.zeros(len(space.knobs)), coarse)
         reachable = space.reachable(low, coarse)
         assert low < reachable
-        assert 0.9 * reachable <= space.land([point]).sizes[0] <= reachable
+        assert 0.9 * reachable <= Projector(space).project_batch([point]).sizes[0] <= reachable
 
 
 class TestRoundTrip:

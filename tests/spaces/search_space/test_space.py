@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -21,10 +22,15 @@ from spaces.cost.effect import achieved
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.search_space.initial import initial_points
 from spaces.search_space.limits import LARGEST_TARGET, SIZE_SPAN
-from spaces.search_space.projection import Draft
-from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE
+from spaces.search_space.projection import Projected, Projector
+from spaces.search_space.space import EXPONENTS, SEED_SCHEDULE, Draft
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def fitted(space: Space, size: float, *rest: Any, **options: Any) -> Projected:
+    """A point of these values, see `Space.params`, fitted to its size, also one beyond the axis."""
+    return Projector(space).project(space.params(size, *rest, **options) | {"size": size})
 
 
 def real_size(space: Space, policy: PruningPolicy) -> float:
@@ -52,7 +58,7 @@ class TestProposals:
         low, high = space.size_range
         for _ in range(12):
             trial = study.ask()
-            proposal = space.suggest(trial)
+            proposal = Projector(space).project(space.sample(trial))
             size = real_size(space, proposal.policy)
             assert size <= proposal.target <= space.max_size
             assert low <= proposal.target <= high
@@ -74,14 +80,14 @@ class TestProposals:
         preference = st.one_of(st.sampled_from([0.0, 1e-9, 1.0]), st.floats(0, 1))
         preferences = {knob: data.draw(preference) for knob in space.knobs}
         granularity = {name: data.draw(st.sampled_from(space.usable)) for name in network.layer_names}
-        proposal = space.propose(target, granularity, preferences, Schedule())
+        proposal = fitted(space, target, granularity, preferences, Schedule())
         assert real_size(space, proposal.policy) <= target
 
     def test_preferences_order_the_layers(self, vgg_graph):
         space = Space(vgg_graph.network, 0.25)
         names = list(space.knobs)
         preferences = {name: 0.1 + 0.08 * i for i, name in enumerate(names)}
-        sparsity = space.propose(0.2, "fine-grained", preferences, Schedule()).policy.sparsity
+        sparsity = fitted(space, 0.2, "fine-grained", preferences, Schedule()).policy.sparsity
         assert sorted(names, key=sparsity.__getitem__) == names
         logits = [
             math.log(s / (1 - s)) - math.log(p / (1 - p))
@@ -92,16 +98,16 @@ class TestProposals:
     def test_a_group_has_one_channel_request(self, residual_graph):
         space = Space(residual_graph.network, 0.4, ("channel",))
         assert set(space.knobs) == {"first.weight", "inner.weight"}
-        policy = space.propose(0.4, "channel", {"first.weight": 0.25, "inner.weight": 0.75}, Schedule()).policy
+        policy = fitted(space, 0.4, "channel", {"first.weight": 0.25, "inner.weight": 0.75}, Schedule()).policy
         assert policy.sparsity["first.weight"] == policy.sparsity["last.weight"] < policy.sparsity["inner.weight"]
         assert "classifier.weight" not in policy.sparsity
 
     def test_whole_layers_are_asked_only_where_they_must(self, vgg_graph):
         space = Space(vgg_graph.network, 0.25, ("fine-grained",))
         names = vgg_graph.network.layer_names
-        relaxed = space.propose(0.25, "fine-grained", dict.fromkeys(names, 0.5) | {names[0]: 0.0}, Schedule())
+        relaxed = fitted(space, 0.25, "fine-grained", dict.fromkeys(names, 0.5) | {names[0]: 0.0}, Schedule())
         assert relaxed.policy.sparsity[names[0]] == 0.0
-        forced = space.propose(0.03, "fine-grained", {names[-1]: 0.5}, Schedule())
+        forced = fitted(space, 0.03, "fine-grained", {names[-1]: 0.5}, Schedule())
         assert forced.sampled[names[0]] == 0.0 < forced.policy.sparsity[names[0]]
 
 
@@ -132,7 +138,7 @@ class TestLimits:
         for granularity, floor in space.floors.items():
             assert space.reachable(1e-6, granularity) == pytest.approx(floor * FLOOR_MARGIN)
             names = dict.fromkeys(space.knobs, 0.5)
-            assert space.propose(floor / 2, granularity, names, Schedule()).target <= floor * FLOOR_MARGIN * 1.001
+            assert fitted(space, floor / 2, granularity, names, Schedule()).target <= floor * FLOOR_MARGIN * 1.001
 
     def test_granularities_that_cannot_reach_the_limit_are_left_out(self, vgg_graph):
         floors = Space(vgg_graph.network, 1.0).floors
@@ -151,8 +157,8 @@ class TestLimits:
     def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 1.0)
         assert space.size_range == (1 / SIZE_SPAN, LARGEST_TARGET)
-        for seed in initial_points(space, vgg_evidence):
-            policy = space.read(seed.params).policy
+        for seed in initial_points(Projector(space, vgg_evidence)):
+            policy = Projector(space).project(seed.params).policy
             assert (
                 relative_cost(footprint(space.network, policy), dense_footprint(space.network)).encoded
                 <= LARGEST_TARGET
@@ -189,7 +195,7 @@ class TestLeftOut:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         halved = 0
         for _ in range(20):
-            proposal = space.suggest(study.ask())
+            proposal = Projector(space).project(space.sample(study.ask()))
             share = relative_cost(footprint(space.network, proposal.policy), dense_footprint(space.network))
             assert share.encoded <= proposal.target <= space.max_size
             assert share.macs <= space.max_macs
@@ -234,10 +240,10 @@ def test_points_of_one_granularity_read_alike_where_layers_may_differ(vgg_graph)
     low = space.size_range[0]
     assert low < Target(network, 1.0, "channel").floor
     draft = Draft("", low, "channel", np.zeros(len(space.knobs)), SEED_SCHEDULE)
-    policy = space.read(space.params_of(draft)).policy
+    policy = Projector(space).project(draft).policy
     assert {policy.granularity_of(name) for name in network.layer_names} == {"channel"}
     cost = relative_cost(footprint(network, policy), dense_footprint(network))
-    assert cost.encoded == pytest.approx(float(space.land([draft]).sizes[0]), rel=0.1)
+    assert cost.encoded == pytest.approx(float(Projector(space).project_batch([draft]).sizes[0]), rel=0.1)
 
 
 class TestSeeds:
@@ -245,9 +251,9 @@ class TestSeeds:
     @pytest.mark.parametrize("limit", [0.25, 0.05])
     def test_land_on_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_evidence, mixed, limit):
         space = Space(vgg_graph.network, limit, mixed=mixed)
-        for seed in list(initial_points(space, vgg_evidence))[:14]:
+        for seed in list(initial_points(Projector(space, vgg_evidence)))[:14]:
             trial = optuna.trial.FixedTrial(seed.params)
-            proposal = space.suggest(trial)
+            proposal = Projector(space).project(space.sample(trial))
             assert set(trial.params) == set(seed.params)
             for name, distribution in trial.distributions.items():
                 assert distribution._contains(distribution.to_internal_repr(seed.params[name])), name
@@ -263,13 +269,13 @@ class TestSeeds:
     def test_no_two_remove_the_same(self, vgg, vgg_graph, words):
         scores = {word: AllocationInputs(unit_importance(vgg, vgg_graph, word)) for word in words}
         space = Space(vgg_graph.network, 0.6, words)
-        policies = [space.read(seed.params).policy for seed in initial_points(space, scores)]
+        policies = [Projector(space).project(seed.params).policy for seed in initial_points(Projector(space, scores))]
         removed = [(policy.granularity_label, *achieved(space.network, policy).values()) for policy in policies]
         assert len(set(removed)) == len(removed) >= len(words)
 
     def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
-        seeds = list(initial_points(space, vgg_evidence))
+        seeds = list(initial_points(Projector(space, vgg_evidence)))
         assert len({tuple(seed.params.items()) for seed in seeds}) == len(seeds)
         assert {seed.granularity for seed in seeds[:2]} == {"fine-grained", "channel"}
         assert len({seed.allocator for seed in seeds[:10]}) == 5
@@ -282,11 +288,11 @@ class TestSeeds:
     def test_study_accepts_them(self, vgg_graph, vgg_evidence):
         space = Space(vgg_graph.network, 0.25)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        seeds = list(initial_points(space, vgg_evidence))[:4]
+        seeds = list(initial_points(Projector(space, vgg_evidence)))[:4]
         for seed in seeds:
             study.enqueue_trial(seed.params)
         for seed in seeds:
             trial = study.ask()
-            space.suggest(trial)
+            space.sample(trial)
             assert trial.params == dict(seed.params)
             study.tell(trial, 0.0)
