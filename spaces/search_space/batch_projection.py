@@ -90,7 +90,7 @@ class BatchProjector:
         As in `Projector.fit`, layers of preference 0 are asked for a little where nothing else reaches the target, and
         mixtures that cannot reach it take the granularity that goes lowest.
         """
-        two_stage = [draft.granularity if is_two_stage(draft.granularity) else "" for draft in drafts]
+        two_stage = [draft.label if is_two_stage(draft.granularity) else "" for draft in drafts]
         if not any(two_stage):
             return self._in_one_stage(drafts)
         kinds = {kind: [n for n, own in enumerate(two_stage) if own == kind] for kind in dict.fromkeys(two_stage)}
@@ -101,7 +101,7 @@ class BatchProjector:
             for kind, indices in kinds.items()
         ]
         together = reduce(ProjectedBatch.__add__, projected)
-        return together.ordered(np.argsort([index for indices in kinds.values() for index in indices]))
+        return together.ordered(np.argsort([index for indices in kinds.values() for index in indices]).tolist())
 
     def _in_one_stage(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Points of any granularities but two-stage ones."""
@@ -148,7 +148,7 @@ class BatchProjector:
         return self._batch(drafts, costs.achieved(requests, in_turn=True), costs.of(requests))
 
     def _batch(self, drafts: Sequence[Draft], achieved: Requests, costs: BatchCosts) -> ProjectedBatch:
-        speeds = costs.latency if self._space.speed == "latency" else costs.macs
+        speeds = costs.macs if self._space.speed == "macs" or costs.latency is None else costs.latency
         return ProjectedBatch(tuple(drafts), achieved, costs.size, speeds)
 
     def _asked_in_two_stages(self, granularity: str, drafts: Sequence[Draft], stages: Sequence[TwoStage]) -> _Asked:
