@@ -1,4 +1,4 @@
-"""How many examples a network is given at once where it is not trained."""
+"""How many examples a network is given at once when it is not being trained."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from torch.utils._pytree import tree_leaves
 from pruning.multiplications import eager
 
 BATCH_BYTES = 128 * 2**20
-"""Bytes that the largest tensor of a pass takes for a whole batch; the pass as a whole takes a few times that. Measured
-of photos of 224 x 224: 41 at once and 463 MiB more at the peak of ResNet-50, 27 and 286 MiB of EfficientNet-B0."""
+"""The most bytes that the largest tensor of a pass takes for a batch; the pass as a whole takes a few times that.
+Measured on photos of 224 x 224: ResNet-50 takes 41 at once and 463 MiB more at the peak, EfficientNet-B0 27 and 286
+MiB.
+"""
 MOST_EXAMPLES = 1000
 _FEW, _MORE = 2, 4
-"""Examples of two passes, whose tensors differ by what an example adds; not 1, which some networks refuse."""
+"""Examples in the two passes whose tensors differ by what an example adds; not 1, which some networks refuse."""
 
 
 def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES) -> int:
-    """As many examples as `BATCH_BYTES`, 128 MiB, hold of the largest tensor, at least 1 and never more than `most`.
+    """As many examples as `BATCH_BYTES`, 128 MiB, hold of the largest tensor, at least 1 and at most `most`.
 
-    That tensor is the input, or any the model makes of it in eval mode, seen in passes of two and of four examples;
-    what one fused operation takes inside is not seen. Outputs of networks depend on the number by rounding only. The
-    model and the random state stay as they are.
+    That tensor is the input, or any that the model makes of it in eval mode, seen in passes of two and of four
+    examples; what happens inside one fused operation is not seen. A network's outputs depend on this number by rounding
+    only. The model and the random state are not changed.
 
     Args:
         inputs: (n, ...), of which the first four are tried.
@@ -50,7 +52,7 @@ def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES
 
 
 def _made(model: nn.Module, inputs: Tensor) -> list[int]:
-    """Bytes of every tensor made in a pass, in their order."""
+    """Bytes of every tensor made in a pass, in order."""
     with _Sizes() as sizes:
         model(inputs)
     return sizes.found

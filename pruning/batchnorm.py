@@ -16,11 +16,11 @@ from pruning.own_norms import OwnStatistics, has_own_statistics
 
 
 def learning_norms(model: nn.Module) -> list[nn.Module]:
-    """The norms whose running statistics training moves, or would with a momentum above 0.
+    """The norms whose running statistics training moves, or would move with a momentum above 0.
 
-    Norms of the user's own are among them where they have the interface, see `pruning.own_norms`. Left out are those
-    without statistics, and those their owner froze: by `track_running_stats`, or by a `train` of
-    the model's own that leaves them in evaluation mode. The training flags are as before afterwards.
+    The user's own norms are included if they have the interface, see `pruning.own_norms`. Norms without statistics are
+    left out, and so are frozen ones: by `track_running_stats`, or by a `train` method of the model that leaves them in
+    evaluation mode. The training flags are restored.
     """
     if not any(isinstance(module, _NormBase) or has_own_statistics(module) for module in model.modules()):
         return []
@@ -47,14 +47,13 @@ def _mean_and_var(norm: _NormBase) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics of all `learning_norms` by the plain average over `batches`, in place.
+    """Replace the running statistics of all `learning_norms` by their plain average over `batches`, in place.
 
-    Weights do not change, dropout stays off, momentum and the training flags are restored. A norm that no pass
-    moves (of a head used in training only) keeps its statistics, and all do if the model fails; without norms
-    nothing runs.
+    Weights do not change, dropout stays off, momentum and training flags are restored. A norm that no pass moves (in a
+    head used only in training) keeps its statistics, and all norms do if the model fails; without norms nothing runs.
 
     Args:
-        batches: inputs of at least two values a channel each, from fit or calibration data.
+        batches: inputs with at least two values for each channel, from fit or calibration data.
 
     Returns:
         The number of norms recalibrated.
@@ -126,7 +125,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
 
 def _put_back_(norm: nn.Module, buffers: dict[str, Tensor | None]) -> None:
-    """Let a norm that set its buffers anew have the same tensors again, as others hold them, with the new values."""
+    """If a norm replaced its buffers, give it the same tensors again with the new values; others may hold them."""
     for name, tensor in buffers.items():
         now = norm._buffers.get(name)
         if tensor is not None and now is not None and now is not tensor and now.shape == tensor.shape:
@@ -134,7 +133,7 @@ def _put_back_(norm: nn.Module, buffers: dict[str, Tensor | None]) -> None:
 
 
 def _has_own_forward(norm: nn.Module) -> bool:
-    """Whether its forward is the user's, which may update statistics by a momentum of its own."""
+    """Whether its forward method is the user's, which may update statistics by a momentum of its own."""
     return isinstance(norm, _BatchNorm) and not type(norm).forward.__module__.startswith("torch.")
 
 
@@ -157,14 +156,14 @@ def restore_statistics_(statistics: Statistics) -> None:
 
 @torch.no_grad()
 def refresh_(model: nn.Module, batches: Iterable[Tensor], loss: Callable[[], float]) -> bool | None:
-    """Recalibrate, but keep the statistics as they were where those give the smaller loss.
+    """Recalibrate, but keep the former statistics if they give the smaller loss.
 
-    A running average with a small momentum has hardly moved after a short fine-tune; a few examples, on the other
-    hand, average to statistics worse than those a long training gathered.
+    A running average with a small momentum has hardly moved after a short fine-tune; but the average over a few
+    examples is worse than statistics gathered in a long training.
 
     Args:
-        model: changed in place, in its running statistics alone.
-        batches: as of `recalibrate_`.
+        model: changed in place, but only in its running statistics.
+        batches: as in `recalibrate_`.
         loss: of the model as it is, on data apart from `batches` and from what it will be compared on.
 
     Returns:

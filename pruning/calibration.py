@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from pruning.modules import observed
 
 SCORE_EXAMPLES = 256
-"""Examples a score looks at, evenly spaced: along a ramp all scores are worked out again at each mask update."""
+"""How many examples a score uses, evenly spaced. Along a ramp, all scores are computed anew at each mask update."""
 SCORE_BATCH = 32
-"""Examples in one term of the sums over batches, and a forward pass; fewer of large ones (see `examples_at_once`)."""
+"""Examples in one term of the sums over batches and in one forward pass; fewer if they are large (see
+`examples_at_once`).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class Calibration:
     """Examples, and the loss whose change a score estimates.
 
     Attributes:
-        inputs: (n, ...); of more than `SCORE_EXAMPLES`, 256, that many evenly spaced ones are kept.
+        inputs: (n, ...); if there are more than `SCORE_EXAMPLES`, 256, that many evenly spaced ones are kept.
         targets: (n, ...), likewise.
         loss: (outputs, targets) -> scalar, the mean over the examples it is given.
 
@@ -54,5 +56,5 @@ class Calibration:
 
 
 def evenly_spaced(part: Tensor, most: int) -> Tensor:
-    """At most that many of the rows; all classes are met even where rows are sorted by class."""
+    """At most that many of the rows; every class is included even if the rows are sorted by class."""
     return part if len(part) <= most else part[torch.arange(most) * len(part) // most]

@@ -15,13 +15,13 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, FunctionType,
 
 
 def copy_model(model: AnyModule, memo: dict[int, Any] | None = None) -> AnyModule:
-    """A copy whose tensors are its own.
+    """A copy that shares no tensor with the original.
 
-    Activations that a network keeps are copied without their history. What cannot be copied, such as a generator,
-    a lock or an open file, is shared with the original.
+    Activations that a network keeps are copied without their history. What cannot be copied, such as a generator, a
+    lock or an open file, is shared with the original.
 
     Args:
-        memo: id of an object -> what to take for its copy, as `copy.deepcopy` has it.
+        memo: id of an object -> what to use as its copy, as in `copy.deepcopy`.
     """
     memo = dict(memo or {})
     try:
@@ -38,7 +38,7 @@ def copy_model(model: AnyModule, memo: dict[int, Any] | None = None) -> AnyModul
 
 
 def _held(model: nn.Module) -> Iterator[Any]:
-    """Every tensor and other object that a network refers to, but for containers and modules."""
+    """Every tensor and other object that a network refers to, except containers and modules."""
     pending: list[Any] = [model]
     seen: set[int] = set()
     while pending:

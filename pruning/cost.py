@@ -14,17 +14,18 @@ from spaces.cost.footprint import Footprint
 def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
     """Count a model's costs from its own tensors and one forward pass in eval mode.
 
-    The same counts `spaces.cost.footprint.footprint` computes from a policy before training, here read back from
-    the real weights: zeros are elements equal to 0 in prunable weights, `encoded_bytes` is the length of
-    the file `pruning.sparse_file` would write, MACs are those of one example as PyTorch's dispatcher sees them (of
-    tied, parametrised, recurrent and functional weights too), but for products of two activations such as attention's
-    scores: see `pruning.multiplications`. The model is not changed.
+    These are the counts that `spaces.cost.footprint.footprint` computes from a policy before training, here read back
+    from the real weights: zeros are elements equal to 0 in prunable weights, and `encoded_bytes` is the length of the
+    file that `pruning.sparse_file` would write. MACs are those of one example as PyTorch's dispatcher sees them,
+    including tied, parametrised, recurrent and functional weights, but without products of two activations such as
+    attention scores, see `pruning.multiplications`. The model is not changed.
 
     Args:
-        example_input: a batch the model accepts; MACs are divided by its first dimension.
+        example_input: a batch that the model accepts; MACs are divided by its first dimension.
 
     Raises:
-        ValueError: no model, an example input that is none, empty or not finite, or that the model does not run on.
+        ValueError: not a model, or an example input that is not a tensor, is empty or not finite, or on which the model
+            does not run.
     """
     check_model(model)
     check_example(example_input)

@@ -1,4 +1,4 @@
-"""Measure latency: the table of a network, every layer alone at many sizes, and whole networks beside each other."""
+"""Measures latency: the table of a network, every layer alone at many sizes, and whole networks side by side."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ from spaces.network import Network
 from spaces.validation import check_sparsity
 
 LEVELS = (0.25, 0.5, 0.75, 0.875)
-"""Sparsities of the grid; the dense sizes and one unit of every group are always in it."""
+"""Sparsities of the grid; the dense sizes and one unit of every group are always in it too."""
 HALF_LEVEL = 0.75
-"""Two more networks lose this share in the first or the second half of their groups, which tells the cost of
-activations, mostly in the first, from that of weights, mostly in the second."""
+"""Two more networks lose this share of the first or the second half of their groups. They tell the cost of activations,
+most of which are in the first half, from that of weights, most of which are in the second.
+"""
 REPEATS = 30
 WARM_UP_ROUNDS = 2
 NETWORK_RUNS = 4
-"""Times a round runs each whole network: the rest is a difference, so its terms need to be exact."""
+"""How often a round runs each whole network; the rest is a difference, so its terms must be precise."""
 KERNEL_STEP = 8
 """Kernels run 10 to 20 % faster at multiples of their vector length. Few policies hit one, so beyond the first no grid
-point does but the dense size."""
+point does, except the dense size.
+"""
 
 NETWORK_ROUNDS = 30
-"""Rounds that whole networks are compared in."""
+"""Rounds in which whole networks are compared."""
 
 Clock = Callable[[], float]
 Task = Callable[[], object]
@@ -60,28 +62,28 @@ def measure_latency_table(
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> LatencyTable:
-    """Time layers and networks, each without gradients, in shuffled rounds that drift hits all alike.
+    """Time layers and networks, each without gradients, in shuffled rounds, so that drift affects all alike.
 
-    A round times every layer at every pair of kept outputs and inputs, the dense network, and the network with all
-    or half of its groups at some levels. Each is run once untimed just before, as kernels of a new size take longer.
-    The fastest round counts: other work on the machine only adds, and more to long runs than to short ones, so that
-    medians distort shares. What a network takes beyond its layers is the rest, never below 0. All layers of the
+    A round times every layer at every pair of kept outputs and inputs, the dense network, and the network with all or
+    half of its groups at some levels. Each is run once untimed just before, since kernels of a new size take longer.
+    The fastest round counts: other work on the machine only adds time, and more to long runs than to short ones, so
+    medians would distort shares. What a network takes beyond its layers is the rest, never below 0. All layers of the
     grid are in memory at once: about eight times the model.
 
     Args:
-        model: stays as it is; timed on the device its weights are on.
+        model: is not changed; timed on the device of its weights.
         graph: its traced channel groups.
-        example_input: a batch the model accepts; its examples are repeated to fill `batch`.
-        batch: examples of one forward pass, at least 1.
+        example_input: a batch that the model accepts; its examples are repeated to fill `batch`.
+        batch: examples in one forward pass, at least 1.
         levels: sparsities of the grid, each in [0, 1).
         repeats: rounds that count, at least 1.
-        fingerprint: kept in the table, to tell whose it is.
-        progress: called with (rounds done, rounds in all).
+        fingerprint: kept in the table, to tell which model it belongs to.
+        progress: called with (rounds done, total rounds).
         clock: seconds, rising.
 
     Raises:
-        ValueError: a level, `repeats` or `batch` out of its range, a graph of another model, or a model that does
-            not run on such a batch.
+        ValueError: a level, `repeats` or `batch` out of range, a graph of another model, or a model that does not run
+            on such a batch.
     """
     _check_counts(batch=batch, repeats=repeats)
     levels = [check_sparsity(level, "level") for level in levels]
@@ -117,23 +119,23 @@ def time_networks(
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> TimedNetworks:
-    """Time whole networks beside the dense one and a copy of it, without gradients, in shuffled rounds.
+    """Time whole networks side by side with the dense one and a copy of it, without gradients, in shuffled rounds.
 
-    A round runs every network `NETWORK_RUNS` times in an order drawn anew, each time once untimed just before. A
-    round's fastest run counts, as other work on the machine only adds; it is compared with the dense network's of
-    the same round, so that slow drift falls out.
+    A round runs every network `NETWORK_RUNS` times in a new random order, each once untimed just before. Its fastest
+    run in a round counts, since other work on the machine only adds time; it is compared with the dense network's of
+    the same round, so that slow drift cancels.
 
     Args:
-        dense: stays as it is, as do `networks`; timed on the device its weights are on.
-        networks: by name, of the same input.
-        example_input: a batch the models accept; its examples are repeated to fill `batch`.
-        batch: examples of one forward pass, at least 1.
+        dense: is not changed, nor are `networks`; timed on the device of its weights.
+        networks: by name, with the same input.
+        example_input: a batch that the models accept; its examples are repeated to fill `batch`.
+        batch: examples in one forward pass, at least 1.
         rounds: that count, at least 1.
-        progress: called with (rounds done, rounds in all).
+        progress: called with (rounds done, total rounds).
         clock: seconds, rising.
 
     Raises:
-        ValueError: `rounds` or `batch` out of its range, or a clock by which the dense network takes no time.
+        ValueError: `rounds` or `batch` out of range, or a clock by which the dense network takes no time.
     """
     _check_counts(batch=batch, rounds=rounds)
     models = [copy_model(model).eval() for model in (dense, dense, *networks.values())]
@@ -165,7 +167,7 @@ def _filled(example_input: Tensor, batch: int, device: torch.device) -> Tensor:
 
 
 def describe_device(device: torch.device) -> str:
-    """The processor's name as the system gives it; for the CPU with the instructions PyTorch uses."""
+    """The processor's name from the operating system; for a CPU with the instruction set that PyTorch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -187,13 +189,13 @@ class _Point:
 
 
 _Key = int | _Point
-"""What is timed: a network by its number, or a layer at a grid point."""
+"""What is timed: a network, by its number, or a layer at a grid point."""
 Kept = Mapping[int, int]
 """Group number -> units kept; absent groups keep all."""
 
 
 def _sizes(network: Network, levels: Sequence[float]) -> list[Kept]:
-    """What the usable groups keep in each network: first all; equal sizes once."""
+    """What the usable groups keep in each network: first everything; equal sizes once."""
     groups = {number: group.units for number, group in enumerate(network.groups) if group.obstacle is None}
     sizes = [groups, *({n: _beside_step(u, level) for n, u in groups.items()} for level in levels)]
     sizes.append(dict.fromkeys(groups, 1))
@@ -203,14 +205,14 @@ def _sizes(network: Network, levels: Sequence[float]) -> list[Kept]:
 
 
 def _beside_step(units: int, level: float) -> int:
-    """Units kept at a level, one fewer where that is a multiple of `KERNEL_STEP`; all at level 0."""
+    """Units kept at a level, one fewer if that is a multiple of `KERNEL_STEP`; all at level 0."""
     removed = removed_count(level, units)
     kept = units - removed
     return kept - 1 if removed and kept > KERNEL_STEP and kept % KERNEL_STEP == 0 else kept
 
 
 def _shapes(network: Network, kept: Kept) -> dict[str, _Point]:
-    """Layer -> its grid point once the groups keep these units."""
+    """Layer -> its grid point when the groups keep these units."""
     units = {number: group.units for number, group in enumerate(network.groups)}
     tensors = {tensor.name: tensor for tensor in network.tensors}
     shapes = {layer.name: tensors[layer.name].shrunk(kept, units) for layer in timed_layers(network)}
@@ -245,7 +247,7 @@ def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]
 
 
 def _layer_tasks(network: Network, sizes: Sequence[Kept], calls: Mapping[str, Sequence[_Call]]) -> dict[_Key, Task]:
-    """Every layer at every pair of the outputs and inputs that some sizes give it."""
+    """Every layer at every pair of outputs and inputs that some sizes give it."""
     shapes = [_shapes(network, kept) for kept in sizes]
     tasks: dict[_Key, Task] = {}
     for layer in timed_layers(network):
@@ -280,7 +282,7 @@ def _resized(call: _Call, outputs: int, inputs: int) -> _Call:
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
-    """The tensor's memory format; the default one where it has several or none."""
+    """The tensor's memory format; the default one if it fits several or none."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
     if last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
         return last
@@ -288,7 +290,7 @@ def _layout(tensor: Tensor) -> torch.memory_format:
 
 
 def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Tensor) -> Task:
-    """Run the whole network with each group's first units kept."""
+    """Run the whole network with the first units of each group kept."""
     gone = {number: range(units, graph.network.groups[number].units) for number, units in kept.items()}
     small = apply_structure(dense, plan_units(graph, gone).structure)
     return lambda: small(example)
@@ -327,7 +329,7 @@ def _timed(task: Task, device: torch.device, clock: Clock) -> float:
 
 
 def _wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; a CPU has when a call returns."""
+    """Wait until the device has finished its work; on a CPU it has when a call returns."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

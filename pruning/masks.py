@@ -26,27 +26,27 @@ def make_mask(
 ) -> Tensor:
     """Choose the units of one weight that stay.
 
-    Exactly `floor(sparsity * units + 0.5)` units go, but at least one stays; lowest score first, ties by
-    lowest index. Of a pattern with a fixed N, M - N of every M inputs go or none, whichever is nearer to the sparsity;
-    of `*:M` the same number in every block. `weight` is not changed.
+    Exactly `floor(sparsity * units + 0.5)` units go, but at least one stays; lowest score first, ties by lowest index.
+    With a pattern of fixed N, either M - N of every M inputs go or none, whichever is nearer to the sparsity; with
+    `*:M`, the same number in every block. `weight` is not changed.
 
     Args:
         weight: any shape with at least one element; a bias as well.
         sparsity: share of units removed, 0 <= sparsity < 1.
-        count: instead of it, units to remove, 0 <= count < units; of a pattern `*:M`, of every M.
+        count: number of units to remove, in place of `sparsity`, 0 <= count < units; for a pattern `*:M`, of every M.
         granularity: the unit; see `pruning.units`.
-        criterion: ignored when `scores` are given.
+        criterion: ignored if `scores` are given.
         scores: one score an element, of `weight`'s shape, finite; larger is kept.
-        inputs: where patterns find them: in the second dimension, or as `pruning.modules.inputs_of` says of a module
-            (of transposed convolutions in the first).
+        inputs: where patterns find the inputs: in the second dimension, or as `pruning.modules.inputs_of` says of a
+            module (for transposed convolutions in the first).
 
     Returns:
         Bool tensor of `weight`'s shape and device; True = kept.
 
     Raises:
-        ValueError: sparsity outside [0, 1), a count that is no whole number or leaves no unit, both or neither of
-            them, unknown words, empty weight, NaN or complex weights or scores, scores of another shape, a pattern
-            whose M does not divide the inputs.
+        ValueError: sparsity outside [0, 1), a count that is not a whole number or leaves no unit, both or neither of
+            them, an unknown granularity or criterion, empty weight, NaN or complex weights or scores, scores of another
+            shape, a pattern whose M does not divide the inputs.
 
     >>> make_mask(torch.tensor([3.0, -1.0, 2.0, 0.5]), sparsity=0.25).tolist()
     [True, True, True, False]

@@ -1,4 +1,4 @@
-"""Telling a lack of memory from every other failure."""
+"""Tells a lack of memory from every other failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKS = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, or one that it was raised from, says that memory did not suffice."""
+    """Whether an exception, or one that it was raised from, reports too little memory."""
     return any(_says_so(one) for one in _chain(error))
 
 

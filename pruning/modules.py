@@ -19,7 +19,7 @@ Prunable = _ConvNd | nn.Linear
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy in eval mode to look into; the caller's model and the global random state stay as they are.
+    """A copy in eval mode to examine; the caller's model and the global random state are not changed.
 
     Dropout is off and BatchNorm keeps its statistics, so that the same model gives the same scores.
     """
@@ -29,7 +29,9 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights masks may act on: those of convolutions (transposed ones too) and linear layers, in model order."""
+    """The weights that masks may act on, in model order: those of convolutions (transposed ones included) and linear
+    layers.
+    """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))}
     owners = {f"{name}.weight" if name else "weight" for name in modules}
     return {name: parameter for name, parameter in model.named_parameters() if name in owners}
@@ -44,7 +46,7 @@ def module_of(model: nn.Module, weight: str) -> Prunable:
     """The module of a prunable weight.
 
     Raises:
-        ValueError: the weight of another kind of module.
+        ValueError: the weight belongs to another kind of module.
         AttributeError: there is no such module.
     """
     module = model.get_submodule(weight.rpartition(".")[0])
@@ -71,20 +73,22 @@ def check_example(example_input: object) -> None:
 
 
 def train_containers_(model: nn.Module) -> nn.Module:
-    """Put modules that hold others into training mode, so that the model takes its training path, and the
-    rest into eval mode, so that norms neither need a large batch nor learn from it."""
+    """Put modules that hold others into training mode, so that the model takes its training path.
+
+    All others go into eval mode, so that norms neither need a large batch nor learn from it.
+    """
     for module in model.modules():
         module.training = next(module.children(), None) is not None
     return model
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those outside the state dict too: name -> tensor, under the first name of each."""
+    """Parameters and buffers, including those outside the state dict: name -> tensor, under the first name of each."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def is_own(module: nn.Module) -> bool:
-    """Whether a module is the user's: it holds tensors, but is no layer of PyTorch's, whose sizes are attributes."""
+    """Whether a module is the user's: it holds tensors but is not a PyTorch layer, whose sizes are attributes."""
     first = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
     return first in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -97,12 +101,12 @@ def is_depthwise(module: _ConvNd) -> bool:
 def output_dim(module: nn.Module) -> int:
     """The dimension of a module's weight that its output channels index.
 
-    1 for transposed convolutions, whose weights are (inputs, outputs / groups, ...): each index is then one
-    channel in every group. A depthwise one's only full dimension is 0, as everywhere else.
+    It is 1 for transposed convolutions, whose weights are (inputs, outputs / groups, ...), so that each index is one
+    channel in every group. For a depthwise one, whose only full dimension is 0, it is 0 as everywhere else.
     """
     return int(isinstance(module, _ConvNd) and module.transposed and not is_depthwise(module))
 
 
 def inputs_of(module: nn.Module) -> Inputs:
-    """Where the inputs of a module's weight lie, along which patterns `N:M` run."""
+    """Where the inputs of a module's weight are, along which patterns `N:M` run."""
     return Inputs(0, module.groups) if isinstance(module, _ConvNd) and output_dim(module) else SECOND

@@ -3,7 +3,7 @@
 Counted are the matrix products and convolutions that `torch.utils.flop_counter` counts (two flops are one MAC),
 wherever they are called from: modules, `torch.nn.functional`, `einsum`, parametrised and tied weights. Recurrent
 kernels and deformable convolutions, which it leaves out, are counted from their shapes. Products of two activations,
-such as attention's scores, are not: nothing that is stored is multiplied there.
+such as attention scores, are not counted, since no stored value is multiplied in them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRODUCTS = {
 }  # fmt: skip
 """Operator -> the places of its two factors among its arguments."""
 RECURRENT = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_lstm_mps")
-"""Whole recurrent layers in one operator: every weight matrix is multiplied once a step."""
+"""Operators that run a complete recurrent layer, in which every weight matrix is multiplied once a step."""
 UNCOUNTED = (
     "mv", "addmv", "dot", "vdot", "_trilinear", "_cdist_forward", "_euclidean_dist", "_int_mm", "_grouped_mm",
     "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "_sparse_addmm",
@@ -37,7 +37,7 @@ UNCOUNTED = (
 """Operators of PyTorch's own that multiply but are not counted."""
 ATTENTION = "_scaled_dot_product"
 KNOWN = ("aten", "prim", "prims", "torchvision")
-"""Namespaces of operators that multiply nothing but where it says so above."""
+"""Namespaces whose operators multiply nothing except where stated above."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Multiplications:
 
 
 def count_multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:
-    """Watch one forward pass in eval mode, without compilation and fused attention; the model stays as it is.
+    """Watch one forward pass in eval mode, without compilation and fused attention; the model is not changed.
 
     Args:
         example_input: a batch; counts are divided by its first dimension, rounded down.
@@ -94,8 +94,11 @@ def eager() -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    """Tells what the example decides from what is fixed: parameters, buffers, constants, and all that follows from
-    these alone. Storage is what is fixed or not, so that views and writes in place are followed."""
+    """Tells what depends on the example from what is fixed: parameters, buffers, constants, and all that is computed
+    from these alone.
+
+    It is storages that are fixed or not, so that views and in-place writes are followed.
+    """
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ class _Counter(TorchDispatchMode):
         self.missed: dict[str, None] = {}
 
     def found(self, examples: int) -> Multiplications:
-        """The counts, of one example each."""
+        """The counts for one example."""
         positions = {name: self._by_weight[name] // numel // examples for name, numel in self._numel.items() if numel}
         inside = sum(count * self._numel[name] for name, count in positions.items())
         rest = (self._total - inside * examples) // examples
@@ -169,7 +172,9 @@ class _Counter(TorchDispatchMode):
                 self.missed[f"{name} of {weights[0]!r}"] = None
 
     def _follow(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Outputs of what is fixed are fixed; one of as many elements as a weight it comes from stands for it."""
+        """Outputs computed from fixed tensors are fixed; one with as many elements as a weight it comes from stands for
+        that weight.
+        """
         if not all(map(self._is_fixed, inputs)):
             for tensor in outputs:
                 self._fixed.pop(_storage(tensor), None)
@@ -190,7 +195,7 @@ class _Counter(TorchDispatchMode):
         return _storage(tensor) in self._fixed
 
     def _origin(self, tensor: Tensor) -> str | None:
-        """The parameter that a fixed tensor holds all elements of; repeated ones (of expanded views) count once."""
+        """The parameter whose elements a fixed tensor holds in full; elements repeated by expanded views count once."""
         found = self._origins.get(_place(tensor))
         if found is None or not self._is_fixed(tensor):
             return None

@@ -16,7 +16,7 @@ _CONSTANTS = (type(None), str, bytes, bool, int, float, complex, torch.dtype, to
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """Every tensor of an output, in its own order."""
+    """Every tensor of an output, in order."""
     if isinstance(output, Tensor):
         yield output
     elif (parts := _parts(output)) is not None:
@@ -25,7 +25,7 @@ def tensors_in(output: object) -> Iterator[Tensor]:
 
 
 def output_names(output: object) -> list[str]:
-    """A name for every tensor of an output: its keys and places, joined by `_`."""
+    """A name for every tensor of an output: its keys and positions, joined by `_`."""
     return [name or "output" for name, _ in _named(output, "")]
 
 
@@ -39,7 +39,7 @@ def _named(output: object, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same output with every tensor replaced by what `change` makes of it."""
+    """The same output with `change` applied to every tensor."""
     if isinstance(output, Tensor):
         return change(output)
     parts = _parts(output)
@@ -47,7 +47,7 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def describe(output: object) -> str:
-    """In a few words: the shape of one tensor, or the kind of container and its parts."""
+    """A description in a few words: the shape of one tensor, or the kind of container and its parts."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     parts = _parts(output)
@@ -61,16 +61,16 @@ def describe(output: object) -> str:
 
 
 def join_batches(outputs: Sequence[Any], rows: Sequence[int]) -> Any:
-    """The output of all examples from those of batches, in order.
+    """The output for all examples, joined from the outputs of batches, in order.
 
-    One tensor is joined along its first dimension. In a container, a tensor is joined along the first dimension that
-    has an equal number of entries for each example in every batch; one that has none (a table all examples share) is
-    taken from the first batch, a single number is averaged over examples. A list with one entry an example is
-    lengthened.
+    A single tensor is joined along its first dimension. In a container, a tensor is joined along the first dimension
+    that has an equal number of entries for each example in every batch. A tensor without such a dimension (a table that
+    all examples share) is taken from the first batch, and a single number is averaged over examples. Lists with one
+    entry for each example are concatenated.
 
     Args:
-        outputs: one a batch, at least one, all of the same form.
-        rows: examples of each batch.
+        outputs: one for each batch, at least one, all of the same form.
+        rows: number of examples in each batch.
 
     Raises:
         ValueError: outputs of different forms, or of a kind that cannot be taken apart.
@@ -105,7 +105,7 @@ def _joined(outputs: Sequence[Any], rows: Sequence[int]) -> Any:
 
 
 def _one_an_example(outputs: Sequence[Any], rows: Sequence[int]) -> bool:
-    """Whether these are lists of one entry an example, not of tensors that have all examples each."""
+    """Whether these are lists with one entry for each example, rather than lists of tensors that hold all examples."""
     if any(not isinstance(output, list) or len(output) != n for output, n in zip(outputs, rows, strict=True)):
         return False
     return not all(
@@ -140,7 +140,7 @@ def _joined_tensor(tensors: Sequence[Any], rows: Sequence[int]) -> Tensor:
 
 
 def _parts(output: object) -> dict[Any, Any] | None:
-    """The parts of a container by key, name or place; None of anything else."""
+    """The parts of a container by key, name or position; None for anything else."""
     if isinstance(output, Mapping):
         return dict(output.items())
     if isinstance(output, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Norms of a user's own class: buffers `running_mean` and `running_var` that training moves by a `momentum`."""
+"""The user's own norm classes: buffers `running_mean` and `running_var` that training moves by a `momentum`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pruning.memory import out_of_memory
 
 STATISTICS = ("running_mean", "running_var")
 HALF = 0.5
-"""The momentum at which it does not matter whether it is what is new or what is kept."""
+"""At this momentum it does not matter whether momentum is the share of the new or of the old value."""
 TOLERANCE = 1e-3
-"""By which a moved statistic may miss the half of old and new, over the larger of it and 1."""
+"""By how much a moved statistic may differ from the mean of old and new, relative to the larger of that mean and 1."""
 _NAMES = re.compile(r"running|moving|mean|var|avg|std")
 
 
 class OwnNorm(nn.Module):
-    """What `has_own_statistics` knows of a module; for type checkers only."""
+    """The interface that `has_own_statistics` finds in a module; for type checkers only."""
 
     momentum: float
     running_mean: Tensor
@@ -30,7 +30,7 @@ class OwnNorm(nn.Module):
 
 
 def has_own_statistics(module: nn.Module) -> TypeGuard[OwnNorm]:
-    """Whether it has the interface of a norm, and is none of PyTorch's."""
+    """Whether a module has the interface of a norm and is not one of PyTorch's."""
     kept = [module._buffers.get(name) for name in STATISTICS]
     return (
         not isinstance(module, _NormBase)
@@ -40,11 +40,10 @@ def has_own_statistics(module: nn.Module) -> TypeGuard[OwnNorm]:
 
 
 class OwnStatistics:
-    """Takes the plain average over all passes of what a norm finds, in the norm's own way and shape.
+    """The plain average, over all passes, of what a norm computes in its own way and shape.
 
-    At a momentum of a half its statistics end between those it had and those of the batch, whichever of the two its
-    momentum is the share of. That is tried out on the first pass; of a norm that moves otherwise, or not, nothing is
-    taken.
+    At a momentum of a half, its statistics end halfway between the former ones and the batch's, whichever of the two
+    momentum is the share of. The first pass checks this; a norm that moves otherwise, or not at all, is left alone.
     """
 
     def __init__(self, norm: OwnNorm) -> None:
@@ -82,7 +81,7 @@ class OwnStatistics:
         return {name: getattr(self._norm, name).clone() for name in STATISTICS}
 
     def take_(self) -> bool:
-        """Give the norm the average; whether there was one."""
+        """Give the norm the average; returns whether there was one."""
         if not self._calls or not self._fits:
             return False
         for name, total in self._sums.items():
@@ -90,7 +89,7 @@ class OwnStatistics:
         return True
 
     def leave(self) -> None:
-        """Watch no longer; the momentum and other buffers, such as counters, are as they were."""
+        """Stop watching; momentum and other buffers, such as counters, are restored."""
         for hook in self._hooks:
             hook.remove()
         self._norm.momentum = self._momentum
@@ -99,17 +98,17 @@ class OwnStatistics:
 
 
 def _apart_by_half(from_nothing: Tensor, from_one: Tensor) -> bool:
-    """Whether what began one apart is now a half apart."""
+    """Whether values that started one apart are now a half apart."""
     slack = TOLERANCE * from_nothing.abs().clamp_min(1)
     return bool((((from_one - from_nothing) - HALF).abs() <= slack).all())
 
 
 @torch.no_grad()
 def left_as_trained(model: nn.Module, example_input: Tensor) -> list[str]:
-    """Names of the modules with statistics that training moves and `OwnStatistics` cannot take; `model` stays as it is.
+    """Names of modules with statistics that training moves and `OwnStatistics` cannot average; `model` is not changed.
 
-    Statistics are buffers named so, of classes that are not PyTorch's norms. A model that fails in training mode tells
-    nothing.
+    Statistics are buffers with those names in classes that are not PyTorch's norms. A model that fails in training mode
+    tells nothing.
     """
     names = [
         name for name, one in model.named_modules() if not isinstance(one, _NormBase | torch.jit.ScriptModule)

@@ -17,8 +17,8 @@ def quantize_int8(model: nn.Module) -> tuple[nn.Module, int]:
     """Round every convolution and linear weight to 8 bits, symmetrically, by output channel.
 
     Returns:
-        A new model that computes with the rounded weights (in the original dtype), and the bytes of the
-        file that holds them as int8 with one float scale a channel; everything else stays dense.
+        A new model that computes with the rounded weights (in the original dtype), and the bytes of the file that holds
+            them as int8 with one float scale for each channel; everything else stays dense.
     """
     rounded = copy_model(model)
     state: dict[str, Tensor] = dict(model.state_dict())
@@ -33,7 +33,7 @@ def quantize_int8(model: nn.Module) -> tuple[nn.Module, int]:
 
 
 def nonzero_share_int8(model: nn.Module) -> float:
-    """Bits of the quantized parameters over 32-bit ones: 8 a weight, 32 a scale, bias or norm parameter."""
+    """Bits of the quantised parameters over 32 bits each: 8 for a weight, 32 for a scale, bias or norm parameter."""
     weights = prunable_weights(model).values()
     quantized, scales = sum(w.numel() for w in weights), sum(w.shape[0] for w in weights)
     parameters = sum(p.numel() for p in model.parameters())

@@ -8,7 +8,7 @@ from spaces.schedule import Schedule
 from spaces.validation import is_number, percent_meant
 
 MASK_UPDATES = 20
-"""Mask updates along a ramp of no given interval: each sorts every weight, so they are spread over the steps."""
+"""Mask updates along a ramp without a given interval; each sorts every weight, so they are spread over the steps."""
 
 
 def sparsity_at(
@@ -16,13 +16,13 @@ def sparsity_at(
 ) -> float:
     """Polynomial ramp v(t) = v_f + (v_i - v_f)(1 - p)^E with p = clamp((t - t_i)/(t_f - t_i), 0, 1).
 
-    The polynomial of Zhu and Gupta (arXiv 1710.01878) with their cube as a free exponent: E = 1 is
-    linear, E = 3 cubic. p is clamped before the power, so every real E > 0 is safe. Exactly `initial`
-    up to `start` and exactly `final` from `end` on; `start == end` is a jump at `end`.
+    The polynomial of Zhu and Gupta (arXiv 1710.01878) with their cube as a free exponent: E = 1 is linear, E = 3 cubic.
+    p is clamped before the power, so every real E > 0 is safe. Exactly `initial` up to `start` and exactly `final` from
+    `end` on; `start == end` is a jump at `end`.
 
     Raises:
-        ValueError: exponent not finite and > 0, a step that is no finite number, `end < start`, or a share outside
-            [0, 1).
+        ValueError: an exponent that is not finite and > 0, a step that is not a finite number, `end < start`, or a
+            share outside [0, 1).
 
     >>> sparsity_at(50, start=0, end=100, initial=0.0, final=0.75, exponent=3)
     0.65625
@@ -47,7 +47,8 @@ def sparsity_at(
 def mask_updates(steps: int, schedule: Schedule) -> dict[int, float]:
     """Optimizer step before which masks change -> share of the final sparsity due then, rising; the last is 1.0.
 
-    A ramp is updated every `interval` steps from its start on, and at its end, which may be `steps`: after the last.
+    A ramp is updated every `interval` steps from its start on, and at its end, which may be `steps`: after the last
+    step.
     """
     if schedule.kind == "one-shot":
         return {0: 1.0}
@@ -90,7 +91,7 @@ def round_start(number: int, steps: int, schedule: Schedule) -> int:
 
 
 def cycle_at(step: int, steps: int, schedule: Schedule | None) -> tuple[int, int]:
-    """The step within its learning rate cycle, and the steps of that cycle: the whole fine-tune, or one round."""
+    """The step within its learning rate cycle, and the length of that cycle: the complete fine-tune, or one round."""
     if schedule is None or schedule.kind != "iterative":
         return step, steps
     number = max(n for n in range(schedule.rounds) if round_start(n, steps, schedule) <= step)

@@ -51,16 +51,16 @@ DTYPE_CODES: Mapping[torch.dtype, str] = {
 }  # fmt: skip
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 MAX_DECODED_BYTES = 64 * 2**30
-"""Refuse a file that claims to decode to more: its header is not to be believed."""
+"""A file that claims to decode to more than this is refused, since its header cannot be right."""
 MOST_DIMENSIONS = 16
 LONGEST_SAID = 300
-"""Characters of what is wrong with a file."""
+"""The most characters shown of what is wrong with a file."""
 PATTERN_LENGTHS = (4, 8)
-"""M of the patterns looked for in every weight."""
+"""M of the patterns that every weight is searched for."""
 
 
 class DamagedFile(ValueError):
-    """A file of our own making that does not decode; the message names it and what is wrong."""
+    """One of our own files that does not decode; the message names it and what is wrong."""
 
 
 def encode_model(model: nn.Module) -> bytes:
@@ -79,9 +79,9 @@ def encode_model(model: nn.Module) -> bytes:
 def encode_state(
     state: Mapping[str, Tensor], sparse: Set[str] = frozenset(), transposed: Set[str] = frozenset()
 ) -> bytes:
-    """Write a state dict; names in `sparse` take their smallest encoding, ties in the order above.
+    """Write a state dict; tensors named in `sparse` take their smallest encoding, ties in the order above.
 
-    Those in `transposed` are looked at for patterns along both of their first dimensions.
+    Those in `transposed` are searched for patterns along both of their first dimensions.
     """
     entries: list[Entry] = []
     dense: list[Entry] = []
@@ -103,7 +103,7 @@ def encode_state(
 
 
 def dense_bytes(model: nn.Module) -> int:
-    """Bytes of the dense file from the same writer: what `encoded` sizes are shares of."""
+    """Bytes of the dense file from the same writer; `encoded` sizes are shares of these."""
     return len(encode_state(model.state_dict()))
 
 
@@ -116,8 +116,8 @@ def read_sparse(path: str | Path, like: Mapping[str, Tensor] | None = None) -> d
     """Decode a sparse file into a dense state dict on the CPU.
 
     Args:
-        like: what the file must hold, by name, shape and dtype, as of the network it is of: known beforehand it bounds
-            what a stranger's file can make of itself. Without it all tensors together have at most
+        like: name, shape and dtype of what the file must hold, from the network that it belongs to; known beforehand,
+            it bounds the memory that a stranger's file can take. Without it all tensors together have at most
             `MAX_DECODED_BYTES`.
 
     Raises:
@@ -145,7 +145,7 @@ def read_sparse(path: str | Path, like: Mapping[str, Tensor] | None = None) -> d
 
 
 def _check_claims(file: Any, notes: Mapping[str, str], like: Mapping[str, Tensor] | None) -> None:
-    """Raise `ValueError` for a header that promises what the file cannot be, before any tensor is made of it."""
+    """Raise `ValueError` for a header that promises what the file cannot hold, before any tensor is made of it."""
     held, aliases = set(file.keys()), {name for name, note in notes.items() if note.startswith("same ")}
     for name, note in notes.items():
         if name not in aliases and name not in held:
@@ -169,7 +169,7 @@ def _check_claims(file: Any, notes: Mapping[str, str], like: Mapping[str, Tensor
 
 
 def _claim(note: str) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape a note promises; raises `ValueError` for what no tensor has."""
+    """Dtype and shape that a note promises; raises `ValueError` for what no tensor has."""
     words = note.split(" ")
     if len(words) != 4 or words[1] not in _DTYPES:
         raise ValueError(f"impossible note {note!r}")
@@ -186,7 +186,7 @@ def _raw(tensor: Tensor) -> bytes:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A weight in one encoding: which elements' values are stored, in which order, and what says where they belong."""
+    """A weight in one encoding: which elements' values are stored, in which order, and the bytes that place them."""
 
     name: str
     places: np.ndarray
@@ -210,7 +210,7 @@ def _by_gaps(kept: np.ndarray) -> _Coded:
 
 
 def _by_units(kept: np.ndarray, granularity: str) -> _Coded | None:
-    """One bit a unit; None where a unit is a single weight."""
+    """One bit a unit; None if a unit is a single weight."""
     run = run_length(granularity, kept.shape)
     if run == 1:
         return None
@@ -220,7 +220,7 @@ def _by_units(kept: np.ndarray, granularity: str) -> _Coded | None:
 
 
 def _by_pattern(kept: np.ndarray, m: int, dim: int) -> _Coded | None:
-    """N places of every M; None where M does not divide the dimension, a block is full, or nothing is kept."""
+    """N positions of every M; None if M does not divide the dimension, a block is full, or nothing is kept."""
     if kept.ndim < 2 or kept.shape[dim] % m:
         return None
     blocks = _blocks(kept, m, dim)
@@ -261,7 +261,9 @@ def _encode_tensor(name: str, tensor: Tensor, sparse: bool, transposed: bool) ->
 
 
 def _smallest(kept: np.ndarray, note: Callable[[_Coded], str], item_bytes: int, dims: Sequence[int]) -> _Coded:
-    """By single weights, or where that saves `UNIT_MARGIN` bytes with the note, by units or a pattern along `dims`."""
+    """By single weights, or by units or a pattern along `dims` if that saves at least `UNIT_MARGIN` bytes, the note
+    included.
+    """
 
     def payload(coded: _Coded) -> int:
         return len(coded.places) * item_bytes + len(coded.index)
@@ -296,7 +298,7 @@ def _decode_tensor(payload: Tensor, note: str) -> Tensor:
 
 
 def _places(encoding: str, index: np.ndarray, shape: tuple[int, ...], nonzero: int, note: str) -> np.ndarray:
-    """Which elements the stored values are, read from the bytes behind them."""
+    """Which elements the stored values belong to, read from the bytes behind them."""
     if encoding == "gap8":
         return (np.cumsum(index.astype(np.int64) + (index != GAP_ESCAPE)) - 1)[index != GAP_ESCAPE]
     size, names = prod(shape), {name: granularity for granularity, name in NAMES.items()}

@@ -25,15 +25,17 @@ from spaces.policy import PruningPolicy
 from spaces.validation import unknown
 
 ORIGINAL, MASK = "_orig", "_mask"
-"""What PyTorch puts behind a pruned tensor's name."""
+"""What PyTorch appends to a pruned tensor's name."""
 RECOGNISED = ("channel", "kernel", "vector", "1:4", "2:4", "*:4", "*:8")
-"""Granularities looked for in a mask, the most specific first: larger units, then fixed patterns, then free ones."""
+"""Granularities that a mask is searched for, the most specific first: larger units, then fixed patterns, then free
+ones.
+"""
 PRUNING_TYPES = ("unstructured", "structured", "global")
 
 
 @dataclass(frozen=True)
 class MaskedModel:
-    """A plain model, the masked elements of its parameters zero, and the masks: parameter name -> bool tensor."""
+    """A plain model whose masked elements are zero, and the masks: parameter name -> bool tensor."""
 
     model: nn.Module
     masks: Mapping[str, Tensor]
@@ -41,7 +43,7 @@ class MaskedModel:
 
 @dataclass(frozen=True)
 class MaskedState:
-    """A plain state dict, the masked elements of its tensors zero, and the masks: tensor name -> bool tensor."""
+    """A plain state dict whose masked elements are zero, and the masks: tensor name -> bool tensor."""
 
     state: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
@@ -65,13 +67,13 @@ class MethodChoice:
 def from_torch_prune(model: nn.Module) -> MaskedModel:
     """A plain copy of a model pruned by `torch.nn.utils.prune`, and its masks.
 
-    Each product is formed anew from original and mask, so an optimizer step after the last forward pass counts; where
+    Each product is computed anew from original and mask, so an optimizer step after the last forward pass counts; where
     the mask is 0 it is +0.0, whatever the original holds. The copy has no pruning hooks (other hooks stay) and can be
-    deep-copied, which PyTorch's own cannot. Parameters shared by modules stay shared where their masks are equal.
-    `model` stays as it is; one that is not pruned gives a copy and no masks.
+    deep-copied, unlike PyTorch's own. Parameters shared by modules stay shared if their masks are equal. `model` is not
+    changed; one that is not pruned gives a copy and no masks.
 
     Raises:
-        ValueError: a mask that holds values other than 0 and 1; a mask of another shape.
+        ValueError: a mask with values other than 0 and 1, or of another shape.
     """
     hooks = _pruning_hooks(model)
     memo: dict[int, Any] = {}  # what the copy is about to lose is not copied: products cannot be, hooks need not be
@@ -100,8 +102,8 @@ def state_from_torch_prune(state: Mapping[str, Tensor], keep: Collection[str] = 
     """The plain form of a state dict with `NAME_orig` and `NAME_mask`; a plain one comes back equal, without masks.
 
     Args:
-        state: stays as it is; its other tensors are passed on.
-        keep: names that only end alike, because the model has them itself.
+        state: is not changed; its other tensors are passed on.
+        keep: names that merely end alike, because the model has them itself.
 
     Raises:
         ValueError: `NAME_orig` without `NAME_mask`, beside `NAME`, of another shape than its mask, or with a mask that

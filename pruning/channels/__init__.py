@@ -1,1 +1,1 @@
-"""Channels that can be removed: which belong together, and how they go without a change of the rest."""
+"""Channels that can be removed: which belong together, and how they go while the rest stays the same."""

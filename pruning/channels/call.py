@@ -1,4 +1,4 @@
-"""One operation of a followed forward pass, and what is known of the pass when it happens."""
+"""One operation of a followed forward pass, and the notes on the pass so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PassNotes:
 
     Attributes:
         emitted: weight -> its dimensions whose labels are those of some operation's outputs.
-        computed: weights that were not used as they are -> by what.
+        computed: weights that were not used as they are -> where.
         divisors: arrays of labels that something is divided by, or whose root or logarithm is taken.
         splits: dimensions of channels that were divided.
         path: the modules that are running, as `TYPE 'name'`, the innermost last.
@@ -54,7 +54,7 @@ class PassNotes:
         return self.known.get(value) if isinstance(value, Tensor) else None
 
     def elements_of(self, value: Any) -> Tensor | None:
-        """Labels of the elements of a tensor, which is then no longer a weight used as it is."""
+        """Labels of a tensor's elements. A weight whose elements are asked for is noted as not used as it is."""
         found = self.of(value)
         if not isinstance(found, Axes):
             return found
@@ -67,7 +67,7 @@ class Call:
     """One operation of the pass.
 
     Attributes:
-        notes: what is known of the pass, to be added to.
+        notes: what is known of the pass; the rules of operations add to it.
         name: such as `convolution`, without a trailing underscore.
         out: what it returned.
     """
@@ -84,7 +84,7 @@ class Call:
         return self.notes.labels
 
     def of(self, value: Any) -> Tensor | None:
-        """Labels of the elements of a tensor; None if it is none or has no labels."""
+        """Labels of the elements of a tensor; None if it is not a tensor or has no labels."""
         return self.notes.elements_of(value)
 
     def raw(self, value: Any) -> Axes | Tensor | None:
@@ -94,7 +94,7 @@ class Call:
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
 
     def on_labels(self, labels: Tensor) -> Any:
-        """The operation itself, done to the labels of its first argument."""
+        """The operation itself, applied to the labels of its first argument."""
         args, kwargs = tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, (self.args[1:], dict(self.kwargs)))
         return self.operator(labels, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Groups of channels tried out inside the modules that hold them, all in one forward pass."""
+"""Tries groups of channels inside the modules that hold them, all in one forward pass."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pruning.modules import model_tensors
 from spaces.network import Network
 
 MOST_PASSES = 4.0
-"""What all modules tried may multiply together, in forward passes of the network."""
+"""The most multiplications that all tried modules may take together, in forward passes of the network."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What trying groups inside their modules tells; it tells nothing of groups that are in neither.
+    """What trying groups inside their modules showed; nothing is known of groups that are in neither.
 
     Attributes:
-        failing: group -> how its module fails to run once some of its units are gone. The network then fails too.
-        suspects: groups whose module's outputs differ from those of its mask, which the network's need not.
+        failing: group -> how its module fails to run without some of its units. The network then fails too.
+        suspects: groups whose module's outputs differ from those with the mask. The network's outputs may still agree.
     """
 
     failing: dict[int, str] = field(default_factory=dict)
@@ -41,14 +41,14 @@ class Verdicts:
 def try_in_containers(
     model: nn.Module, graph: ChannelGraph, calls: Mapping[nn.Module, int], plans: Mapping[int, RemovalPlan]
 ) -> Verdicts:
-    """Remove each group alone from a copy of the smallest module that holds all of its tensors and runs once.
+    """Remove each group alone, from a copy of the smallest module that holds all of its tensors and runs exactly once.
 
-    One pass of the network brings every such module its inputs.
+    One pass of the network gives every such module its inputs.
 
     Args:
         model: in eval mode; half precision becomes 32 bit.
         calls: how often each of its modules runs.
-        plans: group -> what to remove of it, and of it alone; the first ones are tried first.
+        plans: group -> what to remove of this group alone; the first ones are tried first.
     """
     modules = dict(model.named_modules())
     owners: dict[int, set[str]] = {
@@ -113,7 +113,7 @@ def _container(paths: set[str], modules: Mapping[str, nn.Module], calls: Mapping
 
 
 def _within_budget(containers: Mapping[int, str | None], network: Network) -> dict[int, str]:
-    """Containers that are cheap enough to run, group by group, until all passes are spent."""
+    """Containers that are cheap enough to run, group by group, until the passes are used up."""
     costs = {layer.name: layer.positions * layer.numel for layer in network.layers}
     total, left = max(sum(costs.values()), 1), MOST_PASSES
     shares = {
@@ -132,9 +132,9 @@ def _within_budget(containers: Mapping[int, str | None], network: Network) -> di
 def _try_in(
     module: nn.Module, path: str, number: int, plan: RemovalPlan, inputs: tuple[Any, Any], verdicts: Verdicts
 ) -> None:
-    """Compare the module without the plan's channels with the module whose channels are masked.
+    """Compare the module without the plan's channels with the module in which they are masked.
 
-    Where it cannot be copied by itself, nothing is found out.
+    A module that cannot be copied by itself is skipped.
     """
     failure, kept = None, {name.removeprefix(f"{path}."): dims for name, dims in plan.structure.kept.items()}
     try:

@@ -1,4 +1,4 @@
-"""Which output channels belong together, read from the labels of a pass that was followed."""
+"""Which output channels belong together, read from the labels of a followed pass."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from spaces.network import ChannelGroup
 
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 Unit = tuple[int, int]
-"""Number of a group, and of a unit in it."""
+"""Number of a group, and number of a unit in it."""
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """Groups of output channels that leave together.
+    """Groups of output channels that can only be removed together.
 
     Attributes:
         groups: in the order of their first layers.
-        owners: (tensor, dimension) -> index of it -> the unit it leaves with.
-        lengths: (tensor, dimension) -> how many indices it has.
-        hints: number of a group -> what may be the cause if its removal goes wrong.
+        owners: (tensor, dimension) -> index in it -> the unit it leaves with.
+        lengths: (tensor, dimension) -> its number of indices.
+        hints: number of a group -> the likely cause if its removal goes wrong.
         unused: layer in no group -> why its outputs are not known.
-        zeroed: buffers that are zero where channels are masked.
+        zeroed: buffers that become zero where channels are masked.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -48,7 +48,7 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
 
     Args:
         calls: how often each module runs.
-        auxiliary: follow the training path too, which runs more layers.
+        auxiliary: also follow the training path, which runs more layers.
     """
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(model)}
     labels = Labels()
@@ -109,7 +109,7 @@ def _by_group(reasons: Mapping[int, str], unit_of: Mapping[int, Unit]) -> dict[i
 
 
 def _number_units(outputs: Mapping[str, list[int]]) -> tuple[list[tuple[tuple[str, ...], int]], dict[int, Unit]]:
-    """Put layers that share a component into one group and number its components as they appear.
+    """Put layers that share a component into one group, and number its components in order of appearance.
 
     Args:
         outputs: layer -> component of each of its output channels.
@@ -163,7 +163,7 @@ class _Rules:
         return isinstance(self._modules[tensor.rpartition(".")[0]], _CHANNEL_NORMS)
 
     def obstacle(self, tensor: str, dim: int) -> str | None:
-        """Why indices of this dimension cannot go; None if they can. Dimension -1 is that of mixed elements."""
+        """Why indices of this dimension cannot be removed; None if they can. Dimension -1 stands for mixed elements."""
         path, _, attribute = tensor.rpartition(".")
         module = self._modules[path]
         label = f"{type(module).__name__} {path!r}" if path else type(module).__name__
@@ -182,7 +182,7 @@ class _Rules:
 
     @staticmethod
     def _handled(module: nn.Module, attribute: str, dim: int) -> bool | None:
-        """None for modules that are no library layers: what they do was followed."""
+        """None for modules that are not library layers, since their operations were followed."""
         if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             return dim < 2 and attribute in ("weight", "bias")
         if isinstance(module, nn.RNNBase):

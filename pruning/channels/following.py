@@ -1,8 +1,8 @@
 """Follows channels through a forward pass, operation by operation.
 
-Every tensor of the pass gets labels of its elements (see `pruning.channels.labels`); what an operation does to them is
-looked up in `pruning.channels.operations`. Operations that are not known there keep the channels they take whole, and
-say so.
+Every tensor of the pass gets labels of its elements (see `pruning.channels.labels`); `pruning.channels.operations` says
+what each operation does to them. An operation that is not known there keeps the channels it takes from being removed,
+and says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pruning.channels.rearrangements import beside_channels
 
 
 class Follower(TorchDispatchMode):
-    """Labels what happens inside its context, and writes the rest into its notes."""
+    """Labels the tensors of what runs inside its context, and keeps notes on the pass."""
 
     def __init__(self, tensors: Mapping[str, Tensor], labels: Labels) -> None:
         super().__init__()
@@ -80,7 +80,9 @@ class Follower(TorchDispatchMode):
                 call.block(known, reason)
 
     def _write(self, call: Call, labels: Tensor | None) -> None:
-        """What an operation in place leaves in its first argument, and in tensors it is a view of."""
+        """Record the labels that an in-place operation leaves in its first argument, and in tensors that this is a view
+        of.
+        """
         if labels is None:
             return
         target = call.args[0]
@@ -97,7 +99,7 @@ class Follower(TorchDispatchMode):
 
 
 def settle(notes: PassNotes) -> None:
-    """Decide for divided dimensions which part can shrink, where nothing has decided it yet: the last one."""
+    """For divided dimensions, decide which part can shrink: unless something else has decided it, the last one."""
     for split in notes.splits:
         roots = notes.labels.roots(split.labels)
         varied = [dim for dim in split.dims if varies(roots, dim)]
@@ -107,7 +109,7 @@ def settle(notes: PassNotes) -> None:
 
 @contextmanager
 def followed(model: nn.Module, follower: Follower) -> Iterator[Follower]:
-    """Label what happens in this context, with the names of the modules that run."""
+    """Label what runs in this context, and note the names of the running modules."""
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

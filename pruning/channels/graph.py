@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from spaces.network import Network
 
 NEVER_RUNS = "no call of its module was seen in the forward pass"
-"""Obstacle of layers that only training uses, whose weight is used without their module, or nothing at all."""
+"""Reason for layers that only training uses, whose weight is used without their module, or that nothing uses."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """What removing output channels would touch, and a batch to check it on.
+    """What removing output channels would change, and a batch to check it on.
 
     Attributes:
         network: tensors, layers and channel groups as plain data.
-        owners: (tensor name, dimension) -> int array (length, 2): number of the group and of the unit
-            each index leaves with; (-1, -1) where it always stays. Only groups without an obstacle own.
-        example_input: a copy of the batch the model was traced on.
-        zeroed: buffers, such as a frozen norm's scale and shift, that a mask sets to zero as it does parameters.
+        owners: (tensor name, dimension) -> int array (length, 2): the numbers of the group and of the unit that each
+            index leaves with; (-1, -1) where it always stays. Only groups without an obstacle own indices.
+        example_input: a copy of the batch that the model was traced on.
+        zeroed: buffers that a mask sets to zero as it does parameters, such as a frozen norm's scale and shift.
     """
 
     network: Network
@@ -34,7 +34,7 @@ class ChannelGraph:
 
 
 def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGraph:
-    """The same graph in which the groups with these numbers carry an obstacle and own nothing."""
+    """The same graph, in which the groups with these numbers have an obstacle and own nothing."""
     if not reasons:
         return graph
     network = graph.network
@@ -56,7 +56,7 @@ def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGra
 
 
 def leave_whole(graph: ChannelGraph, reasons: Mapping[str, str]) -> ChannelGraph:
-    """The same graph in which no mask and no removal takes anything of these layers: layer -> why."""
+    """The same graph, in which neither masks nor removals touch these layers: layer -> why."""
     if not reasons:
         return graph
     refused = {}
@@ -70,12 +70,12 @@ def leave_whole(graph: ChannelGraph, reasons: Mapping[str, str]) -> ChannelGraph
 
 
 def round_groups(graph: ChannelGraph, round_to: int) -> ChannelGraph:
-    """The same graph, whose layers keep a multiple of `round_to` output channels wherever they lose some.
+    """The same graph, whose layers keep a multiple of `round_to` output channels if they lose any.
 
-    Counts are rounded up, so that nothing more goes than was asked for; a layer of fewer channels stays whole.
+    Counts are rounded up, so that no more goes than was asked for; a layer with fewer channels stays whole.
 
     Raises:
-        ValueError: `round_to` is no whole number >= 1.
+        ValueError: `round_to` is not a whole number >= 1.
     """
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"round_to must be a whole number >= 1, got {round_to!r}; 1 changes nothing, 8 is usual")

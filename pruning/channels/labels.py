@@ -1,8 +1,8 @@
 """Numbered labels of tensor elements, and which of them can only leave a network together.
 
-A label is a whole number >= 1 of a `Labels` object; 0 marks elements that never leave. Arrays of labels are int32
-tensors on the CPU of the shape of the tensor they describe. What has one label along a dimension is expanded there,
-so that labels of an activation take no more room than its channels.
+A label is a whole number >= 1 of a `Labels` object; 0 marks elements that never leave. Labels of a tensor are an int32
+tensor of its shape on the CPU. Along a dimension in which they do not differ they are expanded, so that labels of an
+activation take no more memory than its channels.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 MOST = 2**22
-"""Labels at most for one tensor: no other tensor of a network is divided into so many parts."""
+"""The most labels of one tensor; no tensor other than a weight is divided into so many parts."""
 
 
 class Labels:
-    """Makes labels, joins them, and notes what stands in the way of their leaving."""
+    """Makes labels, joins them, and notes what keeps them from leaving."""
 
     def __init__(self) -> None:
         self._parents = np.zeros(1, dtype=np.int32)
@@ -33,7 +33,7 @@ class Labels:
         return self._used
 
     def new(self, *shape: int) -> Tensor:
-        """Labels of a tensor of this shape, one an element."""
+        """Labels for a tensor of this shape, one an element."""
         count = prod(shape)
         while self._used + count > len(self._parents):
             rest = np.arange(len(self._parents), 2 * len(self._parents) + 1024, dtype=np.int32)
@@ -42,12 +42,12 @@ class Labels:
         return torch.arange(first, self._used, dtype=torch.int32).reshape(shape)
 
     def roots(self, labels: Tensor) -> Tensor:
-        """For each label the one that stands for all joined with it."""
+        """For each label, the one that stands for all labels joined with it."""
         narrow = narrowed(labels)
         return torch.from_numpy(self._roots(narrow.numpy())).expand(labels.shape)
 
     def join(self, first: Tensor, second: Tensor) -> None:
-        """Let the labels at equal places, after broadcasting, only leave together."""
+        """Let labels at equal positions, after broadcasting, leave only together."""
         first, second = torch.broadcast_tensors(first, second)
         single = [one == other == 0 for one, other in zip(first.stride(), second.stride(), strict=True)]
         for dim, is_single in enumerate(single):
@@ -66,7 +66,7 @@ class Labels:
             np.minimum.at(self._parents, np.maximum(one, other), np.minimum(one, other))
 
     def join_along(self, labels: Tensor, *dims: int) -> Tensor:
-        """Join what lies at different places of these dimensions; returns one label for each such line."""
+        """Join the labels at different indices of these dimensions; returns one label for each such line."""
         for dim in dims:
             if varies(labels, dim):
                 shape = [1 if place == dim % labels.dim() else length for place, length in enumerate(labels.shape)]
@@ -78,22 +78,22 @@ class Labels:
         return labels
 
     def block(self, labels: Tensor, reason: str) -> None:
-        """Let these labels stay for ever."""
+        """Let these labels stay forever."""
         self._blocks.append((_distinct(labels), reason))
 
     def stays(self, labels: Tensor) -> bool:
-        """Whether all of these labels are known to stay for ever."""
+        """Whether all of these labels are known to stay forever."""
         blocked = [noted for noted, _ in self._blocks]
         return bool(blocked) and bool(
             np.isin(self._roots(_distinct(labels)), self._roots(np.concatenate(blocked))).all()
         )
 
     def hint(self, labels: Tensor, reason: str) -> None:
-        """Note what may be the cause if these labels cannot leave after all."""
+        """Note the likely cause in case these labels cannot leave after all."""
         self._hints.append((_distinct(labels), reason))
 
     def blocks(self) -> dict[int, str]:
-        """Root of what stays -> the first reason."""
+        """Root of labels that stay -> the first reason."""
         return self._first_reasons(self._blocks)
 
     def hints(self) -> dict[int, str]:
@@ -119,12 +119,12 @@ class Labels:
 
 
 class Axes:
-    """The labels of an untouched weight: of each index of each dimension, not of each element.
+    """The labels of an unchanged weight: one for each index of each dimension, instead of one for each element.
 
     Attributes:
         name: of the tensor in the model.
-        dims: the tensor's own dimension behind each present one.
-        labels: of each present dimension's indices.
+        dims: for each present dimension, the tensor's own dimension.
+        labels: for each present dimension, the labels of its indices.
     """
 
     def __init__(self, name: str, dims: tuple[int, ...], labels: tuple[Tensor, ...]) -> None:
@@ -149,16 +149,16 @@ class TensorLabels:
         self._ranges = [0, labels.count]
 
     def first(self, name: str) -> Axes | Tensor:
-        """What an untouched tensor carries."""
+        """The labels of an unchanged tensor."""
         shape, axes = self._shapes[name], self._axes[name]
         if len(shape) > 1:
             return Axes(name, tuple(range(len(shape))), axes)
         return axes[0] if shape else torch.zeros((), dtype=torch.int32)
 
     def elements(self, axes: Axes) -> Tensor | None:
-        """Labels of a weight's elements, in its present order of dimensions; None if they are too many.
+        """Labels of a weight's elements, in its present order of dimensions; None if there are too many.
 
-        Where only one dimension is longer than 1, they are those of its indices.
+        If only one dimension is longer than 1, these are the labels of its indices.
         """
         shape, own = self._shapes[axes.name], self._axes[axes.name]
         longer = [dim for dim, length in enumerate(shape) if length != 1]
@@ -174,7 +174,7 @@ class TensorLabels:
         return found.permute(axes.dims)
 
     def own(self, labels: Tensor) -> bool:
-        """Whether they are labels of a parameter or buffer, not of what a layer put out."""
+        """Whether these are labels of a parameter or buffer, rather than of a layer's output."""
         largest = int(labels.max()) if labels.numel() else 0
         return any(first <= largest < end for first, end in zip(self._ranges[::2], self._ranges[1::2], strict=True))
 
@@ -182,7 +182,7 @@ class TensorLabels:
         return self._shapes[name]
 
     def computed_from(self, labels: Tensor) -> str | None:
-        """The weight whose elements have these labels; None if there is no such one."""
+        """The weight whose elements have these labels; None if there is none."""
         largest = int(labels.max()) if labels.numel() else 0
         for name, elements in self._elements.items():
             first = int(elements.flatten()[0])
@@ -191,16 +191,18 @@ class TensorLabels:
         return None
 
     def any_of(self, name: str, labels: set[int]) -> bool:
-        """Whether one of these is a label of this tensor."""
+        """Whether one of these labels is one of this tensor."""
         arrays = (*self._axes[name], self._elements.get(name, torch.zeros(0)))
         return any(not labels.isdisjoint(array.flatten().tolist()) for array in arrays)
 
     def index_roots(self, name: str, dim: int) -> list[int]:
-        """For each index of a dimension the root of its label."""
+        """For each index of a dimension, the root of its label."""
         return self._labels.roots(self._axes[name][dim]).tolist()
 
     def of_indices(self) -> Iterator[tuple[str, int, np.ndarray]]:
-        """(name, dimension, root of each of its indices), after elements that follow one dimension gave it theirs."""
+        """(name, dimension, root of each of its indices), once elements that follow one dimension have passed their
+        labels to it.
+        """
         mixed = set()
         for name, elements in self._elements.items():
             roots = self._labels.roots(elements)
@@ -237,7 +239,7 @@ def compacted(labels: Tensor) -> Tensor:
 
 
 def narrowed(labels: Tensor) -> Tensor:
-    """One place of each dimension along which labels are expanded."""
+    """The labels at one index of each dimension along which they are expanded."""
     for dim in range(labels.dim()):
         if labels.stride(dim) == 0 and labels.shape[dim] > 1:
             labels = labels.narrow(dim, 0, 1)

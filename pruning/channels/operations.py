@@ -75,7 +75,7 @@ _REDUCTIONS = frozenset((
 
 
 def rule_of(name: str, pointwise: bool) -> Callable[[Call], Any]:
-    """The rule of an operation; of one that is not known, that it leaves its channels where they are."""
+    """The rule of an operation; an unknown operation is taken to leave its channels where they are."""
     if name in RULES:
         return RULES[name]
     if name in LIKE:
@@ -126,7 +126,7 @@ def _pointwise(call: Call) -> Axes | Tensor | None:
 
 
 def _met(call: Call, arrays: Sequence[Tensor]) -> Tensor:
-    """The labels of elements made of others one by one. What varies along the same dimension leaves together."""
+    """The labels of elements computed from others one by one; what varies along the same dimension leaves together."""
     tensors = call.notes.tensors
     ranked = [(labels, _varied(call.labels.roots(labels))) for labels in arrays]
     ranked.sort(key=lambda one: (not one[1], tensors.own(one[0])))
@@ -252,4 +252,4 @@ RULES = {
     "hardsigmoid": _pointwise, "celu": _pointwise, "lerp": _pointwise, "fill": _like, "zero": _like,
 }  # fmt: skip
 WRITERS = (_pointwise, _like)
-"""Rules that hold for the form of an operation that writes into its first argument."""
+"""Rules that also hold for the in-place form of an operation."""

@@ -16,10 +16,10 @@ from spaces.network import Network
 
 @dataclass(frozen=True, eq=False)
 class RemovalPlan:
-    """Which output channels go, worked out to the last tensor.
+    """Which output channels go, down to the last tensor.
 
     Attributes:
-        graph: the traced model the plan is for.
+        graph: the traced model that the plan is for.
         structure: kept indices of every tensor dimension that shrinks.
         skipped: requested layer -> why it loses no channel.
     """
@@ -30,9 +30,9 @@ class RemovalPlan:
 
     @cached_property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """Every weight whose dimension of output channels shrinks -> the sorted indices of it that stay.
+        """Every weight whose dimension of output channels shrinks -> the sorted indices that stay in it.
 
-        That is the first dimension (of norms too), but for transposed convolutions the second.
+        That is the first dimension, also of norms; of transposed convolutions it is the second.
         """
         network, dimensions = self.graph.network, self.structure.kept.items()
         found = {name: dims.get(network.output_dim(name)) for name, dims in dimensions}
@@ -40,7 +40,7 @@ class RemovalPlan:
 
     @cached_property
     def removed(self) -> dict[str, float]:
-        """Every prunable layer -> achieved share of its output channels removed."""
+        """Every prunable layer -> the share of its output channels that is removed."""
         kept, layers = self.kept, self.graph.network.prunable
         return {x.name: 1 - len(kept[x.name]) / x.shape[x.output_dim] if x.name in kept else 0.0 for x in layers}
 
@@ -51,7 +51,7 @@ def plan_units(
     """The plan that removes the given units: number of a group -> numbers of its units.
 
     Raises:
-        ValueError: no such group or unit, a group with an obstacle, or no unit left.
+        ValueError: no such group or unit, a group with an obstacle, or no unit would stay.
     """
     goes = {number: _unit_flags(graph.network, number, units) for number, units in removed_units.items()}
     kept: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)

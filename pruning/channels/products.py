@@ -53,8 +53,11 @@ def convolution(call: Call) -> Tensor | None:
 
 
 def _computed_rows(call: Call, kernel: Axes | Tensor | None) -> Tensor | None:
-    """Labels of the rows of a weight that is computed from one of the same shape row by row, as standardised ones are:
-    with a row of it goes a row of the other. None of any other weight."""
+    """Labels of the rows of a weight that is computed row by row from another of the same shape, as in weight
+    standardisation.
+
+    A row leaves with the row that it is computed from. None for any other weight.
+    """
     if not isinstance(kernel, Tensor) or isinstance(kernel, Axes):
         return None
     roots = call.labels.roots(kernel)
@@ -68,26 +71,26 @@ def _computed_rows(call: Call, kernel: Axes | Tensor | None) -> Tensor | None:
 
 
 def _is_fixed(kernel: Axes | Tensor | None) -> bool:
-    """Whether nothing in the weight can leave, as in blurs whose weight is written or repeated for each channel."""
+    """Whether nothing in the weight can leave, as in a blur whose weight is constant or repeated for each channel."""
     if isinstance(kernel, Axes):
         return False
     return kernel is None or not any(varies(kernel, dim) for dim in range(kernel.dim()))
 
 
 def _fresh(call: Call, outputs: Tensor) -> Tensor:
-    """New labels of what leaves with these indices of a weight."""
+    """New labels for what leaves with these indices of a weight."""
     found = call.labels.new(*outputs.shape)
     call.labels.join(found, outputs)
     return found
 
 
 def _is_computed(call: Call, weight: Axes) -> bool:
-    """Whether something else was made of the weight before, such as its norm."""
+    """Whether something else was computed from the weight before, such as its norm."""
     return weight.name in call.notes.computed
 
 
 def _sides(call: Call, value: Tensor, inner: int) -> tuple[Tensor | None, Tensor | None]:
-    """Labels along the dimension a product sums over and along the other one, of a matrix; None where they are one."""
+    """Labels along the summed dimension and along the other one of a matrix; None if they are the same."""
     known = call.raw(value)
     if isinstance(known, Axes) and _is_computed(call, known):
         known = call.of(value)
@@ -103,7 +106,7 @@ def _sides(call: Call, value: Tensor, inner: int) -> tuple[Tensor | None, Tensor
 
 
 def _product(call: Call, first: Tensor, second: Tensor) -> Tensor | None:
-    """Labels of a matrix product; channels it sums over leave together with what they are multiplied by."""
+    """Labels of a matrix product; summed channels leave together with those they are multiplied by."""
     inner, rows = _sides(call, first, 1)
     of_second, columns = _sides(call, second, 0)
     if inner is not None and of_second is not None:
@@ -196,7 +199,9 @@ def batched_product_and_sum(call: Call) -> Tensor | None:
 
 
 def power_iteration(call: Call) -> None:
-    """A weight times a vector, as in spectral normalisation: what is made of the weight then depends on all of it."""
+    """A weight times a vector, as in spectral normalisation: the weight computed from it then depends on all of its
+    elements.
+    """
     return weight_norm(call)
 
 

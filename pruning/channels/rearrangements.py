@@ -1,4 +1,4 @@
-"""What operations that rearrange a tensor do to labels: reshapes, slices, joins, shuffles, pooling."""
+"""How operations that rearrange a tensor change its labels: reshapes, slices, joins, shuffles, pooling."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def sliced(call: Call) -> Tensor | None:
 
 
 def _cut(call: Call, labels: Tensor, dim: int, places: Sequence[int], step: int = 1) -> None:
-    """Join channels so that what goes leaves the proportions of the parts as they are."""
+    """Join channels such that every removal keeps the proportions of the parts."""
     length = labels.shape[dim]
     size = gcd(length, *places)
     moved = labels.movedim(dim, -1)
@@ -124,7 +124,7 @@ def divided(call: Call) -> list[Tensor] | None:
 
 
 def picked(call: Call) -> Any:
-    """One index of a dimension, or each of them."""
+    """One index of a dimension, or each of its indices."""
     labels = call.of(call.args[0])
     if labels is None:
         return None
@@ -252,8 +252,9 @@ def packed(call: Call) -> list[Tensor | None]:
 
 
 def beside_channels(call: Call) -> list[Tensor | None]:
-    """What an operation that is not known does where it seems to act beside one tensor's channels: along other
-    dimensions, of examples or places. Trying the removal tells whether that is so."""
+    """An unknown operation that seems to act along dimensions other than one tensor's channels, such as examples or
+    positions. Trying the removal shows whether it does.
+    """
     tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
     if any(isinstance(call.raw(tensor), Axes) for tensor in tensors):
         raise ValueError("a weight, whose channels are others")

@@ -1,4 +1,4 @@
-"""Removing output channels from a model, and the mask every removal must equal."""
+"""Removing output channels from a model; every removal must equal its mask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pruning.multiplications import eager
 from pruning.outputs import tensors_in
 
 TOLERANCE = 1e-4
-"""Largest difference between mask and removal, relative to the largest |output|."""
+"""Largest accepted difference between mask and removal, relative to the largest |output|."""
 NOT_RUNNING = "the new network does not run"
 
 
@@ -26,14 +26,14 @@ class RemovalMismatch(ValueError):
 
 
 def shrink(model: nn.Module, plan: RemovalPlan) -> nn.Module:
-    """A new model with the plan's channels gone, checked against the mask on the plan's example input.
+    """A new model without the plan's channels, checked against the mask on the plan's example input.
 
     Args:
-        model: the traced model or one of the same architecture with other weights; stays as it is.
+        model: the traced model, or one of the same architecture with other weights; it is not changed.
 
     Raises:
         RemovalMismatch: in eval mode the outputs differ by more than 1e-4 of the largest |output|.
-        ValueError: a model of other tensors than the traced one.
+        ValueError: a model with other tensors than the traced one.
     """
     masked = mask_removed(model, plan)
     small = apply_structure(model, plan.structure)
@@ -44,10 +44,11 @@ def shrink(model: nn.Module, plan: RemovalPlan) -> nn.Module:
 
 
 def mask_removed(model: nn.Module, plan: RemovalPlan) -> nn.Module:
-    """A new model of dense shape with everything of the removed channels zero; statistics of norms stay.
+    """A new model of dense shape in which everything of the removed channels is zero; statistics of norms are not
+    changed.
 
-    That is: weights of the channel, its bias, norm scale and shift, buffers too. Raises `ValueError` for a model of
-    other tensors than the traced one.
+    That is: the channel's weights, its bias, and a norm's scale and shift, also where these are buffers. Raises
+    `ValueError` for a model with other tensors than the traced one.
     """
     check_fits(model, plan.graph.network)
     masked = copy_model(model)
@@ -68,7 +69,7 @@ def zero_removed_(tensors: Mapping[str, Tensor], plan: RemovalPlan) -> None:
 
 
 def removal_masks(plan: RemovalPlan) -> dict[str, Tensor]:
-    """Parameter name -> bool mask of its dense shape, False on what `mask_removed` sets to zero."""
+    """Parameter name -> bool mask of its dense shape, False where `mask_removed` sets it to zero."""
     shapes = {tensor.name: tensor.shape for tensor in plan.graph.network.tensors}
     masks = {}
     for name, dim, stays in _staying_outputs(plan):
@@ -78,7 +79,7 @@ def removal_masks(plan: RemovalPlan) -> dict[str, Tensor]:
 
 
 def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
-    """(parameter, its dimension of output channels, bool tensor of that length: stays), where some go."""
+    """(parameter, its dimension of output channels, bool tensor of that length: stays), if it loses some."""
     network = plan.graph.network
     for tensor in network.tensors:
         dim = network.output_dim(tensor.name)
@@ -92,8 +93,8 @@ def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
 def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> str | None:
     """How the second model's outputs differ from the first's in eval mode, in one line; None if they agree.
 
-    They agree within 1e-4 of the largest |output| of the first. Changes the mode of both. A lack of memory is raised:
-    it says nothing about the networks.
+    They agree within 1e-4 of the largest |output| of the first. Both models are put into eval mode. A lack of memory is
+    raised, since it says nothing about the networks.
     """
     expected = outputs_of(first, example)
     try:
@@ -105,7 +106,9 @@ def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> s
 
 
 def difference_of(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str | None:
-    """How outputs differ from those expected, in one line; None if they agree within 1e-4 of the largest expected."""
+    """How outputs differ from the expected ones, in one line; None if they agree within 1e-4 of the largest expected
+    one.
+    """
     if not expected:
         return "the network gives no tensors that could be compared"
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
@@ -118,7 +121,7 @@ def difference_of(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str |
 
 
 def outputs_of(model: nn.Module, example: Tensor, training: bool = False) -> list[Tensor]:
-    """The nonempty output tensors as float64, in at least 32-bit precision; changes the mode of `model`."""
+    """The nonempty output tensors as float64, computed in at least 32-bit precision; changes the mode of `model`."""
     model.train(training)
     if example.dtype in (torch.float16, torch.bfloat16):
         model, example = model.float(), example.float()
@@ -134,7 +137,7 @@ def comparable(output: object) -> list[Tensor]:
 
 
 def raise_lack(error: Exception) -> None:
-    """Lack of memory says nothing about a removal."""
+    """Raise an error again if it is a lack of memory, which says nothing about a removal."""
     if out_of_memory(error):
         raise error
 

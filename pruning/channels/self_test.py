@@ -1,4 +1,4 @@
-"""Trying a traced graph out: groups of channels whose removal does not equal the mask."""
+"""Tries a traced graph out, to find groups of channels whose removal does not equal the mask."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pruning.channels.structure import apply_structure
 from spaces.granularity import removed_count
 
 TRIAL_SHARE = 0.25
-"""Share of every group's units removed when a traced graph is tried out."""
+"""Share of every group's units that is removed when a traced graph is tried out."""
 INITIAL_SIZE = 1e-4
-"""Mean |element| up to which a parameter is taken to be at its initial value, such as a layer scale's 1e-6."""
+"""A parameter whose mean |element| is at most this is taken to be at its initial value, such as a layer scale's 1e-6.
+"""
 
 
 def find_offenders(
@@ -26,16 +27,17 @@ def find_offenders(
 ) -> dict[int, str]:
     """Try a traced graph out: usable groups whose removal goes wrong -> how.
 
-    A quarter of every usable group's units is removed at once. Where that fails, groups are first tried in the
-    modules that hold them, all in one pass (see `pruning.channels.containers`), then halved.
+    A quarter of every usable group's units is removed at once. If that fails, groups are first tried in the modules
+    that hold them, all in one pass (see `pruning.channels.containers`), then by halving.
 
     Args:
-        model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their
-            initial values, which would hide a wrong removal.
-        hints: number of a group -> what may be the cause if its removal goes wrong.
+        model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their initial values,
+            which would hide a wrong removal.
+        hints: number of a group -> the likely cause if its removal goes wrong.
         calls: how often each module of `model` runs in eval mode.
 
-    Raises whatever says that memory is lacking.
+    Raises:
+        MemoryError, torch.OutOfMemoryError, RuntimeError: there is too little memory.
     """
     _perturb_(model)
     trials = _Trials(model, graph)
@@ -68,7 +70,7 @@ def _perturb_(model: nn.Module) -> None:
 
 
 class _Trials:
-    """Removals of some units of some groups, each done once."""
+    """Removals of some units of some groups, each tried once."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._model, self._graph = model, graph
@@ -119,7 +121,7 @@ class _Trials:
 
 
 def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
-    """How the smaller network fails in training mode although the dense one runs; None if it does not."""
+    """How the smaller network fails in training mode, if the dense one does not; None if it runs."""
     pair = torch.cat([example, example])
     try:
         outputs_of(masked, pair, training=True)

@@ -1,4 +1,4 @@
-"""What is left of a network after channels were removed, written down so that it can be rebuilt."""
+"""What is left of a network after channels were removed, as data from which it can be rebuilt."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Structure:
     """The indices that stay, for every tensor dimension that shrinks.
 
     Attributes:
-        kept: state_dict name -> dimension -> sorted kept indices of the dense tensor. Dimensions and
-            tensors that stay whole are absent, so an empty mapping is the dense model.
+        kept: state_dict name -> dimension -> sorted kept indices of the dense tensor. Dimensions and tensors that stay
+            whole are absent, so an empty mapping is the dense model.
 
-    Raises `ValueError` for a name that is no text, and for indices that are not whole numbers >= 0 in
-    strictly rising order, at least one a dimension.
+    Raises:
+        ValueError: a name that is not text, or indices that are not whole numbers >= 0 in strictly rising order, at
+            least one for each dimension.
 
     >>> Structure({"conv.weight": {0: (0, 2)}}).to_dict()
     {'version': 1, 'kept': {'conv.weight': {'0': [0, 2]}}}
@@ -44,7 +45,7 @@ class Structure:
         object.__setattr__(self, "kept", checked)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a `version`, sorted by tensor name; `from_dict` undoes it."""
+        """Plain data with a `version`, sorted by tensor name; the inverse of `from_dict`."""
         kept = {
             name: {str(dim): list(indices) for dim, indices in sorted(dimensions.items())}
             for name, dimensions in sorted(self.kept.items())
@@ -68,15 +69,15 @@ class Structure:
 
 
 def apply_structure(model: AnyModule, structure: Structure) -> AnyModule:
-    """A new model whose tensors hold only the kept indices and whose modules know their new sizes.
+    """A new model whose tensors hold only the kept indices and whose modules have the new sizes.
 
-    Applied to a freshly built dense model and followed by `load_state_dict(strict=True)` it reproduces a
-    shrunk model. Data type, `requires_grad`, training flags and memory format stay; `model` does too.
+    Applied to a newly built dense model and followed by `load_state_dict(strict=True)`, it reproduces a shrunk model.
+    Data type, `requires_grad`, training flags and memory format are kept; `model` is not changed.
 
     Raises:
-        ValueError: a tensor the model does not have (nearest match named), a dimension or index out of
-            its range, or a module that cannot change its size (only convolutions, transposed ones too,
-            linear layers, batch and instance norms and PReLU can).
+        ValueError: a tensor that the model does not have (nearest match named), a dimension or index out of range, or a
+            module that cannot change its size (only convolutions, transposed ones included, linear layers, batch and
+            instance norms and PReLU can).
     """
     state = model_tensors(model)
     for name, dimensions in structure.kept.items():
@@ -90,7 +91,7 @@ def apply_structure(model: AnyModule, structure: Structure) -> AnyModule:
 
 
 def with_indices(model: AnyModule, indices: Mapping[str, Mapping[int, Sequence[int] | np.ndarray]]) -> AnyModule:
-    """A copy of `model` whose tensors hold these indices, in this order; what modules know of sizes stays.
+    """A copy of `model` whose tensors hold these indices, in this order; the sizes that modules store are not changed.
 
     Args:
         indices: state_dict name -> dimension -> indices of the tensor, within its range.
@@ -120,7 +121,7 @@ def _checked_dimensions(name: object, dimensions: object) -> dict[int, tuple[int
 
 
 def _parsed_dimensions(name: object, dimensions: Any) -> Any:
-    """JSON's text keys as numbers; whatever else is wrong is left to `_checked_dimensions`."""
+    """JSON's text keys as numbers; every other check is left to `_checked_dimensions`."""
     if not isinstance(dimensions, Mapping):
         return dimensions
     for key in dimensions:
@@ -138,7 +139,7 @@ def _check_range(name: str, shape: tuple[int, ...], dimensions: Mapping[int, tup
 
 
 def _select(dense: Tensor, dimensions: Mapping[int, Sequence[int] | np.ndarray]) -> Tensor:
-    """The indices, laid out in memory in the same order of dimensions (such as channels_last)."""
+    """The selected elements, laid out in memory in the same order of dimensions (such as channels_last)."""
     order = sorted(range(dense.ndim), key=lambda dim: (-dense.stride()[dim], dense.shape[dim] == 1))
     selected = dense.detach().permute(order)
     for dim, indices in dimensions.items():
@@ -148,7 +149,7 @@ def _select(dense: Tensor, dimensions: Mapping[int, Sequence[int] | np.ndarray])
 
 
 def _update_sizes(module: nn.Module) -> None:
-    """Bring a module's attributes in line with its tensors."""
+    """Make a module's attributes agree with its tensors."""
     if isinstance(module, _ConvNd):
         whole, local = module.weight.shape[:2]
         if is_depthwise(module):

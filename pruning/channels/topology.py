@@ -1,4 +1,4 @@
-"""What stands next to a layer: the BatchNorm that follows it, and the layers that read a group's channels."""
+"""The neighbours of a layer: the BatchNorm that follows it, and the layers that read a group's channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pruning.outputs import tensors_in
 def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
     """Layer -> name of the BatchNorm with a scale whose input is the layer's output, in one forward pass.
 
-    Layers whose output something else takes first, such as a sum or an activation that makes a new tensor, have none.
+    A layer whose output goes through something else first, such as a sum or an activation that makes a new tensor, has
+    none.
     """
     outputs: dict[int, tuple[str, Tensor]] = {}  # by identity; holding the tensors keeps identities unique
     found: dict[str, str] = {}
@@ -44,7 +45,9 @@ def readers(graph: ChannelGraph, number: int) -> list[str]:
 
 
 def columns_of(graph: ChannelGraph, number: int, reader: str, shape: tuple[int, ...]) -> Tensor:
-    """The unit of this group each column of the reader's weight, flattened with inputs second, leaves with; or -1."""
+    """For each column of the reader's weight (flattened, inputs second), the unit of this group that it leaves with, or
+    -1.
+    """
     owners = torch.from_numpy(graph.owners[reader, graph.network.by_name[reader].input_dim])
     units = torch.where(owners[:, 0] == number, owners[:, 1], -1)
     return units.repeat_interleave(torch.Size(shape[2:]).numel())

@@ -1,7 +1,7 @@
-"""Which output channels belong together, and which go first.
+"""Which output channels belong together, and which of them can be removed.
 
-Coupling is read from one followed pass (see `pruning.channels.coupling`). Every removal is compared with its mask on
-the example input (see `pruning.channels.removal`), so that what cannot be seen in a pass ends in a stated obstacle or a
+The coupling is read from one followed pass (see `pruning.channels.coupling`). Every removal is compared with its mask
+on the example input (see `pruning.channels.removal`), so that whatever a pass cannot show ends in a stated reason or a
 `RemovalMismatch`, never in a wrong network.
 """
 
@@ -41,18 +41,18 @@ _NOT_REACHED = "no operation takes its weight as it is"
 def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     """Find the groups of output channels that can only be removed together, and try them out.
 
-    Works on a copy in eval mode, so frozen and training models do as well, and `model` stays as it is. Groups
-    that cannot lose channels, and layers outside any group, carry an obstacle. Layers that run only in training mode
-    (auxiliary heads) are followed too. About a quarter of all units is removed once and compared with the
-    mask; groups that differ, or without which training fails, get an obstacle too.
+    Works on a copy in eval mode, so frozen and training models are fine too, and `model` is not changed. Groups that
+    cannot lose channels, and layers outside any group, have an obstacle: the reason. Layers that run only in training
+    mode (auxiliary heads) are followed too. About a quarter of all units is removed once and compared with the mask;
+    groups that differ, or without which training fails, get an obstacle too.
 
     Args:
-        example_input: a batch (N, ...) the model accepts, on the model's device.
+        example_input: a batch (N, ...) that the model accepts, on the model's device.
 
     Raises:
-        ValueError: no model, an example input that is none, empty or not finite, or that the model does not run on,
-            or a model that cannot be stored or followed (see `pruning.unsupported.check_kind`).
-        MemoryError, torch.OutOfMemoryError, RuntimeError: memory is lacking.
+        ValueError: not a model, an example input that is not a tensor, is empty or not finite, or on which the model
+            does not run, or a model that cannot be stored or followed (see `pruning.unsupported.check_kind`).
+        MemoryError, torch.OutOfMemoryError, RuntimeError: there is too little memory.
     """
     check_model(model)
     check_example(example_input)
@@ -86,7 +86,7 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Mul
 
 
 def _observe_training(model: nn.Module, example: Tensor) -> Counter[nn.Module]:
-    """How often each module runs where the model takes its training path; none if it fails there."""
+    """How often each module runs when the model takes its training path; empty if it fails there."""
     with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             train_containers_(model)(example)
@@ -109,7 +109,7 @@ def _counted_calls(model: nn.Module) -> Iterator[Counter[nn.Module]]:
 
 
 def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Multiplications) -> Network:
-    """Tensors and layers with no group yet; every layer has the obstacle of being in none."""
+    """Tensors and layers without groups; every layer has the obstacle of being in none."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tensors: list[StoredTensor] = []
     aliases: dict[str, str] = {}
@@ -140,7 +140,7 @@ def _storage(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _build_graph(bare: Network, coupling: Coupling, example: Tensor) -> ChannelGraph:
-    """Fill groups into the bare network; groups with an obstacle own nothing."""
+    """Add the groups to the bare network; groups with an obstacle own nothing."""
     group_of = {name: number for number, group in enumerate(coupling.groups) for name in group.layers}
     layers = tuple(
         replace(layer, channel_group=group_of[layer.name], obstacle=coupling.groups[group_of[layer.name]].obstacle)

@@ -62,7 +62,7 @@ class Curves:
 
 
 def schedules_of(policy: PruningPolicy) -> dict[str, Schedule]:
-    """The schedule of each method: one-shot, and rounds with the policy's own exponent, number of rounds and regrowth."""
+    """The schedule of each method; the iterative one takes rounds, with the policy's exponent, number and regrowth."""
     own = policy.schedule
     rounds = Schedule("iterative", exponent=own.exponent, rounds=own.rounds, regrow=own.regrow)
     return {PRUNE_ONLY: Schedule("one-shot"), PRUNE_AND_TUNE: Schedule("one-shot"), ITERATIVE: rounds}
