@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structure
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
@@ -126,6 +127,13 @@ def test_folders_of_search_import_downwards():
 def test_no_two_rooms_import_each_other():
     order = graphlib.TopologicalSorter(ROOMS)
     assert list(order.static_order())  # raises CycleError
+
+
+def test_no_modules_import_each_other():
+    """In no circle, not even one for type checkers alone."""
+    paths = structure.modules(ROOT)
+    arrows = {name: {*structure.imported(path, paths)} - {name} for name, path in paths.items()}
+    assert [circle for circle in structure.circles(arrows) if len(circle) > 1] == []
 
 
 def test_folders_show_nothing_themselves():
