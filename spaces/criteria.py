@@ -1,7 +1,8 @@
-"""The words for criteria: which units of a layer go first, and in which granularities a word has a meaning.
+"""The names of criteria: which units of a layer go first, and for which granularities a criterion is defined.
 
-Only the words; the formulas are `pruning.importance.weights`. A word with a `:` is a criterion of the user's own, such
-as `spread.py:spread`: files that hold one can be read anywhere, and it is only looked for when something is scored.
+The formulas are in `pruning.importance.weights`. A name with a `:` is a criterion of the user's own, such as
+`spread.py:spread`: files that contain one can be read anywhere, and its code is only looked for when something is
+scored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class CriterionWord:
 
     Attributes:
         granularities: the only ones it is defined for; None means all.
-        needs_data: whether it looks at calibration data.
+        needs_data: whether it uses calibration data.
     """
 
     granularities: tuple[str, ...] | None = None
@@ -43,15 +44,16 @@ _BUILT_IN = {
 }
 CRITERIA = tuple(_BUILT_IN)
 SPELLINGS = {"obd": "obd-fisher"}
-"""Shorter words and what they stand for: LeCun's criterion without a method means the Fisher diagonal."""
+"""Shorter names and what they stand for: LeCun's criterion without a method means the Fisher diagonal."""
 _own: dict[str, CriterionWord] = {}
 
 
 def criterion_word(word: str) -> CriterionWord:
-    """What is known of a criterion; of an unregistered one of the user's own, nothing: all granularities, no data.
+    """What is known of a criterion. For an unregistered one of the user's own that is nothing: all granularities, no
+    data.
 
     Raises:
-        ValueError: an unknown word; the nearest is named.
+        ValueError: an unknown name; the nearest is named.
 
     >>> criterion_word("bn-scale").granularities
     ('channel',)
@@ -65,10 +67,10 @@ def criterion_word(word: str) -> CriterionWord:
 
 
 def check_criterion(word: str, granularities: Iterable[str] = ()) -> str:
-    """The word itself, or the one it is short for, if it is defined for all these granularities.
+    """The name itself, or the one it is short for, if the criterion is defined for all these granularities.
 
     Raises:
-        ValueError: an unknown word, or a granularity the criterion is not defined for.
+        ValueError: an unknown name, or a granularity for which the criterion is not defined.
 
     >>> check_criterion("obd", ["fine-grained"])
     'obd-fisher'
@@ -85,10 +87,10 @@ def check_criterion(word: str, granularities: Iterable[str] = ()) -> str:
 
 
 def add_criterion_word(word: str, granularities: Iterable[str] | None = None, needs_data: bool = False) -> None:
-    """Make a user's own word known; again with other properties replaces it.
+    """Make a name of the user's own known; a second call with other properties replaces the first.
 
     Raises:
-        ValueError: no text, empty, or a built-in word.
+        ValueError: not text, empty, or a built-in name.
     """
     if not isinstance(word, str) or not word.strip() or any(c.isspace() for c in word):
         raise ValueError(f"a criterion's name must be text without spaces, such as 'lab:spread', got {word!r}")

@@ -30,20 +30,21 @@ def _checked_layers(field_name: str, mapping: Mapping[str, float]) -> Mapping[st
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """A complete, model-independent decision; immutable, comparable and JSON-able.
+    """A complete decision on how to prune, independent of any model; immutable, comparable, and stored as JSON.
 
     Attributes:
-        sparsity: layer -> share of its units removed, 0 <= s < 1; layers not named stay whole. With
-            granularity `channel` it is the share of output channels removed.
-        granularity: one of `GRANULARITIES` for all layers, or layer -> granularity (a layer with
-            sparsity but no entry is `fine-grained`).
+        sparsity: layer -> share of its units removed, 0 <= s < 1; layers not named stay whole. With granularity
+            `channel` it is the share of output channels removed.
+        granularity: one of `GRANULARITIES` for all layers, or layer -> granularity (a layer with a sparsity but no
+            entry is `fine-grained`).
         removal: layer -> share of output channels removed first; masks then act on what stays.
-        criterion: one of `spaces.criteria.CRITERIA`, or one of the user's own; which units go first.
+        criterion: which units go first: one of `spaces.criteria.CRITERIA`, or one of the user's own.
         schedule: a `Schedule`, or its kind as a string.
 
-    Raises `ValueError` for shares outside [0, 1), unknown words, a criterion that is not defined for a
-    granularity in use, and a layer with granularity `channel` that asks for a removal as well (its
-    sparsity is the removal).
+    Raises:
+        ValueError: a share outside [0, 1), an unknown granularity, criterion or schedule, a criterion that is not
+            defined for a granularity in use, or a layer with granularity `channel` that has a removal as well (its
+            sparsity is the removal).
 
     >>> PruningPolicy({"conv.weight": 0.5}).to_dict()["sparsity"]
     {'conv.weight': 0.5}
@@ -80,18 +81,18 @@ class PruningPolicy:
         return PruningPolicy.from_dict, (self.to_dict(),)
 
     def granularity_of(self, layer: str) -> str:
-        """The granularity that holds for `layer`."""
+        """The granularity of `layer`."""
         if isinstance(self.granularity, Mapping):
             return self.granularity.get(layer, "fine-grained")
         return self.granularity
 
     def _granularities_in_use(self) -> list[str]:
-        """Of layers that are asked for something, in their order; removals are of channels."""
+        """Granularities of the layers with a request, in order; removals are of channels."""
         asked = [self.granularity_of(name) for name, share in self.sparsity.items() if share > 0]
         return list(dict.fromkeys([*asked, *("channel" for share in self.removal.values() if share > 0)]))
 
     def channel_requests(self) -> dict[str, float]:
-        """Layer -> share of its output channels asked to go, from removals and channel sparsities."""
+        """Layer -> requested share of its output channels, from removals and channel sparsities."""
         asked = {name: share for name, share in self.removal.items() if share > 0}
         for name, share in self.sparsity.items():
             if share > 0 and self.granularity_of(name) == "channel":
@@ -99,13 +100,14 @@ class PruningPolicy:
         return asked
 
     def mask_requests(self) -> dict[str, float]:
-        """Layer -> share of the units of what stays that masks set to zero."""
+        """Layer -> share of the remaining units that masks set to zero."""
         return {n: s for n, s in self.sparsity.items() if s > 0 and self.granularity_of(n) != "channel"}
 
     @property
     def granularity_label(self) -> str:
-        """One word for tables: the granularity, a combined word such as `channel+kernel` where a removal comes before
-        the masks, `channel` where it comes without any, or `mixed` when layers differ."""
+        """One word for tables: the granularity; a combination such as `channel+kernel` if a removal comes before the
+        masks, `channel` if it comes alone; or `mixed` if layers differ.
+        """
         used = {self.granularity_of(name) for name, share in self.sparsity.items() if share > 0}
         word = self.granularity
         if isinstance(word, Mapping):
@@ -116,7 +118,7 @@ class PruningPolicy:
         return combined if combined in (*COMBINED, "channel") else word
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a `version`, sorted by layer name; `from_dict` undoes it."""
+        """Plain data with a `version`, sorted by layer name; the inverse of `from_dict`."""
         granularity = self.granularity if isinstance(self.granularity, str) else dict(sorted(self.granularity.items()))
         return {
             "version": POLICY_VERSION,
@@ -159,9 +161,9 @@ class PruningPolicy:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits naming the policy's content.
+        """16 hex digits that identify the policy's content.
 
-        Layers asked for nothing, and what of a schedule has no effect on its kind, do not change it.
+        Layers without a request do not change it, nor do schedule settings that have no effect on the schedule's kind.
         """
         data = self.to_dict()
         for key in ("sparsity", "removal"):
@@ -172,5 +174,5 @@ class PruningPolicy:
 
 
 def parse_sparsity(text: str) -> dict[str, float]:
-    """Read the flat dict of the pruning labs, `{"layer": share removed, ...}`, every value checked."""
+    """Read the flat dict of the pruning labs, `{"layer": share removed, ...}`, and check every value."""
     return {name: check_sparsity(value, f"sparsity of {name!r}") for name, value in parse_object(text).items()}

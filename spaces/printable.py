@@ -1,20 +1,21 @@
-"""Text that others wrote (names, messages of errors), made harmless for a terminal, a table or a picture."""
+"""Text that others wrote (names, error messages), made harmless for a terminal, a table or a picture."""
 
 from __future__ import annotations
 
 import unicodedata
 
 LONGEST_LINE = 4000
-"""Characters of a message that are shown; of a longer one the middle goes."""
+"""The most characters shown of a message; a longer one loses its middle."""
 LONGEST_WORD = 200
-"""Likewise of a value or name within a message."""
+"""The most characters shown of a value or name in a message."""
 
 
 def printable(text: object, lines: bool = False) -> str:
-    r"""`text` with every character that moves a cursor, hides, turns or is no character as its escape.
+    r"""`text` with an escape in place of every character that moves the cursor, hides or reverses text, or is not a
+    character.
 
     Args:
-        lines: leave line breaks, for text that is more than a line.
+        lines: keep line breaks, for text of several lines.
 
     >>> print(printable("gone\x1b[2K\r\u202e$x [b]"))
     gone\x1b[2K\r\u202e$x [b]
@@ -30,7 +31,7 @@ def _plain(character: str) -> bool:
 
 
 def shortened(text: str, most: int = LONGEST_LINE) -> str:
-    """At most `most` characters, of a longer text its beginning and its end.
+    """At most `most` characters: of a longer text, its beginning and its end.
 
     >>> shortened("a" * 20 + "z" * 20, 15)
     'aaaaaaaa ... zz'

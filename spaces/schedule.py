@@ -1,4 +1,4 @@
-"""When a policy's shares are due: all at once, along a polynomial, or in rounds."""
+"""When a policy's sparsities are reached: all at once, along a polynomial, or in rounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spaces.validation import is_number, percent_meant, unknown
 SCHEDULES = ("one-shot", "polynomial", "iterative")
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
 MOST = {"exponent": 1000, "interval": 10**9, "rounds": 1000}
-"""Beyond these nothing else happens, however long it takes."""
+"""Larger values change nothing, however long the fine-tune is."""
 _NUMBERS = tuple((name, Real, "number") for name in ("exponent", "ramp", "start"))
 _SHARES = ("ramp", "start")
 _WHOLE = tuple((name, Integral, "whole number") for name in ("interval", "rounds"))
@@ -20,18 +20,20 @@ _WHOLE = tuple((name, Integral, "whole number") for name in ("interval", "rounds
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a policy's shares are reached during fine-tuning; exactly reached at the end, whatever divides what.
+    """How a policy's sparsities are reached during fine-tuning; exactly reached at its end, whatever the number of
+    steps.
 
     Attributes:
         kind: `one-shot` (all before the first step), `polynomial`, v(t) = v_f (1 - (1 - p)^exponent), or `iterative`:
-            the fine-tune is cut into equal rounds, each with a learning rate cycle of its own; round k of n begins
-            with what the polynomial gives at p = k / n, and the last one with all.
-        exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Of no effect when one-shot.
-        ramp: share of the fine-tune's steps after which the polynomial has ended, start < ramp <= 1; masks hold then.
+            the fine-tune is divided into equal rounds, each with its own learning rate cycle; round k of n begins with
+            the polynomial's value at p = k / n, and the last one with the final sparsity.
+        exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Has no effect on `one-shot`.
+        ramp: share of the fine-tune's steps after which the polynomial has ended, start < ramp <= 1; masks are fixed
+            after that.
         start: share of the steps before it begins, 0 <= start < ramp.
-        interval: steps between two updates of the masks on the ramp; 0 spreads 20 of them over it.
+        interval: steps between two mask updates on the ramp; 0 spreads 20 updates over it.
         rounds: of `iterative`, >= 1.
-        regrow: weights masked earlier keep the values they had, and come back where they score higher at an update.
+        regrow: weights masked earlier keep the values they had, and return if they score higher at an update.
     """
 
     kind: str = "polynomial"
@@ -73,7 +75,7 @@ class Schedule:
             raise ValueError(f"schedule regrow must be true or false, got {self.regrow!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; of what was added after kind, exponent and ramp only what differs from the default."""
+        """Plain data; of the fields added after kind, exponent and ramp, only those that differ from the default."""
         first = {"kind": self.kind, "exponent": float(self.exponent), "ramp": float(self.ramp)}
         later = {f.name: getattr(self, f.name) for f in fields(self)[3:] if getattr(self, f.name) != f.default}
         return first | later
@@ -89,7 +91,7 @@ class Schedule:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """What has no effect on this kind."""
+        """The fields that have no effect on this kind."""
         return {
             "one-shot": ("exponent", "ramp", "start", "interval", "rounds", "regrow"),
             "polynomial": ("rounds",),
@@ -98,7 +100,7 @@ class Schedule:
 
     @property
     def essence(self) -> dict[str, Any]:
-        """`to_dict` without what is idle."""
+        """`to_dict` without the fields that have no effect."""
         return {key: value for key, value in self.to_dict().items() if key not in self.idle}
 
 

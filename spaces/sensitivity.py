@@ -1,4 +1,4 @@
-"""The profile: what a sensitivity scan found, as data with a version."""
+"""The sensitivity profile: what a scan found, as data with a version."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PROFILE_VERSION = 1
 
 @dataclass(frozen=True)
 class ProfilePoint:
-    """Loss and accuracy on calibration data with one layer pruned, nothing trained.
+    """Loss and accuracy on calibration data with one layer pruned and nothing trained.
 
-    The `recalibrated` pair is taken after BatchNorm recalibration; where nothing is recalibrated (see
-    `Profile.is_recalibrated`) it repeats the other. `sparsity` is the achieved one.
+    The `recalibrated` pair is measured after BatchNorm recalibration; if nothing is recalibrated (see
+    `Profile.is_recalibrated`), it repeats the other pair. `sparsity` is the achieved one.
     """
 
     sparsity: float
@@ -34,21 +34,21 @@ class ProfilePoint:
 
 @dataclass(frozen=True)
 class Profile:
-    """Sensitivity of every layer, one at a time.
+    """The sensitivity of every layer, pruned one at a time.
 
     Attributes:
-        model: fingerprint of the trained model and data it was taken on.
-        examples: calibration examples scored.
-        dense_loss: on those examples, nothing pruned.
+        model: fingerprint of the trained model and data it was measured on.
+        examples: number of calibration examples.
+        dense_loss: on those examples, with nothing pruned.
         dense_accuracy: likewise, a share in [0, 1].
-        points: granularity -> layer -> points by rising sparsity; layers that cannot be pruned in a
-            granularity are absent from it.
-        seconds: what the scan took.
-        dense_recalibrated_loss: of the dense model after the same recalibration as the points; None for a model
-            without BatchNorm, and in profiles from before it was taken.
+        points: granularity -> layer -> points by rising sparsity; layers that cannot be pruned in a granularity are
+            absent from it.
+        seconds: how long the scan took.
+        dense_recalibrated_loss: of the dense model after the same recalibration as the points; None for a model without
+            BatchNorm, and in old profiles that lack it.
         dense_recalibrated_accuracy: likewise.
-        too_few: the examples are too few to recalibrate by: that alone hurts the dense model, so the points are scored
-            without.
+        too_few: there are too few examples for a recalibration, which alone hurts the dense model; the points are
+            measured without it.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Profile:
 
     @property
     def is_recalibrated(self) -> bool:
-        """Whether the `recalibrated` pairs of the points differ from the others by a recalibration."""
+        """Whether a recalibration distinguishes the `recalibrated` pairs of the points from the others."""
         if self.dense_recalibrated_loss is not None:
             return not self.too_few
         every = (p for by_layer in self.points.values() for points in by_layer.values() for p in points)
@@ -71,16 +71,16 @@ class Profile:
 
     @property
     def reference(self) -> tuple[float, float]:
-        """Loss and accuracy of the dense model that the `recalibrated` pairs of the points are held against."""
+        """Loss and accuracy of the dense model that the `recalibrated` pairs of the points are compared with."""
         if self.dense_recalibrated_loss is None or self.too_few:
             return self.dense_loss, self.dense_accuracy
         return self.dense_recalibrated_loss, self.dense_recalibrated_accuracy
 
     def damage(self, granularity: str, layer: str) -> tuple[np.ndarray, np.ndarray]:
-        """Sparsities (k,) from 0 up and the loss increase there (k,), dense and pruned model both recalibrated.
+        """Sparsities (k,) from 0 up and the loss increase at each (k,), with dense and pruned model both recalibrated.
 
-        The increase is made non-decreasing and starts at 0: a layer that gains by pruning counts as
-        free, and NaN counts as the worst finite increase of the layer (or 0 without one).
+        The increase is made non-decreasing and starts at 0: a layer that gains from pruning counts as free, and NaN
+        counts as the layer's largest finite increase (0 if it has none).
         """
         points = self.points[granularity][layer]
         levels = np.array([0.0, *(p.sparsity for p in points)])
@@ -91,7 +91,7 @@ class Profile:
         return levels, np.maximum.accumulate(np.maximum(losses, 0.0))
 
     def to_json(self) -> str:
-        """JSON text; `from_json` undoes it. Losses that are not finite become null, and NaN when read."""
+        """JSON text; the inverse of `from_json`. Losses that are not finite become null, and NaN when read."""
         data = asdict(self)
         for name in ("dense_recalibrated_loss", "dense_recalibrated_accuracy", "too_few"):
             if data[name] is None or data[name] is False:
@@ -117,7 +117,7 @@ class Profile:
             raise ValueError(f"damaged profile ({error}): scan again") from None
 
     def _check(self) -> None:
-        """Raise `ValueError` for what no scan finds."""
+        """Raise `ValueError` for values that no scan finds."""
         if not isinstance(self.model, str):
             raise ValueError("model must be text")
         numbers = {"examples": self.examples, "dense_accuracy": self.dense_accuracy, "seconds": self.seconds}
@@ -141,7 +141,7 @@ class Profile:
                     raise ValueError(f"sparsities of {layer!r} must rise from 0 to 1")
 
     def require(self, granularities: Iterable[str], layers: Collection[str]) -> None:
-        """Raise `ValueError` unless the profile is of these granularities, and of no other layers."""
+        """Raise `ValueError` unless the profile covers these granularities and no other layers than these."""
         if {*granularities} != {*self.points}:
             raise ValueError(f"the profile is of {', '.join(self.points)}: scan again")
         for by in self.points.values():
@@ -150,7 +150,7 @@ class Profile:
                     raise ValueError(f"the profile has {unknown('layer', layer, layers)}: scan again")
 
     def table(self, granularity: str) -> list[tuple[str, ProfilePoint]]:
-        """(layer, point) rows of one granularity, in the order scanned.
+        """One row for each (layer, point) of one granularity, in the order scanned.
 
         Raises:
             ValueError: the profile does not hold this granularity.

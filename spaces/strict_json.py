@@ -1,4 +1,4 @@
-"""Reading JSON that may be anything: one object, no name twice, no constants that JSON does not know, not too deep."""
+"""Reading JSON from anywhere: one object, no duplicate keys, no constants outside the standard, not too deep."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from spaces.printable import LONGEST_WORD, shortened
 
 DEEPEST, LONGEST_NUMBER = 64, 1000
-"""Of JSON that is read: levels of nesting, characters of a whole number."""
+"""The most levels of nesting, and the most characters of a whole number, that are read."""
 
 
 def parse_object(text: str, constants: bool = False) -> dict[str, Any]:
-    """Parse a JSON object strictly: duplicate keys, NaN, Infinity and non-objects raise `ValueError`.
+    """Parse a JSON object strictly: duplicate keys, NaN, Infinity and anything but an object raise `ValueError`.
 
-    So do a nesting deeper than `DEEPEST` and numbers of more than `LONGEST_NUMBER` characters.
+    So do nesting deeper than `DEEPEST` and numbers longer than `LONGEST_NUMBER` characters.
 
     Args:
-        constants: take NaN and Infinity, which records of losses hold.
+        constants: accept NaN and Infinity, which records of losses hold.
 
     >>> parse_object('{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -75,7 +75,7 @@ def _deeper(data: Any, most: int) -> bool:
 
 
 def nan_as_null(value: Any) -> Any:
-    """Plain data with None for every number that is not finite, which JSON cannot hold."""
+    """Plain data with None in place of every number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

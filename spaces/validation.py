@@ -1,4 +1,4 @@
-"""Checks of what a user gives, in one-line messages that name the value received and the nearest valid one."""
+"""Checks of what a user gives, with one-line messages that name the value received and the nearest valid one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from spaces.printable import LONGEST_WORD, shortened
 
 
 def unknown(what: str, received: object, valid: Iterable[str]) -> str:
-    """Say that `received` is no known `what`, and which valid name is nearest: one that holds it, if there is one.
+    """Say that `received` is not a known `what`, and which valid name is nearest: one that contains it, if there is
+    one.
 
     >>> unknown("layer", "conv1.wieght", ["conv0.weight", "conv1.weight"])
     "unknown layer 'conv1.wieght': did you mean 'conv1.weight'? (2 known: conv0.weight, conv1.weight)"
@@ -28,7 +29,7 @@ def unknown(what: str, received: object, valid: Iterable[str]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite real number that a float can hold; booleans are none.
+    """Whether `value` is a finite real number that a float can hold; booleans do not count.
 
     >>> is_number(0.25), is_number(True), is_number("0.25"), is_number(10**400)
     (True, False, False, False)
@@ -40,7 +41,7 @@ def is_number(value: object) -> bool:
 
 
 def check_limit(name: str, share: object) -> float:
-    """Return a limit, 0 < share <= 1 of the dense model's, as it is, else raise `ValueError`.
+    """Return a limit, a share of the dense model's with 0 < share <= 1, unchanged; otherwise raise `ValueError`.
 
     >>> check_limit("max_size", 25)
     Traceback (most recent call last):
@@ -52,7 +53,7 @@ def check_limit(name: str, share: object) -> float:
 
 
 def percent_meant(value: object) -> str:
-    """The share a number above 1, or a text such as `25%`, may have meant, as the end of a message; else empty.
+    """The share that a number above 1, or a text such as `25%`, probably meant, as the end of a message; empty if none.
 
     >>> percent_meant(30), percent_meant("0.5%"), percent_meant("x"), percent_meant(-1)
     ('; 30 % is 0.3', '; 0.5 % is 0.005', '', '')
@@ -68,7 +69,7 @@ def percent_meant(value: object) -> str:
 
 
 def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
-    """Raise `ValueError` unless `words` are one or more of `known`, each once."""
+    """Raise `ValueError` unless `words` are one or more of `known`, none twice."""
     for word in () if isinstance(words, str) else words:
         if word not in known:
             raise ValueError(unknown(what, word, known))
@@ -77,7 +78,7 @@ def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
 
 
 def check_sparsity(value: object, where: str = "sparsity") -> float:
-    """Return `value` as float if it is a number with 0 <= value < 1, else raise `ValueError`.
+    """Return `value` as a float if it is a number with 0 <= value < 1, otherwise raise `ValueError`.
 
     Booleans, strings and NaN are refused: sparsity is the share removed.
     """

@@ -12,21 +12,21 @@ from search.results.tables import FinalScore
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 
 NOISE_FACTOR = 2.0
-"""A difference of means below this many standard errors is called noise."""
+"""A difference of means of fewer standard errors than this is called noise."""
 ALIKE = 0.03
-"""Sizes and MACs that differ by this share at most count as equal."""
+"""Sizes and MACs that differ by at most this share count as equal."""
 MANY_EXAMPLES = 1000
-"""Of more test examples, one is less than a tenth of a point."""
+"""With more test examples than this, one is less than a tenth of a point."""
 
 
 @dataclass(frozen=True)
 class ClosingRow:
-    """One line of the closing table; accuracies, sizes and MACs are shares, sd None where there is one run.
+    """One row of the closing table; accuracies, sizes and MACs are shares, and sd is None for a single run.
 
     Attributes:
-        latency: measured; None where it was not, as int8 weights run no faster here.
-        within_noise: whether the latency is not shown to differ from the dense model's; None where it was not measured.
-        failed: runs beside the `runs` that the means are of.
+        latency: measured; None if it was not, since int8 weights run no faster here.
+        within_noise: whether the latency cannot be told from the dense model's; None if it was not measured.
+        failed: runs that failed, besides the `runs` that the means are of.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ClosingRow:
 def closing_rows(
     comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int]
 ) -> list[ClosingRow]:
-    """Dense, int8, baselines, finalists; `trial_of` maps a finalist's digest to its trial."""
+    """Rows for dense, int8, baselines and finalists; `trial_of` maps a finalist's digest to its trial."""
     timed = comparison.latency
     rows = [_reference_row("dense", comparison.dense), _reference_row("dense int8", comparison.int8)]
     rows[0] = replace(rows[0], latency=timed.dense if timed else None)
@@ -70,9 +70,9 @@ def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> Clo
 
 
 def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
-    """One sentence: is the most accurate finalist above the most accurate static baseline on test, or is it noise?
+    """One sentence: is the most accurate finalist above the most accurate static baseline on test data, or is it noise?
 
-    Most accurate is of highest `final_accuracy`, on validation data.
+    The most accurate is the one with the highest `final_accuracy`, on validation data.
     """
     found = [finals[d] for d in comparison.finalists if d in finals]
     static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
@@ -95,9 +95,10 @@ def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | N
 
 
 def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:
-    """Standard error of a difference of test accuracies: that of the seeds, and that of so many test examples.
+    """Standard error of a difference of test accuracies, from the spread over seeds and the number of test examples.
 
-    Examples count as if each network had been tested on others, which is the most it can be. None if nothing is known.
+    Examples count as if each network had been tested on different ones, which gives the largest error. None if nothing
+    is known.
     """
     variance, known = 0.0, False
     if first.test_sd is not None and second.test_sd is not None:
@@ -110,7 +111,7 @@ def _difference_error(first: FinalScore, second: FinalScore, examples: int | Non
 
 
 def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:
-    """Sizes and MACs of both where they differ by more than `ALIKE` of the larger."""
+    """Sizes and MACs of both, if they differ by more than `ALIKE` of the larger."""
     pairs = ((first.size_encoded, second.size_encoded), (first.macs, second.macs))
     if all(max(pair) - min(pair) <= ALIKE * max(pair) for pair in pairs):
         return []

@@ -1,4 +1,4 @@
-"""What the honest end of a study found: the comparison on disk, its closing table and its verdict."""
+"""What a study's finals are compared with: the dense model and static baselines, as a file."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What finalists are held against.
+    """What finalists are compared with.
 
     Attributes:
         dense: the unpruned model.
-        int8: dense with weights rounded to 8 bits.
-        baselines: static allocator -> policy digest, each landed on the largest size target in `granularity`; the
-            digest is a finalist's, or an earlier one's, if it removes the same. Allocators that cannot reach the limit
-            are absent.
+        int8: the dense model with weights rounded to 8 bits.
+        baselines: static allocator -> policy digest, each fitted to the largest size target in `granularity`; the
+            digest is that of a finalist, or of an earlier baseline, if both remove the same. Allocators that cannot
+            reach the limit are absent.
         granularity: of the baselines.
         finalists: policy digests, in the order they were chosen.
-        latency: the dense model's, and by policy digest the finalists' and baselines', of the runs an export ships;
-            None where latency plays no part in the study.
-        test_examples: how many the test accuracies are of; None in older comparisons.
+        latency: the dense model's, and by policy digest those of finalists and baselines, measured on the runs that an
+            export ships; None if latency plays no part in the study.
+        test_examples: number of examples behind the test accuracies; None in older comparisons.
     """
 
     dense: Reference
@@ -64,7 +64,7 @@ class Comparison:
 
 
 def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
-    """Write down what the study's finals were compared with; `read_comparison` undoes it."""
+    """Write what the study's finals were compared with; the inverse of `read_comparison`."""
     data = {"version": COMPARISON_VERSION, **asdict(comparison)}
     if comparison.test_examples is None:
         del data["test_examples"]
@@ -73,7 +73,9 @@ def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
 
 
 def shown_comparison(folder: StudyFolder) -> Comparison | None:
-    """`read_comparison` for those who only read: a damaged one is named, and all the rest is shown without it."""
+    """`read_comparison` for commands that only show it: a damaged one is named, and everything else is shown without
+    it.
+    """
     try:
         return read_comparison(folder)
     except Refused as error:
@@ -82,8 +84,9 @@ def shown_comparison(folder: StudyFolder) -> Comparison | None:
 
 
 def known_comparison(folder: StudyFolder) -> Comparison | None:
-    """`read_comparison` for the process that runs the study: a damaged one is kept under another name, and the study
-    compares again."""
+    """`read_comparison` for the process that runs the study: a damaged one is kept under another name, and the
+    comparison is made again.
+    """
     try:
         return _parsed(_place(folder))
     except ValueError as error:
@@ -94,7 +97,7 @@ def known_comparison(folder: StudyFolder) -> Comparison | None:
 
 
 def read_comparison(folder: StudyFolder) -> Comparison | None:
-    """What the study's last finals were compared with; None before them, or if it was written by another version.
+    """What the study's last finals were compared with; None before them, or if another version wrote it.
 
     Raises:
         Refused: it is damaged.

@@ -1,4 +1,4 @@
-"""Pictures: the front, sensitivity curves of all layers together; PNG bytes without a display."""
+"""Pictures of a study: the front, and sensitivity curves of all layers together; PNG bytes, without a display."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLOURS = {
 }  # fmt: skip
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
-"""Points of accuracy below the most accurate trial that a front's picture shows."""
+"""How many points of accuracy below the most accurate trial the front's picture shows."""
 NAME_LENGTH = 34
-"""Characters of a layer's name that stay readable over a panel."""
+"""The most characters of a layer's name that stay readable over a panel."""
 NAMED_LINES = 20
-"""Lines up to which a legend names them all; more would hide the picture."""
+"""Up to this many lines, a legend names them all; more would hide the picture."""
 
 
 def front_png(
@@ -89,7 +89,7 @@ def profile_png(profile: Profile) -> bytes:
 
 
 def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
-    """Leave out what lies far below the front's most accurate trial, and say how many trials that are."""
+    """Leave out what lies far below the front's most accurate trial, and say how many trials that is."""
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
@@ -99,7 +99,7 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure of this many inches, and its axes; `options` as of `Figure.subplots`."""
+    """A figure of this size in inches, and its axes; `options` as in `Figure.subplots`."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
@@ -110,7 +110,7 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **o
 
 
 def short(layer: str) -> str:
-    """A layer's name for a title: without `.weight`, a long one without its middle, nothing of it a formula.
+    """A layer's name for a title: without `.weight`, without its middle if it is long, and without formulas.
 
     >>> short("backbone.conv3.weight"), short("a" * 20 + "." + "b" * 20 + ".weight")
     ('backbone.conv3', 'aaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbb')
@@ -130,7 +130,7 @@ def literal(text: str) -> str:
 
 
 def png_bytes(figure: Any) -> bytes:
-    """The figure as a PNG file that depends on nothing but what is drawn."""
+    """The figure as a PNG file that depends only on what is drawn."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a character the font lacks is drawn as a box

@@ -1,4 +1,4 @@
-"""How long a study will still take, from what it took so far."""
+"""How long a study will still take, judged by what it took so far."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from search.results.comparison import BASELINES, Comparison
 
 
 class Pace:
-    """What finished trials took, added up as they come.
+    """How long finished trials took, added up as they finish.
 
     Attributes:
-        trials: how many.
+        trials: their number.
         spent: running seconds from their starts to their ends.
         worked: seconds of the phases of their evaluations.
-        latest: running second at which the last of them ended.
+        latest: the running second at which the last of them ended.
     """
 
     def __init__(self, trials: Iterable[TrialRecord] = ()) -> None:
@@ -41,15 +41,16 @@ def seconds_left(
     finals: Sequence[FinalRecord],
     final_runs: int,
 ) -> float | None:
-    """Running seconds a study still needs at its pace so far, finals included; None before the first finished trial.
+    """Running seconds that a study still needs at its pace so far, finals included; None before the first finished
+    trial.
 
-    Trials end at the time limit. Before the first full-length fine-tune, one is taken to last as many times longer than
-    a trial's as it has epochs.
+    Trials end at the time limit. Before the first full-length fine-tune, its duration is taken to be a trial's times
+    the ratio of their epochs.
 
     Args:
         recipe: of its workload, as plain data.
         pace: of its finished trials.
-        final_runs: full-length fine-tunes still to come.
+        final_runs: number of full-length fine-tunes still to come.
     """
     if not pace.trials:
         return None
@@ -66,10 +67,10 @@ def seconds_left(
 def final_runs_left(
     config: SearchConfig, finalists: Sequence[str], finals: Sequence[FinalRecord], comparison: Comparison | None
 ) -> int:
-    """Full-length fine-tunes that are still to come if these policies (digests) are the finalists.
+    """The number of full-length fine-tunes still to come if these policies (digests) are the finalists.
 
-    While no comparison says which static baselines reach the limit and differ from finalists, it is the most there
-    can be.
+    Until a comparison says which static baselines reach the limit and differ from finalists, it is the largest possible
+    number.
     """
     if not config.finalists or (comparison and set(finalists) <= {*comparison.finalists}):
         return 0
