@@ -11,6 +11,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typing` takes long
     from typing import Any
 
+    from search.config import SearchConfig
+    from search.results.view import load_front
+    from search.study.runner import SearchResult
+    from search.study.start import run_search
+    from search.workloads import Workload, get_workload
+    from search.workloads.recipe import Recipe
+
 _PLACES = {
     "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
@@ -20,7 +27,9 @@ _PLACES = {
     "load_front": "search.results.view",
     "run_search": "search.study.start",
 }
-__all__ = sorted(_PLACES)
+__all__ = [
+    "Recipe", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +39,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PLACES]
+    return sorted({*globals(), *_PLACES})

@@ -5,75 +5,61 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from search.errors import UsageError
 from search.files import read_text
+from search.options import FORMER, OPTIONS, Option, SearchOptions, key_of
 from search.record_checks import MOST_TRIALS
 from spaces.criteria import check_criterion
-from spaces.granularity import CHOICES, SEARCHED, parts_in
+from spaces.granularity import CHOICES, parts_in
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import SCHEDULES
 from spaces.search_space.limits import LARGEST_TARGET, check_mixable
-from spaces.search_space.space import SEARCHED_SCHEDULES
 from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"
-SAMPLERS = (GUIDED, "tpe", "nsga2", "gp", "random")
-BUDGETS = ("trials", "timeout", "trial_timeout", "finalists")
-"""Fields that may change when a study is resumed."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
 MOST_STUDY_FILE = 2**20
 """Bytes of a STUDY.toml."""
-SWITCHES = ("mixed", "seeds")
-"""Fields that are true or false."""
-SHARES = ("max_size", "min_size", "max_macs", "max_latency")
-"""Limits."""
 
 
 class ConfigError(UsageError, ValueError):
     """Options that make no study; one line names each, its value, what is valid and the remedy."""
 
 
-class SearchConfig(BaseModel):
-    """One study.
+def _field(one: Option) -> Any:
+    limits: dict[str, Any] = {"gt": one.above, "ge": one.at_least, "le": one.at_most, "lt": one.below}
+    if float in one.kinds and str not in one.kinds:
+        limits["allow_inf_nan"] = False
+    return Field(one.default, **limits)
 
-    Attributes:
-        workload: built-in name, `package.module:factory` or `./file.py:factory`.
-        study: its name and folder under `root`; default the workload's name.
-        data: the only folder the workload looks for data in.
-        weights: trained weights of the dense model; without it the model is trained once and cached.
-        width: width factor of a built-in workload's network; default its own (1/8).
-        trials: finished trials in total (complete, stopped early, failed).
-        timeout: running seconds of the study, the scan's too, after which no further trial starts; what runs goes on.
-        trial_timeout: seconds after which one trial's evaluation fails; a final may take as many times longer as it
-            has epochs more. Dense training and the scan have no limit.
-        max_size: the size limit, a share of the dense model.
-        min_size: smallest size target; default a tenth of the limit, and more where `guided` finds only dead networks
-            there. Equal to the limit, accuracy at that size is all that is searched.
-        max_macs: a further limit, a share of the dense MACs.
-        max_latency: a further limit, a share of the dense latency, predicted.
-        min_accuracy: the smallest network of at least this validation accuracy is wanted: a share, or
-            `dense-0.005` for 0.5 points below the dense model's.
-        size_metric: what the limit binds on: `encoded` (bytes of the sparse file) or `nonzero`.
-        speed: the third objective: `macs`, or `latency` as a table measured once on this machine predicts it.
-        granularity: choices, one for a whole policy, or one a layer when `mixed`; `channel+kernel` and the like are a
-            removal and then masks on what stays, for a whole policy only.
-        mixed: let every layer have its own granularity.
-        schedule: kinds to choose from.
-        round_to: layers that lose channels keep a multiple of so many; 8 or 16 suit most kernels.
-        criterion: which units go first; on the command line and in a STUDY.toml also `./file.py:function`.
-        sampler: `guided`, or one of Optuna's: `tpe`, `nsga2`, `gp`, `random`.
-        seeds: start with static allocations and the scan's, at most half of the trials.
-        seed: of sampling, data order and augmentation.
-        dense_seed: of the dense model's own training.
-        finalists: front members fine-tuned at full length and tested; 0 leaves out finals and baselines.
-        final_seeds: fine-tunes of each finalist and baseline.
-        root: folder that holds everything a command writes.
+
+if TYPE_CHECKING:
+
+    class _Fields(SearchOptions, BaseModel): ...
+
+else:
+    _Fields = create_model("_Fields", **{name: (one.annotation, _field(one)) for name, one in OPTIONS.items()})
+
+
+class SearchConfig(_Fields):
+    """One study: its options by name, checked; what is left out has its default.
 
     Raises:
         ConfigError: an unknown option (nearest match named), or a value outside its range; a `ValueError`.
@@ -81,53 +67,32 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    def __init__(self, **options: Any) -> None:
-        for key in options:
-            if key not in type(self).model_fields:
-                raise ConfigError(unknown("option", key, type(self).model_fields))
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise ConfigError("; ".join(_one_line(problem) for problem in error.errors())) from None
+    if not TYPE_CHECKING:  # a type checker takes the arguments from the fields
 
-    workload: str = "digits"
-    study: str | None = None
-    data: str | None = None
-    weights: str | None = None
-    width: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    trials: int = Field(default=24, ge=1)
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    trial_timeout: float | None = Field(default=None, gt=0, le=10**7, allow_inf_nan=False)
-    max_size: float = Field(default=0.25, gt=0, le=1, allow_inf_nan=False)
-    min_size: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    max_macs: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    max_latency: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    min_accuracy: str | None = None
-    size_metric: Literal["encoded", "nonzero"] = "encoded"
-    speed: Literal["macs", "latency"] = "macs"
-    granularity: tuple[str, ...] = SEARCHED
-    mixed: bool = False
-    schedule: tuple[str, ...] = SEARCHED_SCHEDULES
-    round_to: int = Field(default=1, ge=1, le=1024)
-    criterion: str = "magnitude-l2"
-    sampler: str = "guided"
-    seeds: bool = True
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    dense_seed: int = Field(default=0, ge=0, lt=2**31)
-    finalists: int = Field(default=3, ge=0, le=20)
-    final_seeds: int = Field(default=3, ge=1, le=20)
-    root: str = "mlruns"
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                said = "; ".join(_one_line(problem) for problem in error.errors())
+                raise ConfigError(_as_spelt(said, options)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_exist(cls, options: Any) -> Any:
+        for name in options:
+            if name not in OPTIONS and name not in FORMER:
+                raise ValueError(unknown("option", name, OPTIONS))
+        return present_names(options)
 
     @field_validator("*", mode="before")
     @classmethod
     def _value_is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         """A true is no number, and no text for the system holds a NUL."""
-        if isinstance(value, bool) and info.field_name not in SWITCHES:
-            raise ValueError(
-                f"{info.field_name.replace('_', '-')} must be {_valid(info.field_name)}, got {str(value).lower()}"
-            )
+        one = OPTIONS[str(info.field_name)]
+        if isinstance(value, bool) and bool not in one.kinds:
+            raise ValueError(f"{one.key} must be {_valid(one)}, got {str(value).lower()}")
         if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{info.field_name.replace('_', '-')} holds a NUL character, got {value!r}: leave it out")
+            raise ValueError(f"{one.key} holds a NUL character, got {value!r}: leave it out")
         return value
 
     @field_validator("trials")
@@ -153,7 +118,8 @@ class SearchConfig(BaseModel):
     @field_validator("granularity", "schedule", mode="before")
     @classmethod
     def _words_exist(cls, value: Any, info: ValidationInfo) -> Any:
-        name, known = info.field_name, {"granularity": CHOICES, "schedule": SCHEDULES}[info.field_name]
+        name = str(info.field_name)
+        known = {"granularity": CHOICES, "schedule": SCHEDULES}[name]
         if not isinstance(value, str | list | tuple):
             raise ValueError(f"{name} needs words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
@@ -204,24 +170,52 @@ class SearchConfig(BaseModel):
     def _criterion_exists(cls, word: str) -> str:
         return check_criterion(word)
 
-    @field_validator("sampler")
+    @field_validator("sampler", mode="before")
     @classmethod
-    def _sampler_exists(cls, word: str) -> str:
-        if word not in SAMPLERS:
-            raise ValueError(unknown("sampler", word, SAMPLERS))
+    def _sampler_exists(cls, word: Any) -> Any:
+        known = OPTIONS["sampler"].kinds
+        if isinstance(word, str) and word not in known:
+            raise ValueError(unknown("sampler", word, known))
         return word
 
     @property
     def needs_latency(self) -> bool:
         """Whether a latency table has to be measured."""
-        return self.speed == "latency" or self.max_latency < 1
+        return self.cost == "latency" or self.max_latency < 1
 
     def least_accuracy(self, dense_accuracy: float) -> float | None:
         """The accuracy asked for, given the dense model's on validation; None if none was."""
         if self.min_accuracy is None:
             return None
-        below = self.min_accuracy.removeprefix("dense-")
-        return dense_accuracy - float(below) if below != self.min_accuracy else float(below)
+        asked = str(self.min_accuracy)
+        below = asked.removeprefix("dense-")
+        return dense_accuracy - float(below) if below != asked else float(below)
+
+    def stored(self) -> dict[str, Any]:
+        """All but the root as plain data, by the names that study.json and MLflow have had from the first."""
+        data = self.model_dump(mode="json", exclude={"root"})
+        return {OPTIONS[name].former or name: value for name, value in data.items()}
+
+
+for _former, _name in FORMER.items():
+    setattr(SearchConfig, _former, property(attrgetter(_name), doc=f"`{_name}`, by its former name."))
+SearchConfig.__doc__ = f"{SearchConfig.__doc__}\n    Attributes:\n" + "".join(
+    f"        {name}: {one.help_line}{one.more and f'; {one.more}'}.\n" for name, one in OPTIONS.items()
+)
+
+
+def present_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names of today; raises `ConfigError` where one is given by its former name as well."""
+    for former, name in FORMER.items():
+        if former in options and name in options:
+            raise ConfigError(f"{key_of(former)!r} is the former name of {key_of(name)!r}: give one of them, not both")
+    return {FORMER.get(name, name): value for name, value in options.items()}
+
+
+def updated(options: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Both; where an option is in both, by whichever of its names, the later value."""
+    replaced = {FORMER.get(name, name) for name in later}
+    return {name: value for name, value in options.items() if FORMER.get(name, name) not in replaced} | dict(later)
 
 
 def check_study_name(name: str) -> str:
@@ -247,34 +241,37 @@ def make_config(**options: Any) -> SearchConfig:
 def _one_line(problem: Any) -> str:
     """A problem of pydantic's in our words: which option, what is valid, the value received, the remedy."""
     if problem["type"] == "value_error":  # one of ours, which says it all
-        return problem["msg"].removeprefix("Value error, ")
-    field, value = str(problem["loc"][0]), problem["input"]
-    default = SearchConfig.model_fields[field].default
-    remedy = percent_meant(value) if field in SHARES else ""
-    if not remedy and default is not None:
-        remedy = f"; the default is {default!r}"
-    return f"{field.replace('_', '-')} must be {_valid(field)}, got {shortened(repr(value), LONGEST_WORD)}{remedy}"
+        return str(problem["msg"]).removeprefix("Value error, ")
+    one, value = OPTIONS[str(problem["loc"][0])], problem["input"]
+    remedy = percent_meant(value) if one.is_share else ""
+    if not remedy and one.default is not None:
+        remedy = f"; the default is {one.default!r}"
+    return f"{one.key} must be {_valid(one)}, got {shortened(repr(value), LONGEST_WORD)}{remedy}"
 
 
-def _valid(field: str) -> str:
-    """What values a field takes, in words."""
-    info = SearchConfig.model_fields[field]
-    types = get_args(info.annotation) or (info.annotation,)
-    if bool in types:
+def _as_spelt(said: str, options: Mapping[str, Any]) -> str:
+    """What is said of options, by the names they were given by."""
+    for former in FORMER.keys() & options.keys():
+        said = re.sub(rf"(^|; ){key_of(FORMER[former])} must", rf"\1{key_of(former)} must", said)
+    return said
+
+
+def _valid(one: Option) -> str:
+    """What values an option takes, in words."""
+    if bool in one.kinds:
         return "true or false"
-    if str in types:
+    if str in one.kinds:
         return "text"
-    if int not in types and float not in types:
-        return " or ".join(map(repr, types))
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [(part, name) for part in info.metadata for name in signs if hasattr(part, name)]
-    bounds = " and ".join(f"{signs[name]} {getattr(part, name)}" for part, name in limits)
-    kind = "a share of the dense model's" if field in SHARES else "a number" if float in types else "a whole number"
+    if int not in one.kinds and float not in one.kinds:
+        return " or ".join(map(repr, one.kinds))
+    limits = ((">", one.above), (">=", one.at_least), ("<=", one.at_most), ("<", one.below))
+    bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
+    kind = "a share of the dense model's" if one.is_share else "a number" if float in one.kinds else "a whole number"
     return f"{kind}, {bounds}"
 
 
 def read_study_file(path: Path) -> dict[str, Any]:
-    """Options of a STUDY.toml: the names of the command line, with `-` or `_`.
+    """Options of a STUDY.toml: the names of the command line, with `-` or `_`; former names stay.
 
     Raises:
         UsageError: no such file, not TOML, an unknown key (nearest match named), or one key in both spellings.
@@ -287,14 +284,17 @@ def read_study_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML here: nested too deeply") from None
     except ValueError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    options, known = {}, [field.replace("_", "-") for field in SearchConfig.model_fields]
-    for key, value in data.items():
-        field = key.replace("-", "_")
-        if field not in SearchConfig.model_fields:
-            raise UsageError(f"{path}: {unknown('key', key, known)}")
-        if field in options:
-            raise UsageError(
-                f"{path}: key {field.replace('_', '-')!r} stands there twice, with '-' and with '_': keep one"
-            )
-        options[field] = value
+    spelt: dict[str, str] = {}
+    for key in data:
+        name = key.replace("-", "_")
+        if name not in OPTIONS and name not in FORMER:
+            raise UsageError(f"{path}: {unknown('key', key, [one.key for one in OPTIONS.values()])}")
+        if name in spelt:
+            raise UsageError(f"{path}: key {key_of(name)!r} is given twice, with '-' and with '_': keep one")
+        spelt[name] = key
+    options = {name: data[key] for name, key in spelt.items()}
+    try:
+        present_names(options)
+    except ConfigError as error:
+        raise UsageError(f"{path}: {error}") from None
     return options

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ROOMS = {
+    "__init__": {"config", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
     "progress": {"process"},
@@ -28,7 +29,10 @@ ROOMS = {
         "checksum", "errors", "files", "process", "progress", "records", "storage", "user_code", "workloads",
     },
     "proposals": {"records"},
-    "store": {"config", "errors", "files", "process", "progress", "proposals", "record_checks", "records", "storage"},
+    "store": {
+        "config", "errors", "files", "options", "process", "progress", "proposals", "record_checks", "records",
+        "storage",
+    },
     "results": {"config", "errors", "files", "proposals", "record_checks", "records", "storage", "store"},
     "identity": {"config", "errors", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "progress", "results", "training"},
@@ -41,10 +45,10 @@ ROOMS = {
         "training", "user_code", "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "process", "progress", "results", "store", "study",
-        "training", "user_code", "workloads",
+        "analysis", "config", "errors", "export", "files", "options", "process", "progress", "results", "store",
+        "study", "training", "user_code", "workloads",
     },
-    "config": {"errors", "files", "record_checks"},
+    "config": {"errors", "files", "options", "record_checks"},
     "dense": {"training"},
     "run": {"study"},
     "record_checks": {"records"},

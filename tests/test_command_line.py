@@ -26,9 +26,9 @@ import torch
 
 from search.cli.device_support import TARGETS
 from search.cli.mlflow_ui import serve_ui
-from search.cli.parser import MASKS, STUDY_FILE
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
+from search.options import MASKS, study_file
 from spaces.granularity import GRANULARITIES, SEARCHED
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
@@ -156,12 +156,12 @@ class _Touch:
 
 def test_help_prints_a_study_file_of_every_key_at_its_default(run, tmp_path):
     shown = run("search", "--help").stdout
-    assert "".join(f"  {line}\n" for line in STUDY_FILE.splitlines()) in shown
+    assert "".join(f"  {line}\n" for line in study_file().splitlines()) in shown
     file = tmp_path / "study.toml"
-    file.write_text(STUDY_FILE)
+    file.write_text(study_file())
     given, plain = make_config(**read_study_file(file)), SearchConfig()
     assert given == plain
-    file.write_text(re.sub(r"^# (\S+ =)", r"\1", STUDY_FILE, flags=re.M))
+    file.write_text(re.sub(r"^# (\S+ =)", r"\1", study_file(), flags=re.M))
     options = read_study_file(file)
     assert options.keys() == SearchConfig.model_fields.keys()
     optional = {key for key, value in plain if value is None}

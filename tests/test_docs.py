@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,8 @@ import pruning
 import search
 import spaces
 from pruning import apply_masks_, make_mask, to_torch_prune
-from search.cli.parser import STUDY_FILE, make_parser
+from search.cli.parser import make_parser
+from search.options import FORMER, OPTIONS, key_of, study_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,13 +100,32 @@ def test_every_module_stands_in_the_design():
         assert [str(path) for path in (ROOT / package).glob("*/[a-z]*.py") if f"`{path.stem}`" not in tree] == []
 
 
-def test_every_option_stands_in_the_command_line_reference():
+EVERYWHERE = ("help", "root", "json", "debug")
+"""Options that the page's first table has."""
+
+
+def table_of(parser: argparse.ArgumentParser) -> str:
+    """What the command line takes, as the page has it: the help, and what else the options' table knows of it."""
+    rows = ["| argument | meaning |", "|---|---|"]
+    for action in parser._actions:
+        if action.dest in EVERYWHERE or action.help == argparse.SUPPRESS:
+            continue
+        value = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else "")
+        names = ", ".join(f"{name} {value}".strip() for name in action.option_strings) or value
+        known = OPTIONS.get(action.dest)
+        more = f"; {known.more}" if known and known.more and action.help == known.help_line else ""
+        rows.append(f"| `{names}` | {action.help}{more} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_command_line_reference_is_what_the_parser_takes():
     page = (ROOT / "docs" / "command-line.md").read_text()
     sections = {text.split("\n", 1)[0]: text for text in re.split(r"^## ", page, flags=re.M)}
     (commands,) = (action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
-    shared = sections["# Command line"]
     for name, parser in commands.items():
-        options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
-        text = shared + sections[name]
-        assert [o for o in options - {"--help"} if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)] == []
-    assert STUDY_FILE.strip() in sections["search"]
+        table = table_of(parser)
+        assert table in sections[name], f"paste this into docs/command-line.md, {name}:\n\n{table}"
+    example = f"```toml\n{study_file()}```"
+    assert example in sections["search"], f"paste this into docs/command-line.md, search:\n\n{example}"
+    for former, present in FORMER.items():
+        assert f"`--{key_of(former)}` is now `--{key_of(present)}`" in " ".join(sections["search"].split())

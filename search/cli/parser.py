@@ -1,4 +1,7 @@
-"""What can be asked on the command line: commands, their options, and how wrong usage is told."""
+"""What can be asked on the command line: commands, their options, and how wrong usage is told.
+
+Options of a study are rows of `search.options`; what only one command takes is written here.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,10 @@ import argparse
 import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
-MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
-STUDY_FILE = """\
-# every key, at its default; those behind a '#' have none, and show one value
-workload = "digits"  # or "fashion-mnist", "package.module:factory", "./file.py:factory"
-# study = "my-study"
-# data = "folder"
-# weights = "trained.safetensors"
-# width = 0.25
-trials = 24
-# timeout = 3600
-# trial-timeout = 600
-max-size = 0.25
-# min-size = 0.1
-max-macs = 1.0
-max-latency = 1.0
-# min-accuracy = "dense-0.005"
-size-metric = "encoded"
-speed = "macs"
-granularity = ["fine-grained", "channel"]
-mixed = false
-schedule = ["one-shot", "polynomial"]
-round-to = 1
-criterion = "magnitude-l2"
-sampler = "guided"
-seeds = true
-seed = 0
-dense-seed = 0
-finalists = 3
-final-seeds = 3
-root = "mlruns"
-"""
-"""A STUDY.toml that names every key."""
+from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_OPTIONS, key_of, study_file
 
 
 def _number(text: str) -> float | str:
@@ -62,7 +34,9 @@ def _whole(text: str) -> int | str:
 class _Parser(argparse.ArgumentParser):
     """Errors in our words; a misspelt option is refused before the value behind it is taken for another argument."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] = (), namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         for word in itertools.takewhile(self._precedes_the_rest, args):
             option = word.partition("=")[0]
             if re.fullmatch(r"--?[A-Za-z]\S*", option) and option not in self._option_string_actions:
@@ -73,19 +47,39 @@ class _Parser(argparse.ArgumentParser):
         return found, left
 
     def error(self, message: str) -> NoReturn:
-        if wrong := re.match(r"argument (\S+): invalid choice: (['\"])(.*?)\2 \(choose from (.*)\)", message):
-            message = _unknown(wrong[1].lower().lstrip("-"), wrong[3], wrong[4].replace("'", "").split(", "))
         raise WrongUsage(f"{message}; see {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise Answered
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of the choices in our words; argparse says it otherwise in every version of Python."""
+        if action.choices is not None and value not in action.choices:
+            self.error(_unknown(key_of(action.dest), value, action.choices))
 
     def _precedes_the_rest(self, word: str) -> bool:
         """Whether a word may still be an option of this parser: what follows the command is for that one's."""
         return word.startswith("-")
 
     def _refused(self, option: str) -> str:
-        return f"before the COMMAND go --help and --version only, got {option!r}: write it behind"
+        for name, command in self._commands.items():
+            if option in command._option_string_actions:
+                return f"{option!r} belongs after the COMMAND, as in 'prunefront {name} {option} ...'"
+        known = {name for parser in (self, *self._commands.values()) for name in parser.shown_options()}
+        return f"{_unknown('option', option, known)}; options of a command come after it"
+
+    def shown_options(self) -> Iterator[str]:
+        """Those that `--help` lists."""
+        for action in self._actions:
+            if action.help != argparse.SUPPRESS:
+                yield from (name for name in action.option_strings if name.startswith("--"))
+
+    @property
+    def _commands(self) -> dict[str, _Parser]:
+        for action in self._actions:
+            if action.dest == "command" and isinstance(action.choices, dict):
+                return action.choices
+        return {}
 
 
 class _CommandParser(_Parser):
@@ -95,10 +89,10 @@ class _CommandParser(_Parser):
         return word != "--"
 
     def _refused(self, option: str) -> str:
-        return _unknown("option", option, [name for name in self._option_string_actions if name.startswith("--")])
+        return _unknown("option", option, self.shown_options())
 
 
-def _unknown(what: str, received: str, valid: Sequence[str]) -> str:
+def _unknown(what: str, received: object, valid: Iterable[str]) -> str:
     from spaces.validation import unknown  # spaces imports numpy, which --help does not need
 
     return unknown(what, received, valid)
@@ -133,6 +127,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def given_options(arguments: argparse.Namespace, names: Iterable[str] = (*OPTIONS, *FORMER)) -> dict[str, Any]:
+    """What of a study's options stands on the command line, by the names it stands there by."""
+    return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+
+
 class _ShowVersion(argparse.Action):
     """Print the installed version, looked up only now, and leave."""
 
@@ -146,90 +145,57 @@ class _ShowVersion(argparse.Action):
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     everywhere = parser.add_argument_group("every command")
-    everywhere.add_argument("--root", metavar="DIR", help="holds everything written (mlruns)")
+    _add(everywhere, "root")
     everywhere.add_argument("--json", action="store_true", help="exactly one JSON object on stdout, of an error too")
     everywhere.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return parser
 
 
-def _add_workload_options(parser: argparse.ArgumentParser, default: str = " (digits)") -> None:
-    """Options left out stay None, so that a resumed study keeps its own values."""
-    parser.add_argument(
-        "--workload", metavar="W", help=f"digits, fashion-mnist, package.module:factory, ./file.py:factory{default}"
-    )
-    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data")
-    parser.add_argument("--weights", metavar="FILE", help="trained weights, .safetensors or .pt without code")
-    parser.add_argument("--width", type=_number, metavar="F", help="width factor of a built-in network (1/8)")
+def _add(parser: argparse._ActionsContainer, name: str, help: str | None = None, metavar: str | None = None) -> None:
+    """An option of a study, in words of its own where a command means something else by it; None if it is left out."""
+    one = OPTIONS[name]
+    how: dict[str, Any] = {"dest": name, "help": one.help_line if help is None else help}
+    if one.annotation is bool:
+        how |= {"choices": ("on", "off")} if one.default else {"action": "store_true", "default": None}
+    else:
+        how |= {"metavar": metavar or one.metavar, "type": _reader(one.kinds)}
+    parser.add_argument(f"--{one.key}", **how)
+    if one.former:
+        parser.add_argument(f"--{key_of(one.former)}", **{**how, "dest": one.former, "help": argparse.SUPPRESS})
+
+
+def _reader(kinds: tuple[Any, ...]) -> Callable[[str], float | str] | None:
+    """What turns a word of the command line into a value of one of the types."""
+    return None if str in kinds else _number if float in kinds else _whole if int in kinds else None
+
+
+def _add_workload_options(parser: argparse.ArgumentParser, workload: str | None = None) -> None:
+    """What a workload and its dense model are made from; `workload` is the help of that option."""
+    _add(parser, "workload", workload)
+    for name in WORKLOAD_OPTIONS[1:]:
+        _add(parser, name)
 
 
 def _add_search(commands: Any) -> None:
     parser = _command(commands, "search", "start or resume a study; the same command resumes")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "a STUDY.toml:\n\n" + textwrap.indent(STUDY_FILE, "  ")
+    parser.epilog = "a STUDY.toml:\n\n" + textwrap.indent(study_file(), "  ")
     parser.add_argument("study_file", nargs="?", metavar="STUDY.toml", help="options from a file; flags go before it")
-    parser.add_argument("--study", metavar="NAME", help="name of the study (the workload's)")
-    _add_workload_options(parser)
-    parser.add_argument("--trials", type=_whole, metavar="N", help="finished trials in total (24)")
-    parser.add_argument(
-        "--timeout",
-        type=_number,
-        metavar="S",
-        help="running seconds, the scan's too, after which no trial starts; nothing that runs is ended by it",
-    )
-    parser.add_argument(
-        "--trial-timeout",
-        type=_number,
-        metavar="S",
-        help="seconds after which a single trial fails; dense training and the scan have no limit",
-    )
-    parser.add_argument(
-        "--max-size", type=_number, metavar="SHARE", help="size limit, a share of the dense model (0.25)"
-    )
-    parser.add_argument(
-        "--min-size",
-        metavar="SHARE",
-        type=_number,
-        help="smallest size searched (a tenth of the limit; guided: more where only dead ones are)",
-    )
-    parser.add_argument("--max-macs", metavar="SHARE", type=_number, help="limit on MACs, a share of the dense model's")
-    parser.add_argument("--max-latency", metavar="SHARE", type=_number, help="limit on predicted latency, likewise")
-    parser.add_argument(
-        "--min-accuracy", metavar="A", help="find the smallest network this accurate: 0.92, or dense-0.005"
-    )
-    parser.add_argument("--size-metric", metavar="M", help="what the limit binds on: encoded (default) or nonzero")
-    parser.add_argument("--speed", metavar="S", help="the third objective: macs (default) or latency, predicted")
-    parser.add_argument(
-        "--granularity",
-        metavar="A,B",
-        help=f"choices (fine-grained,channel); {MASKS}; channel+kernel, channel+2:4, ...: channels go, then masks",
-    )
-    parser.add_argument("--mixed", action="store_true", default=None, help="let every layer have its own granularity")
-    parser.add_argument("--round-to", type=_whole, metavar="N", help="keep channel counts to a multiple of N (1)")
-    parser.add_argument("--schedule", metavar="A,B", help="choices (one-shot,polynomial); also iterative")
-    parser.add_argument(
-        "--criterion",
-        metavar="C",
-        help="which units go first: magnitude-l2 (default), taylor, activation, ... or ./file.py:function",
-    )
-    parser.add_argument("--sampler", metavar="S", help="guided (default), tpe, nsga2, gp or random")
-    parser.add_argument("--seeds", choices=("on", "off"), help="begin with static allocations and the scan's (on)")
-    parser.add_argument("--seed", type=_whole, metavar="N", help="of sampling, data order and augmentation (0)")
-    parser.add_argument(
-        "--finalists", type=_whole, metavar="N", help="front members tuned at full length (3); 0: no finals"
-    )
-    parser.add_argument("--final-seeds", type=_whole, metavar="N", help="full fine-tunes of each finalist (3)")
+    for name in OPTIONS:
+        if name != "root":
+            _add(parser, name)
 
 
 def _add_scan(commands: Any) -> None:
     parser = _command(commands, "scan", "sensitivity of every layer, one at a time: table, picture, profile")
     _add_workload_options(parser)
-    parser.add_argument("--granularity", metavar="A,B", help=f"what to scan (fine-grained,channel); {MASKS}")
-    parser.add_argument("--criterion", metavar="C", help="which units go first (magnitude-l2), as of search")
+    _add(parser, "granularity", f"what to scan (fine-grained,channel); {MASKS}")
+    _add(parser, "criterion", "which units go first (magnitude-l2), as for search")
     parser.add_argument("--out", metavar="DIR", help="where profile.json and the pictures go (ROOT/cache)")
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays whole")
+    parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays unpruned")
     parser.add_argument("subject", nargs="?", metavar="WORKLOAD", help="as --workload")
     _add_workload_options(parser)
     parser.add_argument(
@@ -238,36 +204,40 @@ def _add_inspect(commands: Any) -> None:
         metavar="DIR",
         help="also draw the trained weights: histograms, shares, one layer's masks",
     )
-    parser.add_argument("--granularity", metavar="A,B", help="in the pictures (all of them)")
+    _add(parser, "granularity", "in the pictures (all of them)")
     parser.add_argument("--sparsities", metavar="S,S", help="in the pictures (0.5,0.75)")
     parser.add_argument("--layer", metavar="NAME", help="whose masks are drawn (the first that all can prune)")
-    parser.add_argument("--criterion", metavar="C", help="which units go first in the pictures (magnitude-l1)")
+    _add(parser, "criterion", "which units go first in the pictures (magnitude-l1)")
     parser.add_argument("--targets", action="store_true", help="which granularity for which device, with sources")
 
 
 def _add_front(commands: Any) -> None:
     parser = _command(commands, "front", "the Pareto set of a study")
-    parser.add_argument("study", metavar="STUDY")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    _add_study(parser)
     parser.add_argument(
-        "--max-size", type=_number, metavar="SHARE", help="re-slice by another limit, without new trials"
+        "--format", choices=("table", "json", "csv"), default="table", help="how rows are written (table)"
     )
+    _add(parser, "max_size", "the front within another limit, without new trials")
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="name of a study under the root")
 
 
 def _add_status(commands: Any) -> None:
     parser = _command(commands, "status", "trials by state and reason, best so far, time left")
-    parser.add_argument("study", metavar="STUDY")
+    _add_study(parser)
 
 
 def _add_view(commands: Any) -> None:
     parser = _command(commands, "view", "MLflow's UI on this store, on 127.0.0.1 only")
-    parser.add_argument("--port", type=_whole, default=5000, metavar="N")
+    parser.add_argument("--port", type=_whole, default=5000, metavar="N", help="where it listens (5000)")
 
 
 def _add_export(commands: Any) -> None:
     parser = _command(commands, "export", "write a trial's sparsity dict, sparse file and runnable model")
-    parser.add_argument("study", metavar="STUDY")
+    _add_study(parser)
     parser.add_argument(
         "--trial",
         default="best",
@@ -276,11 +246,9 @@ def _add_export(commands: Any) -> None:
         "--min-accuracy the smallest that accurate), knee, smallest, a trial's number, or a static baseline of the "
         "closing table: baseline:uniform, baseline:global, baseline:lamp",
     )
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument(
-        "--criterion",
-        metavar="C",
-        help="where the study's own criterion is, ./file.py:function: for a trial that kept no weights",
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
+    _add(
+        parser, "criterion", "where the study's own criterion is, ./file.py:function: for a trial that kept no weights"
     )
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
@@ -288,17 +256,23 @@ def _add_export(commands: Any) -> None:
 
 def _add_apply(commands: Any) -> None:
     parser = _command(commands, "apply", "prune by a sparsity dict or policy without a study, fine-tune, export")
-    parser.add_argument("file", metavar="sparsity.json|policy.json")
-    _add_workload_options(parser, " (a built-in one that a manifest.json beside the file names)")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--granularity", metavar="G", help=f"of a bare dict (fine-grained), or channel; {MASKS}")
     parser.add_argument(
-        "--criterion",
-        metavar="C",
-        help="of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
+        "file", metavar="sparsity.json|policy.json", help="a {layer: sparsity} dict, or a complete policy"
     )
-    parser.add_argument("--round-to", type=_whole, metavar="N", help="keep channel counts to a multiple of N (1)")
-    parser.add_argument("--schedule", metavar="S", help="of a bare dict: polynomial (default), one-shot or iterative")
+    _add_workload_options(
+        parser,
+        "digits, fashion-mnist, package.module:factory, ./file.py:factory (a built-in one that a manifest.json beside "
+        "the file names)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
+    _add(parser, "granularity", f"of a bare dict (fine-grained), or channel; {MASKS}", "G")
+    _add(
+        parser,
+        "criterion",
+        "of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
+    )
+    _add(parser, "round_to")
+    _add(parser, "schedule", "of a bare dict: polynomial (default), one-shot or iterative", "S")
     parser.add_argument("--exponent", type=_number, metavar="E", help="of a bare dict's polynomial or rounds (3)")
     parser.add_argument("--ramp", type=_number, metavar="SHARE", help="share of the steps by which it is reached (0.6)")
     parser.add_argument("--start", type=_number, metavar="SHARE", help="share of the steps before the ramp begins (0)")
@@ -308,7 +282,7 @@ def _add_apply(commands: Any) -> None:
         "--training", default="fine-tune", metavar="T", help="fine-tune; or from fresh weights scratch-e, scratch-b"
     )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the fine-tune (0)")
+    _add(parser, "seed", "of the fine-tune (0)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the weights: dense, pruned, fine-tuned")
     parser.add_argument(
         "--curves", metavar="S,S", help="also draw accuracy at these sparsities: prune only, fine-tuned, iterative"
@@ -319,7 +293,7 @@ def _add_apply(commands: Any) -> None:
 
 def _add_verify(commands: Any) -> None:
     parser = _command(commands, "verify", "reload an export: hashes, size, accuracy, equal outputs")
-    parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--workload", metavar="W", help="needed when the export is of your own workload")
-    parser.add_argument("--data", metavar="DIR", help="the only folder looked in for data; never the manifest's")
-    parser.add_argument("--width", type=_number, metavar="F", help="width factor of a built-in network above 2")
+    parser.add_argument("folder", metavar="DIR", help="an export")
+    _add(parser, "workload", "needed where the export is of a workload of your own")
+    _add(parser, "data", "the only folder that data is read from; the one that the manifest names never is")
+    _add(parser, "width", "width factor of a built-in network; one above 2 is not taken from the manifest")

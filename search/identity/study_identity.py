@@ -33,7 +33,7 @@ def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) 
         **{of_split(split): dense.data[split] for split in SPLITS},
         "dense model": dense.weights,
         "recipe": workload.recipe.to_dict(),
-        "objectives": {"accuracy": "maximize", "size": "minimize", config.speed: "minimize"},
+        "objectives": {"accuracy": "maximize", "size": "minimize", config.cost: "minimize"},
     }
     code = criterion_fingerprint(config.criterion)
     return identity | ({CRITERION: code} if code else {})

@@ -75,7 +75,7 @@ def final_runs_left(
     if not config.finalists or (comparison and set(finalists) <= {*comparison.finalists}):
         return 0
     runs = Counter(final.digest for final in finals)
-    mine = sum(max(config.final_seeds - runs.pop(digest, 0), 0) for digest in finalists)
+    mine = sum(max(config.final_repeats - runs.pop(digest, 0), 0) for digest in finalists)
     if comparison:
         return mine
-    return mine + max(len(BASELINES) * config.final_seeds - runs.total(), 0)
+    return mine + max(len(BASELINES) * config.final_repeats - runs.total(), 0)

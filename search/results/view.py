@@ -94,14 +94,14 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     folder = find_study(root, name)
     config = folder.config
     journal = folder.journal
-    finals = score_finals(journal.finals(), config.final_seeds)
+    finals = score_finals(journal.finals(), config.final_repeats)
     trials = trial_table(journal.trials(), finals, config.size_metric)
     running = is_held(folder.lock)
     begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
     table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
     limit, record = config.max_size if max_size is None else max_size, folder.read_record()
     chance = _share(record.get("chance"))
-    front = front_of(trials, limit, config.speed, chance)
+    front = front_of(trials, limit, config.cost, chance)
     return StudyView(
         folder, table, front, finals, shown_comparison(folder), running,
         record.get("least_accuracy"), record.get("criterion_place"), _share(record.get("dense_accuracy")),

@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from search.config import BUDGETS, SearchConfig
+from search.config import SearchConfig
 from search.errors import Refused, UsageError
+from search.options import BUDGETS, key_of
 from spaces.search_space.space import PREFERENCE
 
 KNOB_WORD = "knob_word"
@@ -27,7 +28,7 @@ def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, A
         "seeds": config.trials // 2,
         KNOB_WORD: PREFERENCE,
         "created": time.time(),
-        "config": config.model_dump(mode="json", exclude={"root"}),
+        "config": config.stored(),
         "identity": json.loads(json.dumps(identity)),
     }
 
@@ -38,7 +39,7 @@ def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
         return SearchConfig(**{**record["config"], "root": root})
     except (KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise Refused(f"damaged study record of {root!r}: its config is none ({reason})") from None
+        raise Refused(f"damaged study record of {root!r}: its options make no study ({reason})") from None
 
 
 def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
@@ -62,14 +63,14 @@ def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -
 def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:
     """Raise `UsageError` with every difference; equal mappings pass."""
     changes = [
-        f"{key.replace('_', '-')} was {stored.get(key)!r}, is {now.get(key)!r}"
+        f"{key_of(key)} was {stored.get(key)!r}, is {now.get(key)!r}"
         for key in sorted({*stored, *now})
         if stored.get(key) != now.get(key)
     ]
     if changes:
         data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
         drawn = "; data that nobody changed are drawn or listed in another order each time: seed and sort them"
-        mutable = [key.replace("_", "-") for key in BUDGETS]
+        mutable = [key_of(name) for name in BUDGETS]
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
             f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study{drawn if data else ''}"

@@ -48,7 +48,7 @@ def compare_finals(
     baselines = baseline_policies(projector, finalists)
     done = {(final.digest, final.seed) for final in folder.journal.finals()}
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
-    seeds = [config.seed + 1 + n for n in range(config.final_seeds)]
+    seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
     runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
     missing = {run: what for run, what in runs.items() if run not in done}
     began = clock.seconds
@@ -131,7 +131,7 @@ def _timed(
     config: SearchConfig, folder: StudyFolder, subject: PreparedModel, comparison: Comparison, watcher: ProgressReporter
 ) -> TimedNetworks:
     """Time all that are compared in the same rounds, unless that was done in this environment before."""
-    scores = score_finals(folder.journal.finals(), config.final_seeds)
+    scores = score_finals(folder.journal.finals(), config.final_repeats)
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}

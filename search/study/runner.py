@@ -114,7 +114,7 @@ class StudyRunner:
         record = folder.read_record()
         if any(record.get(key) != value for key, value in known.items()):
             folder.write_record({**record, **known})
-        self.front = Front(config.max_size, config.size_metric, config.speed, self.chance)
+        self.front = Front(config.max_size, config.size_metric, config.cost, self.chance)
         self._drop_weights(self.front.extend(list(self.trials.values())))
 
     def _chance(self, chance: float | None) -> float | None:
@@ -147,18 +147,18 @@ class StudyRunner:
     def run(self) -> SearchResult:
         began = time.perf_counter()
         guided = self.config.sampler == GUIDED
-        profile = self._profile() if self.config.seeds or guided else None
+        profile = self._profile() if self.config.warm_start or guided else None
         begun = max([profile.seconds if profile else 0.0, *self._finished_times()])
         self.clock = StudyClock(begun)
         self.seconds["scan"] = time.perf_counter() - began
         self.projector = Projector(self.space, self._allocation_inputs(profile))
-        self.seeds = self._first_seeds() if self.config.seeds else []
+        self.seeds = self._first_seeds() if self.config.warm_start else []
         guide = self._guide() if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
         self.study = OptunaTrials(
             self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
-            {n: Finished(t.result.state, t.params, self._values(t)) for n, t in self.trials.items()}, self.config.speed,
+            {n: Finished(t.result.state, t.params, self._values(t)) for n, t in self.trials.items()}, self.config.cost,
         )  # fmt: skip
         self.tracker = Tracker(
             self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
@@ -208,7 +208,7 @@ class StudyRunner:
         }
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json", exclude={"root"}) | environment()
+        settings = self.config.stored() | environment()
         return {key: value for key, value in settings.items() if value is not None}
 
     def _reconcile(self) -> None:
@@ -317,7 +317,7 @@ class StudyRunner:
         if record.result.state != COMPLETE:
             return None
         shares = record.result.shares
-        speed = record.latency if self.config.speed == "latency" else shares.macs
+        speed = record.latency if self.config.cost == "latency" else shares.macs
         return record.result.accuracy, shares.of(self.config.size_metric), speed
 
     def _tell(self, record: TrialRecord) -> None:
@@ -341,7 +341,7 @@ class StudyRunner:
     def _front_table(self) -> pd.DataFrame:
         members = [self.trials[number] for number in sorted(self.front.numbers)]
         table = trial_table(members, {}, self.config.size_metric)
-        return front_of(table, self.config.max_size, self.config.speed, self.chance)
+        return front_of(table, self.config.max_size, self.config.cost, self.chance)
 
     def _show(self, record: TrialRecord) -> None:
         result, done, asked = record.result, len(self.trials), self.config.trials
@@ -384,9 +384,9 @@ class StudyRunner:
             self.finals = self.journal.finals()
 
     def _result(self, comparison: Comparison | None) -> SearchResult:
-        finals = score_finals(self.finals, self.config.final_seeds)
+        finals = score_finals(self.finals, self.config.final_repeats)
         table = self._table(finals)
-        front = front_of(table, self.config.max_size, self.config.speed, self.chance)
+        front = front_of(table, self.config.max_size, self.config.cost, self.chance)
         counts = {state: int((table["state"] == state).sum()) for state in FINISHED_STATES}
         return SearchResult(
             study=self.folder.name,

@@ -137,7 +137,7 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Progr
             max_macs=config.max_macs,
             max_latency=config.max_latency,
             latency=latency,
-            speed=config.speed,
+            speed=config.cost,
             schedules=config.schedule,
             knob_prefix=knob_word,
             allocations=allocator_names(scanned=config.seeds or config.sampler == GUIDED),
@@ -191,7 +191,7 @@ def _settle_identity(
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher)
         folder.journal.require_layers(network)
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
-        record["config"] = config.model_dump(mode="json", exclude={"root"})
+        record["config"] = config.stored()
     else:
         record = new_record(config, study_identity(config, workload, dense))
     if place := criterion_place(config.criterion):  # shown by `status`, never run

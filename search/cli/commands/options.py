@@ -6,19 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from search.cli.parser import given_options
 from search.config import SearchConfig, make_config
 from search.errors import UsageError
 from search.files import open_root
+from search.options import WORKLOAD_OPTIONS
 from search.workloads import Workload, get_workload
 from spaces.validation import check_sparsity
-
-WORKLOAD_OPTIONS = ("workload", "data", "weights", "width")
 
 
 def workload_of(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig, Path, Workload]:
     """Config, root and workload of a command that runs outside a study."""
-    options = {key: getattr(arguments, key, None) for key in WORKLOAD_OPTIONS} | more
-    config = make_config(root=arguments.root, **{k: v for k, v in options.items() if v is not None})
+    options = given_options(arguments, WORKLOAD_OPTIONS) | {k: v for k, v in more.items() if v is not None}
+    config = make_config(root=arguments.root, **options)
     root = open_root(config.root)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     return config, root, workload

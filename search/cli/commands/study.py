@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from search.cli.commands.reply import Reply
 from search.cli.mlflow_ui import serve_ui, ui_command
+from search.cli.parser import given_options
 from search.cli.resume import resume_command
 from search.cli.text_tables import closing_table, counts_line, front_table, latency_line, percent
-from search.config import SearchConfig, make_config, read_study_file
+from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.progress import TerminalReporter, duration
@@ -37,9 +38,7 @@ def search(arguments: argparse.Namespace) -> Reply:
     from search.user_code.loading import named_criterion
 
     options = read_study_file(Path(arguments.study_file)) if arguments.study_file else {}
-    options |= {key: value for key in SearchConfig.model_fields if (value := getattr(arguments, key, None)) is not None}
-    if isinstance(options.get("seeds"), str):
-        options["seeds"] = {"on": True, "off": False}.get(options["seeds"], options["seeds"])
+    options = updated(options, given_options(arguments))
     if isinstance(options.get("criterion"), str):
         options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)

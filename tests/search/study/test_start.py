@@ -445,11 +445,11 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):
         ({"max_size": 0.4}, "max-size was 0.5, is 0.4"),
         ({"sampler": "random"}, "sampler was 'guided', is 'random'"),
         ({"granularity": ("channel",)}, "granularity was"),
-        ({"seeds": False}, "seeds was True, is False"),
+        ({"seeds": False}, "warm-start was True, is False"),
         ({"criterion": "random"}, "criterion was"),
         ({"size_metric": "nonzero"}, "size-metric was"),
         ({"seed": 9}, "seed was 0, is 9"),
-        ({"final_seeds": 2}, "final-seeds was 3, is 2"),
+        ({"final_seeds": 2}, "final-repeats was 3, is 2"),
         ({"mixed": True}, "mixed was False, is True"),
     ],
 )

@@ -1,0 +1,291 @@
+"""Every option of a study, once: the command line, STUDY.toml, `SearchConfig` and the docs are made from this table.
+
+Nothing that takes long is imported here: `prunefront search --help` needs no more than this. A new option is one more
+field of `SearchOptions`, and the code that uses it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, dataclass_transform, get_args
+
+MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
+"""Granularities of masks that are no default."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: as a field of `SearchConfig`; the command line and STUDY.toml have `-` for `_`.
+        annotation: its type.
+        help: what it is, in a line; `{default}` stands for the default.
+        default: None if it has none.
+        more: what else there is to know of it, for the docs.
+        metavar: its value on the command line.
+        example: a value for the sample STUDY.toml, where it has no default.
+        remark: what stands behind it there.
+        above, at_least, at_most, below: the range of a number.
+        is_share: whether it is a share of the dense model's.
+        is_budget: whether it may change when a study is resumed.
+        former: the name it had, which goes on working and which stored studies and MLflow keep.
+    """
+
+    name: str
+    annotation: Any
+    help: str
+    default: Any
+    more: str = ""
+    metavar: str | None = None
+    example: Any = None
+    remark: str = ""
+    above: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    is_share: bool = False
+    is_budget: bool = False
+    former: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name on the command line and in a STUDY.toml."""
+        return key_of(self.name)
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types its value may have, or the words."""
+        return get_args(self.annotation) or (self.annotation,)
+
+    @property
+    def help_line(self) -> str:
+        """Its help, with its default."""
+        return self.help.format(default=",".join(self.default) if isinstance(self.default, tuple) else self.default)
+
+
+def key_of(name: str) -> str:
+    """A field's name as the command line and STUDY.toml have it.
+
+    >>> key_of("max_size")
+    'max-size'
+    """
+    return name.replace("_", "-")
+
+
+def option(help: str, *, default: Any, **details: Any) -> Any:
+    """A field of `SearchOptions`; `details` are attributes of `Option`. Type checkers read `default`."""
+    return {"help": help, "default": default, **details}
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(option,))
+class _Fields:
+    """Tells type checkers that fields below are arguments of `SearchConfig`."""
+
+
+class SearchOptions(_Fields):
+    """The options in the order in which help, docs and stored studies have them."""
+
+    workload: str = option(
+        "digits, fashion-mnist, package.module:factory, ./file.py:factory ({default})",
+        default="digits",
+        metavar="W",
+        remark='or "fashion-mnist", "package.module:factory", "./file.py:factory"',
+    )
+    study: str | None = option(
+        "name of the study (the workload's)",
+        default=None,
+        metavar="NAME",
+        example="my-study",
+        more="its folder under the root has this name",
+    )
+    data: str | None = option(
+        "the only folder that data is read from",
+        default=None,
+        metavar="DIR",
+        example="folder",
+    )
+    weights: str | None = option(
+        "trained weights, .safetensors or .pt without code",
+        default=None,
+        metavar="FILE",
+        example="trained.safetensors",
+        more="without them the dense model is trained once and cached",
+    )
+    width: float | None = option(
+        "width factor of a built-in network (1/8)",
+        default=None,
+        metavar="F",
+        above=0,
+        example=0.25,
+    )
+    trials: int = option(
+        "finished trials in total ({default})",
+        default=24,
+        metavar="N",
+        at_least=1,
+        is_budget=True,
+        more="failed ones count too",
+    )
+    timeout: float | None = option(
+        "seconds of running time, the scan's too, after which no trial starts; what is running goes on",
+        default=None,
+        metavar="S",
+        above=0,
+        example=3600,
+        is_budget=True,
+    )
+    trial_timeout: float | None = option(
+        "seconds after which a single trial fails; dense training and the scan have no limit",
+        default=None,
+        metavar="S",
+        above=0,
+        at_most=10**7,
+        example=600,
+        is_budget=True,
+        more="a final may take as many times longer as it has epochs more",
+    )
+    max_size: float = option(
+        "size limit, a share of the dense model ({default})",
+        default=0.25,
+        metavar="SHARE",
+        above=0,
+        at_most=1,
+        is_share=True,
+    )
+    min_size: float | None = option(
+        "smallest size searched (a tenth of the limit; guided: more where it finds only dead networks)",
+        default=None,
+        metavar="SHARE",
+        above=0,
+        at_most=1,
+        is_share=True,
+        example=0.1,
+        more="where it equals the limit, accuracy at that size is all that is searched",
+    )
+    max_macs: float = option(
+        "limit on MACs, a share of the dense model's",
+        default=1.0,
+        metavar="SHARE",
+        above=0,
+        at_most=1,
+        is_share=True,
+    )
+    max_latency: float = option(
+        "limit on predicted latency, a share of the dense model's",
+        default=1.0,
+        metavar="SHARE",
+        above=0,
+        at_most=1,
+        is_share=True,
+    )
+    min_accuracy: str | float | None = option(
+        "find the smallest network this accurate: 0.92, or dense-0.005",
+        default=None,
+        metavar="A",
+        example="dense-0.005",
+        more="on validation data; dense-0.005 is 0.5 points below the dense model's accuracy",
+    )
+    size_metric: Literal["encoded", "nonzero"] = option(
+        "what the limit binds on: encoded (default) or nonzero",
+        default="encoded",
+        metavar="M",
+        more="encoded is bytes of the sparse file",
+    )
+    cost: Literal["macs", "latency"] = option(
+        "the third objective: macs (default) or latency",
+        default="macs",
+        metavar="C",
+        former="speed",
+        more="latency is predicted by a table that is measured once on this machine",
+    )
+    granularity: tuple[str, ...] = option(
+        f"choices ({{default}}); {MASKS}; channel+kernel, channel+2:4, ...: channels go, then masks",
+        default=("fine-grained", "channel"),
+        metavar="A,B",
+        more="one for a whole policy, or with --mixed one a layer",
+    )
+    mixed: bool = option("let every layer have its own granularity", default=False)
+    schedule: tuple[str, ...] = option(
+        "choices ({default}); also iterative",
+        default=("one-shot", "polynomial"),
+        metavar="A,B",
+    )
+    round_to: int = option(
+        "keep channel counts to a multiple of N ({default})",
+        default=1,
+        metavar="N",
+        at_least=1,
+        at_most=1024,
+        more="8 or 16 suit most kernels",
+    )
+    criterion: str = option(
+        "which units go first: {default} (default), taylor, activation, ... or ./file.py:function",
+        default="magnitude-l2",
+        metavar="C",
+    )
+    sampler: Literal["guided", "tpe", "nsga2", "gp", "random"] = option(
+        "guided (default), tpe, nsga2, gp or random",
+        default="guided",
+        metavar="S",
+        more="all but guided are Optuna's",
+    )
+    warm_start: bool = option(
+        "begin with static allocations and the scan's: on (default) or off",
+        default=True,
+        former="seeds",
+        more="at most half of the trials are these",
+    )
+    seed: int = option(
+        "of sampling, data order and augmentation ({default})",
+        default=0,
+        metavar="N",
+        at_least=0,
+        below=2**31,
+    )
+    dense_seed: int = option(
+        "of the dense model's own training ({default})",
+        default=0,
+        metavar="N",
+        at_least=0,
+        below=2**31,
+    )
+    finalists: int = option(
+        "front members tuned at full length and tested ({default}); 0: neither finals nor baselines",
+        default=3,
+        metavar="N",
+        at_least=0,
+        at_most=20,
+        is_budget=True,
+    )
+    final_repeats: int = option(
+        "full fine-tunes of each finalist and baseline ({default})",
+        default=3,
+        metavar="N",
+        at_least=1,
+        at_most=20,
+        former="final_seeds",
+    )
+    root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
+
+
+OPTIONS = {
+    name: Option(name, annotation, **getattr(SearchOptions, name))
+    for name, annotation in SearchOptions.__annotations__.items()
+}
+"""Name -> option, in order."""
+FORMER = {one.former: one.name for one in OPTIONS.values() if one.former}
+"""Former name -> name."""
+WORKLOAD_OPTIONS = ("workload", "data", "weights", "width", "dense_seed")
+"""What a workload and its dense model are made from."""
+BUDGETS = tuple(name for name, one in OPTIONS.items() if one.is_budget)
+"""Names of options that may change when a study is resumed."""
+
+
+def study_file() -> str:
+    """A STUDY.toml that names every key."""
+    lines = ["# every key, at its default; those behind a '#' have none, and show one value"]
+    for one in OPTIONS.values():
+        value = one.example if one.default is None else one.default
+        line = f"{'# ' if one.default is None else ''}{one.key} = {json.dumps(value)}"
+        lines.append(f"{line}  # {one.remark}" if one.remark else line)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,162 @@
+"""One table of options: what is made from it, and the names options had before."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import search
+from search import SearchConfig
+from search.cli.parser import make_parser
+from search.config import ConfigError, read_study_file, updated
+from search.errors import UsageError
+from search.options import FORMER, OPTIONS, key_of
+from search.store.study_record import new_record, resumed_config, stored_config
+from spaces.granularity import SEARCHED
+from spaces.search_space.space import SEARCHED_SCHEDULES, SPEEDS
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "study-v1.json").read_text())["config"]
+RENAMED = {
+    "speed": ("cost", "latency", "latency"), "seeds": ("warm_start", False, "off"),
+    "final_seeds": ("final_repeats", 5, "5"),
+}  # fmt: skip
+"""Former name -> name, a value that is not the default, and its word on the command line."""
+
+
+def parsed(*words: str) -> dict[str, object]:
+    found = vars(make_parser().parse_args(["search", *words]))
+    return {name: value for name, value in found.items() if value is not None and name in (*OPTIONS, *FORMER)}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_an_argument_a_key_and_a_field(name, tmp_path):
+    one = OPTIONS[name]
+    value = one.example if one.default is None else one.default
+    word = ",".join(value) if isinstance(value, tuple) else str(value)
+    words = {"mixed": [], "warm_start": ["off"]}.get(name, [word])
+    file = tmp_path / "study.toml"
+    file.write_text(f"{key_of(name)} = {json.dumps(value if one.annotation is not bool else not value)}")
+    given = SearchConfig(**read_study_file(file))
+    assert given.model_fields_set == {name} and name in SearchConfig.model_fields
+    assert SearchConfig(**parsed(f"--{key_of(name)}", *words)) == given
+
+
+def test_defaults_are_those_of_a_space():
+    assert OPTIONS["granularity"].default == SEARCHED and OPTIONS["schedule"].default == SEARCHED_SCHEDULES
+    assert OPTIONS["cost"].kinds == SPEEDS
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_a_former_name_goes_on_working(former, tmp_path):
+    name, value, word = RENAMED[former]
+    assert FORMER[former] == name
+    config = SearchConfig(**{former: value})
+    assert config == SearchConfig(**{name: value}) != SearchConfig()
+    assert getattr(config, former) == getattr(config, name) == value
+    assert config.model_fields_set == {name}
+    assert SearchConfig(**parsed(f"--{key_of(former)}", word)) == config
+    file = tmp_path / "study.toml"
+    for key in (former, key_of(former), name, key_of(name)):
+        file.write_text(f"{key} = {json.dumps(value)}")
+        assert SearchConfig(**read_study_file(file)) == config
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_a_former_name_beside_the_name_is_refused(main, former, tmp_path):
+    name, value, word = RENAMED[former]
+    said = f"{key_of(former)!r} is the former name of {key_of(name)!r}: give one of them, not both"
+    with pytest.raises(ConfigError) as raised:
+        SearchConfig(**{former: value, name: value})
+    assert str(raised.value) == said
+    file = tmp_path / "study.toml"
+    file.write_text(f"{former} = {json.dumps(value)}\n{name} = {json.dumps(value)}")
+    for words in ([file], [f"--{key_of(name)}", word, f"--{key_of(former)}", word]):
+        ended = main("search", *words)
+        assert ended.code == 2 and ended.err.count("\n") == 1 and ended.err.endswith(f"{said}\n"), ended.err
+
+
+def test_a_flag_replaces_what_a_study_file_says_by_either_name():
+    assert updated({"speed": "latency", "trials": 3}, {"cost": "macs"}) == {"trials": 3, "cost": "macs"}
+    assert updated({"cost": "macs"}, {"speed": "latency"}) == {"speed": "latency"}
+    assert updated({"final_seeds": 2, "seed": 1}, {"final_seeds": 4}) == {"seed": 1, "final_seeds": 4}
+
+
+def test_what_is_wrong_is_told_by_the_name_that_was_given():
+    words = "speed must be 'macs' or 'latency', got 'watts'; the default is 'macs'"
+    runs = "final-seeds must be a whole number, >= 1 and <= 20, got 0; the default is 3"
+    for options, said in (
+        ({"speed": "watts"}, words),
+        ({"cost": "watts"}, words.replace("speed", "cost")),
+        ({"final_seeds": 0}, runs),
+        ({"final_seeds": 0, "trials": 0}, f"trials must be a whole number, >= 1, got 0; the default is 24; {runs}"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            SearchConfig(**options)
+        assert str(raised.value) == said
+
+
+def test_stored_studies_keep_the_names_they_have():
+    options = {"speed": "latency", "seeds": False, "final_seeds": 2, "max_size": 0.3}
+    stored = new_record(SearchConfig(**options, root="elsewhere"), {})["config"]
+    assert set(stored) - set(GOLDEN) == {"trial_timeout"} and set(GOLDEN) < set(stored)
+    assert {name: stored[name] for name in options} == options
+    config = stored_config({"config": stored}, "here")
+    assert config == SearchConfig(**options, root="here")
+    record = {"config": stored}
+    assert resumed_config(SearchConfig(cost="latency", final_seeds=2, trials=99), record, "mine").trials == 99
+    with pytest.raises(UsageError, match="cost was 'latency', is 'macs'"):
+        resumed_config(SearchConfig(speed="macs"), record, "mine")
+
+
+def test_only_names_of_today_are_offered():
+    with pytest.raises(ConfigError, match="did you mean 'final_repeats'"):
+        SearchConfig(final_repeat=2)
+    with pytest.raises(ConfigError) as raised:
+        SearchConfig(sped=2)
+    assert "speed" not in str(raised.value)
+
+
+def test_imports_for_type_checkers_agree_with_those_on_first_use():
+    tree = ast.parse(Path(search.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    named = {alias.name: node.module for node in checked.body for alias in node.names}  # type: ignore[attr-defined]
+    assert named.pop("Any") == "typing"
+    assert named == search._PLACES
+    assert sorted(named) == sorted(search.__all__) and set(named) <= set(dir(search))
+
+
+TYPED = """
+from search import SearchConfig, load_front, run_search
+
+reveal_type(run_search)
+reveal_type(load_front)
+reveal_type(SearchConfig(trials=3, cost="latency").max_size)
+SearchConfig(trails=3)
+SearchConfig(trials="3")
+SearchConfig(sampler="tpee")
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_options_and_signatures(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "typed.py").write_text(TYPED)
+    words = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(tmp_path / "typed.py")]
+    said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout
+    lines = [line.split("typed.py:")[1] for line in said.splitlines() if "typed.py:" in line]
+    for number, words in (
+        (4, "def (config: search.config.SearchConfig, watcher: search.progress.ProgressReporter | None"),
+        (4, "-> search.study.runner.SearchResult"),
+        (5, "pandas.core.frame.DataFrame"),
+        (6, 'Revealed type is "float"'),
+        (7, 'Unexpected keyword argument "trails" for "SearchConfig"'),
+        (8, 'Argument "trials" to "SearchConfig" has incompatible type "str"; expected "int"'),
+        (9, "incompatible type \"Literal['tpee']\""),
+    ):
+        assert any(line.startswith(f"{number}:") and words in line for line in lines), said
