@@ -659,7 +659,10 @@ def test_a_bad_command_ends_in_one_line(main, exported, files, case):
 
 BARE = {
     "nothing": ([], "COMMAND"),
-    "option before": (["--root", "x", "search"], "'--root': write it behind; see prunefront --help"),
+    "option before": (
+        ["--root", "x", "search"],
+        "'--root' belongs after the COMMAND, as in 'prunefront search --root ...'; see",
+    ),
     "option": (["--vers"], "'--vers'"),
     "no study": (["front"], "STUDY"),
     "parser": (["search", "--max-size", "25%"], "25 % is 0.25"),
@@ -768,7 +771,7 @@ def test_a_policy_with_a_byte_order_mark_is_read(main, place, tmp_path):
 STUDY_FILES = {
     "key": ("max-sise = 0.3", "unknown key 'max-sise': did you mean 'max-size'"),
     "key with _": ("max_sise = 0.3", "unknown key 'max_sise': did you mean 'max-size'"),
-    "both spellings": ("max-size = 0.3\nmax_size = 0.2", "key 'max-size' stands there twice"),
+    "both spellings": ("max-size = 0.3\nmax_size = 0.2", "key 'max-size' is given twice"),
     "twice": ("trials = 3\ntrials = 4", "not valid TOML"),
     "section": ("[search]\ntrials = 3", "unknown key 'search'"),
     "true trials": ("trials = true", "trials must be a whole number, >= 1, got true"),
