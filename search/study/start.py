@@ -140,7 +140,7 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Progr
             speed=config.cost,
             schedules=config.schedule,
             knob_prefix=knob_word,
-            allocations=allocator_names(scanned=config.seeds or config.sampler == GUIDED),
+            allocations=allocator_names(scanned=config.warm_start or config.sampler == GUIDED),
         )
     except Unreachable as error:
         raise UsageError(str(error)) from None
