@@ -24,8 +24,9 @@ from pruning.copying import copy_model
 from pruning.modules import Prunable, output_dim, prunable_weights
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
+from spaces.cost.removal import shapes_after
 from spaces.cost.timing import TimedNetworks, timed_network
-from spaces.granularity import removed_count
+from spaces.counting import removed_count
 from spaces.network import Network
 from spaces.validation import check_sparsity
 
@@ -213,10 +214,8 @@ def _beside_step(units: int, level: float) -> int:
 
 def _shapes(network: Network, kept: Kept) -> dict[str, _Point]:
     """Layer -> its grid point when the groups keep these units."""
-    units = {number: group.units for number, group in enumerate(network.groups)}
-    tensors = {tensor.name: tensor for tensor in network.tensors}
-    shapes = {layer.name: tensors[layer.name].shrunk(kept, units) for layer in timed_layers(network)}
-    return {name: _Point(name, shape[0], shape[1]) for name, shape in shapes.items()}
+    shapes, names = shapes_after(network, kept), [layer.name for layer in timed_layers(network)]
+    return {name: _Point(name, shapes[name][0], shapes[name][1]) for name in names}
 
 
 @dataclass(frozen=True, eq=False)

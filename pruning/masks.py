@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pruning.importance.weights import NotFiniteError, all_finite, element_scores
 from pruning.units import expand_units, staying_units, units
-from spaces.granularity import Units, removed_count
+from spaces.counting import removed_count
+from spaces.granularity import Units
 from spaces.network import SECOND, Inputs
 from spaces.validation import check_sparsity, unknown
 

@@ -2,8 +2,9 @@
 
 from spaces.cost.effect import NothingToRemove
 from spaces.cost.footprint import Footprint, RelativeCost, footprint
+from spaces.counting import removed_count
 from spaces.criteria import CRITERIA
-from spaces.granularity import GRANULARITIES, removed_count
+from spaces.granularity import GRANULARITIES
 from spaces.network import ChannelGroup, Layer, Network, StoredTensor
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule

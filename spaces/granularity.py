@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spaces.counting import removed_by_pattern, removed_count, removed_units
 from spaces.network import SECOND, Inputs, Layer
 from spaces.validation import check_sparsity, unknown
 
@@ -44,18 +44,6 @@ def parts_of(word: str) -> tuple[str, ...]:
 def parts_in(words: Iterable[str]) -> tuple[str, ...]:
     """The granularities these choices are made of, each once, in the order they come."""
     return tuple(dict.fromkeys(part for word in words for part in parts_of(word)))
-
-
-def removed_count(sparsity: float, units: int) -> int:
-    """Units to remove: `floor(sparsity * units + 0.5)`, but at least one unit stays.
-
-    >>> removed_count(0.75, 25), removed_count(0.5, 5), removed_count(0.99, 3)
-    (19, 3, 2)
-    """
-    check_sparsity(sparsity)
-    if units < 1:
-        raise ValueError(f"nothing to prune: {units} units, need at least 1")
-    return min(math.floor(sparsity * units + 0.5), units - 1)
 
 
 class Pattern(NamedTuple):
@@ -110,8 +98,7 @@ class Units:
         """Units that go: `removed_count`, or of a fixed pattern all or none, whichever is nearer (a tie: all)."""
         if self.keep is None:
             return removed_count(share, self.count)
-        most = self.count - self.keep
-        return most if 2 * check_sparsity(share) * self.count >= most else 0
+        return int(removed_by_pattern(check_sparsity(share), self.count, self.keep))
 
 
 def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) -> Units:
@@ -217,10 +204,9 @@ class Divisions:
             lengths: what is left of its first and of its second dimension, each (..., n).
         """
         count, elements = self._units(numel, lengths)
-        removed = np.minimum(np.floor(share * count + 0.5), count - 1)
-        most = count - self._keep
-        fixed = np.where(2 * share * count >= most, most, 0)
-        return np.where(self._divided(lengths), np.where(self._keep > 0, fixed, removed) * elements, 0)
+        by_pattern = removed_by_pattern(share, count, self._keep)
+        removed = np.where(self._keep > 0, by_pattern, removed_units(share, count))
+        return np.where(self._divided(lengths), removed * elements, 0)
 
     def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         """Bytes planned to say what is kept, `UNIT_SLACK` among them: one bit a unit, or a pattern's places; infinite

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from spaces.validation import unknown
 
@@ -39,18 +40,6 @@ class StoredTensor:
     @property
     def numel(self) -> int:
         return prod(self.shape)
-
-    def shrunk(self, kept_units: Mapping[int, int], units: Mapping[int, int]) -> tuple[int, ...]:
-        """The shape once group g keeps `kept_units[g]` of its `units[g]`; absent groups keep all."""
-        if not any(self.owners):
-            return self.shape
-        lengths = []
-        for length, owners in zip(self.shape, self.owners, strict=True):
-            for group, indices in owners:
-                if group in kept_units:
-                    length -= indices // units[group] * (units[group] - kept_units[group])
-            lengths.append(length)
-        return tuple(lengths)
 
 
 class Inputs(NamedTuple):
@@ -202,3 +191,24 @@ class Network:
         for name in names:
             if name not in self.by_name:
                 raise ValueError(unknown("layer", name, self.by_name))
+
+
+Built = TypeVar("Built")
+
+
+def once_per_network(build: Callable[[Network], Built]) -> Callable[[Network], Built]:
+    """What `build` makes of a network, made once for each network object and kept as long as that lives.
+
+    What is made must not hold on to the network.
+    """
+    known: dict[int, Built] = {}
+
+    @wraps(build)
+    def built(network: Network) -> Built:
+        key = id(network)
+        if key not in known:
+            known[key] = build(network)
+            weakref.finalize(network, known.pop, key, None)
+        return known[key]
+
+    return built

@@ -13,7 +13,7 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.removal import NOT_RUNNING, difference_of, mask_removed, one_line, outputs_of, raise_lack
 from pruning.channels.structure import apply_structure
-from spaces.granularity import removed_count
+from spaces.counting import removed_count
 
 TRIAL_SHARE = 0.25
 """Share of every group's units that is removed when a traced graph is tried out."""

@@ -150,7 +150,7 @@ class Target:
     def latency_floor(self) -> float:
         """The smallest reachable share of the dense latency; 1.0 without a predictor."""
         pruned = self.pruned(self.vector(self._least))
-        return float(self.latency.share_after(self.sizer.removed(pruned))) if self.latency else 1.0
+        return float(self.latency.share_after(pruned.groups)) if self.latency else 1.0
 
     @property
     def _least(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Target:
         if self.max_macs < 1:
             ratios.append(self.sizer.macs(pruned) / self.max_macs)
         if self.max_latency < 1 and self.latency:
-            ratios.append(float(self.latency.share_after(self.sizer.removed(pruned))) / self.max_latency)
+            ratios.append(float(self.latency.share_after(pruned.groups)) / self.max_latency)
         return max(ratios) - 1
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spaces.counting import in_multiples
 from spaces.granularity import GRANULARITIES, Units, units_of, unpruned_reason
 from spaces.network import Network
 from spaces.sensitivity import Profile
@@ -59,11 +60,10 @@ class Knob:
     def name(self) -> str:
         return self.layers[0]
 
-    def removed(self, levels: Sequence[float]) -> np.ndarray:
-        """Units gone at each level; one stays, or a multiple of what the group keeps to."""
+    def removed(self, levels: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Units gone at each level (k,), int64; one stays, or a multiple of what the group keeps to."""
         removed = np.array([self.units.removed(float(level)) for level in levels])
-        left = -((removed - self.units.count) // self.multiple) * self.multiple
-        return np.maximum(self.units.count - left, 0)
+        return in_multiples(removed, self.units.count, self.multiple).astype(np.int64)
 
 
 def knobs_of(network: Network, granularity: str) -> dict[str, Knob]:

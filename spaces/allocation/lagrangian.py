@@ -20,6 +20,7 @@ from spaces.allocation.elimination import Knobs, VariableElimination
 from spaces.allocation.knobs import Damage, Knob, knobs_of
 from spaces.cost.container import encoded_entry
 from spaces.cost.footprint import SIZE_METRICS, dense_footprint
+from spaces.cost.removal import dimensions_of
 from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.validation import unknown
 
@@ -280,7 +281,7 @@ def _choices(
             sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
             alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
             continue
-        for places, count in _numel_terms(tensor, groups).items():
+        for places, count in _numel_terms(network, tensor, groups).items():
             terms[places] += count * unit
     terms[()] += [0, network.other_macs]
     if metric == "encoded":
@@ -298,20 +299,20 @@ def _unit_size(tensor: StoredTensor, metric: str) -> int:
     return ITEM_BYTES[tensor.dtype] if metric == "encoded" else int(tensor.parameter)
 
 
-def _numel_terms(tensor: StoredTensor, groups: Mapping[int, tuple[int, int]]) -> dict[Knobs, int]:
-    """The tensor's elements as a polynomial in units kept; `groups`: number -> (place of its knob, units)."""
+def _numel_terms(network: Network, tensor: StoredTensor, groups: Mapping[int, tuple[int, int]]) -> dict[Knobs, int]:
+    """The tensor's elements as a polynomial in units kept; `groups`: number -> (index of its knob, units)."""
     terms: dict[Knobs, int] = {(): 1}
-    for dimension, length in enumerate(tensor.shape):
-        factors: dict[Knobs, int] = {(): length}
-        for group, indices in tensor.owners[dimension] if tensor.owners else ():
+    for dimension in dimensions_of(network, tensor):
+        factors: dict[Knobs, int] = {(): dimension.length}
+        for group, per_unit in dimension.per_unit:
             if group in groups:
-                place, units = groups[group]
-                factors[(place,)] = factors.get((place,), 0) + indices // units
-                factors[()] -= indices // units * units
+                knob, units = groups[group]
+                factors[(knob,)] = factors.get((knob,), 0) + per_unit
+                factors[()] -= per_unit * units
         product: dict[Knobs, int] = defaultdict(int)
-        for places, count in terms.items():
+        for knobs, count in terms.items():
             for more, times in factors.items():
                 if count * times:
-                    product[tuple(sorted(places + more))] += count * times
+                    product[tuple(sorted(knobs + more))] += count * times
         terms = dict(product)
     return terms

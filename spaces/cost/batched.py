@@ -15,8 +15,10 @@ import numpy as np
 from spaces.cost.container import GAP_ESCAPE
 from spaces.cost.footprint import dense_footprint
 from spaces.cost.latency_predictor import Predictor
+from spaces.cost.removal import ChannelGroups, Shapes, channel_groups_of, distinct_shapes
+from spaces.counting import removed_units
 from spaces.granularity import Divisions, parts_of
-from spaces.network import ITEM_BYTES, Network, StoredTensor
+from spaces.network import ITEM_BYTES, Network
 
 
 @dataclass(frozen=True)
@@ -55,64 +57,6 @@ class Requests:
         return Requests(*(getattr(self, field.name)[places] for field in fields(self)))
 
 
-@dataclass(frozen=True)
-class _Shrinking:
-    """One dimension of the layers that lose indices with channel groups, some with several.
-
-    Attributes:
-        layers: their places (s,).
-        starts: where the terms of each begin (s,).
-        groups, per_unit: of each term (t,) the group, and the indices that leave with each of its units.
-    """
-
-    layers: np.ndarray
-    starts: np.ndarray
-    groups: np.ndarray
-    per_unit: np.ndarray
-
-    @classmethod
-    def of(cls, network: Network, tensors: Sequence[StoredTensor], dimension: int) -> _Shrinking:
-        owners = [tensor.owners[dimension] if dimension < len(tensor.owners) else () for tensor in tensors]
-        layers = [place for place, own in enumerate(owners) if own]
-        terms = [(group, indices // network.groups[group].units) for own in owners for group, indices in own]
-        groups, per_unit = np.array(terms, dtype=int).reshape(-1, 2).T
-        starts = np.cumsum([0, *(len(owners[place]) for place in layers)])[:-1]
-        return cls(np.array(layers, dtype=int), starts, groups, per_unit.astype(float))
-
-    def taken(self, gone: np.ndarray) -> np.ndarray:
-        """Indices lost (p, s) with `gone` units of each group (p, groups)."""
-        terms = gone[:, self.groups] * self.per_unit
-        return terms if len(self.groups) == len(self.layers) else np.add.reduceat(terms, self.starts, axis=1)
-
-
-class _Weights:
-    """What is left of some weights once channel groups lost units, vectorised over points and weights."""
-
-    def __init__(self, network: Network, names: Sequence[str]) -> None:
-        tensors = {tensor.name: tensor for tensor in network.tensors}
-        chosen = [tensors[name] for name in names]
-        most = max(2, *(len(t.shape) for t in chosen)) if chosen else 2
-        lengths = [[t.shape[d] if d < len(t.shape) else 1 for t in chosen] for d in range(most)]
-        shrinking = {d: _Shrinking.of(network, chosen, d) for d in range(most)}
-        self._shrinking = {d: one for d, one in shrinking.items() if len(one.layers)}
-        self._lengths = np.array(lengths, dtype=float)
-        self._fixed = self._lengths[[d not in self._shrinking for d in range(most)]].prod(axis=0)
-
-    def left(self, gone: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Elements, and the first two dimensions, of the weights (p, weights) once groups lost `gone` (p, groups)."""
-        numel = np.empty((len(gone), len(self._fixed)))
-        numel[:] = self._fixed
-        first_two = [np.broadcast_to(length, numel.shape) for length in self._lengths[:2]]
-        for dimension, one in self._shrinking.items():
-            left = np.empty_like(numel)
-            left[:] = self._lengths[dimension]
-            left[:, one.layers] -= one.taken(gone)
-            numel *= left
-            if dimension < 2:
-                first_two[dimension] = left
-        return numel, first_two
-
-
 class Costs:
     """Sizes and MACs of many requests, vectorised over points and layers.
 
@@ -140,12 +84,8 @@ class Costs:
         self._maskable = np.array([layer.whole is None for layer in network.prunable], dtype=float)
 
     @cached_property
-    def _units(self) -> np.ndarray:
-        return np.array([group.units for group in self._network.groups], dtype=float)
-
-    @cached_property
-    def _multiples(self) -> np.ndarray:
-        return np.array([group.multiple for group in self._network.groups], dtype=float)
+    def _groups(self) -> ChannelGroups:
+        return channel_groups_of(self._network)
 
     @cached_property
     def _item(self) -> np.ndarray:
@@ -153,30 +93,26 @@ class Costs:
         return np.array([ITEM_BYTES[tensors[layer.name].dtype] for layer in self._network.prunable], dtype=float)
 
     @cached_property
-    def _weights(self) -> _Weights:
-        return _Weights(self._network, self._network.layer_names)
+    def _layers(self) -> Shapes:
+        tensors = {tensor.name: tensor for tensor in self._network.tensors}
+        return Shapes(self._network, [tensors[name] for name in self._network.layer_names], float)
 
     @cached_property
-    def _others_multiplied(self) -> tuple[np.ndarray, _Weights]:
-        """Positions of the weights that are no prunable layers, and these."""
-        positions = {n: count for n, count in self._network.multiplied.items() if n not in self._network.by_name}
-        return np.array(list(positions.values()), dtype=float), _Weights(self._network, tuple(positions))
-
-    @cached_property
-    def _others(self) -> tuple[float, np.ndarray]:
-        """Cost of everything that is no layer: whole, and what one unit of each group takes off (groups,)."""
-        names, encoded = set(self._network.layer_names), self._metric == "encoded"
-        whole, per_unit = 0.0, np.zeros(len(self._network.groups))
-        for tensor in self._network.tensors:
-            if tensor.name in names or not (encoded or tensor.parameter):
-                continue
-            each = ITEM_BYTES[tensor.dtype] if encoded else 1
-            whole += tensor.numel * each
-            for dimension, owners in enumerate(tensor.owners):
-                others = tensor.numel / max(tensor.shape[dimension], 1)
-                for group, indices in owners:
-                    per_unit[group] += indices // self._network.groups[group].units * others * each
-        return whole, per_unit
+    def _others(self) -> tuple[Shapes, np.ndarray]:
+        """All that is no prunable layer: its distinct shapes (s,), and what an element of each adds to size and MACs
+        (s, 2)."""
+        network, names = self._network, set(self._network.layer_names)
+        others = [tensor for tensor in network.tensors if tensor.name not in names]
+        first, shape = distinct_shapes(others)
+        costs = np.zeros((len(first), 2))
+        if self._metric == "encoded":
+            stored = [ITEM_BYTES[tensor.dtype] for tensor in others]
+        else:
+            stored = [int(tensor.parameter) for tensor in others]
+        positions = [network.multiplied.get(tensor.name, 0) for tensor in others]
+        np.add.at(costs, shape, np.array([stored, positions], dtype=float).T)
+        used = np.flatnonzero(costs.any(axis=1))
+        return Shapes(network, [first[n] for n in used], float), costs[used]
 
     @cached_property
     def _header(self) -> float:
@@ -186,19 +122,22 @@ class Costs:
 
     def of(self, requests: Requests) -> BatchCosts:
         """What the requests leave of the dense network."""
-        gone = self._gone(requests)
-        numel, lengths = self._weights.left(gone)
+        gone = self._groups.removed(requests.removed)
+        numel, lengths = self._left(gone)
         nonzero = numel - self._zeros(requests, numel, lengths)
-        whole, per_unit = self._others
         cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, lengths)
-        size = (cost.sum(axis=1) + whole - gone @ per_unit + self._header) / self._dense
+        shapes, costs = self._others
+        size, macs = (shapes.numel(shapes.lengths(gone)) @ costs).T
+        size = (cost.sum(axis=1) + size + self._header) / self._dense
+        macs = (numel @ self._positions + macs + self._network.other_macs) / self._dense_macs
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
-        return BatchCosts(size, (numel @ self._positions + self._further_macs(gone)) / self._dense_macs, latency)
+        return BatchCosts(size, macs, latency)
 
-    def _further_macs(self, gone: np.ndarray) -> np.ndarray:
-        """MACs of all that is no prunable layer (p,)."""
-        positions, weights = self._others_multiplied
-        return weights.left(gone)[0] @ positions + self._network.other_macs
+    def _left(self, gone: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Elements, and where units need them the first two dimensions, of the layers (p, layers) once groups lost
+        `gone` units (p, groups)."""
+        lengths = self._layers.lengths(gone)
+        return self._layers.numel(lengths), self._layers.first_two(lengths) if self._divisions else ()
 
     def achieved(self, requests: Requests, in_turn: bool = False) -> Requests:
         """The shares really taken where units of several weights, or multiples that groups keep to, round them.
@@ -207,25 +146,19 @@ class Costs:
             in_turn: masks come after removals, as shares of what these leave; else of the dense layers.
         """
         if self._divisions:
-            numel, lengths = self._weights.left(self._gone(requests) if in_turn else np.zeros_like(requests.removed))
+            gone = self._groups.removed(requests.removed) if in_turn else np.zeros_like(requests.removed)
+            numel, lengths = self._left(gone)
             by_unit = np.isin(requests.words, list(self._divisions))
             masked = np.where(by_unit, self._zeros(requests, numel, lengths) / numel, requests.masked) * self._maskable
             requests = replace(requests, masked=masked)
-        if (self._multiples > 1).any():
-            requests = replace(requests, removed=self._gone(requests) / np.maximum(self._units, 1))
+        if self._groups.in_multiples:
+            removed = self._groups.removed(requests.removed) / np.maximum(self._groups.units, 1)
+            requests = replace(requests, removed=removed)
         return requests
-
-    def _gone(self, requests: Requests) -> np.ndarray:
-        """Units each group loses (p, groups)."""
-        gone = np.minimum(np.floor(requests.removed * self._units + 0.5), np.maximum(self._units - 1, 0))
-        if (self._multiples == 1).all():
-            return gone
-        left = np.ceil((self._units - gone) / self._multiples) * self._multiples
-        return np.maximum(self._units - left, 0)
 
     def _zeros(self, requests: Requests, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         requests = replace(requests, masked=requests.masked * self._maskable)
-        zeros = np.minimum(np.floor(requests.masked * numel + 0.5), np.maximum(numel - 1, 0))
+        zeros = removed_units(requests.masked, numel)
         for word, divisions in self._divisions.items():
             own = (requests.words == word) & (requests.masked > 0)
             if own.any():

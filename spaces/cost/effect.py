@@ -6,29 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
-from spaces.granularity import obstacle_to, removed_count, units_of
+import numpy as np
+
+from spaces.cost.removal import channel_groups_of, shapes_after
+from spaces.granularity import obstacle_to, units_of
 from spaces.network import SECOND, Inputs, Layer, Network
 from spaces.policy import PruningPolicy
+from spaces.validation import check_sparsity
 
 NAMED = 3
 """Layers an error names with their reasons; of the others it gives the number."""
 
 
-def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int]:
-    """Group number -> units kept, for the groups that lose some.
+def removed_by_group(network: Network, requests: Mapping[str, float]) -> np.ndarray:
+    """Units that each channel group of the network loses (groups,), int64.
 
-    `requests` is the share of output channels asked to go by layer. Inside a group the smallest request
-    holds and an unnamed member asks for 0; groups with an obstacle keep all. Kept units are rounded up to the
-    group's multiple.
+    Args:
+        requests: share of the output channels asked to go, by layer. Inside a group the smallest request holds, and an
+            unnamed member asks for 0; groups with an obstacle keep all. Kept units are rounded up to the group's
+            multiple.
     """
-    kept = {}
-    for number, group in enumerate(network.groups):
-        share = min((requests.get(name, 0.0) for name in group.layers), default=0.0)
-        if group.obstacle is None and share > 0:
-            left = group.units - removed_count(share, group.units)
-            left = min(-(-left // group.multiple) * group.multiple, group.units)
-            kept |= {number: left} if left < group.units else {}
-    return kept
+    groups = channel_groups_of(network)
+    shares = np.array([check_sparsity(requests.get(name, 0.0)) for name in network.by_name])
+    return groups.removed(groups.asked(shares)).astype(np.int64)
+
+
+def kept_units(network: Network, requests: Mapping[str, float]) -> dict[int, int]:
+    """Group number -> units kept, for the groups that lose some; see `removed_by_group`."""
+    removed = removed_by_group(network, requests).tolist()
+    return {n: group.units - gone for n, (group, gone) in enumerate(zip(network.groups, removed, strict=True)) if gone}
 
 
 def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ...]:
@@ -36,9 +42,14 @@ def remaining(network: Network, removal: Mapping[str, float]) -> tuple[Layer, ..
     kept = kept_units(network, removal)
     if not kept:
         return network.prunable
-    units = {number: group.units for number, group in enumerate(network.groups)}
-    shapes = {t.name: t.shrunk(kept, units) for t in network.tensors if t.name in network.by_name}
+    shapes = shapes_after(network, kept)
     return tuple(replace(layer, shape=shapes[layer.name]) for layer in network.prunable)
+
+
+def _removed_share(network: Network, kept: Mapping[int, int], layer: Layer) -> float:
+    """Share of a layer's output channels that is gone where groups keep these units."""
+    group = layer.channel_group
+    return 1 - kept[group] / network.groups[group].units if group is not None and group in kept else 0.0
 
 
 def as_removed(network: Network, policy: PruningPolicy) -> PruningPolicy:
@@ -48,13 +59,9 @@ def as_removed(network: Network, policy: PruningPolicy) -> PruningPolicy:
     """
     if all(group.multiple == 1 for group in network.groups):
         return policy
-    kept, layers = kept_units(network, policy.channel_requests()), network.by_name
-
-    def share(name: str) -> float:
-        group = layers[name].channel_group
-        return 1 - kept[group] / network.groups[group].units if group in kept else 0.0
-
-    asked = {name: share(name) for name in policy.channel_requests()}
+    requests, layers = policy.channel_requests(), network.by_name
+    kept = kept_units(network, requests)
+    asked = {name: _removed_share(network, kept, layers[name]) for name in requests}
     sparsity = {name: asked.get(name, own) for name, own in policy.sparsity.items() if name not in policy.removal}
     sparsity |= {name: policy.sparsity[name] for name in policy.sparsity.keys() & policy.removal.keys()}
     return replace(policy, sparsity=sparsity, removal={name: asked.get(name, 0.0) for name in policy.removal})
@@ -75,22 +82,22 @@ def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs:
 
 def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
     """Layer -> share of its own units the policy really removes, after group rule and rounding."""
-    units = {number: group.units for number, group in enumerate(network.groups)}
     kept = kept_units(network, policy.channel_requests())
     masks = policy.mask_requests()
+    shapes = shapes_after(network, kept) if masks else {}
     result = {}
     for tensor in network.tensors:
         layer = network.by_name.get(tensor.name)
         if layer is None:
             continue
-        if policy.granularity_of(layer.name) == "channel":
-            group = layer.channel_group
-            result[layer.name] = 1 - kept[group] / units[group] if group in kept else 0.0
+        granularity = policy.granularity_of(layer.name)
+        if granularity == "channel":
+            result[layer.name] = _removed_share(network, kept, layer)
+        elif layer.name in masks:
+            shape = shapes[layer.name]
+            result[layer.name] = masked_in(layer, granularity, shape, masks[layer.name]) / prod(shape)
         else:
-            shape = tensor.shrunk(kept, units)
-            word = policy.granularity_of(layer.name)
-            removed = masked_in(layer, word, shape, masks.get(layer.name, 0.0))
-            result[layer.name] = removed / prod(shape)
+            result[layer.name] = 0.0
     return result
 
 
@@ -147,9 +154,7 @@ def unpruned_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     """
     network.require(asked_layers(policy))
     requests, masks = policy.channel_requests(), policy.mask_requests()
-    kept = kept_units(network, requests)
-    units = {number: group.units for number, group in enumerate(network.groups)}
-    shapes = {tensor.name: tensor.shrunk(kept, units) for tensor in network.tensors if tensor.name in masks}
+    shapes = shapes_after(network, kept_units(network, requests))
     masked = {
         name: network.by_name[name].whole
         or mask_obstacle(policy.granularity_of(name), shapes[name], share, network.by_name[name].inputs)

@@ -7,7 +7,6 @@ counts the characters instead of writing them, so one size takes a few dozen arr
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,10 @@ import numpy as np
 
 from spaces.cost.container import HEADER_SLACK, encoding_sizes
 from spaces.cost.footprint import SIZE_METRICS, Footprint, dense_footprint
+from spaces.cost.removal import Shapes, channel_groups_of, distinct_shapes
+from spaces.counting import removed_units
 from spaces.granularity import Divisions
-from spaces.network import ITEM_BYTES, Network
+from spaces.network import ITEM_BYTES, Network, once_per_network
 
 POWERS_OF_TEN = 10 ** np.arange(1, 19)
 """Up to the longest number int64 holds."""
@@ -35,21 +36,12 @@ def digits(numbers: np.ndarray) -> np.ndarray:
     return np.searchsorted(POWERS_OF_TEN, numbers, side="right") + 1
 
 
-def removed_counts(sparsity: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """`removed_count` of many layers or groups of at least one unit, int64 of their shape.
-
-    >>> removed_counts(np.array([0.75, 0.5, 0.99]), np.array([25, 5, 3])).tolist()
-    [19, 3, 2]
-    """
-    return np.minimum((sparsity * units + 0.5).astype(np.int64), units - 1)
-
-
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """What a network's sparsities come to, in counts; sizes follow from nothing else.
 
     Attributes:
-        groups: units removed (g,), by channel group that can lose some.
+        groups: units removed of every channel group (groups,).
         numel: elements left (s,), by distinct shape of the dense network.
         characters: what these shapes take in a header (s,), brackets left out.
         zeros: elements that masks set to zero (n,), by prunable tensor.
@@ -81,22 +73,26 @@ class Sizer:
     def __init__(self, network: Network) -> None:
         self.dense: Footprint = dense_footprint(network)
         self.places = {name: place for place, name in enumerate(network.by_name)}
-        self._groups, self._group_count = _Groups(network, self.places), len(network.groups)
-        self._shapes = _Shapes(network, self._groups)
+        self._groups = channel_groups_of(network)
+        distinct, self._shape = distinct_shapes(network.tensors)
+        self._shapes = Shapes(network, distinct)
+        self._commas = _integers(max(len(tensor.shape) - 1, 0) for tensor in distinct)
+        self._nothing = np.zeros(len(network.groups), np.int64)
+        self._unpruned = self._counted(self._nothing)
         stored = [n for n, tensor in enumerate(network.tensors) if tensor.name in self.places and tensor.numel]
-        self._file = _File(network, stored, self._shapes)
+        self._file = _File(network, stored, self._shape)
         layers = [network.by_name[network.tensors[number].name] for number in stored]
-        self._layer_place = _whole(self.places[layer.name] for layer in layers)
-        self._layer_shape = self._shapes.of_tensor[stored]
+        self._layer_place = _integers(self.places[layer.name] for layer in layers)
+        self._layer_shape = self._shape[stored]
         self._layers = layers
-        self._positions = _whole(layer.positions for layer in layers)
+        self._positions = _integers(layer.positions for layer in layers)
         self._maskable = np.array([layer.whole is None for layer in layers], dtype=bool)
         multiplied = [n for n, tensor in enumerate(network.tensors) if tensor.name in network.multiplied]
-        self._multiplied_shape = self._shapes.of_tensor[multiplied]
-        self._multiplied = _whole(network.multiplied[network.tensors[n].name] for n in multiplied)
+        self._multiplied_shape = self._shape[multiplied]
+        self._multiplied = _integers(network.multiplied[network.tensors[n].name] for n in multiplied)
         self._other_macs = network.other_macs
         parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
-        self._parameter_tensors = np.bincount(self._shapes.of_tensor[parameters], minlength=self._shapes.count)
+        self._parameter_tensors = np.bincount(self._shape[parameters], minlength=len(distinct))
 
     def divisions(self, words: Sequence[str]) -> Divisions | None:
         """Units of the prunable tensors, for `prune`; None if every unit is one weight.
@@ -119,8 +115,10 @@ class Sizer:
         return self.masked(self.lost(requests), sparsity - requests, divisions)
 
     def lost(self, removal: np.ndarray) -> np.ndarray:
-        """Units gone of every channel group that can lose some, for the share of channels asked by layer (n,)."""
-        return self._groups.removed(removal)
+        """Units gone of every channel group (groups,), for the share of channels asked by layer (n,)."""
+        if not removal.any():
+            return self._nothing
+        return self._groups.removed(self._groups.asked(removal)).astype(np.int64)
 
     def masked(self, groups: np.ndarray, masks: np.ndarray, divisions: Divisions | None = None) -> Pruned:
         """Counts once the channel groups lost these units, and masks their shares (n,) of what stays.
@@ -128,13 +126,21 @@ class Sizer:
         Args:
             groups: as `lost` gives them, or `Pruned.groups`.
         """
-        numel, lengths, characters = self._shapes.after(groups)
+        lengths, numel, characters = self._counted(groups) if groups.any() else self._unpruned
         masks, own = masks[self._layer_place] * self._maskable, numel[self._layer_shape]
         if divisions is None:
-            return Pruned(groups, numel, characters, removed_counts(masks, own))
-        lengths = lengths[:, self._layer_shape]
-        zeros = divisions.zeros(masks, own, lengths).astype(np.int64)
-        return Pruned(groups, numel, characters, zeros, divisions.index_bytes(own, own - zeros, lengths))
+            return Pruned(groups, numel, characters, removed_units(masks, own).astype(np.int64))
+        first, second = (length[self._layer_shape] for length in self._shapes.first_two(lengths))
+        zeros = divisions.zeros(masks, own, (first, second)).astype(np.int64)
+        index = divisions.index_bytes(own, own - zeros, (first, second))
+        return Pruned(groups, numel, characters, zeros, index)
+
+    def _counted(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lengths (m,) once the groups lost these units (groups,), elements (s,) and characters (s,) of all shapes."""
+        lengths = self._shapes.lengths(groups)
+        characters = digits(lengths)
+        characters[0] = 0  # the filler is not written
+        return lengths, self._shapes.numel(lengths), characters[self._shapes.dimensions].sum(axis=0) + self._commas
 
     def share(self, pruned: Pruned, metric: str) -> float:
         """The share of the dense size by the name of a size metric."""
@@ -147,12 +153,6 @@ class Sizer:
     def macs(self, pruned: Pruned) -> float:
         """The share of the dense MACs; 1.0 when the dense network has none."""
         return float(self._macs(pruned)) / self.dense.macs if self.dense.macs else 1.0
-
-    def removed(self, pruned: Pruned) -> np.ndarray:
-        """Units gone of every channel group of the network (groups,)."""
-        removed = np.zeros(self._group_count, np.int64)
-        removed[list(self._groups.places)] = pruned.groups
-        return removed
 
     def footprint(self, pruned: Pruned) -> Footprint:
         """All counts, equal to those of `spaces.cost.footprint.footprint`."""
@@ -172,100 +172,10 @@ class Sizer:
         return int(self._parameter_tensors @ pruned.numel)
 
 
-_SIZERS: dict[int, Sizer] = {}
-
-
+@once_per_network
 def sizer_of(network: Network) -> Sizer:
-    """The sizer of this very object, built once and kept as long as the network lives."""
-    key = id(network)
-    if key not in _SIZERS:
-        _SIZERS[key] = Sizer(network)
-        weakref.finalize(network, _SIZERS.pop, key, None)
-    return _SIZERS[key]
-
-
-class _Groups:
-    """The channel groups that can lose units: no obstacle, and every member is a layer that can ask for it.
-
-    Attributes:
-        places: group number -> its place among them.
-        units: by place (g,).
-    """
-
-    def __init__(self, network: Network, layers: dict[str, int]) -> None:
-        able = {
-            number: group
-            for number, group in enumerate(network.groups)
-            if group.obstacle is None
-            and group.units > 1
-            and group.layers
-            and all(name in layers for name in group.layers)
-        }
-        self.places = {number: place for place, number in enumerate(able)}
-        self.units = _whole(group.units for group in able.values())
-        self._multiples = _whole(group.multiple for group in able.values())
-        self._members = _whole(layers[name] for group in able.values() for name in group.layers)
-        self._starts = np.cumsum([0, *(len(group.layers) for group in able.values())])[:-1]
-
-    def removed(self, requests: np.ndarray) -> np.ndarray:
-        """Units removed (g,) for the share of channels asked by layer: the smallest request holds."""
-        if not len(self.units) or not requests.any():
-            return np.zeros(len(self.units), np.int64)
-        removed = removed_counts(np.minimum.reduceat(requests[self._members], self._starts), self.units)
-        left = -((removed - self.units) // self._multiples) * self._multiples
-        return np.maximum(self.units - left, 0)
-
-
-class _Shapes:
-    """The distinct shapes of a network's tensors, told apart by who owns their dimensions.
-
-    A shape is a column of `_dimensions`: places among the distinct lengths, filled up with place 0, a
-    length of 1 that takes no characters.
-
-    Attributes:
-        of_tensor: shape of every tensor (t,).
-        count: of the shapes.
-    """
-
-    def __init__(self, network: Network, groups: _Groups) -> None:
-        lengths: dict[tuple[object, ...], int] = {(1, "filler"): 0}
-        shapes: dict[tuple[int, ...], int] = {}
-        of_tensor = []
-        for tensor in network.tensors:
-            owners = tensor.owners if any(tensor.owners) else ((),) * len(tensor.shape)
-            shape = []
-            for length, owned in zip(tensor.shape, owners, strict=True):
-                shrinking = tuple(
-                    (groups.places[group], indices // network.groups[group].units)
-                    for group, indices in owned
-                    if group in groups.places
-                )
-                shape.append(lengths.setdefault((length, shrinking), len(lengths)))
-            of_tensor.append(shapes.setdefault(tuple(shape), len(shapes)))
-        self.of_tensor, self.count = _whole(of_tensor), len(shapes)
-        rank = max([2, *map(len, shapes)])
-        self._dimensions = np.zeros((rank, len(shapes)), np.int64)
-        for number, shape in enumerate(shapes):
-            self._dimensions[: len(shape), number] = shape
-        self._commas = _whole(max(len(shape) - 1, 0) for shape in shapes)
-        self._lengths = _whole(length for length, _ in lengths)
-        terms = [(place, *term) for (_, owned), place in lengths.items() if place for term in owned]
-        self._owned, self._owner, self._per_unit = _whole(np.reshape(terms, (-1, 3)).T)
-        self._whole_network = self._counted(self._lengths)
-
-    def after(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Elements (s,), first two dimensions (2, s), characters (s,) of all shapes once groups lost `removed` (g,)."""
-        if not removed.any():
-            return self._whole_network
-        lengths = self._lengths.copy()
-        np.subtract.at(lengths, self._owned, self._per_unit * removed[self._owner])
-        return self._counted(lengths)
-
-    def _counted(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        characters = digits(lengths)
-        characters[0] = 0
-        left = lengths[self._dimensions]
-        return left.prod(axis=0), left[:2], characters[self._dimensions].sum(axis=0) + self._commas
+    """The sizer of this very object."""
+    return Sizer(network)
 
 
 class _File:
@@ -275,19 +185,19 @@ class _File:
     may be encoded, where it lies then. Of the two, one is empty; so is a slot in front of all others.
     """
 
-    def __init__(self, network: Network, weights: Sequence[int], shapes: _Shapes) -> None:
-        """`weights` are the places of prunable weights among the tensors."""
+    def __init__(self, network: Network, weights: Sequence[int], shape: np.ndarray) -> None:
+        """`weights` are the indices of prunable weights among the tensors; `shape` says each tensor's (t,)."""
         tensors = network.tensors
         names = [tensors[number].name for number in weights]
-        self._shape = shapes.of_tensor[weights]
-        self._item = _whole(ITEM_BYTES[tensors[number].dtype] for number in weights)
-        self._dtype = _whole(len(tensors[number].dtype) for number in weights)
-        self._note_cost = self._dtype + len("   ") + _whole(len(name) for name in names) + HEADER_SLACK
-        self._note_text = self._dtype + len("   ") + _whole(_quoted(name) + len(':""') for name in names)
-        self._lay_out(network, weights, shapes)
+        self._shape = shape[weights]
+        self._item = _integers(ITEM_BYTES[tensors[number].dtype] for number in weights)
+        self._dtype = _integers(len(tensors[number].dtype) for number in weights)
+        self._note_cost = self._dtype + len("   ") + _integers(len(name) for name in names) + HEADER_SLACK
+        self._note_text = self._dtype + len("   ") + _integers(_quoted(name) + len(':""') for name in names)
+        self._lay_out(network, weights, shape)
 
         others = sorted(set(range(len(tensors))) - set(weights))
-        self._others = np.bincount(shapes.of_tensor[others], minlength=shapes.count)
+        self._others = np.bincount(shape[others], minlength=shape.max(initial=-1) + 1)
         self._tensors, self._aliases = len(tensors), len(network.aliases)
         self._fixed = (
             len("{}")
@@ -296,17 +206,17 @@ class _File:
             + sum(_quoted(name) + len(":") + _quoted(f"same {target}") for name, target in network.aliases.items())
         )
 
-    def _lay_out(self, network: Network, weights: Sequence[int], shapes: _Shapes) -> None:
+    def _lay_out(self, network: Network, weights: Sequence[int], shape: np.ndarray) -> None:
         tensors = network.tensors
         dense = [(-ITEM_BYTES[tensor.dtype], tensor.name, False, number) for number, tensor in enumerate(tensors)]
         encoded = [(-ITEM_BYTES["U8"], tensors[number].name, True, number) for number in weights]
         order = [slot[2:] for slot in sorted(dense + encoded)]
         place = {slot: number for number, slot in enumerate(order, 1)}
-        self._dense_slot = _whole(place[False, number] for number in weights)
-        self._encoded_slot = _whole(place[True, number] for number in weights)
-        self._slot_shape = _whole([0, *(shapes.of_tensor[number] for _, number in order)])
-        self._slot_item = _whole([0, *(ITEM_BYTES[tensors[number].dtype] for _, number in order)])
-        self._slot_used = _whole([0, *(not encoded for encoded, _ in order)])
+        self._dense_slot = _integers(place[False, number] for number in weights)
+        self._encoded_slot = _integers(place[True, number] for number in weights)
+        self._slot_shape = _integers([0, *(shape[number] for _, number in order)])
+        self._slot_item = _integers([0, *(ITEM_BYTES[tensors[number].dtype] for _, number in order)])
+        self._slot_used = _integers([0, *(not encoded for encoded, _ in order)])
 
     def bytes(self, pruned: Pruned) -> int:
         """Bytes of the whole file, as `no_larger_than_dense` has it."""
@@ -369,5 +279,5 @@ def _quoted(text: str) -> int:
     return len(json.dumps(text))
 
 
-def _whole(numbers: Iterable[int] | np.ndarray) -> np.ndarray:
+def _integers(numbers: Iterable[int] | np.ndarray) -> np.ndarray:
     return np.array(numbers if isinstance(numbers, np.ndarray) else list(numbers), dtype=np.int64)

@@ -7,6 +7,7 @@ from math import prod
 
 from spaces.cost.container import Entry, container_bytes, encoded_entry, no_larger_than_dense
 from spaces.cost.effect import kept_units, masked_in
+from spaces.cost.removal import shapes_after
 from spaces.network import ITEM_BYTES, Network
 from spaces.policy import PruningPolicy
 
@@ -59,14 +60,13 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
     """
     network.require(policy.sparsity)
     network.require(policy.removal)
-    units = {number: group.units for number, group in enumerate(network.groups)}
-    kept = kept_units(network, policy.channel_requests())
+    shapes = shapes_after(network, kept_units(network, policy.channel_requests()))
     masks = policy.mask_requests()
 
     entries, dense, parameters, zeros = [], [], 0, 0
     macs = macs_nonzero = network.other_macs
     for tensor in network.tensors:
-        shape = tensor.shrunk(kept, units)
+        shape = shapes[tensor.name]
         numel = prod(shape)
         parameters += numel if tensor.parameter else 0
         dense.append(Entry(tensor.name, tensor.dtype, shape))

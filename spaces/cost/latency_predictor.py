@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, combinations
-from math import prod
 
 import numpy as np
 
-from spaces.cost.effect import kept_units
+from spaces.cost.effect import removed_by_group
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
-from spaces.network import Layer, Network, StoredTensor
+from spaces.cost.removal import Shapes
+from spaces.network import Layer, Network
 from spaces.policy import PruningPolicy
 
 
@@ -34,16 +34,17 @@ class Predictor:
     def __init__(self, table: LatencyTable, network: Network) -> None:
         table.require(network)
         self._network = network
-        self._units = np.array([group.units for group in network.groups], dtype=np.int64)
         tensors = {tensor.name: tensor for tensor in network.tensors}
         timed = [layer for layer in network.prunable if layer.name in table.layers]
-        self._outputs = _Channels([tensors[layer.name] for layer in timed], 0, network)
-        self._inputs = _Channels([tensors[layer.name] for layer in timed], 1, network)
+        self._shapes = Shapes(network, [tensors[layer.name] for layer in timed])
         self._grids = _Grids([table.layers[layer.name] for layer in timed])
         self._positions = np.array([layer.positions for layer in timed], dtype=np.int64)
-        self._kernels = np.array([prod(layer.shape[2:]) for layer in timed], dtype=np.int64)
         self._rest = _fit_rest(table.rest)
-        self._dense_seconds = float(self._seconds(np.zeros(len(self._units), dtype=np.int64)))
+        nothing = np.zeros(len(network.groups), dtype=np.int64)
+        lengths = self._shapes.lengths(nothing)
+        self._dense_activations = int(self._positions @ self._shapes.first_two(lengths)[0])
+        self._dense_weights = int(self._shapes.numel(lengths).sum())
+        self._dense_seconds = float(self._seconds(nothing))
 
     def share(self, policy: PruningPolicy) -> float:
         """Latency over the dense network's: exactly 1.0 for a policy that removes no channel.
@@ -55,10 +56,7 @@ class Predictor:
         self._network.require(policy.removal)
         if self._dense_seconds == 0:
             return 1.0
-        removed = np.zeros(len(self._units), dtype=np.int64)
-        for number, units in kept_units(self._network, policy.channel_requests()).items():
-            removed[number] = self._units[number] - units
-        return float(self.share_after(removed))
+        return float(self.share_after(removed_by_group(self._network, policy.channel_requests())))
 
     def share_after(self, removed: np.ndarray) -> np.ndarray:
         """The same (...,) for the units gone of each channel group (..., groups), of many policies at once."""
@@ -67,39 +65,27 @@ class Predictor:
         return self._seconds(removed) / self._dense_seconds
 
     def _seconds(self, removed: np.ndarray) -> np.ndarray:
-        outputs, inputs = self._outputs.after(removed), self._inputs.after(removed)
-        dense_outputs, dense_inputs = self._outputs.dense, self._inputs.dense
-        activations = remaining(self._positions * dense_outputs, self._positions * outputs)
-        weights = remaining(self._kernels * dense_outputs * dense_inputs, self._kernels * outputs * inputs)
+        lengths = self._shapes.lengths(removed)
+        outputs, inputs = self._shapes.first_two(lengths)
+        activations = _share(outputs @ self._positions, self._dense_activations)
+        weights = _share(self._shapes.numel(lengths).sum(axis=-1), self._dense_weights)
         constant, by_activations, by_weights = self._rest
         rest = constant + by_activations * activations + by_weights * weights
         return self._grids.at(outputs, inputs).sum(axis=-1) + rest
 
 
-def remaining(dense: Sequence[int], kept: Sequence[int]) -> np.ndarray:
-    """Share of all layers' elements that remain, of dense (L,) and kept (..., L) ones; 1 if there are none."""
-    total, left = np.sum(dense), np.sum(kept, axis=-1)
+def remaining(dense: Sequence[int], kept: Sequence[int]) -> float:
+    """Share of all layers' elements that remain, of dense (L,) and kept (L,) ones; 1 if there are none."""
+    return float(_share(np.sum(kept), int(np.sum(dense))))
+
+
+def _share(left: np.ndarray, total: int) -> np.ndarray:
     return left / total if total else np.ones_like(left, dtype=float)
 
 
 def timed_layers(network: Network) -> tuple[Layer, ...]:
     """The layers one forward pass calls."""
     return tuple(layer for layer in network.prunable if layer.positions)
-
-
-class _Channels:
-    """One dimension of every layer's weight: how long it is, dense (L,) and after removing units."""
-
-    def __init__(self, tensors: Sequence[StoredTensor], dim: int, network: Network) -> None:
-        self.dense = np.array([tensor.shape[dim] for tensor in tensors], dtype=np.int64)
-        self._lost_by_unit = np.zeros((len(tensors), len(network.groups)), dtype=np.int64)
-        for row, tensor in enumerate(tensors):
-            for group, indices in tensor.owners[dim] if tensor.owners else ():
-                self._lost_by_unit[row, group] = indices // network.groups[group].units
-
-    def after(self, removed: np.ndarray) -> np.ndarray:
-        """Lengths (..., L) once that many units of each group (..., G) are gone."""
-        return self.dense - removed @ self._lost_by_unit.T
 
 
 class _Grids:

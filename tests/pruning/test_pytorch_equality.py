@@ -25,7 +25,7 @@ from spaces import PruningPolicy
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target
 from spaces.allocation.importance import AllocationInputs
-from spaces.granularity import removed_count
+from spaces.counting import removed_count
 from spaces.schedule import Schedule
 from spaces.validation import unknown
 

@@ -28,6 +28,7 @@ from pruning.prune import prune
 from spaces import ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, as_removed, kept_units
+from spaces.cost.removal import shapes_after
 
 IMAGE = (3, 8, 8)
 
@@ -866,14 +867,13 @@ def test_shrunk_shapes_equal_the_formula(data):
     except NothingToRemove:
         reject()  # other tests' subject
     small = shrink(model, plan).state_dict()
-    kept, units = {}, {}
+    kept = {}
     for number, group in enumerate(graph.network.groups):
         share = min(request.get(name, 0.0) for name in group.layers)
         if group.obstacle is None and share > 0:
-            units[number] = group.units
             kept[number] = group.units - min(math.floor(share * group.units + 0.5), group.units - 1)
-    for tensor in graph.network.tensors:
-        assert tensor.shrunk(kept, units) == tuple(small[tensor.name].shape), tensor.name
+    for name, shape in shapes_after(graph.network, kept).items():
+        assert shape == tuple(small[name].shape), name
 
 
 class TestRounding:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint, removed_count
+from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, StoredTensor, footprint
 from spaces.allocation.budget import (
     ALMOST_ALL,
     BISECTIONS,
@@ -25,7 +25,7 @@ from spaces.allocation.budget import (
     fit_to_budget,
     shifted,
 )
-from spaces.cost.exact import digits, removed_counts
+from spaces.cost.exact import digits
 from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.network import ITEM_BYTES
 
@@ -348,11 +348,6 @@ class TestSharing:
         del target
         gc.collect()
         assert sizer() is None
-
-
-@given(share, st.integers(1, 10**9))
-def test_counts_by_the_count_rule(sparsity, units):
-    assert removed_counts(np.array([sparsity]), np.array([units])).tolist() == [removed_count(sparsity, units)]
 
 
 def test_digits_of_every_length():

@@ -19,6 +19,7 @@ from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy,
 from spaces.cost.container import Entry, container_bytes, container_header, encoded_entry, encoding_of
 from spaces.cost.effect import achieved, kept_units, masked_count
 from spaces.cost.footprint import Footprint, dense_footprint, relative_cost
+from spaces.cost.removal import shapes_after
 
 MEBIBYTE = 2**20
 
@@ -182,9 +183,8 @@ class TestKeptUnits:
         assert kept_units(self.NETWORK, {"c": 0.5}) == {}
 
     def test_shapes(self):
-        shapes = [t.shrunk({0: 7}, {0: 10, 1: 8}) for t in self.NETWORK.tensors]
-        assert shapes == [(7, 3), (7, 21), (4, 23)]
-        assert self.NETWORK.tensors[2].shrunk({0: 7, 1: 1}, {0: 10, 1: 8}) == (4, 26 - 3 - 14)
+        assert shapes_after(self.NETWORK, {0: 7}) == {"a": (7, 3), "b": (7, 21), "joined": (4, 23)}
+        assert shapes_after(self.NETWORK, {0: 7, 1: 1})["joined"] == (4, 26 - 3 - 14)
 
 
 class TestEncodings:
