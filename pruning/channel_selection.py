@@ -11,7 +11,7 @@ from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.tracing import trace_channels
-from pruning.importance.scores import ImportanceScores, restrict_graph
+from pruning.importance.scores import ImportanceScores
 from pruning.importance.weights import require_finite
 from pruning.modules import check_model, prunable_weights
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
@@ -63,7 +63,7 @@ def plan_removal(
     graph.network.require(shares)
     check_fits(model, graph.network)
     scores = ImportanceScores(model, criterion, graph, calibration, seed)
-    plan = plan_by_scores(shares, restrict_graph(model, graph, criterion, calibration), scores)
+    plan = plan_by_scores(shares, scores.restricted_graph, scores)
     require_removal([name for name, share in shares.items() if share], plan.skipped)
     return plan
 

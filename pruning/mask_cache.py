@@ -29,16 +29,23 @@ class MaskCache:
         model: stays as it is, and must not change while this is in use.
         graph: its traced channel groups.
         calibration: what data-driven criteria look at.
+        scores: of this model by one criterion, if they are at hand.
 
     Raises:
         ValueError: a graph of another model.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        calibration: Calibration | None = None,
+        scores: ImportanceScores | None = None,
+    ) -> None:
         check_fits(model, graph.network)
         self._model, self._graph, self._calibration = model, graph, calibration
         self._weights = prunable_weights(model)
-        self._scores: dict[str, ImportanceScores] = {}
+        self._scores = {} if scores is None else {scores.criterion: scores}
         self._elements: dict[tuple[str, str, str], Tensor] = {}
         self._ranks: dict[tuple[str, str, str], Tensor] = {}
         self._unit_ranks: dict[tuple[int, str], np.ndarray] = {}

@@ -14,7 +14,7 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import removal_masks
 from pruning.channels.structure import Structure
-from pruning.importance.scores import ImportanceScores, restrict_graph
+from pruning.importance.scores import ImportanceScores, defined_groups
 from pruning.masks import make_mask
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
 from spaces.criteria import criterion_word
@@ -42,31 +42,49 @@ def policy_masks(
         without a graph). A removal's mask covers weight, bias and norm of the channels; the masks of
         what stays are chosen among what stays in the end, so that the units they are cut into do not move on the way.
     """
+    require_layers(policy, model)
+    if graph is not None:
+        check_fits(model, graph.network)
+        graph = defined_groups(graph, policy.criterion)
+    return masks_by_scores(ImportanceScores(model, policy.criterion, graph, calibration), graph, policy, progress)
+
+
+def require_layers(policy: PruningPolicy, model: nn.Module) -> None:
+    """Raise `ValueError`, with the nearest match, if the policy names a weight the model cannot be pruned in."""
     weights = prunable_weights(model)
     for name in (*policy.sparsity, *policy.removal):
         if name not in weights:
             raise ValueError(unknown("layer", name, weights))
+
+
+def masks_by_scores(
+    scores: ImportanceScores, graph: ChannelGraph | None, policy: PruningPolicy, progress: float = 1.0
+) -> tuple[dict[str, Tensor], RemovalPlan | None]:
+    """`policy_masks` for checked layers, from scores that may be of use for more than this.
+
+    Args:
+        graph: what the policy's criterion can score of the model's channel groups, see `defined_groups` and
+            `ImportanceScores.restricted_graph`.
+    """
+    model, weights = scores.model, prunable_weights(scores.model)
     removals = {name: share * progress for name, share in policy.channel_requests().items()}
-    scores = ImportanceScores(model, policy.criterion, graph, calibration)
     if graph is None:
-        whole = scores.unseen()
-        removals = {name: share for name, share in removals.items() if name not in whole}
+        unpruned = scores.unseen()
+        removals = {name: share for name, share in removals.items() if name not in unpruned}
         plan, masks = None, _channel_masks(model, removals, scores)
         left = chosen_from = _own_channels(model, masks)
         if progress < 1 and removals and policy.mask_requests():
             chosen_from = _own_channels(model, _channel_masks(model, policy.channel_requests(), scores))
     else:
-        check_fits(model, graph.network)
-        whole = {layer.name: layer.whole for layer in graph.network.prunable if layer.whole}
-        defined = restrict_graph(model, graph, policy.criterion)
-        plan = plan_by_scores(removals, defined, scores)
+        unpruned = {layer.name: layer.whole for layer in graph.network.prunable if layer.whole}
+        plan = plan_by_scores(removals, graph, scores)
         masks, left = removal_masks(plan), plan.structure
         chosen_from = left
         if progress < 1 and removals and policy.mask_requests():
-            chosen_from = plan_by_scores(policy.channel_requests(), defined, scores).structure
+            chosen_from = plan_by_scores(policy.channel_requests(), graph, scores).structure
     requests, inputs = policy.mask_requests(), inputs_of_weights(model)
     for name in weights:
-        if name not in requests or name in whole:
+        if name not in requests or name in unpruned:
             continue
         shape, word = weights[name].shape, policy.granularity_of(name)
         stays, chosen = staying(shape, left, name), staying(shape, chosen_from, name)

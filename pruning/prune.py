@@ -10,11 +10,11 @@ from pruning.channels.removal import shrink
 from pruning.channels.tracing import trace_channels
 from pruning.copying import copy_model
 from pruning.importance.reconstruction import refit_next_layers
-from pruning.importance.scores import ImportanceScores, restrict_graph
+from pruning.importance.scores import ImportanceScores
 from pruning.importance.weights import require_finite
 from pruning.masks import apply_masks_
 from pruning.modules import check_model, inputs_of_weights, output_dim, prunable_weights
-from pruning.policy_masks import masks_inside, policy_masks
+from pruning.policy_masks import masks_by_scores, masks_inside, require_layers
 from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, unpruned_layers
 from spaces.policy import PruningPolicy
 
@@ -51,10 +51,11 @@ def prune(
         graph = trace_channels(model, example_input)
     if graph is not None:
         check_fits(model, graph.network)
-        graph = restrict_graph(model, graph, policy.criterion, calibration)
-    masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)
-    whole = unpruned_layers(plan.graph.network, policy) if plan else _whole_weights(model, policy, calibration)
-    require_removal(asked_layers(policy), whole)
+    require_layers(policy, model)
+    scores = ImportanceScores(model, policy.criterion, graph, calibration)
+    masks, plan = masks_by_scores(scores, None if graph is None else scores.restricted_graph, policy)
+    unpruned = unpruned_layers(plan.graph.network, policy) if plan else _unpruned_weights(policy, scores)
+    require_removal(asked_layers(policy), unpruned)
     pruned = copy_model(model)
     apply_masks_(pruned, masks)
     if plan is None or not plan.structure.kept:
@@ -66,11 +67,11 @@ def prune(
     return small
 
 
-def _whole_weights(model: nn.Module, policy: PruningPolicy, calibration: Calibration | None) -> dict[str, str]:
+def _unpruned_weights(policy: PruningPolicy, scores: ImportanceScores) -> dict[str, str]:
     """`unpruned_layers` where channel groups are not known: channels are those of their own weight."""
+    model, unseen = scores.model, scores.unseen()
     weights, inputs = prunable_weights(model), inputs_of_weights(model)
     found: dict[str, str | None] = {}
-    unseen = ImportanceScores(model, policy.criterion, calibration=calibration).unseen()
     for name, share in policy.channel_requests().items():
         dim = output_dim(model.get_submodule(name.rpartition(".")[0]))
         found[name] = mask_obstacle("channel", weights[name].movedim(dim, 0).shape, share)

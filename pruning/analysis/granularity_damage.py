@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.channels.graph import ChannelGraph
 from pruning.importance.activations import observe_inputs
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import ImportanceScores
 from pruning.mask_cache import MaskCache
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
@@ -83,12 +82,9 @@ def kept_importance(weight: Tensor, mask: Tensor) -> float:
 
 
 def layer_shares(
-    model: nn.Module,
-    graph: ChannelGraph,
-    calibration: Calibration,
+    importance: ImportanceScores,
     granularities: Sequence[str] = FINE_TO_COARSE,
     sparsities: Sequence[float] = (0.5, 0.75),
-    criterion: str = "magnitude-l1",
 ) -> tuple[LayerShare, ...]:
     """Every layer by itself in every granularity it can be pruned in, at every sparsity.
 
@@ -96,9 +92,8 @@ def layer_shares(
     the layer's own weight and bias are masked.
 
     Args:
-        model: trained; stays as it is.
-        graph: its traced channel groups.
-        calibration: what the errors, and data-driven criteria, look at.
+        importance: what the masks go by, of the trained model, which stays as it is; with its channel groups, and the
+            calibration data the errors are found on.
         sparsities: each in (0, 1).
 
     Returns:
@@ -107,15 +102,17 @@ def layer_shares(
     Raises:
         ValueError: a sparsity outside [0, 1), or a criterion not defined for a granularity.
     """
-    graph = restrict_graph(model, graph, criterion, calibration)
+    model, graph, calibration = importance.model, importance.restricted_graph, importance.calibration
     for sparsity in sparsities:
         check_sparsity(sparsity)
     rows = []
     for granularity in granularities:  # one at a time: the orders of a large network's units take memory
         layers = [layer for layer in graph.network.prunable if unpruned_reason(layer, granularity) is None]
-        rankings = MaskCache(model, graph, calibration)
+        rankings = MaskCache(model, graph, calibration, importance)
         masks = {
-            layer.name: [own_masks(rankings, graph.network, layer, granularity, s, criterion) for s in sparsities]
+            layer.name: [
+                own_masks(rankings, graph.network, layer, granularity, s, importance.criterion) for s in sparsities
+            ]
             for layer in layers
         }
         errors = output_errors(model, masks, calibration)

@@ -15,7 +15,7 @@ from pruning.batchnorm import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.copying import copy_model
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import ImportanceScores
 from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
 from pruning.outputs import join_batches
@@ -87,7 +87,8 @@ def scan_sensitivity(
     check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
     dense, calibration = copy_model(model).eval(), Calibration(*data, loss)
-    graph = restrict_graph(model, graph, criterion, calibration)
+    importance = ImportanceScores(dense, criterion, graph, calibration)
+    graph = importance.restricted_graph
     require_subjects(graph, granularities)
     parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
     if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
@@ -95,7 +96,7 @@ def scan_sensitivity(
         inputs, targets = inputs[mixed], targets[mixed]
     batches = inputs.tensor_split(parts)
     scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
-    rankings = MaskCache(dense, graph, calibration)
+    rankings = MaskCache(dense, graph, calibration, importance)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
     def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 
 import numpy as np
@@ -25,12 +25,14 @@ class ChannelGraph:
             index leaves with; (-1, -1) where it always stays. Only groups without an obstacle own indices.
         example_input: a copy of the batch that the model was traced on.
         zeroed: buffers that a mask sets to zero as it does parameters, such as a frozen norm's scale and shift.
+        norms: layer -> the BatchNorm with a scale that follows it, see `pruning.channels.topology.following_norms`.
     """
 
     network: Network
     owners: Mapping[tuple[str, int], np.ndarray]
     example_input: Tensor
     zeroed: frozenset[str] = frozenset()
+    norms: Mapping[str, str] = field(default_factory=dict)
 
 
 def refuse_groups(graph: ChannelGraph, reasons: Mapping[int, str]) -> ChannelGraph:

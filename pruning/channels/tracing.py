@@ -21,6 +21,7 @@ from pruning.channels.coupling import Coupling, couple
 from pruning.channels.graph import NEVER_RUNS, ChannelGraph
 from pruning.channels.removal import one_line
 from pruning.channels.self_test import find_offenders
+from pruning.channels.topology import following_norms
 from pruning.copying import copy_model
 from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
@@ -70,13 +71,14 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         all_run = all(layer.positions for layer in bare.prunable)
         training_calls = Counter() if all_run else _observe_training(trial, example)
         coupling = couple(trial, example, calls | training_calls, bool(training_calls - calls))
-        graph = _build_graph(bare, coupling, example)
+        norms = following_norms(trial, example)
+        graph = _build_graph(bare, coupling, example, norms)
         offenders = find_offenders(trial.eval(), graph, coupling.hints, calls)
     if not offenders:
         return graph
     numbered = enumerate(coupling.groups)
     groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in numbered)
-    return _build_graph(bare, replace(coupling, groups=groups), example)
+    return _build_graph(bare, replace(coupling, groups=groups), example, norms)
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Multiplications]:
@@ -139,7 +141,7 @@ def _storage(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
-def _build_graph(bare: Network, coupling: Coupling, example: Tensor) -> ChannelGraph:
+def _build_graph(bare: Network, coupling: Coupling, example: Tensor, norms: Mapping[str, str]) -> ChannelGraph:
     """Add the groups to the bare network; groups with an obstacle own nothing."""
     group_of = {name: number for number, group in enumerate(coupling.groups) for name in group.layers}
     layers = tuple(
@@ -162,4 +164,4 @@ def _build_graph(bare: Network, coupling: Coupling, example: Tensor) -> ChannelG
             counts.append(tuple(sorted(Counter(numbers[numbers >= 0].tolist()).items())))
         tensors.append(replace(tensor, owners=tuple(counts)))
     network = replace(bare, tensors=tuple(tensors), layers=layers, groups=coupling.groups)
-    return ChannelGraph(network, owners, example, coupling.zeroed)
+    return ChannelGraph(network, owners, example, coupling.zeroed, norms)

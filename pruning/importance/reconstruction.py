@@ -6,6 +6,8 @@ on calibration data is smallest, then solve for the weights of those that stay.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,35 +41,38 @@ def reconstruction_obstacle(graph: ChannelGraph, number: int) -> str | None:
     return None
 
 
-def reconstruction_orders(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, np.ndarray]:
-    """Scores (units,) of every group the criterion is defined for, by its number: 1 for the unit that goes first.
+class Reconstruction:
+    """What the channels of each group the criterion is defined for add to the next layer's outputs on calibration data.
 
-    Greedy: each step removes the unit with which the removed units together add least, in squares, to the next
-    layer's outputs; ties by lowest index. Of more than `OUTPUTS_A_BATCH` outputs in a batch that many are drawn.
-
-    Raises:
-        NotFiniteError: the next layer's outputs hold NaN or infinite values (it is named).
+    Of more than `OUTPUTS_A_BATCH` output values in a batch that many are drawn.
     """
-    return {number: gram.greedy() for number, gram in _grams(model, graph, calibration).items()}
 
+    def __init__(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> None:
+        self._grams = {number: _Gram(model, graph, number) for number in _defined_groups(graph)}
 
-def unseen_groups(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, str]:
-    """Groups the criterion is defined for, but whose units add nothing to the next layer on calibration data -> why."""
-    grams = _grams(model, graph, calibration)
-    reason = "criterion 'reconstruction' found in the calibration data that its channels add nothing to {!r}"
-    return {number: reason.format(gram.reader) for number, gram in grams.items() if gram.empty}
+        def see(reader: str, module: Prunable, inputs: Tensor) -> None:
+            for gram in self._grams.values():
+                if gram.reader == reader:  # several groups, where it reads their concatenation
+                    gram.add(module, inputs)
 
+        observe_inputs(model, {gram.reader for gram in self._grams.values()}, calibration, see)
 
-def _grams(model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> dict[int, _Gram]:
-    found = {number: _Gram(model, graph, number) for number in _defined_groups(graph)}
+    @cached_property
+    def orders(self) -> dict[int, np.ndarray]:
+        """Scores (units,) of every group, by its number: 1 for the unit that goes first.
 
-    def see(reader: str, module: Prunable, inputs: Tensor) -> None:
-        for gram in found.values():
-            if gram.reader == reader:  # several groups, where it reads their concatenation
-                gram.add(module, inputs)
+        Greedy: each step removes the unit with which the removed units together add least, in squares, to the next
+        layer's outputs; ties by lowest index.
 
-    observe_inputs(model, {gram.reader for gram in found.values()}, calibration, see)
-    return found
+        Raises:
+            NotFiniteError: the next layer's outputs hold NaN or infinite values (it is named).
+        """
+        return {number: gram.greedy() for number, gram in self._grams.items()}
+
+    def unseen(self) -> dict[int, str]:
+        """Number of each group whose channels add nothing to the next layer -> why it stays unpruned."""
+        reason = "criterion 'reconstruction' found in the calibration data that its channels add nothing to {!r}"
+        return {number: reason.format(gram.reader) for number, gram in self._grams.items() if gram.empty}
 
 
 def _defined_groups(graph: ChannelGraph) -> list[int]:

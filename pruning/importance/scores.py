@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
-from pruning.channels.topology import columns_of, following_norms, readers
+from pruning.channels.topology import columns_of, readers
 from pruning.importance.activations import activation_scores
 from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
-from pruning.importance.reconstruction import reconstruction_obstacle, reconstruction_orders, unseen_groups
+from pruning.importance.reconstruction import Reconstruction, reconstruction_obstacle
 from pruning.importance.registry import own_function
 from pruning.importance.weights import PLAIN, checked_scores, element_scores, spread, unit_sums, zeros_first
 from pruning.modules import inputs_of_weights, module_of, observed, output_dim, prunable_weights
@@ -51,6 +51,10 @@ class ImportanceScores:
         calibration: what data-driven criteria look at.
         seed: of `random`.
 
+    Attributes:
+        criterion: its word.
+        model: as given.
+
     Raises:
         ValueError: an unknown or unregistered criterion, or a data-driven one without calibration data.
     """
@@ -64,7 +68,7 @@ class ImportanceScores:
         seed: int = 0,
     ) -> None:
         self.criterion = check_criterion(criterion)
-        self._model, self._graph, self._calibration, self._seed = model, graph, calibration, seed
+        self.model, self._graph, self._calibration, self._seed = model, graph, calibration, seed
         self._weights = prunable_weights(model)
         self._numbers = {name: number for number, name in enumerate(self._weights)}
         self._own = own_function(self.criterion)
@@ -96,7 +100,7 @@ class ImportanceScores:
         if not terms.any():  # nothing is known of it any more: what went before goes on to go first
             return element_scores(weight, "magnitude-l1")
         if self.criterion == "taylor-group":
-            dim = output_dim(module_of(self._model, name)) if granularity == "channel" else 0
+            dim = output_dim(module_of(self.model, name)) if granularity == "channel" else 0
             of_batches = (unit_sums(of_batch.double().movedim(dim, 0), granularity) for of_batch in terms)
             units = reduce(add, (sums.square() for sums in of_batches))
             units = checked_scores(units, self.criterion, units.shape)
@@ -115,19 +119,19 @@ class ImportanceScores:
             ValueError: the criterion is not defined for the group (the reason is named), NaN or infinite
                 weights (layer named) or scores.
         """
-        group = self._traced.network.groups[number]
+        group = self.graph.network.groups[number]
         if reason := self.obstacle(number):
             raise ValueError(f"{group.layers[0]}: {reason}")
         check_criterion(self.criterion, ["channel"])
         if self.criterion == "reconstruction":
-            scores = self._orders[number]
+            scores = self._reconstruction.orders[number]
         elif self.criterion == "next-layer":
-            scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self._traced, number)])
+            scores = _mean_over_layers([self._slice_norms(number, reader) for reader in readers(self.graph, number)])
         else:
             generator = torch.Generator().manual_seed(self._seed + number)  # the same at every step of a ramp
             scores = _mean_over_layers([self._of_layer(name, group.units, generator) for name in group.layers])
             if self._needs_data and not scores.any():  # nothing is known of it any more
-                scores = ImportanceScores(self._model, "magnitude-l2", self._graph).group(number)
+                scores = ImportanceScores(self.model, "magnitude-l2", self._graph).group(number)
         if not np.isfinite(scores).all():
             checked_scores(torch.from_numpy(scores), self.criterion, torch.Size(scores.shape))
         return scores if self.criterion in PLAIN else self._zeros_first(number, scores)
@@ -142,10 +146,30 @@ class ImportanceScores:
 
     def obstacle(self, number: int) -> str | None:
         """Why the criterion is not defined for this channel group; None if it is."""
-        return _obstacle(self.criterion, self._traced, number, self._norms if self.criterion == "bn-scale" else {})
+        return _obstacle(self.criterion, self.graph, number)
+
+    @cached_property
+    def restricted_graph(self) -> ChannelGraph:
+        """The graph in which what cannot be scored stays unpruned and says why: channel groups the criterion is not
+        defined for, and what a data-driven one found nothing about.
+
+        Raises:
+            ValueError: no graph was given, or scores of the user's own function that are none.
+        """
+        graph = defined_groups(self.graph, self.criterion)
+        if not self._needs_data:
+            return graph
+        if self.criterion == "reconstruction":
+            return refuse_groups(graph, self._reconstruction.unseen())
+        return leave_whole(graph, self.unseen())
 
     @property
-    def _traced(self) -> ChannelGraph:
+    def graph(self) -> ChannelGraph:
+        """As given.
+
+        Raises:
+            ValueError: none was.
+        """
         if self._graph is None:
             raise ValueError(
                 "channel groups are known from a graph only: give graph=pruning.trace_channels(model, example)"
@@ -153,28 +177,30 @@ class ImportanceScores:
         return self._graph
 
     @property
-    def _data(self) -> Calibration:
-        assert self._calibration is not None, "asked for by criteria that need data, and those are refused without"
+    def calibration(self) -> Calibration:
+        """As given.
+
+        Raises:
+            ValueError: none was.
+        """
+        if self._calibration is None:
+            raise ValueError("no calibration data: give calibration=pruning.Calibration(inputs, targets, loss)")
         return self._calibration
 
     @cached_property
-    def _orders(self) -> dict[int, np.ndarray]:
-        return reconstruction_orders(self._model, self._traced, self._data)
-
-    @cached_property
-    def _norms(self) -> dict[str, str]:
-        return following_norms(self._model, self._traced.example_input)
+    def _reconstruction(self) -> Reconstruction:
+        return Reconstruction(self.model, self.graph, self.calibration)
 
     @cached_property
     def _of_data(self) -> Any:
         """Layer -> scores; of a criterion of the user's own, whatever it gives."""
         if self.criterion in _OF_PARAMETERS:
-            return _OF_PARAMETERS[self.criterion](self._model, self._data)
+            return _OF_PARAMETERS[self.criterion](self.model, self.calibration)
         if self.criterion == "activation":
-            return activation_scores(self._model, self._data)
+            return activation_scores(self.model, self.calibration)
         assert self._own is not None, "all other criteria that need data are the user's own"
-        with observed(self._model) as network:
-            return self._own(network, self._data)
+        with observed(self.model) as network:
+            return self._own(network, self.calibration)
 
     def _terms(self, name: str) -> Tensor:
         """What the criterion found in calibration data: (batches, *shape of the weight)."""
@@ -186,17 +212,17 @@ class ImportanceScores:
 
     def _of_layer(self, name: str, count: int, generator: torch.Generator) -> np.ndarray:
         """Unit scores (count,) of one layer of a group."""
-        graph = self._traced
+        graph = self.graph
         dim = graph.network.output_dim(name)
         units = graph.owners[name, dim][:, 1]
         if self.criterion == "bn-scale":
-            scale = self._model.get_parameter(f"{self._norms[name]}.weight").detach().abs().double().cpu()
-            return _by_unit(scale, graph.owners[f"{self._norms[name]}.weight", 0][:, 1], count)
+            scale = self.model.get_parameter(f"{self.graph.norms[name]}.weight").detach().abs().double().cpu()
+            return _by_unit(scale, graph.owners[f"{self.graph.norms[name]}.weight", 0][:, 1], count)
         if self._needs_data:
             sums = np.stack([self._unit_terms(name, batch, count) for batch in range(len(self._terms(name)))])
             return (sums**2 if self.criterion == "taylor-group" else sums).sum(0)
         try:
-            weight = self._model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
+            weight = self.model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
             elements = element_scores(weight, self.criterion, generator, "channel")
         except ValueError as error:
             raise type(error)(f"{name}: {error}") from None
@@ -205,9 +231,9 @@ class ImportanceScores:
 
     def _unit_terms(self, name: str, batch: int, count: int) -> np.ndarray:
         """Terms (count,) of one batch by unit, with all that leaves with a layer's output channels."""
-        dim, owners = self._traced.network.output_dim(name), self._traced.owners
+        dim, owners = self.graph.network.output_dim(name), self.graph.owners
         total = _by_unit(self._terms(name)[batch].double().movedim(dim, 0), owners[name, dim][:, 1], count)
-        norm = self._norms.get(name) if self.criterion in _OF_PARAMETERS else None
+        norm = self.graph.norms.get(name) if self.criterion in _OF_PARAMETERS else None
         partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
         partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
         for partner in partners if self.criterion in _OF_PARAMETERS else ():
@@ -217,19 +243,19 @@ class ImportanceScores:
 
     def _slice_norms(self, number: int, reader: str) -> np.ndarray:
         """Frobenius norm of the reader's input slice of each unit (units,)."""
-        weight = self._model.get_parameter(reader).detach().cpu().double()
-        weight = weight.movedim(self._traced.network.by_name[reader].input_dim, 1)
-        units = columns_of(self._traced, number, reader, tuple(weight.shape))
+        weight = self.model.get_parameter(reader).detach().cpu().double()
+        weight = weight.movedim(self.graph.network.by_name[reader].input_dim, 1)
+        units = columns_of(self.graph, number, reader, tuple(weight.shape))
         squares = weight.flatten(1).square().sum(0)[units >= 0]
-        count = self._traced.network.groups[number].units
+        count = self.graph.network.groups[number].units
         return torch.zeros(count, dtype=torch.float64).index_add_(0, units[units >= 0], squares).sqrt().numpy()
 
     def _zeros_first(self, number: int, scores: np.ndarray) -> np.ndarray:
         """Units without a weight left go before all others: what is masked stays masked along a ramp."""
-        left, graph = np.zeros(len(scores)), self._traced
+        left, graph = np.zeros(len(scores)), self.graph
         for name in graph.network.groups[number].layers:
             dim = graph.network.output_dim(name)
-            weight = self._model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
+            weight = self.model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
             left += _by_unit(weight.abs(), graph.owners[name, dim][:, 1], len(scores))
         return np.where(left > 0, np.maximum(scores, np.finfo(np.float64).tiny), 0.0)
 
@@ -251,33 +277,36 @@ def _mean_over_layers(scores: list[np.ndarray]) -> np.ndarray:
 def restrict_graph(
     model: nn.Module, graph: ChannelGraph, criterion: str, calibration: Calibration | None = None
 ) -> ChannelGraph:
-    """The graph in which channel groups the criterion is not defined for carry that as their obstacle.
-
-    Args:
-        calibration: with it, layers that a data-driven criterion sees no data of stay whole in every granularity.
+    """`ImportanceScores.restricted_graph`; without calibration data only what needs none, `defined_groups`.
 
     Raises:
         ValueError: an unknown criterion, or scores of the user's own function that are none.
     """
-    seeing = calibration is not None and criterion_word(check_criterion(criterion)).needs_data
-    data = calibration if seeing else None
+    if calibration is None:
+        return defined_groups(graph, criterion)
+    return ImportanceScores(model, criterion, graph, calibration).restricted_graph
+
+
+def defined_groups(graph: ChannelGraph, criterion: str) -> ChannelGraph:
+    """The graph in which channel groups the criterion is not defined for say so and lose nothing.
+
+    It depends on the architecture alone: for other weights of the same network it is the same.
+    """
     if criterion not in _OF_NEIGHBOURS:
-        return graph if data is None else leave_whole(graph, ImportanceScores(model, criterion, graph, data).unseen())
-    norms = following_norms(model, graph.example_input) if criterion == "bn-scale" else {}
+        return graph
     numbers = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
-    reasons = {number: _obstacle(criterion, graph, number, norms) for number in numbers}
-    graph = refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
-    return graph if data is None else refuse_groups(graph, unseen_groups(model, graph, data))
+    reasons = {number: _obstacle(criterion, graph, number) for number in numbers}
+    return refuse_groups(graph, {number: reason for number, reason in reasons.items() if reason})
 
 
-def _obstacle(criterion: str, graph: ChannelGraph, number: int, norms: Mapping[str, str]) -> str | None:
+def _obstacle(criterion: str, graph: ChannelGraph, number: int) -> str | None:
     if criterion == "reconstruction":
         return reconstruction_obstacle(graph, number)
     if criterion == "next-layer" and not readers(graph, number):
         return "criterion 'next-layer' needs a layer that reads its channels, found none"
     if criterion == "bn-scale":
         for name in graph.network.groups[number].layers:
-            if name not in norms:
+            if name not in graph.norms:
                 return f"criterion 'bn-scale' needs a BatchNorm with a scale that follows {name!r}, found none"
     return None
 

@@ -27,9 +27,7 @@ from torch import Tensor, nn
 from pruning.analysis.granularity_damage import layer_shares, mean_shares, own_masks
 from pruning.analysis.histograms import layer_histograms
 from pruning.analysis.weight_layout import corner, laid_out
-from pruning.calibration import Calibration
-from pruning.channels.graph import ChannelGraph
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import ImportanceScores
 from pruning.mask_cache import MaskCache
 from pruning.masks import achieved_sparsity
 from pruning.modules import prunable_weights
@@ -67,38 +65,25 @@ def weight_files(stages: Mapping[str, nn.Module]) -> Files:
     return _pages("weights", histogram_pages(found, list(stages))) | _data("weights", "weights", data)
 
 
-def share_files(
-    model: nn.Module,
-    graph: ChannelGraph,
-    calibration: Calibration,
-    granularities: Sequence[str],
-    sparsities: Sequence[float],
-    criterion: str,
-) -> Files:
+def share_files(importance: ImportanceScores, granularities: Sequence[str], sparsities: Sequence[float]) -> Files:
     """Kept importance and output errors: `shares-S.png` and further pages for every sparsity S, `shares.json`."""
-    rows = layer_shares(model, graph, calibration, granularities, sparsities, criterion)
+    rows = layer_shares(importance, granularities, sparsities)
     means = mean_shares(rows)
     files: Files = {}
     for sparsity in sparsities:
         files |= _pages(f"shares-{sparsity:g}", share_pages(rows, means, sparsity))
-    data = {"criterion": criterion, "rows": list(map(asdict, rows)), "means": list(map(asdict, means))}
+    data = {"criterion": importance.criterion, "rows": list(map(asdict, rows)), "means": list(map(asdict, means))}
     return files | _data("shares", "shares", data)
 
 
 def layout_files(
-    model: nn.Module,
-    graph: ChannelGraph,
-    calibration: Calibration,
-    layer: str,
-    granularities: Sequence[str],
-    sparsities: Sequence[float],
-    criterion: str,
+    importance: ImportanceScores, layer: str, granularities: Sequence[str], sparsities: Sequence[float]
 ) -> Files:
     """One layer's weight and masks as flat pictures: `layout-S.png` for every sparsity S, `layout.json`."""
-    graph = restrict_graph(model, graph, criterion, calibration)
-    chosen, weight = graph.network.by_name[layer], prunable_weights(model)[layer].detach()
+    graph, criterion = importance.restricted_graph, importance.criterion
+    chosen, weight = graph.network.by_name[layer], prunable_weights(importance.model)[layer].detach()
     left_out = {word: why for word in granularities if (why := unpruned_reason(chosen, word))}
-    rankings = MaskCache(model, graph, calibration)
+    rankings = MaskCache(importance.model, graph, importance.calibration, importance)
     shown = _flat(weight, chosen)
     outputs, inputs = (corner(weight, chosen.output_dim).shape[dim] for dim in (chosen.output_dim, chosen.input_dim))
     note = (
@@ -204,5 +189,5 @@ def _pages(stem: str, pages: Sequence[bytes]) -> Files:
 
 
 def _data(stem: str, picture: str, data: Mapping[str, Any]) -> Files:
-    whole = nan_as_null({"version": PICTURES_VERSION, "picture": picture, **data})
-    return {f"{stem}.json": (json.dumps(whole, allow_nan=False) + "\n").encode()}
+    record = nan_as_null({"version": PICTURES_VERSION, "picture": picture, **data})
+    return {f"{stem}.json": (json.dumps(record, allow_nan=False) + "\n").encode()}

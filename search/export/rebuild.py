@@ -91,11 +91,11 @@ def export_of_trial(
     watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
     dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
     refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
-    subject = PreparedModel.of(workload, dense.model, config.round_to)
+    prepared = PreparedModel.of(workload, dense.model, config.round_to)
     full = chosen.final is not None
     epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
     seed = chosen.final.seed if full else config.seed
-    evaluation = fine_tuned(subject, chosen.policy, epochs, seed, watcher)
+    evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
     recorded = (chosen.final if full else chosen.trial).result.accuracy
     if not as_recorded(evaluation.result.accuracy, recorded, workload):
         watcher.note(
@@ -153,7 +153,7 @@ def _require_code(view: StudyView, chosen: Chosen) -> None:
 
 
 def fine_tuned(
-    subject: PreparedModel,
+    prepared: PreparedModel,
     policy: PruningPolicy,
     epochs: float,
     seed: int,
@@ -167,7 +167,7 @@ def fine_tuned(
     """
     stage = "fine-tuning" if training == FINE_TUNE else f"training from fresh weights ({training})"
     with watcher.stage(stage) as progress:
-        evaluation = evaluate_policy(subject, policy, epochs, seed, progress, training)
+        evaluation = evaluate_policy(prepared, policy, epochs, seed, progress, training)
     if evaluation.model is None:
         raise GoalMissed(f"the fine-tune failed: {evaluation.result.reason}")
     return evaluation

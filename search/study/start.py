@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from pruning.channels.graph import round_groups
-from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
-from pruning.importance.scores import restrict_graph
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
@@ -118,16 +116,15 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
 def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: ProgressReporter, knob_word: str) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
     model = build_model(workload, config.dense_seed)
-    graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
-    graph = restrict_graph(model, graph, config.criterion)
-    latency = None
+    untrained = PreparedModel.of(workload, model, config.round_to).defined_for(config.criterion)
+    network, latency = untrained.network, None
     if config.needs_latency:
-        subject = PreparedModel(workload, in_fast_layout(model, workload.example_input).eval(), graph)
+        fast = replace(untrained, dense=in_fast_layout(model, workload.example_input).eval())
         with watcher.stage("latency table") as progress:
-            latency = Predictor(cached_latency_table(subject, model_fingerprint(model), cache, progress), graph.network)
+            latency = Predictor(cached_latency_table(fast, model_fingerprint(model), cache, progress), network)
     try:
         return Space(
-            network=graph.network,
+            network=network,
             max_size=config.max_size,
             granularities=config.granularity,
             metric=config.size_metric,

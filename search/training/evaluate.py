@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import nn
@@ -16,7 +16,7 @@ from pruning.channels.removal import RemovalMismatch
 from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import ImportanceScores, defined_groups
 from pruning.importance.weights import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
@@ -49,25 +49,49 @@ class BrokenPromise(Exception):
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """What is being pruned: a workload's trained dense model and its channel groups."""
+    """A workload's network, ready to be pruned: traced, its channel counts rounded, and restricted to what a criterion
+    can score. It is made once for a network and handed on.
+
+    Attributes:
+        dense: the network before pruning; trained, but where only its structure counts.
+        graph: its channel groups.
+        scored: the criterion the graph is restricted to; None before that.
+    """
 
     workload: Workload
     dense: nn.Module
     graph: ChannelGraph
     scored: str | None = None
+    _by_criterion: dict[str, PreparedModel] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, workload: Workload, dense: nn.Module, round_to: int = 1) -> PreparedModel:
-        """Trace the channel groups of the trained model, which keep a multiple of `round_to` channels."""
+        """Trace the network's channel groups, which are to keep a multiple of `round_to` channels.
+
+        Raises:
+            ValueError: as `pruning.trace_channels` and `pruning.channels.graph.round_groups` do.
+        """
         return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
+    def defined_for(self, criterion: str) -> PreparedModel:
+        """Restricted as far as that depends on the architecture alone, as is known before any training: channel groups
+        the criterion is not defined for stay unpruned."""
+        return replace(self, graph=defined_groups(self.graph, criterion))
+
     def scored_by(self, criterion: str) -> PreparedModel:
-        """The subject in which channel groups the criterion is not defined for carry that as their obstacle, and layers
-        it sees no calibration data of stay whole."""
+        """Restricted to what the criterion can score of the trained network: neither channel groups it is not defined
+        for are pruned, nor layers it finds nothing about in the calibration data. Found once for each criterion."""
         if criterion == self.scored:
             return self
+        if criterion not in self._by_criterion:
+            graph = self.importance(criterion).restricted_graph
+            self._by_criterion[criterion] = replace(self, graph=graph, scored=criterion)
+        return self._by_criterion[criterion]
+
+    def importance(self, criterion: str) -> ImportanceScores:
+        """Scores of the network's units; what data-driven criteria look at is calibration data."""
         calibration = Calibration(*self.workload.calibration, self.workload.loss)
-        return replace(self, graph=restrict_graph(self.dense, self.graph, criterion, calibration), scored=criterion)
+        return ImportanceScores(self.dense, criterion, self.graph, calibration)
 
     @property
     def network(self) -> Network:
@@ -88,7 +112,7 @@ class Evaluation:
 
 
 def evaluate_policy(
-    subject: PreparedModel,
+    prepared: PreparedModel,
     policy: PruningPolicy,
     epochs: float,
     seed: int,
@@ -110,7 +134,7 @@ def evaluate_policy(
     """
     at = [0, 0]
 
-    def trained(subject: PreparedModel) -> Trained:
+    def trained(prepared: PreparedModel) -> Trained:
         def step(done: int, total: int) -> None:
             at[:] = done, total
             due()
@@ -118,30 +142,30 @@ def evaluate_policy(
                 progress(done, total)
 
         if training == FINE_TUNE:
-            return fine_tune(subject.dense, policy, subject.workload, subject.graph, epochs, seed, step)
-        return train_fresh(subject.dense, policy, subject.workload, subject.graph, training, seed, step)
+            return fine_tune(prepared.dense, policy, prepared.workload, prepared.graph, epochs, seed, step)
+        return train_fresh(prepared.dense, policy, prepared.workload, prepared.graph, training, seed, step)
 
     try:
         with limited(seconds, give_up) as due:
-            return _evaluated(subject, policy, trained)
+            return _evaluated(prepared, policy, trained)
     except TimedOut as error:
         return failed(f"{TIMED_OUT}: {error}, {reached(*at)}")
 
 
-def evaluate_untrained(subject: PreparedModel, policy: PruningPolicy) -> Evaluation:
+def evaluate_untrained(prepared: PreparedModel, policy: PruningPolicy) -> Evaluation:
     """The network with all of the policy applied at once, before any training; failures as in `evaluate_policy`."""
     return _evaluated(
-        subject, policy, lambda subject: prune_only(subject.dense, policy, subject.workload, subject.graph)
+        prepared, policy, lambda prepared: prune_only(prepared.dense, policy, prepared.workload, prepared.graph)
     )
 
 
 def _evaluated(
-    subject: PreparedModel, policy: PruningPolicy, trained: Callable[[PreparedModel], Trained]
+    prepared: PreparedModel, policy: PruningPolicy, trained: Callable[[PreparedModel], Trained]
 ) -> Evaluation:
     try:
-        subject = subject.scored_by(policy.criterion)
-        require_removal(asked_layers(policy), unpruned_layers(subject.network, policy))
-        return _measured(subject, policy, trained(subject))
+        prepared = prepared.scored_by(policy.criterion)
+        require_removal(asked_layers(policy), unpruned_layers(prepared.network, policy))
+        return _measured(prepared, policy, trained(prepared))
     except TimedOut:
         raise
     except BaseException as error:
@@ -165,20 +189,20 @@ def failed(reason: str) -> Evaluation:
     return Evaluation(TrialResult(FAILED, reason, cause=cause_of(reason)))
 
 
-def _measured(subject: PreparedModel, policy: PruningPolicy, trained: Trained) -> Evaluation:
+def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) -> Evaluation:
     if not math.isfinite(trained.scores.accuracy):
         return failed(f"{DIVERGED}: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
-    cost = measure_cost(trained.model, subject.workload.example_input)
-    planned = footprint(subject.network, policy)
+    cost = measure_cost(trained.model, prepared.workload.example_input)
+    planned = footprint(prepared.network, policy)
     if cost.encoded_bytes > planned.encoded_bytes or cost.macs > planned.macs:  # products of no layer may shrink too
         raise BrokenPromise(f"the network costs {cost}, its policy promised {planned}")
     result = TrialResult(
         state=COMPLETE,
         accuracy=trained.scores.accuracy,
         loss=trained.scores.loss,
-        shares=relative_cost(cost, subject.dense_cost),
-        achieved=_achieved(subject, policy, trained.model),
+        shares=relative_cost(cost, prepared.dense_cost),
+        achieved=_achieved(prepared, policy, trained.model),
         curve=trained.curve,
         seconds={
             "training": trained.seconds_training,
@@ -191,10 +215,10 @@ def _measured(subject: PreparedModel, policy: PruningPolicy, trained: Trained) -
     return Evaluation(result, trained.model, trained.structure)
 
 
-def _achieved(subject: PreparedModel, policy: PruningPolicy, model: nn.Module) -> Mapping[str, float]:
+def _achieved(prepared: PreparedModel, policy: PruningPolicy, model: nn.Module) -> Mapping[str, float]:
     """Layer -> share of its own units gone, read back from shapes and zeros."""
     achieved = {}
-    dense = subject.network.by_name
+    dense = prepared.network.by_name
     for name, weight in prunable_weights(model).items():
         if policy.granularity_of(name) == "channel":
             dim = dense[name].output_dim

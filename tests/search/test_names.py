@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import trace_channels
+from pruning import ImportanceScores, trace_channels
 from pruning.calibration import Calibration
 from search.analysis.report_files import layout_files, sensitivity_files, share_files, weight_files
 from search.cli import answer, entry
@@ -53,11 +53,12 @@ def network(name: str) -> nn.Module:
 def test_a_layer_of_any_name_is_drawn_and_listed(name):
     model, images = network(name), torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     graph, data = trace_channels(model, images), Calibration(images, torch.arange(6) % 3, nn.functional.cross_entropy)
+    importance = ImportanceScores(model, "magnitude-l1", graph, data)
     layer, words = f"{name}.weight", ("fine-grained", "channel")
     points = (ProfilePoint(0.5, 1.25, 0.5, 1.5, 0.25),)
     profile = Profile("m", 6, 1.0, 0.75, {"fine-grained": {layer: points}}, 1.0)
-    files = weight_files({"dense": model}) | share_files(model, graph, data, words, (0.25,), "magnitude-l1")
-    files |= layout_files(model, graph, data, layer, words, (0.25,), "magnitude-l1")
+    files = weight_files({"dense": model}) | share_files(importance, words, (0.25,))
+    files |= layout_files(importance, layer, words, (0.25,))
     files |= sensitivity_files(profile, graph.network, "s") | {"profile.png": profile_png(profile)}
     assert all(content[:4] == b"\x89PNG" for file, content in files.items() if file.endswith("png"))
     assert set(json.loads(files["weights.json"])["layers"]) == {layer, "head.weight"}

@@ -14,9 +14,6 @@ from torch import nn
 
 from pruning.analysis.granularity_damage import FINE_TO_COARSE
 from pruning.analysis.sensitivity_scan import require_subjects
-from pruning.calibration import Calibration
-from pruning.channels.tracing import trace_channels
-from pruning.importance.scores import restrict_graph
 from search.analysis.report_files import (
     default_layer,
     layout_files,
@@ -52,27 +49,26 @@ def scan(arguments: argparse.Namespace) -> Reply:
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
     check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
-    untrained = build_model(workload, config.dense_seed)
-    graph = restrict_graph(untrained, trace_channels(untrained, workload.example_input), config.criterion)
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed)).defined_for(config.criterion)
     try:
-        require_subjects(graph, parts_in(config.granularity))
+        require_subjects(untrained.graph, parts_in(config.granularity))
     except ValueError as error:
         raise UsageError(str(error)) from None
     watcher = TerminalReporter()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     scanned = parts_in(config.granularity)
-    subject = PreparedModel.of(workload, dense.model).scored_by(config.criterion)
-    if whole := [layer for layer in subject.network.prunable if layer.whole]:
-        watcher.note(f"left out: {', '.join(layer.name for layer in whole)} ({whole[0].whole})")
+    prepared = PreparedModel.of(workload, dense.model).scored_by(config.criterion)
+    if left_out := [layer for layer in prepared.network.prunable if layer.whole]:
+        watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
-        profile = cached_profile(subject, dense, config.criterion, scanned, root / "cache", progress)
+        profile = cached_profile(prepared, dense, config.criterion, scanned, root / "cache", progress)
     stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
     if arguments.out:
         write_durably(target, profile.to_json().encode())
     write_durably(target.with_suffix(".png"), profile_png(profile))
-    drawn = write_files(folder, sensitivity_files(profile, subject.network, f"{target.stem}-layers"))
+    drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers"))
     tables = [profile_table(profile, granularity) for granularity in profile.points]
     how = again = ""
     if profile.is_recalibrated:
@@ -90,7 +86,7 @@ def scan(arguments: argparse.Namespace) -> Reply:
 
 
 def inspect(arguments: argparse.Namespace) -> Reply:
-    """Layers, costs, groups, obstacles."""
+    """Layers, costs, channel groups, and what stays unpruned and why."""
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as argument or by --workload")
     if arguments.weights and not arguments.pictures:
@@ -100,18 +96,19 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     asked = _asked_pictures(arguments)
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
-    network = trace_channels(model, workload.example_input).network
-    whole, stored = dense_footprint(network), stored_fractions(network)
+    network = PreparedModel.of(workload, model).network
+    dense_cost, stored = dense_footprint(network), stored_fractions(network)
     head = (
-        f"{workload.name}: {whole.parameters:,} parameters, {whole.encoded_bytes:,} bytes, {whole.macs:,} MACs; "
+        f"{workload.name}: {dense_cost.parameters:,} parameters, {dense_cost.encoded_bytes:,} bytes, "
+        f"{dense_cost.macs:,} MACs; "
         f"{len(network.prunable)} prunable layers with {percent(sum(stored[x.name] for x in network.prunable))} of the "
         f"bytes, {len(network.groups)} channel groups"
     )
     data = {
         "workload": workload.name,
-        "parameters": whole.parameters,
-        "bytes": whole.encoded_bytes,
-        "macs": whole.macs,
+        "parameters": dense_cost.parameters,
+        "bytes": dense_cost.encoded_bytes,
+        "macs": dense_cost.macs,
         "layers": [
             {**asdict(layer), "macs": layer.positions * layer.numel, "share": stored[layer.name]}
             for layer in network.layers
@@ -121,10 +118,9 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         "uncounted": list(network.uncounted),
         "groups": [asdict(group) for group in network.groups],
     }
-    whole_in = _whole_layers(network)
-    data["whole"] = whole_in
+    unpruned = data["whole"] = _unpruned_layers(network)
     parts = [head, layer_table(network), whole_table(network)]
-    parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in whole_in.items()]
+    parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in unpruned.items()]
     parts += [f"MACs leave out {'; '.join(network.uncounted)}"] if network.uncounted else []
     parts += [said[:1].upper() + said[1:]] if (said := statistics_note(model, workload.example_input)) else []
     data["targets"] = [asdict(one) for one in STATEMENTS]
@@ -134,11 +130,9 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         granularities = parts_in(config.granularity)
         layer = _drawn_layer(arguments.layer, network, granularities)
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalReporter()).model
-        looked_at = (
-            dense, trace_channels(dense, workload.example_input), Calibration(*workload.calibration, workload.loss)
-        )  # fmt: skip
-        how = granularities, sparsities, config.criterion
-        files = weight_files({"dense": dense}) | share_files(*looked_at, *how) | layout_files(*looked_at, layer, *how)
+        importance = PreparedModel.of(workload, dense).importance(config.criterion)
+        files = weight_files({"dense": dense}) | share_files(importance, granularities, sparsities)
+        files |= layout_files(importance, layer, granularities, sparsities)
         data["pictures"] = write_files(Path(arguments.pictures), files)
         data["picture"] = data["pictures"][0]
         parts.append(written_line(data["pictures"]))
@@ -181,8 +175,8 @@ def _drawn_layer(name: str | None, network: Network, granularities: Sequence[str
     return name
 
 
-def _whole_layers(network: Network) -> dict[str, list[str]]:
-    """Granularity of masks -> the layers it leaves whole, for those that leave any."""
+def _unpruned_layers(network: Network) -> dict[str, list[str]]:
+    """Granularity of masks -> the layers it leaves unpruned, for those that leave any."""
     found = {
         word: [layer.name for layer in network.prunable if unpruned_reason(layer, word)]
         for word in GRANULARITIES

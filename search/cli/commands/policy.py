@@ -9,10 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning.channels.graph import round_groups
-from pruning.channels.tracing import trace_channels
 from pruning.importance.registry import own_function
-from pruning.importance.scores import restrict_graph
 from pruning.sparse_file import dense_bytes
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
@@ -96,22 +93,23 @@ def apply(arguments: argparse.Namespace) -> Reply:
     _check_policy(arguments, network, policy, levels)
     _check_files(arguments)
     for name in policy.channel_requests():
-        if obstacle := network.by_name[name].obstacle:
-            watcher.note(f"{name} keeps all its channels: {obstacle}")
+        if reason := network.by_name[name].obstacle:
+            watcher.note(f"{name} keeps all its channels: {reason}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    subject = PreparedModel.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
+    prepared = PreparedModel.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
     for name in asked_layers(policy):
-        if why := subject.network.by_name[name].whole:
+        if why := prepared.network.by_name[name].whole:
             watcher.note(f"{name} stays whole: {why}")
-    asked, policy = policy, as_removed(subject.network, policy)
+    asked, policy = policy, as_removed(prepared.network, policy)
     chance = chance_accuracy(workload)
     _note_dead("the dense model", dense.accuracy, chance, watcher)
     epochs = workload.recipe.final_epochs
-    tuned = fine_tuned(subject, policy, epochs, config.seed, watcher, arguments.training)
+    tuned = fine_tuned(prepared, policy, epochs, config.seed, watcher, arguments.training)
     if arguments.training == FINE_TUNE:
         trained, how = epochs, "fine-tuned"
     else:
-        trained, how = scratch_epochs(workload, policy, subject.graph, arguments.training), "trained from fresh weights"
+        trained = scratch_epochs(workload, policy, prepared.graph, arguments.training)
+        how = "trained from fresh weights"
     how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
     if not is_dead(dense.accuracy, chance):
         _note_dead(f"the pruned network, {how},", tuned.result.accuracy, chance, watcher)
@@ -123,9 +121,9 @@ def apply(arguments: argparse.Namespace) -> Reply:
     )  # fmt: skip
     written, paths = _write(made, workload, config, arguments), []
     if arguments.pictures:
-        files = _stage_files(subject, policy, tuned.model, arguments.training)
+        files = _stage_files(prepared, policy, tuned.model, arguments.training)
         if levels:
-            files |= curve_files(pruning_curves(subject, asked, levels, epochs, config.seed, watcher))
+            files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
     told = {"dense_accuracy": dense.accuracy, "epochs": trained}
     reply, first = _reply_to(written, config, Path(arguments.out)), percent(dense.accuracy, 2)
@@ -145,9 +143,8 @@ def _note_dead(name: str, accuracy: float, chance: float | None, watcher: Termin
 
 def _network_of(workload: Workload, config: SearchConfig, criterion: str) -> Network:
     """The untrained network, as `config` rounds its channels and as the criterion can score it."""
-    model = build_model(workload, config.dense_seed)
-    graph = round_groups(trace_channels(model, workload.example_input), config.round_to)
-    return restrict_graph(model, graph, criterion).network
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
+    return untrained.defined_for(criterion).network
 
 
 def _check_policy(
@@ -202,10 +199,10 @@ def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     return sparsities_of(arguments.curves, "--curves")
 
 
-def _stage_files(subject: PreparedModel, policy: PruningPolicy, trained: Any, training: str) -> Files:
-    pruned = evaluate_untrained(subject, policy)
+def _stage_files(prepared: PreparedModel, policy: PruningPolicy, trained: Any, training: str) -> Files:
+    pruned = evaluate_untrained(prepared, policy)
     stages = {
-        "dense": subject.dense,
+        "dense": prepared.dense,
         "pruned": pruned.model,
         "fine-tuned" if training == FINE_TUNE else training: trained,
     }
@@ -316,9 +313,9 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
 
 
 def _write(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Written:
-    whole = dense_bytes(build_model(workload, config.dense_seed))
+    dense_size = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
-    return write_export(made, workload, options, Path(arguments.out), whole, arguments.onnx, arguments.torch_prune)
+    return write_export(made, workload, options, Path(arguments.out), dense_size, arguments.onnx, arguments.torch_prune)
 
 
 def _reply_to(written: Written, config: SearchConfig, out: Path) -> Reply:

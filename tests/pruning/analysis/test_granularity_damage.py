@@ -24,6 +24,7 @@ from pruning.analysis.histograms import layer_histograms
 from pruning.analysis.weight_layout import corner, laid_out
 from pruning.calibration import Calibration
 from pruning.channels.tracing import trace_channels
+from pruning.importance.scores import ImportanceScores
 from pruning.importance.weights import NotFiniteError
 from pruning.prune import prune
 from spaces.cost.effect import NothingToRemove
@@ -67,7 +68,8 @@ def graph(mixed, calibration):
 
 @pytest.fixture(scope="module")
 def rows(mixed, graph, calibration):
-    return layer_shares(mixed, graph, calibration, sparsities=(SPARSITY, 0.5))
+    importance = ImportanceScores(mixed, "magnitude-l1", graph, calibration)
+    return layer_shares(importance, sparsities=(SPARSITY, 0.5))
 
 
 def by_loops(module: nn.Module, weight: np.ndarray, bias: np.ndarray | None, images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pruning.analysis.histograms import layer_histograms
-from pruning.calibration import Calibration
 from pruning.prune import prune
 from search import get_workload
 from search.analysis.pruning_curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
@@ -119,9 +118,9 @@ def test_weights_of_all_stages_are_counted(subject):
 
 
 def test_shares_and_layouts_are_written_for_every_sparsity(subject):
-    looked_at = subject.dense, subject.graph, Calibration(*subject.workload.calibration)
-    how = ("fine-grained", "2:4", "channel"), (0.25, 0.5), "magnitude-l1"
-    shares = share_files(*looked_at, *how)
+    importance = subject.importance("magnitude-l1")
+    how = ("fine-grained", "2:4", "channel"), (0.25, 0.5)
+    shares = share_files(importance, *how)
     data = read(shares, "shares.json")
     assert set(shares) == {"shares-0.25.png", "shares-0.5.png", "shares.json"} and data["criterion"] == "magnitude-l1"
     layers = {(row["granularity"], row["layer"]) for row in data["rows"]}
@@ -130,7 +129,7 @@ def test_shares_and_layouts_are_written_for_every_sparsity(subject):
     assert set(means) == {(0.25, "fine-grained"), (0.25, "channel"), *((0.5, word) for word in how[0])}
     assert means[0.5, "2:4"]["layers"] == ["conv1.weight"]
 
-    layouts = layout_files(*looked_at, "conv1.weight", *how)
+    layouts = layout_files(importance, "conv1.weight", *how)
     data = read(layouts, "layout.json")
     assert set(layouts) == {"layout-0.25.png", "layout-0.5.png", "layout.json"}
     weight = subject.dense.conv1.weight.detach()
