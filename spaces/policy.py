@@ -150,7 +150,7 @@ class PruningPolicy:
         if "schedule" in data:
             schedule = data["schedule"]
             if isinstance(schedule, Mapping):
-                schedule = Schedule.from_dict(schedule)
+                schedule = Schedule.from_dict(dict(schedule))
             rest["schedule"] = schedule
         return cls(sparsity=data["sparsity"], **rest)
 

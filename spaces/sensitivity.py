@@ -72,9 +72,10 @@ class Profile:
     @property
     def reference(self) -> tuple[float, float]:
         """Loss and accuracy of the dense model that the `recalibrated` pairs of the points are compared with."""
-        if self.dense_recalibrated_loss is None or self.too_few:
+        loss, accuracy = self.dense_recalibrated_loss, self.dense_recalibrated_accuracy
+        if loss is None or accuracy is None or self.too_few:
             return self.dense_loss, self.dense_accuracy
-        return self.dense_recalibrated_loss, self.dense_recalibrated_accuracy
+        return loss, accuracy
 
     def damage(self, granularity: str, layer: str) -> tuple[np.ndarray, np.ndarray]:
         """Sparsities (k,) from 0 up and the loss increase at each (k,), with dense and pruned model both recalibrated.
@@ -110,7 +111,8 @@ class Profile:
                 granularity: {layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()}
                 for granularity, by in data.pop("points").items()
             }
-            found = cls(points=points, **{key: math.nan if data[key] is None else data[key] for key in data})
+            numbers: dict[str, Any] = {key: math.nan if data[key] is None else data[key] for key in data}
+            found = cls(points=points, **numbers)
             found._check()
             return found
         except (TypeError, KeyError, AttributeError, ValueError) as error:

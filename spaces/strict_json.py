@@ -40,14 +40,14 @@ def parse_object(text: str, constants: bool = False) -> dict[str, Any]:
     def no_constants(word: str) -> Any:
         raise ValueError(f"{word} is not a valid number here: use a finite number")
 
-    def whole(digits: str) -> int:
+    def integer(digits: str) -> int:
         if len(digits) > LONGEST_NUMBER:
             raise ValueError(f"a number of {len(digits)} digits is not valid here")
         return int(digits)
 
-    options = {} if constants else {"parse_constant": no_constants}
+    read_constant = None if constants else no_constants
     try:
-        data = json.loads(text, object_pairs_hook=no_duplicates, parse_int=whole, **options)
+        data = json.loads(text, object_pairs_hook=no_duplicates, parse_int=integer, parse_constant=read_constant)
         if _deeper(data, DEEPEST):
             raise RecursionError
     except json.JSONDecodeError as error:

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import TypeGuard
 
 from spaces.printable import LONGEST_WORD, shortened
 
@@ -28,7 +29,7 @@ def unknown(what: str, received: object, valid: Iterable[str]) -> str:
     return f"unknown {what} {said}{hint} ({len(names)} known: {shown})"
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite real number that a float can hold; booleans do not count.
 
     >>> is_number(0.25), is_number(True), is_number("0.25"), is_number(10**400)
@@ -87,7 +88,7 @@ def check_sparsity(value: object, where: str = "sparsity") -> float:
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = -math.inf if value < 0 else math.inf
     if not 0.0 <= number < 1.0:
         nearest = "0.0" if number < 0 else "0.99" if number >= 1 else "a finite number"
         raise ValueError(

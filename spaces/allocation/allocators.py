@@ -79,8 +79,12 @@ def last_layers_only(target: Target, evidence: AllocationInputs) -> dict[str, fl
     enough = next(n for n, weights in enumerate(held, 1) if weights >= LAST_LAYERS_SHARE * held[-1])
     for count in range(enough, len(order) + 1):
         names = [layer.name for layer in order[:count]]
+
+        def family(t: float, names: list[str] = names) -> dict[str, float]:
+            return dict.fromkeys(names, t * ALMOST_ALL)
+
         try:
-            return fit_to_budget(lambda t, names=names: dict.fromkeys(names, t * ALMOST_ALL), target)
+            return fit_to_budget(family, target)
         except Unreachable:
             if count == len(order):
                 raise

@@ -107,7 +107,8 @@ class VariableElimination:
         every = elimination_order(together, EXACT_WIDTH)
         if len(every) == len(together):
             return [every]
-        blocks, moved = [], set()
+        blocks: list[list[int]] = []
+        moved: set[int] = set()
         while len(moved) < len(together):
             blocks.append(elimination_order(together, BLOCK_WIDTH, moved))
             moved.update(blocks[-1])

@@ -182,7 +182,8 @@ class LagrangianAllocator:
 
     @cached_property
     def _steps(self) -> list[_Steps]:
-        return [_Steps.of(knob, self.damages[knob.name]) for knob in self._moving]
+        damages = ((knob, self.damages[knob.name]) for knob in self._moving)
+        return [_Steps.of(knob, damage) for knob, damage in damages if damage is not None]
 
     @cached_property
     def _dense(self) -> np.ndarray:
@@ -201,7 +202,8 @@ class LagrangianAllocator:
     def _pool(self) -> _Pool:
         """The combinations the prices of all mixes found, and the uniform ones the search starts from."""
         pool = self._pooled(_uniform(self._steps))
-        left, tried = dict.fromkeys(self._weights, self.prices), set()
+        left = dict.fromkeys(self._weights, self.prices)
+        tried: set[tuple[float, int, int]] = set()
         while gaps := list(self._gaps(pool, left, tried)):
             prices = np.array([price for price, _ in gaps]) / self._dense
             found = self.choices.minimum(prices, pool.rows[[start for _, (start, _) in gaps]])
@@ -273,11 +275,11 @@ def _choices(
     terms: dict[Knobs, np.ndarray] = defaultdict(lambda: np.zeros(2))
     alone = [np.zeros((len(one.kept), 2)) for one in steps]
     for tensor in network.tensors:
-        layer = network.by_name.get(tensor.name)
         unit = np.array([_unit_size(tensor, metric), network.multiplied.get(tensor.name, 0)], dtype=float)
         if tensor.name in masked:
             kept = steps[masked[tensor.name]].kept * knobs[masked[tensor.name]].units.elements
-            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity, layer.inputs) for n in kept)
+            inputs = network.by_name[tensor.name].inputs
+            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity, inputs) for n in kept)
             sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
             alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
             continue
@@ -291,8 +293,8 @@ def _choices(
         if len(set(places)) == 1:
             alone[places[0]] += (steps[places[0]].kept ** len(places))[:, None] * pair
     joint = {places: pair for places, pair in terms.items() if len(set(places)) > 1}
-    kept = tuple(one.kept.astype(float) for one in steps)
-    return VariableElimination(tuple(one.damage for one in steps), kept, tuple(alone), joint, terms[()])
+    every_kept = tuple(one.kept.astype(float) for one in steps)
+    return VariableElimination(tuple(one.damage for one in steps), every_kept, tuple(alone), joint, terms[()])
 
 
 def _unit_size(tensor: StoredTensor, metric: str) -> int:

@@ -54,7 +54,7 @@ def divided(network: Network, word: str) -> Network:
     return replace(network, groups=groups)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RemovalTarget(Target):
     """What a removal lands on: its own share of the dense size, and one that leaves the masks' within their reach.
 
@@ -63,7 +63,7 @@ class RemovalTarget(Target):
         fixed: the sparsity of masks of a fixed pattern; the fullest that there are must fit by `FLOOR_MARGIN` else.
     """
 
-    rest: Target | None = None
+    rest: Target
     fixed: float | None = None
 
     @property
@@ -134,7 +134,9 @@ class TwoStage:
 
     def fixed_masks(self, removal: Mapping[str, float]) -> dict[str, float]:
         """The masks of a fixed pattern, in every layer that it divides."""
-        return {layer.name: self.fixed for layer in self.masks(removal).layers}
+        if self.fixed is None:
+            return {}
+        return dict.fromkeys((layer.name for layer in self.masks(removal).layers), self.fixed)
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -172,7 +174,7 @@ def allocate_both(name: str, target: TwoStage, evidence: Mapping[str, Allocation
     Raises:
         Unreachable: one of them cannot be as small as it must.
     """
-    mask = target.limits.granularity
+    mask = parts_of(target.word)[-1]
     removal = allocate(name, target.removal, evidence["channel"])
     if target.fixed is not None:
         return PruningPolicy(target.fixed_masks(removal), mask, removal)
@@ -193,7 +195,8 @@ def preferences_of(policy: PruningPolicy) -> dict[str, float]:
 
 
 def _is_fixed(policy: PruningPolicy) -> bool:
-    return bool(policy.removal) and fixed_share(policy.granularity) is not None
+    granularity = policy.granularity
+    return bool(policy.removal) and isinstance(granularity, str) and fixed_share(granularity) is not None
 
 
 def _between(shares: list[float]) -> float:

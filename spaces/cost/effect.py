@@ -162,9 +162,10 @@ def unpruned_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
     }
     skipped = skipped_layers(network, requests)
     return {
-        name: skipped.get(name) or masked[name]
+        name: reason
         for name in asked_layers(policy)
         if (name not in requests or name in skipped) and (name not in masks or masked[name])
+        if (reason := skipped.get(name) or masked[name])
     }
 
 
@@ -189,8 +190,8 @@ def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, 
 
 
 def _why_unpruned(network: Network, request: Mapping[str, float], layer: Layer) -> str:
-    if layer.obstacle:
-        return layer.obstacle
+    if layer.obstacle or layer.channel_group is None:
+        return layer.obstacle or "it is in no channel group"
     group = network.groups[layer.channel_group]
     smallest = min(group.layers, key=lambda member: request.get(member, 0.0))
     if not request.get(smallest, 0.0):

@@ -248,7 +248,7 @@ class _File:
 
         entries = np.where(encoded, len("U8") + digits(payload) + words + self._note_text, self._dtype + shape)
         text = self._fixed + int(entries.sum() + self._others @ pruned.characters)
-        text += self._punctuation(np.count_nonzero(encoded)) + self._offsets(ends, used)
+        text += self._punctuation(int(np.count_nonzero(encoded))) + self._offsets(ends, used)
         return 8 + _padded(text) + int(ends[-1])
 
     def _punctuation(self, encoded: int) -> int:
@@ -266,7 +266,7 @@ class _File:
         reached = ends.searchsorted(POWERS_OF_TEN)
         short = used.cumsum()[reached - 1]
         digits_of_ends = self._tensors * (1 + len(short)) - int(short.sum())
-        digits_of_last = 1 + np.count_nonzero(reached < len(ends))
+        digits_of_last = 1 + int(np.count_nonzero(reached < len(ends)))
         return 2 * digits_of_ends + 1 - digits_of_last
 
 
