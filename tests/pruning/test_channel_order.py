@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Branches, Separable, norm_conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,11 +20,6 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.weights import FROM_WEIGHTS
 
 IMAGE = (3, 8, 8)
-
-
-def norm_conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class Vgg(nn.Module):
@@ -48,26 +44,6 @@ class Residual(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         return self.classifier(F.relu(x + self.a2(self.a1(x))).mean((2, 3)))
-
-
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.left, self.right, self.join = norm_conv(3, 6), norm_conv(3, 9), norm_conv(15, 8)
-        self.classifier = nn.Linear(8, 5)
-
-    def forward(self, x):
-        return self.classifier(self.join(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3)))
-
-
-class Separable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.depthwise, self.pointwise = norm_conv(3, 8), norm_conv(8, 8, groups=8), norm_conv(8, 12, 1)
-        self.classifier = nn.Linear(12, 5)
-
-    def forward(self, x):
-        return self.classifier(self.pointwise(self.depthwise(self.stem(x))).mean((2, 3)))
 
 
 class Grouped(nn.Module):

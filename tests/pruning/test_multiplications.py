@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 import torchvision
+from networks import Net
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, rnn, spectral_norm, weight_norm
@@ -20,19 +21,6 @@ from spaces import PruningPolicy, footprint
 
 old = functools.partial(pytest.mark.filterwarnings, "ignore:.*weight_norm.*:FutureWarning")
 SCORES = "products of two activations, such as attention's scores"
-
-
-class Net(nn.Module):
-    """A forward pass as a function of the network, its modules and parameters, and the input."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def built(make, seed=0):

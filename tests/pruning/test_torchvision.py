@@ -69,14 +69,6 @@ LARGE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def fresh(name: str) -> nn.Module:
     """The network of ten classes, without its weights; the hidden layers of AlexNet's head are narrow."""
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}

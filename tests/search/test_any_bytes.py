@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -226,12 +227,18 @@ def test_odd_files_are_refused(name, odd, tmp_path):
         assert (name, odd) == ("study file", "empty") or (name == "comparison" and odd in versions)
 
 
+def sparse_rows(weight: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        return weight.to_sparse_csr()
+
+
 PLAIN = model().state_dict()
 WEIGHT = PLAIN["weight"]
 UNUSUAL = {
     "numbered": ({0: WEIGHT, 1: WEIGHT}, Refused, "hold no tensor with a name"),
     "sparse": ({**PLAIN, "weight": WEIGHT.to_sparse()}, Refused, "that is sparse"),
-    "sparse rows": ({**PLAIN, "weight": WEIGHT.to_sparse_csr()}, Refused, "that is sparse"),
+    "sparse rows": ({**PLAIN, "weight": sparse_rows(WEIGHT)}, Refused, "that is sparse"),
     "without values": ({**PLAIN, "weight": WEIGHT.to("meta")}, Refused, "on the device meta"),
     "sparse mask": (
         {"bias": PLAIN["bias"], "weight_orig": WEIGHT, "weight_mask": (WEIGHT != 0).float().to_sparse()},

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from networks import Net
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -18,19 +19,6 @@ from pruning import plan_removal, shrink, trace_channels
 from pruning.channels.structure import Structure, apply_structure
 
 IMAGE, SIGNAL, TOKENS = torch.Size((2, 3, 8, 8)), torch.Size((2, 3, 16)), torch.Size((2, 9))
-
-
-class Net(nn.Module):
-    """Any forward function over the modules and parameters given."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def pooled(run, last=8, **parts) -> Net:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from networks import Branches, Separable, norm_conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,20 +34,7 @@ from spaces.cost.removal import shapes_after
 IMAGE = (3, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # Networks
-
-
-def norm_conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class Vgg(nn.Module):
@@ -80,26 +68,6 @@ class Residual(nn.Module):
         x = F.relu(x + self.a2(self.a1(x)))
         x = F.relu(self.shortcut(x) + self.b2(self.b1(x)))
         return self.classifier(x.mean((2, 3)))
-
-
-class Separable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.depthwise, self.pointwise = norm_conv(3, 8), norm_conv(8, 8, groups=8), norm_conv(8, 12, 1)
-        self.classifier = nn.Linear(12, 5)
-
-    def forward(self, x):
-        return self.classifier(self.pointwise(self.depthwise(self.stem(x))).mean((2, 3)))
-
-
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.left, self.right, self.join = norm_conv(3, 6), norm_conv(3, 9), norm_conv(15, 8)
-        self.classifier = nn.Linear(8, 5)
-
-    def forward(self, x):
-        return self.classifier(self.join(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3)))
 
 
 class Grouped(nn.Module):

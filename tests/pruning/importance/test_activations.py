@@ -45,6 +45,7 @@ def rows_that_reproduce(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 class TestPatches:
+    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
     @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
     def test_outputs_follow_from_them_and_so_do_energies(self, options):
         layer, inputs = convolution(options), calibration(3, 4, 9, 10).inputs

@@ -253,6 +253,7 @@ class Branching(nn.Module):
         return self.linear(inputs if inputs.sum() > 0 else -inputs)
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute self.seen:UserWarning")  # what torch.export thinks of it
 def test_a_network_that_cannot_be_traced_stays_as_it_was(tmp_path):
     pytest.importorskip("onnxscript")
     model, inputs = Branching(), torch.rand(5, 4)

@@ -84,6 +84,7 @@ def test_old_scores_that_hung_on_the_momentum_are_apart(norm, of, left):
     assert str(one).startswith("trial 3: scored before") and f"{left} of the dense model's left" in str(one)
 
 
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features:UserWarning")  # unused there
 @pytest.mark.parametrize(
     ("norm", "more"),
     [

@@ -586,11 +586,13 @@ class Running:
     """A `prunefront search` in a process of its own."""
 
     def __init__(self, program, place, root, *words):
-        self.root, self.log = root, root.with_suffix(".log")
+        self.root, self.log, self.steps = root, root.with_suffix(".log"), root.with_suffix(".steps")
+        self.steps.touch()
         self.file = self.log.open("w")
         self.process = subprocess.Popen(
             [program, "search", "--root", str(root), "--max-size", "0.5", "--finalists", "0", *words], cwd=place,
-            stdout=subprocess.DEVNULL, stderr=self.file, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL, stderr=self.file,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "STEPS": str(self.steps)},
         )  # fmt: skip
 
     def wait_for(self, happened) -> None:
@@ -600,6 +602,11 @@ class Running:
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.01)
         raise AssertionError("it never happened: " + self.log.read_text())
+
+    def wait_for_steps(self, more: int) -> None:
+        """So many steps of training from now on."""
+        done = self.steps.stat().st_size
+        self.wait_for(lambda: self.steps.stat().st_size >= done + more)
 
     def stop(self, number: int) -> int:
         self.process.send_signal(number)
@@ -660,7 +667,7 @@ def _beats(a: dict, b: dict) -> bool:
 @pytest.mark.slow
 def test_kill_during_dense_training(running, run):
     study = running()
-    study.wait_for(lambda: (study.root / "slow" / "journal").is_dir())
+    study.wait_for_steps(9)
     assert study.stop(signal.SIGKILL) == -signal.SIGKILL
     assert not list((study.root / "cache").glob("dense-*.safetensors"))
     assert_whole(study, run, {})
@@ -669,8 +676,8 @@ def test_kill_during_dense_training(running, run):
 @pytest.mark.slow
 def test_kill_in_the_middle_of_a_trial(running, run):
     study = running()
-    study.wait_for(lambda: len(study.journal()) == 1 and (study.root / "slow" / "journal").is_dir())
-    time.sleep(0.2)  # a trial takes half a second
+    study.wait_for(lambda: len(study.journal()) == 1)
+    study.wait_for_steps(6)  # a trial has 20
     assert study.stop(signal.SIGKILL) == -signal.SIGKILL
     kept = study.journal()
     assert len(kept) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -37,6 +38,12 @@ class Net(nn.Module):
 def task(targets=CLASSES, net=Net, inputs=INPUTS, **changes) -> Workload:
     parts = dict.fromkeys(SPLITS, (inputs, targets))
     return Workload(**{"name": "task", "build_model": net, "recipe": RECIPE, **parts, **changes})
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        return torch.jit.trace(Net(), INPUTS[:2])
 
 
 def column(y):
@@ -184,7 +191,7 @@ REFUSED = {
     "network that leaves": (task(net=lambda: Net(4, lambda y: sys.exit(0))), "raised sys.exit(0)"),
     "network that recurses": (task(net=lambda: Net(4, lambda y: (f := lambda: f())())), "raised RecursionError"),
     "no network": (task(net=dict), "build_model must return a torch.nn.Module, got a dict"),
-    "scripted": (task(net=lambda: torch.jit.trace(Net(), INPUTS[:2])), "scripted network"),
+    "scripted": (task(net=scripted), "scripted network"),
     "lazy": (task(net=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4))), "'1.weight' of the network is lazy"),
     "extra state": (task(net=lambda: Extra()), "state dict entry '_extra_state' is a dict, no tensor"),
     "complex buffer": (task(net=lambda: Complex()), "tensor 'turn' has type torch.complex64"),
