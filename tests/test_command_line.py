@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -283,7 +284,7 @@ def test_time_left_includes_finals_and_is_never_nothing(finished):
 
 def test_where_a_study_ran_is_on_record(finished):
     assert json.loads((finished.path / "study.json").read_text())["environment"]["threads"] == 1
-    with sqlite3.connect(finished.root / "mlflow.db") as store:
+    with closing(sqlite3.connect(finished.root / "mlflow.db")) as store:
         found = store.execute("select value from params where key = 'threads'").fetchall()
     assert found == [("1",)]
 

@@ -47,3 +47,5 @@ def _end_session(server: subprocess.Popen) -> None:
     with suppress(ProcessLookupError):  # workers that outlive their server
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+    if server.stdin:
+        server.stdin.close()

@@ -12,7 +12,10 @@ Row = Mapping[str, str]
 
 def read_rows(table: Path) -> list[Row]:
     """All lines; none if there is no file yet."""
-    return list(csv.DictReader(table.open())) if table.is_file() else []
+    if not table.is_file():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def append_rows(table: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

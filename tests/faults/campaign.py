@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -91,9 +90,10 @@ class Place:
     def start_program(self, program: str, command: str) -> Process:
         self.number += 1
         path = self.folder / f"stderr-{self.number}"
-        with path.open("wb") as err:
-            popen = subprocess.Popen([program, *self.words(command)], stdout=subprocess.DEVNULL, stderr=err)
-        return Process([], path, None, popen.pid)
+        streams = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        streams.append((os.POSIX_SPAWN_OPEN, 2, str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
+        words = [program, *self.words(command)]
+        return Process([], path, None, os.posix_spawn(program, words, os.environ, file_actions=streams))
 
     def phase_of(self) -> str:
         """By the files that are there."""

@@ -116,15 +116,14 @@ HOLDER = (
 def test_a_lock_names_its_owner_and_dies_with_it(tmp_path):
     path = tmp_path / "study.lock"
     assert not is_held(path) and not path.exists()
-    owner = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert owner.stdout.readline() == "held\n"
-        assert is_held(path)
-        with pytest.raises(EnvironmentProblem, match=str(owner.pid)), held_lock(path):
-            pass
-    finally:
-        owner.kill()
-        owner.wait()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout.readline() == "held\n"
+            assert is_held(path)
+            with pytest.raises(EnvironmentProblem, match=str(owner.pid)), held_lock(path):
+                pass
+        finally:
+            owner.kill()
     assert not is_held(path)
     with held_lock(path):
         assert path.read_text().strip().isdigit() and is_held(path)
