@@ -150,6 +150,13 @@ def own_signals():
 
 
 @pytest.fixture
+def without_mlflow(monkeypatch):
+    """Studies in this process tell MLflow nothing, which takes most of their time; it has tests of its own."""
+    silent = SimpleNamespace(**dict.fromkeys(("start", "log_trial", "log_summary", "finish"), lambda *_: None))
+    monkeypatch.setattr("search.study.runner.Tracker", lambda *_: silent)
+
+
+@pytest.fixture
 def main(place, monkeypatch, capfd):
     """Run a command inside this process, in the user's folder: exit code, stdout, stderr."""
     monkeypatch.chdir(place)

@@ -64,7 +64,7 @@ def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
     assert len(said) == 1 and f"trial {number}" in said[0] and f"{accuracy:.2%}" in said[0]
 
 
-def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, monkeypatch):
+def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, without_mlflow, monkeypatch):
     real, digests = search.study.runner.score_finals, open_study(root, "tiny").trials["digest"]
 
     def died(*given):
