@@ -115,7 +115,7 @@ def run(program, place):
     """Run the installed command in the user's folder, to its end."""
 
     def command(*words: object, cwd: Path = place, **options) -> subprocess.CompletedProcess:
-        options = {"capture_output": True, "text": True, "timeout": 180, "env": ENVIRONMENT} | options
+        options = {"capture_output": True, "text": True, "timeout": 600, "env": ENVIRONMENT} | options
         return subprocess.run([program, *map(str, words)], cwd=cwd, **options)
 
     return command
