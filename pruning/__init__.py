@@ -1,5 +1,9 @@
 """The verbs on a model: score, mask, remove, scan, measure, encode."""
 
+from pruning.namesakes import refuse_namesakes
+
+refuse_namesakes("spaces")  # before anything imports it
+
 from pruning.analysis.sensitivity_scan import scan_sensitivity
 from pruning.batchnorm import recalibrate_
 from pruning.calibration import Calibration

@@ -35,6 +35,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from search.namesakes import refuse_namesakes
+
+    refuse_namesakes("spaces", "pruning")
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ROOMS = {
-    "__init__": {"config", "results", "study", "workloads"},
+    "__init__": {"config", "namesakes", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
     "progress": {"process"},
@@ -45,8 +45,8 @@ ROOMS = {
         "training", "user_code", "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "options", "process", "progress", "results", "store",
-        "study", "training", "user_code", "workloads",
+        "analysis", "config", "errors", "export", "files", "namesakes", "options", "process", "progress", "results",
+        "store", "study", "training", "user_code", "workloads",
     },
     "config": {"errors", "files", "options", "record_checks"},
     "dense": {"training"},

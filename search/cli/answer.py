@@ -16,7 +16,8 @@ from typing import TextIO
 
 from search.cli.commands.reply import Reply
 from search.cli.parser import Answered, WrongUsage, make_parser
-from search.errors import PrunefrontError
+from search.errors import EnvironmentProblem, PrunefrontError
+from search.namesakes import refuse_namesakes
 from search.process import interrupts
 from search.process.kept_work import begin_anew, what_is_kept
 from search.user_code.blame import told
@@ -87,6 +88,10 @@ def _ended(error: BaseException, arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        refuse_namesakes("spaces", "pruning")
+    except ImportError as error:
+        raise EnvironmentProblem(str(error)) from None
     with _everything_to_stderr():
         reply = _command_of(arguments.command)(arguments)
     text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text

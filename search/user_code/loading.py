@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from pruning.importance.registry import own_function, register_criterion
@@ -18,6 +19,9 @@ from search.process.interrupts import check, is_signal
 from search.user_code.blame import place, told
 from spaces.criteria import check_criterion
 from spaces.validation import unknown
+
+OURS = ("spaces", "pruning", "search")
+"""Our packages; their modules come before any the user has of the same name."""
 
 
 def named_criterion(spec: str) -> str:
@@ -84,7 +88,7 @@ def load_function(what: str, part: str, spec: str, no_place: str) -> Callable[..
     found = getattr(module, name, None)
     if not callable(found):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UsageError(unknown(f"{part} in {place}", name, functions))
+        raise UsageError(unknown(f"{part} in {place}", name, functions) + _namesake_in(os.getcwd(), module.__name__))
     return found
 
 
@@ -94,10 +98,12 @@ def _imported(what: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EnvironmentProblem(f"cannot import {what} module {name!r}: {error}") from None
+        said = f"cannot import {what} module {name!r}: {error}"
+        raise EnvironmentProblem(said + _namesake_in(os.getcwd(), _missed(error))) from None
     except (Exception, SystemExit) as error:
         pass_signals_on(error)
-        raise UsageError(f"{what} module {name} raised {type(error).__name__}: {error}") from error
+        said = f"{what} module {name} raised {type(error).__name__}: {error}"
+        raise UsageError(said + _namesake_in(os.getcwd(), _missed(error))) from error
 
 
 def _module_of_file(what: str, path: Path) -> Any:
@@ -115,8 +121,29 @@ def _module_of_file(what: str, path: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         pass_signals_on(error)
-        raise UsageError(f"{what} file {path.name} raised {type(error).__name__}: {error}") from error
+        said = f"{what} file {path.name} raised {type(error).__name__}: {error}"
+        raise UsageError(said + _namesake_in(path.parent, _missed(error))) from error
     return module
+
+
+def _missed(error: BaseException) -> str:
+    """Name of the module in which an import or a look-up found nothing."""
+    if isinstance(error, ImportError):
+        return error.name or ""
+    module = error.obj if isinstance(error, AttributeError) else None
+    return module.__name__ if isinstance(module, ModuleType) else ""
+
+
+def _namesake_in(folder: str | Path, module: str) -> str:
+    """What to say besides of a module of prunefront's, where the user has one of the same name, which was meant."""
+    name = module.partition(".")[0]
+    if name not in OURS:
+        return ""
+    own = next((path for path in (Path(folder, f"{name}.py"), Path(folder, name)) if path.exists()), None)
+    ours = importlib.import_module(name).__path__[0]
+    if own is None or own.resolve() == Path(ours).resolve():
+        return ""
+    return f"; prunefront's package {name!r} hides {str(own)!r}: rename that"
 
 
 def _module_name(what: str, path: Path) -> str:
