@@ -17,7 +17,7 @@ from spaces.validation import check_sparsity, unknown
 
 GRANULARITIES = ("fine-grained", "vector", "kernel", "channel", "1:4", "2:4", "*:4", "*:8")
 COMBINED = tuple(f"channel+{word}" for word in GRANULARITIES if word != "channel")
-"""What a search may choose beside a granularity: a removal, and after it masks of one granularity on what stays."""
+"""Two-stage granularities, which a search may choose as well: channels are removed, then what stays is masked."""
 CHOICES = (*GRANULARITIES, *COMBINED)
 SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
@@ -32,18 +32,18 @@ UNIT_MARGIN, UNIT_SLACK = 8, 16
 training it is planned with a few bytes more, which is what a file can lose if zeros by chance change the choice."""
 
 
-def parts_of(word: str) -> tuple[str, ...]:
+def parts_of(choice: str) -> tuple[str, ...]:
     """The granularities a choice is made of, removal first.
 
     >>> parts_of("channel+2:4"), parts_of("kernel")
     (('channel', '2:4'), ('kernel',))
     """
-    return tuple(word.split("+"))
+    return tuple(choice.split("+"))
 
 
-def parts_in(words: Iterable[str]) -> tuple[str, ...]:
+def parts_in(choices: Iterable[str]) -> tuple[str, ...]:
     """The granularities these choices are made of, each once, in the order they come."""
-    return tuple(dict.fromkeys(part for word in words for part in parts_of(word)))
+    return tuple(dict.fromkeys(part for choice in choices for part in parts_of(choice)))
 
 
 class Pattern(NamedTuple):
@@ -54,13 +54,13 @@ class Pattern(NamedTuple):
 
     @property
     def index_bits(self) -> int:
-        """Bits that name one of the `of` places."""
+        """Bits that say which of the `of` inputs one is."""
         return int(log2(self.of))
 
 
 @cache
 def pattern_of(granularity: str) -> Pattern | None:
-    """The pattern of a word such as `2:4` or `*:8`; None for the other granularities.
+    """The pattern of a granularity such as `2:4` or `*:8`; None for the others.
 
     >>> pattern_of("2:4"), pattern_of("*:8"), pattern_of("kernel")
     (Pattern(keep=2, of=4), Pattern(keep=None, of=8), None)
@@ -85,9 +85,9 @@ class Units:
     """The units of one weight.
 
     Attributes:
-        count: how many a share is taken of, >= 1.
+        count: how many there are to take a share of, >= 1.
         elements: weights in each, so that `count * elements` is the weight's.
-        keep: units that stay once the layer is pruned at all (a pattern with a fixed N); None leaves it to the share.
+        keep: units that stay if the layer is pruned at all (a pattern with a fixed N); None if the share decides.
     """
 
     count: int
@@ -143,7 +143,7 @@ def run_length(granularity: str, shape: Sequence[int]) -> int:
 
 
 def obstacle_to(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) -> str | None:
-    """Why a weight of this shape stays whole in this granularity; None if it need not."""
+    """Why nothing of a weight of this shape can go in this granularity; None if something can."""
     if prod(shape) == 0:
         return "it is empty"
     if undivided := _undivided(granularity, shape, inputs):
@@ -171,24 +171,25 @@ class Divisions:
 
     Args:
         layers: whose dense shapes are meant.
-        words: granularity of each; `channel` counts as `fine-grained` here.
+        granularities: of each layer; `channel` counts as `fine-grained` here.
     """
 
-    def __init__(self, layers: Sequence[Layer], words: Sequence[str]) -> None:
-        patterns = [pattern_of(word) for word in words]
+    def __init__(self, layers: Sequence[Layer], granularities: Sequence[str]) -> None:
+        patterns = [pattern_of(granularity) for granularity in granularities]
         self._of = np.array([pattern.of if pattern else 0 for pattern in patterns])
         self._keep = np.array([(pattern.keep or 0) if pattern else 0 for pattern in patterns])
         self._bits = np.array([pattern.index_bits if pattern else 0 for pattern in patterns])
-        self._run = np.array([self._fixed_run(word, layer.shape) for word, layer in zip(words, layers, strict=True)])
+        pairs = zip(granularities, layers, strict=True)
+        self._run = np.array([self._fixed_run(granularity, layer.shape) for granularity, layer in pairs])
         self._first = np.array([layer.inputs.dim == 0 for layer in layers], dtype=bool)
         self._multiple = np.where(self._of > 0, self._of * [layer.inputs.groups for layer in layers], 1)
 
     @staticmethod
-    def _fixed_run(word: str, shape: Sequence[int]) -> int:
+    def _fixed_run(granularity: str, shape: Sequence[int]) -> int:
         """Weights in a run; 0 where they depend on how many inputs are left."""
-        if word == "vector" and len(shape) > 1 and prod(shape[2:]) == 1:
+        if granularity == "vector" and len(shape) > 1 and prod(shape[2:]) == 1:
             return 0
-        return run_length(word, shape) if word in NAMES else 1
+        return run_length(granularity, shape) if granularity in NAMES else 1
 
     @property
     def plain(self) -> bool:
@@ -209,12 +210,12 @@ class Divisions:
         return np.where(self._divided(lengths), removed * elements, 0)
 
     def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
-        """Bytes planned to say what is kept, `UNIT_SLACK` among them: one bit a unit, or a pattern's places; infinite
-        where neither is used."""
+        """Bytes planned for the index of what is kept, `UNIT_SLACK` included: one bit a unit, or the positions of a
+        pattern's weights; infinite where the granularity has no index of its own."""
         count, elements = self._units(numel, lengths)
         by_unit = np.where(elements > 1, np.ceil(count / 8), np.inf)
-        by_place = np.where(self._divided(lengths) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
-        return np.where(self._of > 0, by_place, by_unit) + UNIT_SLACK
+        by_position = np.where(self._divided(lengths) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)
+        return np.where(self._of > 0, by_position, by_unit) + UNIT_SLACK
 
     def _units(self, numel: np.ndarray, lengths: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         run = np.where(self._run > 0, self._run, _vector_length(lengths[1]))

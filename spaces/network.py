@@ -58,7 +58,7 @@ SECOND = Inputs()
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight, named as in `model.named_parameters()`: a prunable one, or one that stays whole for a reason.
+    """One weight, named as in `model.named_parameters()`: a prunable one, or one that stays unpruned for a reason.
 
     Attributes:
         kind: `conv1d`, `conv2d`, `conv3d`, `conv_transpose1d`, `conv_transpose2d`, `conv_transpose3d` or
@@ -68,9 +68,9 @@ class Layer:
             transposed one's input, 1 for a linear layer on vectors), so that dense MACs are `positions * numel`.
         convolution_groups: `groups` of the convolution.
         channel_group: number of the group its output channels belong to; None if they are in none.
-        obstacle: why its output channels stay whole; None if they can be removed.
-        prunable: False where policies cannot name it: it stays whole in every granularity, as `obstacle` says.
-        whole: why masks of every granularity leave a prunable weight whole; None if they do not.
+        obstacle: why none of its output channels can be removed; None if they can.
+        prunable: False where policies cannot name it: it stays unpruned in every granularity, as `obstacle` says.
+        whole: why masks of every granularity leave a prunable weight unpruned; None if they do not.
     """
 
     name: str
@@ -133,9 +133,9 @@ class Network:
     Attributes:
         tensors: in `state_dict()` order, shared storage once.
         layers: the prunable weights in the order of `named_parameters()`, then those that are not, likewise.
-        groups: the channel groups; a group's number is its place here.
+        groups: the channel groups; a group's number is its index here.
         aliases: further `state_dict()` names of shared tensors, name -> the name in `tensors`.
-        other_macs: of one example, in products with something else than a whole weight: these do not shrink.
+        other_macs: of one example, in products with anything but a complete weight: no removal lowers them.
         uncounted: multiplications that no MACs count, each in a few words.
     """
 

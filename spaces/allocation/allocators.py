@@ -19,17 +19,17 @@ from spaces.validation import check_limit, unknown
 SPEED_MIX = 0.5
 """Share of the price on MACs in the allocation for speed."""
 LEAST_LIFTED = 0.005
-"""Layers the scan would leave whole ask for this little where its size cannot be reached without them."""
+"""Sparsity asked of layers that the scan would leave unpruned, where its size cannot be reached without them."""
 LAST_LAYERS_SHARE = 0.85
 """`last-layers-only` starts from the fewest last layers that hold this share of the weights."""
 
 
-def uniform(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def uniform(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """The same sparsity in every layer."""
     return fit_to_budget(lambda t: {layer.name: t * ALMOST_ALL for layer in target.layers}, target)
 
 
-def global_magnitude(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def global_magnitude(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """One threshold on the mean square of all units; channels are compared after division by their layer's mean."""
 
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
@@ -37,10 +37,10 @@ def global_magnitude(target: Target, evidence: AllocationInputs) -> dict[str, fl
             return squares * (len(squares) / numel)
         return squares / max(float(squares.mean()), np.finfo(float).tiny)
 
-    return _by_threshold("global", score, target, evidence)
+    return _by_threshold("global", score, target, inputs)
 
 
-def lamp(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def lamp(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """One threshold on w_u^2 / sum of w_v^2 over the layer's units v at least as large (LAMP, arXiv 2010.07611).
 
     Each layer's largest unit scores 1, so no layer is emptied.
@@ -51,10 +51,10 @@ def lamp(target: Target, evidence: AllocationInputs) -> dict[str, float]:
         tail = np.cumsum(ascending[::-1])[::-1]
         return ascending / np.maximum(tail, np.finfo(float).tiny)
 
-    return _by_threshold("lamp", score, target, evidence)
+    return _by_threshold("lamp", score, target, inputs)
 
 
-def erdos_renyi_kernel(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def erdos_renyi_kernel(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """Keep shares proportional to (sum of a weight's dimensions) / (their product) (ERK, arXiv 1911.11134)."""
     density = {layer.name: sum(layer.shape) / layer.numel for layer in target.layers}
     top, low = 1 / min(density.values()), 1e-9 / max(density.values())
@@ -66,11 +66,11 @@ def erdos_renyi_kernel(target: Target, evidence: AllocationInputs) -> dict[str, 
     return fit_to_budget(family, target)
 
 
-def last_layers_only(target: Target, evidence: AllocationInputs) -> dict[str, float]:
-    """One sparsity for the last layers, the others and the output layer whole.
+def last_layers_only(target: Target, inputs: AllocationInputs) -> dict[str, float]:
+    """One sparsity for the last layers; the others and the output layer stay unpruned.
 
-    The fewest last layers that hold `LAST_LAYERS_SHARE` of the weights; more of them when they cannot
-    free enough, the output layer last of all.
+    These are the fewest last layers that hold `LAST_LAYERS_SHARE` of the weights. Where they cannot free enough, more
+    are added, the output layer last of all.
     """
     output = target.network.prunable[-1].name
     from_last = target.layers[::-1]
@@ -91,20 +91,20 @@ def last_layers_only(target: Target, evidence: AllocationInputs) -> dict[str, fl
     raise AssertionError("unreachable: the loop returns or raises")
 
 
-def scan(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def scan(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """Least summed damage of the scan for the size; see `spaces.allocation.lagrangian`."""
-    return _least_damage(target, evidence, 0.0)
+    return _least_damage(target, inputs, 0.0)
 
 
-def scan_for_speed(target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def scan_for_speed(target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """Least summed damage of the scan for the size, where MACs cost as much as bytes."""
-    return _least_damage(target, evidence, SPEED_MIX)
+    return _least_damage(target, inputs, SPEED_MIX)
 
 
-def _least_damage(target: Target, evidence: AllocationInputs, mix: float) -> dict[str, float]:
-    if evidence.tradeoff is None:
+def _least_damage(target: Target, inputs: AllocationInputs, mix: float) -> dict[str, float]:
+    if inputs.tradeoff is None:
         raise ValueError("an allocation by the scan needs a profile: scan the model first")
-    rough = evidence.tradeoff.at(target.aim, mix)
+    rough = inputs.tradeoff.at(target.aim, mix)
     try:
         return fit_by_shift(rough, target)
     except Unreachable:
@@ -112,18 +112,23 @@ def _least_damage(target: Target, evidence: AllocationInputs, mix: float) -> dic
 
 
 def _by_threshold(
-    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, evidence: AllocationInputs
+    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, inputs: AllocationInputs
 ) -> dict[str, float]:
-    """Remove everything below one threshold on the `score`, of squared norms and a layer's weights, of all units."""
+    """Remove all units that score below one threshold, the same for all layers.
+
+    Args:
+        name: of the allocator; its ranking is kept under it.
+        score: scores of a layer's units (n,) from their squared norms (n,) and the number of its weights.
+    """
 
     def rank() -> Ranking:
-        names = evidence.scores if target.removal else [layer.name for layer in target.layers]
+        names = inputs.scores if target.removal else [layer.name for layer in target.layers]
         numel = {name: target.network.by_name[name].numel for name in names}
-        return Ranking.of({name: score(evidence.scores[name], numel[name]) for name in names}, numel)
+        return Ranking.of({name: score(inputs.scores[name], numel[name]) for name in names}, numel)
 
-    ranking = evidence.worked_out(name, target.kind, rank)
+    ranking = inputs.worked_out(name, target.kind, rank)
     at = cache(ranking.sparsity)
-    return fit_to_budget(lambda t: at(ranking.place(t)), target)
+    return fit_to_budget(lambda t: at(ranking.index(t)), target)
 
 
 Allocator = Callable[[Target, AllocationInputs], dict[str, float]]
@@ -140,7 +145,7 @@ SCANNED = ("scan", "scan-speed")
 """Allocators that need a profile."""
 
 
-def allocate(name: str, target: Target, evidence: AllocationInputs) -> dict[str, float]:
+def allocate(name: str, target: Target, inputs: AllocationInputs) -> dict[str, float]:
     """Sparsity by layer for the target's size, by the allocator of this name.
 
     Raises:
@@ -150,4 +155,4 @@ def allocate(name: str, target: Target, evidence: AllocationInputs) -> dict[str,
     check_limit("share", target.share)
     if name not in ALLOCATORS:
         raise ValueError(unknown("allocator", name, ALLOCATORS))
-    return ALLOCATORS[name](target, evidence)
+    return ALLOCATORS[name](target, inputs)

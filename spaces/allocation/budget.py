@@ -34,7 +34,7 @@ class Unreachable(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """The size a sparsity dict is landed on, with all that fixes a size but the sparsities.
+    """A size to fit a sparsity dict to, with everything else that its size depends on.
 
     Attributes:
         share: of the dense model in the measure `metric`, 0 < share <= 1.
@@ -43,7 +43,7 @@ class Target:
         max_macs: share of the dense MACs to stay within as well, 0 < max_macs <= 1.
         max_latency: share of the dense latency to stay within as well, by `latency`, 0 < max_latency <= 1.
         removal: layer -> share of its output channels that are gone before; the granularity is a mask's then, and
-            allocators by evidence compare the units of the dense layers.
+            allocators that rank units compare those of the dense layers.
     """
 
     network: Network
@@ -66,7 +66,7 @@ class Target:
 
     @cached_property
     def kind(self) -> Hashable:
-        """All of the target but its share and removal."""
+        """Equal for targets that differ only in share, speed limits and removal."""
         granularity = self.granularity if isinstance(self.granularity, str) else frozenset(self.granularity.items())
         return self.sizer, granularity, self.metric
 
@@ -74,13 +74,13 @@ class Target:
     def channel(self) -> np.ndarray:
         """Which layers have granularity `channel` (n,), bool, in the network's order."""
         frame = PruningPolicy({}, self.granularity)
-        return np.array([frame.granularity_of(name) == "channel" for name in self.sizer.places], dtype=bool)
+        return np.array([frame.granularity_of(name) == "channel" for name in self.sizer.layer_index], dtype=bool)
 
     @cached_property
     def divisions(self) -> Divisions | None:
         """The units of the masks; None if every unit is one weight."""
         frame = PruningPolicy({}, self.granularity)
-        return self.sizer.divisions([frame.granularity_of(name) for name in self.sizer.places])
+        return self.sizer.divisions([frame.granularity_of(name) for name in self.sizer.layer_index])
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -95,19 +95,19 @@ class Target:
         Raises:
             ValueError: a share outside [0, 1), or a layer the network does not have (nearest match named).
         """
-        vector = np.zeros(len(self.sizer.places))
+        vector = np.zeros(len(self.sizer.layer_index))
         if not isinstance(sparsity, Mapping) or not set(map(type, sparsity.values())) <= {float}:
             sparsity = PruningPolicy(sparsity).sparsity
-        vector[self.places(sparsity)] = list(sparsity.values())
+        vector[self.indices(sparsity)] = list(sparsity.values())
         if not (vector >= 0).all() or not (vector < 1).all():
             PruningPolicy(sparsity)
         return vector
 
-    def places(self, names: Mapping[str, float]) -> list[int]:
-        """Places of these layers in a `vector`; `ValueError` with the nearest match for an unknown one."""
-        if not names.keys() <= self.sizer.places.keys():
+    def indices(self, names: Mapping[str, float]) -> list[int]:
+        """Indices of these layers in a `vector`; `ValueError` with the nearest match for an unknown one."""
+        if not names.keys() <= self.sizer.layer_index.keys():
             self.network.require(PruningPolicy(names).sparsity)
-        return [self.sizer.places[name] for name in names]
+        return [self.sizer.layer_index[name] for name in names]
 
     def pruned(self, vector: np.ndarray) -> Pruned:
         """What the network keeps under a `vector` of sparsities."""
@@ -121,7 +121,7 @@ class Target:
 
     @cached_property
     def aim(self) -> float:
-        """The share of what the removal left; of the dense model without one."""
+        """The size to allocate for: a share of what the removal left, or of the dense model if there is no removal."""
         return self.share / self.size({}) if self.removal else self.share
 
     def size(self, sparsity: Mapping[str, float]) -> float:
@@ -157,7 +157,7 @@ class Target:
         return {layer.name: ALMOST_ALL for layer in self.layers}
 
     def excess(self, pruned: Pruned) -> float:
-        """How far beyond the tighter limit, as a factor less 1; 0 or below is within both."""
+        """By which factor the tightest limit is exceeded, less 1; 0 or below is within all limits."""
         ratios = [self.sizer.share(pruned, self.metric) / self.share]
         if self.max_macs < 1:
             ratios.append(self.sizer.macs(pruned) / self.max_macs)
@@ -176,7 +176,10 @@ def fit_to_budget(family: Family, target: Target) -> dict[str, float]:
 
 
 def _fitting_shift(family: Callable[[float], np.ndarray], target: Target) -> float:
-    """The number of that member, in a family of vectors; members with equal counts are sized once."""
+    """The smallest t whose member of a family of vectors is within all limits, to `BISECTIONS` halvings.
+
+    Members with equal counts are measured once.
+    """
     sized: dict[bytes, float] = {}
 
     def excess(t: float) -> float:
@@ -205,7 +208,7 @@ def _fitting_shift(family: Callable[[float], np.ndarray], target: Target) -> flo
 def shifted(sparsity: Mapping[str, float], shift: float) -> dict[str, float]:
     """Add `shift` to the logit of every sparsity: one monotone move that keeps the layers' order.
 
-    Layers at 0 stay whole.
+    Layers at 0 stay unpruned.
 
     >>> {name: round(s, 3) for name, s in shifted({"a": 0.5, "b": 0.9, "c": 0.0}, 1.0).items()}
     {'a': 0.731, 'b': 0.961, 'c': 0.0}
@@ -229,21 +232,21 @@ def fit_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, flo
     Raises:
         Unreachable: the layers with sparsity above 0 cannot free enough.
     """
-    values, places, nothing = _values(sparsity), target.places(sparsity), np.zeros(len(target.sizer.places))
+    values, indices, nothing = _values(sparsity), target.indices(sparsity), np.zeros(len(target.sizer.layer_index))
 
     def shift(t: float) -> float:
         return (2 * t - 1) * LOGIT_REACH
 
     def family(t: float) -> np.ndarray:
         vector = nothing.copy()
-        vector[places] = _shifted(values, shift(t))
+        vector[indices] = _shifted(values, shift(t))
         return vector
 
     return shifted(sparsity, shift(_fitting_shift(family, target)))
 
 
 def centred(sparsity: Mapping[str, float]) -> dict[str, float]:
-    """Shift so that the mean logit of the pruned layers is 0: the preference behind an allocation.
+    """Shift so that the mean logit of the pruned layers is 0, which leaves the preferences behind an allocation.
 
     `fit_by_shift` of the result at the allocation's own size gives the allocation back.
     """

@@ -24,7 +24,7 @@ BLOCK_WIDTH = 1
 CELLS = 1_000_000
 """Numbers in one table of the elimination; prices beyond that take their turn."""
 LEAST_GAIN = 1e-12
-"""Share of its energy by which a combination must improve on another to replace it."""
+"""A combination replaces another only if its energy is lower by more than this share."""
 
 Knobs = tuple[int, ...]
 """Knobs by number; one that is listed twice counts with the square of its units kept."""
@@ -132,7 +132,7 @@ class VariableElimination:
 
     def _eliminate_part(self, prices: np.ndarray, order: Sequence[int], start: np.ndarray) -> np.ndarray:
         """Tables have an axis for the prices, then one a knob, those eliminated sooner later."""
-        rank = {knob: place for place, knob in enumerate(order)}
+        rank = {knob: number for number, knob in enumerate(order)}
         messages: dict[int, list[tuple[Knobs, np.ndarray]]] = defaultdict(list)
         steps: list[tuple[int, Knobs, np.ndarray]] = []
         for knob in order:

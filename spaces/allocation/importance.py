@@ -26,7 +26,7 @@ class AllocationInputs:
 
     Attributes:
         scores: layer -> score of each of its units (n,), squared L2 norms; larger is kept. Layers of one
-            channel group share their scores. They must not change: what allocators work out is kept.
+            channel group share their scores. They must not change, since results worked out from them are kept.
         tradeoff: least damage over size and MACs by a sensitivity scan, if there was one.
     """
 
@@ -42,7 +42,7 @@ class AllocationInputs:
         profile: Profile | None = None,
         metric: str = "encoded",
     ) -> AllocationInputs:
-        """Evidence of one granularity, with the tradeoff a profile gives."""
+        """The inputs for one granularity: scores, and with a profile its damages as a tradeoff."""
         if profile is None:
             return cls(scores)
         return cls(
@@ -54,7 +54,7 @@ class AllocationInputs:
         return {}
 
     def worked_out(self, what: str, kind: Hashable, work: Callable[[], Worked]) -> Worked:
-        """What `work` gives, kept until the same is asked for another `kind` of target."""
+        """What `work` returns, kept under the name `what` until it is asked for another `kind` of target."""
         if what not in self._kept or self._kept[what][0] != kind:
             self._kept[what] = kind, work()
         return self._kept[what][1]
@@ -62,13 +62,13 @@ class AllocationInputs:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores of all units, sorted once: the family that removes everything below one threshold.
+    """Scores of all units, sorted once, for the family of allocations that remove everything below one threshold.
 
     Attributes:
         ascending: layer -> its scores (n,).
         pooled: those of all layers (m,), ascending.
-        below: share of all weights in the units up to each of `pooled` (m,); None where every unit is one
-            weight: these shares are easily counted, and would outgrow the network.
+        below: share of all weights that lie in the units up to each of `pooled` (m,). None where every unit is one
+            weight: the share then follows from the index, and the array would be larger than the network.
     """
 
     ascending: Mapping[str, np.ndarray]
@@ -89,25 +89,26 @@ class Ranking:
         order = np.argsort(pooled, kind="stable")
         return cls(ascending, pooled[order], np.cumsum(weight[order]) / weight.sum())
 
-    def place(self, t: float) -> int:
-        """Place in `pooled` of the threshold below which the share t of all weights lies; past the end for t = 1."""
+    def index(self, t: float) -> int:
+        """Index in `pooled` of the threshold below which the share t of all weights lies; past the end for t = 1."""
         units = len(self.pooled)
         if t >= 1:
             return units
         if self.below is not None:
             return int(self.below.searchsorted(t))
-        return bisect_left(range(units), t, key=lambda place: (place + 1) / units)
+        return bisect_left(range(units), t, key=lambda index: (index + 1) / units)
 
-    def sparsity(self, place: int) -> dict[str, float]:
-        """Layer -> share of its units below the threshold at this place; almost all of them past the end.
+    def sparsity(self, index: int) -> dict[str, float]:
+        """Layer -> share of its units below the threshold at this index; almost all of them past the end.
 
-        Of units that score the threshold itself, every layer gives the share that lies before the place.
+        Units that score exactly the threshold go in part: of every layer the same share, the one that lies before the
+        index.
         """
-        if place >= len(self.pooled):
+        if index >= len(self.pooled):
             return dict.fromkeys(self.ascending, ALMOST_ALL)
-        threshold = self.pooled[place]
+        threshold = self.pooled[index]
         first, last = self.pooled.searchsorted(threshold), self.pooled.searchsorted(threshold, side="right")
-        tied = float(place - first) / float(last - first)
+        tied = float(index - first) / float(last - first)
 
         def share(scores: np.ndarray) -> float:
             below = int(scores.searchsorted(threshold))

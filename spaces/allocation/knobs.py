@@ -90,7 +90,7 @@ def scan_damages(
     weights: Mapping[str, float] | None = None,
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, Damage]:
-    """Knob -> its damage by the scan at `levels`, each rounded to whole units.
+    """Knob -> its damage by the scan at `levels`, each rounded to the nearest number of units.
 
     Between the levels scanned, and beyond them with the last slope, damage is linear in the logarithm of the
     share kept. Knobs the profile does not hold are left out.

@@ -25,9 +25,9 @@ from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.validation import unknown
 
 ROUNDS = 4
-"""Rounds the prices of a mix are spread over; a later round sees what the earlier ones found."""
+"""The prices of a mix are tried in this many rounds; later rounds start from what earlier ones found."""
 FLAT = 1e-13
-"""Bend of a hull, as a share of the box around it, below which three solutions lie on one line."""
+"""Three solutions count as lying on one line if the hull bends less than this share of the box around it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,21 +70,24 @@ class _Pool:
     shares: np.ndarray
 
     def hull(self, weights: np.ndarray) -> np.ndarray:
-        """Places, by falling cost = weights x shares, of the lower convex hull of damage over cost."""
+        """Indices of the combinations on the lower convex hull of damage over cost, by falling cost.
+
+        The cost of a combination is its size and MACs (2,) times the weights (2,).
+        """
         cost = self.shares @ weights
         box = max(float(np.ptp(cost)) * float(np.ptp(self.damage)), np.finfo(float).tiny)
         hull: list[int] = []
-        for place in np.lexsort((self.damage, cost)):
-            if hull and cost[place] == cost[hull[-1]]:
+        for point in np.lexsort((self.damage, cost)):
+            if hull and cost[point] == cost[hull[-1]]:
                 continue
             while len(hull) > 1:
                 first, second = hull[-2:]
-                run, rise = cost[place] - cost[first], self.damage[place] - self.damage[first]
+                run, rise = cost[point] - cost[first], self.damage[point] - self.damage[first]
                 bend = run * (self.damage[second] - self.damage[first]) - rise * (cost[second] - cost[first])
                 if bend < -FLAT * box:
                     break
                 hull.pop()
-            hull.append(place)
+            hull.append(point)
         return np.array(hull[::-1])
 
 
@@ -94,11 +97,11 @@ class LagrangianAllocator:
 
     Attributes:
         network: what is pruned.
-        granularity: of all layers; but for `channel` MACs stay, so that the mix changes nothing.
-        damages: knob (see `knobs_of`) -> its damage; knobs that are absent or None stay whole. Of levels that
-            ask for the same number of units the first counts.
+        granularity: of all layers. Only `channel` lowers MACs; with the others the mix changes nothing.
+        damages: knob (see `knobs_of`) -> its damage; knobs that are absent or None stay unpruned. Of levels
+            that ask for the same number of units the first counts.
         metric: of the size, `encoded` or `nonzero`.
-        mixes: shares of the price that are on MACs, rising within [0, 1]; the rest is on size.
+        mixes: each a share of the price that is put on MACs, the rest on size; rising within [0, 1].
         prices: prices tried for each mix, >= 1.
 
     Raises:
@@ -131,18 +134,19 @@ class LagrangianAllocator:
 
     @cached_property
     def solutions(self) -> tuple[Allocation, ...]:
-        """Of the hulls of all mixes, what no other beats in damage, size and MACs at once, by falling size."""
-        places = np.unique(np.concatenate([self._pool.hull(weights) for weights in self._weights.values()]))
-        values = np.column_stack([self._pool.shares, self._pool.damage])[places]
+        """The allocations on the hulls of all mixes that no other beats in damage, size and MACs at once, by falling
+        size."""
+        found = np.unique(np.concatenate([self._pool.hull(weights) for weights in self._weights.values()]))
+        values = np.column_stack([self._pool.shares, self._pool.damage])[found]
         beaten = np.array([((values <= one).all(1) & (values < one).any(1)).any() for one in values])
         order = np.lexsort(-values[~beaten].T[::-1])
-        return tuple(self._allocation(self._pool.rows[place]) for place in places[~beaten][order])
+        return tuple(self._allocation(self._pool.rows[index]) for index in found[~beaten][order])
 
     def optimum(self, size_price: float, macs_price: float = 0.0) -> Allocation:
-        """The least damage + size_price x size + macs_price x macs, both shares of dense, prices >= 0.
+        """The allocation of least damage + size_price x size + macs_price x macs, with both as shares of dense.
 
-        Exact where `choices.exact` is; elsewhere no block of knobs can improve it alone, and it is no worse than
-        any combination the table has met, uniform levels among them.
+        Exact if `choices.exact`. Otherwise no block of knobs can improve it alone, and it is no worse than any
+        combination tried so far, uniform levels included. Prices are finite and >= 0.
         """
         if not (0 <= size_price < math.inf and 0 <= macs_price < math.inf):
             raise ValueError(f"prices must be finite numbers >= 0, got {size_price!r} and {macs_price!r}")
@@ -153,9 +157,9 @@ class LagrangianAllocator:
     def at(self, size: float, mix: float = 0.0) -> dict[str, float]:
         """Layer -> sparsity near this size, for every layer that can lose units in the granularity.
 
-        Between neighbouring solutions the logarithm of each share kept is linear in the logarithm of the size,
-        and between the table's mixes linear in the mix, so that nothing jumps. Beyond the smallest and largest
-        solution, and beyond the mixes, the nearest holds. `spaces.allocation.budget.fit_by_shift` meets the size.
+        Between neighbouring solutions the logarithm of each share kept is linear in the logarithm of the size, and
+        between `mixes` it is linear in the mix, so that nothing jumps. Outside their ranges the nearest solution or
+        mix is taken. `spaces.allocation.budget.fit_by_shift` then meets the size exactly.
 
         Args:
             size: share of the dense size, > 0.
@@ -193,14 +197,14 @@ class LagrangianAllocator:
 
     @cached_property
     def _weights(self) -> dict[float, np.ndarray]:
-        """Mix -> what size and MACs (2,) weigh in the price; where MACs stay, all mixes are the first."""
+        """Mix -> weights of size and MACs (2,) in the price; only the first mix where MACs cannot change."""
         if self.granularity != "channel":
             return {self.mixes[0]: np.array([1.0, 0.0])}
         return {mix: np.array([1 - mix, mix]) for mix in self.mixes}
 
     @cached_property
     def _pool(self) -> _Pool:
-        """The combinations the prices of all mixes found, and the uniform ones the search starts from."""
+        """The combinations found at the prices of all mixes, and the uniform ones that the search starts from."""
         pool = self._pooled(_uniform(self._steps))
         left = dict.fromkeys(self._weights, self.prices)
         tried: set[tuple[float, int, int]] = set()
@@ -211,15 +215,18 @@ class LagrangianAllocator:
         return pool
 
     def _pooled(self, rows: np.ndarray) -> _Pool:
-        """Each row once, in the order they come, so that places found earlier hold."""
-        first = {row.tobytes(): place for place, row in reversed([*enumerate(rows)])}
+        """The pool of these rows, each once, in the order they come: indices into an earlier pool stay valid."""
+        first = {row.tobytes(): index for index, row in reversed([*enumerate(rows)])}
         rows = rows[sorted(first.values())]
         return _Pool(rows, self.choices.damage_of(rows), self.choices.cost_of(rows) / self._dense)
 
     def _gaps(
         self, pool: _Pool, left: dict[float, int], tried: set[tuple[float, int, int]]
     ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-        """The prices (2,) at which hull neighbours tie, and those; of each mix the widest gaps not yet tried."""
+        """Prices (2,) of size and MACs at which two neighbours on a hull cost the same, with the neighbours' indices.
+
+        Of each mix those neighbours come that are furthest apart in cost and were not tried before.
+        """
         for mix, weights in self._weights.items():
             cost = pool.shares @ weights
             hull = [tuple(ends) for ends in pairwise(pool.hull(weights).tolist())]
@@ -233,7 +240,7 @@ class LagrangianAllocator:
 
     @cached_property
     def _paths(self) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """Mix -> logarithms of size (m,), rising, and of each knob's share kept there (m, knobs)."""
+        """Mix -> logarithms of the sizes on its hull (m,), rising, and of the share each knob keeps (m, knobs)."""
         paths = {}
         for mix, weights in self._weights.items():
             hull = self._pool.hull(weights)
@@ -251,16 +258,16 @@ class LagrangianAllocator:
         return Allocation(sparsity, float(self.choices.damage_of(row[None])[0]), float(size), float(macs))
 
 
-def _between(at: float, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Linear between the rows (m, n) that belong to the rising places (m,); beyond them the nearest row."""
-    part = np.interp(at, places, np.arange(len(places)))
-    below = min(int(part), max(len(places) - 2, 0))
-    above = min(below + 1, len(places) - 1)
+def _between(at: float, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Linear interpolation of the rows (m, n) that belong to rising points (m,); outside these the nearest row."""
+    part = np.interp(at, points, np.arange(len(points)))
+    below = min(int(part), max(len(points) - 2, 0))
+    above = min(below + 1, len(points) - 1)
     return rows[below] + (part - below) * (rows[above] - rows[below])
 
 
 def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
-    """Combinations (c, knobs) at one sparsity everywhere (the next lower level of each knob), whole first."""
+    """Combinations (c, knobs) at one sparsity everywhere, or the next lower level of a knob; the unpruned one first."""
     every = np.unique(np.concatenate([[0.0], *(one.levels for one in steps)]))
     columns = [np.searchsorted(one.levels, every, side="right") - 1 for one in steps]
     return np.array(columns, dtype=int).reshape(len(steps), len(every)).T
@@ -269,9 +276,9 @@ def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
 def _choices(
     network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str, granularity: str
 ) -> VariableElimination:
-    """Count size and MACs: what no knob changes, what one changes, what several do together."""
-    masked = {knob.name: place for place, knob in enumerate(knobs) if knob.group is None}
-    groups = {knob.group: (place, knob.units.count) for place, knob in enumerate(knobs) if knob.group is not None}
+    """Size and MACs by level: what no knob changes, what one changes alone, and what several change together."""
+    masked = {knob.name: index for index, knob in enumerate(knobs) if knob.group is None}
+    groups = {knob.group: (index, knob.units.count) for index, knob in enumerate(knobs) if knob.group is not None}
     terms: dict[Knobs, np.ndarray] = defaultdict(lambda: np.zeros(2))
     alone = [np.zeros((len(one.kept), 2)) for one in steps]
     for tensor in network.tensors:
@@ -283,16 +290,16 @@ def _choices(
             sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
             alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
             continue
-        for places, count in _numel_terms(network, tensor, groups).items():
-            terms[places] += count * unit
+        for term, count in _numel_terms(network, tensor, groups).items():
+            terms[term] += count * unit
     terms[()] += [0, network.other_macs]
     if metric == "encoded":
         tensors = sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in network.tensors)
         terms[()] += [dense_footprint(network).encoded_bytes - tensors, 0]  # the header
-    for places, pair in terms.items():
-        if len(set(places)) == 1:
-            alone[places[0]] += (steps[places[0]].kept ** len(places))[:, None] * pair
-    joint = {places: pair for places, pair in terms.items() if len(set(places)) > 1}
+    for term, pair in terms.items():
+        if len(set(term)) == 1:
+            alone[term[0]] += (steps[term[0]].kept ** len(term))[:, None] * pair
+    joint = {term: pair for term, pair in terms.items() if len(set(term)) > 1}
     every_kept = tuple(one.kept.astype(float) for one in steps)
     return VariableElimination(tuple(one.damage for one in steps), every_kept, tuple(alone), joint, terms[()])
 

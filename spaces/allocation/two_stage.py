@@ -1,7 +1,7 @@
-"""A removal followed by masks on what stays, landed one after the other.
+"""Two-stage granularities such as `channel+kernel`: channels are removed, then what stays is masked.
 
-The size reduction of a combined word has two factors: channels land on size**part, then masks land on the size given
-those channels. Masks of a pattern with a fixed N take off what they take off, so there the removal lands on the size.
+Each stage is fitted to a size of its own: the removal to size**part, the masks then to the size itself. Masks of a
+pattern with a fixed N have no size to choose, so there the removal is fitted such that the masks end at the size.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ from spaces.network import Network
 from spaces.policy import PruningPolicy
 
 FLOOR_MARGIN = 1.2
-"""No target below this many times the smallest reachable size: there, single weights are left."""
+"""No target is smaller than the smallest reachable size times this: at that size, layers keep single weights."""
 REMOVAL = (0.1, 0.9)
-"""Range of the part: the share of the logarithm of the size reduction that the removal does."""
+"""Range of the part: which share of the size reduction, on a log scale, the removal brings about."""
 EVEN_PART = 0.5
 """The part of known allocations."""
 
 
-def is_two_stage(word: object) -> bool:
-    """Whether a word stands for a removal followed by masks."""
-    return isinstance(word, str) and len(parts_of(word)) > 1
+def is_two_stage(granularity: object) -> bool:
+    """Whether a granularity is a removal followed by masks."""
+    return isinstance(granularity, str) and len(parts_of(granularity)) > 1
 
 
-def fixed_share(word: str) -> float | None:
-    """The sparsity that masks of a combined word have whatever the size; None where the size decides.
+def fixed_share(granularity: str) -> float | None:
+    """The sparsity of masks whose pattern has a fixed N; None for other masks, whose size can be chosen.
 
     >>> fixed_share("channel+1:4"), fixed_share("channel+*:4")
     (0.75, None)
     """
-    pattern = pattern_of(parts_of(word)[-1])
+    pattern = pattern_of(parts_of(granularity)[-1])
     return None if pattern is None or pattern.keep is None else 1 - pattern.keep / pattern.of
 
 
-def divided(network: Network, word: str) -> Network:
-    """The network whose groups keep a multiple of M units where the masks are patterns `N:M`, so that M divides the
-    inputs of the layers behind them as it did before; itself for other masks."""
-    pattern = pattern_of(parts_of(word)[-1])
+def divided(network: Network, granularity: str) -> Network:
+    """The network for a removal before masks of this two-stage granularity.
+
+    Before patterns `N:M` its groups keep multiples of M units, so that M still divides the inputs of the layers that
+    follow; before other masks it is `network` itself.
+    """
+    pattern = pattern_of(parts_of(granularity)[-1])
     if pattern is None:
         return network
     groups = tuple(replace(group, multiple=lcm(group.multiple, pattern.of)) for group in network.groups)
@@ -56,11 +59,13 @@ def divided(network: Network, word: str) -> Network:
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalTarget(Target):
-    """What a removal lands on: its own share of the dense size, and one that leaves the masks' within their reach.
+    """What a removal is fitted to: a share of the dense size, and enough removed for the masks to reach theirs.
 
     Attributes:
         rest: the masks' target, on the same network.
-        fixed: the sparsity of masks of a fixed pattern; the fullest that there are must fit by `FLOOR_MARGIN` else.
+        fixed: sparsity of the masks where their pattern has a fixed N: with it, the masks' target must be met. None for
+            other masks: with all but one unit of every layer masked, the size must be below the masks' target by
+            `FLOOR_MARGIN`.
     """
 
     rest: Target
@@ -72,7 +77,7 @@ class RemovalTarget(Target):
 
     @cached_property
     def _masks(self) -> np.ndarray:
-        return np.full(len(self.sizer.places), ALMOST_ALL if self.fixed is None else self.fixed)
+        return np.full(len(self.sizer.layer_index), ALMOST_ALL if self.fixed is None else self.fixed)
 
     def excess(self, pruned: Pruned) -> float:
         masked = self.sizer.masked(pruned.groups, self._masks, self.rest.divisions)
@@ -82,24 +87,23 @@ class RemovalTarget(Target):
 
 @dataclass(frozen=True)
 class TwoStage:
-    """A size to land on by a removal and then by masks.
+    """A size to reach by a removal and then by masks.
 
     Attributes:
-        word: such as `channel+kernel`.
-        limits: share, metric and speed limits; its network keeps to multiples (see `divided`), its granularity is the
-            masks'.
-        part: of the logarithm of the size reduction, what the removal does, 0 < part < 1.
+        granularity: such as `channel+kernel`.
+        limits: share, metric and speed limits, with the network of `divided` and the granularity of the masks.
+        part: which share of the size reduction, on a log scale, the removal brings about, 0 < part < 1.
         least: no removal aims at a smaller share of the dense size than this.
     """
 
-    word: str
+    granularity: str
     limits: Target
     part: float = EVEN_PART
     least: float = 0.0
 
     @cached_property
     def fixed(self) -> float | None:
-        return fixed_share(self.word)
+        return fixed_share(self.granularity)
 
     @cached_property
     def fullest_removal(self) -> dict[str, float]:
@@ -124,24 +128,24 @@ class TwoStage:
 
     @cached_property
     def removal(self) -> RemovalTarget:
-        """What channels land on."""
+        """What the removal is fitted to."""
         options = {name: getattr(self._channels, name) for name in Target.__dataclass_fields__}
         return RemovalTarget(**options | {"share": self.channel_share}, rest=self.limits, fixed=self.fixed)
 
     def masks(self, removal: Mapping[str, float]) -> Target:
-        """What masks land on after this removal."""
+        """What masks are fitted to after this removal."""
         return replace(self.limits, removal=removal)
 
     def fixed_masks(self, removal: Mapping[str, float]) -> dict[str, float]:
-        """The masks of a fixed pattern, in every layer that it divides."""
+        """Sparsity by layer of masks of a fixed pattern, for every layer whose inputs M divides."""
         if self.fixed is None:
             return {}
         return dict.fromkeys((layer.name for layer in self.masks(removal).layers), self.fixed)
 
     @cached_property
     def obstacle(self) -> str | None:
-        """Why the word is of no use in this network; None if it is."""
-        for part, target in zip(parts_of(self.word), (self._channels, self.limits), strict=True):
+        """Why the granularity cannot be used with this network; None if it can."""
+        for part, target in zip(parts_of(self.granularity), (self._channels, self.limits), strict=True):
             if not target.layers:
                 return f"its {part} part can remove nothing of this network"
         return None
@@ -165,26 +169,27 @@ class TwoStage:
         return self._channels.latency_floor
 
 
-def allocate_both(name: str, target: TwoStage, evidence: Mapping[str, AllocationInputs]) -> PruningPolicy:
+def allocate_both(name: str, target: TwoStage, inputs: Mapping[str, AllocationInputs]) -> PruningPolicy:
     """Channels by the allocator of this name, then masks by the same one on what stays.
 
     Args:
-        evidence: by granularity; of both parts.
+        inputs: by granularity, for both stages.
 
     Raises:
         Unreachable: one of them cannot be as small as it must.
     """
-    mask = parts_of(target.word)[-1]
-    removal = allocate(name, target.removal, evidence["channel"])
+    mask = parts_of(target.granularity)[-1]
+    removal = allocate(name, target.removal, inputs["channel"])
     if target.fixed is not None:
         return PruningPolicy(target.fixed_masks(removal), mask, removal)
-    return PruningPolicy(allocate(name, target.masks(removal), evidence[mask]), mask, removal)
+    return PruningPolicy(allocate(name, target.masks(removal), inputs[mask]), mask, removal)
 
 
 def preferences_of(policy: PruningPolicy) -> dict[str, float]:
-    """The preferences behind an allocation: of a removal and masks, one for both, the mean of their logits.
+    """The preferences behind an allocation, by layer.
 
-    A layer that only one of them asks for has its preference by that one; so have all where the masks are fixed.
+    Where a layer has both a removal and a mask, the mean of their logits is its preference. Masks of a fixed pattern do
+    not count.
     """
     parts = [part for part in (policy.removal, {} if _is_fixed(policy) else policy.sparsity) if part]
     if len(parts) < 2:

@@ -1,7 +1,8 @@
 """Sizes and speeds of many requests at once, vectorised over requests and layers.
 
-Sizes are those of `spaces.cost.footprint` but for the file's header, which is taken as the dense model's: a promille or
-so of networks that are worth pruning, several percent of ones with a few thousand parameters.
+Sizes are those of `spaces.cost.footprint` except for the file's header, whose length is taken from the dense model. The
+error is about a thousandth of networks that are worth pruning, and several percent of ones with a few thousand
+parameters.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Requests:
         masked: share of its elements each layer has masked (p, layers).
         removed: share of its units each channel group loses (p, groups).
         by_mask: layers whose granularity is a mask's (p, layers), bool.
-        by_removal: groups wholly of granularity `channel`, or that lose channels before masks (p, groups), bool.
-        words: each layer's granularity (p, layers): its place in the space's.
+        by_removal: groups whose layers all have granularity `channel`, or that lose channels before masks
+            (p, groups), bool.
+        words: each layer's granularity (p, layers), as an index into the granularities of the space.
     """
 
     masked: np.ndarray
@@ -52,9 +54,9 @@ class Requests:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Requests(*(np.concatenate(pair) for pair in pairs))
 
-    def at(self, places: Sequence[int]) -> Requests:
-        """Those of the points at these places, in this order."""
-        return Requests(*(getattr(self, field.name)[places] for field in fields(self)))
+    def at(self, points: Sequence[int]) -> Requests:
+        """Those of the points with these indices, in this order."""
+        return Requests(*(getattr(self, field.name)[points] for field in fields(self)))
 
 
 class Costs:
@@ -63,7 +65,7 @@ class Costs:
     Args:
         metric: `encoded` or `nonzero`.
         latency: predicts it, if it matters.
-        granularities: what the requests' words are places in.
+        granularities: what `Requests.words` are indices into.
     """
 
     def __init__(

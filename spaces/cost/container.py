@@ -88,7 +88,7 @@ def container_header(entries: Iterable[Entry], aliases: Mapping[str, str] | None
 
 
 def container_bytes(entries: Iterable[Entry], aliases: Mapping[str, str] | None = None) -> int:
-    """Bytes of the whole file."""
+    """Bytes of the complete file."""
     header, order = container_header(entries, aliases)
     return len(header) + sum(entry.bytes for entry in order)
 
@@ -96,8 +96,9 @@ def container_bytes(entries: Iterable[Entry], aliases: Mapping[str, str] | None 
 def worth_encoding(name: str, note: str, payload: int, dense: int) -> bool:
     """Whether an encoding saves more bytes than its note can cost the header, of several weights together.
 
-    `HEADER_SLACK` bounds what the note's punctuation, the first note's frame and padding take. What the digits of its
-    new place in the file take is less than the frame, which is there once: `no_larger_than_dense` sees to the first.
+    `HEADER_SLACK` bounds what the note's punctuation, the frame around the first note and padding take. The frame is
+    needed once; for every further weight its bytes cover the digits of the offset the weight moves to. The first weight
+    has no such reserve, so `no_larger_than_dense` compares the complete files.
     """
     return payload + len(name) + len(note) + HEADER_SLACK < dense
 

@@ -73,7 +73,7 @@ def masked_in(layer: Layer, granularity: str, shape: tuple[int, ...], share: flo
 
 
 def masked_count(granularity: str, shape: tuple[int, ...], share: float, inputs: Inputs = SECOND) -> int:
-    """Elements a mask sets to zero; none where the granularity leaves a weight of this shape whole."""
+    """Elements a mask sets to zero; none where the granularity cannot prune a weight of this shape."""
     if share == 0 or obstacle_to(granularity, shape, inputs):
         return 0
     units = units_of(granularity, shape, inputs)
@@ -102,27 +102,27 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
 
 
 def fine_tune_key(network: Network, policy: PruningPolicy) -> str:
-    """What tells a policy's fine-tune from another's: units really removed, granularities and, roughly, the schedule.
+    """Equal for policies whose fine-tunes would be the same, but for small differences in the schedule.
 
-    Policies of equal effect ask for shares that differ by less than a unit, or where nothing goes, and for exponents
-    that agree to one decimal.
+    Such policies remove the same units by the same granularities, whatever shares they ask for, and their schedules
+    are of one kind, with exponents that agree to one decimal.
     """
     schedule, removed = policy.schedule, achieved(network, policy)
-    words = [policy.granularity_of(name) for name, share in removed.items() if share]
+    granularities = [policy.granularity_of(name) for name, share in removed.items() if share]
     pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
-    return repr((list(removed.values()), words, pace, kept_units(network, policy.removal)))
+    return repr((list(removed.values()), granularities, pace, kept_units(network, policy.removal)))
 
 
 class NothingToRemove(ValueError):
-    """Every layer asked for stays whole; the message names the first with their reasons."""
+    """Nothing can be removed from any layer asked for; the message names the first of them with their reasons."""
 
 
-def require_removal(asked: Iterable[str], whole: Mapping[str, str]) -> None:
-    """Raise `NothingToRemove` if something is asked for, and all of it stays whole.
+def require_removal(asked: Iterable[str], unpruned: Mapping[str, str]) -> None:
+    """Raise `NothingToRemove` if something is asked for, and nothing of it can be removed.
 
     Args:
         asked: layers asked for more than nothing; none of them is the identity, and allowed.
-        whole: layer -> why nothing of it goes.
+        unpruned: layer -> why nothing of it goes.
 
     >>> require_removal(["a.weight"], {"a.weight": "0.1 of 4 units rounds to none"})
     Traceback (most recent call last):
@@ -130,13 +130,13 @@ def require_removal(asked: Iterable[str], whole: Mapping[str, str]) -> None:
 ask for a larger share, or of another layer
     """
     names = list(dict.fromkeys(asked))
-    if not names or not whole.keys() >= set(names):
+    if not names or not unpruned.keys() >= set(names):
         return
     more = f"; {len(names) - NAMED} more" if len(names) > NAMED else ""
     if len(names) == 1:
-        what = f"{names[0]!r} stays whole ({whole[names[0]]})"
+        what = f"{names[0]!r} stays whole ({unpruned[names[0]]})"
     else:
-        reasons = "; ".join(f"{name!r}: {whole[name]}" for name in names[:NAMED])
+        reasons = "; ".join(f"{name!r}: {unpruned[name]}" for name in names[:NAMED])
         what = f"all {len(names)} layers asked for stay whole ({reasons}{more})"
     raise NothingToRemove(f"nothing to remove: {what}: ask for a larger share, or of another layer")
 

@@ -28,7 +28,7 @@ WORD_LENGTHS = np.array([*map(len, encoding_sizes(0, 0, 1)), len("N:M")])
 
 
 def digits(numbers: np.ndarray) -> np.ndarray:
-    """Decimal digits of whole numbers >= 0, of their shape.
+    """Decimal digits of integers >= 0, of their shape.
 
     >>> digits(np.array([0, 9, 10, 1234567])).tolist()
     [1, 1, 2, 7]
@@ -38,7 +38,7 @@ def digits(numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What a network's sparsities come to, in counts; sizes follow from nothing else.
+    """What sparsities leave of a network, in counts; all sizes follow from these.
 
     Attributes:
         groups: units removed of every channel group (groups,).
@@ -66,23 +66,23 @@ class Sizer:
     Weights without elements and groups without units have nothing to lose, whatever is asked of them.
 
     Attributes:
-        places: layer -> its place in the vectors `prune` takes.
-        dense: counts of the whole network.
+        layer_index: layer -> its index in the vectors `prune` takes.
+        dense: counts of the unpruned network.
     """
 
     def __init__(self, network: Network) -> None:
         self.dense: Footprint = dense_footprint(network)
-        self.places = {name: place for place, name in enumerate(network.by_name)}
+        self.layer_index = {name: index for index, name in enumerate(network.by_name)}
         self._groups = channel_groups_of(network)
         distinct, self._shape = distinct_shapes(network.tensors)
         self._shapes = Shapes(network, distinct)
         self._commas = _integers(max(len(tensor.shape) - 1, 0) for tensor in distinct)
         self._nothing = np.zeros(len(network.groups), np.int64)
         self._unpruned = self._counted(self._nothing)
-        stored = [n for n, tensor in enumerate(network.tensors) if tensor.name in self.places and tensor.numel]
+        stored = [n for n, tensor in enumerate(network.tensors) if tensor.name in self.layer_index and tensor.numel]
         self._file = _File(network, stored, self._shape)
         layers = [network.by_name[network.tensors[number].name] for number in stored]
-        self._layer_place = _integers(self.places[layer.name] for layer in layers)
+        self._layer_index = _integers(self.layer_index[layer.name] for layer in layers)
         self._layer_shape = self._shape[stored]
         self._layers = layers
         self._positions = _integers(layer.positions for layer in layers)
@@ -94,13 +94,13 @@ class Sizer:
         parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
         self._parameter_tensors = np.bincount(self._shape[parameters], minlength=len(distinct))
 
-    def divisions(self, words: Sequence[str]) -> Divisions | None:
+    def divisions(self, granularities: Sequence[str]) -> Divisions | None:
         """Units of the prunable tensors, for `prune`; None if every unit is one weight.
 
         Args:
-            words: granularity by layer (n,).
+            granularities: by layer (n,).
         """
-        found = Divisions(self._layers, [words[place] for place in self._layer_place])
+        found = Divisions(self._layers, [granularities[index] for index in self._layer_index])
         return None if found.plain else found
 
     def prune(self, sparsity: np.ndarray, channel: np.ndarray, divisions: Divisions | None = None) -> Pruned:
@@ -127,7 +127,7 @@ class Sizer:
             groups: as `lost` gives them, or `Pruned.groups`.
         """
         lengths, numel, characters = self._counted(groups) if groups.any() else self._unpruned
-        masks, own = masks[self._layer_place] * self._maskable, numel[self._layer_shape]
+        masks, own = masks[self._layer_index] * self._maskable, numel[self._layer_shape]
         if divisions is None:
             return Pruned(groups, numel, characters, removed_units(masks, own).astype(np.int64))
         first, second = (length[self._layer_shape] for length in self._shapes.first_two(lengths))
@@ -211,15 +211,15 @@ class _File:
         dense = [(-ITEM_BYTES[tensor.dtype], tensor.name, False, number) for number, tensor in enumerate(tensors)]
         encoded = [(-ITEM_BYTES["U8"], tensors[number].name, True, number) for number in weights]
         order = [slot[2:] for slot in sorted(dense + encoded)]
-        place = {slot: number for number, slot in enumerate(order, 1)}
-        self._dense_slot = _integers(place[False, number] for number in weights)
-        self._encoded_slot = _integers(place[True, number] for number in weights)
+        slot_number = {slot: number for number, slot in enumerate(order, 1)}
+        self._dense_slot = _integers(slot_number[False, number] for number in weights)
+        self._encoded_slot = _integers(slot_number[True, number] for number in weights)
         self._slot_shape = _integers([0, *(shape[number] for _, number in order)])
         self._slot_item = _integers([0, *(ITEM_BYTES[tensors[number].dtype] for _, number in order)])
         self._slot_used = _integers([0, *(not encoded for encoded, _ in order)])
 
     def bytes(self, pruned: Pruned) -> int:
-        """Bytes of the whole file, as `no_larger_than_dense` has it."""
+        """Bytes of the complete file, after `no_larger_than_dense`."""
         if not self._tensors:
             return 8 + _padded(self._fixed + self._punctuation(0))
         numel, shape = pruned.numel[self._shape], pruned.characters[self._shape]

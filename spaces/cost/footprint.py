@@ -87,7 +87,7 @@ def footprint(network: Network, policy: PruningPolicy) -> Footprint:
 
 
 def dense_footprint(network: Network) -> Footprint:
-    """Counts of the whole, unpruned network."""
+    """Counts of the unpruned network."""
     return footprint(network, PruningPolicy({}))
 
 

@@ -104,8 +104,8 @@ class _Grids:
     def at(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Seconds (..., L) of the layers with these kept channels (..., L), bilinear between grid points."""
         layer = np.arange(outputs.shape[-1])
-        row, down = _place(self._outputs, outputs)
-        column, right = _place(self._inputs, inputs)
+        row, down = _cell(self._outputs, outputs)
+        column, right = _cell(self._inputs, inputs)
         seconds = self._seconds
         above = _between(seconds[layer, row, column], seconds[layer, row, column + 1], right)
         below = _between(seconds[layer, row + 1, column], seconds[layer, row + 1, column + 1], right)
@@ -131,7 +131,7 @@ def _padded_counts(counts: Iterable[Sequence[int]], points: int) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(-1, points)
 
 
-def _place(axis: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cell(axis: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The grid point at or below each count (..., L), and how far it is towards the next, in [0, 1]."""
     layer = np.arange(counts.shape[-1])
     lower = np.maximum((axis <= counts[..., None]).sum(axis=-1) - 1, 0)

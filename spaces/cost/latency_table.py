@@ -1,7 +1,7 @@
 """The latency table: what layers of every size take, measured once, and a policy's latency read off it.
 
 Only removed channels change the latency of dense kernels; masks change nothing. The table holds, for every layer,
-seconds over a grid of kept output and input channels, and for some whole networks the seconds of the rest: calls,
+seconds over a grid of kept output and input channels, and for some complete networks the seconds of the rest: calls,
 norms, activations, and what layers take longer inside a network than alone. A prediction interpolates the grids and
 fits the rest by a constant, the activations and the weights that remain.
 """
@@ -81,7 +81,7 @@ class LatencyTable:
         batch: examples of one forward pass.
         layers: layer -> its grid; layers the forward pass never calls are absent.
         rest: at several sizes, the dense one first.
-        dense_seconds: of the whole dense network, fastest round.
+        dense_seconds: of the complete dense network, fastest round.
         spread: of the dense network's times, interquartile range over median.
 
     Raises `ValueError` for numbers out of these ranges.

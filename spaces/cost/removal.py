@@ -29,12 +29,12 @@ class Dimension(NamedTuple):
 
 
 def dimensions_of(network: Network, tensor: StoredTensor) -> list[Dimension]:
-    """The dimensions of one of the network's tensors, in their order."""
+    """The dimensions of one of the network's tensors; indices of a group that the network does not have never leave."""
     if not any(tensor.owners):
         return [Dimension(length) for length in tensor.shape]
     groups = network.groups
     return [
-        Dimension(length, tuple((group, indices // groups[group].units) for group, indices in own))
+        Dimension(length, tuple((g, indices // groups[g].units) for g, indices in own if g < len(groups)))
         for length, own in zip(tensor.shape, tensor.owners, strict=True)
     ]
 

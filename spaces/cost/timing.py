@@ -1,4 +1,4 @@
-"""How long whole networks took beside each other, with the spread of what was measured."""
+"""How long complete networks took, timed side by side, with the spread of what was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spaces.validation import is_number
 
 @dataclass(frozen=True)
 class TimedNetwork:
-    """A whole network timed in rounds in which the dense one runs too.
+    """A complete network, timed in rounds in which the dense one runs too.
 
     Attributes:
         seconds: of one forward pass, median over the rounds.
@@ -90,7 +90,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     (2.0, 8.0)
     """
     ordered, count, outside, k = sorted(values), len(values), 0, 0
-    while 40 * (outside + math.comb(count, k)) <= 2**count:  # whole numbers: 2**1024 is no float
+    while 40 * (outside + math.comb(count, k)) <= 2**count:  # in integers: 2**1024 is no float
         outside, k = outside + math.comb(count, k), k + 1
-    place = max(k - 1, 0)
-    return ordered[place], ordered[count - 1 - place]
+    low = max(k - 1, 0)
+    return ordered[low], ordered[count - 1 - low]

@@ -58,7 +58,8 @@ class BaseAllocations:
         ends = low ** REMOVAL[1], high ** REMOVAL[0]
         sizes = (stages.removal.aim, stages.mask_share)
         channel, masks = (
-            self._between(name, part, size, ends) for part, size in zip(parts_of(stages.word), sizes, strict=True)
+            self._between(name, part, size, ends)
+            for part, size in zip(parts_of(stages.granularity), sizes, strict=True)
         )
         return channel, masks
 

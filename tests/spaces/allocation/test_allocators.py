@@ -210,7 +210,7 @@ class TestRanking:
         threshold, equal = units[place][0], [n for n, (score, _) in enumerate(units) if score == units[place][0]]
         part = equal.index(place) / len(equal)
         ranking = Ranking.of(scores, numel)
-        assert ranking.sparsity(ranking.place(t)) == {
+        assert ranking.sparsity(ranking.index(t)) == {
             f"l{i}": min((sum(score < threshold for score in row) + part * row.count(threshold)) / len(row), ALMOST_ALL)
             for i, row in enumerate(rows)
         }
@@ -218,7 +218,7 @@ class TestRanking:
     @pytest.mark.parametrize("weights", [1, 9])
     def test_everything_at_the_end(self, weights):
         ranking = Ranking.of({"a": np.array([3.0, 1.0]), "b": np.ones(3)}, {"a": 2 * weights, "b": 3})
-        assert ranking.sparsity(ranking.place(1.0)) == dict.fromkeys("ab", ALMOST_ALL)
+        assert ranking.sparsity(ranking.index(1.0)) == dict.fromkeys("ab", ALMOST_ALL)
 
 
 class TestScan:
