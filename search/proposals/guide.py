@@ -17,7 +17,9 @@ from search.proposals.features import Features
 from search.proposals.hypervolume import DominatedSpace, ranks
 from search.proposals.pool import Pool
 from search.proposals.surrogate import Prediction, Surrogate
+from spaces.cost.effect import fine_tune_key
 from spaces.granularity import parts_of
+from spaces.policy import PruningPolicy
 from spaces.search_space.batch_projection import ProjectedBatch
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE, Draft
@@ -121,6 +123,7 @@ class GuidedProposer:
         largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
         chance: accuracy up to which networks are dead, if sizes at which only dead ones were found are to be left
             alone; see `least_sizes`.
+        policies: of trials that finished before, by number, so that learning of these fits none of them again.
     """
 
     def __init__(
@@ -130,9 +133,10 @@ class GuidedProposer:
         seed: int = 0,
         largest_error: float | None = None,
         chance: float | None = None,
+        policies: Mapping[int, PruningPolicy] | None = None,
     ) -> None:
         self._projector, self._space, self._seed = projector, (space := projector.space), seed
-        self._pool = Pool(space, projector.inputs)
+        self._pool, self._policies = Pool(space, projector.inputs), policies or {}
         self._largest_error = None if largest_error is None else _within(largest_error)
         self._least_dead_error = None if chance is None else 1 - chance
         self._features = Features(space)
@@ -176,7 +180,7 @@ class GuidedProposer:
             float(batch.speeds[0]),
             self._dead(error),
         )
-        self._keys[number] = self._projector.project(params).key
+        self._keys[number] = self._key(number, params)
         if replaced:
             self._front, self._dead_sizes, self._least_alive = [], {}, {}
         for known in self._observed if replaced else (number,):
@@ -210,7 +214,7 @@ class GuidedProposer:
 
     def avoid(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
-        self._keys[number] = self._projector.project(params).key
+        self._keys[number] = self._key(number, params)
 
     def known(self, number: int) -> bool:
         """Whether a trial has been learnt, or is avoided."""
@@ -245,7 +249,7 @@ class GuidedProposer:
             moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
             drafts, candidates = drafts + moved, candidates + self._candidates(moved, surrogate)
             gains, order = self._ranked(candidates, front, dominated, most_asked, for_best)
-        chosen = self._first_fresh(drafts, order)
+        chosen = self._first_fresh(drafts, order.tolist())
         mean, sd = candidates.prediction.mean[chosen], candidates.prediction.sd[chosen]
         low, middle, high = expit(mean + sd * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
@@ -262,16 +266,19 @@ class GuidedProposer:
         if ((points <= point).all(axis=1) & (points < point).any(axis=1)).any():
             self._front = others
             return
-        beaten = (points >= point).all(axis=1) & (points > point).any(axis=1)
+        beaten = np.asarray((points >= point).all(axis=1) & (points > point).any(axis=1))
         self._front = [n for n, worse in zip(others, beaten, strict=True) if not worse] + [number]
 
     def _first_fresh(self, drafts: Sequence[Draft], order: Sequence[int]) -> int:
         """Index of the first draft, in this order, that is fine-tuned as no known trial was; else of the very first."""
         known = set(self._keys.values())
-        for index in order:
-            if self._projector.project(drafts[index]).key not in known:
-                return int(index)
-        return int(order[0])
+        return next((n for n in order if self._projector.project(drafts[n]).key not in known), order[0])
+
+    def _key(self, number: int, params: Mapping[str, Any]) -> str:
+        """What tells a trial's fine-tune from others'."""
+        if number in self._policies:
+            return fine_tune_key(self._space.network, self._policies[number])
+        return self._projector.project(params).key
 
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
@@ -313,20 +320,23 @@ class GuidedProposer:
         if for_best:
             gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
         elif self._largest_error is not None:
-            gains = self._smaller(batch.sizes, prediction, front)
+            gains = self._smaller(batch.sizes, prediction, front, self._largest_error)
         else:
             gains = dominated.improvement(errors, np.log(batch.sizes), batch.speeds) @ WEIGHTS
         beyond = candidates.asked - 1 > BOLDEST * (most_asked - 1)
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
 
-    def _smaller(self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray) -> np.ndarray:
-        """Logarithm (p,) by which each is smaller than the smallest within the wanted error, times its chance to be.
+    def _smaller(
+        self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray, largest_error: float
+    ) -> np.ndarray:
+        """By how much (p,) each is smaller than the smallest trial within the largest error, times its chance to be so.
 
-        Which trials are within is taken from `front`, freed of noise. Where nothing is smaller, the chance alone.
+        Sizes are compared by their logarithms. Which trials are within is taken from `front`, freed of noise. Where
+        nothing is smaller, it is the chance alone.
         """
-        within = front[front[:, 0] <= self._largest_error, 1]
+        within = front[front[:, 0] <= largest_error, 1]
         best = within.min(initial=np.log(self._space.size_range[1] * BEYOND_LIMIT))
-        chance = ndtr((logit(self._largest_error) - prediction.mean) / prediction.sd)
+        chance = np.asarray(ndtr((logit(largest_error) - prediction.mean) / prediction.sd))
         smaller = np.maximum(best - np.log(sizes), 0)
         return chance * smaller if smaller.any() else chance
 

@@ -82,7 +82,7 @@ class Pool:
 
     def _draw(self, source: str, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         if source == SWAP:
-            return self.swap(parents[random.integers(len(parents))], random)
+            return self.swap(parents[int(random.integers(len(parents)))], random)
         if source == CROSSOVER:
             return self._crossover(parents, random)
         size, granularity = self._size(random), self._one_granularity(random)
@@ -102,7 +102,7 @@ class Pool:
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
-        first = parents[random.integers(len(parents))]
+        first = parents[int(random.integers(len(parents)))]
         mates = [p for p in parents if p is not first and (p.granularity, p.base) == (first.granularity, first.base)]
         if not mates:
             return self.swap(first, random)
@@ -125,7 +125,8 @@ class Pool:
 
     def _raised(self, size: float, granularity: str | Mapping[str, str]) -> float:
         """The size, or where it is below the least of its granularity, one spread over those from there on."""
-        least = self.least.get(MIXED if self._space.mixed else granularity, 0.0)
+        label = granularity if isinstance(granularity, str) and not self._space.mixed else MIXED
+        least = self.least.get(label, 0.0)
         if size >= least:
             return size
         low, high = self._space.size_range
@@ -177,8 +178,9 @@ class Pool:
 
     def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
         """Knobs and base of one of the scan's allocations at a size; None without a scan."""
-        tables = [self._inputs[part].tradeoff for part in parts_of(granularity)]
-        if None in tables:
+        parts = parts_of(granularity)
+        tables = [table for part in parts if (table := self._inputs[part].tradeoff) is not None]
+        if len(tables) < len(parts):
             return None
         if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))

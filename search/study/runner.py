@@ -238,7 +238,10 @@ class StudyRunner:
     def _guide(self) -> GuidedProposer:
         largest_error = None if self.least_accuracy is None else 1 - self.least_accuracy
         chance = self.chance if self.config.min_size is None else None  # a size that was asked for holds
-        return GuidedProposer(self.projector, 1 - self.dense.accuracy, self.config.seed, largest_error, chance)
+        policies = {number: trial.policy for number, trial in self.trials.items()}
+        return GuidedProposer(
+            self.projector, 1 - self.dense.accuracy, self.config.seed, largest_error, chance, policies
+        )
 
     def _ask(self, number: int) -> Any:
         """Trial `number`: a seed if it has one, else what the sampler proposes."""

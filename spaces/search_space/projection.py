@@ -22,8 +22,8 @@ from spaces.search_space.batch_projection import BatchProjector, ProjectedBatch
 from spaces.search_space.logits import LIFTED, logits_of, sigmoid
 from spaces.search_space.space import EVEN, Draft, Space
 
-REMEMBERED = 512
-"""Latest projections that a projector keeps: more than a proposal compares candidates, or a study begins with."""
+REMEMBERED = 256
+"""Latest projections that a projector keeps: more than a proposal has candidates, or most studies initial points."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Projector:
         schedule = Schedule(params["schedule"], float(params["exponent"]))
         base, granularity = params.get("base", EVEN), space.granularity_in(params)
         target = float(space.reachable(float(params["size"]), granularity))
-        if is_two_stage(granularity):
+        if isinstance(granularity, str) and is_two_stage(granularity):
             stages = space.two_stage(target, granularity, float(params.get("removal", EVEN_PART)))
             policy, sampled = self._in_two_stages(stages, preferences, schedule, base)
         else:

@@ -185,14 +185,20 @@ class Space(Limits):
         base: str = EVEN,
         channel_fraction: float = EVEN_PART,
     ) -> dict[str, Any]:
-        """Values of all `axes`, each taken to the nearest end of its range. Knobs not named are at 0."""
+        """Values of all `axes`, each taken to the nearest end of its range. Knobs not named are at 0.
+
+        Raises:
+            ValueError: one granularity a layer where they are not mixed.
+        """
         low, high = self.size_range
         if self.mixed:
             size = self.reachable(size, granularity)  # one value a layer no longer tells that all are the same
             frame = PruningPolicy({}, granularity)
             chosen = {f"granularity.{name}": frame.granularity_of(name) for name in self.network.layer_names}
-        else:
+        elif isinstance(granularity, str):
             chosen = {"granularity": granularity}
+        else:
+            raise ValueError(f"one granularity for all layers is needed where they are not mixed, got {granularity!r}")
         asked = [min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs]
         knobs = dict(zip(self.knob_axes, asked, strict=True))
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
