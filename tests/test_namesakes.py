@@ -94,7 +94,7 @@ def test_a_workload_that_means_its_own_module_is_told_that_ours_comes_first(fold
 def test_other_errors_of_a_workload_beside_a_namesake_stay_as_they_are(folder):
     Path("pruning.py").touch()
     Path("task.py").write_text("import torch\ntorch.none_such")
-    with pytest.raises(UsageError, match="has no attribute 'none_such'$"):
+    with pytest.raises(UsageError, match=r"has no attribute 'none_such'$"):
         load_function("workload", "factory", "./task.py:task", "")
 
 
