@@ -121,13 +121,13 @@ class SearchConfig(_Fields):
         name = str(info.field_name)
         known = {"granularity": CHOICES, "schedule": SCHEDULES}[name]
         if not isinstance(value, str | list | tuple):
-            raise ValueError(f"{name} needs words, got {value!r}")
+            raise ValueError(f"{name} must be text or a list of words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
         for word in words:
             if word not in known:
                 raise ValueError(unknown(name, word, known))
         if not words or len(set(words)) < len(words):
-            raise ValueError(f"{name} needs one or more of {', '.join(known)}, each once, got {words}")
+            raise ValueError(f"{name} must be one or more of {', '.join(known)}, each once, got {words}")
         return words
 
     @field_validator("min_accuracy", mode="before")
@@ -152,7 +152,9 @@ class SearchConfig(_Fields):
         if self.min_size is not None and self.min_size > self.max_size:
             raise ValueError(f"min-size must be at most max-size {self.max_size:g}, got {self.min_size:g}")
         if self.min_size is not None and self.max_size == 1 and self.min_size > LARGEST_TARGET:
-            raise ValueError(f"min-size without a max-size is at most {LARGEST_TARGET:g}, got {self.min_size:g}")
+            raise ValueError(
+                f"min-size must be at most {LARGEST_TARGET:g} where there is no max-size, got {self.min_size:g}"
+            )
         return self
 
     @model_validator(mode="after")

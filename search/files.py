@@ -88,7 +88,7 @@ def open_root(root: str | Path) -> Path:
 
 
 def _no_root(root: str | Path, reason: str) -> EnvironmentProblem:
-    return EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder by --root")
+    return EnvironmentProblem(f"cannot write to root {str(root)!r} ({reason}): choose another folder with --root")
 
 
 def check_writable(folder: str | Path | None, option: str = "--out") -> None:

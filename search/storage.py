@@ -69,7 +69,7 @@ def fault_of(path: Path) -> str | None:
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        return "it is no file"
+        return "it is not a file"
     try:
         with closing(connect(path)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]

@@ -408,11 +408,11 @@ BAD_OPTIONS = {
     "round_to": {0: "round-to must be a whole number, >= 1 and <= 1024, got 0; the default is 1"},
     "granularity": {
         "chanel": f"unknown granularity 'chanel': {MISSPELT} 'channel'",
-        "channel,channel": "granularity needs one or more of",
+        "channel,channel": "granularity must be one or more of",
         "": "unknown granularity ''",
-        (): "granularity needs one or more",
+        (): "granularity must be one or more",
         (1,): "unknown granularity 1",
-        5: "granularity needs words, got 5",
+        5: "granularity must be text or a list of words, got 5",
     },
     "criterion": {"l2": f"unknown criterion 'l2': {MISSPELT} 'magnitude-l2'", 5: "criterion must be text, got 5"},
     "sampler": {"tpee": f"unknown sampler 'tpee': {MISSPELT} 'tpe'"},
@@ -476,7 +476,11 @@ def test_a_bad_part_of_a_workload_is_refused_before_it_is_used(part, monkeypatch
 
 
 def test_a_bad_name_of_a_workload_is_refused():
-    refuse(lambda: get_workload(None), "a workload is named by text, got None", UsageError)
+    refuse(
+        lambda: get_workload(None),
+        "a workload must be named by a string such as 'digits' or './file.py:factory', got None",
+        UsageError,
+    )
     refuse(lambda: get_workload("digit"), f"'digit': {MISSPELT} 'digits'", UsageError)
 
 
@@ -630,7 +634,7 @@ COMMANDS = {
     "file as folder": (["apply", "half.json", *TINY, "--out", "tiny.py"], "tiny.py"),
     "file as scan": (["scan", *TINY, "--out", "tiny.py"], "tiny.py"),
     "file as pictures": (["inspect", "./tiny.py:tiny", "--out", "tiny.py"], "tiny.py"),
-    "absent export": (["verify", "absent"], "'absent' is no export"),
+    "absent export": (["verify", "absent"], "'absent' is not an export"),
     "no export": (["verify", "tiny.py"], "manifest.json"),
     "own export": (["verify", "best"], "--workload"),
     "factory of verify": (["verify", "best", "--workload", "./tiny.py:tinny"], "'tinny': did you mean 'tiny'"),
@@ -706,7 +710,7 @@ def test_a_trial_of_nothing_fails_with_the_reason_before_training():
     assert not steps and evaluate_policy(subject, PruningPolicy({}), 1, 0).result.state == "complete"
 
 
-NO_SHARE = "nothing to remove: it asks for no share of any layer: ask for one above 0"
+NO_SHARE = "nothing to remove: it gives no layer a sparsity above 0, such as 0.5"
 POLICIES = {
     "empty": ("{}", NO_SHARE),
     "unknown": ('{"conv0.wieght": 0.5}', "unknown layer 'conv0.wieght': did you mean 'conv0.weight'"),

@@ -80,7 +80,7 @@ def own_function(criterion: str) -> Callable[..., Any] | None:
     criterion_word(criterion)
     if ":" in criterion and criterion not in _own:
         raise ValueError(
-            f"criterion {criterion!r} is not registered here: name its function by --criterion ./file.py:function, "
+            f"criterion {criterion!r} is not registered here: name its function with --criterion ./file.py:function, "
             "or call pruning.register_criterion"
         )
     return _own.get(criterion)

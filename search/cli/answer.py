@@ -79,7 +79,7 @@ def _ended(error: BaseException, arguments: argparse.Namespace) -> int:
             return _report(f"{error.strerror or error}{where}: free space or choose another place", 3, arguments)
         case Exception():
             what = (str(error).splitlines() or [""])[0]
-            said = f"unexpected {type(error).__name__}: {what}; run again with --debug for the place"
+            said = f"unexpected {type(error).__name__}: {what}; run again with --debug to see where"
             return _report(said, 1, arguments)
         case KeyboardInterrupt() if interrupts.is_signal(error):
             return _report("interrupted" + _how_to_resume(arguments), interrupts.INTERRUPTED, arguments)

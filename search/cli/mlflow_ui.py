@@ -36,10 +36,10 @@ def serve_ui(root: Path, port: int) -> None:
         code = server.wait()
     finally:
         _end_session(server)
-    raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: what it says is above; try another --port")
+    raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: its own message is above; try another --port")
 
 
-def _end_session(server: subprocess.Popen) -> None:
+def _end_session(server: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

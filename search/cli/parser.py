@@ -195,7 +195,7 @@ def _add_scan(commands: Any) -> None:
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays unpruned")
+    parser = _command(commands, "inspect", "layers, shapes, parameters, MACs, channel groups, and what stays whole")
     parser.add_argument("subject", nargs="?", metavar="WORKLOAD", help="as --workload")
     _add_workload_options(parser)
     parser.add_argument(

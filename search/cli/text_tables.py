@@ -23,16 +23,17 @@ WIDTH = 120
 
 def render(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """A plain table; numbers are right-aligned, None is a dash."""
-    rows = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
     table = Table(title=title, box=None, header_style="bold", title_justify="left", pad_edge=False)
     for place, name in enumerate(columns):
-        numeric = all(_is_number(row[place]) for row in rows)
+        numeric = all(_is_number(row[place]) for row in cells)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
     console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def _is_number(text: str) -> bool:
@@ -109,7 +110,7 @@ def latency_line(timed: TimedNetworks) -> str:
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that meets this one is within noise."
+        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that overlaps this one is within noise."
     )
 
 
@@ -131,9 +132,9 @@ def whole_table(network: Network) -> str:
     stored = stored_fractions(network)
     whole = [layer for layer in network.layers if not layer.prunable]
     rest = {
-        "other parameters": "biases, and scales of norms and PReLUs, go with the channels they belong to only",
-        "buffers": "statistics and tables go with the channels they belong to only",
-        "header": "names, shapes and places in the file",
+        "other parameters": "biases, and scales of norms and PReLUs, only go with the channels they belong to",
+        "buffers": "statistics and tables only go with the channels they belong to",
+        "header": "names, shapes and offsets in the file",
     }
     return render(
         ["stored besides", "kind", "shape", "parameters", "size", "MACs", "stays whole because"],

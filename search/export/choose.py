@@ -86,7 +86,7 @@ def _number_of(view: StudyView, choice: str) -> int:
         if number is None and (view.dead or not view.front.empty):
             raise GoalMissed(
                 f"study {view.folder.name!r} has only dead networks, no more accurate than chance: give it more "
-                "--trials or room, or name one by its number"
+                "--trials or a larger limit, or name one by its number"
             )
         if number is None:
             raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
@@ -96,5 +96,5 @@ def _number_of(view: StudyView, choice: str) -> int:
         raise UsageError(f"--trial takes {', '.join(CHOICES)}, a trial's number or {BASELINE}NAME, got {choice!r}")
     if int(choice) not in complete:
         near = min(complete, key=lambda n: abs(n - int(choice)), default=None)
-        raise UsageError(f"trial {choice} is no complete trial of {view.folder.name!r}; nearest: {near}")
+        raise UsageError(f"trial {choice} is not a complete trial of study {view.folder.name!r}; the nearest is {near}")
     return int(choice)

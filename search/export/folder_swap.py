@@ -29,12 +29,12 @@ def check_folder(out: Path) -> None:
     check_writable(out)
     if obstacle := _obstacle(_place(out)):
         raise EnvironmentProblem(
-            f"an export replaces its folder as a whole, and --out {str(out)!r} cannot be ({obstacle}): "
+            f"an export replaces its folder, and --out {str(out)!r} cannot be replaced ({obstacle}): "
             f"name a folder in it, such as {str(out / 'export')!r}"
         )
     if out.is_dir() and (foreign := foreign_file(out)) is not None:
         raise UsageError(
-            f"--out {str(out)!r} holds {foreign!r}, which is no part of an export there, or not as it was written: "
+            f"--out {str(out)!r} holds {foreign!r}, which is not part of an export, or has been changed since: "
             "name a new or empty folder"
         )
 

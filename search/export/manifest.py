@@ -38,13 +38,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{str(folder)!r} is no export: it has no {MANIFEST}")
+        raise UsageError(f"{str(folder)!r} is not an export: it has no {MANIFEST}")
     try:
         manifest = parse_object(read_text(path))
     except (ValueError, OSError) as error:
         raise Refused(f"damaged manifest {path}: {error}; export again") from None
     if manifest.get("version") != MANIFEST_VERSION:
-        raise Refused(f"manifest {path} is not of version {MANIFEST_VERSION}; export again")
+        raise Refused(f"manifest {path} does not have version {MANIFEST_VERSION}; export again")
     wrong = [key for key, kinds in _TYPES.items() if not isinstance(manifest.get(key), kinds)]
     wrong += [key for key in _TYPES if isinstance(value := manifest.get(key), float) and not math.isfinite(value)]
     if wrong:

@@ -38,7 +38,7 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
     if not difference <= TOLERANCE:  # NaN is no agreement
         path.unlink()
         raise GoalMissed(
-            f"its outputs differ from PyTorch's by {difference:.1e} of the largest, allowed is {TOLERANCE:g}"
+            f"its outputs differ from PyTorch's by {difference:.1e} of the largest, more than the {TOLERANCE:g} allowed"
         )
 
 

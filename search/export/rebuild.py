@@ -65,7 +65,7 @@ def take_criterion(view: StudyView, spec: str) -> None:
     if recorded not in (criterion_fingerprint(word), old_criterion_fingerprint(word)):
         raise UsageError(
             f"the code of criterion {word!r} has changed since study {view.folder.name!r} was begun: "
-            "export by the code it was begun with"
+            "export with the code it was begun with"
         )
 
 
@@ -100,7 +100,7 @@ def export_of_trial(
     if not as_recorded(evaluation.result.accuracy, recorded, workload):
         watcher.note(
             f"the repeated fine-tune has validation accuracy {evaluation.result.accuracy:.2%}, the study recorded "
-            f"{recorded:.2%}: another machine, or other versions or threads, round otherwise"
+            f"{recorded:.2%}: another machine, or other versions or threads, round differently"
         )
     return _made(view, chosen, evaluation.model, evaluation.structure, evaluation.result, seed), workload, config
 
@@ -148,7 +148,7 @@ def _require_code(view: StudyView, chosen: Chosen) -> None:
         place = view.criterion_place or "./file.py:function"
         raise UsageError(
             f"{chosen.name} kept no weights, and repeating its fine-tune needs the code of criterion "
-            f"{chosen.policy.criterion!r}: name it by --criterion {shlex.quote(place)}"
+            f"{chosen.policy.criterion!r}: name it with --criterion {shlex.quote(place)}"
         ) from None
 
 

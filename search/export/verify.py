@@ -68,7 +68,7 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], most: Mapping[str, i
     checks = []
     if foreign := manifest["files"].keys() - {*FILES}:
         named = shortened(repr(min(foreign)), LONGEST_WORD)
-        checks.append(Check("files", False, f"{len(foreign)} named that are no files of an export, such as {named}"))
+        checks.append(Check("files", False, f"{len(foreign)} named that do not belong to an export, such as {named}"))
     for name in sorted({*manifest["files"], *ALWAYS} & {*FILES}):
         described, path = manifest["files"].get(name), folder / name
         if described is None or not path.exists():

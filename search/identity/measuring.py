@@ -68,14 +68,14 @@ def settle_measuring(
     newest = max((record.result.measuring for record in (*trials, *finals)), default=MEASURING)
     if newest > MEASURING:
         raise UsageError(
-            f"study {folder.name!r} has results of a later prunefront (measuring {newest}, this one knows "
+            f"study {folder.name!r} has results of a later prunefront (measuring {newest}; this one knows up to "
             f"{MEASURING}): update prunefront, or name a new --study"
         )
     found = list(differences(trials, finals, workload, dense, network))
     if len(trials) < asked and (apart := [one for one in found if not one.noise]):
         raise UsageError(
-            f"study {folder.name!r} was begun with an earlier prunefront, and further trials cannot be compared with "
-            f"its own ({'; '.join(map(str, apart))}): name a new --study; front, status and export go on with this one"
+            f"study {folder.name!r} was begun by an earlier prunefront, and further trials cannot be compared with "
+            f"its own ({'; '.join(map(str, apart))}): name a new --study; front, status and export still read this one"
         )
     for difference in found:
         watcher.note(str(difference))

@@ -35,7 +35,7 @@ def _check_parts(record: dict[str, Any]) -> None:
         if record.get(part, "") is None:
             del record[part]
     if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", record["study_id"]):
-        raise ValueError(f"'study_id' is none: {shortened(repr(record['study_id']), LONGEST_WORD)}")
+        raise ValueError(f"'study_id' is not valid: {shortened(repr(record['study_id']), LONGEST_WORD)}")
     if not 0 <= record.get("seeds", 0) <= MOST_TRIALS:
         raise ValueError(f"'seeds' must be from 0 to {MOST_TRIALS}")
     if not all(is_number(record.get(part, 0)) for part in ("least_accuracy", "created")):
@@ -47,7 +47,7 @@ def _check_parts(record: dict[str, Any]) -> None:
     recipe = record["identity"].get("recipe")
     epochs = [recipe.get(part) for part in ("trial_epochs", "final_epochs")] if isinstance(recipe, dict) else [None]
     if not all(is_number(count) and count > 0 for count in epochs):
-        raise ValueError("'recipe' is missing or none")
+        raise ValueError("'recipe' is missing or has no epochs")
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class Journal:
         found.sort(key=lambda trial: trial.number)  # names of more than five digits are not in this order
         if found and (missing := found[-1].number + 1 - len(found)) > len(found) + FEW:
             raise Refused(
-                f"damaged journal {self.folder}: {trial_name(found[-1])} is there, and {missing:,} numbers before "
-                f"it are not; {DELETE}"
+                f"damaged journal {self.folder}: {trial_name(found[-1])} exists, but {missing:,} trials before "
+                f"it are missing; {DELETE}"
             )
         return found
 

@@ -37,7 +37,7 @@ def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
         if not taken:
             raise _in_use(path, owner or "unknown", wait)
         if owner and not owner.isdigit():
-            raise _no_lock(path, "holds something else than a process number")
+            raise _no_lock(path, "holds something other than a process number")
         _write_owner(path, file)
         yield
 
@@ -45,7 +45,7 @@ def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
 def _in_use(path: Path, owner: str, waited: bool) -> EnvironmentProblem:
     if waited:
         return EnvironmentProblem(
-            f"{str(path)!r} has been locked by process {owner} for {LONG_PATIENCE:.0f} s: wait for it, or end it"
+            f"{str(path)!r} has been locked by process {owner} for {LONG_PATIENCE:.0f} s: wait for it, or stop it"
         )
     return EnvironmentProblem(
         f"study folder {str(path.parent)!r} is in use by process {owner}: wait for it, or name another --study"
@@ -110,12 +110,12 @@ def _open_lock(path: Path) -> IO[str]:
         if error.errno == errno.ELOOP:
             raise _no_lock(path, "is a link") from None
         if error.errno in (errno.EISDIR, errno.ENXIO):
-            raise _no_lock(path, "is no file") from None
+            raise _no_lock(path, "is not a file") from None
         raise write_problem(path, error) from None
     found = os.fstat(opened)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(opened)
-        raise _no_lock(path, "is a hard link" if stat.S_ISREG(found.st_mode) else "is no file")
+        raise _no_lock(path, "is a hard link" if stat.S_ISREG(found.st_mode) else "is not a file")
     return open(opened, "r+", encoding="ascii", errors="replace")
 
 

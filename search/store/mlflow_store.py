@@ -114,7 +114,7 @@ def _libraries_errors() -> tuple[type[Exception], ...]:
 
 
 def _unusable(path: Path, error: Exception) -> EnvironmentProblem:
-    remedy = f"move {DATABASE} away, and every study writes its record anew when it is next started"
+    remedy = f"move {DATABASE} away; every study writes its record again when it is next started"
     if isinstance(error, OSError):
         return write_problem(error.filename or path, error)
     if problem := database_problem(path, error, damaged=remedy):
@@ -165,7 +165,7 @@ def _mend(path: Path, watcher: ProgressReporter) -> None:
         EnvironmentProblem: it belongs to a newer MLflow.
     """
     if not path.is_file():
-        raise _Broken("it is no file")
+        raise _Broken("it is not a file")
     head, known = _schemas()
     with closing(connect(path)) as store:
         try:
@@ -190,7 +190,7 @@ def _mend(path: Path, watcher: ProgressReporter) -> None:
                 raise _Broken(f"its schema {versions[0]!r} is unknown, and it lacks {lacking}")
             raise EnvironmentProblem(
                 f"{str(path)!r} was written by a newer MLflow (its schema {versions[0]} is unknown here): install that "
-                f"MLflow, or move {DATABASE} away, and every study writes its record anew when it is next started"
+                f"MLflow, or move {DATABASE} away; every study writes its record again when it is next started"
             )
         with watcher.stage("bringing MLflow's database up to date"):
             try:

@@ -69,7 +69,7 @@ def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str
     ]
     if changes:
         data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
-        drawn = "; data that nobody changed are drawn or listed in another order each time: seed and sort them"
+        drawn = "; if nobody changed the data, they are drawn or listed in another order each time: seed and sort them"
         mutable = [key_of(name) for name in BUDGETS]
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "

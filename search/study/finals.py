@@ -55,7 +55,7 @@ def compare_finals(
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
         attempt = Attempt(folder.journal.folder, f"{digest}-{seed}")
         if attempt.deaths and not attempt.failure:
-            watcher.note(f"the final run of {name} begins again, it was cut off {attempt.deaths[-1]}")
+            watcher.note(f"the final run of {name} begins again, as it was cut off {attempt.deaths[-1]}")
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
             evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:
@@ -98,8 +98,8 @@ def _tell_failures(
         if final.result.state != COMPLETE and (what := runs.get((final.digest, final.seed))):
             path = journal.final_path(final.digest, final.seed)
             watcher.note(
-                f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is in no mean: "
-                f"to repeat it, delete {path} and run the same command"
+                f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is left out "
+                f"of the means: to repeat it, delete {path} and run the same command"
             )
 
 

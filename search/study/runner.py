@@ -122,7 +122,7 @@ class StudyRunner:
         if chance is not None and self.dense.accuracy <= chance:
             self.watcher.note(
                 f"the dense model's accuracy of {self.dense.accuracy:.2%} on validation data is near chance "
-                f"(up to {chance:.2%}): train it first, or look whether weights, labels and data belong together"
+                f"(up to {chance:.2%}): train it first, or check that weights, labels and data belong together"
             )
             return None
         return chance
@@ -133,7 +133,7 @@ class StudyRunner:
         could, layers = set(self.space.network.removable), self.subject.network.prunable
         whole = {layer.name: layer.whole for layer in layers if layer.whole}
         channels = {x.name: x.obstacle for x in layers if x.obstacle and x.name in could and not x.whole}
-        found = [("left whole", whole), ("left all channels", channels)]
+        found = [("left whole", whole), ("left with all channels", channels)]
         notes = [f"{what}: {_named(names)} ({next(iter(names.values()))})" for what, names in found if names]
         if not notes:
             return
@@ -306,7 +306,7 @@ class StudyRunner:
             )
             return failed(reason)
         if attempt.deaths:
-            self.watcher.note(f"{name} begins again, it was cut off {attempt.deaths[-1]}")
+            self.watcher.note(f"{name} begins again, as it was cut off {attempt.deaths[-1]}")
         label = f"{name} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
         epochs, limit = self.subject.workload.recipe.trial_epochs, self.config.trial_timeout
         with self.watcher.stage(label) as progress, attempt.running(progress) as step:

@@ -62,7 +62,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
     space = _space(config, workload, root / "cache", watcher, word)
     for granularity, reason in space.left_out.items():
-        fate = "used beside others only" if granularity in space.choices else "left out"
+        fate = "only used beside others" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
     if space.network.uncounted:
         watcher.note(f"MACs leave out {'; '.join(space.network.uncounted)}")
@@ -103,7 +103,7 @@ def _study_name(config: SearchConfig, workload: Workload) -> str:
     try:
         return check_study_name(config.study or workload.name)
     except ValueError as error:
-        raise UsageError(f"{error}; name another by --study") from None
+        raise UsageError(f"{error}; name another with --study") from None
 
 
 def _with_stored_options(config: SearchConfig) -> SearchConfig:
@@ -182,7 +182,7 @@ def _settle_identity(
         record = folder.read_record()
         if (before := record.get("environment", now)["threads"]) != now["threads"]:
             watcher.note(
-                f"PyTorch's threads were {before} when the study last ran and are {now['threads']} now: fine-tunes may "
+                f"PyTorch had {before} threads when the study last ran and has {now['threads']} now: fine-tunes may "
                 f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher)

@@ -74,10 +74,10 @@ class Attempt:
         if own and own[-1].how.startswith(TIMED_OUT):
             return f"{own[-1].how}, {reached(own[-1].step, own[-1].steps)}"
         if len(own) >= MAX_STARTS:
-            return f"crashed: the process ended {len(own)} times in it, last {own[-1]}"
+            return f"crashed: it ended the process {len(own)} times, last {own[-1]}"
         kills = Counter((death.step, death.steps) for death in self.deaths if not death.how)
         if kills and (most := kills.most_common(1)[0])[1] >= MAX_KILLS:
-            return f"crashed: the process ended {most[1]} times in it, each time {Death(*most[0], '')}"
+            return f"crashed: it ended the process {most[1]} times, each time {Death(*most[0], '')}"
         return None
 
     @contextmanager

@@ -133,7 +133,7 @@ def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
         if name not in state and name.endswith(COUNTER):
             continue
         if name not in state:
-            raise UsageError(f"weights {path.name} lack tensor {name!r} of shape {tuple(tensor.shape)}")
+            raise UsageError(f"weights {path.name} lack the tensor {name!r} of shape {tuple(tensor.shape)}")
         given = state[name]
         if given.shape != tensor.shape:
             raise UsageError(
@@ -144,8 +144,8 @@ def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
             raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")
         if given.is_complex() != tensor.is_complex() or given.is_floating_point() < tensor.is_floating_point():
             raise UsageError(
-                f"weights {path.name}: tensor {name!r} is of type {given.dtype}, which is no {tensor.dtype}: save it "
-                "as the model has it"
+                f"weights {path.name}: tensor {name!r} has type {given.dtype}, the model needs {tensor.dtype}: "
+                "save it with that type"
             )
 
 
@@ -164,10 +164,10 @@ def _read_content(path: Path) -> Mapping[Any, Any]:
                 f"loads without running code ({_first_line(error)}); save model.state_dict() with safetensors"
             ) from None
     if not isinstance(content, Mapping):
-        raise Refused(f"weights {path} hold no state dict but a {type(content).__name__}: save model.state_dict()")
+        raise Refused(f"weights {path} hold a {type(content).__name__}, not a state dict: save model.state_dict()")
     _require_plain(content, path, DEEPEST)
     if not any(True for _ in _tensors_in(content, DEEPEST)):
-        raise Refused(f"weights {path} hold no tensor with a name: save model.state_dict()")
+        raise Refused(f"weights {path} hold no named tensor: save model.state_dict()")
     return content
 
 

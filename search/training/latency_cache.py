@@ -59,7 +59,7 @@ def cached_latency_table(
     )
     if table.spread > QUIET_SPREAD:
         log.warning(
-            "the machine was busy while latency was measured (spread %.0f %%): delete %s to measure again in quiet",
+            "the machine was busy while latency was measured (spread %.0f %%): delete %s to repeat it when it is idle",
             100 * table.spread,
             path,
         )

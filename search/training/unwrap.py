@@ -56,7 +56,7 @@ def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrap
         for other in fitting[1:]:
             if not all(torch.equal(first.state[name], other.state[name]) for name in first.state):
                 places = " and ".join(repr(form.said or "its own names") for form in (first, other))
-                raise Ambiguous(f"hold several state dicts that fit, {places}: save the one that is meant by itself")
+                raise Ambiguous(f"hold several state dicts that fit, {places}: save the right one by itself")
         return first
     return max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, ""))
 

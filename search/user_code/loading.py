@@ -178,4 +178,4 @@ def blame(error: BaseException, workload: str, doing: str) -> NoReturn:
     pass_signals_on(error)
     if isinstance(error, Exception) and (isinstance(error, PrunefrontError) or place(error) is None):
         raise error
-    raise UsageError(f"workload {workload!r}: {doing} ended by {told(error)}") from error
+    raise UsageError(f"workload {workload!r}: {doing} failed with {told(error)}") from error

@@ -48,7 +48,7 @@ def get_workload(spec: str, **options: Any) -> Workload:
         EnvironmentProblem: its module cannot be imported, or its data is missing.
     """
     if not isinstance(spec, str):
-        raise UsageError(f"a workload is named by text, got {spec!r}: 'digits', or where its factory is")
+        raise UsageError(f"a workload must be named by a string such as 'digits' or './file.py:factory', got {spec!r}")
     with seeded(SEED):
         return _made(spec, _factory(BUILT_IN.get(spec, spec)), options)
 

@@ -42,7 +42,7 @@ def check_model(workload: Workload, model: object) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [tensor for tensor, value in tensors if isinstance(value, UninitializedTensorMixin)]:
         raise UsageError(
-            f"workload {name!r}: {lazy[0]!r} of the network is lazy, it has no shape yet: let build_model run the "
+            f"workload {name!r}: {lazy[0]!r} of the network is lazy and has no shape yet: let build_model run the "
             "network once on an example before it returns it"
         )
     if meta := [tensor for tensor, value in tensors if value.is_meta]:
@@ -86,7 +86,7 @@ def _outputs(workload: Workload, model: nn.Module, inputs: Tensor, of: str) -> A
     with torch.no_grad():
         outputs = call_user(what, model, inputs)
     if not any(True for _ in tensors_in(outputs)):
-        raise UsageError(f"{what} returns {describe(outputs)}, in which there is no tensor")
+        raise UsageError(f"{what} returns {describe(outputs)}, which holds no tensor")
     return outputs
 
 
@@ -113,7 +113,7 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
         found = call_user(f"{where}: the network on inputs of shape {tuple(some.shape)}", model, some)
         loss = _loss(workload, found, their, where)
     if split == "fit" and not loss.requires_grad:
-        raise UsageError(f"workload {workload.name!r}: its loss has no gradient, so that nothing can be trained by it")
+        raise UsageError(f"workload {workload.name!r}: its loss has no gradient, so nothing can be trained with it")
     if isinstance(found, Tensor) and len(found) == len(their):
         with torch.no_grad():  # every example's target, against outputs that are at hand
             rows = min(workload.recipe.batch, _most_rows(found) // len(found))

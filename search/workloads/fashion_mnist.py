@@ -26,7 +26,7 @@ RECIPE = Recipe(batch=128, dense_epochs=8, dense_learning_rate=0.1, trial_epochs
 """Found with the fine-grained uniform policy at encoded sizes of 10 and 5 %, one epoch, one seed: validation accuracy
 was 88.6 and 83.1 at a peak learning rate of 0.05, 89.1 and 85.0 at 0.1, 88.8 and 85.2 at 0.2.
 """
-REMEDY = "install Debian's package dataset-fashion-mnist, or name a folder with the four idx files by --data"
+REMEDY = "install Debian's package dataset-fashion-mnist, or name a folder with the four idx files with --data"
 
 
 def fashion_mnist(data: str | Path | None = None, cache: str | Path = "mlruns/cache", width: float = 1 / 8) -> Workload:
@@ -107,7 +107,7 @@ def _downloaded(folder: Path) -> list[Path]:
         FashionMNIST(str(folder), train=True, download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise EnvironmentProblem(f"fashion-mnist is not here and its download failed ({reason}): {REMEDY}") from None
+        raise EnvironmentProblem(f"fashion-mnist was not found and its download failed ({reason}): {REMEDY}") from None
     found = _files_in(folder / "FashionMNIST" / "raw")
     if found is None:
         raise EnvironmentProblem(f"the download into {folder} holds no idx files: {REMEDY}")
@@ -123,5 +123,5 @@ def _read_idx(path: Path) -> Tensor:
     dims = raw[3] if len(raw) > 4 else 0
     shape = np.frombuffer(raw, dtype=">u4", count=dims, offset=4) if len(raw) >= 4 + 4 * dims else ()
     if raw[:3] != b"\0\0\x08" or not dims or len(raw) != 4 + 4 * dims + int(np.prod(shape)):
-        raise EnvironmentProblem(f"{path} is no idx file of bytes: {REMEDY}")
+        raise EnvironmentProblem(f"{path} is not an idx file of bytes: {REMEDY}")
     return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape).copy())

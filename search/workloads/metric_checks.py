@@ -37,7 +37,7 @@ def try_metric(workload: Workload, outputs: Any, targets: Tensor, split: str) ->
             return
         except Undefined as undefined:
             first = first or undefined
-    raise UsageError(f"{first}; nor is it one for random outputs, or for right ones")
+    raise UsageError(f"{first}; random outputs and correct ones give no share either")
 
 
 class Undefined(UsageError):

@@ -76,13 +76,13 @@ def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
         ValueError: tells what they are instead, and the remedy.
     """
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"the network returns {describe(outputs)}, no single tensor: {REMEDY} that takes it apart")
+        raise ValueError(f"the network returns {describe(outputs)}, not a single tensor: {REMEDY} that takes it apart")
     if outputs.ndim < 2:
-        raise ValueError(f"outputs of shape {tuple(outputs.shape)} have no dimension of classes: {REMEDY}")
+        raise ValueError(f"outputs of shape {tuple(outputs.shape)} have no class dimension: {REMEDY}")
     classes, places = outputs.shape[1], (len(targets), *outputs.shape[2:])
     if classes < 2:
         raise ValueError(
-            f"outputs of shape {tuple(outputs.shape)} are one number each, no scores of classes: {REMEDY}, or a loss= "
+            f"outputs of shape {tuple(outputs.shape)} are one number each, not scores of classes: {REMEDY}, or a loss= "
             "of torch's binary_cross_entropy_with_logits where there are two classes"
         )
     if targets.shape == places:
@@ -93,19 +93,19 @@ def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
         return _of_shares(targets)
     else:
         raise ValueError(
-            f"targets of shape {tuple(targets.shape)} do not go with outputs of {tuple(outputs.shape)}, whose classes "
-            f"are their dimension 1: give targets of shape {places}, or {REMEDY}"
+            f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs.shape)}, whose "
+            f"classes are dimension 1: give targets of shape {places}, or {REMEDY}"
         )
     if labels.is_floating_point():
         if (odd := labels[labels != labels.round()]).numel():
-            raise ValueError(f"targets such as {float(odd[0]):g} are no class numbers: {REMEDY}, and a loss=")
+            raise ValueError(f"targets such as {float(odd[0]):g} are not class numbers: {REMEDY}, and a loss=")
         labels = labels.long()
     counted = labels[labels != IGNORED].long()
     for label in (int(counted.min()), int(counted.max())) if counted.numel() else ():
         if not 0 <= label < classes:
             raise ValueError(
-                f"target {label} is no class of outputs of shape {tuple(outputs.shape)}: class numbers go from 0 to "
-                f"{classes - 1}; leave examples out by {IGNORED}"
+                f"target {label} is not a class of outputs of shape {tuple(outputs.shape)}: class numbers go from 0 to "
+                f"{classes - 1}, and {IGNORED} leaves an example out"
             )
     return labels.long()
 
@@ -115,8 +115,8 @@ def _of_shares(targets: Tensor) -> Tensor:
     sums = targets.float().sum(dim=1)
     if bool((targets < 0).any()) or not bool(((sums - 1).abs() <= DISTRIBUTION_SLACK).all()):
         raise ValueError(
-            f"targets of shape {tuple(targets.shape)}, as outputs have it, are no shares of classes that sum up to 1: "
-            f"{REMEDY} (and a loss=, if they are several classes at once or no classes)"
+            f"targets of shape {tuple(targets.shape)}, the shape of the outputs, are not class probabilities that sum "
+            f"to 1: {REMEDY} (and a loss=, if an example has several classes or none)"
         )
     return targets.float().argmax(dim=1)
 
@@ -135,7 +135,7 @@ def binary_labels(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if _column(targets).shape[1:] != _column(outputs).shape[1:]:
         raise ValueError(
-            f"targets of shape {tuple(targets.shape)} do not go with outputs of {tuple(outputs.shape)}: {REMEDY}"
+            f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs.shape)}: {REMEDY}"
         )
     if (odd := targets[(targets != 0) & (targets != 1)]).numel():
         raise ValueError(f"targets such as {float(odd[0]):g} are neither 0 nor 1: {REMEDY}")
@@ -172,20 +172,20 @@ def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
     """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type."""
     if not isinstance(outputs, Tensor):
         raise ValueError(
-            f"the network returns {describe(outputs)}, no single tensor: give the workload a loss= and a metric= that "
-            "take it apart"
+            f"the network returns {describe(outputs)}, not a single tensor: give the workload a loss= and a metric= "
+            "that take it apart"
         )
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise ValueError(
-            f"the cross-entropy of outputs of shape {tuple(outputs.shape)} is of one class, and so constant: give the "
-            "workload a loss= and a metric= of your own"
+            f"the cross-entropy of outputs of shape {tuple(outputs.shape)} covers one class only, and so is constant: "
+            "give the workload a loss= and a metric= of your own"
         )
     rest = outputs.shape[2:]
     if targets.shape == (len(targets), 1, *rest):
         column = "targets[:, 0]" + ("" if targets.dtype == torch.long else ".long()")
-        raise ValueError(f"cross-entropy takes no targets of shape {tuple(targets.shape)}: squeeze them, {column}")
+        raise ValueError(f"cross-entropy does not take targets of shape {tuple(targets.shape)}: squeeze them, {column}")
     if targets.shape == (len(targets), *rest) and targets.dtype not in (torch.long, torch.uint8):
         raise ValueError(
-            f"cross-entropy takes no class numbers of type {targets.dtype}: pass targets.long(), or if they are no "
-            "classes, give the workload a loss= and a metric= of your own"
+            f"cross-entropy does not take class numbers of type {targets.dtype}: pass targets.long(), or if they are "
+            "not classes, give the workload a loss= and a metric= of your own"
         )

@@ -28,8 +28,8 @@ def overlaps(workload: Workload) -> str | None:
         held = set(known[first])
         shared = sum(digest in held for digest in known[second])
         if shared > FEW * len(known[second]):
-            found.append(f"{shared} of {len(known[second])} {second} examples are in {first} too")
-    return f"splits overlap: {'; '.join(found)}: accuracies on them are too good" if found else None
+            found.append(f"{shared} of {len(known[second])} {second} examples are also in {first}")
+    return f"splits overlap: {'; '.join(found)}: accuracies on them come out too high" if found else None
 
 
 def _digests(inputs: Tensor) -> list[bytes]:

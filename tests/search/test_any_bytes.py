@@ -236,7 +236,7 @@ def sparse_rows(weight: torch.Tensor) -> torch.Tensor:
 PLAIN = model().state_dict()
 WEIGHT = PLAIN["weight"]
 UNUSUAL = {
-    "numbered": ({0: WEIGHT, 1: WEIGHT}, Refused, "hold no tensor with a name"),
+    "numbered": ({0: WEIGHT, 1: WEIGHT}, Refused, "hold no named tensor"),
     "sparse": ({**PLAIN, "weight": WEIGHT.to_sparse()}, Refused, "that is sparse"),
     "sparse rows": ({**PLAIN, "weight": sparse_rows(WEIGHT)}, Refused, "that is sparse"),
     "without values": ({**PLAIN, "weight": WEIGHT.to("meta")}, Refused, "on the device meta"),
@@ -245,8 +245,8 @@ UNUSUAL = {
         Refused, "that is sparse",
     ),
     "complex": ({**PLAIN, "weight": WEIGHT + 1j}, UsageError, "torch.complex64"),
-    "list": ([WEIGHT], Refused, "hold no state dict but a list"),
-    "one tensor": (WEIGHT, Refused, "hold no state dict but a Tensor"),
+    "list": ([WEIGHT], Refused, "hold a list, not a state dict"),
+    "one tensor": (WEIGHT, Refused, "hold a Tensor, not a state dict"),
     "larger than it is": ({**PLAIN, "weight": WEIGHT[:1, :1].expand(10**6, 10**6)}, Refused, "more elements than it"),
 }  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_deaths_of_its_own_doing_fail_it_wherever_they_are(tmp_path, act):
         assert Attempt(tmp_path, "net").failure is None
         attempted(tmp_path, act, after=number)
     reason = Attempt(tmp_path, "net").failure
-    assert reason.startswith("crashed: the process ended 4 times in it, last after step 3 of 20: ")
+    assert reason.startswith("crashed: it ended the process 4 times, last after step 3 of 20: ")
 
 
 def test_kills_at_different_steps_never_fail_it(tmp_path):
@@ -117,7 +117,7 @@ def test_as_many_kills_at_one_step_as_only_a_lack_of_memory_explains_fail_it(tmp
         assert Attempt(tmp_path, "net").failure is None
         attempted(tmp_path, be_killed)
     assert Attempt(tmp_path, "net").failure == (
-        "crashed: the process ended 12 times in it, each time after step 3 of 20: "
+        "crashed: it ended the process 12 times, each time after step 3 of 20: "
         "killed from outside, or for lack of memory"
     )
 
@@ -238,9 +238,7 @@ def test_a_trial_that_ended_its_process_four_times(place, monkeypatch, act):
     (told,) = (note for note in watcher.notes if note.startswith("trial 1 "))
     assert "after step 7 of 20: " in told
     if own:
-        assert result.trials["reason"][1].startswith(
-            "crashed: the process ended 4 times in it, last after step 7 of 20"
-        )
+        assert result.trials["reason"][1].startswith("crashed: it ended the process 4 times, last after step 7 of 20")
         assert f"delete {result.folder}/journal/trial-00001.json and {result.folder}/study.db and run" in told
     assert not [path for path in (result.folder / "journal").iterdir() if path.name.startswith("begun")]
 

@@ -244,7 +244,7 @@ class TestCommands:
         monkeypatch.setattr("pruning.importance.registry._own", {})  # as in another process
         monkeypatch.setattr("spaces.criteria._own", {})
         bare = main(*words, "--trials", 4)
-        assert bare.code == 2 and "'score.py:spread' is not registered here: name its function by --crit" in bare.err
+        assert bare.code == 2 and "'score.py:spread' is not registered here: name its function with --crit" in bare.err
         listed = main("front", "tiny", "--root", tmp_path / "root", "--all", "--format", "json")
         exported = main("export", "tiny", "--root", tmp_path / "root", "--out", tmp_path / "out", "--json")
         assert (listed.code, exported.code) == (0, 0), exported.err
@@ -267,7 +267,7 @@ class TestCommands:
         assert f"--criterion {own}:spread --root {root}" in status.out, status.out
         export = ["export", "tiny", "--root", root, "--trial", 1, "--out", tmp_path / "out"]
         bare = main(*export)
-        assert bare.code == 2 and f"name it by --criterion {own}:spread" in bare.err, bare.err
+        assert bare.code == 2 and f"name it with --criterion {own}:spread" in bare.err, bare.err
         for wrong in (f"{own}:filters", "taylor"):
             other = main(*export, "--criterion", wrong)
             assert other.code == 2 and "is not the criterion 'score.py:spread'" in other.err, other.err
@@ -291,7 +291,7 @@ class TestCommands:
         own.rename(tmp_path / "mine.py")
         words = ["apply", file, "--workload", "./tiny.py:tiny", "--root", tmp_path / "root"]
         bare = main(*words, "--out", tmp_path / "one")
-        assert bare.code == 2 and "'mine.py:spread' is not registered here: name its function by --crit" in bare.err
+        assert bare.code == 2 and "'mine.py:spread' is not registered here: name its function with --crit" in bare.err
         other = main(*words, "--out", tmp_path / "one", "--criterion", "taylor")
         assert other.code == 2 and "which --criterion cannot change" in other.err
         named = main(*words, "--out", tmp_path / "one", "--criterion", f"{tmp_path / 'mine.py'}:spread", "--json")

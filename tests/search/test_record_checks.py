@@ -157,7 +157,9 @@ def test_an_entry_twice_or_far_beyond_the_others_is_refused(tmp_path):
         journal.trials()
     (tmp_path / "trial-00003 (copy).json").unlink()
     numbered(tmp_path, 999_999)
-    with pytest.raises(Refused, match=r"trial-999999\.json is there, and 999,996 numbers before it are not; delete it"):
+    with pytest.raises(
+        Refused, match=r"trial-999999\.json exists, but 999,996 trials before it are missing; delete it"
+    ):
         journal.trials()
 
 
@@ -195,11 +197,11 @@ def test_a_file_of_holes_is_refused_unread(tmp_path):
 
 STUDY_EDITS = {
     "no id": ("study_id", DELETED, "'study_id' is missing or of a wrong type"),
-    "id": ("study_id", "x' or '1' = '1", "'study_id' is none"),
+    "id": ("study_id", "x' or '1' = '1", "'study_id' is not valid"),
     "identity": ("identity", [], "'identity' is missing or of a wrong type"),
-    "recipe": ("identity/recipe", 5, "'recipe' is missing or none"),
-    "no recipe": ("identity/recipe", DELETED, "'recipe' is missing or none"),
-    "epochs": ("identity/recipe/trial_epochs", 0, "'recipe' is missing or none"),
+    "recipe": ("identity/recipe", 5, "'recipe' is missing or has no epochs"),
+    "no recipe": ("identity/recipe", DELETED, "'recipe' is missing or has no epochs"),
+    "epochs": ("identity/recipe/trial_epochs", 0, "'recipe' is missing or has no epochs"),
     "seeds": ("seeds", "four", "'seeds' is missing or of a wrong type"),
     "seeds below 0": ("seeds", -1, "'seeds' must be from 0"),
     "seeds true": ("seeds", True, "'seeds' is missing or of a wrong type"),

@@ -215,20 +215,20 @@ def apart(**changes) -> Workload:
 def test_overlapping_splits_are_noted():
     assert overlaps(apart()) is None
     assert overlaps(apart(validation=(30, 56))) == (
-        "splits overlap: 10 of 26 validation examples are in fit too: accuracies on them are too good"
+        "splits overlap: 10 of 26 validation examples are also in fit: accuracies on them come out too high"
     )
     said = overlaps(apart(validation=(0, 10), test=(0, 10)))
-    for pair in ("10 of 10 validation examples are in fit", "10 of 10 test examples are in fit",
-                 "10 of 10 test examples are in validation"):  # fmt: skip
+    for pair in ("10 of 10 validation examples are also in fit", "10 of 10 test examples are also in fit",
+                 "10 of 10 test examples are also in validation"):  # fmt: skip
         assert pair in said
-    assert "12 of 14 test examples are in calibration" in overlaps(apart(calibration=(40, 68)))
+    assert "12 of 14 test examples are also in calibration" in overlaps(apart(calibration=(40, 68)))
 
 
 def test_a_few_doubles_are_not_spoken_of():
     """Up to one in a hundred."""
     many, targets = torch.randn(400, 3, generator=torch.Generator().manual_seed(2)), torch.zeros(400).long()
     calibration, validation = (many[:20], targets[:20]), (many[198:398], targets[198:398])
-    for end, said in ((200, None), (201, "3 of 200 validation examples are in fit")):
+    for end, said in ((200, None), (201, "3 of 200 validation examples are also in fit")):
         found = overlaps(task(fit=(many[:end], targets[:end]), calibration=calibration, validation=validation))
         assert found is None if said is None else said in found
 

@@ -103,7 +103,7 @@ def test_names_a_manifest_lists_cost_one_line(main, forged):
     folder = forged(lambda m: m["files"].update(names))
     reply = main("verify", folder, *TINY)
     assert reply.code == 1 and "\x1b" not in reply.out + reply.err
-    assert "200002 named that are no files of an export" in " ".join(reply.out.split())
+    assert "200002 named that do not belong to an export" in " ".join(reply.out.split())
     assert len(reply.out.splitlines()) < 20 and "NOT verified: files" in reply.out
 
 
@@ -256,7 +256,7 @@ def test_a_forged_manifest_makes_no_file_ours(tmp_path, exported):
     (out / "manifest.json").write_text(json.dumps(manifest))
 
     def refused(name: str) -> None:
-        with pytest.raises(UsageError, match=rf"holds '{re.escape(name)}', which is no part of an export"):
+        with pytest.raises(UsageError, match=rf"holds '{re.escape(name)}', which is not part of an export"):
             check_folder(out)
 
     refused("thesis.txt")
@@ -277,7 +277,7 @@ def test_a_forged_manifest_makes_no_file_ours(tmp_path, exported):
     check_folder(out)  # what is missing can be replaced
     assert secret.exists()
     (out / "manifest.json").write_text("{}")
-    with pytest.raises(UsageError, match="is no part of an export"):
+    with pytest.raises(UsageError, match="is not part of an export"):
         check_folder(out)
 
 

@@ -239,14 +239,16 @@ def dense_of(subject: PreparedModel) -> DenseModel:
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), KeyError("cat")])
 def test_what_the_users_code_raises_in_the_scan_is_one_line(subject, watched, tmp_path, error):
     own = changed(subject, metric=raising(error))
-    with pytest.raises(UsageError, match=r"workload 'tiny': the sensitivity scan ended by .* \(test_user_faults.py, "):
+    with pytest.raises(
+        UsageError, match=r"workload 'tiny': the sensitivity scan failed with .* \(test_user_faults.py, "
+    ):
         cached_profile(own, dense_of(subject), "magnitude-l2", ("fine-grained",), tmp_path)
     assert not list(tmp_path.glob("profile-*.json"))
 
 
 def test_a_criterion_that_leaves_is_one_line_in_the_scan_and_a_failed_trial(subject, watched, tmp_path):
     register_criterion("test:leaving", lambda weight: sys.exit(0))
-    with pytest.raises(UsageError, match=r"the sensitivity scan ended by sys.exit\(0\) \("):
+    with pytest.raises(UsageError, match=r"the sensitivity scan failed with sys.exit\(0\) \("):
         cached_profile(subject, dense_of(subject), "test:leaving", ("fine-grained",), tmp_path)
     policy = dataclasses.replace(POLICY, criterion="test:leaving")
     assert reason_of(subject, policy=policy).startswith(f"error: sys.exit(0) ({HERE}")

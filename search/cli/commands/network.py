@@ -88,9 +88,11 @@ def scan(arguments: argparse.Namespace) -> Reply:
 def inspect(arguments: argparse.Namespace) -> Reply:
     """Layers, costs, channel groups, and what stays unpruned and why."""
     if arguments.subject and arguments.workload:
-        raise UsageError("give the workload once: as argument or by --workload")
+        raise UsageError("give the workload once: as an argument or with --workload")
     if arguments.weights and not arguments.pictures:
-        raise UsageError("--weights has no effect without --pictures DIR, which show them: leave it out, or add that")
+        raise UsageError(
+            "--weights has no effect without --pictures DIR, which draws them: leave it out, or add --pictures"
+        )
     check_writable(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
     asked = _asked_pictures(arguments)
@@ -158,7 +160,7 @@ def _asked_pictures(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.pictures:
         for name in ("granularity", "sparsities", "layer", "criterion"):
             if getattr(arguments, name) is not None:
-                raise UsageError(f"--{name} is about pictures: say where they go by --pictures DIR, or leave it out")
+                raise UsageError(f"--{name} is about pictures: say where they go with --pictures DIR, or leave it out")
         return {}
     criterion = named_criterion(arguments.criterion) if arguments.criterion else "magnitude-l1"
     defined = criterion_word(criterion).granularities or FINE_TO_COARSE

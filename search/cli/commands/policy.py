@@ -163,9 +163,7 @@ def _check_policy(
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
     if not asked_layers(policy):
-        raise UsageError(
-            f"{arguments.file}: nothing to remove: it asks for no share of any layer: ask for one above 0, such as 0.5"
-        )
+        raise UsageError(f"{arguments.file}: nothing to remove: it gives no layer a sparsity above 0, such as 0.5")
 
 
 def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> list[str]:
@@ -193,7 +191,7 @@ def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     if arguments.curves is None:
         return ()
     if not arguments.pictures:
-        raise UsageError("--curves draws a picture: say where it goes by --pictures DIR, or leave it out")
+        raise UsageError("--curves draws a picture: say where it goes with --pictures DIR, or leave it out")
     if arguments.training != FINE_TUNE:
         raise UsageError(f"--curves compares fine-tunes, not --training {arguments.training}: leave one of them out")
     return sparsities_of(arguments.curves, "--curves")
@@ -216,7 +214,7 @@ def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -
     manifest = Path(arguments.file).parent / MANIFEST
     if not manifest.is_file():
         raise UsageError(
-            f"apply needs --workload W, the network that {arguments.file} is of: digits, fashion-mnist, "
+            f"apply needs --workload W, the network that {arguments.file} was made for: digits, fashion-mnist, "
             "package.module:factory or ./file.py:factory"
         )
     read = read_manifest(manifest.parent)
@@ -263,8 +261,8 @@ def _width(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> float 
         return make_config(width=arguments.width).width
     if not (is_number(width) and 0 < width <= WIDEST):
         raise UsageError(
-            f"the export names width {shortened(repr(width), LONGEST_WORD)}, and above {WIDEST:g} none named in a file "
-            "is taken: name it yourself by --width"
+            f"the export names width {shortened(repr(width), LONGEST_WORD)}, and none above {WIDEST:g} is taken from a "
+            "file: give it yourself with --width"
         )
     return width
 
@@ -275,7 +273,7 @@ def _named_workload(manifest: Mapping[str, Any]) -> str:
     if not (isinstance(spec, str) and is_built_in(spec)):
         raise UsageError(
             f"the export names workload {shortened(repr(spec), LONGEST_WORD)}, and code named in a file is not run: "
-            "name it yourself by --workload"
+            "name it yourself with --workload"
         )
     return spec
 
@@ -299,7 +297,9 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
             if flags.get("criterion") == policy.criterion:  # where the code of its criterion is
                 del flags["criterion"]
             if flags:
-                raise ValueError(f"it is a whole policy, which --{next(iter(flags))} cannot change: leave the flag out")
+                raise ValueError(
+                    f"it is a complete policy, which --{next(iter(flags))} cannot change: leave the flag out"
+                )
             own_function(policy.criterion)
             return policy
         options = {k: flags.pop(k) for k in SCHEDULE_FLAGS if k in flags}
@@ -325,7 +325,9 @@ def _reply_to(written: Written, config: SearchConfig, out: Path) -> Reply:
         GoalMissed: without the ONNX file that was asked for.
     """
     if written.no_onnx:
-        raise GoalMissed(f"the export stands in {str(out)!r} without {ONNX}: {written.no_onnx}") from written.no_onnx
+        raise GoalMissed(
+            f"the export in {str(out)!r} is complete but for {ONNX}: {written.no_onnx}"
+        ) from written.no_onnx
     manifest = written.manifest
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
     test = percent(manifest["test_accuracy"], 2)

@@ -81,7 +81,7 @@ def _search_text(result: SearchResult, root: str) -> str:
     if result.best is None:
         parts.append(
             "All finalists are dead, no more accurate than chance, after their finals: give the study more --trials or "
-            "room, or export a trial by its number"
+            "a larger limit, or export a trial by its number"
         )
         return "\n\n".join(part for part in parts if part)
     parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{place}    or: prunefront view{place}")
@@ -94,7 +94,8 @@ def _accuracy_remark(result: SearchResult) -> str:
     best = result.trials.set_index("trial").loc[result.best]
     wanted = f"at least {result.least_accuracy:.2%} on validation data"
     if not _is_accurate(result):
-        return f"No network is {wanted}: trial {result.best} comes nearest; give the study more --trials or room."
+        remedy = "give the study more --trials or a larger limit"
+        return f"No network is {wanted}: trial {result.best} comes nearest; {remedy}."
     return f"The smallest network found of {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
 
 
@@ -208,7 +209,7 @@ def view(arguments: argparse.Namespace) -> Reply:
             probe.bind(("127.0.0.1", arguments.port))
         except OSError as error:
             raise EnvironmentProblem(
-                f"port {arguments.port} cannot be used ({error}): choose another by --port"
+                f"port {arguments.port} cannot be used ({error}): choose another with --port"
             ) from None
     open_store(root, TerminalReporter())
     url = f"http://127.0.0.1:{arguments.port}"

@@ -393,7 +393,7 @@ class TestOwn:
     def test_a_policy_can_be_read_without_it_but_not_carried_out(self, vgg):
         policy = PruningPolicy({"backbone.conv1.weight": 0.25}, criterion="absent.py:spread")
         assert PruningPolicy.from_json(policy.to_json()) == policy
-        message = "criterion 'absent.py:spread' is not registered here: name its function by --criterion"
+        message = "criterion 'absent.py:spread' is not registered here: name its function with --criterion"
         with pytest.raises(ValueError, match=message):
             prune(vgg, policy)
 

@@ -178,7 +178,7 @@ def test_a_root_is_absolute_whatever_the_working_directory_becomes(tmp_path, mon
 
 @pytest.mark.parametrize("name", ["nul\0", "no text \udcff", "x" * 300, "/".join(["deep" * 20] * 6)])
 def test_a_root_no_database_can_lie_in_is_refused(tmp_path, name):
-    with pytest.raises(EnvironmentProblem, match=r"choose (another folder by|a shorter) --root"):
+    with pytest.raises(EnvironmentProblem, match=r"choose (another folder with|a shorter) --root"):
         open_root(f"{tmp_path}/{name}")
 
 

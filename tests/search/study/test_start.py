@@ -519,7 +519,7 @@ def test_the_environment_is_recorded_and_a_change_of_threads_is_only_said(begin,
     watcher = Notes()
     assert begin("threads", watcher, trials=2).counts["complete"] == 2
     (said,) = [note for note in watcher.notes if "threads" in note]
-    assert f"were {first['environment']['threads']} when the study last ran and are 7 now" in said
+    assert f"had {first['environment']['threads']} threads when the study last ran and has 7 now" in said
     second = json.loads((root / "threads" / "study.json").read_text())
     assert second["environment"] == first["environment"] | {"threads": 7} and second["identity"] == first["identity"]
     again = Notes()

@@ -130,22 +130,24 @@ def test_several_that_fit_are_refused(tmp_path):
     ):
         torch.save(content, tmp_path / "two.pt")
         places = "its own names.* and .*entry 'model'" if "conv.weight" in content else ".* and .*"
-        with pytest.raises(UsageError, match=rf"several state dicts that fit, .*{places}.*: save the one") as raised:
+        with pytest.raises(
+            UsageError, match=rf"several state dicts that fit, .*{places}.*: save the right one"
+        ) as raised:
             load_user_weights(Net(1), tmp_path / "two.pt")
         assert "\n" not in str(raised.value)
 
 
 MISFITS = {
-    "lacking": ({k: v for k, v in STATE.items() if k != "norm.bias"}, "lack tensor 'norm.bias' of shape (3,)"),
+    "lacking": ({k: v for k, v in STATE.items() if k != "norm.bias"}, "lack the tensor 'norm.bias' of shape (3,)"),
     "lacking, nested": (
-        {"model": named("module.", {k: v for k, v in STATE.items() if k != "norm.bias"})}, "lack tensor 'norm.bias'"
+        {"model": named("module.", {k: v for k, v in STATE.items() if k != "norm.bias"})}, "lack the tensor 'norm.bias'"
     ),
     "misspelt": ({k.replace("head.0.bias", "head.0.bais"): v for k, v in STATE.items()}, "did you mean 'head.0.bias'"),
     "more": ({**STATE, "head.1.weight": torch.ones(2, 2)}, "'head.1.weight'"),
     "another network": ({"layer1.0.kernel": torch.ones(3)}, "layer1.0.kernel"),
     "shape": (named("module.", STATE | {"conv.weight": torch.ones(3, 1, 5, 5)}), "the model needs (3, 1, 3, 3)"),
-    "imaginary": (STATE | {"conv.weight": STATE["conv.weight"] * 1j}, "of type torch.complex64, which is no torch"),
-    "whole numbers": (STATE | {"conv.weight": torch.ones(3, 1, 3, 3).to(torch.int8)}, "of type torch.int8"),
+    "imaginary": (STATE | {"conv.weight": STATE["conv.weight"] * 1j}, "has type torch.complex64, the model needs"),
+    "whole numbers": (STATE | {"conv.weight": torch.ones(3, 1, 3, 3).to(torch.int8)}, "has type torch.int8"),
     "nan": ({"model": STATE | {"norm.bias": torch.tensor([0.5, torch.nan, 1])}}, "'norm.bias' holds NaN"),
 }  # fmt: skip
 
@@ -166,9 +168,9 @@ def sparse():
 
 
 UNSAFE = {
-    "int keys": ({0: torch.ones(3), 1: torch.ones(2)}, "no tensor with a name"),
-    "a tensor": (torch.ones(3), "no state dict but a Tensor"),
-    "a list": ([torch.ones(3)], "no state dict but a list"),
+    "int keys": ({0: torch.ones(3), 1: torch.ones(2)}, "no named tensor"),
+    "a tensor": (torch.ones(3), "hold a Tensor, not a state dict"),
+    "a list": ([torch.ones(3)], "hold a list, not a state dict"),
     "sparse": (sparse(), "that is sparse"),
     "meta": (STATE | {"conv.weight": torch.ones(3, 1, 3, 3, device="meta")}, "on the device meta"),
     "expanded": (
@@ -176,9 +178,9 @@ UNSAFE = {
         | {f"conv.weight_{part}": torch.ones(1).expand(3, 1, 3, 3) for part in ("orig", "mask")},
         "more elements than it stores",
     ),
-    "nothing": ({}, "no tensor with a name"),
-    "six deep": ({"a": {"b": {"c": {"d": {"e": {"f": STATE}}}}}}, "no tensor with a name"),
-    "words": ({"model": "resnet"}, "no tensor with a name"),
+    "nothing": ({}, "no named tensor"),
+    "six deep": ({"a": {"b": {"c": {"d": {"e": {"f": STATE}}}}}}, "no named tensor"),
+    "words": ({"model": "resnet"}, "no named tensor"),
 }  # fmt: skip
 
 

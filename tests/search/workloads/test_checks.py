@@ -121,26 +121,26 @@ class Complex(Net):
 REFUSED = {
     "targets as a column": (
         task(CLASSES[:, None]),
-        "cross-entropy takes no targets of shape (40, 1): squeeze them, targets[:, 0]",
+        "cross-entropy does not take targets of shape (40, 1): squeeze them, targets[:, 0]",
     ),
     "targets as floats": (task(CLASSES.float()), "of type torch.float32: pass targets.long()"),
     "targets of 32 bits": (task(CLASSES.int()), "of type torch.int32: pass targets.long()"),
-    "one output": (task(net=lambda: Net(1)), "outputs of shape (2, 1) is of one class, and so constant"),
-    "no classes": (task(HALVES, lambda: Net(1, column)), "outputs of shape (2,) is of one class"),
+    "one output": (task(net=lambda: Net(1)), "outputs of shape (2, 1) covers one class only, and so is constant"),
+    "no classes": (task(HALVES, lambda: Net(1, column)), "outputs of shape (2,) covers one class only"),
     "a logit of unknown loss": (
         task(HALVES[:, None], lambda: Net(1), loss=bce),
-        "are one number each, no scores of classes",
+        "are one number each, not scores of classes",
     ),
     "regression": (
         task(HALVES * 0.3, lambda: Net(1, column), loss=F.mse_loss),
-        "have no dimension of classes: give the workload a metric=",
+        "have no class dimension: give the workload a metric=",
     ),
     "several numbers": (
         task(INPUTS.mean((2, 3)), lambda: Net(3), loss=F.mse_loss),
-        "no shares of classes that sum up to 1",
+        "not class probabilities that sum to 1",
     ),
-    "several numbers, no loss": (task(INPUTS.mean((2, 3)), lambda: Net(3)), "no shares of classes that sum up to 1"),
-    "odd targets": (task(CLASSES + 0.25, loss=squeezed), "targets such as 0.25 are no class numbers"),
+    "several numbers, no loss": (task(INPUTS.mean((2, 3)), lambda: Net(3)), "not class probabilities that sum to 1"),
+    "odd targets": (task(CLASSES + 0.25, loss=squeezed), "targets such as 0.25 are not class numbers"),
     "odd binary targets": (
         task(HALVES - 1, lambda: Net(1, column), loss=LOGITS),
         "targets such as -1 are neither 0 nor 1",
@@ -151,7 +151,7 @@ REFUSED = {
             lambda: Net(4, lambda y: y.flatten(2).transpose(1, 2)),
             loss=lambda o, t: o.sum(),
         ),
-        "targets of shape (40, 36) do not go with outputs of (2, 36, 4)",
+        "targets of shape (40, 36) do not match outputs of shape (2, 36, 4)",
     ),
     "a void class": (
         task(
@@ -159,19 +159,19 @@ REFUSED = {
             lambda: Net(3, lambda y: y),
             loss=lambda o, t: F.cross_entropy(o, t, ignore_index=255),
         ),
-        "target 255 is no class of outputs of shape (2, 3, 6, 6): class numbers go from 0 to 2",
+        "target 255 is not a class of outputs of shape (2, 3, 6, 6): class numbers go from 0 to 2",
     ),
     "a dict": (
         task(net=lambda: Net(4, lambda y: {"out": y.mean((2, 3))})),
-        "returns a dict of out (2, 4), no single tensor: give the workload a loss= and a metric=",
+        "returns a dict of out (2, 4), not a single tensor: give the workload a loss= and a metric=",
     ),
     "a tuple, own loss": (
         task(net=lambda: Net(4, lambda y: (y.mean((2, 3)), y)), loss=lambda o, t: F.cross_entropy(o[0], t)),
-        "returns a tuple of (2, 4), (2, 4, 6, 6), no single tensor: give the workload a metric=",
+        "returns a tuple of (2, 4), (2, 4, 6, 6), not a single tensor: give the workload a metric=",
     ),
     "no tensor": (
         task(net=lambda: Net(4, lambda y: {"out": None})),
-        "returns a dict of out NoneType, in which there is no tensor",
+        "returns a dict of out NoneType, which holds no tensor",
     ),
     "loss of every example": (
         task(loss=lambda o, t: F.cross_entropy(o, t, reduction="none")),
@@ -291,7 +291,7 @@ def test_a_metric_is_tried_on_random_and_on_right_outputs(metric, shape, targets
 def test_of_a_metric_never_defined_the_untrained_networks_outputs_are_told():
     seen = iter(["first", "second", "third"])
     with pytest.raises(
-        UsageError, match=r"untrained network on test data.*KeyError: 'first'.*nor is it one for random"
+        UsageError, match=r"untrained network on test data.*KeyError: 'first'.*random outputs and correct ones"
     ):
         try_metric(task(metric=lambda o, t: {}[next(seen)]), torch.zeros(40, 4), CLASSES, "test")
 
@@ -305,7 +305,7 @@ def test_a_metric_undefined_for_the_trained_network_is_refused(tmp_path):
 
 def test_a_metric_of_another_shape_is_refused_before_training():
     wrong = task(metric=lambda o, t: float((o[:, 7] > 0).float().mean()))
-    with pytest.raises(UsageError, match=r"IndexError.*nor is it one for random outputs, or for right ones"):
+    with pytest.raises(UsageError, match=r"IndexError.*random outputs and correct ones give no share either"):
         build_model(wrong, 0)
 
 
