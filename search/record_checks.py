@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord, TrialResult
+from search.records import COMPLETE, FINISHED_STATES, FinalRecord, PendingTrial, TrialRecord, TrialResult
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number, unknown
 
@@ -20,14 +20,10 @@ MOST_TRIALS = 1_000_000
 
 def check_trial(record: TrialRecord) -> None:
     """Raise a `ValueError` that names the field unless a study can have written this trial."""
-    _whole("number", record.number, MOST_TRIALS)
-    _text("origin", record.origin)
-    for part in ("params", "sampled", "scores"):
-        _mapping(part, getattr(record, part))
+    _check_proposed(record)
+    _mapping("sampled", record.sampled)
     for layer, share in record.sampled.items():
         _share(f"sampled of {layer!r}", share)
-    for name, score in record.scores.items():
-        _number(f"score {name!r}", score)
     _share("target", record.target)
     for part in ("started", "finished", "proposing"):
         _seconds(part, getattr(record, part))
@@ -45,6 +41,20 @@ def check_final(record: FinalRecord) -> None:
     if record.result.state == COMPLETE:
         _share("test_accuracy", record.test_accuracy)
         _number("test_loss", record.test_loss)
+
+
+def check_pending(record: PendingTrial) -> None:
+    """The same of a trial that was proposed."""
+    _check_proposed(record)
+
+
+def _check_proposed(record: TrialRecord | PendingTrial) -> None:
+    _whole("number", record.number, MOST_TRIALS)
+    _text("origin", record.origin)
+    for part in ("params", "scores"):
+        _mapping(part, getattr(record, part))
+    for name, score in record.scores.items():
+        _number(f"score {name!r}", score)
 
 
 def _check_result(result: TrialResult) -> None:

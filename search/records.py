@@ -18,6 +18,8 @@ differ.
 """
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
+SAMPLED = "sampler"
+"""Origin of a trial that one of Optuna's samplers proposed."""
 DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
 """Causes of a failed trial: training without finite numbers, a policy that cannot be applied, too little memory, an
 exception in the workload's own code. Others are `crashed` and `timed-out`. Only the first says anything about a
@@ -109,6 +111,23 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class PendingTrial:
+    """A trial that was proposed, and has no result yet.
+
+    Attributes:
+        number: of the trial.
+        origin: as of a `TrialRecord`.
+        params: likewise.
+        scores: likewise.
+    """
+
+    number: int
+    origin: str
+    params: Mapping[str, Any]
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FinalRecord:
     """One fine-tune of the recipe's final length, of a finalist or a static baseline, tested once.
 
@@ -130,11 +149,12 @@ class FinalRecord:
     finished: float
 
 
-def to_plain(record: TrialRecord | FinalRecord) -> dict[str, Any]:
+def to_plain(record: TrialRecord | FinalRecord | PendingTrial) -> dict[str, Any]:
     """Data for JSON, with a `version`."""
     data = {f.name: getattr(record, f.name) for f in fields(record)}
-    data["policy"] = record.policy.to_dict()
-    data["result"] = _result_to_plain(record.result)
+    if not isinstance(record, PendingTrial):
+        data["policy"] = record.policy.to_dict()
+        data["result"] = _result_to_plain(record.result)
     for key in ("params", "sampled", "scores"):
         if key in data:
             data[key] = dict(data[key])
@@ -167,11 +187,24 @@ def final_from_plain(data: Mapping[str, Any]) -> FinalRecord:
     return _built(FinalRecord, data)
 
 
+def pending_from_plain(data: Mapping[str, Any]) -> PendingTrial:
+    """Undo `to_plain`; raises `ValueError` on another version or missing fields."""
+    try:
+        return PendingTrial(**_versioned(data))
+    except TypeError as error:
+        raise ValueError(f"damaged record: {error}") from None
+
+
+def _versioned(data: Mapping[str, Any]) -> dict[str, Any]:
+    data = dict(data)
+    if data.pop("version", None) != RECORD_VERSION:
+        raise ValueError(f"record version must be {RECORD_VERSION}")
+    return data
+
+
 def _built(kind: Any, data: Mapping[str, Any]) -> Any:
     try:
-        data = dict(data)
-        if data.pop("version", None) != RECORD_VERSION:
-            raise ValueError(f"record version must be {RECORD_VERSION}")
+        data = _versioned(data)
         result = dict(data["result"])
         result["shares"] = RelativeCost(**result["shares"]) if result["shares"] else None
         result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -128,10 +129,14 @@ def _begun_rows(folder: StudyFolder, finished: set[int], state: str) -> pd.DataF
 def begun_trials(folder: StudyFolder) -> list[int]:
     """Numbers of the trials that were begun, finished or not, as far as the files tell.
 
-    Nothing is written: the database, which is a projection of the journal, is opened for reading only, and one that is
-    locked, damaged or half made tells nothing.
+    Nothing is written: the database, where earlier versions kept trials that were not finished, is opened for reading
+    only, and one that is locked, damaged or half made tells nothing.
     """
-    begun = {int(path.name[12:17]) for path in (folder.path / "journal").glob("begun-trial-[0-9][0-9][0-9][0-9][0-9]*")}
+    marks = (
+        re.match(r"(?:begun|pending)-trial-([0-9]{5,7})(?![0-9])", path.name)
+        for path in folder.journal.folder.glob("*-trial-*")
+    )
+    begun = {int(mark[1]) for mark in marks if mark}
     query = "SELECT number FROM trials JOIN studies USING (study_id) WHERE study_name = ?"
     with suppress(sqlite3.Error, OSError):
         url = f"{folder.database.resolve().as_uri()}?mode=ro"

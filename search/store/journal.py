@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from search.errors import Refused
 from search.files import read_text, write_durably
-from search.record_checks import check_final, check_trial
-from search.records import FinalRecord, TrialRecord, final_from_plain, to_plain, trial_from_plain
+from search.record_checks import check_final, check_pending, check_trial
+from search.records import (
+    FinalRecord,
+    PendingTrial,
+    TrialRecord,
+    final_from_plain,
+    pending_from_plain,
+    to_plain,
+    trial_from_plain,
+)
 from spaces.network import Network
 from spaces.printable import printable
 from spaces.strict_json import parse_object
 
-Record = TypeVar("Record", TrialRecord, FinalRecord)
+Record = TypeVar("Record", TrialRecord, FinalRecord, PendingTrial)
 MOST_ENTRY = 256 * 2**20
 """Bytes of an entry: a curve of a million points is smaller."""
 FEW = 100
@@ -30,7 +39,13 @@ class Journal:
         self.folder = folder
 
     def write_trial(self, record: TrialRecord) -> None:
+        """Write a result; its trial is pending no more."""
         self._write(self.folder / trial_name(record), record)
+        self._pending_path(record.number).unlink(missing_ok=True)
+
+    def write_pending(self, trial: PendingTrial) -> None:
+        """Write down what a trial is, before it is evaluated."""
+        self._write(self._pending_path(trial.number), trial)
 
     def write_final(self, record: FinalRecord) -> None:
         self._write(self.folder / final_name(record), record)
@@ -55,6 +70,22 @@ class Journal:
         """Finished finals by digest and seed; raises `Refused` like `trials`."""
         return [self._read(path, final_from_plain, check_final, final_name) for path in self._entries("final")]
 
+    def pending(self) -> list[PendingTrial]:
+        """Trials that were proposed and have no result. One that cannot be read is none: it is proposed again."""
+        found = []
+        for path in sorted(self.folder.glob("pending-trial-*.json")):
+            with suppress(Refused):
+                found.append(self._read(path, pending_from_plain, check_pending, pending_name))
+        return found
+
+    def forget_pending(self, numbers: Iterable[int]) -> None:
+        """Remove what a kill between a result and its last step left."""
+        for number in numbers:
+            self._pending_path(number).unlink(missing_ok=True)
+
+    def _pending_path(self, number: int) -> Path:
+        return self.folder / _pending_name(number)
+
     def require_layers(self, network: Network) -> None:
         """Raise `Refused`, naming the entry, where a result is of a policy this network cannot have."""
         for record in (*self.trials(), *self.finals()):
@@ -77,7 +108,7 @@ class Journal:
         return sorted(self.folder.glob(f"{kind}-*.json"))
 
     @staticmethod
-    def _write(path: Path, record: TrialRecord | FinalRecord) -> None:
+    def _write(path: Path, record: TrialRecord | FinalRecord | PendingTrial) -> None:
         write_durably(path, json.dumps(to_plain(record), indent=1).encode())
 
     @staticmethod
@@ -97,6 +128,15 @@ class Journal:
 def trial_name(record: TrialRecord) -> str:
     """The file a trial is written to."""
     return f"trial-{record.number:05d}.json"
+
+
+def pending_name(trial: PendingTrial) -> str:
+    """The file a trial is written to before it is evaluated."""
+    return _pending_name(trial.number)
+
+
+def _pending_name(number: int) -> str:
+    return f"pending-trial-{number:05d}.json"
 
 
 def final_name(record: FinalRecord) -> str:

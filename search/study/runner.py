@@ -20,7 +20,8 @@ from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
-from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, TrialRecord
+from search.proposals.optuna_study import Objectives, OptunaStudy
+from search.records import COMPLETE, ERROR, FINISHED_STATES, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
 from search.results.comparison import Comparison, known_comparison
 from search.results.figures import front_png, profile_png
 from search.results.front import Front
@@ -29,7 +30,7 @@ from search.results.tables import FinalScore, score_finals, trial_table
 from search.results.time_left import Pace, final_runs_left, seconds_left
 from search.store.folder import StudyFolder
 from search.store.mlflow_tracker import Tracker
-from search.store.optuna_trials import Finished, OptunaTrials
+from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.training.attempts import Attempt, give_up_on
@@ -156,16 +157,18 @@ class StudyRunner:
         guide = self._guide() if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
-        self.study = OptunaTrials(
-            self.folder.database, self.folder.name, self.config.sampler, self.config.seed, guide, self.space.axes,
-            {n: Finished(t.result.state, t.params, self._values(t)) for n, t in self.trials.items()}, self.config.cost,
-        )  # fmt: skip
+        objectives = Objectives(self.config.size_metric, self.config.cost)
+        self.study = OptunaStudy(self.config.sampler, self.config.seed, self.space.axes, guide, objectives)
+        for trial in self.trials.values():
+            self.study.add(trial)
+        translation = Translation(self.space.axes, objectives, lambda t: self.clock.to_time(t))
+        self.optuna_file = projection_in_file(self.folder.database, self.folder.name, translation, self.trials)
+        self.pending = self._pending()
         self.tracker = Tracker(
             self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
         )
         self.tracker.start(self._settings(), self.trials)
         try:
-            self._reconcile()
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
             self._run_trials()
@@ -211,23 +214,23 @@ class StudyRunner:
         settings = self.config.stored() | environment()
         return {key: value for key, value in settings.items() if value is not None}
 
-    def _reconcile(self) -> None:
-        """Bring Optuna up to the journal, which is ahead after a crash, or alone if the study was lost."""
-        for number in range(self.study.trial_count, max(self.trials, default=-1) + 1):
-            if record := self.trials.get(number):
-                self.space.sample(self.study.ask(record.params, None if record.origin == "sampler" else record.origin))
-            else:  # its journal entry was deleted: it stays begun, and is run again
-                self._ask(number)
-        for record in self.trials.values():
-            self._tell(record)
+    def _pending(self) -> dict[int, PendingTrial]:
+        """Trials that were cut off, by number; those that only Optuna's file of an earlier version knows among them.
+
+        What such a version had not said the origin of yet, the guide proposes again.
+        """
+        self.journal.forget_pending(self.trials)
+        unsaid = self.config.sampler == GUIDED
+        earlier = [t for t in self.optuna_file.pending if not (unsaid and t.origin == SAMPLED)]
+        found = {trial.number: trial for trial in [*earlier, *self.journal.pending()]}
+        return {n: t for n, t in found.items() if n not in self.trials and self.study.can_ask(t.params)}
 
     def _run_trials(self) -> None:
-        begun = self.study.unfinished()
         while len(self.trials) < self.config.trials:
             if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
                 self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
                 return
-            self._run_trial(begun.pop(0) if begun else self._ask(self.study.trial_count))
+            self._run_trial(self.study.next_number)
             self._stop_if_hopeless()
 
     def _first_seeds(self) -> list[InitialPoint]:
@@ -243,24 +246,32 @@ class StudyRunner:
             self.projector, 1 - self.dense.accuracy, self.config.seed, largest_error, chance, policies
         )
 
-    def _ask(self, number: int) -> Any:
-        """Trial `number`: a seed if it has one, else what the sampler proposes."""
+    def _propose(self, number: int) -> PendingTrial:
+        """Trial `number`: what it was before it was cut off, a seed if it has one, else what the sampler proposes."""
+        if pending := self.pending.get(number):
+            self.space.sample(self.study.ask(pending.params, pending.origin))
+            return pending
         if number < len(self.seeds):
-            return self.study.ask(self.seeds[number].params, self.seeds[number].allocator)
-        return self.study.ask()
+            seed = self.seeds[number]
+            return PendingTrial(number, seed.allocator, self.space.sample(self.study.ask(seed.params, seed.allocator)))
+        trial = self.study.ask()
+        params = self.space.sample(trial)
+        origin, scores = self.study.reason(trial)
+        return PendingTrial(number, origin, params, scores)
 
-    def _run_trial(self, trial: Any) -> None:
+    def _run_trial(self, number: int) -> None:
         started, began = self.clock.seconds, time.perf_counter()
-        proposal = self.projector.project(self.space.sample(trial))
-        self.study.explain(trial)
+        trial = self._propose(number)
+        proposal = self.projector.project(trial.params)
         proposing = time.perf_counter() - began
-        attempt = Attempt(self.journal.folder, f"trial-{trial.number:05d}")
-        evaluation = self._evaluate(trial, proposal, attempt)
+        self.journal.write_pending(trial)
+        attempt = Attempt(self.journal.folder, f"trial-{number:05d}")
+        evaluation = self._evaluate(number, proposal, attempt)
         if evaluation.model is not None:
-            save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(trial.number))
+            save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(number))
         record = TrialRecord(
-            number=trial.number,
-            origin=self.study.origin(trial),
+            number=number,
+            origin=trial.origin,
             params=trial.params,
             policy=proposal.policy,
             sampled=proposal.sampled,
@@ -270,14 +281,15 @@ class StudyRunner:
             finished=self.clock.seconds,
             proposing=proposing,
             latency=proposal.latency,
-            scores=self.study.scores(trial),
+            scores=trial.scores,
         )
         self.journal.write_trial(record)
         attempt.finish()
         self.trials[record.number] = record
         self.pace.add(record)
         self.run_here.append(record)
-        self._tell(record)
+        self.study.tell(record)
+        self.optuna_file.add(record)
         self.tracker.log_trial(record)
         self._drop_weights(self.front.add(record))
         self._show(record)
@@ -295,11 +307,11 @@ class StudyRunner:
             raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
         raise GoalMissed(f"{told}: repair what raised it and run the same command, or name a new --study")
 
-    def _evaluate(self, trial: Any, proposal: Projected, attempt: Attempt) -> Evaluation:
+    def _evaluate(self, number: int, proposal: Projected, attempt: Attempt) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often."""
-        name = f"trial {trial.number}"
+        name = f"trial {number}"
         if reason := attempt.failure:
-            journaled = self.journal.folder / f"trial-{trial.number:05d}.json"
+            journaled = self.journal.folder / f"trial-{number:05d}.json"
             self.watcher.note(
                 f"{name} is left out ({reason}): to try it again, delete {journaled} and {self.folder.database} and "
                 "run the same command"
@@ -314,22 +326,6 @@ class StudyRunner:
                 self.subject, proposal.policy, epochs, self.config.seed, step,
                 seconds=limit, give_up=give_up_on(attempt, name, limit),
             )  # fmt: skip
-
-    def _values(self, record: TrialRecord) -> tuple[float, ...] | None:
-        """Objectives of a complete trial."""
-        if record.result.state != COMPLETE:
-            return None
-        shares = record.result.shares
-        speed = record.latency if self.config.cost == "latency" else shares.macs
-        return record.result.accuracy, shares.of(self.config.size_metric), speed
-
-    def _tell(self, record: TrialRecord) -> None:
-        shares, values = record.result.shares, self._values(record)
-        landed = {"granularity": record.policy.granularity_label}
-        if shares:
-            measured = dict(record.result.achieved)
-            landed |= {"size": shares.of(self.config.size_metric), "macs": shares.macs, "sparsity": measured}
-        self.study.tell(record.number, record.result.state, values, record.result.cause, landed)
 
     def _table(self, finals: Mapping[str, FinalScore] | None = None) -> pd.DataFrame:
         return trial_table(sorted(self.trials.values(), key=lambda t: t.number), finals or {}, self.config.size_metric)

@@ -13,7 +13,7 @@ from typing import Any
 TIMES = ("started", "finished", "proposing", "seconds", "trained_seconds")
 """Keys of records that differ between runs of one study."""
 LEFT_OVER = re.compile(
-    r"(^\..+\.(tmp|partial)$)|(^\.write-)|(^\.export-)|(^begun-)|(-journal$)|(-wal$)|(-shm$)|\.(part$|broken-)"
+    r"(^\..+\.(tmp|partial)$)|(^\.write-)|(^\.export-)|(^begun-)|(^pending-)|(-journal$)|(-wal$)|(-shm$)|\.(part$|broken-)"
 )
 
 

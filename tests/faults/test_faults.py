@@ -160,6 +160,7 @@ def test_an_mlflow_that_disagrees_is_seen(study, statement):
     "name",
     [
         ".study.json.123.0a1b2c3d.tmp", ".export-0a1b.partial", ".write-123", "begun-trial-00003", "begun-0a-1.now",
+        "pending-trial-00003.json",
         "study.db-journal", "mlflow.db-wal", ".mlflow.db.123.tmp", "mlflow.db.broken-1",
     ],
 )  # fmt: skip

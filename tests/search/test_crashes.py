@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from optuna.trial import Trial
 
 import search.study.finals
 import search.study.runner
@@ -18,7 +17,6 @@ from search.process import interrupts
 from search.process.time_limit import limited
 from search.progress import ProgressReporter
 from search.store.journal import Journal
-from search.store.optuna_trials import OptunaTrials
 from search.training.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
 
 
@@ -320,31 +318,27 @@ def recorded(place, study: str) -> list[tuple]:
 
 @pytest.mark.slow
 def test_a_trial_cut_off_after_its_proposal_keeps_what_was_known_of_it(place, monkeypatch, guided):
-    """Before it is said why it was proposed, and in the middle of that."""
+    """Before it is written down what it is, and right after that."""
     assert all(scores for _, scores, _, _ in guided[-2:])
     own = config(place, "cut", 7, sampler="guided")
-    explain, note = OptunaTrials.explain, Trial.set_user_attr
-    before, between = [5], [6]
+    write, before, after = Journal.write_pending, [5], [6]
 
-    def cut_before(study, trial):
+    def cut(journal, trial):
         if trial.number in before:
             before.clear()
             raise KeyboardInterrupt
-        explain(study, trial)
-
-    def cut_between(trial, key, value):
-        note(trial, key, value)
-        if trial.number in between and len(between) == 1:
-            between.clear()
+        write(journal, trial)
+        if trial.number in after:
+            after.clear()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(OptunaTrials, "explain", cut_before)
-    monkeypatch.setattr(Trial, "set_user_attr", cut_between)
-    for _ in range(2):
+    monkeypatch.setattr(Journal, "write_pending", cut)
+    for waiting in ([], [6]):
         with pytest.raises(KeyboardInterrupt):
             run_search(own)
+        assert [trial.number for trial in Journal(place / "deadly" / "cut" / "journal").pending()] == waiting
     run_search(own)
-    assert not before and not between
+    assert not before and not after
     assert recorded(place, "cut") == guided
 
 

@@ -16,7 +16,6 @@ import search.study.runner
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.store.optuna_trials import OptunaTrials
 from search.training.evaluate import Evaluation
 from spaces.cost.footprint import footprint, relative_cost
 from spaces.policy import PruningPolicy
@@ -111,25 +110,3 @@ def test_a_trial_reads_no_entry_and_builds_no_table(counted):
 def test_a_trial_looks_at_few_records_before_it(counted):
     """Its own, the best, two finalists, and what it pushed off the front."""
     assert 0 < max(trial["records"] for trial in counted[1:]) <= 6 < LATE.start
-
-
-def test_what_is_told_again_asks_the_database_nothing(tmp_path):
-    study = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
-    for number in range(5):
-        study.ask({"size": 0.25}).suggest_float("size", 0.125, 0.5)
-        study.tell(number, COMPLETE, (0.75, 0.25, 0.5), landed={"granularity": "fine-grained"})
-    again = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
-    with statements() as asked:
-        for number in range(5):
-            again.tell(number, COMPLETE, (0.125, 0.5, 0.75))
-    assert not asked and again.trial_count == 5 == again.ask().number
-
-
-def test_trials_that_others_enqueue_are_counted(tmp_path):
-    study = OptunaTrials(tmp_path / "study.db", "s", "random", 0)
-    study.tell(study.ask({"size": 0.25}).number, "failed")
-    for size in (0.375, 0.4375):
-        study._study.enqueue_trial({"size": size})
-    numbers = [study.ask(params) for params in ({"size": 0.25}, None, {"size": 0.3125}, None)]
-    assert [trial.number for trial in numbers] == [1, 2, 3, 4] and study.trial_count == 5
-    assert [trial.suggest_float("size", 0.125, 0.5) for trial in numbers[:3]] == [0.375, 0.4375, 0.3125]

@@ -8,20 +8,42 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy
 
 import search.storage
-import search.store.optuna_trials
+import search.store.optuna_file
 from search.errors import EnvironmentProblem
+from search.proposals.optuna_study import Objectives
+from search.records import FAILED, PendingTrial, TrialRecord, TrialResult
 from search.storage import check_database_path, database_problem, sqlite_url
-from search.store.optuna_trials import Finished, OptunaTrials
+from search.store.optuna_file import OptunaProjection, Translation, projection_in_file
+from spaces.cost.footprint import RelativeCost
+from spaces.policy import PruningPolicy
+from spaces.search_space.space import Axis
+
+TRANSLATION = Translation((Axis("size", 0.125, 0.5, log=True),), Objectives(), lambda seconds: 1e9 + seconds)
+COST = RelativeCost(**dict.fromkeys(RelativeCost.__dataclass_fields__, 0.25) | {"macs": 0.5})
+
+
+def record(number: int, state: str = "complete", layers: int = 1) -> TrialRecord:
+    measured = {f"layer{place}.weight": 0.75 for place in range(layers)}
+    result = TrialResult(FAILED, "error: x") if state == FAILED else TrialResult(
+        state, accuracy=0.75, loss=1.0, shares=COST, achieved=measured
+    )  # fmt: skip
+    policy = PruningPolicy({"layer0.weight": 0.75})
+    return TrialRecord(number, "lamp", {"size": 0.25}, policy, {}, 0.25, result, 1.0, 2.0, 0.0)
+
+
+def written(path: Path, *records: TrialRecord) -> OptunaProjection:
+    return projection_in_file(path, "s", TRANSLATION, {one.number: one for one in records})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("optuna") / "study.db"
-    OptunaTrials(path, "s", "random", 0).ask({"size": 0.25}, "lamp")
+    written(path, record(0))
     return path.read_bytes()
 
 
@@ -32,21 +54,18 @@ def path(made, tmp_path) -> Path:
     return path
 
 
-def until_refused(study: OptunaTrials) -> str:
-    """Ask, sample and tell until that is refused; the one line it is refused in."""
+def until_refused(study: OptunaProjection) -> str:
+    """Write trials until that is refused; the one line it is refused in."""
     with pytest.raises(EnvironmentProblem) as raised:
-        for _ in range(300):
-            trial = study.ask({"size": 0.25, "word": "x" * 400})
-            trial.suggest_float("size", 0.125, 0.5)
-            trial.set_user_attr("note", "y" * 500)
-            study.tell(trial.number, "complete", (0.75, 0.25, 0.5))
+        for number in range(1, 300):
+            study.add(record(number, layers=40))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-def limit(study: OptunaTrials, pragma: str) -> None:
+def limit(study: OptunaProjection, pragma: str) -> None:
     """Limit the database as a disk would: SQLite keeps it for a connection only, so each new one gets it."""
-    engine = study._study._storage._backend.engine
+    engine = study._storage.engine
     engine.dispose()
 
     @sqlalchemy.event.listens_for(engine, "connect")
@@ -55,31 +74,31 @@ def limit(study: OptunaTrials, pragma: str) -> None:
 
 
 def test_a_disk_that_gets_full_in_the_middle(path, caplog):
-    study = OptunaTrials(path, "s", "random", 0)
-    pages = path.stat().st_size // 4096
-    limit(study, f"max_page_count = {pages + 1}")
+    study = written(path, record(0))
+    limit(study, f"max_page_count = {path.stat().st_size // 4096 + 1}")
     said = until_refused(study)
     assert "study.db' (the disk is full): free space there" in said and "delete" not in said
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert OptunaTrials(path, "s", "random", 0).trial_count > 1
+    known = [record(number, layers=40) for number in range(1, len(study.trials()))]
+    assert len(written(path, record(0), *known).trials()) == len(known) + 1 > 1 and not caplog.records
 
 
 def test_a_place_that_becomes_read_only(path):
-    study = OptunaTrials(path, "s", "random", 0)
+    study = written(path, record(0))
     limit(study, "query_only = ON")
     assert "cannot be written): make it writable" in until_refused(study)
 
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_another_programs_lock(path, monkeypatch, begun):
-    monkeypatch.setattr(search.store.optuna_trials, "SQLITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(search.store.optuna_file, "SQLITE_TIMEOUT", 0.05)
     monkeypatch.setattr(search.storage, "TIMEOUT", 0.05)
-    study = OptunaTrials(path, "s", "random", 0) if begun else None
+    study = written(path, record(0)) if begun else None
     with closing(sqlite3.connect(path)) as viewer:
         viewer.execute("BEGIN EXCLUSIVE")
         with pytest.raises(EnvironmentProblem, match=r"study\.db' \(another program has it locked\)"):
-            study.ask({}) if begun else OptunaTrials(path, "s", "random", 0)
-    assert OptunaTrials(path, "s", "random", 0).trial_count == 1
+            study.add(record(1)) if begun else written(path, record(0))
+    assert len(written(path, record(0)).trials()) == 1
 
 
 def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
@@ -88,9 +107,9 @@ def test_a_full_disk_at_the_start_is_not_told_as_damage(tmp_path, monkeypatch):
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise sqlalchemy.exc.OperationalError("CREATE TABLE studies", {}, error)
 
-    monkeypatch.setattr(search.store.optuna_trials, "RDBStorage", full)
+    monkeypatch.setattr(search.store.optuna_file, "RDBStorage", full)
     with pytest.raises(EnvironmentProblem, match="the disk is full") as raised:
-        OptunaTrials(tmp_path / "study.db", "s", "random", 0)
+        written(tmp_path / "study.db")
     assert "delete" not in str(raised.value)
 
 
@@ -127,39 +146,62 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_one_is_kept_and_a_new_one_made(path, kind, caplog):
+def test_a_damaged_one_is_kept_and_a_new_one_made_from_the_journal(path, kind, caplog):
     DAMAGE[kind](path)
-    study = OptunaTrials(path, "s", "random", 0)
-    assert study.trial_count == 0 and study.ask({"size": 0.25}).number == 0
+    study = written(path, record(0), record(1))
+    assert [trial.values for trial in study.trials()] == [[0.75, 0.25, 0.5]] * 2
     assert path.with_name("study.db.broken-1").exists() and path.is_file()
-    (said,) = [record.getMessage() for record in caplog.records if record.name == "search.store.optuna_trials"]
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "search.store.optuna_file"]
     assert said.endswith(") and is kept as study.db.broken-1; a new one is made from the journal") and "\n" not in said
 
 
-def test_a_whole_or_half_made_one_is_kept_in_place(path):
-    assert OptunaTrials(path, "s", "random", 0).trial_count == 1
+def test_one_that_is_behind_or_empty_is_brought_up_in_its_place(path, caplog):
+    assert len(written(path, *map(record, range(3))).trials()) == 3
     path.write_bytes(b"")
-    assert OptunaTrials(path, "s", "random", 0).trial_count == 0
-    assert not path.with_name("study.db.broken-1").exists()
+    assert len(written(path, record(0)).trials()) == 1
+    assert not path.with_name("study.db.broken-1").exists() and not caplog.records
 
 
 def test_one_that_has_more_than_the_journal_is_made_anew(path):
-    study = OptunaTrials(path, "s", "random", 0)
-    study.tell(0, "failed")
-    assert OptunaTrials(path, "s", "random", 0, known={0: Finished("failed", {}, None)}).trial_count == 1
-    assert OptunaTrials(path, "s", "random", 0, known={}).trial_count == 0
+    assert written(path).trials() == []
     assert path.with_name("study.db.broken-1").exists()
 
 
+def test_a_trial_that_the_journal_lacks_waits_among_the_others_until_it_is_there(path):
+    study = written(path, record(0), record(2, FAILED))
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "WAITING", "FAIL"]
+    study.add(record(1))
+    (shown,) = optuna.load_study(study_name="s", storage=sqlite_url(path).render_as_string()).get_trials()[1:2]
+    assert (shown.values, shown.params, shown.user_attrs["origin"]) == ([0.75, 0.25, 0.5], {"size": 0.25}, "lamp")
+    again = written(path, record(0), record(2, FAILED))  # its entry was deleted
+    assert [trial.state.name for trial in again.trials()] == ["COMPLETE", "WAITING", "FAIL"]
+    once_more = written(path, record(0), record(2, FAILED))  # and the command was cut before it ran again
+    assert [trial.state.name for trial in once_more.trials()] == ["COMPLETE", "WAITING", "FAIL"]
+
+
+def test_what_an_earlier_version_began_is_pending_and_no_row_any_more(path, caplog):
+    """It asked for trials in the file, and wrote each parameter as it came."""
+    earlier = optuna.load_study(study_name="s", storage=sqlite_url(path).render_as_string())
+    begun = earlier.ask()
+    begun.suggest_float("size", 0.125, 0.5, log=True)
+    begun.set_user_attr("scores", {"gain": 0.5})
+    begun.set_user_attr("origin", "scan")
+    study = written(path, record(0))
+    assert study.pending == [PendingTrial(1, "scan", begun.params, {"gain": 0.5})]
+    assert [trial.number for trial in study.trials()] == [0] and not caplog.records
+    study.add(record(1))
+    assert written(path, record(0), record(1)).pending == []
+
+
 def test_a_database_deleted_in_the_middle_is_named(path):
-    study = OptunaTrials(path, "s", "random", 0)
+    study = written(path, record(0))
     os.truncate(path, 0)
     with pytest.raises(EnvironmentProblem, match=r"study\.db"):
-        study.ask({})
+        study.add(record(1))
 
 
 def test_a_wrong_statement_is_no_refusal_of_the_disk(path):
-    storage = search.store.optuna_trials.open_storage(path)
+    storage = search.store.optuna_file.open_storage(path)
     with storage.engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError, match="syntax"):
         connection.execute(sqlalchemy.text("SELEKT 1"))
 
@@ -230,13 +272,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_database_that_contradicts_the_journal_is_made_anew(path, change, caplog):
     """What the sampler learns from, and what Optuna's own tools show, is what was measured."""
-    study = OptunaTrials(path, "s", "random", 0)
-    study.unfinished()[0].suggest_float("size", 0.125, 0.5)
-    study.tell(0, "complete", (0.75, 0.25, 0.5))
-    known = {0: Finished("complete", {"size": 0.25}, (0.75, 0.25, 0.5))}
-    assert OptunaTrials(path, "s", "random", 0, known=known).trial_count == 1 and not caplog.records
+    assert len(written(path, record(0)).trials()) == 1 and not caplog.records
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(change)
-    assert OptunaTrials(path, "s", "random", 0, known=known).trial_count == 0
+    assert [trial.values for trial in written(path, record(0)).trials()] == [[0.75, 0.25, 0.5]]
     assert path.with_name("study.db.broken-1").is_file()
     assert "of trial 0 than the journal" in caplog.text and "Traceback" not in caplog.text

@@ -107,9 +107,12 @@ def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
         database.execute("INSERT INTO trials (number, study_id, state) VALUES (8, ?, 'RUNNING')", study)
         database.commit()
     (folder.path / "journal" / "begun-trial-00009.now").write_bytes(b"0 0")
-    assert open_study(copy, "tiny").counts["waiting"] == 2
+    (folder.path / "journal" / "pending-trial-00010.json").write_bytes(b"")
+    (folder.path / "journal" / "pending-trial-00007.json").write_bytes(b"")  # a kill right behind the result left it
+    view = open_study(copy, "tiny")
+    assert view.counts["waiting"] == 3 and [*view.trials["trial"]][-3:] == [8, 9, 10]
     folder.database.unlink()
-    assert open_study(copy, "tiny").counts["waiting"] == 1
+    assert open_study(copy, "tiny").counts["waiting"] == 2
 
 
 def test_the_dense_accuracy_is_read_where_it_was_written_down(copy):

@@ -14,7 +14,7 @@ import pytest
 
 from search.errors import EnvironmentProblem, Refused
 from search.files import remove_temporaries, write_durably
-from search.records import CurvePoint, FinalRecord, TrialRecord, TrialResult
+from search.records import CurvePoint, FinalRecord, PendingTrial, TrialRecord, TrialResult
 from search.results.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
@@ -87,6 +87,31 @@ def test_records_of_version_1_are_read(tmp_path):
     (tmp_path / "final-2140c9f9a7c700a0-3.json").write_bytes((GOLDEN / "journal-final-v1.json").read_bytes())
     assert Journal(tmp_path).trials() == [trial_record()]
     assert Journal(tmp_path).finals() == [final_record()]
+
+
+def pending_trial() -> PendingTrial:
+    params = {"size": 0.25, "granularity": "channel", "preference.conv0.weight": 0.5}
+    return PendingTrial(7, "lamp", params, {"predicted": 0.875})
+
+
+def test_a_pending_trial_is_written_and_read_as_in_version_1_until_its_result_is_there(tmp_path):
+    journal, golden = Journal(tmp_path), json.loads((GOLDEN / "pending-trial-v1.json").read_text())
+    journal.write_pending(pending_trial())
+    (path,) = tmp_path.iterdir()
+    assert path.name == "pending-trial-00007.json" and json.loads(path.read_text()) == golden
+    assert journal.pending() == [pending_trial()] and journal.trials() == [] and journal.is_empty
+    journal.write_trial(trial_record())
+    assert journal.pending() == [] and [entry.name for entry in tmp_path.iterdir()] == ["trial-00007.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "5", '{"version": 2}', '{"version": 1, "number": 7}', "\udcff" * 9, '"version": 1, "number": 8']
+)
+def test_a_pending_trial_that_cannot_be_read_is_none(tmp_path, text):
+    whole = (GOLDEN / "pending-trial-v1.json").read_text()
+    said = whole.replace('"version": 1,\n "number": 7', text) if 'number": 8' in text else text
+    (tmp_path / "pending-trial-00007.json").write_text(said, errors="surrogateescape")
+    assert Journal(tmp_path).pending() == []
 
 
 def comparison() -> Comparison:

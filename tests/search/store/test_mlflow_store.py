@@ -15,9 +15,10 @@ from search import storage
 from search.cli.mlflow_ui import ui_command
 from search.config import check_study_name
 from search.errors import EnvironmentProblem
+from search.proposals.optuna_study import Objectives
 from search.store import mlflow_store
 from search.store.mlflow_store import artifacts_uri, open_store, store_uri
-from search.store.optuna_trials import OptunaTrials
+from search.store.optuna_file import Translation, projection_in_file
 
 ODD = ["we?ird ha#sh", "per%20cent ünï-日本", "semi;colon quo'te\"s", "br{ace} a&b=c@d:e", "back\\s"]
 
@@ -303,9 +304,9 @@ def test_databases_lie_in_roots_of_any_name(made, tmp_path, name):
     assert len(runs(root)) == 2
     assert (root / "artifacts" / run / "artifacts" / "note.txt").read_text() == "here"
     (root / "tiny").mkdir()
-    study = OptunaTrials(root / "tiny" / "study.db", "tiny", "random", 0)
-    study.ask({}, "lamp")
-    assert study.trial_count == 1 and (root / "tiny" / "study.db").is_file()
+    own = Translation((), Objectives(), float)
+    assert projection_in_file(root / "tiny" / "study.db", "tiny", own, {}).trials() == []
+    assert (root / "tiny" / "study.db").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name] and [p.name for p in (tmp_path / name).iterdir()] == [
         "runs"
     ]

@@ -28,6 +28,7 @@ from search.progress import ProgressReporter
 from search.proposals.pool import SHARES
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
+from search.results.view import open_study
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.start import run_search
@@ -332,13 +333,15 @@ def test_an_interrupted_trial_is_run_again_with_its_own_params(begin, root, numb
     study = f"midway-{number}"
     with pytest.raises(KeyboardInterrupt):
         begin(study, Interrupt(within=number), trials=8)
-    begun = stored(root, study)
-    assert len(begun) == number + 1 and begun[number].state.name == "RUNNING"
+    (begun,) = Journal(root / study / "journal").pending()
+    assert begun.number == number == len(stored(root, study))
+    assert open_study(root, study).counts["waiting"] == 1
     watcher = Interrupt()
     begin(study, watcher, trials=8)
     found = records(root, study)
     assert [trial.number for trial in found] == list(range(8))
-    assert dict(found[number].params) == begun[number].params
+    assert (found[number].params, found[number].origin) == (begun.params, begun.origin)
+    assert not Journal(root / study / "journal").pending()
     assert (found[number].origin in ALLOCATORS) == (number == 1)
     assert sum(label.startswith(f"trial {number} ") for label in watcher.asked) == 1
     assert not any(label.startswith(f"trial {number - 1} ") for label in watcher.asked)
@@ -365,19 +368,46 @@ def test_a_lost_database_is_rebuilt_from_the_journal(begin, root):
 
 @pytest.mark.slow
 def test_a_result_on_disk_that_optuna_never_heard_of_is_adopted(begin, root):
-    """A kill between the journal and tell leaves the trial RUNNING."""
+    """A kill between the journal and Optuna's file leaves the file behind, and perhaps the mark of a pending trial."""
     begin("adopted", trials=3)
     folder = StudyFolder(root, "adopted")
-    other = optuna.load_study(study_name="adopted", storage=f"sqlite:///{folder.database}")
     with pytest.raises(KeyboardInterrupt):
         begin("adopted", Interrupt(within=3), trials=5)
     ahead = json.loads((folder.path / "journal" / "trial-00002.json").read_text())
-    ahead |= {"number": 3, "params": other.get_trials()[3].params, "origin": "sampler"}
+    ahead |= {"number": 3, "params": dict(folder.journal.pending()[0].params), "origin": "sampler"}
     (folder.path / "journal" / "trial-00003.json").write_text(json.dumps(ahead))
     watcher = Interrupt()
     begin("adopted", watcher, trials=5)
     assert [label.split()[1] for label in watcher.asked] == ["4"]
-    assert other.get_trials()[3].values[0] == ahead["result"]["accuracy"]
+    assert stored(root, "adopted")[3].values[0] == ahead["result"]["accuracy"] and not folder.journal.pending()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["guided", "random"])
+def test_a_trial_that_an_earlier_version_began_in_the_database_is_run_as_what_it_was(begin, root, sampler):
+    """By its parameters, which a sampler would not draw, where they are all there; one cut in between is drawn anew."""
+    name = f"earlier-{sampler}"
+    begin(name, trials=3, sampler=sampler, seeds=False)
+    folder = StudyFolder(root, name)
+    known = stored(root, name)[-1]
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.database}")
+    begun = {**known.params, "size": 0.4375}
+    study.enqueue_trial(begun)
+    trial = study.ask()
+    for axis, distribution in known.distributions.items():
+        trial._suggest(axis, distribution)
+    if sampler == "guided":
+        trial.set_user_attr("scores", {"gain": 0.5})
+        trial.set_user_attr("origin", "scan")
+    study.ask().suggest_float("size", 0.3125, 0.34375)
+    assert open_study(root, name).counts["waiting"] == 2
+    begin(name, trials=5, sampler=sampler, seeds=False)
+    third, fourth = records(root, name)[3:]
+    assert third.params == begun and third.origin == ("scan" if sampler == "guided" else "sampler")
+    assert third.scores == ({"gain": 0.5} if sampler == "guided" else {})
+    assert not 0.3125 <= fourth.params["size"] <= 0.34375
+    assert [trial.params for trial in stored(root, name)[3:]] == [third.params, fourth.params]
+    assert not list(folder.path.glob("*.broken-*")) and open_study(root, name).counts["waiting"] == 0
 
 
 @pytest.mark.slow
@@ -397,6 +427,7 @@ def test_a_deleted_journal_entry_is_repeated(begin, root):
     assert [trial.number for trial in after] == [0, 1, 2, 3]
     assert [label.split()[1] for label in watcher.asked] == ["1"]
     assert [after[n] for n in (0, 2, 3)] == [before[n] for n in (0, 2, 3)]
+    assert [trial.params for trial in stored(root, "hole")] == [dict(trial.params) for trial in after]
 
 
 @pytest.mark.slow

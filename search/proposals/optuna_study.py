@@ -1,0 +1,181 @@
+"""The study that Optuna's samplers see: held in memory, and filled from the journal when a process begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import NSGAIISampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import Trial, TrialState, create_trial
+
+from search.proposals.guide import GuidedProposer
+from search.proposals.sampler import make_sampler
+from search.records import COMPLETE, FAILED, SAMPLED, STOPPED_EARLY, TrialRecord
+from spaces.search_space.space import Axis
+from spaces.validation import is_number
+
+DIRECTIONS = ("maximize", "minimize", "minimize")
+"""Of accuracy, size and speed."""
+STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
+"""A record's state in Optuna's words."""
+FIXED = "fixed_params"
+"""Where Optuna keeps the values an enqueued trial takes."""
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What a study optimises: accuracy, size and speed.
+
+    Attributes:
+        metric: of the size, `encoded` or `nonzero`.
+        speed: the third objective, `macs` or `latency`.
+    """
+
+    metric: str = "encoded"
+    speed: str = "macs"
+
+    @property
+    def names(self) -> list[str]:
+        """As Optuna's tools show them."""
+        return ["accuracy", "size", self.speed]
+
+    def of(self, record: TrialRecord) -> list[float] | None:
+        """Their values of a complete trial; None of another."""
+        result = record.result
+        if result.state != COMPLETE:
+            return None
+        speed = record.latency if self.speed == "latency" else result.shares.macs
+        return [result.accuracy, result.shares.of(self.metric), speed]
+
+
+def stored_params(
+    params: Mapping[str, Any], axes: Sequence[Axis]
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """What Optuna can keep of a trial's parameters, and the distribution of each.
+
+    A number outside its axis, as a study of another version may have, widens it for this trial alone; words that are no
+    choice any more, and parameters without an axis, are left out.
+    """
+    known = {axis.name: axis for axis in axes}
+    kept: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    for name, value in params.items():
+        axis = known.get(name)
+        if axis is None or not (value in axis.choices if axis.choices else is_number(value)):
+            continue
+        kept[name] = value
+        if axis.choices:
+            distributions[name] = CategoricalDistribution(axis.choices)
+        else:
+            distributions[name] = FloatDistribution(min(axis.low, value), max(axis.high, value), log=axis.log)
+    return kept, distributions
+
+
+class OptunaStudy:
+    """A multi-objective study in memory: asks samplers for trials, and tells them what came of those.
+
+    Trials are numbered as in the journal. One that the journal lacks among others waits, and is asked for first.
+
+    Args:
+        sampler: by name; see `search.proposals.sampler`.
+        seed: of the study; with a trial's number it fixes what is proposed, so that a trial that was cut off is
+            proposed again as it was.
+        axes: what a trial samples.
+        guide: of the sampler `guided`, with the same axes.
+    """
+
+    def __init__(
+        self,
+        sampler: str,
+        seed: int,
+        axes: tuple[Axis, ...],
+        guide: GuidedProposer | None = None,
+        objectives: Objectives = Objectives(),
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._objectives = objectives
+        self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
+        self._storage = InMemoryStorage()
+        self._study = optuna.create_study(storage=self._storage, directions=list(DIRECTIONS))
+        self._id = self._study._study_id
+        self._causes: dict[int, str | None] = {}
+        self._count, self._missing = 0, set[int]()
+
+    @property
+    def next_number(self) -> int:
+        """Of the trial to ask for: the first that is missing among others, else the one behind them all."""
+        return min(self._missing, default=self._count)
+
+    def add(self, record: TrialRecord) -> None:
+        """Take in a finished trial of the journal, in the order of their numbers."""
+        while self._count < record.number:
+            self._missing.add(self._count)
+            self._create(create_trial(state=TrialState.WAITING))
+        params, distributions = stored_params(record.params, self._axes)
+        self._create(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        if record.origin == SAMPLED:
+            self._note_generation(record.number)
+        self.tell(record)
+
+    def ask(self, params: Mapping[str, Any] | None = None, origin: str = SAMPLED) -> Trial:
+        """Trial `next_number`. With `params` it takes those values.
+
+        Args:
+            origin: where `params` come from: `SAMPLED` if a sampler proposed them before.
+        """
+        number = self.next_number
+        if number == self._count:
+            self._create(create_trial(state=TrialState.WAITING))
+        if params is not None:
+            self._storage.set_trial_system_attr(self._trial_id(number), FIXED, dict(params))
+        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
+        trial = self._study.ask()
+        self._missing.discard(number)
+        if params is not None and origin == SAMPLED:
+            self._note_generation(number)
+        return trial
+
+    def tell(self, record: TrialRecord) -> None:
+        """Finish a trial."""
+        self._causes[record.number] = record.result.cause
+        trial, state = self._trial_id(record.number), STATES[record.result.state]
+        self._storage.set_trial_state_values(trial, state, self._objectives.of(record))
+
+    def reason(self, trial: Trial) -> tuple[str, dict[str, float]]:
+        """The origin of a trial whose parameters were sampled, and what the guide knew of it before its evaluation."""
+        why = self._guide.suggested(trial.number) if self._guide else None
+        if why is None or any(why.params[name] != value for name, value in trial.params.items()):
+            return SAMPLED, {}
+        return why.source, dict(why.scores)
+
+    def can_ask(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial can take these values: one of each axis, within it."""
+        if params.keys() != {axis.name for axis in self._axes}:
+            return False
+        return all(
+            params[a.name] in a.choices
+            if a.choices
+            else is_number(params[a.name]) and a.low <= params[a.name] <= a.high
+            for a in self._axes
+        )
+
+    def _create(self, template: optuna.trial.FrozenTrial) -> None:
+        self._storage.create_new_trial(self._id, template)
+        self._count += 1
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _note_generation(self, number: int) -> None:
+        """Note what NSGA-II did when it proposed this trial: its generation, and once in each who the parents are.
+
+        Other samplers keep no notes.
+        """
+        sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
+        if isinstance(sampler, NSGAIISampler):
+            trial = self._storage.get_trial(self._trial_id(number))
+            sampler.get_parent_population(self._study, sampler.get_trial_generation(self._study, trial))

@@ -1,0 +1,115 @@
+"""The study that samplers see: numbered as the journal, and the same however many processes ran it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from search.proposals.optuna_study import Objectives, OptunaStudy, stored_params
+from search.records import DIVERGED, FAILED, SAMPLED, TrialRecord, TrialResult
+from spaces.cost.footprint import RelativeCost
+from spaces.policy import PruningPolicy
+from spaces.search_space.space import Axis
+
+AXES = (
+    Axis("size", 0.0625, 0.5, log=True),
+    Axis("granularity", choices=("fine-grained", "channel", "2:4")),
+    *(Axis(f"preference.{name}") for name in "abc"),
+)
+SEED = {"size": 0.25, "granularity": "2:4", "preference.a": 0.5, "preference.b": 0.125, "preference.c": 0.75}
+
+
+def evaluated(number: int, params: dict, origin: str) -> TrialRecord:
+    """A record whose result follows from its parameters; some fail."""
+    drawn = np.random.default_rng([5, int(1e9 * params["size"])])
+    if drawn.random() < 0.1:
+        result = TrialResult(FAILED, "diverged: nan", cause=DIVERGED)
+    else:
+        names = dict.fromkeys(RelativeCost.__dataclass_fields__, 0.5)
+        cost = RelativeCost(**names | {"encoded": params["size"], "macs": float(drawn.random())})
+        result = TrialResult("complete", accuracy=float(drawn.random()), loss=1.0, shares=cost)
+    return TrialRecord(number, origin, params, PruningPolicy({"a": 0.5}), {}, 0.5, result, 0.0, 1.0, 0.0)
+
+
+def asked(study: OptunaStudy, params: dict | None = None, origin: str = SAMPLED) -> TrialRecord:
+    """The next trial, sampled and evaluated, not told."""
+    trial = study.ask(params, origin)
+    for axis in AXES:
+        axis.suggest(trial)
+    return evaluated(trial.number, dict(trial.params), origin)
+
+
+def run(study: OptunaStudy, records: list[TrialRecord], count: int) -> list[TrialRecord]:
+    while len(records) < count:
+        seeded = study.next_number < 2
+        record = asked(study, SEED if seeded else None, "lamp" if seeded else SAMPLED)
+        study.tell(record)
+        records.append(record)
+    return records
+
+
+def resumed(sampler: str, records: list[TrialRecord]) -> OptunaStudy:
+    study = OptunaStudy(sampler, 3, AXES)
+    for record in json.loads(json.dumps([[r.number, dict(r.params), r.origin] for r in records])):
+        study.add(evaluated(*record))
+    return study
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp", "guided"])
+@pytest.mark.parametrize("places", [(1, 15), (14, 28)])
+def test_a_study_resumed_anywhere_proposes_what_it_would_have(sampler, places):
+    """Also where the trial that was cut off is asked for again by what it was; NSGA-II's generations have 12 trials."""
+    count = 18 if sampler == "gp" else 40
+    straight = run(OptunaStudy(sampler, 3, AXES), [], count)
+    records: list[TrialRecord] = []
+    for place in places:
+        study = resumed(sampler, records)
+        run(study, records, min(place, count - 2))
+        cut = asked(study)
+        again = resumed(sampler, records)
+        if place == places[1] and cut.number > 1:
+            cut = asked(again, dict(cut.params))
+            again.tell(cut)
+            records.append(cut)
+    run(again, records, count)
+    assert [record.params for record in records] == [record.params for record in straight]
+    assert len({json.dumps(record.params) for record in records}) > count // 2
+
+
+def test_what_is_missing_among_others_is_asked_for_first():
+    whole = run(OptunaStudy("random", 3, AXES), [], 5)
+    study = resumed("random", [whole[0], whole[2], whole[4]])
+    assert [study.next_number] + [asked(study).number for _ in range(3)] == [1, 1, 3, 5]
+
+
+def test_a_widened_axis_and_words_of_old_are_stored_as_far_as_they_can_be():
+    params = {"size": 0.03125, "granularity": "4:4", "preference.a": 0.5, "gone": 1.0, "preference.b": "high"}
+    kept, distributions = stored_params(params, AXES)
+    assert kept == {"size": 0.03125, "preference.a": 0.5} and kept.keys() == distributions.keys()
+    assert (distributions["size"].low, distributions["size"].high, distributions["size"].log) == (0.03125, 0.5, True)
+    record = TrialRecord(**{**vars(evaluated(0, SEED, "lamp")), "params": params})
+    study = OptunaStudy("random", 3, AXES)
+    study.add(record)
+    assert asked(study).number == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [({}, True), ({"size": 0.75}, False), ({"granularity": "4:4"}, False), ({"more": 0.5}, False),
+     ({"preference.a": None}, False), ({"preference.a": 1}, True), ({"preference.c": float("nan")}, False)],
+)  # fmt: skip
+def test_only_what_lies_within_every_axis_can_be_asked(changes, can):
+    study = OptunaStudy("random", 3, AXES)
+    assert study.can_ask(SEED | changes) is can
+    assert not study.can_ask({key: value for key, value in SEED.items() if key != "size"})
+
+
+def test_objectives_are_those_of_the_limits_measure_and_of_the_speed():
+    record = evaluated(0, SEED, "lamp")
+    record = TrialRecord(**{**vars(record), "latency": 0.375})
+    cost = record.result.shares
+    assert Objectives().of(record) == [record.result.accuracy, 0.25, cost.macs]
+    assert Objectives("nonzero", "latency").of(record) == [record.result.accuracy, 0.5, 0.375]
+    assert Objectives("nonzero", "latency").names == ["accuracy", "size", "latency"]
