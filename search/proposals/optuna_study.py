@@ -178,4 +178,5 @@ class OptunaStudy:
         sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
         if isinstance(sampler, NSGAIISampler):
             trial = self._storage.get_trial(self._trial_id(number))
-            sampler.get_parent_population(self._study, sampler.get_trial_generation(self._study, trial))
+            now = optuna.load_study(study_name=self._study.study_name, storage=self._storage)  # one caches its trials
+            sampler.get_parent_population(now, sampler.get_trial_generation(now, trial))
