@@ -19,7 +19,7 @@ from spaces.search_space.space import Axis
 from spaces.validation import is_number
 
 DIRECTIONS = ("maximize", "minimize", "minimize")
-"""Of accuracy, size and speed."""
+"""Of accuracy, size and cost."""
 STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 """A record's state in Optuna's words."""
 FIXED = "fixed_params"
@@ -28,28 +28,28 @@ FIXED = "fixed_params"
 
 @dataclass(frozen=True)
 class Objectives:
-    """What a study optimises: accuracy, size and speed.
+    """What a study optimises: accuracy, size and a cost of running the network.
 
     Attributes:
         metric: of the size, `encoded` or `nonzero`.
-        speed: the third objective, `macs` or `latency`.
+        cost: the third objective, `macs` or `latency`.
     """
 
     metric: str = "encoded"
-    speed: str = "macs"
+    cost: str = "macs"
 
     @property
     def names(self) -> list[str]:
         """As Optuna's tools show them."""
-        return ["accuracy", "size", self.speed]
+        return ["accuracy", "size", self.cost]
 
     def of(self, record: TrialRecord) -> list[float] | None:
         """Their values of a complete trial; None of another."""
         result = record.result
         if result.state != COMPLETE:
             return None
-        speed = record.latency if self.speed == "latency" else result.shares.macs
-        return [result.accuracy, result.shares.of(self.metric), speed]
+        cost = record.latency if self.cost == "latency" else result.shares.macs
+        return [result.accuracy, result.shares.of(self.metric), cost]
 
 
 def stored_params(
