@@ -84,7 +84,11 @@ def counted(place, tmp_path_factory):
         patch.setattr(search.study.runner, "evaluate_policy", evaluate)
         patch.setattr(search.study.runner, "trial_table", rows)
         patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
-        patch.setattr(FrozenTrial, "number", property(counting("Optuna's trials", FrozenTrial.number.fget)))
+        patch.setattr(
+            FrozenTrial,
+            "number",
+            property(counting("Optuna's trials", FrozenTrial.number.fget), FrozenTrial.number.fset),
+        )
         patch.setattr(PruningPolicy, "to_dict", counting("policies written", PruningPolicy.to_dict))
         patch.setattr(TrialRecord, "__getattribute__", looked_at)
         with pytest.raises(Enough):

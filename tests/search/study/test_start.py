@@ -399,7 +399,7 @@ def test_a_trial_that_an_earlier_version_began_in_the_database_is_run_as_what_it
     if sampler == "guided":
         trial.set_user_attr("scores", {"gain": 0.5})
         trial.set_user_attr("origin", "scan")
-    study.ask().suggest_float("size", 0.3125, 0.34375)
+    study.ask().suggest_float("size", 0.3125, 0.34375, log=True)
     assert open_study(root, name).counts["waiting"] == 2
     begin(name, trials=5, sampler=sampler, seeds=False)
     third, fourth = records(root, name)[3:]
