@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import NSGAIISampler
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState, create_trial
 
 from search.proposals.guide import GuidedProposer
@@ -18,7 +19,7 @@ from search.records import COMPLETE, FAILED, SAMPLED, STOPPED_EARLY, TrialRecord
 from spaces.search_space.space import Axis
 from spaces.validation import is_number
 
-DIRECTIONS = ("maximize", "minimize", "minimize")
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
 """Of accuracy, size and cost."""
 STATES = {COMPLETE: TrialState.COMPLETE, STOPPED_EARLY: TrialState.PRUNED, FAILED: TrialState.FAIL}
 """A record's state in Optuna's words."""
@@ -46,9 +47,11 @@ class Objectives:
     def of(self, record: TrialRecord) -> list[float] | None:
         """Their values of a complete trial; None of another."""
         result = record.result
-        if result.state != COMPLETE:
+        if result.state != COMPLETE or result.accuracy is None or result.shares is None:
             return None
         cost = record.latency if self.cost == "latency" else result.shares.macs
+        if cost is None:
+            raise ValueError(f"trial {record.number} has no predicted latency, which the study optimises")
         return [result.accuracy, result.shares.of(self.metric), cost]
 
 
