@@ -1,4 +1,4 @@
-"""The guided search: from what a study knows to the point it evaluates next."""
+"""The guided search: which point a study evaluates next, given the trials that have finished."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from spaces.search_space.space import SEED_SCHEDULE, Draft
 POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""
 DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT = 40, 2, 8
-"""The same where knobs move allocations: a candidate costs more there, and more of them found nothing better."""
+"""The same where knobs move base allocations: candidates cost more there, and more of them found nothing better."""
 PARENTS = 24
 """Members of the best ranks that candidates are bred from."""
 FEWEST = 5
-"""Observations before a surrogate is fitted; until then allocations are proposed."""
+"""Observations before a surrogate is fitted; until then the first drawn candidate that repeats no trial is proposed."""
 AT_BEST = 4
-"""Every so many proposals one asks for the most accurate network within the limit, not for volume."""
+"""One of this many proposals asks for the most accurate network within the limit, in place of volume."""
 LEAST_ERROR = 1e-3
-"""Errors are kept this far from 0 and 1, where their logits end."""
+"""Errors are kept this far from 0 and 1, whose logits are infinite."""
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 WORST_SPEED = 1.05
-"""Speed of the reference point, a little beyond the dense model's."""
+"""Speed of the hypervolume's reference point, a little beyond the dense model's 1."""
 BEYOND_LIMIT = 1.1
-"""Size of the reference point over the limit."""
+"""Size of the hypervolume's reference point, over the limit."""
 CAUTION = 0.3
 """What part of a predicted deviation counts in an expected gain: exploring pays in longer studies than these."""
 BOLDEST = 2.0
 """Candidates that ask a layer for more than this many times what any trial, or even pruning at the smallest size, has
 asked of it come last: nothing is known there. What is asked is counted as (share kept)^-1/2 - 1."""
 MOST_ROWS = 120
-"""Observations a surrogate is fitted to: the front's and the latest."""
+"""Most observations that a surrogate is fitted to: the front's and the latest."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,18 @@ class _Candidates:
 class GuidedProposer:
     """Proposes points of a space.
 
-    A pool of candidates is drawn around the scan's and static allocations and around the best trials, a fifth of
-    it free of both. A Gaussian process predicts each candidate's error from what it asks of each layer, knowing the
-    dense model's from the start; size and speed need no prediction. The one with the largest expected gain in dominated
-    volume is taken; every `AT_BEST`-th time the one with the largest expected gain in accuracy within the limit.
+    Candidates are drawn around static allocations and the scan's, and around the best trials; a fifth of them is free
+    of both. A Gaussian process predicts each candidate's error from what it asks of each layer, and knows the dense
+    model's error from the start; size and speed need no prediction. Proposed is the candidate with the largest expected
+    gain in dominated volume; every `AT_BEST`-th time, the one with the largest expected gain in accuracy within the
+    limit.
 
     Args:
         projector: fits every proposal to the limits of its space; its inputs, by granularity, are what is known before
             the first fine-tune.
         dense_error: 1 - metric of the dense model.
-        seed: of all draws; together with a trial's number it fixes them.
-        largest_error: of the accuracy asked for, if one was: what is searched is the smallest network within it.
+        seed: decides all draws, together with a trial's number.
+        largest_error: 1 - accuracy asked for, if one was: then the smallest network within it is searched.
         chance: accuracy up to which networks are dead, if sizes at which only dead ones were found are to be left
             alone; see `least_sizes`.
         policies: of trials that finished before, by number, so that learning of these fits none of them again.
@@ -162,7 +163,7 @@ class GuidedProposer:
 
     @cached_property
     def _smallest(self) -> np.ndarray:
-        """What the smallest policies ask that ask the same of every layer, one a granularity."""
+        """What even pruning to the smallest size asks of each layer, in each granularity (granularities, columns)."""
         even, smallest = np.zeros(len(self._space.knobs)), self._space.size_range[0]
         drafts = [Draft("", smallest, granularity, even, SEED_SCHEDULE) for granularity in self._space.usable]
         return self._features.asked(self._projector.project_batch(drafts))
@@ -192,11 +193,11 @@ class GuidedProposer:
 
     @property
     def least_sizes(self) -> dict[str, float]:
-        """By granularity, the size below which nothing is proposed: half of the dead trials that are smaller than every
-        surviving one are at or below it.
+        """By granularity, the size below which nothing is proposed.
 
-        Half, for a network can also be dead by its allocation: in between another one is tried, and if it survives,
-        the size falls. One dead trial alone says nothing.
+        Of the dead trials that are smaller than every surviving one, half (rounded down) are at or below it. Not all,
+        for a network can also be dead by its allocation: in between another one is tried, and if it survives, the size
+        falls. One dead trial alone says nothing.
         """
         found = {}
         for label, dead in sorted(self._dead_sizes.items()):

@@ -1,4 +1,4 @@
-"""Candidates of a proposal: where a study looks next, before anything chooses among them."""
+"""The candidates for the next trial, before the surrogate chooses among them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from spaces.search_space.logits import centred
 from spaces.search_space.space import EVEN, EXPONENTS, MIXED, SEED_SCHEDULE, Draft, Space
 
 PRIOR, STATIC, SWAP, CROSSOVER, FREE = "prior", "static", "swap", "crossover", "free"
-SHARES = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
+FRACTIONS = {PRIOR: 0.25, STATIC: 0.15, SWAP: 0.25, CROSSOVER: 0.15, FREE: 0.2}
 """What part of a pool comes from where. Without a scan the prior's part is free; without parents swaps and crossovers
 are static."""
 ALLOCATIONS = ("lamp", "global", "erk", "uniform", "last-layers")
 AT_LIMIT = 0.25
 """Fraction of the candidates whose size target is the limit itself."""
 GRID = 7
-"""Log-spaced sizes static allocations are computed at; in between the nearest is taken."""
+"""Log-spaced sizes that static allocations are worked out at; for others the nearest of these is taken."""
 FREE_DEVIATION, SWAP_DEVIATION, JITTERS = 1.5, 0.7, (0.0, 0.15, 0.4, 0.8)
-"""Standard deviations in logits: of free candidates, of a swapped knob, of moves around an allocation."""
+"""Standard deviations in logits of a free candidate's knobs, of a swapped knob, and of moves around an allocation."""
 SIZE_DEVIATION = 0.15
 """Standard deviation of the logarithm of a swapped candidate's size, over its parent's."""
 CHANNEL_DEVIATION = 0.1
@@ -36,7 +36,7 @@ CHANNEL_DEVIATION = 0.1
 LOWEST = -4.0
 """Where a knob that leaves its layers unpruned starts from when it is moved."""
 NEW_SCHEDULE = 0.15
-"""Chance that a candidate does not take over its parent's schedule."""
+"""Chance that a candidate has another schedule than its parent."""
 
 
 class Pool:
@@ -56,8 +56,8 @@ class Pool:
         self.least: Mapping[str, float] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
-        """`count` candidates from all sources; `parents` are the best known, in any order."""
-        sources = [self._source(place, parents) for place in random.permutation(np.linspace(0, 1, count, False))]
+        """`count` candidates from all sources; `parents` are the best points known, in any order."""
+        sources = [self._source(at, parents) for at in random.permutation(np.linspace(0, 1, count, False))]
         return [self._draw(source, parents, random) for source in sources]
 
     def swap(self, parent: Draft, random: np.random.Generator) -> Draft:
@@ -72,10 +72,10 @@ class Pool:
         size = self._raised(self._within(size, random), granularity)
         return Draft(SWAP, size, granularity, logits, schedule, parent.base, fraction)
 
-    def _source(self, place: float, parents: Sequence[Draft]) -> str:
-        """The source that this place in [0, 1) belongs to, by the `SHARES`."""
-        ends = np.cumsum(list(SHARES.values()))
-        source = list(SHARES)[min(int(np.searchsorted(ends, place, side="right")), len(SHARES) - 1)]
+    def _source(self, at: float, parents: Sequence[Draft]) -> str:
+        """The source that this number in [0, 1) belongs to, by the `FRACTIONS`."""
+        ends = np.cumsum(list(FRACTIONS.values()))
+        source = list(FRACTIONS)[min(int(np.searchsorted(ends, at, side="right")), len(FRACTIONS) - 1)]
         if source == PRIOR and not all(inputs.tradeoff for inputs in self._inputs.values()):
             return FREE
         return STATIC if source in (SWAP, CROSSOVER) and not parents else source
@@ -101,7 +101,7 @@ class Pool:
         return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random))
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
-        """Two parents of neighbouring size, one granularity and base, knob by knob from one of them."""
+        """Each knob from one of two parents of neighbouring sizes, equal granularity and equal base."""
         first = parents[int(random.integers(len(parents)))]
         mates = [p for p in parents if p is not first and (p.granularity, p.base) == (first.granularity, first.base)]
         if not mates:
@@ -124,7 +124,7 @@ class Pool:
         return high if random.random() < AT_LIMIT else float(min(max(size, low), high))
 
     def _raised(self, size: float, granularity: str | Mapping[str, str]) -> float:
-        """The size, or where it is below the least of its granularity, one spread over those from there on."""
+        """The size, or one above the least of its granularity, spread as sizes below it would have been."""
         label = granularity if isinstance(granularity, str) and not self._space.mixed else MIXED
         least = self.least.get(label, 0.0)
         if size >= least:
@@ -166,7 +166,7 @@ class Pool:
         return {name: self._of_layer(random) for name in self._space.network.layer_names}
 
     def _other_granularity(self, granularity: str | Mapping[str, str], random: np.random.Generator) -> Any:
-        """Where layers may differ, one channel group or layer takes another granularity now and then."""
+        """Where layers may differ, in half of the cases another granularity for one channel group or layer."""
         if not self._space.mixed or random.random() < 0.5:
             return granularity
         network = self._space.network

@@ -27,7 +27,7 @@ class GuidedSampler(BaseSampler):
     """Samples what a guide suggests; parameters outside the guide's space are sampled by TPE.
 
     Args:
-        guide: suggests values of all axes of one space; None samples every parameter by independent TPE.
+        guide: suggests values of all axes of its space; without one, TPE samples every parameter by itself.
         axes: of that space.
         seed: of TPE.
         causes: of failed trials, by number, see `search.records`.
@@ -66,8 +66,8 @@ class GuidedSampler(BaseSampler):
     def _learn(self, study: Study) -> None:
         """Tell the guide of the trials it does not know yet.
 
-        One that diverged counts as no accuracy at all. Whatever else failed or stopped early says nothing about
-        accuracy, and is only not proposed again.
+        A trial that diverged counts as one without any accuracy. One that failed for another reason, or stopped early,
+        says nothing about accuracy; it is only not proposed again.
         """
         finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         for trial in study.get_trials(deepcopy=False, states=finished):
@@ -125,7 +125,7 @@ def make_sampler(
 
 
 def _in_former_order(sampler: BaseSampler) -> BaseSampler:
-    """Optuna draws parameters by the order of their names: that of the older ones, so that a seed's draws stay."""
+    """Parameters are drawn in the order of their former names, so that a seed's draws stay: Optuna sorts by name."""
     infer = sampler.infer_relative_search_space
 
     def inferred(study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -136,5 +136,5 @@ def _in_former_order(sampler: BaseSampler) -> BaseSampler:
 
 
 def _former(name: str) -> str:
-    word, dot, layer = name.partition(".")
-    return OLD_PREFERENCE + dot + layer if word == PREFERENCE else name
+    prefix, dot, layer = name.partition(".")
+    return OLD_PREFERENCE + dot + layer if prefix == PREFERENCE else name

@@ -16,7 +16,7 @@ from spaces.search_space.projection import Projector
 from spaces.search_space.space import Draft
 
 
-def landed(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> ProjectedBatch:
+def batch(space: Space, requests: Requests, schedules: list[Schedule], sizes: list[float]) -> ProjectedBatch:
     drafts = tuple(Draft("", 0.2, "fine-grained", np.zeros(len(space.knobs)), schedule) for schedule in schedules)
     return ProjectedBatch(drafts, requests, np.array(sizes), np.ones(len(sizes)))
 
@@ -44,7 +44,7 @@ class TestColumns:
             np.array([[0, 0], [1, 1], [0, 1]]),
         )
         schedules = [Schedule("polynomial", 3.0), Schedule("polynomial", 1.5), Schedule("one-shot", 1.5)]
-        found = Features(space).of(landed(space, requests, schedules, [0.5, 0.1, 0.25]))
+        found = Features(space).of(batch(space, requests, schedules, [0.5, 0.1, 0.25]))
         expected = [
             [2.0, 1.0, 0.0, 0.0, 3.0, math.log(0.5), 0.0, 0.0],
             [0.0, 0.0, 1 / 0.7, 1 / 0.4, 1 / 0.7 + 1 / 0.4, math.log(0.1), 0.0, math.log(0.5)],
@@ -58,7 +58,7 @@ class TestColumns:
         words = np.array([[1, 0], [1, 3]])
         requests = Requests(np.array([[0.75, 0.36], [0.0, 0.96]]), nothing, own, ~own, words)
         features = Features(space)
-        found = features.of(landed(space, requests, [Schedule()] * 2, [0.5, 0.5]))
+        found = features.of(batch(space, requests, [Schedule()] * 2, [0.5, 0.5]))
         np.testing.assert_allclose(found[:, -2:], [[2 - 1, 0.0], [0.0, 5 - 1]], rtol=1e-12, atol=1e-12)
         assert len(features.weights) == found.shape[1] == len(features.dense(False))
         assert features.dense(False)[-2:].tolist() == [0.0, 0.0]
@@ -67,7 +67,7 @@ class TestColumns:
         space = Space(chain(2), 0.5, metric="nonzero")
         full, own = np.full((1, 2), 1 - 1e-9), np.ones((1, 2), dtype=bool)
         found = Features(space).of(
-            landed(space, Requests(full, full, own, own, np.zeros_like(own, dtype=int)), [Schedule()], [0.1])
+            batch(space, Requests(full, full, own, own, np.zeros_like(own, dtype=int)), [Schedule()], [0.1])
         )
         assert found[0, :4] == pytest.approx([1 / math.sqrt(LEAST_KEPT)] * 4)
 
@@ -82,7 +82,7 @@ class TestColumns:
             np.array([[True, False]]),
             np.ones((1, 2), dtype=int),
         )
-        assert Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0, 2:4].tolist() == [2.0, 0.0]
+        assert Features(space).of(batch(space, requests, [Schedule()], [1.0]))[0, 2:4].tolist() == [2.0, 0.0]
 
     def test_neighbours_of_deep_networks_share_a_column_by_weight(self):
         """Twice as many layers as columns: pairs, each the mean of the two weighted by their sizes."""
@@ -91,7 +91,7 @@ class TestColumns:
         kept = np.linspace(0.1, 1, layers)
         own = np.ones((1, layers), dtype=bool)
         requests = Requests(1 - kept[None], np.zeros((1, layers)), own, ~own, np.zeros((1, layers), dtype=int))
-        found = Features(space).of(landed(space, requests, [Schedule()], [1.0]))[0]
+        found = Features(space).of(batch(space, requests, [Schedule()], [1.0]))[0]
         for pair in range(MOST_BUCKETS):
             first, second = 2 * pair, 2 * pair + 1
             sizes = first + 1, second + 1
@@ -115,7 +115,7 @@ class TestColumns:
         words = np.full(nothing.shape, int(channel))
         requests = Requests(nothing, nothing, masks, removable if channel else ~all_layers, words)
         found = features.of(
-            landed(Space(network, 1.0, metric="nonzero"), requests, [Schedule("polynomial", 3.0)], [1.0])
+            batch(Space(network, 1.0, metric="nonzero"), requests, [Schedule("polynomial", 3.0)], [1.0])
         )
         assert features.dense(channel).tolist() == found[0].tolist()
 
@@ -160,18 +160,18 @@ class TestRemovalsBeforeMasks:
         both = Requests(masked, removed, every, every, np.array([[1, 1], [1, 1], [2, 2]]))
         alone = Requests(0 * removed, removed, ~every, every, 0 * both.words)
         features, (sizes, schedules) = Features(space), ([0.5] * 3, [Schedule("polynomial", 3.0)] * 3)
-        found = features.of(landed(space, both, schedules, sizes))
+        found = features.of(batch(space, both, schedules, sizes))
         total = 1 / 0.7 + 1 / 0.4
         np.testing.assert_allclose(found[0, :5], [1.0, 0.0, 1 / 0.7, 1 / 0.4, total + 1], rtol=1e-12)
         np.testing.assert_allclose(found[:, -1], [0.0, 0.0, 4.0], rtol=1e-12, atol=1e-12)
-        assert found[1].tolist() == features.of(landed(space, alone, schedules, sizes))[1].tolist()
+        assert found[1].tolist() == features.of(batch(space, alone, schedules, sizes))[1].tolist()
         assert len(features.weights) == found.shape[1] == len(features.dense(True))
 
     def test_what_is_asked_is_1_where_nothing_is(self):
         space = Space(chain(2), 0.5, ("channel", "channel+fine-grained"), metric="nonzero")
         every = np.ones((1, 2), bool)
         removed, masked, words = np.array([[0.0, 0.84]]), np.array([[0.75, 0.0]]), np.ones((1, 2), int)
-        both = landed(space, Requests(masked, removed, every, every, words), [Schedule()], [0.5])
+        both = batch(space, Requests(masked, removed, every, every, words), [Schedule()], [0.5])
         np.testing.assert_allclose(Features(space).asked(both), [[2.0, 1.0, 1.0, 2.5]], rtol=1e-12)
-        alone = landed(space, Requests(0 * removed, removed, ~every, every, 0 * words), [Schedule()], [0.5])
+        alone = batch(space, Requests(0 * removed, removed, ~every, every, 0 * words), [Schedule()], [0.5])
         np.testing.assert_allclose(Features(space).asked(alone), [[0.0, 0.0, 1.0, 2.5]], rtol=1e-12)

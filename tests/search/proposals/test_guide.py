@@ -79,7 +79,7 @@ def world(vgg_graph) -> World:
 
 
 @pytest.fixture(scope="module")
-def evidence_of(vgg, vgg_graph, world):
+def inputs_of(vgg, vgg_graph, world):
     scores = {g: unit_importance(vgg, vgg_graph, g) for g in ("fine-grained", "channel")}
 
     def of(profile: Profile | None = None) -> dict[str, AllocationInputs]:
@@ -100,10 +100,10 @@ class Search:
 
     @classmethod
     def start(
-        cls, world: World, evidence: Mapping[str, AllocationInputs], seed: int, space: Space | None = None, **options
+        cls, world: World, inputs: Mapping[str, AllocationInputs], seed: int, space: Space | None = None, **options
     ):
         space = space or Space(world.network, 0.25)
-        return cls(world, space, GuidedProposer(Projector(space, evidence), DENSE_ERROR, seed, **options), [], [])
+        return cls(world, space, GuidedProposer(Projector(space, inputs), DENSE_ERROR, seed, **options), [], [])
 
     def evaluate(self, params: Mapping[str, Any], error: float | None = None) -> None:
         policy = Projector(self.space).project(params).policy
@@ -113,8 +113,8 @@ class Search:
         self.policies.append(policy)
         self.points.append((found, cost.encoded, cost.macs))
 
-    def seeds(self, evidence: Mapping[str, AllocationInputs], count: int) -> Search:
-        for seed in islice(initial_points(Projector(self.space, evidence)), count):
+    def seeds(self, inputs: Mapping[str, AllocationInputs], count: int) -> Search:
+        for seed in islice(initial_points(Projector(self.space, inputs)), count):
             self.evaluate(seed.params)
         return self
 
@@ -147,37 +147,37 @@ def drawn(axis, random: np.random.Generator) -> Any:
 
 class TestFinds:
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_more_volume_than_random_proposals(self, seed, world, evidence_of):
-        evidence = evidence_of(world.profile())
-        guided = Search.start(world, evidence, seed).seeds(evidence, 8).suggest(20)
-        blind = Search.start(world, evidence, seed).seeds(evidence, 8).propose_at_random(20, seed)
+    def test_more_volume_than_random_proposals(self, seed, world, inputs_of):
+        inputs = inputs_of(world.profile())
+        guided = Search.start(world, inputs, seed).seeds(inputs, 8).suggest(20)
+        blind = Search.start(world, inputs, seed).seeds(inputs, 8).propose_at_random(20, seed)
         assert guided.volume > 1.3 * blind.volume
         dense = dense_footprint(world.network)
         for policy in guided.policies:
             assert relative_cost(footprint(world.network, policy), dense).encoded <= 0.25
         assert len({policy.digest for policy in guided.policies}) == len(guided.policies)
 
-    def test_more_volume_than_random_without_a_scan_and_seeds(self, world, evidence_of):
-        guided = Search.start(world, evidence_of(), 0).suggest(24)
-        blind = Search.start(world, evidence_of(), 0).propose_at_random(24, 0)
+    def test_more_volume_than_random_without_a_scan_and_seeds(self, world, inputs_of):
+        guided = Search.start(world, inputs_of(), 0).suggest(24)
+        blind = Search.start(world, inputs_of(), 0).propose_at_random(24, 0)
         assert guided.volume > 1.3 * blind.volume
 
     @pytest.mark.slow
-    def test_a_wrong_scan_costs_little_in_the_end(self, world, evidence_of):
+    def test_a_wrong_scan_costs_little_in_the_end(self, world, inputs_of):
         """Told that the most sensitive layers are the least, studies of 40 trials end near those told nothing."""
         volumes = {}
         for name, profile in {"wrong": world.profile(INVERTED), "none": None}.items():
-            evidence = evidence_of(profile)
-            runs = [Search.start(world, evidence, seed).seeds(evidence, 8).suggest(32) for seed in (0, 1)]
+            inputs = inputs_of(profile)
+            runs = [Search.start(world, inputs, seed).seeds(inputs, 8).suggest(32) for seed in (0, 1)]
             volumes[name] = np.mean([run.volume for run in runs])
         assert volumes["wrong"] >= 0.95 * volumes["none"]
 
-    def test_the_most_accurate_of_one_size(self, world, evidence_of):
+    def test_the_most_accurate_of_one_size(self, world, inputs_of):
         """With one size there is nothing to trade but accuracy, so every proposal is after it."""
         space = Space(world.network, 0.1, min_size=0.1)
-        evidence = evidence_of(world.profile(INVERTED))
-        found = Search.start(world, evidence, 0, space).seeds(evidence, 6)
-        blind = Search.start(world, evidence, 0, space).seeds(evidence, 6).propose_at_random(18, 0)
+        inputs = inputs_of(world.profile(INVERTED))
+        found = Search.start(world, inputs, 0, space).seeds(inputs, 6)
+        blind = Search.start(world, inputs, 0, space).seeds(inputs, 6).propose_at_random(18, 0)
         found.suggest(18)
         lost, lost_blind = (min(error for error, _, _ in run.points) - DENSE_ERROR for run in (found, blind))
         assert lost < 0.9 * lost_blind
@@ -188,46 +188,45 @@ class TestFinds:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 1])
-    def test_smaller_networks_where_an_accuracy_is_asked_for(self, seed, world, evidence_of):
-        wanted, evidence = 0.15, evidence_of()
+    def test_smaller_networks_where_an_accuracy_is_asked_for(self, seed, world, inputs_of):
+        wanted, inputs = 0.15, inputs_of()
 
         def smallest(**options: float) -> float:
-            points = Search.start(world, evidence, seed, **options).seeds(evidence, 8).suggest(16).points
+            points = Search.start(world, inputs, seed, **options).seeds(inputs, 8).suggest(16).points
             return min(size for error, size, _ in points if error <= wanted)
 
         assert smallest(largest_error=wanted) < 0.75 * smallest()
 
 
 class TestWishes:
-    def test_a_perfect_accuracy_can_be_met(self, world, evidence_of):
+    def test_a_perfect_accuracy_can_be_met(self, world, inputs_of):
         """All trials perfect: the smallest are looked for, though no error is below the wish."""
-        run = Search.start(world, evidence_of(), 0, largest_error=0.0)
+        run = Search.start(world, inputs_of(), 0, largest_error=0.0)
         for _ in range(FEWEST + 6):
             run.evaluate(run.guide.suggest(len(run.policies)).params, 0.0)
         assert run.points[-1][1] < 1.1 * run.space.size_range[0]
 
-    def test_once_nothing_is_smaller_the_surest_is_asked_for(self, world, evidence_of):
-        run = Search.start(world, evidence_of(), 0, largest_error=0.4)
+    def test_once_nothing_is_smaller_the_surest_is_asked_for(self, world, inputs_of):
+        run = Search.start(world, inputs_of(), 0, largest_error=0.4)
         for _ in range(FEWEST + 3):
             run.evaluate({**run.guide.suggest(len(run.policies)).params, "size": run.space.size_range[0]}, 0.05)
         suggestion = run.guide.suggest(len(run.policies))
         assert suggestion.scores["gain"] > 0.5, "a chance, not a gain in size"
 
-    def test_of_one_size_the_most_accurate_is_searched(self, world, evidence_of):
+    def test_of_one_size_the_most_accurate_is_searched(self, world, inputs_of):
         space = Space(world.network, 0.1, ("fine-grained",), min_size=0.1)
         pair = [
-            Search.start(world, evidence_of(), 0, space, **o).seeds(evidence_of(), 6)
-            for o in ({"largest_error": 0.3}, {})
+            Search.start(world, inputs_of(), 0, space, **o).seeds(inputs_of(), 6) for o in ({"largest_error": 0.3}, {})
         ]
         assert pair[0].guide.suggest(6).params == pair[1].guide.suggest(6).params
 
 
 class TestSurvives:
-    def test_failed_trials(self, world, evidence_of):
+    def test_failed_trials(self, world, inputs_of):
         """One granularity always fails: the other is searched, and to the same end as alone."""
-        evidence = evidence_of(world.profile())
-        run = Search.start(world, evidence, 0)
-        for params in [seed.params for seed in islice(initial_points(Projector(run.space, evidence)), 8)]:
+        inputs = inputs_of(world.profile())
+        run = Search.start(world, inputs, 0)
+        for params in [seed.params for seed in islice(initial_points(Projector(run.space, inputs)), 8)]:
             run.evaluate(params, 1.0 if params["granularity"] == "fine-grained" else None)
         for _ in range(12):
             params = run.guide.suggest(len(run.policies)).params
@@ -236,9 +235,9 @@ class TestSurvives:
         assert min(error for error, _, _ in run.points) < 0.3
 
     @pytest.mark.parametrize("error", [0.0, 1.0, 0.5])
-    def test_nothing_but_one_error(self, error, world, evidence_of):
+    def test_nothing_but_one_error(self, error, world, inputs_of):
         """All trials failed, all perfect, or none better than another."""
-        run = Search.start(world, evidence_of(), 0).propose_at_random(0, 0)
+        run = Search.start(world, inputs_of(), 0).propose_at_random(0, 0)
         for _ in range(FEWEST + 3):
             suggestion = run.guide.suggest(len(run.policies))
             assert is_a_point(suggestion, run.space)
@@ -247,17 +246,17 @@ class TestSurvives:
     def test_one_granularity_one_knob_one_size(self, residual, residual_graph):
         network = residual_graph.network
         space = Space(network, 0.5, ("channel",), min_size=0.5)
-        evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
-        guide = GuidedProposer(Projector(space, evidence), 0.1)
+        inputs = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
+        guide = GuidedProposer(Projector(space, inputs), 0.1)
         for number in range(FEWEST + 2):
             suggestion = guide.suggest(number)
             assert is_a_point(suggestion, space)
             guide.learn(number, suggestion.params, 0.1 + 0.01 * number)
 
-    def test_mixed_granularities(self, world, evidence_of):
+    def test_mixed_granularities(self, world, inputs_of):
         space = Space(world.network, 0.25, mixed=True)
-        evidence = evidence_of(world.profile())
-        run = Search.start(world, evidence, 0, space).seeds(evidence, 8)
+        inputs = inputs_of(world.profile())
+        run = Search.start(world, inputs, 0, space).seeds(inputs, 8)
         seeded = run.volume
         for _ in range(12):
             suggestion = run.guide.suggest(len(run.policies))
@@ -281,8 +280,8 @@ def is_a_point(suggestion: Suggestion, space: Space) -> bool:
 
 
 class TestSuggestions:
-    def test_scores(self, world, evidence_of):
-        run = Search.start(world, evidence_of(world.profile()), 0)
+    def test_scores(self, world, inputs_of):
+        run = Search.start(world, inputs_of(world.profile()), 0)
         for number in range(FEWEST + AT_BEST + 1):
             suggestion = run.guide.suggest(number)
             assert is_a_point(suggestion, run.space)
@@ -292,10 +291,10 @@ class TestSuggestions:
             run.evaluate(suggestion.params)
         assert run.guide.suggested(99) is None
 
-    def test_predictions_hold(self, world, evidence_of):
+    def test_predictions_hold(self, world, inputs_of):
         """Most errors lie within two deviations of what was said before."""
-        evidence = evidence_of(world.profile())
-        run, within = Search.start(world, evidence, 3).seeds(evidence, 10), []
+        inputs = inputs_of(world.profile())
+        run, within = Search.start(world, inputs, 3).seeds(inputs, 10), []
         for _ in range(12):
             suggestion = run.guide.suggest(len(run.policies))
             run.evaluate(suggestion.params)
@@ -303,28 +302,28 @@ class TestSuggestions:
             within.append(2 * (low - middle) <= logit_of(1 - run.points[-1][0]) - middle <= 2 * (high - middle))
         assert np.mean(within) >= 0.6
 
-    def test_repeats_what_a_fresh_guide_says_that_learnt_the_same(self, world, evidence_of):
+    def test_repeats_what_a_fresh_guide_says_that_learnt_the_same(self, world, inputs_of):
         """In any order, and whether or not it was asked in between: a resumed study goes on alike."""
-        evidence = evidence_of(world.profile())
-        run = Search.start(world, evidence, 5).seeds(evidence, 4)
-        params = [seed.params for seed in islice(initial_points(Projector(run.space, evidence)), 4)]
+        inputs = inputs_of(world.profile())
+        run = Search.start(world, inputs, 5).seeds(inputs, 4)
+        params = [seed.params for seed in islice(initial_points(Projector(run.space, inputs)), 4)]
         for number in range(4, 9):
             params.append(run.guide.suggest(number).params)
             run.evaluate(params[-1])
-        fresh = Search.start(world, evidence, 5)
+        fresh = Search.start(world, inputs, 5)
         for number in reversed(range(9)):
             fresh.guide.learn(number, params[number], run.points[number][0])
         again, first = fresh.guide.suggest(9), run.guide.suggest(9)
         assert (again.params, again.source) == (first.params, first.source)
         assert again.scores == pytest.approx(first.scores)
-        other = Search.start(world, evidence, 6)
+        other = Search.start(world, inputs, 6)
         for number in range(9):
             other.guide.learn(number, params[number], run.points[number][0])
         assert other.guide.suggest(9).params != first.params
 
-    def test_a_trial_told_again_is_replaced(self, world, evidence_of):
-        evidence, random = evidence_of(), np.random.default_rng(9)
-        told, once = (Search.start(world, evidence, 0) for _ in range(2))
+    def test_a_trial_told_again_is_replaced(self, world, inputs_of):
+        inputs, random = inputs_of(), np.random.default_rng(9)
+        told, once = (Search.start(world, inputs, 0) for _ in range(2))
         first, *points = [{axis.name: drawn(axis, random) for axis in told.space.axes} for _ in range(FEWEST + 1)]
         told.guide.learn(0, first, 0.001)
         for run in (told, once):
@@ -336,8 +335,8 @@ class TestSuggestions:
     def test_no_trial_repeats_an_earlier_one(self, residual, residual_graph):
         """A space of few networks: equal counts of channels and an equal schedule would be the same fine-tune."""
         space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
-        evidence = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
-        guide, seen = GuidedProposer(Projector(space, evidence), 0.1), []
+        inputs = {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))}
+        guide, seen = GuidedProposer(Projector(space, inputs), 0.1), []
         for number in range(20):
             suggestion = guide.suggest(number)
             policy = Projector(space).project(suggestion.params).policy
@@ -366,9 +365,9 @@ class Rows:
         monkeypatch.setattr(subject, "Surrogate", counted)
 
 
-def learnt(world: World, evidence: Mapping[str, AllocationInputs], trials: int, best: int) -> Search:
+def learnt(world: World, inputs: Mapping[str, AllocationInputs], trials: int, best: int) -> Search:
     """Random points; trial number `best` has by far the least error, and the others grow worse."""
-    run, random = Search.start(world, evidence, 0), np.random.default_rng(4)
+    run, random = Search.start(world, inputs, 0), np.random.default_rng(4)
     for number in range(trials):
         params = {axis.name: drawn(axis, random) for axis in run.space.axes}
         run.guide.learn(number, params, 0.01 if number == best else 0.3 + 0.5 * number / trials)
@@ -377,9 +376,9 @@ def learnt(world: World, evidence: Mapping[str, AllocationInputs], trials: int, 
 
 class TestScale:
     @pytest.mark.slow
-    def test_rows_stay_bounded_and_keep_the_best_and_the_latest(self, world, evidence_of, monkeypatch):
+    def test_rows_stay_bounded_and_keep_the_best_and_the_latest(self, world, inputs_of, monkeypatch):
         rows = Rows(monkeypatch)
-        run = learnt(world, evidence_of(), 300, best=7)
+        run = learnt(world, inputs_of(), 300, best=7)
         assert is_a_point(run.guide.suggest(300), run.space)
         (values,) = rows.values
         assert FEWEST <= len(values) <= MOST_ROWS
@@ -387,17 +386,17 @@ class TestScale:
         assert errors.min() == pytest.approx(0.01)
         assert errors.max() == pytest.approx(0.3 + 0.5 * 299 / 300)
 
-    def test_few_are_all_kept(self, world, evidence_of, monkeypatch):
+    def test_few_are_all_kept(self, world, inputs_of, monkeypatch):
         rows = Rows(monkeypatch)
-        run = learnt(world, evidence_of(), 60, best=7)
+        run = learnt(world, inputs_of(), 60, best=7)
         run.guide.suggest(60)
         assert len(rows.values[0]) == 60
 
     @pytest.mark.slow
-    def test_the_front_survives_many_later_failures(self, world, evidence_of, monkeypatch):
+    def test_the_front_survives_many_later_failures(self, world, inputs_of, monkeypatch):
         """What is non-dominated stays in sight, however long ago it was found."""
-        rows, evidence = Rows(monkeypatch), evidence_of(world.profile())
-        run = Search.start(world, evidence, 0).seeds(evidence, 8)
+        rows, inputs = Rows(monkeypatch), inputs_of(world.profile())
+        run = Search.start(world, inputs, 0).seeds(inputs, 8)
         errors, sizes, macs = np.array(run.points).T
         front = errors[non_dominated(np.column_stack([errors, sizes, macs]))]
         random = np.random.default_rng(2)
@@ -409,10 +408,10 @@ class TestScale:
 
 
 class TestBoldness:
-    def test_no_layer_is_asked_for_much_more_than_a_trial_has(self, world, evidence_of):
+    def test_no_layer_is_asked_for_much_more_than_a_trial_has(self, world, inputs_of):
         """In units of (share kept)^-1/2 - 1; fully observed by the seeds, one granularity, one size."""
-        space, evidence = Space(world.network, 0.1, ("channel",), min_size=0.1), evidence_of(world.profile())
-        run = Search.start(world, evidence, 0, space).seeds(evidence, 6)
+        space, inputs = Space(world.network, 0.1, ("channel",), min_size=0.1), inputs_of(world.profile())
+        run = Search.start(world, inputs, 0, space).seeds(inputs, 6)
 
         def asked(policy: PruningPolicy) -> np.ndarray:
             return np.array([(1 - share) ** -0.5 - 1 for share in policy.sparsity.values()])
@@ -422,9 +421,9 @@ class TestBoldness:
             run.suggest()
             assert (asked(run.policies[-1]) <= BOLDEST * most + 0.02)[most > 0].all()
 
-    def test_an_error_that_is_no_number_counts_as_a_failure(self, world, evidence_of):
-        evidence = evidence_of()
-        told = [Search.start(world, evidence, 0).seeds(evidence, 8) for _ in range(2)]
+    def test_an_error_that_is_no_number_counts_as_a_failure(self, world, inputs_of):
+        inputs = inputs_of()
+        told = [Search.start(world, inputs, 0).seeds(inputs, 8) for _ in range(2)]
         for run, error in zip(told, (math.nan, 1.0), strict=True):
             run.evaluate(run.space.params(0.1, "channel", {}, SEED_SCHEDULE), error)
         assert told[0].guide.suggest(9) == told[1].guide.suggest(9)
@@ -442,11 +441,11 @@ def table_of(network: Network) -> LatencyTable:
 
 
 class TestFurtherLimits:
-    def test_every_proposal_is_within_all_of_them(self, world, evidence_of):
+    def test_every_proposal_is_within_all_of_them(self, world, inputs_of):
         latency = Predictor(table_of(world.network), world.network)
         space = Space(world.network, 0.3, max_macs=0.3, max_latency=0.45, latency=latency, speed="latency")
-        evidence = evidence_of(world.profile())
-        run = Search.start(world, evidence, 0, space).seeds(evidence, 4).suggest(10)
+        inputs = inputs_of(world.profile())
+        run = Search.start(world, inputs, 0, space).seeds(inputs, 4).suggest(10)
         dense = dense_footprint(world.network)
         for policy in run.policies:
             cost = relative_cost(footprint(world.network, policy), dense)
@@ -480,11 +479,11 @@ class TestDeepNetworks:
 
 class TestRemovalsBeforeMasks:
     @pytest.mark.parametrize("harmful", ["channels", "masks"])
-    def test_finds_which_part_does_less_harm(self, harmful, world, evidence_of):
+    def test_finds_which_part_does_less_harm(self, harmful, world, inputs_of):
         """All else is equal: one size, and an error of one of the two parts alone."""
         word = "channel+fine-grained"
         space, network = Space(world.network, 0.1, (word,), min_size=0.1), world.network
-        guide = GuidedProposer(Projector(space, evidence_of(world.profile())), DENSE_ERROR)
+        guide = GuidedProposer(Projector(space, inputs_of(world.profile())), DENSE_ERROR)
         parts, sizes = [], []
         for number in range(20):
             params = guide.suggest(number).params
@@ -500,11 +499,11 @@ class TestRemovalsBeforeMasks:
         late = np.mean(parts[-6:])
         assert late < 0.3 if harmful == "channels" else late > 0.7
 
-    def test_beside_the_words_they_are_made_of(self, world, evidence_of):
+    def test_beside_the_words_they_are_made_of(self, world, inputs_of):
         """Points that differ in their removal alone are told apart, and all of them are within the limit."""
         space = Space(world.network, 0.25, ("fine-grained", "channel", "channel+fine-grained"))
-        evidence = evidence_of(world.profile())
-        run = Search.start(world, evidence, 0, space).seeds(evidence, 6).suggest(10)
+        inputs = inputs_of(world.profile())
+        run = Search.start(world, inputs, 0, space).seeds(inputs, 6).suggest(10)
         assert max(size for _, size, _ in run.points) <= 0.25
         assert "channel+fine-grained" in {policy.granularity_label for policy in run.policies}
         masks = PruningPolicy({"classifier.weight": 0.5}, removal={"backbone.conv3.weight": 0.25})
@@ -528,10 +527,10 @@ ALIVE = [(size, word, 0.25) for word in ("fine-grained", "channel") for size in 
 DEAD_BELOW = [(size, "fine-grained", 0.9 if size < 0.15 else 0.25) for size in (0.03, 0.04, 0.06, 0.1, 0.16, 0.2, 0.24)]
 
 
-def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evidence_of):
+def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, inputs_of):
     """Of four dead ones the two smallest: 0.03 and 0.04; of channels nothing is known, which go as low as before."""
-    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+    space, inputs = Space(world.network, 0.25), inputs_of(world.profile())
+    guide = told(GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     low = guide.least_sizes["fine-grained"]
     assert 0.035 < low <= 0.04 and set(guide.least_sizes) == {"fine-grained"}
     params = [guide.suggest(number).params for number in range(7, 19)]
@@ -542,9 +541,9 @@ def test_sizes_at_which_only_dead_networks_are_found_are_left_alone(world, evide
     assert sum(size < 0.08 for size in sizes["fine-grained"]) > 20
 
 
-def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, evidence_of):
-    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125)
+def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, inputs_of):
+    space, inputs = Space(world.network, 0.25), inputs_of(world.profile())
+    guide = GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125)
     random, known = np.random.default_rng(5), {}
     found = set()
     for number in [*range(24), 3, 9, 3]:
@@ -563,9 +562,9 @@ def test_sizes_left_alone_are_those_counted_anew_after_every_trial(world, eviden
     assert len(found) > 1
 
 
-def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
-    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    guide = told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
+def test_one_that_survives_gives_smaller_sizes_back(world, inputs_of):
+    space, inputs = Space(world.network, 0.25), inputs_of(world.profile())
+    guide = told(GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125), space, DEAD_BELOW)
     guide.learn(7, params_at(space, 0.05, "fine-grained", 4), 0.5)
     assert 0.025 < guide.least_sizes["fine-grained"] <= 0.03
     guide.learn(8, params_at(space, 0.027, "fine-grained", 4), 0.5)
@@ -582,19 +581,19 @@ def test_one_that_survives_gives_smaller_sizes_back(world, evidence_of):
     ],
     ids=["all-alive", "one-dead", "diverged", "dead-above-the-living"],
 )
-def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, evidence_of, trials):
-    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
+def test_where_nothing_is_known_to_be_too_small_proposals_are_the_same(world, inputs_of, trials):
+    space, inputs = Space(world.network, 0.25), inputs_of(world.profile())
     knowing, blind = (
-        told(GuidedProposer(Projector(space, evidence), DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None)
+        told(GuidedProposer(Projector(space, inputs), DENSE_ERROR, 5, chance=c), space, trials) for c in (0.125, None)
     )
     numbers = range(len(trials), len(trials) + 4)
     assert [knowing.suggest(n) for n in numbers] == [blind.suggest(n) for n in numbers]
 
 
-def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, evidence_of):
+def test_what_is_too_small_does_not_depend_on_the_order_of_learning(world, inputs_of):
     """So that an interrupted study proposes what an uninterrupted one would have."""
-    space, evidence = Space(world.network, 0.25), evidence_of(world.profile())
-    first, again = (GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125) for _ in range(2))
+    space, inputs = Space(world.network, 0.25), inputs_of(world.profile())
+    first, again = (GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125) for _ in range(2))
     params = [params_at(space, size, word, n) for n, (size, word, _) in enumerate(DEAD_BELOW)]
     for number, (_, _, error) in enumerate(DEAD_BELOW):
         first.suggest(number)
@@ -610,8 +609,8 @@ def test_mixed_granularities_have_one_least_size_together(world, vgg, vgg_graph,
     layer of a fixed pattern can itself keep a policy above the size it was asked for."""
     network, words, names = world.network, ("fine-grained", other), world.network.layer_names
     space = Space(network, 0.25, words, mixed=True)
-    evidence = {word: AllocationInputs.of(network, word, unit_importance(vgg, vgg_graph, word), None) for word in words}
-    guide, dead, points = GuidedProposer(Projector(space, evidence), DENSE_ERROR, 3, chance=0.125), [], []
+    inputs = {word: AllocationInputs.of(network, word, unit_importance(vgg, vgg_graph, word), None) for word in words}
+    guide, dead, points = GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125), [], []
     for number, (size, _, error) in enumerate(DEAD_BELOW):
         places = range(number % 2, len(names) - 3, 2)
         chosen = {name: words[place in places] for place, name in enumerate(names)}

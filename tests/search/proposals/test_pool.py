@@ -1,4 +1,4 @@
-"""Candidates land within the limits, come from all sources, and repeat with their random state."""
+"""Candidates fit within the limits, come from all sources, and repeat with their random state."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def made_up_profile(network) -> Profile:
 
 
 @pytest.fixture(scope="module")
-def evidence_of(vgg, vgg_graph, residual, residual_graph):
-    """Evidence of a network, with or without a scan."""
+def inputs_of(vgg, vgg_graph, residual, residual_graph):
+    """Allocation inputs of a network, with or without a scan."""
     models = {"vgg": (vgg, vgg_graph), "residual": (residual, residual_graph)}
 
     def of(name: str, scanned: bool = True) -> dict[str, AllocationInputs]:
@@ -82,33 +82,33 @@ class TestLimits:
         ],
         ids=str,
     )
-    def test_every_candidate_lands_within_them(self, options, name, evidence_of, vgg_graph, residual_graph):
+    def test_every_candidate_fits_within_them(self, options, name, inputs_of, vgg_graph, residual_graph):
         network = {"vgg": vgg_graph, "residual": residual_graph}[name].network
         space, random = Space(network, **options), np.random.default_rng(3)
         low, high = space.size_range
-        pool, dense = Pool(space, evidence_of(name)), dense_footprint(network)
+        pool, dense = Pool(space, inputs_of(name)), dense_footprint(network)
         drafts = pool.draw(48, parents_of(space), random)
-        landed = Projector(space).project_batch(drafts)
-        assert np.isfinite(landed.sizes).all() and np.isfinite(landed.speeds).all()
+        batch = Projector(space).project_batch(drafts)
+        assert np.isfinite(batch.sizes).all() and np.isfinite(batch.speeds).all()
         assert all(low <= draft.size <= high for draft in drafts)
         targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
-        assert (landed.sizes <= targets * (1 + 1e-9)).all()
-        assert (landed.speeds <= space.max_macs * (1 + 1e-9)).all()
+        assert (batch.sizes <= targets * (1 + 1e-9)).all()
+        assert (batch.speeds <= space.max_macs * (1 + 1e-9)).all()
         for draft in drafts[::4]:
             policy = Projector(space).project(draft).policy
             cost = relative_cost(footprint(network, policy), dense)
             assert cost.of(space.metric) <= high
             assert cost.macs <= space.max_macs
 
-    def test_many_are_at_the_limit_itself_the_others_spread(self, space, evidence_of):
-        sizes = np.array([d.size for d in Pool(space, evidence_of("vgg")).draw(400, [], np.random.default_rng(0))])
+    def test_many_are_at_the_limit_itself_the_others_spread(self, space, inputs_of):
+        sizes = np.array([d.size for d in Pool(space, inputs_of("vgg")).draw(400, [], np.random.default_rng(0))])
         low, high = space.size_range
         assert 0.15 < (sizes == high).mean() < 0.4
         thirds = np.histogram(np.log(sizes[sizes < high]), np.linspace(np.log(low), np.log(high), 4))[0]
         assert thirds.min() > 0.2 * thirds.sum()
 
-    def test_schedules_lie_on_the_axes(self, space, evidence_of):
-        drafts = Pool(space, evidence_of("vgg")).draw(300, parents_of(space), np.random.default_rng(0))
+    def test_schedules_lie_on_the_axes(self, space, inputs_of):
+        drafts = Pool(space, inputs_of("vgg")).draw(300, parents_of(space), np.random.default_rng(0))
         assert {draft.schedule.kind for draft in drafts} == {"one-shot", "polynomial"}
         assert all(EXPONENTS[0] <= draft.schedule.exponent <= EXPONENTS[1] for draft in drafts)
 
@@ -116,9 +116,9 @@ class TestLimits:
 class TestSources:
     @pytest.mark.parametrize("with_parents", [False, True])
     @pytest.mark.parametrize("scanned", [False, True])
-    def test_a_fifth_is_free_of_what_is_believed(self, scanned, with_parents, space, evidence_of):
+    def test_a_fifth_is_free_of_what_is_believed(self, scanned, with_parents, space, inputs_of):
         parents = parents_of(space) if with_parents else []
-        drafts = Pool(space, evidence_of("vgg", scanned)).draw(500, parents, np.random.default_rng(0))
+        drafts = Pool(space, inputs_of("vgg", scanned)).draw(500, parents, np.random.default_rng(0))
         counts = Counter(draft.source for draft in drafts)
         assert counts[FREE] >= 0.2 * 500
         assert (PRIOR in counts) == scanned
@@ -126,33 +126,33 @@ class TestSources:
         assert STATIC in counts
         assert sum(counts.values()) == 500
 
-    def test_free_ones_are_the_same_whatever_is_believed(self, space, evidence_of):
+    def test_free_ones_are_the_same_whatever_is_believed(self, space, inputs_of):
         """All free candidates of one random state: neither scan nor weights nor parents move their knobs."""
         spread = np.concatenate(
             [
                 d.logits
-                for d in Pool(space, evidence_of("vgg")).draw(500, [], np.random.default_rng(1))
+                for d in Pool(space, inputs_of("vgg")).draw(500, [], np.random.default_rng(1))
                 if d.source == FREE
             ]
         ).reshape(-1, len(space.knobs))
         assert np.abs(spread.mean(axis=0)).max() < 0.6
         assert np.abs(np.corrcoef(spread.T) - np.eye(len(space.knobs))).max() < 0.35
 
-    def test_the_scan_is_followed(self, space, evidence_of):
+    def test_the_scan_is_followed(self, space, inputs_of):
         """Of a profile by which every layer is twice as sensitive as the next, later layers give more."""
-        drafts = Pool(space, evidence_of("vgg")).draw(500, [], np.random.default_rng(1))
+        drafts = Pool(space, inputs_of("vgg")).draw(500, [], np.random.default_rng(1))
         follow = np.array([d.logits for d in drafts if d.source == PRIOR and d.granularity == "fine-grained"])
         finite = np.where(np.isfinite(follow), follow, LOWEST)[:, :8]
         assert np.median(finite[:, 7] - finite[:, 0]) > 1
 
     @pytest.mark.parametrize("name", ["vgg", "residual"])
-    def test_equal_random_states_draw_equal_pools(self, name, evidence_of, vgg_graph, residual_graph):
+    def test_equal_random_states_draw_equal_pools(self, name, inputs_of, vgg_graph, residual_graph):
         space = Space({"vgg": vgg_graph, "residual": residual_graph}[name].network, 0.3, mixed=True)
         parents = parents_of(space)
-        used = Pool(space, evidence_of(name))
+        used = Pool(space, inputs_of(name))
         used.draw(20, parents, np.random.default_rng(1))
         first, second = (
-            pool.draw(60, parents, np.random.default_rng(7)) for pool in (used, Pool(space, evidence_of(name)))
+            pool.draw(60, parents, np.random.default_rng(7)) for pool in (used, Pool(space, inputs_of(name)))
         )
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         other = used.draw(60, parents, np.random.default_rng(8))
@@ -160,8 +160,8 @@ class TestSources:
 
 
 class TestMoves:
-    def test_swap_moves_one_to_three_knobs(self, space, evidence_of):
-        pool, random = Pool(space, evidence_of("vgg")), np.random.default_rng(0)
+    def test_swap_moves_one_to_three_knobs(self, space, inputs_of):
+        pool, random = Pool(space, inputs_of("vgg")), np.random.default_rng(0)
         parent = parents_of(space)[0]
         changed = []
         for _ in range(120):
@@ -171,17 +171,17 @@ class TestMoves:
             assert (child.source, child.granularity) == (SWAP, parent.granularity)
         assert set(changed) == {1, 2, 3}
 
-    def test_swap_leaves_the_parent_as_it_was(self, space, evidence_of):
+    def test_swap_leaves_the_parent_as_it_was(self, space, inputs_of):
         parent = parents_of(space)[0]
         before = parent.logits.copy()
-        Pool(space, evidence_of("vgg")).swap(parent, np.random.default_rng(0))
+        Pool(space, inputs_of("vgg")).swap(parent, np.random.default_rng(0))
         assert np.array_equal(parent.logits, before)
 
-    def test_swap_moves_whole_layers_too(self, space, evidence_of):
+    def test_swap_moves_whole_layers_too(self, space, inputs_of):
         """A knob at minus infinity starts from `LOWEST`, the others stay as they are."""
         logits = np.array([-np.inf] * 5 + [1.0] * (len(space.knobs) - 5))
         parent = Draft("", 0.1, "fine-grained", logits, Schedule())
-        pool, random = Pool(space, evidence_of("vgg")), np.random.default_rng(0)
+        pool, random = Pool(space, inputs_of("vgg")), np.random.default_rng(0)
         woken = set()
         for _ in range(60):
             child = pool.swap(parent, random).logits
@@ -191,9 +191,9 @@ class TestMoves:
             woken |= set(now.tolist())
         assert woken == set(range(5))
 
-    def test_swap_changes_one_channel_group_at_most(self, evidence_of, residual_graph):
+    def test_swap_changes_one_channel_group_at_most(self, inputs_of, residual_graph):
         space = Space(residual_graph.network, 0.5, mixed=True)
-        pool, random = Pool(space, evidence_of("residual")), np.random.default_rng(0)
+        pool, random = Pool(space, inputs_of("residual")), np.random.default_rng(0)
         parent = Draft("", 0.3, "fine-grained", np.zeros(len(space.knobs)), Schedule())
         seen = set()
         for _ in range(80):
@@ -205,9 +205,9 @@ class TestMoves:
         groups = {("first.weight", "last.weight"), ("inner.weight",), ("classifier.weight",)}
         assert seen == {frozenset(), *map(frozenset, groups)}
 
-    def test_crossover_takes_every_knob_from_one_of_two_parents(self, space, evidence_of):
+    def test_crossover_takes_every_knob_from_one_of_two_parents(self, space, inputs_of):
         parents = parents_of(space)
-        drafts = Pool(space, evidence_of("vgg")).draw(400, parents, np.random.default_rng(0))
+        drafts = Pool(space, inputs_of("vgg")).draw(400, parents, np.random.default_rng(0))
         children, mixed = [d for d in drafts if d.source == CROSSOVER], 0
         assert len(children) >= 40
         for child in children:
@@ -219,17 +219,17 @@ class TestMoves:
             mixed += bool(first.any() and second.any())
         assert mixed > 0.9 * len(children)
 
-    def test_crossover_needs_a_mate(self, space, evidence_of):
+    def test_crossover_needs_a_mate(self, space, inputs_of):
         """One parent, or one of each granularity, has none: it is moved instead."""
-        pool = Pool(space, evidence_of("vgg"))
+        pool = Pool(space, inputs_of("vgg"))
         for parents in (parents_of(space, 1), parents_of(space, 2)):
             counts = Counter(d.source for d in pool.draw(200, parents, np.random.default_rng(0)))
             assert counts[CROSSOVER] == 0 < counts[SWAP]
 
-    def test_crossover_sizes_lie_between_the_parents_or_at_the_limit(self, space, evidence_of):
+    def test_crossover_sizes_lie_between_the_parents_or_at_the_limit(self, space, inputs_of):
         parents = parents_of(space, 4)
         sizes = [parent.size for parent in parents]
-        drafts = Pool(space, evidence_of("vgg")).draw(400, parents, np.random.default_rng(0))
+        drafts = Pool(space, inputs_of("vgg")).draw(400, parents, np.random.default_rng(0))
         for child in (d for d in drafts if d.source == CROSSOVER):
             limit = child.size == space.size_range[1]
             assert limit or min(sizes) * (1 - 1e-9) <= child.size <= max(sizes) * (1 + 1e-9)
@@ -244,8 +244,8 @@ class TestRemovalsBeforeMasks:
     def parted(self, vgg_graph) -> Space:
         return Space(vgg_graph.network, 0.25, ("channel", "channel+fine-grained"))
 
-    def test_come_from_all_sources_and_divide_the_reduction_in_many_ways(self, parted, evidence_of):
-        drafts = Pool(parted, evidence_of("vgg")).draw(300, parents_of(parted), np.random.default_rng(0))
+    def test_come_from_all_sources_and_divide_the_reduction_in_many_ways(self, parted, inputs_of):
+        drafts = Pool(parted, inputs_of("vgg")).draw(300, parents_of(parted), np.random.default_rng(0))
         own = [draft for draft in drafts if draft.granularity == "channel+fine-grained"]
         assert {draft.source for draft in own} == {PRIOR, STATIC, SWAP, CROSSOVER, FREE}
         for source in (PRIOR, STATIC, FREE):
@@ -253,19 +253,19 @@ class TestRemovalsBeforeMasks:
             assert REMOVAL[0] <= min(parts) < 0.3 and 0.7 < max(parts) <= REMOVAL[1]
         assert {draft.channel_fraction for draft in drafts if draft.granularity == "channel"} == {EVEN_PART}
 
-    def test_land_within_the_limits(self, vgg_graph, evidence_of):
+    def test_fit_within_the_limits(self, vgg_graph, inputs_of):
         space = Space(vgg_graph.network, 0.3, ("channel+fine-grained", "channel+2:4"), max_macs=0.4)
-        evidence, random = evidence_of("vgg", scanned=False), np.random.default_rng(3)
-        evidence["2:4"] = evidence["fine-grained"]
-        drafts, dense = Pool(space, evidence).draw(48, parents_of(space), random), dense_footprint(space.network)
-        landed = Projector(space).project_batch(drafts)
-        assert (landed.sizes <= 0.3).all() and (landed.speeds <= 0.4 * (1 + 1e-9)).all()
+        inputs, random = inputs_of("vgg", scanned=False), np.random.default_rng(3)
+        inputs["2:4"] = inputs["fine-grained"]
+        drafts, dense = Pool(space, inputs).draw(48, parents_of(space), random), dense_footprint(space.network)
+        batch = Projector(space).project_batch(drafts)
+        assert (batch.sizes <= 0.3).all() and (batch.speeds <= 0.4 * (1 + 1e-9)).all()
         for draft in drafts[::6]:
             cost = relative_cost(footprint(space.network, Projector(space).project(draft).policy), dense)
             assert max(cost.encoded - 0.3, cost.macs - 0.4) <= 0
 
-    def test_swap_moves_the_part_a_little(self, parted, evidence_of):
-        pool, random = Pool(parted, evidence_of("vgg")), np.random.default_rng(0)
+    def test_swap_moves_the_part_a_little(self, parted, inputs_of):
+        pool, random = Pool(parted, inputs_of("vgg")), np.random.default_rng(0)
         parent = Draft("", 0.1, "channel+fine-grained", np.zeros(len(parted.knobs)), Schedule(), channel_fraction=0.15)
         parts = np.array([pool.swap(parent, random).channel_fraction for _ in range(100)])
         assert parts.min() == REMOVAL[0] and 0.05 < parts.std() < 0.15 and np.median(parts) < 0.25

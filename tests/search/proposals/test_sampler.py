@@ -30,8 +30,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 @pytest.fixture(scope="module")
 def guided(vgg, vgg_graph):
     space = Space(vgg_graph.network, 0.25)
-    evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
-    projector = Projector(space, evidence)
+    inputs = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
+    projector = Projector(space, inputs)
     return lambda: GuidedSampler(GuidedProposer(projector, dense_error=0.08, seed=3), space.axes, seed=3)
 
 
@@ -78,7 +78,7 @@ def seed_params(space) -> dict[str, Any]:
 
 
 def unit_scores(space: Space) -> dict[str, AllocationInputs]:
-    """Evidence in which all units of a layer are alike."""
+    """Allocation inputs in which all units of a layer are alike."""
     network = space.network
     flat = {layer.name: np.ones(layer.numel) for layer in network.layers}
     channels = {layer.name: np.ones(layer.shape[0]) for layer in network.layers}
@@ -133,8 +133,8 @@ class TestLearning:
 
 @pytest.fixture(scope="module")
 def make_guide(space, vgg, vgg_graph):
-    evidence = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
-    return lambda: GuidedProposer(Projector(space, evidence), dense_error=0.08, seed=3)
+    inputs = {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in space.usable}
+    return lambda: GuidedProposer(Projector(space, inputs), dense_error=0.08, seed=3)
 
 
 class TestStudies:

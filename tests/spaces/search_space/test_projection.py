@@ -204,8 +204,8 @@ class TestAgreement:
     def test_fine_grained_within_half_a_percent(self, metric, vgg_graph):
         space = Space(vgg_graph.network, 0.25, ("fine-grained",), metric)
         drafts = random_drafts(space, 24)
-        landed = Projector(space).project_batch(drafts)
-        for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
+        batch = Projector(space).project_batch(drafts)
+        for point, size, speed in zip(drafts, batch.sizes, batch.speeds, strict=True):
             cost = exact(space.network, exactly(space, point).policy)
             assert 0.995 * cost.of(metric) <= size <= point.size
             assert speed == cost.macs == 1.0
@@ -223,19 +223,19 @@ class TestAgreement:
         logits = [data.draw(st.one_of(st.just(-math.inf), st.floats(-4, 4))) for _ in space.knobs]
         if space.target(1.0, words).floor > size:
             return  # this mixture cannot reach it
-        landed, proposal = (
+        batch, proposal = (
             Projector(space).project_batch([draft(space, size, logits, words)]),
             exactly(space, draft(space, size, logits, words)),
         )
         cost = exact(space.network, proposal.policy)
-        assert landed.sizes[0] <= cost.nonzero + 1e-12 <= proposal.target + 2e-12
+        assert batch.sizes[0] <= cost.nonzero + 1e-12 <= proposal.target + 2e-12
         for place, layer in enumerate(space.network.layers):
-            if landed.requests.by_mask[0, place]:
-                asked = landed.requests.masked[0, place]
+            if batch.requests.by_mask[0, place]:
+                asked = batch.requests.masked[0, place]
                 assert -1e-9 <= asked - proposal.policy.sparsity.get(layer.name, 0.0) <= STEP / 4 + 1e-9
         for place, group in enumerate(space.network.groups):
-            if landed.requests.by_removal[0, place]:
-                asked = landed.requests.removed[0, place]
+            if batch.requests.by_removal[0, place]:
+                asked = batch.requests.removed[0, place]
                 assert -1e-9 <= asked - proposal.policy.sparsity.get(group.layers[0], 0.0) <= STEP / 4 + 1e-9
 
     @pytest.mark.parametrize("metric", ["encoded", "nonzero"])
@@ -247,8 +247,8 @@ class TestAgreement:
         less, _ = header_bounds(space.network)
         header = less / dense_footprint(space.network).encoded_bytes if metric == "encoded" else 0.0
         drafts = random_drafts(space, 24, seed=1)
-        landed = Projector(space).project_batch(drafts)
-        for point, size in zip(drafts, landed.sizes, strict=True):
+        batch = Projector(space).project_batch(drafts)
+        for point, size in zip(drafts, batch.sizes, strict=True):
             proposal = exactly(space, point)
             assert size <= proposal.target
             assert abs(size - exact(space.network, proposal.policy).of(metric)) <= unit + header
@@ -299,10 +299,10 @@ def test_networks_without_any_kernel_fit_within_every_size(name, metric):
     graph = trace_channels(*FLAT[name])
     space = Space(graph.network, 0.97, GRANULARITIES, metric, mixed=name != "linear")
     drafts = random_drafts(space, 24, seed=5)
-    landed = Projector(space).project_batch(drafts)
+    batch = Projector(space).project_batch(drafts)
     less, more = (header / dense_footprint(space.network).encoded_bytes for header in header_bounds(space.network))
     unit = one_unit_each(space.network, metric) + (0.0 if metric == "nonzero" else less + more)
-    for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
+    for point, size, speed in zip(drafts, batch.sizes, batch.speeds, strict=True):
         proposal = exactly(space, point)
         cost = exact(space.network, proposal.policy)
         assert cost.of(metric) <= proposal.target + 1e-12
@@ -315,16 +315,16 @@ class TestLimits:
     def test_macs(self, limit, vgg_graph):
         space = Space(vgg_graph.network, 0.8, ("channel",), max_macs=limit)
         drafts = random_drafts(space, 16, seed=4)
-        landed = Projector(space).project_batch(drafts)
+        batch = Projector(space).project_batch(drafts)
         free = Projector(Space(vgg_graph.network, 0.8, ("channel",))).project_batch(drafts)
-        for point, size, speed in zip(drafts, landed.sizes, landed.speeds, strict=True):
+        for point, size, speed in zip(drafts, batch.sizes, batch.speeds, strict=True):
             cost = exact(space.network, exactly(space, point).policy)
             assert max(speed, cost.macs) <= limit * (1 + 1e-9)
             assert max(size, cost.encoded) <= point.size
         slow = free.speeds > limit
         assert slow.any()
-        assert (landed.sizes[slow] < free.sizes[slow]).all()
-        assert (landed.sizes[~slow] == free.sizes[~slow]).all()
+        assert (batch.sizes[slow] < free.sizes[slow]).all()
+        assert (batch.sizes[~slow] == free.sizes[~slow]).all()
 
     def test_macs_out_of_reach_of_the_layers_asked(self, vgg_graph):
         """Layers sampled as whole give way to a limit on MACs as they do to one on size, and to the same extent."""
@@ -332,10 +332,10 @@ class TestLimits:
         logits = np.zeros(len(space.knobs))
         logits[:4] = -np.inf
         point = draft(space, 0.9, logits, "channel")
-        landed, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
+        batch, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
         assert cost.macs <= 0.3
-        assert landed.speeds[0] <= 0.3 * (1 + 1e-9)
-        assert landed.sizes[0] == pytest.approx(cost.encoded, rel=0.1)
+        assert batch.speeds[0] <= 0.3 * (1 + 1e-9)
+        assert batch.sizes[0] == pytest.approx(cost.encoded, rel=0.1)
 
     @CLOSE
     @given(data=st.data())
@@ -347,26 +347,26 @@ class TestLimits:
         logits = [-math.inf if knob in whole else data.draw(st.floats(-2, 2)) for knob in space.knobs]
         target = space.target(size, granularity)
         rest = {layer.name: 1 - 1e-9 for layer in target.layers if layer.name not in whole}
-        landed = Projector(space).project_batch([draft(space, size, logits, granularity)])
+        batch = Projector(space).project_batch([draft(space, size, logits, granularity)])
         sparsity = exactly(space, draft(space, size, logits, granularity)).policy.sparsity
-        asked = dict(zip(space.network.layer_names, landed.requests.masked[0], strict=True))
+        asked = dict(zip(space.network.layer_names, batch.requests.masked[0], strict=True))
         if granularity == "channel":
-            groups = zip(space.network.groups, landed.requests.removed[0], strict=True)
+            groups = zip(space.network.groups, batch.requests.removed[0], strict=True)
             asked = {name: share for group, share in groups for name in group.layers}
         for name in whole & {layer.name for layer in target.layers}:
             if target.size(rest) <= size:
                 assert asked[name] == sparsity[name] == 0.0
             else:
                 assert min(asked[name], sparsity[name]) > 0.0
-        assert max(landed.sizes[0], target.size(sparsity)) <= size * (1 + 1e-9)
+        assert max(batch.sizes[0], target.size(sparsity)) <= size * (1 + 1e-9)
 
     def test_mixture_in_a_channel_group_keeps_its_channels(self, residual_graph):
         space = Space(residual_graph.network, 0.6, metric="nonzero", mixed=True)
         words = dict.fromkeys(space.network.layer_names, "fine-grained")
         words |= {"first.weight": "channel", "inner.weight": "channel"}
         point = draft(space, 0.5, np.zeros(len(space.knobs)), words)
-        landed, policy = Projector(space).project_batch([point]), exactly(space, point).policy
-        asked = landed.requests
+        batch, policy = Projector(space).project_batch([point]), exactly(space, point).policy
+        asked = batch.requests
         places = {name: place for place, name in enumerate(space.network.layer_names)}
         own = {group.layers: place for place, group in enumerate(space.network.groups)}
         residual, inner = own["first.weight", "last.weight"], own[("inner.weight",)]
@@ -375,7 +375,7 @@ class TestLimits:
         assert asked.masked[0, places["first.weight"]] == asked.masked[0, places["inner.weight"]] == 0
         assert asked.masked[0, places["last.weight"]] > 0
         assert achieved(space.network, policy)["first.weight"] == 0.0
-        assert landed.sizes[0] == pytest.approx(exact(space.network, policy).nonzero, rel=0.05)
+        assert batch.sizes[0] == pytest.approx(exact(space.network, policy).nonzero, rel=0.05)
 
     @pytest.mark.parametrize("size", [0.1, 0.4])
     def test_a_mixture_that_cannot_be_small_enough_is_fitted_as_what_is_evaluated(self, size, residual_graph):
@@ -384,9 +384,9 @@ class TestLimits:
         words = dict.fromkeys(space.network.layer_names, "fine-grained") | {"last.weight": "channel"}
         point = draft(space, size, np.linspace(-1, 1, len(space.knobs)), words)
         assert space.target(1.0, words).floor > size
-        landed, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
-        assert landed.sizes[0] == pytest.approx(cost.nonzero, rel=0.02)
-        assert landed.speeds[0] == pytest.approx(cost.macs, rel=0.1)
+        batch, cost = Projector(space).project_batch([point]), exact(space.network, exactly(space, point).policy)
+        assert batch.sizes[0] == pytest.approx(cost.nonzero, rel=0.02)
+        assert batch.speeds[0] == pytest.approx(cost.macs, rel=0.1)
 
     def test_one_granularity_cannot_reach_what_another_can(self, vgg_graph):
         """The target then is the smallest sensible size of that granularity, as in `Space.reachable`."""

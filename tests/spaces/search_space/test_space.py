@@ -1,4 +1,4 @@
-"""Every proposal lands within its target; seeds land on their own allocation."""
+"""Every point is fitted within its target; initial points stand for their own allocation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def real_size(space: Space, policy: PruningPolicy) -> float:
 
 
 @pytest.fixture(scope="module")
-def vgg_evidence(vgg, vgg_graph):
+def vgg_inputs(vgg, vgg_graph):
     return {g: AllocationInputs(unit_importance(vgg, vgg_graph, g)) for g in ("fine-grained", "channel")}
 
 
@@ -154,10 +154,10 @@ class TestLimits:
         tight = Space(vgg_graph.network, 0.03, ("fine-grained",))
         assert tight.size_range == (tight.floors["fine-grained"] * FLOOR_MARGIN, 0.03)
 
-    def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_evidence):
+    def test_without_a_limit_every_target_takes_something(self, vgg_graph, vgg_inputs):
         space = Space(vgg_graph.network, 1.0)
         assert space.size_range == (1 / SIZE_SPAN, LARGEST_TARGET)
-        for seed in initial_points(Projector(space, vgg_evidence)):
+        for seed in initial_points(Projector(space, vgg_inputs)):
             policy = Projector(space).project(seed.params).policy
             assert (
                 relative_cost(footprint(space.network, policy), dense_footprint(space.network)).encoded
@@ -234,7 +234,7 @@ class TestLeftOut:
 
 
 def test_points_of_one_granularity_read_alike_where_layers_may_differ(vgg_graph):
-    """A target below what channels alone reach: as it was landed, so it is evaluated."""
+    """A target below what channels alone reach: as it was compared, so it is evaluated."""
     network = mostly_whole(vgg_graph.network)
     space = Space(network, 1.0, mixed=True, min_size=Target(network, 1.0, "fine-grained").floor * FLOOR_MARGIN)
     low = space.size_range[0]
@@ -249,16 +249,16 @@ def test_points_of_one_granularity_read_alike_where_layers_may_differ(vgg_graph)
 class TestSeeds:
     @pytest.mark.parametrize("mixed", [False, True])
     @pytest.mark.parametrize("limit", [0.25, 0.05])
-    def test_land_on_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_evidence, mixed, limit):
+    def test_stand_for_their_own_allocation_and_lie_in_the_distributions(self, vgg_graph, vgg_inputs, mixed, limit):
         space = Space(vgg_graph.network, limit, mixed=mixed)
-        for seed in list(initial_points(Projector(space, vgg_evidence)))[:14]:
+        for seed in list(initial_points(Projector(space, vgg_inputs)))[:14]:
             trial = optuna.trial.FixedTrial(seed.params)
             proposal = Projector(space).project(space.sample(trial))
             assert set(trial.params) == set(seed.params)
             for name, distribution in trial.distributions.items():
                 assert distribution._contains(distribution.to_internal_repr(seed.params[name])), name
             target = space.target(seed.params["size"], seed.granularity)
-            wanted = PruningPolicy(allocate(seed.allocator, target, vgg_evidence[seed.granularity]), seed.granularity)
+            wanted = PruningPolicy(allocate(seed.allocator, target, vgg_inputs[seed.granularity]), seed.granularity)
             found, expected = (achieved(space.network, p) for p in (proposal.policy, wanted))
             for layer in space.network.layers:
                 units = layer.shape[0] if seed.granularity == "channel" else layer.numel
@@ -273,9 +273,9 @@ class TestSeeds:
         removed = [(policy.granularity_label, *achieved(space.network, policy).values()) for policy in policies]
         assert len(set(removed)) == len(removed) >= len(words)
 
-    def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_evidence):
+    def test_spread_over_sizes_allocators_and_granularities(self, vgg_graph, vgg_inputs):
         space = Space(vgg_graph.network, 0.25)
-        seeds = list(initial_points(Projector(space, vgg_evidence)))
+        seeds = list(initial_points(Projector(space, vgg_inputs)))
         assert len({tuple(seed.params.items()) for seed in seeds}) == len(seeds)
         assert {seed.granularity for seed in seeds[:2]} == {"fine-grained", "channel"}
         assert len({seed.allocator for seed in seeds[:10]}) == 5
@@ -285,10 +285,10 @@ class TestSeeds:
         assert max(sizes) == high
         assert min(sizes) < math.sqrt(low * high)
 
-    def test_study_accepts_them(self, vgg_graph, vgg_evidence):
+    def test_study_accepts_them(self, vgg_graph, vgg_inputs):
         space = Space(vgg_graph.network, 0.25)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        seeds = list(initial_points(Projector(space, vgg_evidence)))[:4]
+        seeds = list(initial_points(Projector(space, vgg_inputs)))[:4]
         for seed in seeds:
             study.enqueue_trial(seed.params)
         for seed in seeds:
