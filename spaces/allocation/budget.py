@@ -195,10 +195,22 @@ def _fitting_shift(family: Callable[[float], np.ndarray], target: Target) -> flo
         limits = {"MACs": target.max_macs, "latency": target.max_latency}
         also = "".join(f" with {name} {limit:.4g}" for name, limit in limits.items() if limit < 1)
         raise Unreachable(f"size {target.share:.4g}{also} cannot be reached: the smallest is {smallest:.4g}")
-    over, under = 0.0, 1.0
-    for _ in range(BISECTIONS):
+    return least_fitting(lambda t: excess(t) <= 0, 0.0, 1.0, BISECTIONS)
+
+
+def least_fitting(fits: Callable[[float], bool], over: float, under: float, halvings: int) -> float:
+    """The smallest number that fits, from an interval whose end `over` does not fit and whose end `under` does.
+
+    Args:
+        fits: true from some number of the interval on.
+        halvings: of the interval; the result is `under` at the end, which fits.
+
+    >>> round(least_fitting(lambda number: number**2 >= 2, 0.0, 2.0, 50), 6)
+    1.414214
+    """
+    for _ in range(halvings):
         middle = (over + under) / 2
-        if excess(middle) <= 0:
+        if fits(middle):
             under = middle
         else:
             over = middle

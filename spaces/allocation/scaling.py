@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from spaces.allocation.budget import LOGIT_REACH, shifted
+from spaces.allocation.budget import LOGIT_REACH, least_fitting, shifted
 from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.validation import check_sparsity
@@ -44,14 +44,11 @@ def scaled(network: Network, policy: PruningPolicy, sparsity: float) -> PruningP
         raise ValueError(f"sparsity to scale a policy to must satisfy 0 < sparsity < 1, got {sparsity!r}")
     if mean_sparsity(network, policy) == 0:
         raise ValueError("the policy removes nothing, so it cannot be scaled: give a layer a sparsity above 0")
-    low, high = -2 * LOGIT_REACH, 2 * LOGIT_REACH
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if mean_sparsity(network, _moved(policy, middle)) < sparsity:
-            low = middle
-        else:
-            high = middle
-    found = _moved(policy, high)
+
+    def reaches(shift: float) -> bool:
+        return mean_sparsity(network, _moved(policy, shift)) >= sparsity
+
+    found = _moved(policy, least_fitting(reaches, -2 * LOGIT_REACH, 2 * LOGIT_REACH, HALVINGS))
     if abs((reached := mean_sparsity(network, found)) - sparsity) > 1e-6:
         raise ValueError(f"the policy cannot be scaled to sparsity {sparsity!r}: nearest valid: {reached:.6g}")
     return found
