@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # of BatchNorm, SyncBatchNorm and InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from pruning.own_norms import OwnStatistics, has_own_statistics
+from pruning.own_norms import OwnNorm, OwnStatistics, has_own_statistics
+
+LearningNorm = _NormBase | OwnNorm
 
 
-def learning_norms(model: nn.Module) -> list[nn.Module]:
+def learning_norms(model: nn.Module) -> list[LearningNorm]:
     """The norms whose running statistics training moves, or would move with a momentum above 0.
 
     The user's own norms are included if they have the interface, see `pruning.own_norms`. Norms without statistics are

@@ -25,6 +25,7 @@ class OwnNorm(nn.Module):
     """The interface that `has_own_statistics` finds in a module; for type checkers only."""
 
     momentum: float
+    num_batches_tracked: object
     running_mean: Tensor
     running_var: Tensor
 

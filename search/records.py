@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
@@ -37,6 +37,14 @@ class CurvePoint:
     accuracy: float
 
 
+class Measured(NamedTuple):
+    """What a complete result has, see `TrialResult`."""
+
+    accuracy: float
+    loss: float
+    shares: RelativeCost
+
+
 @dataclass(frozen=True)
 class TrialResult:
     """The outcome of evaluating one policy.
@@ -67,6 +75,13 @@ class TrialResult:
     statistics: str | None = None
     cause: str | None = None
     measuring: int = 1
+
+    @property
+    def measured(self) -> Measured:
+        """Accuracy, loss and shares of a complete result; `ValueError` of any other."""
+        if self.accuracy is None or self.loss is None or self.shares is None:
+            raise ValueError(f"nothing was measured, the result is {self.state}: {self.reason}")
+        return Measured(self.accuracy, self.loss, self.shares)
 
 
 def cause_of(reason: str | None) -> str | None:

@@ -43,7 +43,7 @@ AGAIN = ", then run the same command again"
 
 def write_problem(path: Path | str, error: OSError) -> EnvironmentProblem:
     """Why `path` could not be written."""
-    remedy = REMEDIES.get(error.errno, "make it writable, or choose another place")
+    remedy = REMEDIES.get(error.errno or 0, "make it writable, or choose another place")
     return EnvironmentProblem(f"cannot write {str(path)!r} ({error.strerror or error}): {remedy}{AGAIN}")
 
 

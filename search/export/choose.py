@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.errors import GoalMissed, UsageError
-from search.records import COMPLETE, FinalRecord, TrialRecord
+from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results.comparison import BASELINES, read_comparison
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
 from search.results.view import StudyView
@@ -37,6 +37,13 @@ class Chosen:
     trial: TrialRecord | None
     final: FinalRecord | None
 
+    @property
+    def result(self) -> TrialResult:
+        """Of the full-length run if there was one, else of the trial."""
+        record = self.final or self.trial
+        assert record is not None, "what is chosen is a trial, or a baseline with finals"
+        return record.result
+
 
 def choose_trial(view: StudyView, choice: str) -> Chosen:
     """What `best`, `knee`, `smallest`, a trial's number or `baseline:lamp` stands for.
@@ -59,12 +66,12 @@ def _chosen_baseline(view: StudyView, name: str) -> Chosen:
         raise UsageError(unknown("baseline", name, BASELINES))
     comparison = view.comparison or read_comparison(view.folder)  # which refuses a damaged one
     digest = comparison.baselines.get(name) if comparison else None
-    if digest not in view.finals:
+    final = None if digest is None else _median_final(view, digest)
+    if final is None:
         raise GoalMissed(
             f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "
             "more; a baseline that cannot reach the limit has none"
         )
-    final = _median_final(view, digest)
     return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
 
 

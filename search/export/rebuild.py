@@ -92,37 +92,37 @@ def export_of_trial(
     dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
     refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
     prepared = PreparedModel.of(workload, dense.model, config.round_to)
-    full = chosen.final is not None
-    epochs = workload.recipe.final_epochs if full else workload.recipe.trial_epochs
-    seed = chosen.final.seed if full else config.seed
+    recipe, final = workload.recipe, chosen.final
+    epochs, seed = (recipe.final_epochs, final.seed) if final else (recipe.trial_epochs, config.seed)
     evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
-    recorded = (chosen.final if full else chosen.trial).result.accuracy
-    if not as_recorded(evaluation.result.accuracy, recorded, workload):
+    found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy
+    if not as_recorded(found, recorded, workload):
         watcher.note(
-            f"the repeated fine-tune has validation accuracy {evaluation.result.accuracy:.2%}, the study recorded "
+            f"the repeated fine-tune has validation accuracy {found:.2%}, the study recorded "
             f"{recorded:.2%}: another machine, or other versions or threads, round differently"
         )
-    return _made(view, chosen, evaluation.model, evaluation.structure, evaluation.result, seed), workload, config
+    return _made(view, chosen, *evaluation.network, evaluation.result, seed), workload, config
 
 
 def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
     """The export from weights in the study's folder: of the full-length run if there was one, else of the trial."""
-    folder, config, final, trial = view.folder, view.folder.config, chosen.final, chosen.trial
-    if final:
-        path = folder.final_weights(final.digest, final.seed)
-        result, tested, seed = final.result, final.test_accuracy, final.seed
+    folder, config, final, trial, result = view.folder, view.folder.config, chosen.final, chosen.trial, chosen.result
+    if final is not None:
+        path, tested, seed = folder.final_weights(final.digest, final.seed), final.test_accuracy, final.seed
+    elif trial is not None:
+        path, tested, seed = folder.trial_weights(trial.number), None, config.seed
     else:
-        path, result, tested, seed = folder.trial_weights(trial.number), trial.result, None, config.seed
+        return None
     if not path.is_file():
         return None
     try:
         model, structure = load_model(build_model(workload, config.dense_seed), path)
     except Refused as error:
         raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
-    found = score(model, workload.validation, workload).accuracy
-    if not as_recorded(found, result.accuracy, workload):
+    found, recorded = score(model, workload.validation, workload).accuracy, result.measured.accuracy
+    if not as_recorded(found, recorded, workload):
         raise Refused(
-            f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {result.accuracy:.2%}: "
+            f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {recorded:.2%}: "
             "they are not what was measured; delete them, and the export repeats the fine-tune"
         )
     return _made(view, chosen, model, structure, result, seed, tested)

@@ -127,7 +127,7 @@ def _manifest(
     dense_bytes: int,
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    sparse_bytes = files[SPARSE]["bytes"]
+    sparse_bytes, measured = files[SPARSE]["bytes"], export.result.measured
     return {
         "version": MANIFEST_VERSION,
         "prunefront": version("prunefront"),
@@ -135,14 +135,14 @@ def _manifest(
         "workload": dict(workload_options),
         "architecture": model_fingerprint(workload.build_model()),
         "origin": dict(export.origin),
-        "accuracy": export.result.accuracy,
-        "loss": export.result.loss,
+        "accuracy": measured.accuracy,
+        "loss": measured.loss,
         "test_accuracy": export.test_accuracy,
         "dense_bytes": dense_bytes,
         "sparse_bytes": sparse_bytes,
         "size_encoded": sparse_bytes / dense_bytes,
-        "size_nonzero": export.result.shares.nonzero,
-        "macs": export.result.shares.macs,
+        "size_nonzero": measured.shares.nonzero,
+        "macs": measured.shares.macs,
         "achieved": dict(export.result.achieved),
         "limit": export.limit[0] if export.limit else None,
         "size_metric": export.limit[1] if export.limit else None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pruning.batchnorm import learning_norms
+from pruning.batchnorm import LearningNorm, learning_norms
 from search.errors import UsageError
 from search.progress import ProgressReporter
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
@@ -65,7 +65,8 @@ def settle_measuring(
         UsageError: further trials could not be compared with the existing ones.
     """
     trials, finals = folder.journal.trials(), folder.journal.finals()
-    newest = max((record.result.measuring for record in (*trials, *finals)), default=MEASURING)
+    results = [*(trial.result for trial in trials), *(final.result for final in finals)]
+    newest = max((result.measuring for result in results), default=MEASURING)
     if newest > MEASURING:
         raise UsageError(
             f"study {folder.name!r} has results of a later prunefront (measuring {newest}; this one knows up to "
@@ -89,7 +90,8 @@ def differences(
     network: Network,
 ) -> Iterator[Difference]:
     """By what results of earlier versions may differ from results of today; nothing if they cannot differ."""
-    old_trials, old_finals = ([r for r in records if _is_of(1, r)] for records in (trials, finals))
+    old_trials = [trial for trial in trials if _is_of(1, trial)]
+    old_finals = [final for final in finals if _is_of(1, final)]
     if (old_trials or old_finals) and (norms := learning_norms(dense)):
         yield from _scored_as_trained(old_trials, old_finals, norms, workload)
     yield from _counted_otherwise(old_trials, old_finals, network)
@@ -100,12 +102,13 @@ def _is_of(version: int, record: TrialRecord | FinalRecord) -> bool:
 
 
 def _scored_as_trained(
-    trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], norms: Sequence[nn.Module], workload: Workload
+    trials: Sequence[TrialRecord], finals: Sequence[FinalRecord], norms: Sequence[LearningNorm], workload: Workload
 ) -> Iterator[Difference]:
     """Version 1 scored networks with BatchNorm's statistics as training left them, unless a late result of version 1
     says otherwise.
     """
-    trials, finals = ([r for r in records if r.result.statistics is None] for records in (trials, finals))
+    trials = [trial for trial in trials if trial.result.statistics is None]
+    finals = [final for final in finals if final.result.statistics is None]
     if not trials and not finals:
         return
     steps = step_count(workload, workload.recipe.trial_epochs)
@@ -118,7 +121,7 @@ def _scored_as_trained(
         yield _of(trials, finals, f"{before}, {kept}", False)
 
 
-def share_left(norm: nn.Module, steps: int) -> float:
+def share_left(norm: LearningNorm, steps: int) -> float:
     """Share, 0 to 1, of a norm's running statistics that still comes from before these training steps."""
     if norm.momentum is not None:
         return abs(1 - norm.momentum) ** steps
@@ -138,12 +141,12 @@ def _counted_otherwise(
         policy = record.policy
         if policy.digest not in known:
             known[policy.digest] = footprint(network, policy).macs / whole if whole else 1.0
-        return abs(record.result.shares.macs - known[policy.digest]) > APART
+        return abs(record.result.measured.shares.macs - known[policy.digest]) > APART
 
-    trials, finals = ([r for r in records if differs(r)] for records in (trials, finals))
+    trials, finals = [trial for trial in trials if differs(trial)], [final for final in finals if differs(final)]
     if trials or finals:
-        first = (*trials, *finals)[0]
-        now, then = known[first.policy.digest], first.result.shares.macs
+        first = trials[0] if trials else finals[0]
+        now, then = known[first.policy.digest], first.result.measured.shares.macs
         what = f"MACs as they were counted before, such as {then:.1%} for what is {now:.1%} today"
         yield _of(trials, finals, what, False)
 

@@ -163,7 +163,7 @@ def _end_for(number: int) -> None:
     """End the process because of a signal whose exception did not."""
     global _received
     _received = _received or number
-    _end_at_once(None, exit_code() if _code is None else _code)
+    _end_at_once(None, (exit_code() or TERMINATED) if _code is None else _code)
 
 
 def _end_at_once(message: str | None, code: int) -> NoReturn:
@@ -187,7 +187,9 @@ def _raise_again(lost: Any) -> None:
         _again = True
         if _watchdog is not None:
             _watchdog.ignore_one()
-        signal.pthread_kill(threading.main_thread().ident, _received or signal.SIGTERM)
+        main = threading.main_thread().ident
+        assert main is not None  # it has begun
+        signal.pthread_kill(main, _received or signal.SIGTERM)
 
     global _later
     _later = threading.Timer(SOON, send)

@@ -52,7 +52,7 @@ class GuidedSampler(BaseSampler):
     ) -> dict[str, Any]:
         if self._guide is None or search_space != self._space:
             return {name: self.sample_independent(study, trial, name, of) for name, of in search_space.items()}
-        self._learn(study)
+        self._learn(study, self._guide)
         return dict(self._guide.suggest(trial.number).params)
 
     def sample_independent(
@@ -63,7 +63,7 @@ class GuidedSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self._fallback.reseed_rng()
 
-    def _learn(self, study: Study) -> None:
+    def _learn(self, study: Study, guide: GuidedProposer) -> None:
         """Tell the guide of the trials it does not know yet.
 
         A trial that diverged counts as one without any accuracy. One that failed for another reason, or stopped early,
@@ -71,14 +71,14 @@ class GuidedSampler(BaseSampler):
         """
         finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         for trial in study.get_trials(deepcopy=False, states=finished):
-            if self._guide.known(trial.number) or self._space.keys() - trial.params.keys():
+            if guide.known(trial.number) or self._space.keys() - trial.params.keys():
                 continue
             if trial.state == TrialState.COMPLETE:
-                self._guide.learn(trial.number, trial.params, 1 - trial.values[0])
+                guide.learn(trial.number, trial.params, 1 - trial.values[0])
             elif self._causes.get(trial.number) == DIVERGED:
-                self._guide.learn(trial.number, trial.params, math.nan)
+                guide.learn(trial.number, trial.params, math.nan)
             else:
-                self._guide.avoid(trial.number, trial.params)
+                guide.avoid(trial.number, trial.params)
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
@@ -131,7 +131,7 @@ def _in_former_order(sampler: BaseSampler) -> BaseSampler:
     def inferred(study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(sorted(infer(study, trial).items(), key=lambda item: _former(item[0])))
 
-    sampler.infer_relative_search_space = inferred
+    vars(sampler)["infer_relative_search_space"] = inferred  # of this sampler alone
     return sampler
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from search.errors import EnvironmentProblem
@@ -32,6 +32,9 @@ from search.storage import (
     write_problem,
 )
 from search.store.locks import held_lock
+
+if TYPE_CHECKING:  # importing MLflow takes seconds
+    from mlflow import MlflowClient
 
 EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"
@@ -64,7 +67,7 @@ def artifacts_place(root: Path, run: str) -> Path:
     return root / ARTIFACTS / run / "artifacts"
 
 
-def open_store(root: Path, watcher: ProgressReporter | None = None) -> Any:
+def open_store(root: Path, watcher: ProgressReporter | None = None) -> MlflowClient:
     """An `MlflowClient` for the store of `root`, whose database is created, repaired or set aside if necessary.
 
     Telemetry is switched off before MLflow is imported.
@@ -230,6 +233,7 @@ def _empty_database() -> bytes:
 def _upgrade(uri: str) -> None:
     from mlflow.db import upgrade
 
+    assert upgrade.callback is not None  # of a command of click's
     upgrade.callback(uri)
 
 
@@ -262,7 +266,9 @@ def _schemas() -> tuple[str, frozenset[str]]:
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
+    head = scripts.get_current_head()
+    assert head is not None, "MLflow brings no schema"
+    return head, frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def _columns(store: sqlite3.Connection) -> dict[str, set[str]]:

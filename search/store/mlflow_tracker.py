@@ -13,12 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.process.interrupts import check
 from search.progress import ProgressReporter
 from search.records import COMPLETE, FAILED, TrialRecord
 from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
+
+if TYPE_CHECKING:  # importing MLflow takes seconds
+    from mlflow import MlflowClient
 
 BATCH_METRICS = 1000
 """The most metrics that MLflow takes in one batch."""
@@ -51,7 +54,9 @@ class Tracker:
         """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times."""
         self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
         self._watcher = watcher
-        self._client = self.parent = None
+        self._client: MlflowClient | None = None
+        self.parent: str | None = None
+        self._experiment = ""
         self._logged: set[int] | None = None
         self._records: dict[int, TrialRecord] = {}
         self._params: dict[str, Any] = {}
@@ -78,7 +83,7 @@ class Tracker:
 
         def write() -> None:
             self._log_summary()
-            self._client.set_terminated(self.parent, status=status)
+            self._store.set_terminated(self._run, status=status)
 
         self._write(write, due=status == "FINISHED")
         if self._failing:
@@ -119,16 +124,28 @@ class Tracker:
         """Make MLflow's record of this study equal to the journal's."""
         from mlflow.entities import Param
 
-        self._client = open_store(self._root, self._watcher)
-        self._experiment = self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+        self._client = client = open_store(self._root, self._watcher)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        assert experiment is not None, "made with the store"
+        self._experiment = experiment.experiment_id
         parents, children = self._found()
-        self.parent = self._one_parent(parents, children)
-        self._client.update_run(self.parent, status="RUNNING")
-        known = self._client.get_run(self.parent).data.params
+        self.parent = parent = self._one_parent(parents, children)
+        client.update_run(parent, status="RUNNING")
+        known = client.get_run(parent).data.params
         fresh = [Param(key, _text(value)) for key, value in self._params.items() if key not in known]
-        self._client.log_batch(self.parent, params=fresh)
+        client.log_batch(parent, params=fresh)
         self._logged = self._keep_right_ones(children)
         self._log_missing()
+
+    @property
+    def _store(self) -> MlflowClient:
+        assert self._client is not None, "opened before anything is written"
+        return self._client
+
+    @property
+    def _run(self) -> str:
+        assert self.parent is not None, "found or made before anything is written"
+        return self.parent
 
     def _found(self) -> tuple[list[Any], list[Any]]:
         """Active runs of this study, oldest first: parents, and children, even if they lost a tag or their parent."""
@@ -154,12 +171,12 @@ class Tracker:
         """The parent with the most children, or a new one; any others are deleted."""
         tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
         if not parents:
-            return self._client.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
+            return self._store.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
         counts = Counter(child.data.tags.get("mlflow.parentRunId") for child in children)
         kept = max(parents, key=lambda run: counts[run.info.run_id])
         for run in parents:
             if run is not kept:
-                self._client.delete_run(run.info.run_id)
+                self._store.delete_run(run.info.run_id)
         self._set_tags(kept, tags | {"mlflow.runName": self._study})
         return kept.info.run_id
 
@@ -170,7 +187,7 @@ class Tracker:
             number = run.data.tags.get("trial", "")
             record = self._records.get(int(number)) if number.isdecimal() else None
             if record is None or record.number in logged or not self._is_of(run, record):
-                self._client.delete_run(run.info.run_id)
+                self._store.delete_run(run.info.run_id)
                 continue
             logged.add(record.number)
             self._set_tags(run, self._tags(record))
@@ -179,7 +196,7 @@ class Tracker:
     def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
         for tag, value in tags.items():
             if run.data.tags.get(tag) != value:
-                self._client.set_tag(run.info.run_id, tag, value)
+                self._store.set_tag(run.info.run_id, tag, value)
 
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
@@ -194,9 +211,11 @@ class Tracker:
         )
 
     def _log_missing(self) -> None:
-        for number in sorted(self._records.keys() - self._logged):
+        logged = self._logged
+        assert logged is not None, "known before anything is written"
+        for number in sorted(self._records.keys() - logged):
             self._create_child(self._records[number])
-            self._logged.add(number)
+            logged.add(number)
 
     def _log_summary(self) -> None:
         from mlflow.entities import Metric
@@ -205,13 +224,13 @@ class Tracker:
             return
         metrics, files = self._summary
         now = _milliseconds(time.time())
-        self._client.log_batch(self.parent, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
-        self._log_files(self.parent, files)
+        self._store.log_batch(self._run, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
+        self._log_files(self._run, files)
         self._summary = None
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
         tags = {
-            "mlflow.parentRunId": self.parent,
+            "mlflow.parentRunId": self._run,
             "study": self._study,
             "study_id": self._study_id,
             "kind": "trial",
@@ -228,7 +247,8 @@ class Tracker:
 
         result, policy = record.result, record.policy
         started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
-        run = self._client.create_run(
+        client = self._store
+        run = client.create_run(
             self._experiment,
             start_time=started,
             tags=self._tags(record),
@@ -246,9 +266,9 @@ class Tracker:
         for number, point in enumerate(result.curve, 1):
             curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
             metrics += [Metric(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
-        self._client.log_batch(run, params=[Param(k, _text(v)) for k, v in params.items()])
+        client.log_batch(run, params=[Param(k, _text(v)) for k, v in params.items()])
         for start in range(0, len(metrics), BATCH_METRICS):
-            self._client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
+            client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
         self._log_files(
             run,
             {
@@ -257,7 +277,7 @@ class Tracker:
                 POLICY: policy.to_json().encode(),
             },
         )
-        self._client.set_terminated(run, status=_status(record), end_time=finished)
+        client.set_terminated(run, status=_status(record), end_time=finished)
 
     def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
         """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
@@ -269,9 +289,10 @@ class Tracker:
             (folder / name).write_bytes(content)
 
     def _runs(self, condition: str) -> list[Any]:
-        runs, token = [], None
+        runs: list[Any] = []
+        token: str | None = None
         while token is None or token:
-            page = self._client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            page = self._store.search_runs([self._experiment], condition, max_results=1000, page_token=token)
             runs += page
             token = page.token or ""
         return runs
@@ -289,8 +310,9 @@ def _summary(record: TrialRecord) -> dict[str, float]:
     if record.latency is not None:
         summary["latency"] = record.latency
     if result.state == COMPLETE:
-        summary |= {"accuracy": result.accuracy, "loss": result.loss, "macs": result.shares.macs}
-        summary |= {"size_encoded": result.shares.encoded, "size_nonzero": result.shares.nonzero}
+        accuracy, loss, shares = result.measured
+        summary |= {"accuracy": accuracy, "loss": loss, "macs": shares.macs}
+        summary |= {"size_encoded": shares.encoded, "size_nonzero": shares.nonzero}
     return summary
 
 

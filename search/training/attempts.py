@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from search.files import read_bytes, read_text, write_durably
 from search.process import interrupts
@@ -149,18 +149,18 @@ def _last_words(file: int) -> Iterator[None]:
     """If native code crashes or anybody's code calls `os._exit`, record what happened."""
     before, leave, process = faulthandler.is_enabled(), os._exit, os.getpid()
 
-    def said_and_left(code: int) -> None:
+    def said_and_left(status: int) -> NoReturn:
         unsaid = os.fstat(file).st_size <= _STEP_BYTES
         if os.getpid() == process and unsaid and interrupts.exit_code() is None:
-            os.write(file, f"os._exit({code})\n".encode())
+            os.write(file, f"os._exit({status})\n".encode())
             faulthandler.dump_traceback(file, all_threads=False)
             if interrupts.can_end_process():
                 interrupts.end_process(
-                    f"the workload's own code ended the program by os._exit({code}): the same command begins that "
+                    f"the workload's own code ended the program by os._exit({status}): the same command begins that "
                     f"evaluation again, and records it as failed when it has ended so {MAX_STARTS} times",
                     3,
                 )
-        leave(code)
+        leave(status)
 
     faulthandler.enable(file, all_threads=False)
     os._exit = said_and_left
@@ -169,7 +169,7 @@ def _last_words(file: int) -> Iterator[None]:
     finally:
         os._exit = leave
         faulthandler.disable()
-        if before:
+        if before and sys.__stderr__ is not None:
             with suppress(ValueError, AttributeError, OSError, RuntimeError):  # a stderr that is no file
                 faulthandler.enable(sys.__stderr__)
 

@@ -61,7 +61,7 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         if tensor.numel():
-            hasher.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            hasher.update(tensor.flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

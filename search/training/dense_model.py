@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,25 @@ class DenseModel:
     trained_seconds: float
 
 
+@overload
+def dense_model(
+    workload: Workload,
+    seed: int,
+    cache: Path,
+    weights: str | Path | None = None,
+    watcher: ProgressReporter | None = None,
+    train: Literal[True] = True,
+) -> DenseModel: ...
+@overload
+def dense_model(
+    workload: Workload,
+    seed: int,
+    cache: Path,
+    weights: str | Path | None = None,
+    watcher: ProgressReporter | None = None,
+    *,
+    train: bool,
+) -> DenseModel | None: ...
 def dense_model(
     workload: Workload,
     seed: int,

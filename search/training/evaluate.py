@@ -110,6 +110,13 @@ class Evaluation:
     model: nn.Module | None = None
     structure: Structure | None = None
 
+    @property
+    def network(self) -> tuple[nn.Module, Structure]:
+        """Model and structure of an evaluation that did not fail; `ValueError` of one that did."""
+        if self.model is None or self.structure is None:
+            raise ValueError(f"the evaluation has no network, it {self.result.state}: {self.result.reason}")
+        return self.model, self.structure
+
 
 def evaluate_policy(
     prepared: PreparedModel,

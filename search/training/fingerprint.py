@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pruning.importance.registry import own_function
 from search.user_code.source import ADDRESS, code_of, code_of_network
-from search.workloads.base import SPLITS, Split, Workload
+from search.workloads.base import SPLITS, Workload
+from search.workloads.splits import Split
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING = "_training_fingerprint"
@@ -98,4 +99,4 @@ def _update_split(hasher: Any, name: str, split: Split) -> None:
 
 def _update(hasher: Any, tensor: Tensor) -> None:
     if tensor.numel():
-        hasher.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

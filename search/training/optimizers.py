@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe, regrow: bool = False) -> to
         regrow: masked weights may return. `forget_masked_` then clears their state, so that a returning weight goes on
             exactly as under a new optimizer.
     """
-    if recipe.optimizer == "sgd":
-        momentum, decay = recipe.momentum, recipe.weight_decay
+    momentum, betas, decay = recipe.momentum, recipe.betas, recipe.weight_decay
+    if betas is None:
+        assert momentum is not None  # a recipe has one of them
         return torch.optim.SGD(model.parameters(), 0.0, momentum, weight_decay=decay, nesterov=momentum > 0)
     kind = ElementwiseAdamW if regrow else torch.optim.AdamW
-    return kind(model.parameters(), lr=0.0, betas=recipe.betas, eps=EPSILON, weight_decay=recipe.weight_decay)
+    return kind(model.parameters(), lr=0.0, betas=betas, eps=EPSILON, weight_decay=decay)
 
 
 def forget_masked_(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -56,6 +57,10 @@ class ElementwiseAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step along the gradients; parameters without one stay as they are."""

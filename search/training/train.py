@@ -24,8 +24,9 @@ from pruning.schedule import cycle_at
 from search.records import CurvePoint
 from search.training.optimizers import forget_masked_, make_optimizer
 from search.training.refresh import refresh_statistics_
-from search.workloads.base import Split, Workload
+from search.workloads.base import Workload
 from search.workloads.recipe import one_cycle
+from search.workloads.splits import Split
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -233,9 +234,13 @@ def _train(
     recipe, per_epoch = workload.recipe, _epoch_steps(workload)
     steps = step_count(workload, epochs)
     torch.manual_seed(seed)  # dropout and the like
-    regrow = pruner is not None and pruner.schedule.regrow
+    schedule = pruner.schedule if pruner else None
+    regrow = schedule is not None and schedule.regrow
     optimizer = make_optimizer(model, recipe, regrow)
-    curve, losses, scores, scoring, statistics = [], [], None, 0.0, None
+    curve: list[CurvePoint] = []
+    losses: list[float] = []
+    scores: Metrics | None = None
+    scoring, statistics = 0.0, None
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
         if pruner and pruner.advance(step):
@@ -243,13 +248,13 @@ def _train(
             optimizer = make_optimizer(model, recipe, regrow)
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = one_cycle(*cycle_at(step, steps, pruner and pruner.schedule), peak, recipe.warmup)
+            group["lr"] = one_cycle(*cycle_at(step, steps, schedule), peak, recipe.warmup)
         scales = _norm_scales(model) if recipe.bn_l1 and not (pruner and pruner.settled) else []
         losses.append(_step(model, optimizer, workload, inputs, targets, step, scales))
         if pruner:
             pruner.hold()
-        if regrow:
-            forget_masked_(optimizer, model, pruner.masks)
+            if regrow:
+                forget_masked_(optimizer, model, pruner.masks)
         if progress:
             progress(step + 1, steps)
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
@@ -262,6 +267,7 @@ def _train(
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
             losses = []
+    assert scores is not None  # of the last step
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
     model.eval()

@@ -109,4 +109,5 @@ def _begins(name: str, wanted: str) -> tuple[str, str] | None:
         common += 1
     if not common:
         return None
-    return tuple("".join(f"{part}." for part in parts[: len(parts) - common]) for parts in (one, other))
+    had, given = ("".join(f"{part}." for part in parts[: len(parts) - common]) for parts in (one, other))
+    return had, given

@@ -54,8 +54,9 @@ def criterion_place(criterion: str) -> str | None:
     """
     file, _, name = criterion.rpartition(":")
     module = sys.modules.get(_module_name("criterion", Path(file)))
-    known = module is not None and Path(module.__file__).name == file
-    return f"{module.__file__}:{name}" if known else None
+    if module is None or module.__file__ is None or Path(module.__file__).name != file:
+        return None
+    return f"{module.__file__}:{name}"
 
 
 def _takes_data(function: Callable[..., Any], spec: str) -> bool:
@@ -112,6 +113,7 @@ def _module_of_file(what: str, path: Path) -> Any:
         raise UsageError(f"no {what} file {str(path)!r}: check the path before the ':'")
     name = _module_name(what, path)
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that dataclasses and inspect.getsource find it
     if str(path.parent) not in sys.path:  # stays: a function may import its neighbours when it is called

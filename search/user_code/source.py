@@ -35,6 +35,7 @@ _SKIPPED = {"annotation", "returns", "type_comment", "kind", "ctx", "type_params
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LIBRARIES = ("builtins", "torch", "torchvision")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 _DEPTH = 8
 """How deep values are looked into."""
 
@@ -100,8 +101,8 @@ class _Walk:
         if isinstance(thing, types.ModuleType):
             return "module"
         if isinstance(thing, functools.partial):
-            parts = (thing.func, thing.args, dict(sorted(thing.keywords.items())))
-            return f"partial({', '.join(self.visit(part, depth) for part in parts)})"
+            called = (thing.func, thing.args, dict(sorted(thing.keywords.items())))
+            return f"partial({', '.join(self.visit(part, depth) for part in called)})"
         if isinstance(thing, types.MethodType):
             return f"method({self.visit(thing.__func__, depth)}, {self.visit(thing.__self__, depth)})"
         if isinstance(thing, (staticmethod, classmethod, property)):
@@ -134,8 +135,8 @@ class _Walk:
             kinds = [self._named(type(module)) for module in thing.modules()]
             held = self.visit(attributes_of(thing), depth + 1)
             return f"{name}({ADDRESS.sub('', repr(thing))} {state} {kinds} {held})"
-        held = getattr(thing, "__dict__", None)
-        return f"{name}({self.visit(held, depth + 1)})" if isinstance(held, dict) and _is_own(type(thing)) else name
+        own = getattr(thing, "__dict__", None)
+        return f"{name}({self.visit(own, depth + 1)})" if isinstance(own, dict) and _is_own(type(thing)) else name
 
     def _named(self, thing: Any, root: bool = False) -> str:
         name = thing.__qualname__
@@ -236,7 +237,7 @@ def _is_own_module(module: types.ModuleType) -> bool:
     return file is None or not is_others(file)
 
 
-def _definition(thing: Any) -> ast.AST | None:
+def _definition(thing: Any) -> _Definition | None:
     """The syntax tree of a function or class; None where there is no source."""
     if isinstance(thing, type):
         functions = [value for value in vars(thing).values() if isinstance(value, types.FunctionType)]
@@ -272,30 +273,32 @@ def _parsed(source: str) -> ast.Module | None:
         return None
 
 
-def _nodes_called(tree: ast.AST, path: list[str]) -> Iterator[ast.AST]:
+def _nodes_called(tree: ast.AST, path: list[str]) -> Iterator[_Definition]:
     """Definitions and lambdas of this qualified name."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for node in ast.iter_child_nodes(tree):
-        called = "<lambda>" if isinstance(node, ast.Lambda) else node.name if isinstance(node, kinds) else None
+        if not isinstance(node, _Definition):
+            yield from _nodes_called(node, path)
+            continue
+        called = "<lambda>" if isinstance(node, ast.Lambda) else node.name
         if called == path[0]:
             if len(path) == 1:
                 yield node
             else:
                 yield from _nodes_called(node, path[1:])
-        if called is None or called == "<lambda>":
+        if called == "<lambda>":
             yield from _nodes_called(node, path)
 
 
-def _holds(node: ast.AST, line: int) -> bool:
+def _holds(node: _Definition, line: int) -> bool:
     first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-    return first <= line <= node.end_lineno if isinstance(node, ast.ClassDef) else first == line
+    return first <= line <= (node.end_lineno or first) if isinstance(node, ast.ClassDef) else first == line
 
 
-def _compiled_alike(node: ast.AST, code: types.CodeType) -> bool:
+def _compiled_alike(node: _Definition, code: types.CodeType) -> bool:
     """Whether this is the right one of several lambdas on a line, judged by the columns recorded in its code object."""
     places = [place for place in code.co_positions() if None not in place and place[2:] != (0, 0)]
     begins, ends = {(line, column) for line, _, column, _ in places}, {(line, column) for _, line, _, column in places}
-    first, last = (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+    first, last = (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
     return bool(begins) and first <= min(begins) and max(ends) <= last
 
 

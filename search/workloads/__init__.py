@@ -13,10 +13,10 @@ from pruning.modules import check_example
 from search.errors import PrunefrontError, UsageError
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
-from search.workloads.base import Split, Workload
+from search.workloads.base import Workload
 from search.workloads.metrics import accuracy
 from search.workloads.recipe import Recipe
-from search.workloads.splits import SEED
+from search.workloads.splits import SEED, Split
 from spaces.validation import unknown
 
 __all__ = ["BUILT_IN", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,12 @@ from search.workloads.metrics import accuracy, default_metric
 from search.workloads.recipe import Recipe
 from search.workloads.splits import Split, as_tensors
 
+AnySplit = Split | Dataset[Any] | DataLoader[Any]
+"""How a split may be given: a pair of tensors, a map-style data set of pairs, or a `DataLoader` over one."""
 log = logging.getLogger(__name__)
 SPLITS = ("fit", "calibration", "validation", "test")
+_FIRST_TWO: Any = None
+"""For `example_input`: the first two fit inputs."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,36 @@ class Workload:
 
     name: str
     build_model: Callable[[], nn.Module]
-    fit: Split | Dataset | DataLoader
-    calibration: Split | Dataset | DataLoader
-    validation: Split | Dataset | DataLoader
-    test: Split | Dataset | DataLoader
+    fit: Split
+    calibration: Split
+    validation: Split
+    test: Split
     recipe: Recipe = field(default_factory=Recipe)
     loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
     metric: Callable[[Any, Tensor], float] = accuracy
     weights: str | Path | None = None
     train_dense: bool = False
-    example_input: Tensor | None = None
+    example_input: Tensor = _FIRST_TWO
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    if TYPE_CHECKING:  # a split is held as tensors, however it was given, and there is always an example input
+
+        def __init__(
+            self,
+            name: str,
+            build_model: Callable[[], nn.Module],
+            fit: AnySplit,
+            calibration: AnySplit,
+            validation: AnySplit,
+            test: AnySplit,
+            recipe: Recipe = ...,
+            loss: Callable[[Any, Tensor], Tensor] = ...,
+            metric: Callable[[Any, Tensor], float] = ...,
+            weights: str | Path | None = None,
+            train_dense: bool = False,
+            example_input: Tensor | None = None,
+            augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from pruning.calibration import evenly_spaced
 from pruning.outputs import describe, join_batches, map_tensors, tensors_in
@@ -40,7 +40,7 @@ def check_model(workload: Workload, model: object) -> None:
             "module that it was made from"
         )
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    if lazy := [tensor for tensor, value in tensors if isinstance(value, UninitializedTensorMixin)]:
+    if lazy := [tensor for tensor, value in tensors if is_lazy(value)]:
         raise UsageError(
             f"workload {name!r}: {lazy[0]!r} of the network is lazy and has no shape yet: let build_model run the "
             "network once on an example before it returns it"

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from search.workloads.base import Workload
 from search.workloads.recipe import Recipe
+from search.workloads.splits import Split
 from search.workloads.vgg import VGG9
 
 SPLIT_SEED = 0
@@ -32,7 +33,8 @@ def digits(width: float = 1 / 8) -> Workload:
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     images = (images - 0.3053) / 0.3761  # mean and deviation of all pixels
     labels = torch.tensor(targets)
-    rest, splits = list(range(len(labels))), {}
+    rest = list(range(len(labels)))
+    splits: dict[str, Split] = {}
     for name, size in (("test", 360), ("validation", 300), ("calibration", 137)):
         rest, taken = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=SPLIT_SEED)
         splits[name] = (images[taken], labels[taken])
@@ -40,6 +42,8 @@ def digits(width: float = 1 / 8) -> Workload:
         name="digits",
         build_model=functools.partial(VGG9, width=width, inputs=1, pools=3),
         fit=(images[rest], labels[rest]),
+        calibration=splits["calibration"],
+        validation=splits["validation"],
+        test=splits["test"],
         recipe=RECIPE,
-        **splits,
     )

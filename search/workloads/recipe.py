@@ -14,6 +14,8 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"dense_learning_rate": 0.01, "learning_rate": 0.003, "weight_decay": 0.01, "betas": (0.9, 0.999)},
 }
 """Optimizer -> what its recipes have where they say nothing else."""
+_OF_THE_OPTIMIZER: Any = None
+"""For a part that is left out and that every optimizer has."""
 _POSITIVE = ("dense_epochs", "trial_epochs", "final_epochs", "dense_learning_rate", "learning_rate")
 _ADDED = {"bn_l1": 0.0, "optimizer": "sgd", "betas": None, "momentum": None}
 """Fields left out of a stored recipe while they have these values, so that recipes from before these fields keep their
@@ -57,11 +59,11 @@ class Recipe:
     dense_epochs: float = 10
     trial_epochs: float = 1
     final_epochs: float = 2
-    dense_learning_rate: float | None = None
-    learning_rate: float | None = None
+    dense_learning_rate: float = _OF_THE_OPTIMIZER
+    learning_rate: float = _OF_THE_OPTIMIZER
     warmup: float = 0.2
     momentum: float | None = None
-    weight_decay: float | None = None
+    weight_decay: float = _OF_THE_OPTIMIZER
     bn_l1: float = 0.0
     optimizer: str = "sgd"
     betas: tuple[float, float] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -72,7 +72,7 @@ def as_tensors(split: Any, name: str) -> tuple[Split, bool]:
     return _read(split, range(len(split)), default_collate, name)
 
 
-def _of_loader(loader: DataLoader, name: str) -> tuple[Dataset, Sequence[int], Callable[[list[Any]], Any]]:
+def _of_loader(loader: DataLoader[Any], name: str) -> tuple[Dataset[Any], Sequence[int], Callable[[list[Any]], Any]]:
     """Its data set, the indices that the loader visits, and the function that joins items."""
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(f"split {name!r} is a DataLoader over a stream: read it into a pair of tensors first")
@@ -82,11 +82,18 @@ def _of_loader(loader: DataLoader, name: str) -> tuple[Dataset, Sequence[int], C
             f"split {name!r} is a DataLoader with a sampler of its own ({type(sampler).__name__}): give its dataset, "
             "or a torch.utils.data.Subset of it"
         )
-    places = sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else range(len(loader.dataset))
-    return loader.dataset, places, loader.collate_fn
+    dataset = loader.dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        return dataset, sorted(sampler.indices), loader.collate_fn
+    if not isinstance(dataset, Sized):
+        kind = type(dataset).__name__
+        raise ValueError(f"split {name!r} is a DataLoader over a {kind} that has no length: give it a __len__")
+    return dataset, range(len(dataset)), loader.collate_fn
 
 
-def _read(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> tuple[Split, bool]:
+def _read(
+    split: Dataset[Any], places: Sequence[int], collate: Callable[[list[Any]], Any], name: str
+) -> tuple[Split, bool]:
     if len(places) == 0:
         raise ValueError(f"split {name!r} is empty: it needs at least one example")
     if _only_few.get() and len(places) > FEW:
@@ -101,7 +108,8 @@ def _read(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], 
                 if part.shape[1:] != whole.shape[1:] or part.dtype != whole.dtype:
                     raise ValueError(f"split {name!r} has items of different shapes or types, {_shapes(whole, part)}")
                 whole[begin : begin + len(part)] = part
-    return _checked(tuple(parts), name), _changes(split, places, collate, name)
+    inputs, targets = parts
+    return _checked((inputs, targets), name), _changes(split, places, collate, name)
 
 
 def _shapes(*tensors: Tensor) -> str:
@@ -125,10 +133,11 @@ def _pair(items: list[Any], collate: Callable[[list[Any]], Any], name: str) -> S
         raise ValueError(f"split {name!r}: its items cannot be put together to tensors: {said}") from None
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
         raise ValueError(f"split {name!r} must yield pairs (inputs, target) of tensors or numbers")
-    return tuple(pair)
+    inputs, targets = pair
+    return inputs, targets
 
 
-def _changes(split: Dataset, places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> bool:
+def _changes(split: Dataset[Any], places: Sequence[int], collate: Callable[[list[Any]], Any], name: str) -> bool:
     """Whether items differ when they are read again under other seeds."""
     step = -(-len(places) // PROBES)
     seen = []

@@ -47,6 +47,13 @@ class Drawn(Dataset):
         return INPUTS[place] + self.draw(), int(TARGETS[place])
 
 
+class NoLength(Dataset):
+    """Read by its places, which it does not count."""
+
+    def __getitem__(self, place):
+        return INPUTS[place], int(TARGETS[place])
+
+
 class Own:
     """A generator of its own, which goes on from one item to the next."""
 
@@ -168,6 +175,7 @@ REFUSED = {
         DataLoader(TensorDataset(INPUTS, TARGETS), sampler=WeightedRandomSampler([1.0] * 70, 70)),
         "a sampler of its own (WeightedRandomSampler)",
     ),
+    "loader of no length": (DataLoader(NoLength()), "over a NoLength that has no length: give it a __len__"),
     "mappings": (Items(lambda i: {"pixel_values": INPUTS[i], "labels": 0}), "yields mappings of 'pixel_values', 'la"),
     "two inputs": (Items(lambda i: (INPUTS[i], INPUTS[i], 0)), "yields items of 3 parts: an item must be"),
     "a pair of inputs": (Items(lambda i: ((INPUTS[i], INPUTS[i]), 0)), "must yield pairs (inputs, target) of tensors"),

@@ -106,7 +106,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         f"{len(network.prunable)} prunable layers with {percent(sum(stored[x.name] for x in network.prunable))} of the "
         f"bytes, {len(network.groups)} channel groups"
     )
-    data = {
+    data: dict[str, Any] = {
         "workload": workload.name,
         "parameters": dense_cost.parameters,
         "bytes": dense_cost.encoded_bytes,

@@ -62,7 +62,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
     watcher = TerminalReporter()
-    _note_dead(chosen.name, (chosen.final or chosen.trial).result.accuracy, seen.chance, watcher)
+    _note_dead(chosen.name, chosen.result.measured.accuracy, seen.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
     return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
 
@@ -82,7 +82,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.training != FINE_TUNE:
         if given := [name for name in ("schedule", *SCHEDULE_FLAGS) if getattr(arguments, name) is not None]:
             raise UsageError(f"--{given[0]} has no effect on --training {arguments.training}: leave one of them out")
-        policy = replace(policy, schedule="one-shot")
+        policy = replace(policy, schedule=Schedule("one-shot"))
     if arguments.torch_prune:
         check_masks_only(policy)
     levels = _curve_levels(arguments)
@@ -112,25 +112,26 @@ def apply(arguments: argparse.Namespace) -> Reply:
         how = "trained from fresh weights"
     how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
     if not is_dead(dense.accuracy, chance):
-        _note_dead(f"the pruned network, {how},", tuned.result.accuracy, chance, watcher)
+        _note_dead(f"the pruned network, {how},", tuned.result.measured.accuracy, chance, watcher)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
-        policy, tuned.model, tuned.structure, tuned.result, None, None,
+        policy, *tuned.network, tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
-    written, paths = _write(made, workload, config, arguments), []
+    written = _write(made, workload, config, arguments)
+    paths: list[str] = []
     if arguments.pictures:
-        files = _stage_files(prepared, policy, tuned.model, arguments.training)
+        files = _stage_files(prepared, policy, made.model, arguments.training)
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
-    told = {"dense_accuracy": dense.accuracy, "epochs": trained}
+    told: dict[str, Any] = {"dense_accuracy": dense.accuracy, "epochs": trained}
     reply, first = _reply_to(written, config, Path(arguments.out)), percent(dense.accuracy, 2)
     text = f"Dense accuracy: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
-    return replace(reply, data=told | reply.data, text=text)
+    return replace(reply, data={**told, **reply.data}, text=text)
 
 
 def _note_dead(name: str, accuracy: float, chance: float | None, watcher: TerminalReporter) -> None:
@@ -171,7 +172,7 @@ def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> l
     found = [(name, asked.sparsity.get(name, 0.0), share, "") for name, share in tuned.result.achieved.items()]
     for name, share in asked.removal.items():
         layer = network.by_name[name]
-        stay, channels = tuned.model.get_parameter(name).shape[layer.output_dim], layer.shape[layer.output_dim]
+        stay, channels = tuned.network[0].get_parameter(name).shape[layer.output_dim], layer.shape[layer.output_dim]
         found.append((name, share, 1 - stay / channels, " of its channels"))
     return [
         f"{name}: {share:.1%}{of} asked, {gone:.1%} removed"

@@ -104,7 +104,7 @@ def _is_accurate(result: SearchResult) -> bool:
     best = result.trials.set_index("trial").loc[result.best]
     final = best["final_accuracy"]
     accuracy = final if final is not None and final == final else best["accuracy"]
-    return result.least_accuracy is None or accuracy >= result.least_accuracy
+    return result.least_accuracy is None or bool(accuracy >= result.least_accuracy)
 
 
 def _speed_remark(result: SearchResult) -> str:
