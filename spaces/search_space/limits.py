@@ -16,9 +16,10 @@ from spaces.network import Network
 from spaces.validation import check_limit, check_words, is_number, unknown
 
 SIZE_SPAN = 10.0
-"""The smallest size target is the limit over this, or the floor below."""
+"""The smallest size target is the limit divided by this, but no smaller than a granularity can reach."""
 LARGEST_TARGET = 0.9
-"""Largest size target where the limit is the dense size, if all granularities go as low: at 1 nothing would go."""
+"""Largest size target where there is no limit, for at a target of 1 nothing would be removed; larger only where some
+granularity does not go as low."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Limits:
 
     Attributes:
         max_size: the limit, a share of the dense model in `metric`.
-        granularities: choices, one for all layers of a policy, or one a layer when `mixed`; also two-stage ones such as
-            `channel+kernel`, a removal and then masks on what stays, which are for all layers only.
+        granularities: to choose from. A policy has one for all its layers, or when `mixed`, one for each layer.
+            Two-stage ones such as `channel+kernel`, a removal and then masks on what stays, are for all layers only.
         min_size: the smallest size target; by default `max_size` / `SIZE_SPAN`.
         max_macs: a further limit, a share of the dense MACs.
         max_latency: a further limit, a share of the dense latency as `latency` predicts it.
@@ -144,12 +145,12 @@ class Limits:
 
     @cached_property
     def choices(self) -> tuple[str, ...]:
-        """Granularities a layer can have: the usable ones, and in mixtures fixed patterns that are within the limits
-        only where other layers go further than they can."""
+        """Granularities that a layer can have: the usable ones, and in mixtures fixed patterns that meet the limits
+        only where other layers are pruned further than the pattern can be."""
         return tuple(g for g in self.granularities if g in self.usable or (self.mixed and self._joins(g)))
 
     def _joins(self, granularity: str) -> bool:
-        """Whether a fixed pattern is within the limits on some layer, the others in the smallest granularity."""
+        """Whether a fixed pattern on one layer meets the limits, the others in the granularity that goes lowest."""
         pattern, lowest = pattern_of(granularity), min(self.usable, key=self.floors.__getitem__)
         able = self.target(1.0, granularity).layers if pattern and pattern.keep else ()
         frame = dict.fromkeys(self.network.layer_names, lowest)
@@ -185,7 +186,7 @@ class Limits:
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
-        """Smallest and largest size target."""
+        """Smallest and largest size target, shares of the dense size."""
         floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
         low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
         if high == 1:
@@ -193,7 +194,7 @@ class Limits:
         return min(low, high), high
 
     def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
-        """The size, or where one granularity cannot go that low, the smallest sensible one of it."""
+        """The size, or where one granularity for all layers cannot go as low, the smallest sensible one of it."""
         if not isinstance(granularity, str):
             return size
         return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)

@@ -130,9 +130,10 @@ class Space(Limits):
 
     @cached_property
     def knobs(self) -> dict[str, tuple[str, ...]]:
-        """Knob -> the layers it moves: a channel group shares one when only channels are removed.
+        """Knob -> the layers it moves; a knob is named after the first of them.
 
-        Of more than `MOST_KNOBS`, runs of neighbours share one.
+        Each layer has its own, or where only channels are removed, each channel group. Where that makes more than
+        `MOST_KNOBS`, runs of neighbours share one.
         """
         ends = np.linspace(0, len(self._movable), min(MOST_KNOBS, len(self._movable)) + 1).astype(int)
         runs = [self._movable[start:end] for start, end in pairwise(ends)]
