@@ -116,9 +116,9 @@ def _parsed(path: Path) -> Comparison | None:
         data: dict[str, Any] = parse_object(read_text(path))
         if data.pop("version", None) not in READ_VERSIONS:
             return None
-        references = {name: Reference(**data.pop(name)) for name in ("dense", "int8")}
+        dense, int8 = (Reference(**data.pop(name)) for name in ("dense", "int8"))
         latency = _read_latency(data.pop("latency", None))
-        found = Comparison(**references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
+        found = Comparison(dense=dense, int8=int8, finalists=tuple(data.pop("finalists")), latency=latency, **data)
         _check_comparison(found)
         return found
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:

@@ -88,12 +88,12 @@ class Journal:
 
     def require_layers(self, network: Network) -> None:
         """Raise `Refused`, naming the entry, where a result is of a policy this network cannot have."""
-        for record in (*self.trials(), *self.finals()):
-            policy, place = record.policy, trial_name if isinstance(record, TrialRecord) else final_name
+        trials = [(trial_name(trial), trial.policy) for trial in self.trials()]
+        for name, policy in (*trials, *((final_name(final), final.policy) for final in self.finals())):
             try:
                 network.require([*policy.sparsity, *policy.removal])
             except ValueError as error:
-                raise Refused(f"damaged journal entry {self.folder / place(record)}: {error}; {DELETE}") from None
+                raise Refused(f"damaged journal entry {self.folder / name}: {error}; {DELETE}") from None
 
     def final_path(self, digest: str, seed: int) -> Path:
         """Where a final is written."""
