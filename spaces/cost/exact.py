@@ -1,7 +1,7 @@
-"""Sizes and MACs of many sparsity dicts of one network: what `spaces.cost.footprint.footprint` counts, vectorised.
+"""Exact sizes and MACs of one network under any sparsities.
 
-`Sizer` holds as arrays everything of a network that no sparsity changes. Of the container's header it
-counts the characters instead of writing them, so one size takes a few dozen array operations.
+`Sizer` holds everything that no sparsity changes as arrays. It counts the characters of the container's header instead
+of writing it, so that one size takes a few dozen array operations.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from spaces.cost.container import HEADER_SLACK, encoding_sizes
-from spaces.cost.footprint import SIZE_METRICS, Footprint, dense_footprint
+from spaces.cost.counts import SIZE_METRICS, Footprint
 from spaces.cost.removal import Shapes, channel_groups_of, distinct_shapes
 from spaces.counting import removed_units
 from spaces.granularity import Divisions
 from spaces.network import ITEM_BYTES, Network, once_per_network
+from spaces.policy import PruningPolicy
 
 POWERS_OF_TEN = 10 ** np.arange(1, 19)
 """Up to the longest number int64 holds."""
@@ -71,7 +72,6 @@ class Sizer:
     """
 
     def __init__(self, network: Network) -> None:
-        self.dense: Footprint = dense_footprint(network)
         self.layer_index = {name: index for index, name in enumerate(network.by_name)}
         self._groups = channel_groups_of(network)
         distinct, self._shape = distinct_shapes(network.tensors)
@@ -93,6 +93,8 @@ class Sizer:
         self._other_macs = network.other_macs
         parameters = [number for number, tensor in enumerate(network.tensors) if tensor.parameter]
         self._parameter_tensors = np.bincount(self._shape[parameters], minlength=len(distinct))
+        nothing = np.zeros(len(self.layer_index))
+        self.dense: Footprint = self.footprint(self.masked(self._nothing, nothing))
 
     def divisions(self, granularities: Sequence[str]) -> Divisions | None:
         """Units of the prunable tensors, for `prune`; None if every unit is one weight.
@@ -113,6 +115,14 @@ class Sizer:
         """
         requests = sparsity * channel
         return self.masked(self.lost(requests), sparsity - requests, divisions)
+
+    def under(self, policy: PruningPolicy) -> Pruned:
+        """Counts under a policy, of whose layers only those of the network count."""
+        requests, masks = policy.channel_requests(), policy.mask_requests()
+        removal = np.array([requests.get(name, 0.0) for name in self.layer_index])
+        masked = np.array([masks.get(name, 0.0) for name in self.layer_index])
+        divisions = self.divisions([policy.granularity_of(name) for name in self.layer_index])
+        return self.masked(self.lost(removal), masked, divisions)
 
     def lost(self, removal: np.ndarray) -> np.ndarray:
         """Units gone of every channel group (groups,), for the share of channels asked by layer (n,)."""
@@ -155,7 +165,7 @@ class Sizer:
         return float(self._macs(pruned)) / self.dense.macs if self.dense.macs else 1.0
 
     def footprint(self, pruned: Pruned) -> Footprint:
-        """All counts, equal to those of `spaces.cost.footprint.footprint`."""
+        """All counts."""
         parameters, macs = self._parameters(pruned), self._macs(pruned)
         return Footprint(
             parameters=parameters,
