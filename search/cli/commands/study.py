@@ -92,11 +92,11 @@ def _accuracy_remark(result: SearchResult) -> str:
     if result.least_accuracy is None or result.best is None:
         return ""
     best = result.trials.set_index("trial").loc[result.best]
-    wanted = f"at least {result.least_accuracy:.2%} on validation data"
+    wanted = f"an accuracy of at least {result.least_accuracy:.2%} on validation data"
     if not _is_accurate(result):
         remedy = "give the study more --trials or a larger limit"
-        return f"No network is {wanted}: trial {result.best} comes nearest; {remedy}."
-    return f"The smallest network found of {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
+        return f"No network has {wanted}: trial {result.best} comes nearest; {remedy}."
+    return f"The smallest network found with {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
 
 
 def _is_accurate(result: SearchResult) -> bool:
