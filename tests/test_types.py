@@ -56,6 +56,7 @@ read: pd.DataFrame = load_front("digits")
 WRONG = {
     "SearchConfig(trails=3)": r'Unexpected keyword argument "trails" for "SearchConfig"; did you mean "trials"\?',
     'SearchConfig(trials="many")': r'Argument "trials" to "SearchConfig" has incompatible type "str"; expected "int"',
+    'SearchConfig(sampler="tpee")': r'Argument "sampler" to "SearchConfig" has incompatible type "Literal',
     'PruningPolicy({"0.weight": "half"}, "kernel")': r'Dict entry 0 has incompatible type "str": "str"; expected ',
     "run_search(24)": r'Argument 1 to "run_search" has incompatible type "int"; expected "SearchConfig"',
     "get_workload(3)": r'Argument 1 to "get_workload" has incompatible type "int"; expected "str"',

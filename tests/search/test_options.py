@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,34 +127,3 @@ def test_imports_for_type_checkers_agree_with_those_on_first_use():
     assert named.pop("Any") == "typing"
     assert named == search._PLACES
     assert sorted(named) == sorted(search.__all__) and set(named) <= set(dir(search))
-
-
-TYPED = """
-from search import SearchConfig, load_front, run_search
-
-reveal_type(run_search)
-reveal_type(load_front)
-reveal_type(SearchConfig(trials=3, cost="latency").max_size)
-SearchConfig(trails=3)
-SearchConfig(trials="3")
-SearchConfig(sampler="tpee")
-"""
-
-
-@pytest.mark.slow
-def test_a_type_checker_knows_options_and_signatures(tmp_path):
-    pytest.importorskip("mypy")
-    (tmp_path / "typed.py").write_text(TYPED)
-    words = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(tmp_path / "typed.py")]
-    said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT).stdout
-    lines = [line.split("typed.py:")[1] for line in said.splitlines() if "typed.py:" in line]
-    for number, words in (
-        (4, "def (config: search.config.SearchConfig, watcher: search.progress.ProgressReporter | None"),
-        (4, "-> search.study.runner.SearchResult"),
-        (5, "pandas.core.frame.DataFrame"),
-        (6, 'Revealed type is "float"'),
-        (7, 'Unexpected keyword argument "trails" for "SearchConfig"'),
-        (8, 'Argument "trials" to "SearchConfig" has incompatible type "str"; expected "int"'),
-        (9, "incompatible type \"Literal['tpee']\""),
-    ):
-        assert any(line.startswith(f"{number}:") and words in line for line in lines), said
