@@ -53,11 +53,6 @@ class ChannelOrder:
             if sorted(units) != list(range(groups[number].units)):
                 raise ValueError(f"channel group {number} must name each of its {groups[number].units} units once")
 
-    def inverse(self) -> ChannelOrder:
-        """The order that undoes this one: reordering by both gives the model back, bit by bit."""
-        undone = {number: tuple(np.argsort(units).tolist()) for number, units in self.units.items()}
-        return ChannelOrder(self.graph, undone)
-
     def indices(self) -> dict[str, dict[int, np.ndarray]]:
         """Tensor -> dimension -> the index that comes to each place (length,)."""
         found: dict[str, dict[int, np.ndarray]] = {}

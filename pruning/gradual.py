@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import Calibration
-from pruning.channels.graph import ChannelGraph, check_fits
+from pruning.channels.graph import ChannelGraph
 from pruning.channels.removal import shrink
 from pruning.channels.structure import Structure
 from pruning.copying import copy_model
 from pruning.importance.reconstruction import refit_next_layers
-from pruning.importance.scores import ImportanceScores, defined_groups
+from pruning.importance.scores import defined_groups
 from pruning.masks import apply_masks_
-from pruning.policy_masks import masks_by_scores, masks_inside, require_layers
+from pruning.policy_masks import masks_inside, policy_masks
 from pruning.schedule import mask_updates
 from spaces.policy import PruningPolicy
 
@@ -58,8 +58,6 @@ class GradualPruner:
         self.schedule, self.model = policy.schedule, model
         self.masks: Mapping[str, Tensor] = {}
         self.structure = Structure({})
-        require_layers(policy, model)
-        check_fits(model, graph.network)
         self._policy, self._calibration = policy, calibration
         self._graph = defined_groups(graph, policy.criterion)  # once: training changes no architecture
         self._updates = mask_updates(steps, self.schedule)
@@ -77,8 +75,7 @@ class GradualPruner:
         self.settled = step == max(self._updates)
         self._regrow()
         before = copy_model(self.model) if self._refits and self.settled else self.model
-        scores = ImportanceScores(self.model, self._policy.criterion, self._graph, self._calibration)
-        chosen, plan = masks_by_scores(scores, self._graph, self._policy, progress)
+        chosen, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
         self.masks = chosen if self.schedule.regrow else _kept_by_both(self.masks, chosen)
         self._remember()
         self.hold()

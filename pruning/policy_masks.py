@@ -14,7 +14,7 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import removal_masks
 from pruning.channels.structure import Structure
-from pruning.importance.scores import ImportanceScores, defined_groups
+from pruning.importance.scores import ImportanceScores
 from pruning.masks import make_mask
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
 from spaces.criteria import criterion_word
@@ -45,7 +45,6 @@ def policy_masks(
     require_layers(policy, model)
     if graph is not None:
         check_fits(model, graph.network)
-        graph = defined_groups(graph, policy.criterion)
     return masks_by_scores(ImportanceScores(model, policy.criterion, graph, calibration), graph, policy, progress)
 
 

@@ -19,11 +19,6 @@ from spaces.granularity import Units, pattern_of, units_of
 from spaces.network import SECOND, Inputs
 
 
-def unit_count(shape: torch.Size | tuple[int, ...], granularity: str, inputs: Inputs = SECOND) -> int:
-    """Number of units of a weight of this shape."""
-    return units(shape, granularity, inputs).count
-
-
 def units(shape: torch.Size | tuple[int, ...], granularity: str, inputs: Inputs = SECOND) -> Units:
     """Units of a weight of this shape; a number has one.
 

@@ -274,19 +274,6 @@ def _mean_over_layers(scores: list[np.ndarray]) -> np.ndarray:
     return total / len(scores)
 
 
-def restrict_graph(
-    model: nn.Module, graph: ChannelGraph, criterion: str, calibration: Calibration | None = None
-) -> ChannelGraph:
-    """`ImportanceScores.restricted_graph`; without calibration data only what needs none, `defined_groups`.
-
-    Raises:
-        ValueError: an unknown criterion, or scores of the user's own function that are none.
-    """
-    if calibration is None:
-        return defined_groups(graph, criterion)
-    return ImportanceScores(model, criterion, graph, calibration).restricted_graph
-
-
 def defined_groups(graph: ChannelGraph, criterion: str) -> ChannelGraph:
     """The graph in which channel groups the criterion is not defined for say so and lose nothing.
 

@@ -20,16 +20,6 @@ class Footprint:
     macs: int
     macs_nonzero: int
 
-    def bytes_at(self, bits: int = 32, nonzero_only: bool = True) -> float:
-        """The pruning labs' model size: so many bits for each parameter, or for each that is not a masked zero.
-
-        >>> Footprint(parameters=100, nonzero=25, encoded_bytes=0, macs=0, macs_nonzero=0).bytes_at(8)
-        25.0
-        """
-        if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
-            raise ValueError(f"bits must be a whole number >= 1, got {bits!r}; 32 is the default, 8 that of int8")
-        return (self.nonzero if nonzero_only else self.parameters) * bits / 8
-
 
 @dataclass(frozen=True)
 class RelativeCost:

@@ -146,8 +146,6 @@ PRIMITIVES = tuple(
         ],
         "size": [
             ("nonzero, 32 bit", "the pruning labs' numbers", f"{LABS}test_layerwise"),
-            ("nonzero, other widths", "the pruning labs' numbers", "spaces/cost/test_footprint.py::"
-             "test_the_labs_size_at_another_width"),
             ("encoded", "the file on disk", f"{LABS}test_file_on_disk"),
             ("dense file", "safetensors' own, byte for byte", "spaces/cost/test_footprint.py::TestContainer::"
              "test_dense_file_is_byte_for_byte_safetensors_own"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels.tracing import trace_channels
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import defined_groups
 from pruning.mask_cache import MaskCache
 from pruning.policy_masks import policy_masks
 from spaces import CRITERIA, GRANULARITIES, PruningPolicy
@@ -74,7 +74,7 @@ def policies(names: tuple[str, ...], criterion: str) -> st.SearchStrategy[Prunin
 @given(data=st.data())
 def test_masks_and_structure_are_those_of_the_policy(networks, calibration, criterion, data):
     model, traced = networks[data.draw(st.sampled_from([*networks]))]
-    graph = restrict_graph(model, traced, criterion)
+    graph = defined_groups(traced, criterion)
     cache = MaskCache(model, graph, calibration)
     for policy in data.draw(st.lists(policies(graph.network.layer_names, criterion), min_size=2, max_size=2)):
         masks, plan = policy_masks(model, policy, graph=graph, calibration=calibration)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.masks import make_mask
-from pruning.units import expand_units, staying_units, unit_count, unit_ranks, unit_scores
+from pruning.units import expand_units, staying_units, unit_ranks, unit_scores, units
 from spaces import GRANULARITIES
 
 SHAPES = [(4, 3, 2, 5), (4, 8, 3, 3), (4, 3, 2), (2, 16, 1, 1), (3, 2, 2, 2, 3), (4, 6), (4, 8), (4,), (1, 1), ()]
@@ -48,7 +48,7 @@ def elements_by_unit(shape: tuple[int, ...], granularity: str) -> list[list[tupl
 def test_runs_are_scored_by_their_sum_and_expanded_to_their_elements(shape, granularity):
     scores = torch.randn(shape, dtype=torch.float64)
     by_unit = elements_by_unit(shape, granularity)
-    assert unit_count(shape, granularity) == len(by_unit)
+    assert units(shape, granularity).count == len(by_unit)
     sums = [sum(float(scores[index]) for index in elements) for elements in by_unit]
     assert unit_scores(scores, granularity).tolist() == pytest.approx(sums)
     kept = torch.arange(len(by_unit)) % 3 != 1
@@ -107,12 +107,12 @@ def test_ranks_are_the_order_in_which_units_go():
 
 def test_every_word_of_policies_is_known_and_no_other():
     for granularity in GRANULARITIES:
-        assert unit_count((4, 8), granularity) > 0
+        assert units((4, 8), granularity).count > 0
     with pytest.raises(ValueError, match=r"unknown granularity 'kernels'.*'kernel'"):
-        unit_count((4, 8), "kernels")
+        units((4, 8), "kernels")
     for granularity in GRANULARITIES:
         with pytest.raises(ValueError, match=r"weight of shape \(4, 0\) is empty"):
-            unit_count((4, 0), granularity)
+            units((4, 0), granularity)
 
 
 @pytest.mark.parametrize("granularity", ["fine-grained", "vector", "channel", "*:4"])
@@ -122,7 +122,7 @@ def test_every_word_of_policies_is_known_and_no_other():
 def test_those_that_stay_are_those_ranked_last(granularity, dtype, seed, share):
     """Few values, so that most thresholds are tied."""
     scores = torch.randint(-2, 3, (8, 12), generator=torch.Generator().manual_seed(seed)).to(dtype)
-    removed = int(share * (4 if granularity == "*:4" else unit_count(scores.shape, granularity)))
+    removed = int(share * (4 if granularity == "*:4" else units(scores.shape, granularity).count))
     ranks = unit_ranks(scores, granularity)
     assert torch.equal(staying_units(scores, granularity, removed), ranks >= removed)
 

@@ -18,7 +18,6 @@ from pruning import (
     trace_channels,
 )
 from pruning.importance.activations import activation_scores
-from pruning.importance.scores import restrict_graph
 from pruning.mask_cache import MaskCache
 from spaces import NothingToRemove, PruningPolicy, Schedule, Space, footprint
 from spaces.cost.effect import unpruned_layers
@@ -58,22 +57,21 @@ def branches():
 @pytest.mark.parametrize("criterion", LOOKING)
 def test_named_with_the_reason(branches, criterion):
     model, graph, calibration = branches
-    network = restrict_graph(model, graph, criterion, calibration).network
+    network = ImportanceScores(model, criterion, graph, calibration).restricted_graph.network
     reason = f"criterion {criterion!r} found nothing in the calibration data to score it by"
     assert {layer.name: layer.whole for layer in network.prunable if layer.whole} == dict.fromkeys(UNSEEN, reason)
     for group in network.groups:
         assert group.obstacle or not UNSEEN & set(group.layers)
     seen = Calibration(torch.randn(40, 8), calibration.targets)
-    assert [x.name for x in restrict_graph(model, graph, criterion, seen).network.prunable if x.whole] == [
-        "never.weight"
-    ]
+    network = ImportanceScores(model, criterion, graph, seen).restricted_graph.network
+    assert [x.name for x in network.prunable if x.whole] == ["never.weight"]
 
 
 @pytest.mark.parametrize("granularity", MASKS)
 @pytest.mark.parametrize("criterion", LOOKING)
 def test_no_mask_and_no_count_takes_anything(branches, criterion, granularity):
     model, graph, calibration = branches
-    restricted = restrict_graph(model, graph, criterion, calibration)
+    restricted = ImportanceScores(model, criterion, graph, calibration).restricted_graph
     policy = PruningPolicy(dict.fromkeys(graph.network.layer_names, 0.5), granularity, criterion=criterion)
     for found in (graph, None):
         pruned = prune(model, policy, graph=found, calibration=calibration)
@@ -102,7 +100,7 @@ def test_no_channel_goes(branches, criterion):
 
 def test_reconstruction_leaves_channels_that_add_nothing(branches):
     model, graph, calibration = branches
-    network = restrict_graph(model, graph, "reconstruction", calibration).network
+    network = ImportanceScores(model, "reconstruction", graph, calibration).restricted_graph.network
     assert "'after.weight'" in network.by_name["dark.weight"].obstacle
     assert "calibration data" in network.by_name["dark.weight"].obstacle
     assert network.by_name["first.weight"].obstacle is None
@@ -110,12 +108,12 @@ def test_reconstruction_leaves_channels_that_add_nothing(branches):
 
 def test_criteria_without_data_know_all_weights(branches):
     model, graph, calibration = branches
-    assert restrict_graph(model, graph, "magnitude-l1", calibration) is graph
+    assert ImportanceScores(model, "magnitude-l1", graph, calibration).restricted_graph is graph
 
 
 def test_a_search_and_a_scan_leave_them_out(branches):
     model, graph, calibration = branches
-    restricted = restrict_graph(model, graph, "activation", calibration)
+    restricted = ImportanceScores(model, "activation", graph, calibration).restricted_graph
     space = Space(restricted.network, 0.9, ("fine-grained", "2:4"), mixed=True, criterion="activation")
     random = np.random.default_rng(0)
     sampled = [{knob: float(random.random()) for knob in space.knobs} for _ in range(8)]
@@ -182,7 +180,7 @@ def test_nothing_of_a_transformer_is_unseen(criterion):
     torch.manual_seed(0)
     model, x = Attending().eval(), torch.randn(40, 5, 8)
     graph, calibration = trace_channels(model, x[:2]), Calibration(x, torch.randint(3, (40,)))
-    assert restrict_graph(model, graph, criterion, calibration) is graph
+    assert ImportanceScores(model, criterion, graph, calibration).restricted_graph is graph
     name = "layer.self_attn.out_proj.weight"
     policy = PruningPolicy({name: 0.25}, criterion=criterion)
     mask = prune(model, policy, graph=graph, calibration=calibration).get_parameter(name) != 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import defined_groups
 from search import Recipe, Workload
 from search.errors import UsageError
 from search.study.runner import StudyRunner
@@ -74,7 +74,7 @@ def test_a_study_says_so_and_proposes_nothing_of_them(subject, criterion):
     words = ("channel",) if criterion == "reconstruction" else ("fine-grained", "channel")
     notes = []
     study = SimpleNamespace(
-        space=Space(restrict_graph(subject.dense, subject.graph, criterion).network, 0.9, words, criterion=criterion),
+        space=Space(defined_groups(subject.graph, criterion).network, 0.9, words, criterion=criterion),
         subject=subject.scored_by(criterion),
         watcher=SimpleNamespace(note=notes.append),
     )

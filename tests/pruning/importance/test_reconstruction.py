@@ -12,7 +12,7 @@ from torch import nn
 
 from pruning import Calibration, ImportanceScores, plan_removal, refit_next_layers, shrink, trace_channels
 from pruning.importance.reconstruction import _ridge, reconstruction_obstacle
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import defined_groups
 
 
 class Chain(nn.Module):
@@ -136,7 +136,7 @@ def test_groups_without_one_next_layer_are_refused(residual, residual_graph, ima
     assert set(plan.kept) == {"inner.weight", "norm.weight"} and len(plan.kept["inner.weight"]) == 9
     small = shrink(residual, plan)
     assert small.inner.weight.shape[0] == 9
-    network = restrict_graph(residual, residual_graph, "reconstruction").network
+    network = defined_groups(residual_graph, "reconstruction").network
     assert network.removable == ("inner.weight",) and network.by_name["last.weight"].obstacle == reason
     assert residual_graph.network.removable == ("first.weight", "inner.weight", "last.weight")
     with pytest.raises(ValueError, match=f"first.weight: {reason}"):

@@ -15,7 +15,7 @@ from torch import nn
 from pruning import Calibration, ImportanceScores, make_mask, plan_removal, prune, register_criterion, trace_channels
 from pruning.channels.topology import following_norms, readers
 from pruning.gradual import GradualPruner
-from pruning.importance.scores import restrict_graph
+from pruning.importance.scores import defined_groups
 from pruning.importance.weights import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
 from spaces import CRITERIA, PruningPolicy, Schedule
 from spaces.criteria import check_criterion, criterion_word
@@ -131,13 +131,13 @@ class TestNeighbours:
         plan = plan_removal(residual, request, images, "bn-scale", residual_graph)
         assert plan.skipped == {"first.weight": reason, "last.weight": reason}
         assert len(plan.kept["inner.weight"]) == 9
-        graph = restrict_graph(residual, residual_graph, "bn-scale")
+        graph = defined_groups(residual_graph, "bn-scale")
         assert graph.network.groups[0].obstacle == reason
         assert {int(number) for units in graph.owners.values() for number in units[:, 0]} <= {-1, INNER}
         owned = {group for tensor in graph.network.tensors for dim in tensor.owners for group, _ in dim}
         assert owned == {INNER}
-        assert restrict_graph(residual, graph, "bn-scale") is graph
-        assert restrict_graph(residual, residual_graph, "taylor") is residual_graph
+        assert defined_groups(graph, "bn-scale") is graph
+        assert defined_groups(residual_graph, "taylor") is residual_graph
 
     def test_a_norm_behind_something_else_does_not_follow(self):
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
@@ -245,7 +245,7 @@ class TestEveryCriterion:
         """Gradients and weights move freely between updates; the model handed over is not touched."""
         names = ["inner.weight", "classifier.weight", "first.weight"]
         policy = self.policy(criterion, names, Schedule("polynomial", 2.0, 1.0))
-        graph = restrict_graph(residual, residual_graph, criterion)
+        graph = defined_groups(residual_graph, criterion)
         pruner = GradualPruner(copy.deepcopy(residual).train(), policy, 12, graph, calibration)
         generator = torch.Generator().manual_seed(9)
         gone: dict[str, torch.Tensor] = {}

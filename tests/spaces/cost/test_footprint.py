@@ -18,7 +18,7 @@ from search.workloads.vgg import VGG9
 from spaces import ChannelGroup, Layer, Network, NothingToRemove, PruningPolicy, StoredTensor, footprint
 from spaces.cost.container import Entry, container_bytes, container_header, encoded_entry, encoding_of
 from spaces.cost.effect import achieved, kept_units, masked_count
-from spaces.cost.footprint import Footprint, dense_footprint, relative_cost
+from spaces.cost.footprint import dense_footprint, relative_cost
 from spaces.cost.removal import shapes_after
 
 MEBIBYTE = 2**20
@@ -224,14 +224,6 @@ class TestEncodings:
         tensor = StoredTensor("w", (8, 16, 3, 3))
         kept = 1152 - masked_count(granularity, tensor.shape, share)
         assert encoded_entry(tensor, tensor.shape, kept, granularity) == Entry("w", "U8", (payload,), note)
-
-
-@pytest.mark.parametrize(("bits", "expected"), [(32, 100.0), (8, 25.0), (4, 12.5)])
-def test_the_labs_size_at_another_width(bits, expected):
-    found = Footprint(parameters=100, nonzero=25, encoded_bytes=0, macs=0, macs_nonzero=0)
-    assert (found.bytes_at(bits), found.bytes_at(bits, nonzero_only=False)) == (expected, 4 * expected)
-    with pytest.raises(ValueError, match="bits must be a whole number >= 1, got 0"):
-        found.bytes_at(0)
 
 
 class TestContainer:
