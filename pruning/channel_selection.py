@@ -40,7 +40,7 @@ def plan_removal(
         request: layer -> share of its output channels removed, 0 <= share < 1.
         example_input: a batch the model accepts; not looked at when `graph` is given.
         criterion: one of `spaces.criteria.CRITERIA`, or one of the user's own; groups it is not defined for
-            stay whole.
+            stay unpruned.
         graph: of `trace_channels`, to save tracing again.
         seed: of the criterion `random`.
         calibration: what data-driven criteria look at.
@@ -49,7 +49,7 @@ def plan_removal(
         ValueError: unknown layer or criterion (nearest match named), a criterion that is not defined for
             channels or lacks its calibration data, a share outside [0, 1), NaN or infinite weights, or a
             graph of another model.
-        NothingToRemove: channels are asked for, but every layer asked stays whole; the first are named with their
+        NothingToRemove: channels are asked for, but every layer asked stays unpruned; the first are named with their
             reasons.
     """
     criterion = check_criterion(criterion, ["channel"])

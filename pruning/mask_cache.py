@@ -81,7 +81,7 @@ class MaskCache:
         return Structure(kept)
 
     def _mask(self, name: str, share: float, policy: PruningPolicy, stays: _Stays) -> Tensor | None:
-        """Mask of one layer, chosen among the elements no removal takes; None if its granularity leaves it whole."""
+        """Mask of one layer, chosen among the elements no removal takes; None if it stays unpruned."""
         shape, granularity = self._weights[name].shape, policy.granularity_of(name)
         axes = [stays.get((name, dim), np.ones(length, dtype=bool)) for dim, length in enumerate(shape)]
         layer = self._graph.network.by_name[name]

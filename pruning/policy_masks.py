@@ -105,7 +105,7 @@ def share_due(
     """What a layer's mask asks for once `progress` of its share is due, and in which granularity.
 
     On its way to `N:M` with a fixed N every block of M loses one more place at a time. Nothing is asked of a weight
-    that its granularity leaves whole.
+    that its granularity leaves unpruned.
     """
     if obstacle_to(granularity, shape, inputs):
         return 0.0, granularity
@@ -120,7 +120,7 @@ def _channel_masks(model: nn.Module, removals: Mapping[str, float], scores: Impo
 
 
 def _own_channels(model: nn.Module, masks: Mapping[str, Tensor]) -> Structure:
-    """The output channels that masks of whole ones leave, each layer by itself."""
+    """The output channels that stay where masks zero entire channels, for each layer by itself."""
     dims = {name: output_dim(model.get_submodule(name.rpartition(".")[0])) for name in masks}
     return Structure(
         {

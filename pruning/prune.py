@@ -35,12 +35,12 @@ def prune(
         example_input: a batch the model accepts. Without it (and without `graph`) channels asked to go
             are set to zero in their own weight, and no shape changes.
         graph: the model's traced channel groups, to save tracing again.
-        calibration: what data-driven criteria look at; layers they see no data of stay whole.
+        calibration: what data-driven criteria look at; layers they find nothing about in it stay unpruned.
 
     Raises:
         ValueError: the policy names a weight that is not prunable (nearest match named), NaN weights,
             a removal that cannot equal its mask, or a criterion without what it needs.
-        NothingToRemove: the policy asks for something, but every layer asked stays whole. A policy that asks for
+        NothingToRemove: the policy asks for something, but every layer asked stays unpruned. A policy that asks for
             nothing gives a copy.
     """
     check_model(model)

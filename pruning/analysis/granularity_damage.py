@@ -77,8 +77,8 @@ def kept_importance(weight: Tensor, mask: Tensor) -> float:
     0.75
     """
     magnitudes = weight.detach().double().abs()
-    whole = float(magnitudes.sum())
-    return float(magnitudes[mask].sum()) / whole if whole else 1.0
+    total = float(magnitudes.sum())
+    return float(magnitudes[mask].sum()) / total if total else 1.0
 
 
 def layer_shares(
@@ -179,8 +179,8 @@ def _square(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
-def _relative(error: float, whole: float) -> float | None:
-    found = math.sqrt(error / whole) if whole > 0 else math.nan
+def _relative(error: float, of: float) -> float | None:
+    found = math.sqrt(error / of) if of > 0 else math.nan
     return found if math.isfinite(found) else None
 
 

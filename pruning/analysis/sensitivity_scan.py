@@ -190,10 +190,10 @@ def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:
 
 
 def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
-    """Raise `NothingToRemove` if every layer stays whole in all these granularities."""
+    """Raise `NothingToRemove` if every layer stays unpruned in all these granularities."""
     if not any(_subjects(graph, granularity) for granularity in granularities):
-        whole = {x.name: unpruned_reason(x, granularities[0]) or "" for x in graph.network.prunable}
-        require_removal(whole, whole)
+        unpruned = {x.name: unpruned_reason(x, granularities[0]) or "" for x in graph.network.prunable}
+        require_removal(unpruned, unpruned)
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 
 

@@ -303,7 +303,7 @@ def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> 
 
     With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
     (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
-    cannot lose channels, and those the granularity leaves whole, are left out. Whatever the criterion that masks go
+    cannot lose channels, and those the granularity leaves unpruned, are left out. Whatever the criterion that masks go
     by, allocators compare magnitudes.
     """
     if granularity == "channel":
