@@ -41,6 +41,7 @@ from spaces.granularity import GRANULARITIES
 from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES
 
+pytestmark = pytest.mark.slow  # of scripts that are not installed
 E = math.e
 UNIT = np.array([1.0, 0.0, 1.0])
 """Reference: error 1, size 1 (log 0), MACs 1."""

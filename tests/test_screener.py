@@ -15,6 +15,7 @@ from torch import nn
 from pruning import prune, trace_channels
 from spaces import PruningPolicy
 
+pytestmark = pytest.mark.slow  # of a script that is not installed
 INPUTS = torch.randn(41, 1, 8, 8, generator=torch.Generator().manual_seed(8))
 
 
