@@ -9,10 +9,13 @@ import argparse
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar, overload
 
 from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_OPTIONS, key_of, study_file
+
+Space = TypeVar("Space")
+"""What `argparse` puts values into."""
 
 
 def _number(text: str) -> float | str:
@@ -34,9 +37,16 @@ def _whole(text: str) -> int | str:
 class _Parser(argparse.ArgumentParser):
     """Errors in our words; a misspelt option is refused before the value behind it is taken for another argument."""
 
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] = (), namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    @overload
+    def parse_known_args(
+        self, args: Iterable[str] | None = None, namespace: None = None
+    ) -> tuple[argparse.Namespace, list[str]]: ...
+    @overload
+    def parse_known_args(self, args: Iterable[str] | None, namespace: Space) -> tuple[Space, list[str]]: ...
+    @overload
+    def parse_known_args(self, *, namespace: Space) -> tuple[Space, list[str]]: ...
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = list(args or ())
         for word in itertools.takewhile(self._precedes_the_rest, args):
             option = word.partition("=")[0]
             if re.fullmatch(r"--?[A-Za-z]\S*", option) and option not in self._option_string_actions:
