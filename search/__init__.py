@@ -12,8 +12,7 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from typing import Any
 
     from search.config import SearchConfig
-    from search.results.view import load_front
-    from search.study.runner import SearchResult
+    from search.results.view import SearchResult, load_front
     from search.study.start import run_search
     from search.workloads import Workload, get_workload
     from search.workloads.recipe import Recipe
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
 _PLACES = {
     "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
-    "SearchResult": "search.study.runner",
+    "SearchResult": "search.results.view",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.results.view",

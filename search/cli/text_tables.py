@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from search.cli.device_support import STATEMENTS
 from search.results.closing import ClosingRow
+from search.results.tables import TrialRow
 from spaces.cost.footprint import stored_fractions
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
@@ -44,35 +44,35 @@ def _is_number(text: str) -> bool:
 
 
 def percent(share: float | None, digits: int = 1) -> str | None:
-    """A share as percent; None and NaN stay None."""
-    return None if share is None or share != share else f"{share * 100:.{digits}f} %"
+    """A share as percent; None stays None."""
+    return None if share is None else f"{share * 100:.{digits}f} %"
 
 
 def spread(mean: float | None, sd: float | None) -> str | None:
     """Mean and standard deviation in percent."""
-    if mean is None or mean != mean:
+    if mean is None:
         return None
-    return f"{mean * 100:.2f} %" if sd is None or sd != sd else f"{mean * 100:.2f} ± {sd * 100:.2f} %"
+    return f"{mean * 100:.2f} %" if sd is None else f"{mean * 100:.2f} ± {sd * 100:.2f} %"
 
 
-def front_table(rows: pd.DataFrame, with_state: bool = False) -> str:
+def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
     """The front, or with `with_state` all trials."""
     columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
-    body, predicted = [], any(latency is not None and latency == latency for latency in rows["latency"])
+    body, predicted = [], any(row.latency is not None for row in rows)
     if predicted:
         columns.insert(7, "latency")
-    for row in rows.to_dict("records"):
-        schedule, exponent = row["schedule"], row["exponent"]
-        if exponent is not None and exponent == exponent:
-            schedule = ("" if schedule == "polynomial" else f"{schedule}, ") + f"E = {exponent:.2g}"
+    for row in rows:
+        schedule = row.schedule
+        if row.exponent is not None:
+            schedule = ("" if schedule == "polynomial" else f"{schedule}, ") + f"E = {row.exponent:.2g}"
         cells = [
-            row["trial"], percent(row["accuracy"], 2), percent(row["final_accuracy"], 2),
-            spread(row["test_accuracy"], row["test_sd"]), percent(row["size_encoded"]), percent(row["size_nonzero"]),
-            percent(row["macs"]), row["granularity"], schedule, row["origin"],
+            row.trial, percent(row.accuracy, 2), percent(row.final_accuracy, 2), spread(row.test_accuracy, row.test_sd),
+            percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs), row.granularity, schedule,
+            row.origin,
         ]  # fmt: skip
         if predicted:
-            cells.insert(7, percent(row["latency"]))
-        body.append([*cells, row["state"], row["reason"]] if with_state else cells)
+            cells.insert(7, percent(row.latency))
+        body.append([*cells, row.state, row.reason] if with_state else cells)
     return render([*columns, "state", "reason"] if with_state else columns, body)
 
 

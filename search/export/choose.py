@@ -56,17 +56,17 @@ def choose_trial(view: StudyView, choice: str) -> Chosen:
     if choice.startswith(BASELINE):
         return _chosen_baseline(view, choice.removeprefix(BASELINE))
     number = _number_of(view, choice)
-    record = next(trial for trial in view.folder.journal.trials() if trial.number == number)
-    final = _median_final(view, record.policy.digest)
+    record = view.state.records[number]
+    final = view.state.final(record.policy.digest)
     return Chosen(f"trial {number}", {"trial": number}, record.policy, record, final)
 
 
 def _chosen_baseline(view: StudyView, name: str) -> Chosen:
     if name not in BASELINES:
         raise UsageError(unknown("baseline", name, BASELINES))
-    comparison = view.comparison or read_comparison(view.folder)  # which refuses a damaged one
+    comparison = view.state.comparison or read_comparison(view.folder)  # which refuses a damaged one
     digest = comparison.baselines.get(name) if comparison else None
-    final = None if digest is None else _median_final(view, digest)
+    final = None if digest is None else view.state.final(digest)
     if final is None:
         raise GoalMissed(
             f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "
@@ -75,22 +75,16 @@ def _chosen_baseline(view: StudyView, name: str) -> Chosen:
     return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
 
 
-def _median_final(view: StudyView, digest: str) -> FinalRecord | None:
-    if digest not in view.finals:
-        return None
-    seed = view.finals[digest].best_seed
-    return next(run for run in view.folder.journal.finals() if (run.digest, run.seed) == (digest, seed))
-
-
 def _number_of(view: StudyView, choice: str) -> int:
+    state = view.state
     if choice in CHOICES:
-        alive = not_dead_at_last(view.front, view.chance).reset_index(drop=True)
+        front = not_dead_at_last(state.front, state.chance)
         number = {
-            "best": lambda front: view.best,
-            "knee": knee_trial,
-            "smallest": smallest_trial,
-        }[choice](alive)
-        if number is None and (view.dead or not view.front.empty):
+            "best": lambda: state.best,
+            "knee": lambda: knee_trial(front),
+            "smallest": lambda: smallest_trial(front),
+        }[choice]()
+        if number is None and (state.dead_within(state.max_size) or state.front_length):
             raise GoalMissed(
                 f"study {view.folder.name!r} has only dead networks, no more accurate than chance: give it more "
                 "--trials or a larger limit, or name one by its number"
@@ -98,7 +92,7 @@ def _number_of(view: StudyView, choice: str) -> int:
         if number is None:
             raise GoalMissed(f"study {view.folder.name!r} has no feasible trial: give it more --trials")
         return number
-    complete = [int(n) for n in view.trials.loc[view.trials["state"] == COMPLETE, "trial"]]
+    complete = [number for number, record in sorted(state.records.items()) if record.result.state == COMPLETE]
     if not re.fullmatch(r"-?[0-9]{1,9}", choice):
         raise UsageError(f"--trial takes {', '.join(CHOICES)}, a trial's number or {BASELINE}NAME, got {choice!r}")
     if int(choice) not in complete:

@@ -55,7 +55,7 @@ def take_criterion(view: StudyView, spec: str) -> None:
     Raises:
         UsageError: it is another criterion than the study's, or its code has changed since the study began.
     """
-    word, own = named_criterion(spec), view.folder.config.criterion
+    word, own = named_criterion(spec), view.config.criterion
     if word != own:
         raise UsageError(
             f"--criterion {spec!r} is not the criterion {own!r} that study {view.folder.name!r} was begun with: "
@@ -82,7 +82,7 @@ def export_of_trial(
         UsageError: repeating needs a criterion of the user's own whose code is not here.
         GoalMissed: the repeated fine-tune failed.
     """
-    folder, config = view.folder, view.folder.config
+    folder, config = view.folder, view.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
@@ -106,7 +106,7 @@ def export_of_trial(
 
 def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
     """The export from weights in the study's folder: of the full-length run if there was one, else of the trial."""
-    folder, config, final, trial, result = view.folder, view.folder.config, chosen.final, chosen.trial, chosen.result
+    folder, config, final, trial, result = view.folder, view.config, chosen.final, chosen.trial, chosen.result
     if final is not None:
         path, tested, seed = folder.final_weights(final.digest, final.seed), final.test_accuracy, final.seed
     elif trial is not None:
@@ -137,7 +137,7 @@ def _made(
     seed: int,
     tested: float | None = None,
 ) -> Export:
-    config, origin = view.folder.config, {"study": view.folder.name, **chosen.origin, "seed": seed}
+    config, origin = view.config, {"study": view.folder.name, **chosen.origin, "seed": seed}
     return Export(chosen.policy, model, structure, result, tested, (config.max_size, config.size_metric), origin)
 
 

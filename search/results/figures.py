@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from search.records import COMPLETE
+from search.results.tables import TrialRow
 from spaces.granularity import parts_of
 from spaces.printable import printable
 from spaces.sensitivity import Profile
@@ -31,24 +32,25 @@ NAMED_LINES = 20
 
 
 def front_png(
-    trials: pd.DataFrame, front: pd.DataFrame, max_size: float, comparison: Comparison | None = None
+    trials: Sequence[TrialRow], front: Sequence[TrialRow], max_size: float, comparison: Comparison | None = None
 ) -> bytes:
     """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line."""
     figure, axes = new_figure(8, 5)
-    complete = trials[trials["state"] == COMPLETE]
-    for granularity, rows in complete.groupby("granularity"):
+    complete = [row for row in trials if row.state == COMPLETE]
+    for granularity in sorted({row.granularity for row in complete}):
         *removal, mask = parts_of(granularity)
         colour, marker = COLOURS.get(mask, "grey"), "D" if removal else "o"
         style = {"color": colour, "marker": marker}
-        axes.scatter(rows["size"] * 100, rows["accuracy"] * 100, s=16, alpha=0.25, linewidths=0, **style)
-        on_front = front[front["granularity"] == granularity].sort_values("size")
+        points = _points(row for row in complete if row.granularity == granularity)
+        axes.scatter(*points, s=16, alpha=0.25, linewidths=0, **style)
+        on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.size)
         axes.scatter(
-            on_front["size"] * 100, on_front["accuracy"] * 100, s=42, edgecolors="white", **style,
+            *_points(on_front), s=42, edgecolors="white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
-    line = front[["size", "accuracy"]].astype(float).sort_values("size")
-    line = line[line["accuracy"] >= line["accuracy"].cummax()]
-    axes.step(line["size"] * 100, line["accuracy"] * 100, where="post", color="0.4", linewidth=1, zorder=2)
+    sizes, accuracies = _points(sorted(front, key=lambda row: row.size))
+    highest = accuracies >= np.maximum.accumulate(accuracies)
+    axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
     if comparison is not None:
         axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
@@ -60,9 +62,14 @@ def front_png(
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_xlabel("size, share of the dense model")
     axes.set_ylabel("validation accuracy of trials, %")
-    _zoom(axes, complete["accuracy"].astype(float).to_numpy() * 100, front["accuracy"].astype(float).to_numpy() * 100)
+    _zoom(axes, _points(complete)[1], _points(front)[1])
     axes.legend(frameon=False, loc="lower right")
     return png_bytes(figure)
+
+
+def _points(rows: Iterable[TrialRow]) -> np.ndarray:
+    """Sizes and accuracies (2, n) in percent."""
+    return np.array([(row.size, row.accuracy) for row in rows], dtype=float).reshape(-1, 2).T * 100
 
 
 def profile_png(profile: Profile) -> bytes:

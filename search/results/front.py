@@ -1,8 +1,6 @@
-"""The front of a running study, kept up trial by trial."""
+"""The front of a study, kept up trial by trial."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,18 +8,20 @@ from search.records import COMPLETE, TrialRecord
 
 
 class Front:
-    """The trials that `search.results.selection.front_of` finds, at the cost of the front's length for each trial.
+    """The complete trials within a limit that no other one beats: accuracy up, size and cost down.
+
+    Equal points stay together. Each trial costs what the front's length does.
 
     Args:
-        max_size: the largest share of the dense size, of the metric `metric`.
-        speed: the third objective, `macs` or `latency`.
-        chance: accuracy up to which a network is dead, see `search.training.chance`; None claims nothing.
+        max_size: the limit, a share of the dense size by the measure `metric`.
+        cost: the third objective, `macs` or `latency`.
+        chance: accuracy up to which a network is dead and on no front, see `search.training.chance`; None if unknown.
     """
 
     def __init__(
-        self, max_size: float, metric: str = "encoded", speed: str = "macs", chance: float | None = None
+        self, max_size: float, metric: str = "encoded", cost: str = "macs", chance: float | None = None
     ) -> None:
-        self._max_size, self._metric, self._speed, self._chance = max_size, metric, speed, chance
+        self._max_size, self._metric, self._cost, self._chance = max_size, metric, cost, chance
         self._points = np.empty((0, 3))
         self.numbers: list[int] = []
 
@@ -40,24 +40,23 @@ class Front:
         return gone
 
     def finalists(self, count: int, least_accuracy: float | None = None) -> list[int]:
-        """The trials that `search.results.selection.finalists_of` chooses; the first is the best so far."""
+        """The most accurate trials by falling accuracy, then rising size; the first is the best so far.
+
+        With `least_accuracy` they are the smallest at least that accurate; the most accurate if none is.
+        """
         numbers, (falling, sizes) = np.array(self.numbers, dtype=int), self._points[:, :2].T
         order = np.lexsort((numbers, sizes, falling))
         if least_accuracy is not None and len(enough := order[-falling[order] >= least_accuracy]):
             order = enough[np.argsort(sizes[enough], kind="stable")]
         return numbers[order[:count]].tolist()
 
-    def extend(self, records: Sequence[TrialRecord]) -> list[int]:
-        """Take trials in; returns all numbers that are not on the front."""
-        return [number for record in records for number in self.add(record)]
-
     def _point(self, record: TrialRecord) -> np.ndarray | None:
-        """Falling accuracy, size and speed (3,); None if the trial cannot be on the front."""
+        """Falling accuracy, size and cost (3,); None if the trial cannot be on the front."""
         result = record.result
         if result.state != COMPLETE or result.shares is None:
             return None
         size = result.shares.of(self._metric)
         if size > self._max_size or (self._chance is not None and result.accuracy <= self._chance):
             return None
-        speed = record.latency if self._speed == "latency" else result.shares.macs
-        return np.array([-result.accuracy, size, np.nan if speed is None else speed], dtype=float)
+        cost = record.latency if self._cost == "latency" else result.shares.macs
+        return np.array([-result.accuracy, size, np.nan if cost is None else cost], dtype=float)

@@ -1,111 +1,67 @@
-"""Which trials of a study stand out: its front, the best, the smallest, the knee, the finalists."""
+"""Which of a study's trials stand out: the best, the smallest, the knee."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
-
-from search.proposals.hypervolume import non_dominated
-from search.records import COMPLETE
-from search.results.tables import FRONT_COLUMNS
-
-
-def front_of(table: pd.DataFrame, max_size: float, speed: str = "macs", chance: float | None = None) -> pd.DataFrame:
-    """The non-dominated complete trials within `max_size`: accuracy up, size and `speed` (a column) down.
-
-    Trials no more accurate than `chance`, which know nothing of the task, are none of them.
-
-    Equal points stay together; rows by falling accuracy, then rising size; `FRONT_COLUMNS`.
-    """
-    rows = table[(table["state"] == COMPLETE)]
-    rows = rows[np.array([size is not None and size <= max_size for size in rows["size"]], dtype=bool)]
-    rows = rows[np.array([not is_dead(accuracy, chance) for accuracy in rows["accuracy"]], dtype=bool)]
-    if len(rows):
-        points = np.stack([-rows["accuracy"].astype(float), rows["size"].astype(float), rows[speed].astype(float)], 1)
-        rows = rows[non_dominated(points)]
-        rows = rows.sort_values(["accuracy", "size", "trial"], ascending=[False, True, True])
-    return rows[list(FRONT_COLUMNS)].reset_index(drop=True)
+from search.results.tables import TrialRow
 
 
 def is_dead(accuracy: float | None, chance: float | None) -> bool:
-    """Whether a network of this accuracy knows nothing of its task; never where chance is unknown."""
+    """Whether a network with this accuracy has learnt nothing of its task; never if chance is unknown."""
     return chance is not None and accuracy is not None and accuracy <= chance
 
 
-def not_dead_at_last(trials: pd.DataFrame, chance: float | None) -> pd.DataFrame:
+def not_dead_at_last(rows: Sequence[TrialRow], chance: float | None) -> list[TrialRow]:
     """The trials that are not dead after their finals; those without finals are among them."""
-    return trials[np.array([not is_dead(final, chance) for final in trials["final_accuracy"]], dtype=bool)]
-
-
-def dead_within(trials: pd.DataFrame, max_size: float, chance: float | None) -> int:
-    """How many complete trials within `max_size` are dead."""
-    complete = trials[trials["state"] == COMPLETE]
-    return sum(
-        size <= max_size and is_dead(accuracy, chance)
-        for size, accuracy in zip(complete["size"], complete["accuracy"], strict=True)
-    )
+    return [row for row in rows if not is_dead(row.final_accuracy, chance)]
 
 
 def best_trial(
-    front: pd.DataFrame,
-    trials: pd.DataFrame | None = None,
-    max_size: float = 1.0,
-    least_accuracy: float | None = None,
-    chance: float | None = None,
+    front: Sequence[TrialRow], tuned: Sequence[TrialRow], least_accuracy: float | None, chance: float | None
 ) -> int | None:
-    """The trial of highest `final_accuracy`; without finals, of highest accuracy on the front. None if empty.
+    """The trial with the highest `final_accuracy`; without finals, with the highest accuracy on the front.
 
-    Trials whose finals are dead are left out, see `not_dead_at_last`.
+    Trials whose finals are dead are left out. None if no trial is left on the front.
 
     Args:
-        trials: all trials; a finalist that a later trial pushed off the front can still be the best within
-            `max_size`.
+        front: by falling accuracy.
+        tuned: complete trials within the limit that have finals; one that a later trial pushed off the front can still
+            be the best.
         least_accuracy: if asked for, the smallest trial at least this accurate; the most accurate if none is.
     """
-    front = not_dead_at_last(front, chance)
-    if front.empty:
+    front, tuned = not_dead_at_last(front, chance), not_dead_at_last(tuned, chance)
+    if not front:
         return None
-    tuned = front if trials is None else trials[trials["state"] == COMPLETE]
-    tuned = tuned[[f is not None and f == f for f in tuned["final_accuracy"]]]
-    tuned = not_dead_at_last(tuned, chance)
-    tuned = tuned[[size <= max_size for size in tuned["size"]]]
-    candidates, key = (front, "accuracy") if tuned.empty else (tuned, "final_accuracy")
-    accurate = candidates[candidates[key].astype(float) >= (2.0 if least_accuracy is None else least_accuracy)]
-    if not accurate.empty:
-        return smallest_trial(accurate)
-    return int(candidates.loc[candidates[key].astype(float).idxmax(), "trial"])
+    candidates = [(row, row.final_accuracy) for row in tuned] or [(row, row.accuracy) for row in front]
+    if least_accuracy is not None:
+        accurate = [row for row, accuracy in candidates if accuracy >= least_accuracy]
+        if accurate:
+            return smallest_trial(accurate)
+    return max(candidates, key=lambda candidate: candidate[1])[0].trial
 
 
-def finalists_of(front: pd.DataFrame, count: int, least_accuracy: float | None = None) -> list[int]:
-    """Trials to fine-tune at full length: the most accurate of the front, by falling accuracy.
+def smallest_trial(front: Sequence[TrialRow]) -> int | None:
+    """The smallest trial on the front; None if it is empty."""
+    return min(front, key=lambda row: row.size).trial if front else None
 
-    With `least_accuracy` the smallest at least that accurate; the most accurate if none is.
+
+def knee_trial(front: Sequence[TrialRow]) -> int | None:
+    """The knee of the front in (log size, accuracy); None if it is empty.
+
+    It is the point farthest above the straight line between the smallest and the most accurate trial, both axes scaled
+    to [0, 1]; with fewer than three distinct points it is the most accurate trial.
     """
-    accurate = front[front["accuracy"].astype(float) >= (2.0 if least_accuracy is None else least_accuracy)]
-    chosen = front if accurate.empty else accurate.sort_values("size", kind="stable")
-    return [int(number) for number in chosen["trial"][:count]]
-
-
-def smallest_trial(front: pd.DataFrame) -> int | None:
-    """The smallest trial on the front; None if empty."""
-    return None if front.empty else int(front.loc[front["size"].astype(float).idxmin(), "trial"])
-
-
-def knee_trial(front: pd.DataFrame) -> int | None:
-    """The front's knee in (log size, accuracy); None if empty.
-
-    The point farthest above the straight line between the smallest and the most accurate one, both axes
-    scaled to [0, 1]; with fewer than three distinct points the most accurate.
-    """
-    if front.empty:
+    if not front:
         return None
-    sizes = np.array([math.log(size) for size in front["size"]])
-    accuracies = front["accuracy"].astype(float).to_numpy()
-    low, high = int(np.argmin(sizes)), int(np.argmax(accuracies))
-    width, height = sizes[high] - sizes[low], accuracies[high] - accuracies[low]
+    low = min(front, key=lambda row: row.size)
+    high = max(front, key=lambda row: row.accuracy)
+    width, height = math.log(high.size) - math.log(low.size), high.accuracy - low.accuracy
     if width <= 0 or height <= 0:
-        return int(front.loc[high, "trial"])
-    above = (accuracies - accuracies[low]) / height - (sizes - sizes[low]) / width
-    return int(front.loc[int(np.argmax(above)), "trial"])
+        return high.trial
+
+    def above(row: TrialRow) -> float:
+        return (row.accuracy - low.accuracy) / height - (math.log(row.size) - math.log(low.size)) / width
+
+    return max(front, key=above).trial

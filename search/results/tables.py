@@ -1,22 +1,73 @@
-"""Tables of a study: trials, front, finals, baselines."""
+"""Rows of a study's tables: trials, front and finals, as typed rows and as the forms that leave the program."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from statistics import fmean, stdev
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from search.records import COMPLETE, FinalRecord, TrialRecord
 
-FRONT_COLUMNS = (
-    "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded",
-    "macs", "latency", "granularity", "schedule", "exponent", "criterion", "origin", "digest", "sparsity", "removal",
-)  # fmt: skip
-TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "reason", "cause", "rung", "started", "finished")
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as tables show it; what was not measured is None. Sizes, MACs and latency are shares of the dense
+    model's, accuracies shares of 1.
+
+    Attributes:
+        trial: its number.
+        accuracy: on validation data, after the trial's fine-tune.
+        final_accuracy: likewise, the mean of its finals; None without finals.
+        test_accuracy: the mean of its finals on test data.
+        test_sd: their standard deviation; None for one final.
+        size: of the measure that the limit binds on.
+        macs: of the network that runs.
+        latency: predicted.
+        exponent: of the schedule; None if that has none.
+        sparsity: layer -> share of its units asked to go; None before the trial's result is there.
+        removal: layer -> share of its channels asked to go before masks; likewise.
+        state: `complete`, `stopped-early`, `failed`, `running` or `waiting`.
+        reason: why it is not complete.
+        cause: the same in one word, see `search.records`.
+        rung: always None.
+        started: running seconds since the dense model was ready, pauses left out.
+        finished: likewise.
+    """
+
+    trial: int
+    accuracy: float | None = None
+    final_accuracy: float | None = None
+    test_accuracy: float | None = None
+    test_sd: float | None = None
+    size: float | None = None
+    size_nonzero: float | None = None
+    size_encoded: float | None = None
+    macs: float | None = None
+    latency: float | None = None
+    granularity: str | None = None
+    schedule: str | None = None
+    exponent: float | None = None
+    criterion: str | None = None
+    origin: str | None = None
+    digest: str | None = None
+    sparsity: Mapping[str, float] | None = None
+    removal: Mapping[str, float] | None = None
+    state: str | None = None
+    reason: str | None = None
+    cause: str | None = None
+    rung: int | None = None
+    started: float | None = None
+    finished: float | None = None
+
+
+TRIAL_COLUMNS = tuple(field.name for field in fields(TrialRow))
+FRONT_COLUMNS = TRIAL_COLUMNS[: TRIAL_COLUMNS.index("state")]
 
 
 @dataclass(frozen=True)
@@ -41,79 +92,82 @@ class FinalScore:
     failed: int = 0
 
 
-def score_finals(finals: Sequence[FinalRecord], seeds: int) -> dict[str, FinalScore]:
-    """Policy digest -> scores, for policies whose `seeds` fine-tunes are all there, and not all failed."""
-    by_digest: dict[str, list[FinalRecord]] = {}
-    for final in finals:
-        by_digest.setdefault(final.digest, []).append(final)
-    whole = {digest: runs for digest, runs in by_digest.items() if len(runs) >= seeds}
-    complete = {digest: [run for run in runs if run.result.state == COMPLETE] for digest, runs in whole.items()}
-    return {digest: _score(runs, len(whole[digest]) - len(runs)) for digest, runs in complete.items() if runs}
-
-
-def _score(runs: Sequence[FinalRecord], failed: int) -> FinalScore:
-    ordered = sorted(runs, key=lambda run: (run.result.accuracy, run.seed))
-    validation = [run.result.accuracy for run in runs]
-    tests = [run.test_accuracy for run in runs]
+def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
+    """The scores of one policy; None until `seeds` fine-tunes of it are there, and if all of them failed."""
+    complete = [run for run in runs if run.result.state == COMPLETE]
+    if len(runs) < seeds or not complete:
+        return None
+    ordered = sorted(complete, key=lambda run: (run.result.accuracy, run.seed))
+    validation = [run.result.accuracy for run in complete]
+    tests = [run.test_accuracy for run in complete]
     median = ordered[(len(ordered) - 1) // 2]
     return FinalScore(
         digest=median.digest,
-        n=len(runs),
+        n=len(complete),
         final_accuracy=fmean(validation),
-        final_sd=stdev(validation) if len(runs) > 1 else None,
+        final_sd=stdev(validation) if len(complete) > 1 else None,
         test_accuracy=fmean(tests),
-        test_sd=stdev(tests) if len(runs) > 1 else None,
-        size_encoded=max(run.result.shares.encoded for run in runs),
-        size_nonzero=max(run.result.shares.nonzero for run in runs),
+        test_sd=stdev(tests) if len(complete) > 1 else None,
+        size_encoded=max(run.result.shares.encoded for run in complete),
+        size_nonzero=max(run.result.shares.nonzero for run in complete),
         macs=median.result.shares.macs,
         best_seed=median.seed,
-        failed=failed,
+        failed=len(runs) - len(complete),
     )
 
 
-def trial_table(
-    trials: Sequence[TrialRecord], finals: Mapping[str, FinalScore], metric: str = "encoded"
-) -> pd.DataFrame:
-    """One row a finished trial, `TRIAL_COLUMNS`, by number; unmeasured values are None."""
-    rows = []
-    for trial in trials:
-        result, policy = trial.result, trial.policy
-        final, shares = finals.get(policy.digest), result.shares
-        row: dict[str, Any] = dict.fromkeys(TRIAL_COLUMNS)
-        row |= {
-            "trial": trial.number,
-            "accuracy": result.accuracy,
-            "granularity": policy.granularity_label,
-            "schedule": policy.schedule.kind,
-            "exponent": None if "exponent" in policy.schedule.idle else policy.schedule.exponent,
-            "criterion": policy.criterion,
-            "origin": trial.origin,
-            "latency": trial.latency,
-            "digest": policy.digest,
-            "sparsity": dict(policy.sparsity),
-            "removal": dict(policy.removal),
-            "state": result.state,
-            "reason": result.reason,
-            "cause": result.cause,
-            "started": trial.started,
-            "finished": trial.finished,
-        }
-        if shares:
-            row |= {
-                "size": shares.of(metric), "size_nonzero": shares.nonzero,
-                "size_encoded": shares.encoded, "macs": shares.macs,
-            }  # fmt: skip
-        if final:
-            row |= {
-                "final_accuracy": final.final_accuracy, "test_accuracy": final.test_accuracy, "test_sd": final.test_sd,
-            }  # fmt: skip
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
+def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> TrialRow:
+    """The row of a finished trial.
+
+    Args:
+        final: the scores of its policy's finals, if there are any.
+        metric: of the size, `encoded` or `nonzero`.
+    """
+    result, policy, cost = trial.result, trial.policy, trial.result.shares
+    return TrialRow(
+        trial=trial.number,
+        accuracy=result.accuracy,
+        final_accuracy=final.final_accuracy if final else None,
+        test_accuracy=final.test_accuracy if final else None,
+        test_sd=final.test_sd if final else None,
+        size=cost.of(metric) if cost else None,
+        size_nonzero=cost.nonzero if cost else None,
+        size_encoded=cost.encoded if cost else None,
+        macs=cost.macs if cost else None,
+        latency=trial.latency,
+        granularity=policy.granularity_label,
+        schedule=policy.schedule.kind,
+        exponent=None if "exponent" in policy.schedule.idle else policy.schedule.exponent,
+        criterion=policy.criterion,
+        origin=trial.origin,
+        digest=policy.digest,
+        sparsity=dict(policy.sparsity),
+        removal=dict(policy.removal),
+        state=result.state,
+        reason=result.reason,
+        cause=result.cause,
+        started=trial.started,
+        finished=trial.finished,
+    )
 
 
-def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON-able dicts; missing values are None."""
-    return [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in table.to_dict("records")
-    ]
+def plain_rows(rows: Iterable[TrialRow], columns: Sequence[str] = TRIAL_COLUMNS) -> list[dict[str, Any]]:
+    """Rows as data for JSON."""
+    return [{name: getattr(row, name) for name in columns} for row in rows]
+
+
+def csv_text(rows: Iterable[TrialRow], columns: Sequence[str], mapping: Callable[[Any], str]) -> str:
+    """Rows as CSV with a header; `mapping` writes the columns `sparsity` and `removal`."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in plain_rows(rows, columns):
+        writer.writerow(mapping(cell) if name in ("sparsity", "removal") else cell for name, cell in row.items())
+    return file.getvalue()
+
+
+def data_frame(rows: Iterable[TrialRow], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows as pandas has them; every column is of dtype object, so that None stays None."""
+    import pandas as pd  # takes a third of a second, and most commands do without
+
+    return pd.DataFrame(plain_rows(rows, columns), columns=list(columns), dtype=object)

@@ -1,4 +1,4 @@
-"""Reading a study that is there: its tables and counts, whether or not it is running."""
+"""A study as others see it: what a search returns, and what its folder shows whether or not it is running."""
 
 from __future__ import annotations
 
@@ -7,77 +7,119 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from search.config import SearchConfig
 from search.errors import UsageError
 from search.record_checks import MOST_TRIALS
-from search.records import FINISHED_STATES
 from search.results.comparison import Comparison, shown_comparison
-from search.results.selection import best_trial, dead_within, finalists_of, front_of
-from search.results.tables import (
-    TRIAL_COLUMNS,
-    FinalScore,
-    score_finals,
-    trial_table,  # fmt: skip
-)
-from search.results.time_left import Pace, final_runs_left, seconds_left
+from search.results.state import StudyState
+from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, FinalScore, TrialRow, data_frame
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import is_held
+from search.store.study_record import stored_config
 from spaces.validation import check_limit, is_number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PATIENCE = 0.5
 """Seconds to wait for a lock on the database; its writer holds it for less."""
 
 
 @dataclass(frozen=True)
-class StudyView:
-    """A study as its folder shows it now.
+class SearchResult:
+    """A study as it stands when `run_search` returns. Its numbers and tables are those of its `state`.
 
     Attributes:
-        trials: finished trials, then those begun (`running`, or `waiting` when no process runs the study).
-        front: non-dominated trials within the limit.
-        running: whether a process has the study open.
-        least_accuracy: the validation accuracy asked for, if one was.
-        criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
-        dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
-        dead: trials within the limit that are on no front because they are no more accurate than chance.
-        chance: accuracy up to which networks are dead, see `search.training.chance`; None if unknown.
+        study: its name.
+        folder: where it is kept.
+        state: its results.
+        seconds: phase -> seconds.
     """
 
-    folder: StudyFolder
-    trials: pd.DataFrame
-    front: pd.DataFrame
-    finals: Mapping[str, FinalScore]
-    comparison: Comparison | None
-    running: bool
-    least_accuracy: float | None = None
-    criterion_place: str | None = None
-    dense_accuracy: float | None = None
-    dead: int = 0
-    chance: float | None = None
+    study: str
+    folder: Path
+    state: StudyState
+    seconds: Mapping[str, float]
 
-    @property
-    def best(self) -> int | None:
-        """The trial `export --trial best` ships, see `best_trial`; None without a feasible one."""
-        return best_trial(self.front, self.trials, self.folder.config.max_size, self.least_accuracy, self.chance)
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated trials within the limit; columns as `prunefront front --format json`."""
+        return data_frame(self.state.front, FRONT_COLUMNS)
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Running seconds the study still needs, finals included, by its pace so far; None before its first trial."""
-        folder, config = self.folder, self.folder.config
-        chosen = finalists_of(self.front, config.finalists, self.least_accuracy)
-        digests, finals = list(self.trials.set_index("trial")["digest"].loc[chosen]), folder.journal.finals()
-        runs = final_runs_left(config, digests, finals, self.comparison)
-        recipe, pace = folder.read_record()["identity"]["recipe"], Pace(folder.journal.trials())
-        return seconds_left(config, recipe, pace, finals, runs)
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """All trials by number, with `state` and `reason`."""
+        return data_frame(self.state.rows, TRIAL_COLUMNS)
 
     @property
     def counts(self) -> dict[str, int]:
         """Trials by state."""
-        states = (*FINISHED_STATES, "running", "waiting")
-        return {state: int((self.trials["state"] == state).sum()) for state in states}
+        return self.state.counts()
+
+    @property
+    def best(self) -> int | None:
+        """The trial `export --trial best` ships; None without a feasible one."""
+        return self.state.best
+
+    @property
+    def finals(self) -> Mapping[str, FinalScore]:
+        """Scores of full-length fine-tunes by policy digest."""
+        return self.state.scores
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Dense model, int8 and static baselines; None when finals were left out."""
+        return self.state.comparison
+
+    @property
+    def least_accuracy(self) -> float | None:
+        """The validation accuracy asked for, if one was."""
+        return self.state.least_accuracy
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Of the dense model on validation data."""
+        return self.state.dense_accuracy
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy up to which networks are dead, and on no front; None if unknown."""
+        return self.state.chance
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study as its folder shows it now, read once.
+
+    Attributes:
+        config: it was last run with.
+        state: its results.
+        begun: numbers of the trials that were begun and have no result.
+        running: whether a process has the study open.
+        criterion_place: `/folder/file.py:function` that a criterion of the user's own was last taken from, if known.
+    """
+
+    folder: StudyFolder
+    config: SearchConfig
+    state: StudyState
+    begun: tuple[int, ...]
+    running: bool
+    criterion_place: str | None = None
+
+    @property
+    def rows(self) -> list[TrialRow]:
+        """Finished trials, then those begun (`running`, or `waiting` when no process runs the study)."""
+        word = "running" if self.running else "waiting"
+        return self.state.rows + [TrialRow(number, state=word) for number in self.begun]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        return self.state.counts(**{"running" if self.running else "waiting": len(self.begun)})
 
 
 def open_study(root: str | Path, name: str, max_size: float | None = None) -> StudyView:
@@ -93,37 +135,33 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
         except ValueError as error:
             raise UsageError(str(error)) from None
     folder = find_study(root, name)
-    config = folder.config
+    record = folder.read_record()
+    config = stored_config(record, str(folder.root))
     journal = folder.journal
-    finals = score_finals(journal.finals(), config.final_repeats)
-    trials = trial_table(journal.trials(), finals, config.size_metric)
+    finals, trials = journal.finals(), journal.trials()
     running = is_held(folder.lock)
-    begun = _begun_rows(folder, set(trials["trial"]), "running" if running else "waiting")
-    table = pd.concat([trials, begun], ignore_index=True) if len(begun) else trials
-    limit, record = config.max_size if max_size is None else max_size, folder.read_record()
-    chance = _share(record.get("chance"))
-    front = front_of(trials, limit, config.cost, chance)
-    return StudyView(
-        folder, table, front, finals, shown_comparison(folder), running,
-        record.get("least_accuracy"), record.get("criterion_place"), _share(record.get("dense_accuracy")),
-        dead_within(trials, limit, chance), chance,
-    )  # fmt: skip
+    begun = tuple(number for number in begun_trials(folder) if number not in {trial.number for trial in trials})
+    state = StudyState(
+        config,
+        record["identity"]["recipe"],
+        max_size=max_size,
+        dense_accuracy=_share(record.get("dense_accuracy")),
+        least_accuracy=record.get("least_accuracy"),
+        chance=_share(record.get("chance")),
+        comparison=shown_comparison(folder),
+    )
+    state.add_all(trials, finals)
+    return StudyView(folder, config, state, begun, running, record.get("criterion_place"))
 
 
 def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:
     """The Pareto set of a study, as `prunefront front` shows it; `max_size` re-slices it."""
-    return open_study(root, study, max_size).front
+    return data_frame(open_study(root, study, max_size).state.front, FRONT_COLUMNS)
 
 
 def _share(value: object) -> float | None:
     """A share that a record holds; None if it holds none."""
     return float(value) if is_number(value) and 0 <= value <= 1 else None
-
-
-def _begun_rows(folder: StudyFolder, finished: set[int], state: str) -> pd.DataFrame:
-    numbers = [number for number in begun_trials(folder) if number not in finished]
-    rows = [dict.fromkeys(TRIAL_COLUMNS) | {"trial": number, "state": state} for number in numbers]
-    return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS), dtype=object)
 
 
 def begun_trials(folder: StudyFolder) -> list[int]:

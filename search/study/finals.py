@@ -14,7 +14,8 @@ from search.config import SearchConfig
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
-from search.results.tables import score_finals
+from search.results.state import StudyState
+from search.results.tables import FinalScore
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.clock import StudyClock
@@ -40,13 +41,14 @@ def compare_finals(
     folder: StudyFolder,
     subject: PreparedModel,
     projector: Projector,
-    finalists: Sequence[PruningPolicy],
+    state: StudyState,
     clock: StudyClock,
     watcher: ProgressReporter,
 ) -> Comparison:
-    """Fine-tune and test what has not been yet, run by run, and write down what is compared."""
+    """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in."""
+    finalists = [state.records[number].policy for number in state.finalists(config.finalists)]
     baselines = baseline_policies(projector, finalists)
-    done = {(final.digest, final.seed) for final in folder.journal.finals()}
+    done = {(final.digest, final.seed) for final in state.finals}
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
     seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
     runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
@@ -60,21 +62,14 @@ def compare_finals(
             evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:
             save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
-        folder.journal.write_final(
-            FinalRecord(
-                digest,
-                seed,
-                policy,
-                evaluation.result,
-                tested.accuracy if tested else None,
-                tested.loss if tested else None,
-                clock.seconds,
-            )
-        )
+        accuracy, loss = (tested.accuracy, tested.loss) if tested else (None, None)
+        record = FinalRecord(digest, seed, policy, evaluation.result, accuracy, loss, clock.seconds)
+        folder.journal.write_final(record)
         attempt.finish()
+        state.add_final(record)
         left = (clock.seconds - began) / number * (len(missing) - number)
         watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left))
-    _tell_failures(folder.journal, runs, watcher)
+    _tell_failures(folder.journal, state.finals, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
         dense=known.dense if known else _dense(subject),
@@ -86,15 +81,19 @@ def compare_finals(
         test_examples=len(subject.workload.test[1]),
     )
     if config.needs_latency:
-        comparison = replace(comparison, latency=_timed(config, folder, subject, comparison, watcher))
+        comparison = replace(comparison, latency=_timed(config, folder, subject, state.scores, comparison, watcher))
     write_comparison(folder, comparison)
+    state.comparison = comparison
     return comparison
 
 
 def _tell_failures(
-    journal: Journal, runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]], watcher: ProgressReporter
+    journal: Journal,
+    finals: Sequence[FinalRecord],
+    runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]],
+    watcher: ProgressReporter,
 ) -> None:
-    for final in journal.finals():
+    for final in sorted(finals, key=lambda final: (final.digest, final.seed)):
         if final.result.state != COMPLETE and (what := runs.get((final.digest, final.seed))):
             path = journal.final_path(final.digest, final.seed)
             watcher.note(
@@ -128,10 +127,14 @@ def _evaluated(
 
 
 def _timed(
-    config: SearchConfig, folder: StudyFolder, subject: PreparedModel, comparison: Comparison, watcher: ProgressReporter
+    config: SearchConfig,
+    folder: StudyFolder,
+    subject: PreparedModel,
+    scores: Mapping[str, FinalScore],
+    comparison: Comparison,
+    watcher: ProgressReporter,
 ) -> TimedNetworks:
     """Time all that are compared in the same rounds, unless that was done in this environment before."""
-    scores = score_finals(folder.journal.finals(), config.final_repeats)
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}

@@ -14,11 +14,12 @@ from search.identity.measuring import settle_measuring
 from search.identity.study_identity import study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of
 from search.progress import ProgressReporter
+from search.results.view import SearchResult
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
 from search.store.study_record import KNOB_WORD, new_record, resumed_config
-from search.study.runner import SearchResult, StudyRunner, environment
+from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.evaluate import PreparedModel
 from search.training.fingerprint import model_fingerprint

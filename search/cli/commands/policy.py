@@ -62,7 +62,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
     watcher = TerminalReporter()
-    _note_dead(chosen.name, chosen.result.measured.accuracy, seen.chance, watcher)
+    _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
     return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
 

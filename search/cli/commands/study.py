@@ -6,11 +6,10 @@ import argparse
 import json
 import shlex
 import socket
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.cli.commands.reply import Reply
 from search.cli.mlflow_ui import serve_ui, ui_command
@@ -21,15 +20,12 @@ from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.progress import TerminalReporter, duration
-from search.results.closing import closing_rows, verdict
-from search.results.selection import dead_within
-from search.results.tables import plain_rows
-from search.results.view import open_study
+from search.results.closing import ClosingRow, closing_rows, verdict
+from search.results.state import StudyState
+from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
+from search.results.view import SearchResult, open_study
 from search.store.mlflow_store import open_store
 from spaces.granularity import parts_of
-
-if TYPE_CHECKING:
-    from search.study.runner import SearchResult
 
 
 def search(arguments: argparse.Namespace) -> Reply:
@@ -53,8 +49,8 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "dense_accuracy": result.dense_accuracy,
         "trials": dict(result.counts),
         "best": result.best,
-        "front": plain_rows(result.front),
-        "finals": [asdict(row) for row in _closing(result.comparison, result.finals, result.trials)],
+        "front": plain_rows(result.state.front, FRONT_COLUMNS),
+        "finals": [asdict(row) for row in _closing(result.state)],
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
         "verdict": verdict(result.comparison, result.finals) if result.comparison else None,
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
@@ -62,20 +58,20 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
 
 
 def _search_text(result: SearchResult, root: str) -> str:
-    dead = dead_within(result.trials, 1.0, result.chance)
+    dead, found = result.state.dead_within(1.0), result.state.front
     parts = [
         f"Study {result.study}: dense accuracy {percent(result.dense_accuracy, 2)} on validation data; "
-        f"{counts_line(result.counts)}; front of {len(result.front)}" + (f"; {_dead_line(dead)}" if dead else "")
+        f"{counts_line(result.counts)}; front of {len(found)}" + (f"; {_dead_line(dead)}" if dead else "")
     ]
-    if result.front.empty:
+    if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
-    parts.append(front_table(result.front))
+    parts.append(front_table(found))
     if result.comparison:
-        parts.append(closing_table(_closing(result.comparison, result.finals, result.trials)))
+        parts.append(closing_table(_closing(result.state)))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict(result.comparison, result.finals) or ""]
     parts.append(_accuracy_remark(result))
-    parts.append(_speed_remark(result))
+    parts.append(_speed_remark(found))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
     place = "" if root == "mlruns" else f" --root {shlex.quote(root)}"
     if result.best is None:
@@ -91,54 +87,53 @@ def _search_text(result: SearchResult, root: str) -> str:
 def _accuracy_remark(result: SearchResult) -> str:
     if result.least_accuracy is None or result.best is None:
         return ""
-    best = result.trials.set_index("trial").loc[result.best]
-    wanted = f"an accuracy of at least {result.least_accuracy:.2%} on validation data"
+    wanted = f"at least {result.least_accuracy:.2%} on validation data"
     if not _is_accurate(result):
         remedy = "give the study more --trials or a larger limit"
-        return f"No network has {wanted}: trial {result.best} comes nearest; {remedy}."
-    return f"The smallest network found with {wanted}: trial {result.best}, {best['size']:.2%} of the dense size."
+        return f"No network is {wanted}: trial {result.best} comes nearest; {remedy}."
+    size = result.state.row(result.best).size
+    return f"The smallest network found of {wanted}: trial {result.best}, {size:.2%} of the dense size."
 
 
 def _is_accurate(result: SearchResult) -> bool:
     """Whether the best trial has the accuracy asked for; True if none was."""
-    best = result.trials.set_index("trial").loc[result.best]
-    final = best["final_accuracy"]
-    accuracy = final if final is not None and final == final else best["accuracy"]
-    return result.least_accuracy is None or bool(accuracy >= result.least_accuracy)
+    best = result.state.row(result.best)
+    accuracy = best.accuracy if best.final_accuracy is None else best.final_accuracy
+    return result.least_accuracy is None or accuracy >= result.least_accuracy
 
 
-def _speed_remark(result: SearchResult) -> str:
-    masks = [word for word in result.front["granularity"].unique() if "channel" not in parts_of(word)]
+def _speed_remark(front: Sequence[TrialRow]) -> str:
+    words = dict.fromkeys(row.granularity for row in front)
+    masks = [word for word in words if "channel" not in parts_of(word)]
     if masks:
         words = ", ".join(masks)
         return f"Masks ({words}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
     return ""
 
 
-def _closing(comparison: Any, finals: Mapping[str, Any], trials: Any) -> list[Any]:
-    if comparison is None:
+def _closing(state: StudyState) -> list[ClosingRow]:
+    if state.comparison is None:
         return []
-    trial_of = {digest: int(number) for number, digest in zip(trials["trial"], trials["digest"], strict=True)}
-    return closing_rows(comparison, finals, trial_of)
+    return closing_rows(state.comparison, state.scores, {row.digest: row.trial for row in state.rows})
 
 
 def front(arguments: argparse.Namespace) -> Reply:
     """The Pareto set, or all trials."""
     view = open_study(arguments.root, arguments.study, arguments.max_size)
-    table = view.trials if arguments.all else view.front
-    rows = plain_rows(table)
+    state, columns = view.state, TRIAL_COLUMNS if arguments.all else FRONT_COLUMNS
+    rows = view.rows if arguments.all else state.front
+    data = plain_rows(rows, columns)
     if arguments.format == "json":
-        text = json.dumps(rows, allow_nan=False)
+        text = json.dumps(data, allow_nan=False)
     elif arguments.format == "csv":
-        dicts = {name: table[name].map(json.dumps) for name in ("sparsity", "removal")}
-        text = table.assign(**dicts).to_csv(index=False).rstrip("\n")
+        text = csv_text(rows, columns, json.dumps).rstrip("\n")
     else:
-        text = front_table(table, with_state=arguments.all) if rows else "no feasible trial yet"
-        if view.dense_accuracy is not None:
-            text = f"Dense accuracy: {percent(view.dense_accuracy, 2)} on validation data\n\n{text}"
-        if view.dead and not arguments.all:
-            text += f"\n\n{_dead_line(view.dead)}"
-    return Reply({"study": arguments.study, "dense_accuracy": view.dense_accuracy, "front": rows}, text)
+        text = front_table(rows, with_state=arguments.all) if rows else "no feasible trial yet"
+        if state.dense_accuracy is not None:
+            text = f"Dense accuracy: {percent(state.dense_accuracy, 2)} on validation data\n\n{text}"
+        if not arguments.all and (dead := state.dead_within(state.max_size)):
+            text += f"\n\n{_dead_line(dead)}"
+    return Reply({"study": arguments.study, "dense_accuracy": state.dense_accuracy, "front": data}, text)
 
 
 def _dead_line(count: int) -> str:
@@ -149,29 +144,27 @@ def _dead_line(count: int) -> str:
 def status(arguments: argparse.Namespace) -> Reply:
     """Counts, best so far, time left."""
     view = open_study(arguments.root, arguments.study)
-    config = view.folder.config
-    left = view.seconds_left
-    reasons = Counter(reason for reason in view.trials["reason"] if isinstance(reason, str))
-    best = view.best
-    row = plain_rows(view.trials[view.trials["trial"] == best])[0] if best is not None else None
+    config, state = view.config, view.state
+    left, reasons, best = state.seconds_left, state.reasons, state.best
+    row = None if best is None else state.row(best)
     data = {
         "study": arguments.study,
-        "dense_accuracy": view.dense_accuracy,
+        "dense_accuracy": state.dense_accuracy,
         "trials": view.counts,
         "asked": config.trials,
-        "reasons": dict(reasons),
+        "reasons": reasons,
         "running": view.running,
-        "front_size": len(view.front),
-        "best": row,
+        "front_size": state.front_length,
+        "best": row and plain_rows([row])[0],
         "seconds_left": left,
     }
     lines = [
         f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
         + ("running" if view.running else "not running"),
-        *([f"Dense accuracy: {percent(view.dense_accuracy, 2)}"] if view.dense_accuracy is not None else []),
+        *([f"Dense accuracy: {percent(state.dense_accuracy, 2)}"] if state.dense_accuracy is not None else []),
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
         _best_line(row),
-        f"Front: {len(view.front)} trials",
+        f"Front: {state.front_length} trials",
     ]
     if left:
         lines.append(f"About {duration(left)} left, finals included")
@@ -186,14 +179,14 @@ def _resume_line(config: SearchConfig, place: str | None) -> str:
     return f"Resume: {resume_command(config, place)}"
 
 
-def _best_line(row: Mapping[str, Any] | None) -> str:
+def _best_line(row: TrialRow | None) -> str:
     """The trial that `export --trial best` writes: best so far until its finals are done."""
     if row is None:
         return "Best so far: none yet"
-    place = f"at {percent(row['size'])} of the size"
-    if row["final_accuracy"] is None:
-        return f"Best so far: trial {row['trial']}, accuracy {percent(row['accuracy'], 2)} {place}"
-    return f"Best: trial {row['trial']}, final accuracy {percent(row['final_accuracy'], 2)} {place}"
+    place = f"at {percent(row.size)} of the size"
+    if row.final_accuracy is None:
+        return f"Best so far: trial {row.trial}, accuracy {percent(row.accuracy, 2)} {place}"
+    return f"Best: trial {row.trial}, final accuracy {percent(row.final_accuracy, 2)} {place}"
 
 
 def view(arguments: argparse.Namespace) -> Reply:
