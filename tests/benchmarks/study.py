@@ -25,7 +25,6 @@ from typing import Any
 
 from search.results.closing import closing_rows, verdict
 from search.results.figures import front_png
-from search.results.selection import best_trial
 from search.results.view import StudyView, open_study
 
 PACKAGES = ("prunefront", "torch", "optuna", "mlflow")
@@ -48,12 +47,13 @@ def main() -> None:
         if not options.show:
             _search(options, root)
         wall = None if options.show else round(time.perf_counter() - began, 1)
-        view = open_study(root, options.workload)
+        view = open_study(root, options.workload, options.max_size)
+        state, rows = view.state, view.rows
         if options.picture:
-            options.picture.write_bytes(front_png(view.trials, view.front, options.max_size, view.comparison))
+            options.picture.write_bytes(front_png(view.rows, state.front, options.max_size, state.comparison))
         seconds = _seconds(view)
-    trial_of = {digest: int(n) for n, digest in zip(view.trials["trial"], view.trials["digest"], strict=True)}
-    finals = [asdict(row) for row in closing_rows(view.comparison, view.finals, trial_of)] if view.comparison else []
+    trial_of = {row.digest: row.trial for row in rows}
+    finals = [asdict(row) for row in closing_rows(state.comparison, state.scores, trial_of)] if state.comparison else []
     _print_table(finals)
     summary = {
         "workload": options.workload,
@@ -63,12 +63,12 @@ def main() -> None:
         "wall_seconds": wall,
         "seconds": seconds,
         "trials": view.counts,
-        "front": len(view.front),
-        "granularities_tried": sorted(set(view.trials["granularity"].dropna())),
-        "largest_trial": max(float(size) for size in view.trials["size"].dropna()),
-        "best": best_trial(view.front, view.trials, options.max_size),
+        "front": state.front_length,
+        "granularities_tried": sorted({row.granularity for row in rows if row.granularity is not None}),
+        "largest_trial": max(row.size for row in rows if row.size is not None),
+        "best": state.best,
         "finals": finals,
-        "verdict": verdict(view.comparison, view.finals) if view.comparison else None,
+        "verdict": verdict(state.comparison, state.scores) if state.comparison else None,
     }
     print(json.dumps(summary))
 
@@ -82,7 +82,7 @@ def _search(options: argparse.Namespace, root: Path) -> None:
 
 def _seconds(view: StudyView) -> dict[str, float]:
     """Seconds by phase, from the journal; `before trials` is the scan with what surrounds it."""
-    trials, finals = view.folder.journal.trials(), view.folder.journal.finals()
+    trials, finals = list(view.state.records.values()), view.state.finals
     phases = {"before trials": min(trial.started for trial in trials), "proposing": sum(t.proposing for t in trials)}
     for trial in trials:
         for phase, seconds in trial.result.seconds.items():

@@ -11,6 +11,7 @@ import sqlalchemy
 from optuna.trial import FrozenTrial
 
 import search.files
+import search.results.state
 import search.store.journal
 import search.study.runner
 from search import run_search
@@ -60,10 +61,6 @@ def counted(place, tmp_path_factory):
 
         return counted
 
-    def rows(trials, *rest):
-        now["rows of tables"] += len(trials)
-        return table(trials, *rest)
-
     def looked_at(record, name):
         records.add(id(record))
         return object.__getattribute__(record, name)
@@ -80,9 +77,8 @@ def counted(place, tmp_path_factory):
                 counter.clear()
             return Evaluation(TrialResult(COMPLETE, accuracy=accuracy, loss=0.25, shares=cost))
 
-        table = search.study.runner.trial_table
         patch.setattr(search.study.runner, "evaluate_policy", evaluate)
-        patch.setattr(search.study.runner, "trial_table", rows)
+        patch.setattr(search.results.state, "trial_row", counting("rows of tables", search.results.state.trial_row))
         patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
         patch.setattr(
             FrozenTrial,

@@ -7,7 +7,6 @@ import json
 import re
 from collections import OrderedDict
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -130,8 +129,7 @@ def test_notes_and_progress_steer_nothing(capfd, name):
 
 def test_a_table_of_trials_with_a_lone_surrogate_is_shown():
     from search.cli.text_tables import front_table
-    from search.results.tables import TRIAL_COLUMNS
+    from search.results.tables import TrialRow
 
-    row = dict.fromkeys(TRIAL_COLUMNS) | {"trial": 0, "state": "failed", "reason": "error: \ud800\x1b[2K"}
-    table = front_table(pd.DataFrame([row], columns=list(TRIAL_COLUMNS), dtype=object), with_state=True)
+    table = front_table([TrialRow(0, state="failed", reason="error: \ud800\x1b[2K")], with_state=True)
     assert r"\ud800\x1b[2K" in table and table.encode()

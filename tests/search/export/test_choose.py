@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-import search.study.runner
 from search.errors import GoalMissed
 from search.export.choose import choose_trial
+from search.results.state import StudyState
 from search.results.view import open_study
 
 
@@ -29,7 +29,7 @@ def with_chance(root, chance: float):
 
 def accuracies(view) -> dict[int, float]:
     """Of what an export of each complete trial ships."""
-    numbers = [int(n) for n in view.trials.loc[view.trials["state"] == "complete", "trial"]]
+    numbers = [row.trial for row in view.rows if row.state == "complete"]
     chosen = [choose_trial(view, str(number)) for number in numbers]
     return {n: (c.final or c.trial).result.accuracy for n, c in zip(numbers, chosen, strict=True)}
 
@@ -46,10 +46,9 @@ def test_no_name_stands_for_a_dead_network(root):
 
 def test_a_trial_that_died_in_its_finals_has_no_name_either(root):
     view = with_chance(root, 0.0)
-    tuned = view.front.loc[[f is not None and f == f for f in view.front["final_accuracy"]]]
-    lowest = tuned.loc[tuned["final_accuracy"].astype(float).idxmin()]
-    view = with_chance(root, float(lowest["final_accuracy"]))
-    assert lowest["trial"] not in {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
+    lowest = min((row for row in view.state.front if row.final_accuracy is not None), key=lambda row: row.final_accuracy)
+    view = with_chance(root, lowest.final_accuracy)
+    assert lowest.trial not in {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
 
 
 def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
@@ -65,13 +64,8 @@ def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
 
 
 def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, without_mlflow, monkeypatch):
-    real, digests = search.study.runner.score_finals, open_study(root, "tiny").trials["digest"]
-
-    def died(*given):
-        score = next(iter(real(*given).values()))
-        return dict.fromkeys(digests, replace(score, final_accuracy=0.05))
-
-    monkeypatch.setattr(search.study.runner, "score_finals", died)
+    alive = StudyState.row
+    monkeypatch.setattr(StudyState, "row", lambda state, number: replace(alive(state, number), final_accuracy=0.05))
     task = f"{place / 'tiny.py'}:tiny"
     reply = main("search", "--workload", task, "--study", "tiny", "--trials", 8, "--root", root)
     assert reply.code == 1, reply.err

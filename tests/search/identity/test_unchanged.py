@@ -39,7 +39,7 @@ def root(finished, tmp_path):
 
 def trial_with_weights(root) -> int:
     view = open_study(root, "tiny")
-    return next(int(n) for n in view.front["trial"] if _plain(view, int(n)))
+    return next(row.trial for row in view.state.front if _plain(view, row.trial))
 
 
 def _plain(view, number: int) -> bool:
@@ -129,7 +129,7 @@ def test_weights_that_were_not_measured_are_refused(root):
 
 def has_plain(root) -> bool:
     view = open_study(root, "tiny")
-    return any(_plain(view, int(n)) for n in view.front["trial"])
+    return any(_plain(view, row.trial) for row in view.state.front)
 
 
 def test_a_repeated_fine_tune_that_differs_is_said(root):

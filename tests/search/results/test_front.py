@@ -1,4 +1,4 @@
-"""Fronts kept up trial by trial are those of the whole table; dead networks are on none."""
+"""Fronts kept up trial by trial are those of all trials; dead networks are on none."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from search.config import make_config
 from search.records import TrialRecord, TrialResult
-from search.results.front import Front
-from search.results.selection import best_trial, dead_within, finalists_of, front_of
-from search.results.tables import trial_table
+from search.results.state import StudyState
 from search.training.chance import chance_accuracy
 from search.workloads.metrics import accuracy, accuracy_of_logits, accuracy_of_probabilities
 from spaces.cost.footprint import RelativeCost
@@ -40,36 +39,68 @@ def drawn(seed: int, count: int = 60) -> list[TrialRecord]:
     return [record(n, str(random.choice(STATES)), *row) for n, row in enumerate(tenths.tolist())]
 
 
+def slow_front(records: list[TrialRecord], limit: float, cost: str, chance: float | None) -> list[TrialRecord]:
+    """By the definition, pair by pair; most accurate first, then smallest, then first."""
+
+    def point(trial: TrialRecord) -> tuple[float, float, float | None]:
+        third = trial.latency if cost == "latency" else trial.result.shares.macs
+        return -trial.result.accuracy, trial.result.shares.encoded, third
+
+    able = [t for t in records if t.result.state == "complete" and t.result.shares.encoded <= limit]
+    able = [t for t in able if None not in point(t) and (chance is None or t.result.accuracy > chance)]
+
+    def beats(one: TrialRecord, other: TrialRecord) -> bool:
+        pairs = list(zip(point(one), point(other), strict=True))
+        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+    front = [t for t in able if not any(beats(other, t) for other in able)]
+    return sorted(front, key=lambda t: (-t.result.accuracy, t.result.shares.encoded, t.number))
+
+
+def state(limit: float = 0.5, cost: str = "macs", chance: float | None = None, least: float | None = None):
+    config = make_config(workload="digits", max_size=limit, cost=cost)
+    return StudyState(config, {}, chance=chance, least_accuracy=least)
+
+
 @pytest.mark.parametrize("seed", range(25))
-def test_a_front_kept_up_is_the_front_of_the_table_after_every_trial(seed):
-    chance, speed = (None, 0.2)[seed % 2], ("macs", "latency")[seed // 2 % 2]
-    front, records, off = Front(0.5, "encoded", speed, chance), drawn(seed), set()
+def test_a_front_kept_up_is_the_front_by_definition_after_every_trial(seed):
+    chance, cost = (None, 0.2)[seed % 2], ("macs", "latency")[seed // 2 % 2]
+    kept, records, off = state(0.5, cost, chance), drawn(seed), set()
     for place, trial in enumerate(records):
-        off |= set(front.add(trial))
-        wanted = set(front_of(trial_table(records[: place + 1], {}), 0.5, speed, chance)["trial"])
-        assert set(front.numbers) == wanted == set(range(place + 1)) - off
+        off |= set(kept.add(trial))
+        wanted = slow_front(records[: place + 1], 0.5, cost, chance)
+        assert [row.trial for row in kept.front] == [trial.number for trial in wanted]
+        assert {row.trial for row in kept.front} == set(range(place + 1)) - off and kept.front_length == len(wanted)
+    assert kept.counts() == {
+        **{word: sum(t.result.state == word for t in records) for word in ("complete", "stopped-early", "failed")},
+        "running": 0, "waiting": 0,
+    }  # fmt: skip
+    again = state(0.5, cost, chance)
+    assert set(again.add_all(records, [])) == off and again.front == kept.front
 
 
 @pytest.mark.parametrize(("seed", "least"), [(0, None), (1, 0.25), (2, 0.55), (3, 0.95)])
-def test_its_finalists_are_those_of_the_table_after_every_trial(seed, least):
-    front, records = Front(0.5, "encoded"), drawn(seed, 20)
+def test_finalists_are_the_most_accurate_or_the_smallest_accurate_enough_after_every_trial(seed, least):
+    kept, records = state(least=least), drawn(seed, 20)
     for place, trial in enumerate(records):
-        front.add(trial)
-        table = front_of(trial_table(records[: place + 1], {}), 0.5)
-        best = best_trial(table, least_accuracy=least)
-        assert front.finalists(1, least) == ([] if best is None else [best])
+        kept.add(trial)
+        wanted = slow_front(records[: place + 1], 0.5, "macs", None)
+        enough = [t for t in wanted if least is not None and t.result.accuracy >= least]
+        numbers = [t.number for t in (sorted(enough, key=lambda t: t.result.shares.encoded) or wanted)]
+        assert kept.finalists(1) == ([] if kept.best is None else [kept.best])
         for count in (0, 3, 99):
-            assert front.finalists(count, least) == finalists_of(table, count, least)
+            assert kept.finalists(count) == numbers[:count]
 
 
 def test_dead_networks_are_counted_and_on_no_front():
     records = [record(n, "complete", score, size, 0.5, None) for n, (score, size) in enumerate(
         [(0.9, 0.4), (0.12, 0.05), (0.11, 0.04), (0.10, 0.7)]
     )]  # fmt: skip
-    table = trial_table(records, {})
-    assert set(front_of(table, 0.5)["trial"]) == {0, 1, 2}
-    assert list(front_of(table, 0.5, chance=0.12)["trial"]) == [0]
-    assert (dead_within(table, 0.5, 0.12), dead_within(table, 1.0, 0.12), dead_within(table, 1.0, None)) == (2, 3, 0)
+    blind, seeing = state(), state(chance=0.12)
+    for kept in (blind, seeing):
+        kept.add_all(records, [])
+    assert {row.trial for row in blind.front} == {0, 1, 2} and [row.trial for row in seeing.front] == [0]
+    assert (seeing.dead_within(0.5), seeing.dead_within(1.0), blind.dead_within(1.0)) == (2, 3, 0)
 
 
 def task(targets, metric=accuracy) -> SimpleNamespace:

@@ -9,14 +9,15 @@ from statistics import fmean, stdev
 
 import numpy as np
 import optuna
-import pandas as pd
 import pytest
 
 from search.cli.text_tables import front_table
+from search.config import make_config
 from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
-from search.results.selection import best_trial, front_of, knee_trial, smallest_trial
-from search.results.tables import FRONT_COLUMNS, plain_rows, score_finals, trial_table
+from search.results.selection import knee_trial, smallest_trial
+from search.results.state import StudyState
+from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, csv_text, data_frame, plain_rows, score_runs
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -54,11 +55,19 @@ def test_non_dominated_of_nothing_and_of_one():
 def test_an_exponent_is_shown_of_every_schedule_that_has_one():
     schedules = [Schedule("polynomial", 2.5), Schedule("iterative", 1.25, rounds=2), Schedule("one-shot", 2.5)]
     policies = [PruningPolicy({"conv.weight": 0.25}, schedule=schedule) for schedule in schedules]
-    table = trial_table([trial(n, 0.5, policy=policy) for n, policy in enumerate(policies)], {})
-    assert list(table["exponent"]) == [2.5, 1.25, None]
-    lines = front_table(table).splitlines()[1:]
+    rows = state([trial(n, 0.5, policy=policy) for n, policy in enumerate(policies)]).rows
+    assert [row.exponent for row in rows] == [2.5, 1.25, None]
+    lines = front_table(rows).splitlines()[1:]
     for line, label in zip(lines, ("fine-grained  E = 2.5 ", "iterative, E = 1.2", "one-shot"), strict=True):
         assert label in line
+
+
+def state(trials=(), finals=(), least: float | None = None, **options) -> StudyState:
+    """Of a study with one final run a finalist and a limit of a quarter."""
+    config = make_config(**{"workload": "digits", "max_size": 0.25, "final_repeats": 1, **options})
+    found = StudyState(config, {}, least_accuracy=least)
+    found.add_all(trials, finals)
+    return found
 
 
 def trial(number: int, accuracy: float | None, size: float = 0.2, macs: float = 0.5, **changes) -> TrialRecord:
@@ -86,37 +95,40 @@ def test_the_front_of_a_table_is_optunas(seed):
     dummy = {"x": optuna.distributions.FloatDistribution(0, 1)}
     for row in values:
         study.add_trial(optuna.trial.create_trial(params={"x": 0.5}, distributions=dummy, values=row.tolist()))
-    table = trial_table([trial(n, *row) for n, row in enumerate(values.tolist())], {})
-    front = front_of(table, 1.0)
-    assert set(front["trial"]) == {t.number for t in study.best_trials}
-    keys = [(-row.accuracy, row.size_encoded, row.trial) for row in front.itertuples()]
-    assert keys == sorted(keys) and tuple(front.columns) == FRONT_COLUMNS
+    found = state([trial(n, *row) for n, row in enumerate(values.tolist())], max_size=1.0)
+    assert {row.trial for row in found.front} == {t.number for t in study.best_trials}
+    keys = [(-row.accuracy, row.size_encoded, row.trial) for row in found.front]
+    assert keys == sorted(keys)
 
 
-def test_the_limit_is_inclusive_and_binds_on_the_metric():
+def numbers(*trials: TrialRecord, **options) -> list[int]:
+    return [row.trial for row in state(trials, **options).front]
+
+
+def test_the_limit_is_inclusive_and_binds_on_the_measure():
     trials = [trial(0, 0.9, 0.30), trial(1, 0.8, 0.25), trial(2, 0.7, 0.10), trial(3, None)]
-    assert list(front_of(trial_table(trials, {}), 0.25)["trial"]) == [1, 2]
-    assert list(front_of(trial_table(trials, {}, "nonzero"), 0.15)["trial"]) == [0, 1, 2]
-    assert list(front_of(trial_table(trials, {}), 0.2)["trial"]) == [2]
+    assert numbers(*trials) == [1, 2]
+    assert numbers(*trials, max_size=0.15, size_metric="nonzero") == [0, 1, 2]
+    assert numbers(*trials, max_size=0.2) == [2]
 
 
 @pytest.mark.parametrize("trials", [[], [trial(0, None)], [trial(0, 0.9, 0.9)]], ids=["none", "failed", "too-large"])
-def test_an_empty_front_still_has_its_columns(trials):
-    front = front_of(trial_table(trials, {}), 0.25)
-    assert front.empty and tuple(front.columns) == FRONT_COLUMNS
-    assert best_trial(front) is knee_trial(front) is smallest_trial(front) is None
-    assert plain_rows(front) == []
+def test_an_empty_front_has_no_choice_and_still_its_columns(trials):
+    found = state(trials)
+    assert found.front == [] and found.best is knee_trial([]) is smallest_trial([]) is None
+    assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == FRONT_COLUMNS == TRIAL_COLUMNS[:18]
+    assert csv_text(found.front, ("trial", "sparsity"), str) == "trial,sparsity\n"
 
 
 def test_choices_on_a_front():
     """The knee is by hand: log sizes 0, 1, 2, 3 powers of two; accuracies 0.50, 0.80, 0.88, 0.90."""
     trials = [trial(n, a, s, 0.5) for n, (a, s) in enumerate([(0.50, 0.03), (0.80, 0.06), (0.88, 0.12), (0.90, 0.24)])]
-    front = front_of(trial_table(trials, {}), 0.25)
+    found = state(trials)
     heights = [(a - 0.5) / 0.4 - step / 3 for step, a in enumerate((0.50, 0.80, 0.88, 0.90))]
-    assert knee_trial(front) == int(np.argmax(heights)) == 1
-    assert (best_trial(front), smallest_trial(front)) == (3, 0)
-    two = front_of(trial_table(trials[2:], {}), 0.25)
-    assert knee_trial(two) in (2, 3) and knee_trial(two.iloc[:1]) == 3
+    assert knee_trial(found.front) == int(np.argmax(heights)) == 1
+    assert (found.best, smallest_trial(found.front)) == (3, 0)
+    two = state(trials[2:]).front
+    assert knee_trial(two) in (2, 3) and knee_trial(two[:1]) == 3
 
 
 def final(seed: int, accuracy: float | None, tested: float | None, policy: PruningPolicy) -> FinalRecord:
@@ -129,44 +141,71 @@ def final(seed: int, accuracy: float | None, tested: float | None, policy: Pruni
 def test_finals_are_means_and_the_median_seed():
     policy = PruningPolicy({"conv.weight": 0.5})
     runs = [final(1, 0.80, 0.70, policy), final(2, 0.90, 0.60, policy), final(3, 0.86, 0.71, policy)]
-    score = score_finals(runs, 3)[policy.digest]
-    assert (score.n, score.best_seed) == (3, 3)
+    score = score_runs(runs, 3)
+    assert (score.digest, score.n, score.best_seed) == (policy.digest, 3, 3)
     assert score.final_accuracy == fmean([0.80, 0.90, 0.86]) and score.final_sd == stdev([0.80, 0.90, 0.86])
     assert score.test_accuracy == fmean([0.70, 0.60, 0.71]) and score.test_sd == stdev([0.70, 0.60, 0.71])
     assert score.size_encoded == 0.23  # the largest: the limit holds for every seed
-    assert score_finals(runs[:2], 2)[policy.digest].best_seed == 1  # the lower of two
-    alone = score_finals(runs[:1], 1)[policy.digest]
+    assert score_runs(runs[:2], 2).best_seed == 1  # the lower of two
+    alone = score_runs(runs[:1], 1)
     assert alone.final_sd is None and alone.test_sd is None
 
 
 def test_unfinished_finals_give_no_score_and_failed_ones_are_counted():
     policy = PruningPolicy({"conv.weight": 0.5})
     runs = [final(1, 0.80, 0.70, policy), final(2, 0.90, 0.60, policy)]
-    assert score_finals(runs, 3) == {}
-    score = score_finals([*runs, final(3, None, None, policy)], 3)[policy.digest]
+    assert score_runs(runs, 3) is None
+    score = score_runs([*runs, final(3, None, None, policy)], 3)
     assert (score.n, score.failed) == (2, 1) and score.final_accuracy == fmean([0.80, 0.90])
-    assert score_finals([final(seed, None, None, policy) for seed in (1, 2)], 2) == {}
+    assert score_runs([final(seed, None, None, policy) for seed in (1, 2)], 2) is None
 
 
 def test_a_failed_trial_with_the_policy_of_a_finalist_is_not_the_best():
     good = trial(0, 0.9, 0.2)
     broken = replace(good, number=1, result=TrialResult(FAILED, "out-of-memory"))
-    scores = score_finals([final(1, 0.85, 0.7, good.policy)], 1)
-    table = trial_table([good, broken], scores)
-    assert best_trial(front_of(table, 0.25), table, 0.25) == 0
+    assert state([good, broken], [final(1, 0.85, 0.7, good.policy)]).best == 0
 
 
-def test_best_goes_by_finals_once_there_are_any():
+def test_best_goes_by_finals_once_there_are_enough_of_them():
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1)]
-    policy = trials[1].policy
-    scores = score_finals([final(1, 0.85, 0.7, policy)], 1)
-    front = front_of(trial_table(trials, scores), 0.25)
-    assert best_trial(front) == 1
-    assert [row["final_accuracy"] for row in plain_rows(front)] == [None, 0.85]
+    runs = [final(seed, 0.85, 0.7, trials[1].policy) for seed in (1, 2)]
+    found = state(trials, runs[:1], final_repeats=2)
+    assert found.best == 0 and found.final(trials[1].policy.digest) is None
+    found.add_final(runs[1])
+    assert found.best == 1 and found.final(trials[1].policy.digest) is runs[0] and found.has_finals(1)
+    assert [row["final_accuracy"] for row in plain_rows(found.front)] == [None, 0.85]
 
 
-def test_plain_rows_are_json_without_nan():
-    table = pd.DataFrame({"a": [1.5, float("nan")], "b": [None, 2]}, dtype=object)
-    assert plain_rows(table) == [{"a": 1.5, "b": None}, {"a": None, "b": 2}]
-    failed = plain_rows(trial_table([trial(0, None)], {}))
-    assert json.dumps(failed, allow_nan=False) and failed[0]["accuracy"] is None
+def test_a_finalist_that_a_later_trial_pushed_off_the_front_can_be_the_best():
+    first, later = trial(0, 0.8, 0.2), trial(1, 0.9, 0.1)
+    found = state([first], [final(1, 0.95, 0.7, first.policy)])
+    assert found.add(later) == [0] and [row.trial for row in found.front] == [1]
+    assert found.best == 0 and state([first, later], found.finals, max_size=0.15).best == 1
+
+
+def test_the_smallest_accurate_enough_is_the_best_where_an_accuracy_is_asked_for():
+    trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), trial(2, 0.7, 0.05)]
+    assert [state(trials, least=least).best for least in (None, 0.75, 0.9, 0.95)] == [0, 1, 0, 0]
+
+
+def test_rows_leave_as_json_csv_and_a_frame_of_objects():
+    found = state([trial(0, None), trial(1, 0.5, latency=0.125)])
+    failed, complete = plain_rows(found.rows)
+    assert json.dumps(failed, allow_nan=False) and failed["accuracy"] is None and failed["reason"] == "diverged: nan"
+    assert complete["latency"] == 0.125 and tuple(complete) == TRIAL_COLUMNS
+    frame = data_frame(found.rows, TRIAL_COLUMNS)
+    assert set(frame.dtypes) == {np.dtype(object)} and frame["accuracy"][0] is None and frame["trial"][1] == 1
+    columns = ("trial", "accuracy", "latency", "sparsity", "reason")
+    assert csv_text(found.rows, columns, json.dumps) == (
+        'trial,accuracy,latency,sparsity,reason\n0,,,"{""conv.weight"": 0.001}",diverged: nan\n'
+        '1,0.5,0.125,"{""conv.weight"": 0.002}",\n'
+    )
+    dicts = frame.assign(sparsity=frame["sparsity"].map(json.dumps))[list(columns)]
+    assert csv_text(found.rows, columns, json.dumps) == dicts.to_csv(index=False)
+
+
+def test_reasons_are_counted_in_the_order_of_the_trials():
+    broken = [replace(trial(n, None), result=TrialResult(FAILED, why)) for n, why in enumerate("bab")]
+    found = state([*broken, trial(3, 0.5)])
+    assert list(found.reasons.items()) == [("b", 2), ("a", 1)] and not found.is_fruitless
+    assert state(broken).is_fruitless

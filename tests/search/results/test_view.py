@@ -47,7 +47,7 @@ def test_a_damaged_database_changes_nothing_for_readers_and_stays_as_it_is(copy,
     damage(path)
     before = path.read_bytes() if path.is_file() else path.exists()
     view = open_study(copy, "tiny")
-    assert list(view.front["trial"]) == [row["trial"] for row in finished.reply["front"]]
+    assert [row.trial for row in view.state.front] == [row["trial"] for row in finished.reply["front"]]
     assert view.counts == finished.reply["trials"]
     assert (path.read_bytes() if path.is_file() else path.exists()) == before
 
@@ -110,7 +110,7 @@ def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
     (folder.path / "journal" / "pending-trial-00010.json").write_bytes(b"")
     (folder.path / "journal" / "pending-trial-00007.json").write_bytes(b"")  # a kill right behind the result left it
     view = open_study(copy, "tiny")
-    assert view.counts["waiting"] == 3 and [*view.trials["trial"]][-3:] == [8, 9, 10]
+    assert view.counts["waiting"] == 3 and [row.trial for row in view.rows][-3:] == [8, 9, 10]
     folder.database.unlink()
     assert open_study(copy, "tiny").counts["waiting"] == 2
 
@@ -118,20 +118,21 @@ def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
 def test_the_dense_accuracy_is_read_where_it_was_written_down(copy):
     path = copy / "tiny" / "study.json"
     record = json.loads(path.read_text())
-    assert open_study(copy, "tiny").dense_accuracy == record["dense_accuracy"] > 0.25
+    assert open_study(copy, "tiny").state.dense_accuracy == record["dense_accuracy"] > 0.25
     for odd in (None, "high", True, 7.5):
         path.write_text(json.dumps(record | {"dense_accuracy": odd, "chance": odd}))
-        assert open_study(copy, "tiny").dense_accuracy is None
+        assert open_study(copy, "tiny").state.dense_accuracy is None
 
 
 def test_a_front_leaves_out_what_is_no_better_than_chance(copy):
     path = copy / "tiny" / "study.json"
     whole = open_study(copy, "tiny")
-    least = float(whole.front["accuracy"].min())
+    least = min(row.accuracy for row in whole.state.front)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chance": least}))
     view = open_study(copy, "tiny")
-    assert 0 < len(view.front) < len(whole.front) + whole.dead
-    assert (view.front["accuracy"] > least).all() and view.dead > whole.dead
+    assert 0 < view.state.front_length < whole.state.front_length + whole.state.dead_within(0.5)
+    assert all(row.accuracy > least for row in view.state.front)
+    assert view.state.dead_within(0.5) > whole.state.dead_within(0.5)
 
 
 def test_front_and_status_import_no_library_that_only_a_search_needs(finished):
@@ -148,5 +149,5 @@ def test_front_and_status_import_no_library_that_only_a_search_needs(finished):
     )
     codes, modules = json.loads(ended.stdout.splitlines()[-1])
     assert codes == [0] * len(asked), ended.stderr
-    assert "pandas" in modules
-    assert not {"torch", "optuna", "mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy"} & {*modules}
+    assert "search" in modules
+    assert not {"pandas", "torch", "optuna", "mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy"} & {*modules}
