@@ -1,10 +1,14 @@
 """What a trial costs beside its evaluation as a study grows: CPU milliseconds of asking, journal, Optuna and MLflow.
 
     python tests/benchmarks/long_study.py --trials 2000 --sampler random
+    PYTHONPATH=OTHER_CHECKOUT python tests/benchmarks/long_study.py --trials 300 --total
 
 Evaluations are a stand-in that gives a network's true sizes and an accuracy drawn from its number; everything else is
 a study as users run it, without finals. Time is this process's own CPU time, so that other programs do not count. A
 window of trials before each place in the study gives a median. Prints a table and one JSON line.
+
+With `--total` the seconds of the whole study outside evaluations are told, by a clock and by the process's CPU time,
+and nothing of windows; another checkout runs it too, so that two can be compared.
 
 With `--jump` only the trials of the windows are run; those between are drawn at random and put where run ones would be
 in memory and in Optuna's database, but not in the journal and in MLflow.
@@ -26,20 +30,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.trial import create_trial
 from study import PACKAGES, hardware
 
 import search.study.runner
 from search import run_search
 from search.config import make_config
 from search.proposals.guide import GuidedProposer
-from search.proposals.sampler import _distribution
 from search.records import COMPLETE, TrialRecord, TrialResult
 from search.study.runner import StudyRunner
 from search.training.evaluate import Evaluation, PreparedModel
 from spaces.cost.footprint import footprint, relative_cost
 from spaces.search_space.space import Axis
 
+PROJECT = Path(search.study.runner.__file__).parents[2]
+"""The checkout whose code is run."""
 PLACES = (125, 500, 1000, 2000)
 """Trials at which a window is looked at."""
 WIDTH = 50
@@ -49,7 +53,7 @@ EARLIEST = 8
 
 
 class Stand:
-    """Stands in for `evaluate_policy`, and notes the CPU seconds at which each evaluation begins and ends."""
+    """Stands in for `evaluate_policy`; notes the CPU seconds at which each evaluation begins and ends."""
 
     def __init__(self) -> None:
         self.began: list[float] = []
@@ -57,11 +61,12 @@ class Stand:
         self.number = 0
         self.medians: dict[int, float] = {}
         self.memory: dict[int, float] = {}
-        self.guiding = 0.0
+        self.guiding = self.inside = 0.0
         self.guided: list[float] = []
         self.jump: Callable[[int, int], None] | None = None
 
     def __call__(self, subject: PreparedModel, policy: Any, *_: Any, **__: Any) -> Evaluation:
+        entered = time.perf_counter()
         self.began.append(time.process_time())
         self.guided.append(self.guiding)
         self.number += 1
@@ -73,6 +78,7 @@ class Stand:
             self.jump(self.number, start)
             self.number = start
         self.ended.append(time.process_time())
+        self.inside += time.perf_counter() - entered
         return Evaluation(result)
 
     def timed(self, function: Callable) -> Callable:
@@ -120,8 +126,7 @@ def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
     """
 
     def jump(first: int, end: int) -> None:
-        random, space, study = np.random.default_rng([11, first]), coordinator.space, coordinator.study
-        distributions = {axis.name: _distribution(axis) for axis in space.axes}
+        random, space = np.random.default_rng([11, first]), coordinator.space
         for number in range(first, end):
             params = {axis.name: drawn(axis, random) for axis in space.axes}
             proposal = coordinator.projector.project(params)
@@ -129,13 +134,11 @@ def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
             record = TrialRecord(
                 number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0
             )
-            coordinator.trials[number] = coordinator.tracker._records[number] = record
+            coordinator.tracker._records[number] = record
             coordinator.tracker._logged.add(number)
-            coordinator.pace.add(record)
-            coordinator.front.add(record)
-            values = [result.accuracy, result.shares.encoded, result.shares.macs]
-            study._study.add_trial(create_trial(params=params, distributions=distributions, values=values))
-        study._count = end
+            coordinator.state.add(record)
+            coordinator.study.add(record)
+            coordinator.optuna_file.add(record)
 
     return jump
 
@@ -149,14 +152,27 @@ def drawn(axis: Axis, random: np.random.Generator) -> Any:
     return float(axis.low + (axis.high - axis.low) * random.random())
 
 
+def tell_total(stand: Stand, options: argparse.Namespace, seconds: float, cpu: float) -> None:
+    """One JSON line: of the whole study, and from the first evaluation to the last, without dense training and scan."""
+    evaluating = sum(end - begin for begin, end in zip(stand.began, stand.ended, strict=True))
+    told = {
+        "seconds": seconds - stand.inside,
+        "cpu_seconds": cpu - evaluating,
+        "cpu_seconds_between_trials": stand.ended[-1] - stand.began[0] - evaluating,
+    }
+    where = {"sampler": options.sampler, "trials": options.trials, "checkout": str(PROJECT)}
+    print(json.dumps(where | {name: round(value, 2) for name, value in told.items()} | {"hardware": hardware()}))
+
+
 def main() -> None:
     """Run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--jump", action="store_true")
+    parser.add_argument("--total", action="store_true", help="tell the seconds of the whole study outside evaluations")
     options = parser.parse_args()
-    if options.trials < PLACES[0]:
+    if not options.total and options.trials < PLACES[0]:
         parser.error(f"--trials must be at least {PLACES[0]}, got {options.trials}")
     stand = search.study.runner.evaluate_policy = Stand()
     if options.jump:
@@ -170,6 +186,7 @@ def main() -> None:
     for name in ("suggest", "learn"):
         setattr(GuidedProposer, name, stand.timed(getattr(GuidedProposer, name)))
     workload = f"{Path(__file__).parents[1] / 'tiny_workload.py'}:tiny"
+    began, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as root:
         run_search(
             make_config(
@@ -177,6 +194,9 @@ def main() -> None:
                 max_size=0.5,
             )
         )  # fmt: skip
+    if options.total:
+        tell_total(stand, options, time.perf_counter() - began, time.process_time() - worked)
+        return
     medians = stand.medians
     print("| trial | CPU ms beside evaluation, median | x trial 125 | MB |\n|---|---|---|---|")
     for place, median in medians.items():

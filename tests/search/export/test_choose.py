@@ -46,7 +46,9 @@ def test_no_name_stands_for_a_dead_network(root):
 
 def test_a_trial_that_died_in_its_finals_has_no_name_either(root):
     view = with_chance(root, 0.0)
-    lowest = min((row for row in view.state.front if row.final_accuracy is not None), key=lambda row: row.final_accuracy)
+    lowest = min(
+        (row for row in view.state.front if row.final_accuracy is not None), key=lambda row: row.final_accuracy
+    )
     view = with_chance(root, lowest.final_accuracy)
     assert lowest.trial not in {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
 
