@@ -129,8 +129,8 @@ class StudyState:
         return record.policy.digest in self.scores and self._is_within(record, self.max_size)
 
     def _is_within(self, record: TrialRecord, limit: float) -> bool:
-        result = record.result
-        return result.state == COMPLETE and result.shares.of(self.config.size_metric) <= limit
+        result, cost = record.result, record.result.shares
+        return result.state == COMPLETE and cost is not None and cost.of(self.config.size_metric) <= limit
 
     def dead_within(self, limit: float) -> int:
         """How many complete trials of at most this size are on no front because they are dead."""

@@ -83,6 +83,7 @@ class SearchResult:
     @property
     def dense_accuracy(self) -> float:
         """Of the dense model on validation data."""
+        assert self.state.dense_accuracy is not None, "a study that ran knows its dense model"
         return self.state.dense_accuracy
 
     @property

@@ -85,36 +85,41 @@ def _search_text(result: SearchResult, root: str) -> str:
 
 
 def _accuracy_remark(result: SearchResult) -> str:
-    if result.least_accuracy is None or result.best is None:
+    best = result.best
+    if result.least_accuracy is None or best is None:
         return ""
     wanted = f"at least {result.least_accuracy:.2%} on validation data"
     if not _is_accurate(result):
         remedy = "give the study more --trials or a larger limit"
-        return f"No network is {wanted}: trial {result.best} comes nearest; {remedy}."
-    size = result.state.row(result.best).size
-    return f"The smallest network found of {wanted}: trial {result.best}, {size:.2%} of the dense size."
+        return f"No network is {wanted}: trial {best} comes nearest; {remedy}."
+    size = result.state.row(best).size
+    return f"The smallest network found of {wanted}: trial {best}, {size:.2%} of the dense size."
 
 
 def _is_accurate(result: SearchResult) -> bool:
     """Whether the best trial has the accuracy asked for; True if none was."""
-    best = result.state.row(result.best)
-    accuracy = best.accuracy if best.final_accuracy is None else best.final_accuracy
-    return result.least_accuracy is None or accuracy >= result.least_accuracy
+    best = result.best
+    if result.least_accuracy is None or best is None:
+        return True
+    row = result.state.row(best)
+    accuracy = row.accuracy if row.final_accuracy is None else row.final_accuracy
+    return accuracy is not None and accuracy >= result.least_accuracy
 
 
 def _speed_remark(front: Sequence[TrialRow]) -> str:
-    words = dict.fromkeys(row.granularity for row in front)
+    words = dict.fromkeys(row.granularity for row in front if row.granularity is not None)
     masks = [word for word in words if "channel" not in parts_of(word)]
     if masks:
-        words = ", ".join(masks)
-        return f"Masks ({words}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+        named = ", ".join(masks)
+        return f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
     return ""
 
 
 def _closing(state: StudyState) -> list[ClosingRow]:
     if state.comparison is None:
         return []
-    return closing_rows(state.comparison, state.scores, {row.digest: row.trial for row in state.rows})
+    trial_of = {record.policy.digest: number for number, record in sorted(state.records.items())}
+    return closing_rows(state.comparison, state.scores, trial_of)
 
 
 def front(arguments: argparse.Namespace) -> Reply:
