@@ -88,12 +88,12 @@ def _accuracy_remark(result: SearchResult) -> str:
     best = result.best
     if result.least_accuracy is None or best is None:
         return ""
-    wanted = f"at least {result.least_accuracy:.2%} on validation data"
+    wanted = f"an accuracy of at least {result.least_accuracy:.2%} on validation data"
     if not _is_accurate(result):
         remedy = "give the study more --trials or a larger limit"
-        return f"No network is {wanted}: trial {best} comes nearest; {remedy}."
+        return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
     size = result.state.row(best).size
-    return f"The smallest network found of {wanted}: trial {best}, {size:.2%} of the dense size."
+    return f"The smallest network found with {wanted}: trial {best}, {size:.2%} of the dense size."
 
 
 def _is_accurate(result: SearchResult) -> bool:
