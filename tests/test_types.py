@@ -98,7 +98,7 @@ def test_a_mistake_is_found_before_the_program_runs(told, line, expected):
 def test_the_signature_of_a_search_is_known(told):
     (said,) = told[place("reveal_type(run_search)")]
     shown = "def (config: search.config.SearchConfig, watcher: search.progress.ProgressReporter | None =)"
-    assert said == f'Revealed type is "{shown} -> search.study.runner.SearchResult"'
+    assert said == f'Revealed type is "{shown} -> search.results.view.SearchResult"'
 
 
 @pytest.mark.parametrize("package", ["spaces", "pruning", "search"])
