@@ -37,18 +37,18 @@ def front_png(
     """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line."""
     figure, axes = new_figure(8, 5)
     complete = [row for row in trials if row.state == COMPLETE]
-    for granularity in sorted({row.granularity for row in complete}):
+    for granularity in sorted({row.granularity for row in complete if row.granularity is not None}):
         *removal, mask = parts_of(granularity)
         colour, marker = COLOURS.get(mask, "grey"), "D" if removal else "o"
         style = {"color": colour, "marker": marker}
         points = _points(row for row in complete if row.granularity == granularity)
         axes.scatter(*points, s=16, alpha=0.25, linewidths=0, **style)
-        on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.size)
+        on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.point.size)
         axes.scatter(
             *_points(on_front), s=42, edgecolors="white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
-    sizes, accuracies = _points(sorted(front, key=lambda row: row.size))
+    sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
     highest = accuracies >= np.maximum.accumulate(accuracies)
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")

@@ -33,7 +33,7 @@ class Front:
         not_larger, smaller = self._points <= point, self._points < point
         if (not_larger.all(axis=1) & smaller.any(axis=1)).any():
             return [record.number]
-        beaten = (self._points >= point).all(axis=1) & (self._points > point).any(axis=1)
+        beaten = np.all(self._points >= point, axis=1) & np.any(self._points > point, axis=1)
         gone = [number for number, worse in zip(self.numbers, beaten, strict=True) if worse]
         self.numbers = [number for number in self.numbers if number not in gone] + [record.number]
         self._points = np.vstack([self._points[~beaten], point])
@@ -53,10 +53,11 @@ class Front:
     def _point(self, record: TrialRecord) -> np.ndarray | None:
         """Falling accuracy, size and cost (3,); None if the trial cannot be on the front."""
         result = record.result
-        if result.state != COMPLETE or result.shares is None:
+        accuracy, shares = result.accuracy, result.shares
+        if result.state != COMPLETE or accuracy is None or shares is None:
             return None
-        size = result.shares.of(self._metric)
-        if size > self._max_size or (self._chance is not None and result.accuracy <= self._chance):
+        size = shares.of(self._metric)
+        if size > self._max_size or (self._chance is not None and accuracy <= self._chance):
             return None
-        cost = record.latency if self._cost == "latency" else result.shares.macs
-        return np.array([-result.accuracy, size, np.nan if cost is None else cost], dtype=float)
+        cost = record.latency if self._cost == "latency" else shares.macs
+        return np.array([-accuracy, size, np.nan if cost is None else cost], dtype=float)

@@ -34,7 +34,8 @@ def best_trial(
     front, tuned = not_dead_at_last(front, chance), not_dead_at_last(tuned, chance)
     if not front:
         return None
-    candidates = [(row, row.final_accuracy) for row in tuned] or [(row, row.accuracy) for row in front]
+    candidates = [(row, row.final_accuracy) for row in tuned if row.final_accuracy is not None]
+    candidates = candidates or [(row, row.point.accuracy) for row in front]
     if least_accuracy is not None:
         accurate = [row for row, accuracy in candidates if accuracy >= least_accuracy]
         if accurate:
@@ -44,7 +45,7 @@ def best_trial(
 
 def smallest_trial(front: Sequence[TrialRow]) -> int | None:
     """The smallest trial on the front; None if it is empty."""
-    return min(front, key=lambda row: row.size).trial if front else None
+    return min(front, key=lambda row: row.point.size).trial if front else None
 
 
 def knee_trial(front: Sequence[TrialRow]) -> int | None:
@@ -55,13 +56,14 @@ def knee_trial(front: Sequence[TrialRow]) -> int | None:
     """
     if not front:
         return None
-    low = min(front, key=lambda row: row.size)
-    high = max(front, key=lambda row: row.accuracy)
+    best = max(front, key=lambda row: row.point.accuracy)
+    low, high = min((row.point for row in front), key=lambda point: point.size), best.point
     width, height = math.log(high.size) - math.log(low.size), high.accuracy - low.accuracy
     if width <= 0 or height <= 0:
-        return high.trial
+        return best.trial
 
     def above(row: TrialRow) -> float:
-        return (row.accuracy - low.accuracy) / height - (math.log(row.size) - math.log(low.size)) / width
+        size, accuracy = row.point
+        return (accuracy - low.accuracy) / height - (math.log(size) - math.log(low.size)) / width
 
     return max(front, key=above).trial

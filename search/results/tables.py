@@ -7,12 +7,19 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.records import COMPLETE, FinalRecord, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Point(NamedTuple):
+    """Where a complete trial stands, see `TrialRow`."""
+
+    size: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,13 @@ class TrialRow:
     started: float | None = None
     finished: float | None = None
 
+    @property
+    def point(self) -> Point:
+        """Size and accuracy of a complete trial; `ValueError` of any other."""
+        if self.size is None or self.accuracy is None:
+            raise ValueError(f"trial {self.trial} has no point, it is {self.state}: {self.reason}")
+        return Point(self.size, self.accuracy)
+
 
 TRIAL_COLUMNS = tuple(field.name for field in fields(TrialRow))
 FRONT_COLUMNS = TRIAL_COLUMNS[: TRIAL_COLUMNS.index("state")]
@@ -97,9 +111,10 @@ def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
     complete = [run for run in runs if run.result.state == COMPLETE]
     if len(runs) < seeds or not complete:
         return None
-    ordered = sorted(complete, key=lambda run: (run.result.accuracy, run.seed))
-    validation = [run.result.accuracy for run in complete]
-    tests = [run.test_accuracy for run in complete]
+    measured = [run.result.measured for run in complete]
+    ordered = sorted(complete, key=lambda run: (run.result.measured.accuracy, run.seed))
+    validation = [one.accuracy for one in measured]
+    tests = [run.test_accuracy for run in complete if run.test_accuracy is not None]
     median = ordered[(len(ordered) - 1) // 2]
     return FinalScore(
         digest=median.digest,
@@ -107,10 +122,10 @@ def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
         final_accuracy=fmean(validation),
         final_sd=stdev(validation) if len(complete) > 1 else None,
         test_accuracy=fmean(tests),
-        test_sd=stdev(tests) if len(complete) > 1 else None,
-        size_encoded=max(run.result.shares.encoded for run in complete),
-        size_nonzero=max(run.result.shares.nonzero for run in complete),
-        macs=median.result.shares.macs,
+        test_sd=stdev(tests) if len(tests) > 1 else None,
+        size_encoded=max(one.shares.encoded for one in measured),
+        size_nonzero=max(one.shares.nonzero for one in measured),
+        macs=median.result.measured.shares.macs,
         best_seed=median.seed,
         failed=len(runs) - len(complete),
     )

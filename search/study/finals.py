@@ -61,7 +61,7 @@ def compare_finals(
         with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
             evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:
-            save_model(evaluation.model, evaluation.structure, folder.final_weights(digest, seed))
+            save_model(*evaluation.network, folder.final_weights(digest, seed))
         accuracy, loss = (tested.accuracy, tested.loss) if tested else (None, None)
         record = FinalRecord(digest, seed, policy, evaluation.result, accuracy, loss, clock.seconds)
         folder.journal.write_final(record)

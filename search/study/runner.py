@@ -228,7 +228,7 @@ class StudyRunner:
         attempt = Attempt(self.journal.folder, f"trial-{number:05d}")
         evaluation = self._evaluate(number, proposal, attempt)
         if evaluation.model is not None:
-            save_model(evaluation.model, evaluation.structure, self.folder.trial_weights(number))
+            save_model(*evaluation.network, self.folder.trial_weights(number))
         record = TrialRecord(
             number=number,
             origin=trial.origin,
@@ -294,10 +294,7 @@ class StudyRunner:
 
     def _show(self, record: TrialRecord) -> None:
         result, done, asked = record.result, len(self.state.records), self.config.trials
-        if result.state == COMPLETE:
-            what = f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
-        else:
-            what = f"{result.state}: {result.reason}"
+        what = self._point(record) if result.state == COMPLETE else f"{result.state}: {result.reason}"
         left = self.state.seconds_left
         self.watcher.headline(
             f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far()}, "
@@ -306,9 +303,12 @@ class StudyRunner:
 
     def _best_so_far(self) -> str:
         for best in self.state.finalists(1):
-            result = self.state.records[best].result
-            return f"{result.accuracy:.2%} at {result.shares.of(self.config.size_metric):.1%}"
+            return self._point(self.state.records[best])
         return "none yet"
+
+    def _point(self, record: TrialRecord) -> str:
+        accuracy, _, shares = record.result.measured
+        return f"{accuracy:.2%} at {shares.of(self.config.size_metric):.1%}"
 
     def _finals(self) -> Comparison | None:
         """None if there is no finalist to compare with anything."""
