@@ -25,7 +25,7 @@ from search.cli.resume import resume_command
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.progress import ProgressReporter
-from search.proposals.pool import SHARES
+from search.proposals.pool import FRACTIONS
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
 from search.results.view import open_study
@@ -152,7 +152,7 @@ def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(begin, roo
     found = records(root, "whole")
     assert [trial.number for trial in found] == list(range(7)) == [trial.number for trial in stored(root, "whole")]
     origins = [trial.origin for trial in found]
-    assert set(origins[:3]) <= set(ALLOCATORS) and set(origins[3:]) <= set(SHARES)
+    assert set(origins[:3]) <= set(ALLOCATORS) and set(origins[3:]) <= set(FRACTIONS)
     assert result.counts["complete"] == 7
     for trial, theirs in zip(found, stored(root, "whole"), strict=True):
         shares = trial.result.shares
@@ -179,7 +179,7 @@ def test_only_the_front_keeps_weights(begin, root):
 
 def test_seeds_can_be_left_out(begin, root):
     begin("unseeded", trials=3, seeds=False)
-    assert {trial.origin for trial in records(root, "unseeded")} <= set(SHARES)
+    assert {trial.origin for trial in records(root, "unseeded")} <= set(FRACTIONS)
 
 
 def test_a_stock_sampler_is_named_as_the_origin(begin, root):
