@@ -200,6 +200,11 @@ def test_the_name_is_ours(name):
     assert Path(spec.origin) == ROOT / name / "__init__.py"
 
 
+def test_an_editable_install_is_a_path():
+    """Type checkers and editors do not follow the import hook that setuptools makes otherwise."""
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"] == {"": "."}
+
+
 def requirements() -> dict[str, tuple[str, str]]:
     """Requirement -> its name and the comment behind it."""
     text = (ROOT / "pyproject.toml").read_text()
