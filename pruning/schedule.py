@@ -45,10 +45,11 @@ def sparsity_at(
 
 
 def mask_updates(steps: int, schedule: Schedule) -> dict[int, float]:
-    """Optimizer step before which masks change -> share of the final sparsity due then, rising; the last is 1.0.
+    """Maps optimizer steps to shares of the final sparsity: before that step, masks change to that share. Shares rise
+    to 1.0.
 
-    A ramp is updated every `interval` steps from its start on, and at its end, which may be `steps`: after the last
-    step.
+    A ramp is updated every `interval` steps from its start on, and at its end. An end equal to the number of steps
+    means after the last one.
     """
     if schedule.kind == "one-shot":
         return {0: 1.0}
@@ -64,8 +65,8 @@ def mask_updates(steps: int, schedule: Schedule) -> dict[int, float]:
 def progress_at(step: int, steps: int, schedule: Schedule) -> float:
     """Share of the final sparsity due before optimizer step `step` of `steps`, in [0, 1].
 
-    1.0 from the first step for `one-shot`; otherwise the ramp ends with the first
-    `ceil(ramp * steps)` steps, or the last of the rounds begins with 1.0.
+    With `one-shot` it is 1.0 from the first step on. A ramp reaches 1.0 after `ceil(ramp * steps)` steps; rounds reach
+    it when the last one begins.
     """
     if schedule.kind == "one-shot":
         return 1.0

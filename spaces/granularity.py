@@ -23,13 +23,16 @@ SEARCHED = ("fine-grained", "channel")
 """Granularities of a search that names none."""
 
 VECTOR = 4
-"""Weights at most in a vector where kernels have one element: the largest divisor of the inputs up to this."""
+"""The longest vector in layers whose kernels have one element; the length used is the largest divisor of the number of
+inputs up to this.
+"""
 NAMES = {"vector": "vec", "kernel": "ker"}
 """What a file calls the encodings with one bit a unit; for patterns see `pattern_name`."""
 
 UNIT_MARGIN, UNIT_SLACK = 8, 16
-"""An encoding by units is taken where it saves this many bytes, its note counted, over those by single weights. Before
-training it is planned with a few bytes more, which is what a file can lose if zeros by chance change the choice."""
+"""UNIT_MARGIN: how many bytes an encoding by units, with its note, must save over one by single weights to be used.
+UNIT_SLACK: bytes added in plans made before training, since zeros that arise by chance can change the choice.
+"""
 
 
 def parts_of(choice: str) -> tuple[str, ...]:
@@ -72,7 +75,8 @@ def pattern_of(granularity: str) -> Pattern | None:
 
 
 def pattern_name(keep: int, of: int, dim: int = 1) -> str:
-    """What a file calls keeping so many of every M: `N:M` along the second dimension, `N/M` along the first.
+    """Name in a file of the encoding that keeps `keep` of every `of`: `N:M` along the second dimension, `N/M` along the
+    first.
 
     >>> pattern_name(2, 4), pattern_name(2, 4, 0)
     ('2:4', '2/4')
@@ -85,8 +89,9 @@ class Units:
     """The units of one weight.
 
     Attributes:
-        count: how many there are to take a share of, >= 1.
-        elements: weights in each, so that `count * elements` is the weight's.
+        count: how many there are to take a share of, >= 1; of a pattern the M positions of a block, not the number of
+            blocks.
+        elements: weights in each, so that `count * elements` is the number of the weight's elements.
         keep: units that stay if the layer is pruned at all (a pattern with a fixed N); None if the share decides.
     """
 
@@ -95,7 +100,9 @@ class Units:
     keep: int | None = None
 
     def removed(self, share: float) -> int:
-        """Units that go: `removed_count`, or of a fixed pattern all or none, whichever is nearer (a tie: all)."""
+        """The number of units that go: `removed_count`. A fixed pattern removes either M - N or none, whichever is
+        nearer to the share (in a tie M - N).
+        """
         if self.keep is None:
             return removed_count(share, self.count)
         return int(removed_by_pattern(check_sparsity(share), self.count, self.keep))
@@ -104,12 +111,12 @@ class Units:
 def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) -> Units:
     """Units of a weight of this shape: (outputs, inputs, *kernel), but (inputs, outputs, *kernel) if transposed.
 
-    A `vector` is a row of a kernel; of linear layers and kernels of one element it is 4 neighbours in the second
-    dimension, or the most of 3 and 2 that divides it. A `kernel` of these is one weight. `channel` counts the first
-    dimension.
+    A `vector` is a row of a kernel. In linear layers and layers whose kernels have one element, it is 4 neighbours in
+    the second dimension, or the most of 3 and 2 that divides it, and a `kernel` is one weight. `channel` takes the
+    first dimension, so move the outputs of a transposed weight there first.
 
     Args:
-        inputs: where a pattern finds them; of no account to the other granularities.
+        inputs: where a pattern finds them; the other granularities ignore it.
 
     Raises:
         ValueError: an unknown granularity, an empty weight, or a pattern whose M does not divide the inputs.
@@ -211,7 +218,10 @@ class Divisions:
 
     def index_bytes(self, numel: np.ndarray, nonzero: np.ndarray, lengths: Sequence[np.ndarray]) -> np.ndarray:
         """Bytes planned for the index of what is kept, `UNIT_SLACK` included: one bit a unit, or the positions of a
-        pattern's weights; infinite where the granularity has no index of its own."""
+        pattern's weights.
+
+        Infinite, so never chosen, if the granularity has no index of its own.
+        """
         count, elements = self._units(numel, lengths)
         by_unit = np.where(elements > 1, np.ceil(count / 8), np.inf)
         by_position = np.where(self._divided(lengths) & (nonzero < numel), np.ceil(nonzero * self._bits / 8), np.inf)

@@ -75,13 +75,13 @@ def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
         if word not in known:
             raise ValueError(unknown(what, word, known))
     if isinstance(words, str) or not words or len(set(words)) < len(words):
-        raise ValueError(f"give one {what} or more of {', '.join(known)}, each once, in a tuple, got {words!r}")
+        raise ValueError(f"give a tuple of one {what} or more of {', '.join(known)}, none twice, got {words!r}")
 
 
 def check_sparsity(value: object, where: str = "sparsity") -> float:
     """Return `value` as a float if it is a number with 0 <= value < 1, otherwise raise `ValueError`.
 
-    Booleans, strings and NaN are refused: sparsity is the share removed.
+    Sparsity is the share removed. Booleans, strings and NaN are refused.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{where} must be a number with 0 <= sparsity < 1, got {value!r}")

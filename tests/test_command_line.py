@@ -589,7 +589,15 @@ def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
     out, own = tmp_path / "out", ["--workload", "./tiny.py:without_onnx", "--root", tmp_path / "root"]
     asked = ["--onnx", "--torch-prune", "--pictures", tmp_path / "pictures"]
     reply = main("apply", tmp_path / "sparsity.json", *own, "--out", out, *asked)
-    one_line_error(reply, 1, "export stands", repr(str(out)), "without model.onnx", "No ONNX function", "bessel_i1e")
+    one_line_error(
+        reply,
+        1,
+        "is complete but for model.onnx",
+        repr(str(out)),
+        "is complete but for model.onnx",
+        "No ONNX function",
+        "bessel_i1e",
+    )
     files = [*EXPORTED, "manifest.json", "model.torch-prune.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
     assert any((tmp_path / "pictures").iterdir())
@@ -608,7 +616,7 @@ def test_an_onnx_file_that_computes_something_else_is_left_out(main, finished, t
     reply = main(*words, "--json")
     said = json.loads(reply.out)
     assert (reply.code, said["exit_code"]) == (1, 1)
-    assert "without model.onnx" in said["error"] and "differ from PyTorch's" in said["error"]
+    assert "is complete but for model.onnx" in said["error"] and "differ from PyTorch's" in said["error"]
     assert not (out / "model.onnx").exists()
     assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
 

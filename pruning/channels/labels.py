@@ -1,8 +1,8 @@
 """Numbered labels of tensor elements, and which of them can only leave a network together.
 
 A label is a whole number >= 1 of a `Labels` object; 0 marks elements that never leave. Labels of a tensor are an int32
-tensor of its shape on the CPU. Along a dimension in which they do not differ they are expanded, so that labels of an
-activation take no more memory than its channels.
+tensor of its shape on the CPU. A dimension along which all labels are equal is stored once (`Tensor.expand`), so that
+labels of an activation take no more memory than its channels.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ class Labels:
             np.minimum.at(self._parents, np.maximum(one, other), np.minimum(one, other))
 
     def join_along(self, labels: Tensor, *dims: int) -> Tensor:
-        """Join the labels at different indices of these dimensions; returns one label for each such line."""
+        """Join all labels that lie on one line along these dimensions; returns one label for each line."""
         for dim in dims:
             if varies(labels, dim):
                 shape = [1 if place == dim % labels.dim() else length for place, length in enumerate(labels.shape)]
-                line = narrowed(labels).amax(dim, keepdim=True).expand(shape)  # the first may be 0
+                line = (
+                    narrowed(labels).amax(dim, keepdim=True).expand(shape)
+                )  # not the first, which may be 0: that joins nothing
                 self.join(labels, line)
                 labels = line
             else:
@@ -89,7 +91,7 @@ class Labels:
         )
 
     def hint(self, labels: Tensor, reason: str) -> None:
-        """Note the likely cause in case these labels cannot leave after all."""
+        """Remember `reason` as the likely cause, told if trying the removal shows that these labels cannot leave."""
         self._hints.append((_distinct(labels), reason))
 
     def blocks(self) -> dict[int, str]:
@@ -123,8 +125,8 @@ class Axes:
 
     Attributes:
         name: of the tensor in the model.
-        dims: for each present dimension, the tensor's own dimension.
-        labels: for each present dimension, the labels of its indices.
+        dims: for each dimension as it is after permutations, which dimension of the stored tensor it is.
+        labels: for each of these dimensions, the labels of its indices.
     """
 
     def __init__(self, name: str, dims: tuple[int, ...], labels: tuple[Tensor, ...]) -> None:

@@ -16,7 +16,7 @@ from spaces.network import Network
 
 @dataclass(frozen=True, eq=False)
 class RemovalPlan:
-    """Which output channels go, down to the last tensor.
+    """Which output channels go, and what stays of every tensor.
 
     Attributes:
         graph: the traced model that the plan is for.

@@ -18,7 +18,8 @@ from spaces.counting import removed_count
 TRIAL_SHARE = 0.25
 """Share of every group's units that is removed when a traced graph is tried out."""
 INITIAL_SIZE = 1e-4
-"""A parameter whose mean |element| is at most this is taken to be at its initial value, such as a layer scale's 1e-6.
+"""A parameter whose mean |element| is at most this is taken to be near zero since its initialisation, such as a layer
+scale's 1e-6.
 """
 
 
@@ -27,12 +28,12 @@ def find_offenders(
 ) -> dict[int, str]:
     """Try a traced graph out: usable groups whose removal goes wrong -> how.
 
-    A quarter of every usable group's units is removed at once. If that fails, groups are first tried in the modules
-    that hold them, all in one pass (see `pruning.channels.containers`), then by halving.
+    A quarter of every usable group's units is removed at once. If that fails, one pass tries each group inside the
+    module that contains it (see `pruning.channels.containers`); groups that remain doubtful are found by halving.
 
     Args:
-        model: the traced model in eval mode; its biases, norms and all-zero tensors are moved off their initial values,
-            which would hide a wrong removal.
+        model: the traced model in eval mode; changed in place: its biases, norms and all-zero tensors are moved off
+            their initial values, which would hide a wrong removal.
         hints: number of a group -> the likely cause if its removal goes wrong.
         calls: how often each module of `model` runs in eval mode.
 
@@ -132,5 +133,5 @@ def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> s
         outputs_of(small, pair, training=True)
     except Exception as error:
         raise_lack(error)
-        return f"layers that run only in training mode need it: {one_line(error)}"
+        return f"the smaller network fails in training mode, which runs more layers: {one_line(error)}"
     return None

@@ -1,8 +1,9 @@
 """Scores from derivatives of the loss: what it would change by if a parameter became zero.
 
 Notation: w a parameter, g its gradient of the loss, h its second derivative. Every function maps parameter names,
-biases and norms included, to float tensors (batches, *shape of the parameter); where there is one estimate for all
-batches, the first dimension is 1. Frozen parameters count like others. BatchNorm is in eval mode throughout.
+biases and norms included, to float tensors (batches, *shape of the parameter); if there is one estimate for all batches
+(all functions but `taylor_products`), the first dimension is 1. Frozen parameters count like others. BatchNorm is in
+eval mode throughout.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tuple[_Loss, Parameters, int]]:
-    """The loss as a function of the parameters, the parameters of a copy, all of which take gradients, and how many
-    examples go through it at once: a batch of large ones is taken in parts."""
+    """Yields three values: the loss as a function of the parameters; the parameters of a copy, all of which take
+    gradients; and how many examples go through it at once, since a batch of large ones is taken in parts.
+    """
     with observed(model) as network, torch.enable_grad():
 
         def loss(values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
@@ -141,7 +143,7 @@ def _derivatives(value: Tensor, parameters: Parameters, **options: Any) -> Param
 
 
 def _sums_of_squares(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Parameters:
-    """Sum over the examples of each one's squared gradient: the batch's mean gradient squared is another quantity."""
+    """Sum over the examples of each one's squared gradient (which is not the square of the batch's mean gradient)."""
 
     def of_one(values: Mapping[str, Tensor], one_input: Tensor, one_target: Tensor) -> Tensor:
         return loss(values, one_input[None], one_target[None])

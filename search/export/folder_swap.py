@@ -19,7 +19,7 @@ from search.store.locks import folder_is_held, held_folder
 def check_folder(out: Path) -> None:
     """Refuse a folder that an export cannot be written to, before anything is computed.
 
-    An earlier export that has the folder to itself will be replaced as a whole; other files are never touched. A link
+    A folder that holds nothing but an earlier export will be replaced as a whole; other files are never touched. A link
     stands for the folder that it points to.
 
     Raises:
@@ -58,7 +58,10 @@ def _obstacle(place: Path) -> str | None:
 
 @contextmanager
 def filled_whole(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that replaces it once everything is written; if it cannot, it stays beside it."""
+    """A new folder beside `out` that replaces it once everything is written.
+
+    If `out` cannot be replaced, the new folder is kept next to it and named in the error.
+    """
     place = _place(out)
     _remove_abandoned(place.parent)
     partial = place.parent / f".export-{uuid.uuid4().hex[:8]}.partial"
@@ -116,7 +119,7 @@ def _replace(place: Path, new: Path, earlier: Path) -> None:
         if earlier.is_dir() and not place.exists():
             earlier.rename(place)
         raise
-    with suppress(OSError):  # what else lies there by now stays, and so does the folder
+    with suppress(OSError):  # files of others that came meanwhile are kept, with the folder
         for name in (*FILES, MANIFEST):
             (earlier / name).unlink(missing_ok=True)
         earlier.rmdir()

@@ -86,11 +86,14 @@ FRONT_COLUMNS = TRIAL_COLUMNS[: TRIAL_COLUMNS.index("state")]
 
 @dataclass(frozen=True)
 class FinalScore:
-    """Fine-tunes of full length of one policy: means over `n` seeds; sd is None for one seed.
+    """Mean scores of one policy's `n` full-length fine-tunes; standard deviations (`_sd`) are None if n is 1.
+
+    Sizes are the largest of the fine-tunes', `macs` those of the median run.
 
     Attributes:
-        failed: further seeds whose fine-tune failed, and that the means know nothing of.
-        best_seed: the seed of median validation accuracy (the lower one of two), which an export ships.
+        failed: how many other fine-tunes failed; they are not in the means.
+        best_seed: the seed whose validation accuracy is the median (of an even number, the lower middle one); an export
+            ships its network.
     """
 
     digest: str

@@ -98,16 +98,17 @@ def _tell_failures(
             path = journal.final_path(final.digest, final.seed)
             watcher.note(
                 f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is left out "
-                f"of the means: to repeat it, delete {path} and run the same command"
+                f"of the means: to repeat it, delete {path} and run `prunefront search` again"
             )
 
 
 def _evaluated(
     config: SearchConfig, subject: PreparedModel, policy: PruningPolicy, seed: int, attempt: Attempt, progress: Progress
 ) -> tuple[Evaluation, Metrics | None]:
-    """One full-length fine-tune and its scores on test data, unless it has ended this process too often.
+    """One full-length fine-tune and its scores on test data; failed at once if earlier attempts ended the process too
+    often.
 
-    It may last as many times longer than a trial as it has epochs more.
+    Its time limit is a trial's, times the ratio of their epochs if that is above 1.
     """
     if reason := attempt.failure:
         return failed(reason), None
@@ -134,7 +135,7 @@ def _timed(
     comparison: Comparison,
     watcher: ProgressReporter,
 ) -> TimedNetworks:
-    """Time all that are compared in the same rounds, unless that was done in this environment before."""
+    """Time all compared networks side by side, in shared rounds, unless that was done in this environment before."""
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
@@ -153,7 +154,9 @@ def _headline(run: str, result: TrialResult, left: float) -> str:
 
 
 def baseline_policies(projector: Projector, finalists: Sequence[PruningPolicy]) -> dict[str, PruningPolicy]:
-    """Static allocations at the limit; one that removes what a finalist or an earlier one does, is that policy."""
+    """Static allocations at the limit; one that removes the same as a finalist or an earlier baseline is replaced by
+    that policy, so that it is tuned once.
+    """
     space = projector.space
     known = {fine_tune_key(space.network, policy): policy for policy in reversed(finalists)}
     policies = {}

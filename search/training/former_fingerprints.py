@@ -1,7 +1,8 @@
 """Fingerprints as they used to be computed, to recognise what was recorded with them.
 
-They hashed whole modules, docstrings and neighbouring code included. They are computed again for code that has not
-changed; for built-in workloads, whose files may change, those of Python 3.11 are written down here.
+They hashed whole modules, docstrings and neighbouring code included. For the user's code they are computed again, which
+matches as long as its file is unchanged. Our own files do change, so the former fingerprints of built-in workloads (as
+Python 3.11 gave them) are listed here.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ BUILT_IN: Mapping[str, str] = {
     "d264e8fd4d1e8b80": "cc84388a7002aeb5",  # digits, and whatever has the default loss and metric
     "6d9abe38afea25e9": "8366e46c79077b9b",  # fashion-mnist
 }
-"""Fingerprint of an unchanged part of a built-in workload -> the one it had: networks of common widths, then what is
-behind loss, metric and augmentation."""
+"""Today's fingerprint -> the former one of the same thing: first architectures by width, then training code (loss,
+metric, augmentation).
+"""
 
 
 def old_model_fingerprints(model: nn.Module, architecture: str) -> set[str]:
-    """The fingerprints that this network, whose fingerprint now is given, may have been recorded with."""
+    """Former fingerprints of this network; `architecture` is today's."""
     tensors = [(name, tuple(t.shape), str(t.dtype)) for name, t in model.state_dict().items() if hasattr(t, "dtype")]
     found = {digest(tensors, repr(model), _codes(type(m) for m in model.modules()))}
     return found | {BUILT_IN[new] for new in [architecture] if new in BUILT_IN}

@@ -53,9 +53,9 @@ def _removed_share(network: Network, kept: Mapping[int, int], layer: Layer) -> f
 
 
 def as_removed(network: Network, policy: PruningPolicy) -> PruningPolicy:
-    """The policy whose channel requests are the shares really removed, where groups keep to multiples.
+    """The policy with its channel requests replaced by the shares removed after rounding to multiples (`round_to`).
 
-    It asks for the same channels of a network that keeps to none, so that it can be repeated without knowing of them.
+    Applied to a network without `round_to`, it removes the same channels.
     """
     if all(group.multiple == 1 for group in network.groups):
         return policy
@@ -102,11 +102,7 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
 
 
 def fine_tune_key(network: Network, policy: PruningPolicy) -> str:
-    """Equal for policies whose fine-tunes would be the same, but for small differences in the schedule.
-
-    Such policies remove the same units by the same granularities, whatever shares they ask for, and their schedules
-    are of one kind, with exponents that agree to one decimal.
-    """
+    """A key that two policies share if their fine-tunes differ at most slightly, in the schedule."""
     schedule, removed = policy.schedule, achieved(network, policy)
     granularities = [policy.granularity_of(name) for name, share in removed.items() if share]
     pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
@@ -121,7 +117,7 @@ def require_removal(asked: Iterable[str], unpruned: Mapping[str, str]) -> None:
     """Raise `NothingToRemove` if something is asked for, and nothing of it can be removed.
 
     Args:
-        asked: layers asked for more than nothing; none of them is the identity, and allowed.
+        asked: layers with a request above 0; an empty list, the identity policy, is allowed.
         unpruned: layer -> why nothing of it goes.
 
     >>> require_removal(["a.weight"], {"a.weight": "0.1 of 4 units rounds to none"})
@@ -142,16 +138,12 @@ ask for a larger share, or of another layer
 
 
 def asked_layers(policy: PruningPolicy) -> list[str]:
-    """Layers the policy asks more than nothing of."""
+    """The layers with a request above 0."""
     return list({**policy.channel_requests(), **policy.mask_requests()})
 
 
 def unpruned_layers(network: Network, policy: PruningPolicy) -> dict[str, str]:
-    """Layer the policy asks something of, but that keeps every channel and every weight -> the first reason.
-
-    Raises:
-        ValueError: the policy asks something of a layer the network does not have (nearest match named).
-    """
+    """Maps each layer that is asked for something but loses nothing to the first reason why."""
     network.require(asked_layers(policy))
     requests, masks = policy.channel_requests(), policy.mask_requests()
     shapes = shapes_after(network, kept_units(network, requests))

@@ -306,7 +306,7 @@ def pooled(run, **modules):
          "a.weight", "a reshape from (2, 8, 8, 8) to (2, 2, 4, 8, 8) mixes its channels"),
         (pooled(lambda m, x: m.b(m.aux(m.a(x).reshape(-1, 6, 8, 8))) if m.training else m.b(m.a(x)),
                 a=nn.Conv2d(3, 6, 1), aux=nn.Conv2d(6, 6, 1), b=nn.Conv2d(6, 4, 1), fc=nn.Linear(4, 2)),
-         "a.weight", "layers that run only in training mode need it"),
+         "a.weight", "fails in training mode"),
     ],
 )  # fmt: skip
 def test_obstacle_names_what_is_in_the_way(model, layer, reason):
