@@ -75,7 +75,7 @@ def check_words(what: str, words: Sequence[str], known: Sequence[str]) -> None:
         if word not in known:
             raise ValueError(unknown(what, word, known))
     if isinstance(words, str) or not words or len(set(words)) < len(words):
-        raise ValueError(f"give a tuple of one {what} or more of {', '.join(known)}, none twice, got {words!r}")
+        raise ValueError(f"{what} must be a tuple of one or more of {', '.join(known)}, none twice, got {words!r}")
 
 
 def check_sparsity(value: object, where: str = "sparsity") -> float:

@@ -118,7 +118,7 @@ class TestLimits:
             with pytest.raises(ValueError, match="max_size must satisfy 0 < max_size <= 1, got"):
                 Space(network, limit)
         for granularities in ((), ("channel", "channel")):
-            with pytest.raises(ValueError, match=r"give one granularity or more of .*, each once"):
+            with pytest.raises(ValueError, match=r"granularity must be a tuple of one or more of .*, none twice"):
                 Space(network, 0.25, granularities)
         with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
             Space(network, 0.25, ("chanel",))
