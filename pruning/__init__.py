@@ -14,8 +14,8 @@ from pruning.channels.removal import RemovalMismatch, shrink
 from pruning.channels.structure import Structure, apply_structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
+from pruning.importance.own_criteria import register_criterion
 from pruning.importance.reconstruction import refit_next_layers
-from pruning.importance.registry import register_criterion
 from pruning.importance.scores import ImportanceScores
 from pruning.masks import apply_masks_, make_mask
 from pruning.prune import prune

@@ -1,4 +1,4 @@
-"""The path that `search.training.dense_model` had in 0.1, for code that imports it from here."""
+"""Moved to `search.training.dense_model`; kept for old imports."""
 
 from search.training.dense_model import DenseModel, build_model, dense_model
 

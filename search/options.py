@@ -27,7 +27,7 @@ class Option:
         remark: what stands behind it there.
         above, at_least, at_most, below: the range of a number.
         is_share: whether it is a share of the dense model's.
-        is_budget: whether it may change when a study is resumed.
+        may_change: whether it may change when a study is resumed.
         former: the name it had, which goes on working and which stored studies and MLflow keep.
     """
 
@@ -44,7 +44,7 @@ class Option:
     at_most: float | None = None
     below: float | None = None
     is_share: bool = False
-    is_budget: bool = False
+    may_change: bool = False
     former: str | None = None
 
     @property
@@ -123,7 +123,7 @@ class SearchOptions(_Fields):
         default=24,
         metavar="N",
         at_least=1,
-        is_budget=True,
+        may_change=True,
         more="failed ones count too",
     )
     timeout: float | None = option(
@@ -132,7 +132,7 @@ class SearchOptions(_Fields):
         metavar="S",
         above=0,
         example=3600,
-        is_budget=True,
+        may_change=True,
     )
     trial_timeout: float | None = option(
         "seconds after which a single trial fails; dense training and the scan have no limit",
@@ -141,7 +141,7 @@ class SearchOptions(_Fields):
         above=0,
         at_most=10**7,
         example=600,
-        is_budget=True,
+        may_change=True,
         more="a final may take as many times longer as it has epochs more",
     )
     max_size: float = option(
@@ -255,7 +255,7 @@ class SearchOptions(_Fields):
         metavar="N",
         at_least=0,
         at_most=20,
-        is_budget=True,
+        may_change=True,
     )
     final_repeats: int = option(
         "full fine-tunes of each finalist and baseline ({default})",
@@ -277,7 +277,7 @@ FORMER = {one.former: one.name for one in OPTIONS.values() if one.former}
 """Former name -> name."""
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width", "dense_seed")
 """What a workload and its dense model are made from."""
-BUDGETS = tuple(name for name, one in OPTIONS.items() if one.is_budget)
+MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)
 """Names of options that may change when a study is resumed."""
 
 

@@ -1,4 +1,4 @@
-"""The path that `search.study.start` had in 0.1, for code that imports it from here."""
+"""Moved to `search.study.start`; kept for old imports."""
 
 from search.study.start import run_search
 

@@ -1,4 +1,4 @@
-"""The path that `spaces.cost` had in 0.1, for code that imports sizes from here."""
+"""Moved to `spaces.cost`; kept for old imports of sizes."""
 
 from spaces.cost.container import container_bytes
 from spaces.cost.effect import achieved, kept_units

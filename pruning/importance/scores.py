@@ -20,9 +20,9 @@ from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
 from pruning.channels.topology import columns_of, readers
 from pruning.importance.activations import activation_scores
 from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
+from pruning.importance.own_criteria import own_function
 from pruning.importance.reconstruction import Reconstruction, reconstruction_obstacle
-from pruning.importance.registry import own_function
-from pruning.importance.weights import PLAIN, checked_scores, element_scores, spread, unit_sums, zeros_first
+from pruning.importance.weights import SUMS_OF_ELEMENTS, checked_scores, element_scores, spread, unit_sums, zeros_first
 from pruning.modules import inputs_of_weights, module_of, observed, output_dim, prunable_weights
 from pruning.units import unit_scores
 from spaces.criteria import check_criterion, criterion_word
@@ -134,7 +134,7 @@ class ImportanceScores:
                 scores = ImportanceScores(self.model, "magnitude-l2", self._graph).group(number)
         if not np.isfinite(scores).all():
             checked_scores(torch.from_numpy(scores), self.criterion, torch.Size(scores.shape))
-        return scores if self.criterion in PLAIN else self._zeros_first(number, scores)
+        return scores if self.criterion in SUMS_OF_ELEMENTS else self._zeros_first(number, scores)
 
     def unseen(self) -> dict[str, str]:
         """Layers a data-driven criterion found nothing about: their weights are not all 0, but their scores are."""

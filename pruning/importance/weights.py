@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from pruning.units import expand_units, unit_scores
 from spaces.criteria import SPELLINGS, criterion_word
 
-PLAIN = ("magnitude-l1", "magnitude-l2", "random")
+SUMS_OF_ELEMENTS = ("magnitude-l1", "magnitude-l2", "random")
 """Criteria whose units score the sum of what `element_scores` gives their elements, whatever the unit."""
-FROM_WEIGHTS = (*PLAIN, "lamp", "fpgm")
+FROM_WEIGHTS = (*SUMS_OF_ELEMENTS, "lamp", "fpgm")
 """Built-in criteria that need no model."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pruning.channels.structure import Structure
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from search.config import SearchConfig
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from search.identity.study_identity import CRITERION, in_todays_words, of_split, study_identity
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder

@@ -10,7 +10,7 @@ from typing import Any
 
 from search.config import SearchConfig
 from search.errors import Refused, UsageError
-from search.options import BUDGETS, key_of
+from search.options import MAY_CHANGE, key_of
 from spaces.search_space.space import PREFERENCE
 
 KNOB_WORD = "knob_word"
@@ -43,21 +43,21 @@ def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
 
 
 def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
-    """The stored config of `study` with the budgets asked for.
+    """The stored config of `study`, with what was asked for of the options that may change.
 
     Options the user did not give keep the study's value.
 
     Raises:
-        UsageError: an option given differs and is no budget; the difference is shown.
+        UsageError: an option given differs and may not change; the difference is shown.
     """
     stored = stored_config(record, asked.root)
     given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", "root"}}
     refuse_changes(
-        {key: getattr(stored, key) for key in given if key not in BUDGETS},
-        {key: value for key, value in given.items() if key not in BUDGETS},
+        {key: getattr(stored, key) for key in given if key not in MAY_CHANGE},
+        {key: value for key, value in given.items() if key not in MAY_CHANGE},
         study,
     )
-    return stored.model_copy(update={key: value for key, value in given.items() if key in BUDGETS})
+    return stored.model_copy(update={key: value for key, value in given.items() if key in MAY_CHANGE})
 
 
 def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:
@@ -70,7 +70,7 @@ def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str
     if changes:
         data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
         drawn = "; if nobody changed the data, they are drawn or listed in another order each time: seed and sort them"
-        mutable = [key_of(name) for name in BUDGETS]
+        mutable = [key_of(name) for name in MAY_CHANGE]
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
             f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study{drawn if data else ''}"

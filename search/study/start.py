@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.workloads.base import SPLITS, Workload
 from search.workloads.splits import Split

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from search.training.fingerprint import data_fingerprint, digest, training_fingerprint
 from search.workloads.base import Workload
 

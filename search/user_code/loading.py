@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from pruning.importance.registry import own_function, register_criterion
+from pruning.importance.own_criteria import own_function, register_criterion
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.process.interrupts import check, is_signal
 from search.user_code.blame import place, told

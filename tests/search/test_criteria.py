@@ -241,7 +241,7 @@ class TestCommands:
         changed = main(*words, "--trials", 4, "--criterion", f"{own}:spread")
         assert changed.code == 2 and "criterion was" in changed.err
         own.with_name("trace").unlink(missing_ok=True)
-        monkeypatch.setattr("pruning.importance.registry._own", {})  # as in another process
+        monkeypatch.setattr("pruning.importance.own_criteria._own", {})  # as in another process
         monkeypatch.setattr("spaces.criteria._own", {})
         bare = main(*words, "--trials", 4)
         assert bare.code == 2 and "'score.py:spread' is not registered here: name its function with --crit" in bare.err
@@ -261,7 +261,7 @@ class TestCommands:
         for path in (root / "tiny" / "checkpoints").iterdir():
             path.unlink()
         (root / "tiny" / "journal" / "trial-00002.json").unlink()
-        monkeypatch.setattr("pruning.importance.registry._own", {})  # as in another process
+        monkeypatch.setattr("pruning.importance.own_criteria._own", {})  # as in another process
         monkeypatch.setattr("spaces.criteria._own", {})
         status = main("status", "tiny", "--root", root)
         assert f"--criterion {own}:spread --root {root}" in status.out, status.out

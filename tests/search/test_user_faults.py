@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from pruning.importance.registry import register_criterion
+from pruning.importance.own_criteria import register_criterion
 from search.config import ConfigError, SearchConfig, read_study_file
 from search.errors import UsageError
 from search.process import interrupts

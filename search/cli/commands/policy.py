@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning.importance.registry import own_function
+from pruning.importance.own_criteria import own_function
 from pruning.sparse_file import dense_bytes
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files

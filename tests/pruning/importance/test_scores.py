@@ -16,12 +16,12 @@ from pruning import Calibration, ImportanceScores, make_mask, plan_removal, prun
 from pruning.channels.topology import following_norms, readers
 from pruning.gradual import GradualPruner
 from pruning.importance.scores import defined_groups
-from pruning.importance.weights import PLAIN, NotFiniteError, element_scores, fpgm_scores, lamp_scores
+from pruning.importance.weights import SUMS_OF_ELEMENTS, NotFiniteError, element_scores, fpgm_scores, lamp_scores
 from spaces import CRITERIA, PruningPolicy, Schedule
 from spaces.criteria import check_criterion, criterion_word
 
 CHANNELS_ONLY = ("fpgm", "bn-scale", "next-layer", "reconstruction")
-NEW = [word for word in CRITERIA if word not in PLAIN]
+NEW = [word for word in CRITERIA if word not in SUMS_OF_ELEMENTS]
 INNER = 1  # number of the residual network's group that holds `inner` alone
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pruning.importance.weights import PLAIN, element_scores
+from pruning.importance.weights import SUMS_OF_ELEMENTS, element_scores
 
 
 def test_magnitudes_by_hand():
@@ -14,7 +14,7 @@ def test_magnitudes_by_hand():
     assert element_scores(weight, "magnitude-l2").tolist() == [[2.25, 4.0], [0.0, 0.0625]]
 
 
-@pytest.mark.parametrize("criterion", PLAIN)
+@pytest.mark.parametrize("criterion", SUMS_OF_ELEMENTS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_type_shape_and_sign(criterion, dtype):
     weight = torch.randn(3, 4, dtype=torch.float64).to(dtype).requires_grad_()
@@ -43,7 +43,7 @@ def test_random_depends_on_the_generator_alone():
     assert len(set(first.tolist())) == 200
 
 
-@pytest.mark.parametrize("criterion", [*PLAIN, "lamp"])
+@pytest.mark.parametrize("criterion", [*SUMS_OF_ELEMENTS, "lamp"])
 def test_refused(criterion):
     with pytest.raises(ValueError, match="weight has 2 NaN or infinite elements of 3: retrain or repair it first"):
         element_scores(torch.tensor([1.0, float("nan"), -float("inf")]), criterion)

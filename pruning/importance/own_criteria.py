@@ -1,4 +1,4 @@
-"""The criteria of the user's own, by name."""
+"""The criteria of the user's own, by name; the built-in ones are named in `spaces.criteria`."""
 
 from __future__ import annotations
 
