@@ -8,6 +8,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, dataclass_transform, get_args
 
+BUILT_IN_WORKLOADS = {
+    "digits": "search.workloads.digits:digits",
+    "fashion-mnist": "search.workloads.fashion_mnist:fashion_mnist",
+}
+"""Name -> the factory in `search/workloads/`, which needs torch and is only imported for a workload that is used."""
+WORKLOAD_FORMS = (*BUILT_IN_WORKLOADS, "package.module:factory", "./file.py:factory")
+"""What a workload can be named by."""
 MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 """Granularities of masks that are no default."""
 
@@ -86,10 +93,10 @@ class SearchOptions(_Fields):
     """The options in the order in which help, docs and stored studies have them."""
 
     workload: str = option(
-        "digits, fashion-mnist, package.module:factory, ./file.py:factory ({default})",
+        f"{', '.join(WORKLOAD_FORMS)} ({{default}})",
         default="digits",
         metavar="W",
-        remark='or "fashion-mnist", "package.module:factory", "./file.py:factory"',
+        remark=f"or {', '.join(json.dumps(form) for form in WORKLOAD_FORMS if form != 'digits')}",
     )
     study: str | None = option(
         "name of the study (the workload's)",
@@ -112,7 +119,7 @@ class SearchOptions(_Fields):
         more="without them the dense model is trained once and cached",
     )
     width: float | None = option(
-        "width factor of a built-in network (1/8)",
+        "width factor of a built-in network (its own default: 1/8 of digits and fashion-mnist)",
         default=None,
         metavar="F",
         above=0,

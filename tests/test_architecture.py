@@ -24,7 +24,7 @@ ROOMS = {
     "files": {"errors", "storage"},
     "progress": {"process"},
     "user_code": {"errors", "process"},
-    "workloads": {"errors", "user_code"},
+    "workloads": {"errors", "options", "user_code"},
     "training": {
         "checksum", "errors", "files", "process", "progress", "records", "storage", "user_code", "workloads",
     },

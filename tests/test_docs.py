@@ -17,7 +17,9 @@ import search
 import spaces
 from pruning import apply_masks_, make_mask, to_torch_prune
 from search.cli.parser import make_parser
-from search.options import FORMER, OPTIONS, key_of, study_file
+from search.export.manifest import FILES
+from search.options import FORMER, MAY_CHANGE, OPTIONS, key_of, study_file
+from spaces.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,6 +73,24 @@ def test_the_python_reference_names_what_is_public(package):
     section = re.split(r"^## ", page, flags=re.M)
     section = next(text for text in section if text.startswith(package.__name__))
     assert [name for name in package.__all__ if not re.search(rf"\b{name}\b", section)] == []
+
+
+CONCEPTS, FORMATS = ((ROOT / "docs" / page).read_text() for page in ("concepts.md", "formats.md"))
+RESUMED = next(line for line in CONCEPTS.splitlines() if line.startswith("| a resumed study"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CONCEPTS, CRITERIA),
+        (CONCEPTS, OPTIONS["sampler"].kinds),
+        (RESUMED, [f"--{key_of(name)}" for name in MAY_CHANGE]),
+        (FORMATS, FILES),
+    ],
+    ids=["criteria", "samplers", "options that may change", "files of an export"],
+)
+def test_pages_name_all_there_are(text, words):
+    assert [word for word in words if f"`{word}`" not in text and f"--sampler {word}`" not in text] == []
 
 
 def test_policies_are_written_as_printed():

@@ -39,7 +39,8 @@ def register_criterion(
 ) -> None:
     """Make a criterion of one's own usable wherever a criterion is named; again replaces it.
 
-    A unit scores the sum of its elements' scores; larger is kept, and weights that are zero count nothing.
+    A unit scores the sum of its elements' scores, in a channel group over all its channels; larger is kept, and weights
+    that are zero count nothing.
 
     Args:
         name: no built-in word. With a `:` in it, as in `lab:spread`, files that hold it can be read where it is

@@ -111,9 +111,10 @@ class ImportanceScores:
         """Scores (units,) of the channel group with this number.
 
         Mean over the group's layers of the layer's unit score over that layer's mean; a layer of zeros adds 0.
-        A layer's unit score is the sum of its element scores (for `magnitude-l2` the root of it), with derivatives
-        also those of its bias and of the BatchNorm that follows it; `next-layer` takes the mean over the layers
-        that read the group instead; `reconstruction` has scores of the whole group.
+        A layer's unit score is the sum of its element scores (for `magnitude-l2` the root of it) over all channels
+        that the unit has there, several where a convolution is grouped; with derivatives also those of its bias and
+        of the BatchNorm that follows it. `next-layer` takes the mean over the layers that read the group instead;
+        `reconstruction` has scores of the whole group.
 
         Raises:
             ValueError: the criterion is not defined for the group (the reason is named), NaN or infinite
@@ -211,7 +212,11 @@ class ImportanceScores:
         return checked_scores(self._of_data[name], self.criterion, self._weights[name].shape)[None]
 
     def _of_layer(self, name: str, count: int, generator: torch.Generator) -> np.ndarray:
-        """Unit scores (count,) of one layer of a group."""
+        """Unit scores (count,) of one layer of a group: each the sum over all channels that the unit has there.
+
+        A criterion that is no such sum, as a maximum over a unit's weights, needs a branch of its own here: channel by
+        channel its scores are right until a convolution is grouped.
+        """
         graph = self.graph
         dim = graph.network.output_dim(name)
         units = graph.owners[name, dim][:, 1]

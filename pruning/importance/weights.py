@@ -30,12 +30,15 @@ def element_scores(
 ) -> Tensor:
     """Score every element of `weight`; a unit's score is the sum over its elements.
 
+    Unless the criterion is one of `SUMS_OF_ELEMENTS`, only sums over units of this granularity mean something. A unit
+    of a channel group, which may have several channels of a layer, scores the sum of theirs.
+
     Args:
         weight: any shape, at least one element.
         criterion: `magnitude-l1` gives |w|, `magnitude-l2` gives w^2 (the squared L2 norm when summed),
             `random` gives uniform numbers from `generator` (default: a generator seeded with 0); `lamp` and
             `fpgm` give each element its part of the unit's score; or one of the user's own that needs no data.
-        granularity: the unit, of account for `lamp` and `fpgm` only.
+        granularity: the unit that is scored, of account for `lamp` and `fpgm` only.
 
     Returns:
         A detached tensor of `weight`'s shape, float32 or wider, all values >= 0.
@@ -66,10 +69,12 @@ def element_scores(
         return zeros_first(checked_scores(own(values.clone()), criterion, values.shape), values)
     if criterion == "lamp":
         units = lamp_scores(unit_sums(values.square(), granularity))
-    elif granularity == "channel":
+    elif criterion == "fpgm":
+        if granularity != "channel":
+            raise ValueError(f"criterion 'fpgm' is defined for granularity channel only, got {granularity!r}")
         units = fpgm_scores(values)
     else:
-        raise ValueError(f"criterion 'fpgm' is defined for granularity channel only, got {granularity!r}")
+        raise NotImplementedError(f"criterion {criterion!r} is named in FROM_WEIGHTS and has no formula: add it here")
     return spread(units, values, granularity)
 
 

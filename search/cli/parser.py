@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, overload
 
-from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_OPTIONS, key_of, study_file
+from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_FORMS, WORKLOAD_OPTIONS, key_of, study_file
 
 Space = TypeVar("Space")
 """What `argparse` puts values into."""
@@ -260,6 +260,11 @@ def _add_export(commands: Any) -> None:
     _add(
         parser, "criterion", "where the study's own criterion is, ./file.py:function: for a trial that kept no weights"
     )
+    _add_formats(parser)
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    """Files of an export that are written only when asked for."""
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 
@@ -271,8 +276,7 @@ def _add_apply(commands: Any) -> None:
     )
     _add_workload_options(
         parser,
-        "digits, fashion-mnist, package.module:factory, ./file.py:factory (a built-in one that a manifest.json beside "
-        "the file names)",
+        f"{', '.join(WORKLOAD_FORMS)} (a built-in one that a manifest.json beside the file names)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
     _add(parser, "granularity", f"of a bare dict (fine-grained), or channel; {MASKS}", "G")
@@ -297,8 +301,7 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument(
         "--curves", metavar="S,S", help="also draw accuracy at these sparsities: prune only, fine-tuned, iterative"
     )
-    parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
-    parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
+    _add_formats(parser)
 
 
 def _add_verify(commands: Any) -> None:

@@ -93,6 +93,7 @@ _STOCK: dict[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
 }
+"""Name -> sampler of one trial, of a seed that is another for every trial."""
 
 
 def make_sampler(
@@ -105,7 +106,10 @@ def make_sampler(
 ) -> BaseSampler:
     """The sampler of one trial, seeded by study seed and trial number.
 
-    A study that was interrupted therefore proposes what it would have proposed without the interruption.
+    A study that was interrupted therefore proposes what it would have proposed without the interruption. A sampler that
+    walks a sequence (quasi-random points, a grid) or keeps a state from trial to trial (CMA-ES) would begin anew each
+    time, with another seed: random search, and nothing says so. Such a one must be told the study's seed and the
+    trial's number themselves, and find its place by them.
 
     Args:
         guide: of `guided`, with the axes of its space.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pruning.modules import check_example
 from search.errors import PrunefrontError, UsageError
+from search.options import BUILT_IN_WORKLOADS
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
 from search.workloads.base import Workload
@@ -19,17 +20,12 @@ from search.workloads.recipe import Recipe
 from search.workloads.splits import SEED, Split
 from spaces.validation import unknown
 
-__all__ = ["BUILT_IN", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]
-
-BUILT_IN = {
-    "digits": "search.workloads.digits:digits",
-    "fashion-mnist": "search.workloads.fashion_mnist:fashion_mnist",
-}
+__all__ = ["Split", "Workload", "accuracy", "get_workload", "is_built_in"]
 
 
 def is_built_in(spec: str) -> bool:
     """Whether the name needs none of the user's code."""
-    return spec in BUILT_IN
+    return spec in BUILT_IN_WORKLOADS
 
 
 def get_workload(spec: str, **options: Any) -> Workload:
@@ -38,8 +34,8 @@ def get_workload(spec: str, **options: Any) -> Workload:
     The global random generators have a fixed seed while its code runs, so that splits it draws are the same each time.
 
     Args:
-        spec: `digits`, `fashion-mnist`, `package.module:factory` or `./file.py:factory`. Only ever pass what the user
-            wrote: the factory's code is imported and run.
+        spec: a name of `BUILT_IN_WORKLOADS`, `package.module:factory` or `./file.py:factory`. Only ever pass what the
+            user wrote: the factory's code is imported and run.
         options: `data`, `width`, `cache`; those that are None are left out. `cache` is dropped if the factory does not
             take it.
 
@@ -50,7 +46,7 @@ def get_workload(spec: str, **options: Any) -> Workload:
     if not isinstance(spec, str):
         raise UsageError(f"a workload must be named by a string such as 'digits' or './file.py:factory', got {spec!r}")
     with seeded(SEED):
-        return _made(spec, _factory(BUILT_IN.get(spec, spec)), options)
+        return _made(spec, _factory(BUILT_IN_WORKLOADS.get(spec, spec)), options)
 
 
 def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) -> Workload:
@@ -96,4 +92,6 @@ def _check_parts(spec: str, workload: Workload) -> None:
 
 def _factory(spec: str) -> Callable[..., Workload]:
     forms = "'package.module:factory' or './file.py:factory'"
-    return load_function("workload", "factory", spec, f"{unknown('workload', spec, BUILT_IN)}; your own is {forms}")
+    return load_function(
+        "workload", "factory", spec, f"{unknown('workload', spec, BUILT_IN_WORKLOADS)}; your own is {forms}"
+    )

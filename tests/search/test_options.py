@@ -102,6 +102,7 @@ def test_what_is_wrong_is_told_by_the_name_that_was_given():
 def test_stored_studies_keep_the_names_they_have():
     options = {"speed": "latency", "seeds": False, "final_seeds": 2, "max_size": 0.3}
     stored = new_record(SearchConfig(**options, root="elsewhere"), {})["config"]
+    # Options added since the golden record was written: a new one joins them. Records without it get its default.
     assert set(stored) - set(GOLDEN) == {"trial_timeout"} and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options
     config = stored_config({"config": stored}, "here")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import importlib
+import inspect
 import struct
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from search.errors import EnvironmentProblem, UsageError
+from search.options import BUILT_IN_WORKLOADS
 from search.workloads import Workload, accuracy, get_workload
 from search.workloads import fashion_mnist as module
 from search.workloads.fashion_mnist import DEBIAN_FOLDER, DEVIATION, MEAN, SHIFT, fashion_mnist, shift_and_flip
@@ -257,3 +260,10 @@ def test_shift_and_flip_is_a_shift_and_a_flip_of_each_image():
     assert {m[0] for m in used} == {m[1] for m in used} == {-2, -1, 0, 1, 2}
     assert 16 < sum(m[2] for m in used) < 48 and len(set(used)) > 20
     assert torch.equal(moved, shift_and_flip(images, torch.Generator().manual_seed(9)))
+
+
+@pytest.mark.parametrize("name", BUILT_IN_WORKLOADS)
+def test_a_built_in_factory_takes_a_width(name):
+    module, _, factory = BUILT_IN_WORKLOADS[name].partition(":")
+    width = inspect.signature(getattr(importlib.import_module(module), factory)).parameters["width"]
+    assert width.default == 1 / 8, "the help of --width names the defaults"

@@ -26,6 +26,7 @@ from search.export.rebuild import Export, export_of_trial, fine_tuned, take_crit
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
+from search.options import WORKLOAD_FORMS
 from search.progress import TerminalReporter
 from search.results.selection import is_dead
 from search.results.view import open_study
@@ -215,8 +216,8 @@ def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -
     manifest = Path(arguments.file).parent / MANIFEST
     if not manifest.is_file():
         raise UsageError(
-            f"apply needs --workload W, the network that {arguments.file} was made for: digits, fashion-mnist, "
-            "package.module:factory or ./file.py:factory"
+            f"apply needs --workload W, the network that {arguments.file} was made for: "
+            f"{', '.join(WORKLOAD_FORMS[:-1])} or {WORKLOAD_FORMS[-1]}"
         )
     read = read_manifest(manifest.parent)
     arguments.workload = _named_workload(read)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from pruning.importance.weights import SUMS_OF_ELEMENTS, element_scores
+from pruning import ImportanceScores, trace_channels
+from pruning.importance import weights
+from pruning.importance.weights import FROM_WEIGHTS, SUMS_OF_ELEMENTS, element_scores
+from spaces import criteria
 
 
 def test_magnitudes_by_hand():
@@ -51,3 +58,39 @@ def test_refused(criterion):
         element_scores(torch.empty(0), criterion)
     with pytest.raises(ValueError, match="unknown criterion 'magnitud-l1': did you mean 'magnitude-l1'"):
         element_scores(torch.ones(2), "magnitud-l1")
+
+
+def norm_squares(channels):
+    return [sum(w * w for w in channel) for channel in channels]
+
+
+DIRECT = {
+    "magnitude-l1": lambda unit, channels, _: sum(abs(w) for c in unit for w in channels[c]),
+    "magnitude-l2": lambda unit, channels, _: math.sqrt(sum(w * w for c in unit for w in channels[c])),
+    "random": lambda unit, _, draws: sum(draw for c in unit for draw in draws[c]),
+    "lamp": lambda unit, channels, _: sum(
+        one / sum(other for other in norm_squares(channels) if other >= one)
+        for one in (norm_squares(channels)[c] for c in unit)
+    ),
+    "fpgm": lambda unit, channels, _: sum(math.dist(channels[c], other) for c in unit for other in channels),
+}
+"""A unit's score by its channels' numbers, all channels of the layer, and one random number for each weight."""
+
+
+@pytest.mark.parametrize("criterion", FROM_WEIGHTS)
+def test_a_unit_of_a_grouped_convolution_scores_the_sum_over_its_channels(criterion):
+    """Unit u has channels u, u + 3 and u + 6, one of each of the convolution's groups."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 9, 2, groups=3), nn.Flatten(), nn.Linear(36, 4)).double()
+    channels = model[1].weight.detach().flatten(1).tolist()
+    draws = torch.rand(9, 8, generator=torch.Generator().manual_seed(7 + 1), dtype=torch.float64).tolist()
+    expected = np.array([DIRECT[criterion]((u, u + 3, u + 6), channels, draws) for u in range(3)])
+    scores = ImportanceScores(model, criterion, trace_channels(model, torch.randn(2, 2, 3, 3).double()), seed=7)
+    np.testing.assert_allclose(scores.group(1), expected / expected.mean(), rtol=1e-9)
+
+
+def test_a_name_without_a_formula_scores_by_no_other(monkeypatch):
+    monkeypatch.setitem(criteria._BUILT_IN, "peak", criteria.CriterionWord())
+    monkeypatch.setattr(weights, "FROM_WEIGHTS", (*FROM_WEIGHTS, "peak"))
+    with pytest.raises(NotImplementedError, match="criterion 'peak' is named in FROM_WEIGHTS and has no formula"):
+        element_scores(torch.ones(2, 3), "peak", granularity="channel")

@@ -22,7 +22,7 @@ from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.export import onnx_file
 from search.export import write as export
 from search.export.folder_swap import check_folder
-from search.export.manifest import read_manifest
+from search.export.manifest import FILES, largest_files, read_manifest
 from search.export.rebuild import Export
 from search.export.verify import verify_contents, verify_files
 from search.export.write import write_export
@@ -316,3 +316,7 @@ def test_an_export_records_and_verifies_every_output(workload, tmp_path, onnx):
     manifest["outputs"][1][0][1] += 0.25
     checks = {check.name: check.passed for check in verify_contents(tmp_path / "out", manifest, heads)}
     assert [name for name, passed in checks.items() if not passed] == ["outputs"]
+
+
+def test_every_file_of_an_export_has_a_largest_size():
+    assert set(largest_files(nn.Linear(3, 2))) == set(FILES)

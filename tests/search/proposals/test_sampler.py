@@ -16,8 +16,9 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 from pruning.importance.scores import unit_importance
+from search.options import OPTIONS
 from search.proposals.guide import FEWEST, GuidedProposer, Suggestion
-from search.proposals.sampler import GuidedSampler, make_sampler
+from search.proposals.sampler import _STOCK, GuidedSampler, make_sampler
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
@@ -181,6 +182,10 @@ def test_without_a_guide_every_parameter_is_sampled_anew():
     study.optimize(lambda trial: trial.suggest_float("x", 1.0, 3.0) + trial.suggest_int("n", 2, 9), n_trials=12)
     assert len({trial.params["x"] for trial in study.trials}) == 12
     assert all(1 <= trial.params["x"] <= 3 and 2 <= trial.params["n"] <= 9 for trial in study.trials)
+
+
+def test_the_options_offer_every_sampler_there_is():
+    assert OPTIONS["sampler"].kinds == ("guided", *_STOCK)
 
 
 def test_unknown_sampler():
