@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -186,6 +187,7 @@ def test_without_a_guide_every_parameter_is_sampled_anew():
 
 def test_the_options_offer_every_sampler_there_is():
     assert OPTIONS["sampler"].kinds == ("guided", *_STOCK)
+    assert [name for name in _STOCK if not re.search(rf"\b{name}\b", OPTIONS["sampler"].help)] == []
 
 
 def test_unknown_sampler():
