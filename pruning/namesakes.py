@@ -19,7 +19,7 @@ def refuse_namesakes(*packages: str) -> None:
         ours = os.path.join(os.path.realpath(_HOME), name, "__init__.")
         if found is None or os.path.realpath(found).startswith(ours):  # what is missing, Python tells
             continue
-        own = found.removesuffix(f"{os.sep}__init__.py")
+        own = os.path.dirname(found) if os.path.basename(found).startswith("__init__.") else found
         remedy = f"rename it, such as to my_{os.path.basename(own)}"
         if os.path.basename(os.path.dirname(own)) in ("site-packages", "dist-packages"):
             remedy = "it is another installed package: give prunefront an environment of its own"

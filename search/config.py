@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
-from search.options import FORMER, OPTIONS, Option, SearchOptions, key_of
+from search.options import FORMER, OPTIONS, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, parts_in
@@ -79,10 +79,16 @@ class SearchConfig(_Fields):
     @model_validator(mode="before")
     @classmethod
     def _names_exist(cls, options: Any) -> Any:
+        if not isinstance(options, Mapping):
+            return options
         for name in options:
             if name not in OPTIONS and name not in FORMER:
-                raise ValueError(unknown("option", name, OPTIONS))
+                raise ValueError(unknown_option(name, OPTIONS, FORMER))
         return present_names(options)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, which checks nothing of `update`; former names are taken for those of today."""
+        return super().model_copy(update=present_names(update or {}), deep=deep)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -254,7 +260,7 @@ def _one_line(problem: Any) -> str:
 def _as_spelt(said: str, options: Mapping[str, Any]) -> str:
     """What is said of options, by the names they were given by."""
     for former in FORMER.keys() & options.keys():
-        said = re.sub(rf"(^|; ){key_of(FORMER[former])} must", rf"\1{key_of(former)} must", said)
+        said = re.sub(rf"(^|; ){key_of(FORMER[former])} (must|holds)", rf"\1{key_of(former)} \2", said)
     return said
 
 
@@ -290,7 +296,8 @@ def read_study_file(path: Path) -> dict[str, Any]:
     for key in data:
         name = key.replace("-", "_")
         if name not in OPTIONS and name not in FORMER:
-            raise UsageError(f"{path}: {unknown('key', key, [one.key for one in OPTIONS.values()])}")
+            former = {key_of(old): key_of(new) for old, new in FORMER.items()}
+            raise UsageError(f"{path}: {unknown_option(key, map(key_of, OPTIONS), former, 'key')}")
         if name in spelt:
             raise UsageError(f"{path}: key {key_of(name)!r} is given twice, with '-' and with '_': keep one")
         spelt[name] = key

@@ -5,6 +5,7 @@ field of `SearchOptions`, and the code that uses it.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, dataclass_transform, get_args
 
@@ -77,6 +78,24 @@ def key_of(name: str) -> str:
     'max-size'
     """
     return name.replace("_", "-")
+
+
+def unknown_option(received: str, known: Iterable[str], former: Mapping[str, str], what: str = "option") -> str:
+    """Say that there is no such option, and which one is nearest; a former name counts, and its name of today is told.
+
+    >>> unknown_option("spead", ["seed", "cost"], {"speed": "cost"})
+    "unknown option 'spead': did you mean 'cost', formerly 'speed'?"
+    """
+    from difflib import get_close_matches
+
+    from spaces.validation import unknown  # spaces imports numpy, which --help does not need
+
+    names = list(known)
+    spelt = received if "_" in "".join(names) else received.replace("_", "-")
+    for nearest in get_close_matches(spelt, [*names, *former], 1):
+        if nearest in former:
+            return f"unknown {what} {received!r}: did you mean {former[nearest]!r}, formerly {nearest!r}?"
+    return unknown(what, received, names)
 
 
 def option(help: str, *, default: Any, **details: Any) -> Any:

@@ -83,7 +83,7 @@ def test_the_command_says_it_in_its_own_way(folder, program):
 def test_a_workload_that_means_its_own_module_is_told_that_ours_comes_first(folder, monkeypatch, spec, code, error):
     monkeypatch.delitem(sys.modules, "task", raising=False)
     for name in ("pruning", "spaces"):
-        Path(f"{name}.py").write_text("def task(): ...")
+        Path(f"{name}.py").write_text("def task(): ...\ndef mine(): ...")
     Path("task.py").write_text(f"{code}\ndef task(): ...")
     name = "spaces" if "spaces" in code else "pruning"
     meant = f"; prunefront's package '{name}' hides '{folder / name}.py': rename that"
@@ -100,3 +100,18 @@ def test_other_errors_of_a_workload_beside_a_namesake_stay_as_they_are(folder):
 
 def test_both_packages_hold_the_same_check():
     assert (ROOT / "pruning/namesakes.py").read_text() == (ROOT / "search/namesakes.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [("from search import Recpie", "search"), ("import spaces; spaces.removed_cuont(1)", "spaces")]
+)
+@pytest.mark.parametrize("beside", ["folder", "file"])
+def test_a_namesake_without_what_is_missing_is_not_blamed(tmp_path, code, name, beside):
+    if beside == "folder":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / f"{name}.py").write_text("unrelated = 1\n")
+    (tmp_path / "w.py").write_text(code + "\n")
+    with pytest.raises(UsageError, match=r"workload file w\.py raised") as refused:
+        load_function("workload", "factory", f"{tmp_path / 'w.py'}:factory", "")
+    assert "hides" not in str(refused.value)

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, overload
 
-from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_FORMS, WORKLOAD_OPTIONS, key_of, study_file
+from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_FORMS, WORKLOAD_OPTIONS, key_of, study_file, unknown_option
 
 Space = TypeVar("Space")
 """What `argparse` puts values into."""
@@ -99,7 +99,9 @@ class _CommandParser(_Parser):
         return word != "--"
 
     def _refused(self, option: str) -> str:
-        return _unknown("option", option, self.shown_options())
+        every = {f"--{key_of(old)}": f"--{key_of(new)}" for old, new in FORMER.items()}
+        former = {old: new for old, new in every.items() if old in self._option_string_actions}
+        return unknown_option(option, self.shown_options(), former)
 
 
 def _unknown(what: str, received: object, valid: Iterable[str]) -> str:

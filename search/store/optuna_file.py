@@ -111,7 +111,12 @@ class OptunaProjection:
 
     def contradiction(self, records: Mapping[int, TrialRecord]) -> str | None:
         """What it says of a finished trial and the journal does not; None if nothing."""
-        for trial in self.trials():
+        if self._storage.get_study_directions(self._id) != list(DIRECTIONS):
+            return "its objectives have other directions"
+        trials = self.trials()
+        if lacking := sorted(set(range(len(trials))) - {trial.number for trial in trials}):
+            return f"it lacks trial {lacking[0]}, though it has later ones"
+        for trial in trials:
             if not trial.state.is_finished():
                 continue
             if trial.number not in records:

@@ -77,7 +77,7 @@ class Attempt:
             return f"crashed: it ended the process {len(own)} times, last {own[-1]}"
         kills = Counter((death.step, death.steps) for death in self.deaths if not death.how)
         if kills and (most := kills.most_common(1)[0])[1] >= MAX_KILLS:
-            return f"crashed: it ended the process {most[1]} times, each time {Death(*most[0], '')}"
+            return f"crashed: the process was ended {most[1]} times in it, each time {Death(*most[0], '')}"
         return None
 
     @contextmanager

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,9 @@ def load_function(what: str, part: str, spec: str, no_place: str) -> Callable[..
     found = getattr(module, name, None)
     if not callable(found):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UsageError(unknown(f"{part} in {place}", name, functions) + _namesake_in(os.getcwd(), module.__name__))
+        raise UsageError(
+            unknown(f"{part} in {place}", name, functions) + _namesake_in(Path.cwd(), module.__name__, name)
+        )
     return found
 
 
@@ -100,11 +103,11 @@ def _imported(what: str, name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         said = f"cannot import {what} module {name!r}: {error}"
-        raise EnvironmentProblem(said + _namesake_in(os.getcwd(), _missed(error))) from None
+        raise EnvironmentProblem(said + _namesake_in(Path.cwd(), *_missed(error))) from None
     except (Exception, SystemExit) as error:
         pass_signals_on(error)
         said = f"{what} module {name} raised {type(error).__name__}: {error}"
-        raise UsageError(said + _namesake_in(os.getcwd(), _missed(error))) from error
+        raise UsageError(said + _namesake_in(Path.cwd(), *_missed(error))) from error
 
 
 def _module_of_file(what: str, path: Path) -> Any:
@@ -124,28 +127,39 @@ def _module_of_file(what: str, path: Path) -> Any:
     except (Exception, SystemExit) as error:
         pass_signals_on(error)
         said = f"{what} file {path.name} raised {type(error).__name__}: {error}"
-        raise UsageError(said + _namesake_in(path.parent, _missed(error))) from error
+        raise UsageError(said + _namesake_in(path.parent, *_missed(error))) from error
     return module
 
 
-def _missed(error: BaseException) -> str:
-    """Name of the module in which an import or a look-up found nothing."""
+def _missed(error: BaseException) -> tuple[str, str]:
+    """Name of the module in which an import or a look-up found nothing, and what it looked for in it, if known."""
     if isinstance(error, ImportError):
-        return error.name or ""
-    module = error.obj if isinstance(error, AttributeError) else None
-    return module.__name__ if isinstance(module, ModuleType) else ""
+        wanted = re.match(r"cannot import name '(\w+)'", str(error))
+        return error.name or "", wanted[1] if wanted else ""
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        return error.obj.__name__, error.name or ""
+    return "", ""
 
 
-def _namesake_in(folder: str | Path, module: str) -> str:
-    """What to say besides of a module of prunefront's, where the user has one of the same name, which was meant."""
-    name = module.partition(".")[0]
+def _namesake_in(folder: Path, module: str, wanted: str) -> str:
+    """What to add if a module of prunefront's lacks something that the user's own of the same name has."""
+    name, _, inner = module.partition(".")
     if name not in OURS:
         return ""
-    own = next((path for path in (Path(folder, f"{name}.py"), Path(folder, name)) if path.exists()), None)
-    ours = importlib.import_module(name).__path__[0]
-    if own is None or own.resolve() == Path(ours).resolve():
-        return ""
-    return f"; prunefront's package {name!r} hides {str(own)!r}: rename that"
+    ours = Path(importlib.import_module(name).__path__[0]).resolve()
+    for own in (folder / f"{name}.py", folder / name):
+        if own.resolve() != ours and _holds(own, inner, wanted):
+            return f"; prunefront's package {name!r} hides {str(own)!r}: rename that"
+    return ""
+
+
+def _holds(own: Path, inner: str, wanted: str) -> bool:
+    """Whether a file, or a package in a folder, has a module or something else of this name, judged by its text."""
+    word = wanted or inner.partition(".")[0]
+    if not own.suffix and any((own / f"{word}{end}").exists() for end in (".py", "/__init__.py")):
+        return True
+    text = own if own.suffix else own / "__init__.py"
+    return text.is_file() and word in text.read_text(errors="replace")
 
 
 def _module_name(what: str, path: Path) -> str:

@@ -115,7 +115,7 @@ def test_as_many_kills_at_one_step_as_only_a_lack_of_memory_explains_fail_it(tmp
         assert Attempt(tmp_path, "net").failure is None
         attempted(tmp_path, be_killed)
     assert Attempt(tmp_path, "net").failure == (
-        "crashed: it ended the process 12 times, each time after step 3 of 20: "
+        "crashed: the process was ended 12 times in it, each time after step 3 of 20: "
         "killed from outside, or for lack of memory"
     )
 

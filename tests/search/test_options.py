@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 import search
 from search import SearchConfig
@@ -117,8 +118,8 @@ def test_only_names_of_today_are_offered():
     with pytest.raises(ConfigError, match="did you mean 'final_repeats'"):
         SearchConfig(final_repeat=2)
     with pytest.raises(ConfigError) as raised:
-        SearchConfig(sped=2)
-    assert "speed" not in str(raised.value)
+        SearchConfig(zzz=2)
+    assert not any(f"'{former}'" in str(raised.value) for former in FORMER)
 
 
 def test_imports_for_type_checkers_agree_with_those_on_first_use():
@@ -128,3 +129,26 @@ def test_imports_for_type_checkers_agree_with_those_on_first_use():
     assert named.pop("Any") == "typing"
     assert named == search._PLACES
     assert sorted(named) == sorted(search.__all__) and set(named) <= set(dir(search))
+
+
+@pytest.mark.parametrize(
+    ("former", "value", "present"),
+    [("speed", "latency", "cost"), ("seeds", False, "warm_start"), ("final_seeds", 2, "final_repeats")],
+)
+def test_a_copy_takes_former_names(former, value, present):
+    assert getattr(SearchConfig().model_copy(update={former: value}), present) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest", "former"),
+    [("spead", "cost", "speed"), ("sedes", "warm_start", "seeds"), ("final_seed", "final_repeats", "final_seeds")],
+)
+def test_a_former_name_misspelt_leads_to_the_name_of_today(given, nearest, former):
+    with pytest.raises(ConfigError, match=f"did you mean '{nearest}', formerly '{former}'"):
+        SearchConfig(**{given: 1})
+
+
+@pytest.mark.parametrize("given", [5, None, ["trials"]])
+def test_what_is_no_mapping_is_refused_by_pydantic(given):
+    with pytest.raises(ValidationError):
+        SearchConfig.model_validate(given)

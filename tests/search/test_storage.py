@@ -278,3 +278,21 @@ def test_a_database_that_contradicts_the_journal_is_made_anew(path, change, capl
     assert [trial.values for trial in written(path, record(0)).trials()] == [[0.75, 0.25, 0.5]]
     assert path.with_name("study.db.broken-1").is_file()
     assert "of trial 0 than the journal" in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("DELETE FROM trials WHERE number = 1", "it lacks trial 1, though it has later ones"),
+        (
+            "UPDATE study_directions SET direction = 'MINIMIZE' WHERE objective = 0",
+            "its objectives have other directions",
+        ),
+    ],
+)
+def test_what_somebody_changed_in_the_file_is_set_aside(path, caplog, damage, told):
+    written(path, record(0), record(1), record(2))
+    with closing(sqlite3.connect(path)) as editor, editor:
+        editor.execute(damage)
+    assert [trial.number for trial in written(path, record(0), record(1), record(2)).trials()] == [0, 1, 2]
+    assert told in caplog.text and len(list(path.parent.glob("study.db.*"))) == 1
