@@ -59,11 +59,11 @@ SAID = {
     "activation": [
         "left whole: dark.weight, after.weight (criterion 'activation' found nothing in the calibration data to score "
         "it by)",
-        "left all channels: second.weight ('after.weight': criterion 'activation' found nothing in the calibration "
+        "left with all channels: second.weight ('after.weight': criterion 'activation' found nothing in the calibration "
         "data to score it by)",
     ],
     "reconstruction": [
-        "left all channels: dark.weight (criterion 'reconstruction' found in the calibration data that its channels "
+        "left with all channels: dark.weight (criterion 'reconstruction' found in the calibration data that its channels "
         "add nothing to 'after.weight')"
     ],
 }

@@ -30,9 +30,11 @@ def watched(monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(interrupts.os, "_exit", leave)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would stay so
     interrupts.watch(lambda message, code: ended.append((message, code)))
     yield ended
     interrupts.unwatch()
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(number: int) -> None:

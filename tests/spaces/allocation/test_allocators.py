@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune as torch_prune
@@ -327,6 +327,7 @@ class TestShift:
     def test_centred_then_landed_gives_the_allocation_back(self, values, metric):
         sparsity = dict(zip(SHAPES, values, strict=True))
         size = Target(NETWORK, 1.0, metric=metric).size(sparsity)
+        assume(size < 1)  # masks of a few weights save no byte: the dense allocation has that size, too
         back = fit_by_shift(centred(sparsity), Target(NETWORK, size, metric=metric))
         if metric == "nonzero":
             assert counts(back) == counts(sparsity)
