@@ -59,12 +59,12 @@ SAID = {
     "activation": [
         "left whole: dark.weight, after.weight (criterion 'activation' found nothing in the calibration data to score "
         "it by)",
-        "left with all channels: second.weight ('after.weight': criterion 'activation' found nothing in the calibration "
-        "data to score it by)",
+        "left with all channels: second.weight ('after.weight': criterion 'activation' found nothing in the "
+        "calibration data to score it by)",
     ],
     "reconstruction": [
-        "left with all channels: dark.weight (criterion 'reconstruction' found in the calibration data that its channels "
-        "add nothing to 'after.weight')"
+        "left with all channels: dark.weight (criterion 'reconstruction' found in the calibration data that its "
+        "channels add nothing to 'after.weight')"
     ],
 }
 
