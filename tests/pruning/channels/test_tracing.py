@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from networks import Branches, Separable, norm_conv
+from networks import Branches, Net, Separable, norm_conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,19 +126,6 @@ class Volume(nn.Sequential):
     def __init__(self):
         parts = nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 6, 1), nn.Flatten(), nn.Linear(48, 5)
         super().__init__(*parts)
-
-
-class Forward(nn.Module):
-    """Any forward function over the modules given."""
-
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 NETWORKS = {
@@ -267,13 +254,13 @@ def test_shared_module_under_two_names_is_listed_once():
 
 
 def pooled(run, **modules):
-    return Forward(lambda m, x: m.fc(run(m, x).mean((2, 3))), **modules)
+    return Net(lambda m, x: m.fc(run(m, x).mean((2, 3))), **modules)
 
 
 @pytest.mark.parametrize(
     ("model", "layer", "reason"),
     [
-        (Forward(lambda m, x: m.fc(m.n(m.a(x.mean((2, 3))))), a=nn.Linear(3, 6), n=nn.LayerNorm(6), fc=nn.Linear(6, 2)),
+        (Net(lambda m, x: m.fc(m.n(m.a(x.mean((2, 3))))), a=nn.Linear(3, 6), n=nn.LayerNorm(6), fc=nn.Linear(6, 2)),
          "a.weight", "LayerNorm 'n' normalises over the channels"),
         (pooled(lambda m, x: m.n(m.a(x)), a=nn.Conv2d(3, 6, 1), n=nn.GroupNorm(2, 6), fc=nn.Linear(6, 2)),
          "a.weight", "GroupNorm 'n' normalises over the channels"),
@@ -281,7 +268,7 @@ def pooled(run, **modules):
          "a.weight", "without scale and shift cannot make a removed channel zero in BatchNorm2d 'n'"),
         (pooled(lambda m, x: m.b(m.b(m.a(x))), a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 6, 1), fc=nn.Linear(6, 2)),
          "a.weight", "Conv2d 'b' runs 2 times"),
-        (Forward(lambda m, x: m.fc((m.n(x.mean(3))[0] + m.a(x.mean(3))).mean(1)), a=nn.Linear(8, 6),
+        (Net(lambda m, x: m.fc((m.n(x.mean(3))[0] + m.a(x.mean(3))).mean(1)), a=nn.Linear(8, 6),
                  n=nn.LSTM(8, 6, batch_first=True), fc=nn.Linear(6, 2)),
          "a.weight", "LSTM 'n' is not handled"),
         (pooled(lambda m, x: m.a(x), a=nn.Conv2d(3, 1, 1), fc=nn.Linear(1, 2)), "a.weight", "only go together"),
@@ -402,7 +389,7 @@ def test_reshapes_that_split_the_batch_keep_channels():
         x = x.reshape(-1, 2, *x.shape[1:]).mean(1)
         return m.fc(m.b(x).flatten(2).mean(2))
 
-    model = randomised(Forward(run, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 7, 1), fc=nn.Linear(7, 2)))
+    model = randomised(Net(run, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 7, 1), fc=nn.Linear(7, 2)))
     x = torch.randn(4, *IMAGE)
     graph = trace_channels(model, x)
     assert graph.network.removable == ("a.weight", "b.weight")
