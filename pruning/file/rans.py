@@ -1,0 +1,129 @@
+"""Bits as bytes: an rANS coder (Duda, arXiv 1311.2540) for bits whose probabilities both sides know.
+
+Decision t belongs to state t % lanes. The reader holds each state x in [2^32, 2^48). With c, the parts of 65536 that
+a 1 has, it reads a bit by
+
+    low = x % 65536; bit = low < c
+    x = c * (x / 65536) + low              if bit, else
+    x = (65536 - c) * (x / 65536) + low - c
+    if x < 2^32: x = x * 65536 + the next word
+
+Bytes: the states' first values, 6 bytes each, then words of 16 bits, all little-endian. After the last decision every
+state is 2^32 and no word is left, or the bytes are damaged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruning.file.probabilities import PARTS
+
+LOWEST = 1 << 32
+STATE_BYTES, WORD_BYTES = 6, 2
+LANE_BYTES = 2048
+"""A further state for so many bytes: it costs 5 bytes, and makes long files quick to code for NumPy."""
+MOST_LANES = 4096
+
+
+def lanes_for(bits: float) -> int:
+    """States for decisions that take so many bits."""
+    return int(min(max(bits // (8 * LANE_BYTES), 1), MOST_LANES))
+
+
+def encode(chances: np.ndarray, bits: np.ndarray, lanes: int) -> bytes:
+    """The bytes of decisions (t,), `chances` being parts of 65536 in [1, 65535] that a bit is 1."""
+    starts = np.where(bits, 0, chances)
+    parts = np.where(bits, chances, PARTS - chances)
+    states, words = (_encode_one if lanes == 1 else _encode_lanes)(starts, parts, lanes)
+    return b"".join(state.to_bytes(STATE_BYTES, "little") for state in states) + words.astype("<u2").tobytes()
+
+
+def _encode_one(starts: np.ndarray, parts: np.ndarray, lanes: int) -> tuple[list[int], np.ndarray]:
+    """Plain Python, which for few states is quicker than NumPy."""
+    x, words = LOWEST, []
+    for start, part in zip(starts[::-1].tolist(), parts[::-1].tolist(), strict=True):
+        if x >= part << 32:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        quotient, rest = divmod(x, part)
+        x = (quotient << 16) + rest + start
+    return [x], np.array(words[::-1], dtype=np.int64)
+
+
+def _encode_lanes(starts: np.ndarray, parts: np.ndarray, lanes: int) -> tuple[list[int], np.ndarray]:
+    x, words = np.full(lanes, LOWEST, np.int64), []
+    for begin in range((len(starts) - 1) // lanes * lanes, -1, -lanes):
+        start, part = starts[begin : begin + lanes], parts[begin : begin + lanes]
+        own = x[: len(part)]
+        full = own >= part << 32
+        words.append((own[full] & 0xFFFF)[::-1])
+        quotient, rest = np.divmod(np.where(full, own >> 16, own), part)
+        x[: len(part)] = (quotient << 16) + rest + start
+    return x.tolist(), np.concatenate(words)[::-1] if words else np.zeros(0, np.int64)
+
+
+class Decoder:
+    """Reads the bits of one `encode`, in as many pieces as wanted.
+
+    Raises:
+        ValueError: here for bytes that cannot be such; by `end` for those that do not end as they must.
+    """
+
+    def __init__(self, data: bytes, lanes: int) -> None:
+        if len(data) < lanes * STATE_BYTES or (len(data) - lanes * STATE_BYTES) % WORD_BYTES:
+            raise ValueError(f"{len(data)} coded bytes do not hold {lanes} states and words")
+        states = [data[at : at + STATE_BYTES] for at in range(0, lanes * STATE_BYTES, STATE_BYTES)]
+        self._x = np.array([int.from_bytes(state, "little") for state in states], dtype=np.int64)
+        self._words = np.frombuffer(data, "<u2", offset=lanes * STATE_BYTES).astype(np.int64)
+        self._listed = self._words.tolist() if lanes == 1 else []
+        self._lanes, self._turn, self._read = lanes, 0, 0
+        if (self._x < LOWEST).any():
+            raise ValueError("a coded state is too small")
+
+    def bits(self, chances: np.ndarray) -> np.ndarray:
+        """The next bits (n,), bool."""
+        if self._lanes == 1:
+            return self._from_one(chances)
+        found, at = np.empty(len(chances), dtype=bool), 0
+        while at < len(chances):
+            count = min(self._lanes - self._turn, len(chances) - at)
+            own = slice(self._turn, self._turn + count)
+            found[at : at + count] = self._from_lanes(own, chances[at : at + count])
+            at, self._turn = at + count, (self._turn + count) % self._lanes
+        return found
+
+    def _from_lanes(self, own: slice, chances: np.ndarray) -> np.ndarray:
+        x = self._x[own]
+        low = x & 0xFFFF
+        bits = low < chances
+        x = np.where(bits, chances, PARTS - chances) * (x >> 16) + low - np.where(bits, 0, chances)
+        empty = x < LOWEST
+        count = int(np.count_nonzero(empty))
+        if self._read + count > len(self._words):
+            raise ValueError("the coded bytes end too early")
+        x[empty] = x[empty] << 16 | self._words[self._read : self._read + count]
+        self._read += count
+        self._x[own] = x
+        return bits
+
+    def _from_one(self, chances: np.ndarray) -> np.ndarray:
+        x, words, read, bits = int(self._x[0]), self._listed, self._read, []
+        for chance in chances.tolist():
+            low = x & 0xFFFF
+            if bit := low < chance:
+                x = chance * (x >> 16) + low
+            else:
+                x = (PARTS - chance) * (x >> 16) + low - chance
+            if x < LOWEST:
+                if read == len(words):
+                    raise ValueError("the coded bytes end too early")
+                x = x << 16 | words[read]
+                read += 1
+            bits.append(bit)
+        self._x[0], self._read = x, read
+        return np.array(bits, dtype=bool)
+
+    def end(self) -> None:
+        """Raise `ValueError` unless all bytes were used, to the last state."""
+        if self._read != len(self._words) or (self._x != LOWEST).any():
+            raise ValueError("the coded bytes do not end with the last value")
