@@ -22,12 +22,14 @@ LOWEST = 1 << 32
 STATE_BYTES, WORD_BYTES = 6, 2
 LANE_BYTES = 2048
 """A further state for so many bytes: it costs 5 bytes, and makes long files quick to code for NumPy."""
-MOST_LANES = 4096
+LEAST_LANES, MOST_LANES = 8, 4096
+"""With fewer than 8 states plain Python is quicker, so there is one."""
 
 
 def lanes_for(bits: float) -> int:
     """States for decisions that take so many bits."""
-    return int(min(max(bits // (8 * LANE_BYTES), 1), MOST_LANES))
+    lanes = int(min(bits // (8 * LANE_BYTES), MOST_LANES))
+    return lanes if lanes >= LEAST_LANES else 1
 
 
 def encode(chances: np.ndarray, bits: np.ndarray, lanes: int) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from os.path import commonprefix
 from typing import TypeAlias
 
 from spaces.network import ITEM_BYTES
@@ -170,21 +171,37 @@ def split_name(name: str) -> tuple[str, int]:
 
 def write_header(records: Sequence[Record]) -> bytes:
     """The number of records, and the records."""
-    found, path, shape = bytearray(varint(len(records))), b"", ()
+    found, path, shape = [varint(len(records))], b"", ()
     for record in records:
-        own, ending = split_name(record.name) if not isinstance(record, Norm) else (record.name, 0)
-        name = own.encode()
-        of_shape = shape if isinstance(record, Same) else record.shape
-        found.append(KINDS.index(type(record)) | ending << 3 | (name == path) << 6 | (of_shape == shape) << 7)
-        if name != path:
-            common = next((n for n, (a, b) in enumerate(zip(name, path, strict=False)) if a != b), None)
-            common = min(len(name), len(path)) if common is None else common
-            found += varint(common) + varint(len(name) - common) + name[common:]
-        if of_shape != shape:
-            found += varint(len(of_shape)) + b"".join(map(varint, of_shape))
-        found += _added(record)
-        path, shape = name, of_shape
-    return bytes(found)
+        own = shape if isinstance(record, Same) else record.shape
+        found.append(_record(record, path, shape))
+        path, shape = _path(record), own
+    return b"".join(found)
+
+
+def most_header_bytes(records: Sequence[Record]) -> int:
+    """Bytes of the header at most, of these records or of such with smaller dimensions and counts."""
+    paths = [b"", *map(_path, records)]
+    return len(varint(len(records))) + sum(
+        len(_record(record, path, None)) for record, path in zip(records, paths, strict=False)
+    )
+
+
+def _path(record: Record) -> bytes:
+    return (record.name if isinstance(record, Norm) else split_name(record.name)[0]).encode()
+
+
+def _record(record: Record, path: bytes, shape: tuple[int, ...] | None) -> bytes:
+    """A record behind one of this path and shape; without a shape its own is written whatever it is."""
+    name, ending = _path(record), 0 if isinstance(record, Norm) else split_name(record.name)[1]
+    own = shape if isinstance(record, Same) else record.shape
+    found = bytearray([KINDS.index(type(record)) | ending << 3 | (name == path) << 6 | (own == shape) << 7])
+    if name != path:
+        common = len(commonprefix([name, path]))
+        found += varint(common) + varint(len(name) - common) + name[common:]
+    if own is not None and own != shape:
+        found += varint(len(own)) + b"".join(map(varint, own))
+    return bytes(found) + _added(record)
 
 
 def _added(record: Record) -> bytes:

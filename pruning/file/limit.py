@@ -1,0 +1,90 @@
+"""A file within its limit, whatever it takes: the values that matter least are given up until it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pruning.file.container import encode
+from pruning.file.rounding import Rounded
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A file within its limit.
+
+    Attributes:
+        content: its bytes.
+        state, rounded: what it holds.
+        given_up: values that were set to zero for it.
+    """
+
+    content: bytes
+    state: dict[str, Tensor]
+    rounded: dict[str, Rounded]
+    given_up: int
+
+
+@torch.no_grad()
+def encode_within(
+    state: Mapping[str, Tensor],
+    limit: int,
+    rounded: Mapping[str, Rounded] | None = None,
+    sparse: frozenset[str] | set[str] = frozenset(),
+) -> Fitted:
+    """The file of a state dict, with as few of its smallest values set to zero as bring it within `limit` bytes.
+
+    Smallest are those whose square is, over all weights that may lose some, ties by order in the state dict. One
+    fewer of them would not fit.
+
+    Args:
+        rounded: as of `encode`; these weights may lose values.
+        sparse: further weights that may.
+
+    Raises:
+        ValueError: `limit` is below what the file takes without any of these values.
+    """
+    rounded = dict(rounded or {})
+    names = [name for name in state if name in rounded or name in sparse]
+    squares = torch.cat([_squares(state[name]) for name in names]) if names else torch.zeros(0)
+    order = squares.argsort(stable=True)
+    order = order[int((squares == 0).sum()) :]
+
+    def without(count: int) -> Fitted:
+        gone = torch.zeros(len(squares), dtype=torch.bool)
+        gone[order[:count]] = True
+        own, own_rounded, parts = dict(state), dict(rounded), gone.split([state[name].numel() for name in names])
+        for name, part in zip(names, parts, strict=True):
+            if part.any():
+                kept = ~part.view(state[name].shape)
+                own[name] = torch.where(kept, state[name].detach().cpu(), 0)
+                if name in rounded:
+                    own_rounded[name] = _masked(rounded[name], kept)
+        return Fitted(encode(own, own_rounded), own, own_rounded, count)
+
+    found = without(0)
+    if len(found.content) <= limit:
+        return found
+    found, short = without(len(order)), 0
+    if len(found.content) > limit:
+        raise ValueError(f"a limit of {limit} bytes is below what the file takes without any weight, {len(found.content)}")
+    while found.given_up - short > 1:
+        middle = without((short + found.given_up) // 2)
+        if len(middle.content) <= limit:
+            found = middle
+        else:
+            short = middle.given_up
+    return found
+
+
+def _squares(weight: Tensor) -> Tensor:
+    return weight.detach().cpu().double().flatten().square()
+
+
+def _masked(one: Rounded, kept: Tensor) -> Rounded:
+    integers = torch.where(kept, one.integers, 0)
+    alive = (integers != 0).any(dim=tuple(d for d in range(integers.dim()) if d != one.dim)) if integers.dim() > 1 else integers != 0
+    return replace(one, integers=integers, scales=torch.where(alive, one.scales, 0))

@@ -1,0 +1,97 @@
+"""A network as its file stores it: rounded weights, BatchNorms of two numbers a channel, vectors of fewer bits.
+
+In evaluation a BatchNorm multiplies by weight / sqrt(variance + eps) and adds bias - mean * that: two numbers a channel
+say all that its four vectors do. What is written is the network in this form, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pruning.file.precision import rounded_floats
+from pruning.file.rounding import Rounded, round_weight
+from pruning.modules import output_dim, prunable_weights
+from spaces.cost.coded_size import EXACT_FORM, FLOAT_BITS, NORM_FORM, VECTOR_FORM
+from spaces.validation import unknown
+
+
+@torch.no_grad()
+def to_stored_form_(model: nn.Module, bits: Mapping[str, int] | int = FLOAT_BITS) -> dict[str, Rounded]:
+    """Put a network into the form its file stores, in place; recalibrate BatchNorms before.
+
+    Without rounded weights only BatchNorms are folded, in float32. With some, gains and shifts lose all but 6 bits of
+    their mantissa, and other vectors of parameters (biases, other norms) all but 8.
+
+    Args:
+        bits: of each prunable weight, by name, or one for all: 2 to 16, or 32 for floats as they are, which is what
+            weights that are not named get.
+
+    Returns:
+        The rounded weights by name, for `encode`.
+
+    Raises:
+        ValueError: a name that is no prunable weight, bits that no weight can have, a weight that is not finite.
+    """
+    weights = prunable_weights(model)
+    wanted = dict.fromkeys(weights, bits) if not isinstance(bits, Mapping) else dict(bits)
+    for name in wanted:
+        if name not in weights:
+            raise ValueError(unknown("layer", name, weights))
+    rounded = {}
+    for name, own in wanted.items():
+        if own != FLOAT_BITS or isinstance(own, bool):
+            module = model.get_submodule(name.rpartition(".")[0])
+            rounded[name] = round_weight(weights[name], own, dim=output_dim(module))
+    for name, one in rounded.items():  # after all of them were found to be in order
+        weights[name].copy_(one.weight(weights[name].dtype))
+    form = NORM_FORM if rounded else EXACT_FORM
+    fold_norms_(model, form.mantissa, form.distance)
+    if rounded:
+        _round_vectors_(model)
+    return rounded
+
+
+def _round_vectors_(model: nn.Module) -> None:
+    inside = {f"{path}.{name}" for path in foldable(model) for name in ("weight", "bias")}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1 and parameter.dtype == torch.float32 and name not in inside:
+            parameter.copy_(rounded_floats(parameter, VECTOR_FORM.mantissa))
+
+
+
+def foldable(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorms, by path, whose evaluation is a gain and a shift: with weight, bias and statistics in float32."""
+    found = {}
+    for path, norm in model.named_modules():
+        tensors = [getattr(norm, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+        if isinstance(norm, _BatchNorm) and all(t is not None and t.dtype == torch.float32 for t in tensors):
+            found[path] = norm
+    return found
+
+
+@torch.no_grad()
+def fold_norms_(model: nn.Module, mantissa: int = NORM_FORM.mantissa, distance: int = NORM_FORM.distance) -> int:
+    """Give every foldable BatchNorm the statistics 0 and 1, and rounded weights and biases to match, in place.
+
+    What the network computes in evaluation mode changes by the rounding alone. Recalibrate before, not after.
+
+    Args:
+        mantissa: bits behind the leading one; 23 keeps float32 as it is.
+        distance: what is 2^(2^distance) or more below a norm's largest gain or shift becomes 0.
+
+    Returns:
+        The number of norms folded.
+    """
+    norms = foldable(model)
+    for norm in norms.values():
+        gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = norm.bias.double() - norm.running_mean.double() * gain
+        norm.weight.copy_(rounded_floats((gain * (1 + norm.eps) ** 0.5).float(), mantissa, distance))
+        norm.bias.copy_(rounded_floats(shift.float(), mantissa, distance))
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+    return len(norms)
