@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -53,12 +54,15 @@ def round_weight(weight: Tensor, bits: int, mask: Tensor | None = None, dim: int
         ValueError: bits that are no such number, or a weight that is not finite.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not LEAST_BITS <= bits <= MOST_BITS:
-        raise ValueError(f"bits of a rounded weight must be a whole number from {LEAST_BITS} to {MOST_BITS}, got {bits!r}")
+        raise ValueError(
+            f"bits of a rounded weight must be a whole number from {LEAST_BITS} to {MOST_BITS}, got {bits!r}; "
+            "32 leaves it as it is"
+        )
     own = weight.detach().cpu().to(torch.float64)
     if not torch.isfinite(own).all():
         raise ValueError("a weight with NaN or infinite values cannot be rounded")
     rows = (own if mask is None else own * mask.cpu()).movedim(dim, 0)
-    flat, largest = rows.reshape(len(rows), -1), 2 ** (bits - 1) - 1
+    flat, largest = rows.reshape(len(rows), prod(rows.shape[1:])), 2 ** (bits - 1) - 1
     scales = _scales(flat, largest)
     integers = _to_integers(flat, scales, largest)
     kept = (integers != 0).any(dim=1)
