@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from spaces.cost.coded_header import (
     FLOAT_FORMS,
     NORM_ENDINGS,
     Constant,
-    FloatForm,
     Floats,
     Integers,
     Norm,
@@ -152,7 +150,9 @@ def _write_rounded(writer: CodedWriter, name: str, tensor: Tensor, one: Rounded)
     flat = writer.integers(values, one.bits)
     form = writer.floats(_patterns(one.scales), "BF16", SCALES, _channels_kept(values, one.dim))
     shape, nonzero = tuple(tensor.shape), int(np.count_nonzero(values))
-    return Integers(name, shape, DTYPE_CODES[tensor.dtype], one.bits, nonzero, replace(form, nonzero=None), one.dim, flat)
+    return Integers(
+        name, shape, DTYPE_CODES[tensor.dtype], one.bits, nonzero, replace(form, nonzero=None), one.dim, flat
+    )
 
 
 def _channels_kept(values: np.ndarray, dim: int) -> np.ndarray:
@@ -264,7 +264,11 @@ def _read_tensor(source: CodedReader, record: Raw | Constant | Floats) -> Tensor
     data = np.frombuffer(source.raw(decoded_bytes(record)), np.uint8).copy()
     if dtype == torch.bool and (data > 1).any():
         raise ValueError(f"{record.name!r} holds booleans above 1")
-    return torch.from_numpy(data).view(dtype).reshape(record.shape) if len(data) else torch.zeros(record.shape, dtype=dtype)
+    return (
+        torch.from_numpy(data).view(dtype).reshape(record.shape)
+        if len(data)
+        else torch.zeros(record.shape, dtype=dtype)
+    )
 
 
 def read(path: str | Path, like: Mapping[str, Tensor] | None = None) -> Decoded:

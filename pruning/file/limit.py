@@ -70,7 +70,9 @@ def encode_within(
         return found
     found, short = without(len(order)), 0
     if len(found.content) > limit:
-        raise ValueError(f"a limit of {limit} bytes is below what the file takes without any weight, {len(found.content)}")
+        raise ValueError(
+            f"a limit of {limit} bytes is below what the file takes without any weight, {len(found.content)}"
+        )
     while found.given_up - short > 1:
         middle = without((short + found.given_up) // 2)
         if len(middle.content) <= limit:
@@ -86,5 +88,9 @@ def _squares(weight: Tensor) -> Tensor:
 
 def _masked(one: Rounded, kept: Tensor) -> Rounded:
     integers = torch.where(kept, one.integers, 0)
-    alive = (integers != 0).any(dim=tuple(d for d in range(integers.dim()) if d != one.dim)) if integers.dim() > 1 else integers != 0
+    alive = (
+        (integers != 0).any(dim=tuple(d for d in range(integers.dim()) if d != one.dim))
+        if integers.dim() > 1
+        else integers != 0
+    )
     return replace(one, integers=integers, scales=torch.where(alive, one.scales, 0))

@@ -112,10 +112,8 @@ class Decoder:
         x, words, read, bits = int(self._x[0]), self._listed, self._read, []
         for chance in chances.tolist():
             low = x & 0xFFFF
-            if bit := low < chance:
-                x = chance * (x >> 16) + low
-            else:
-                x = (PARTS - chance) * (x >> 16) + low - chance
+            bit = low < chance
+            x = chance * (x >> 16) + low if bit else (PARTS - chance) * (x >> 16) + low - chance
             if x < LOWEST:
                 if read == len(words):
                     raise ValueError("the coded bytes end too early")

@@ -1,4 +1,4 @@
-"""Weights as whole numbers of few bits, with one scale an output channel; zero stays zero, so masks stay what they are."""
+"""Weights as whole numbers of few bits, with one scale an output channel; zero stays zero, so masks survive."""
 
 from __future__ import annotations
 

@@ -62,7 +62,6 @@ def _round_vectors_(model: nn.Module) -> None:
             parameter.copy_(rounded_floats(parameter, VECTOR_FORM.mantissa))
 
 
-
 def foldable(model: nn.Module) -> dict[str, _BatchNorm]:
     """The BatchNorms, by path, whose evaluation is a gain and a shift: with weight, bias and statistics in float32."""
     found = {}

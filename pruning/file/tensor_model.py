@@ -187,7 +187,7 @@ def code_flat_places(port: Port, shape: Sequence[int], nonzero: int, kept: np.nd
 
 
 def code_flat_values(port: Port, kept: np.ndarray, largest: int, values: np.ndarray | None) -> np.ndarray:
-    """As `code_values`, all values likely alike, in row-major order: signs, then magnitudes as `Magnitudes` has them."""
+    """As `code_values`, all values likely alike, in row-major order: signs, then levels, then the bits below."""
     count, given = int(np.count_nonzero(kept)), None if values is None else values[kept]
     found = np.zeros(kept.shape, np.int64)
     if not count:

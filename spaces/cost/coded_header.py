@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from os.path import commonprefix
 from typing import TypeAlias
 
 from spaces.network import ITEM_BYTES
@@ -91,7 +90,8 @@ class Floats:
 
 @dataclass(frozen=True)
 class Integers:
-    """A rounded weight, values of so many bits and one bfloat16 scale for each index of dimension `dim` with one that is not 0.
+    """A rounded weight: values of so many bits, and one bfloat16 scale for each index of dimension `dim` that has a
+    value other than 0.
 
     Adds: its type's code, 16 more if flat, 32 more if `dim` is 1, 64 more if the scales are flat; bits; nonzero values;
     mantissa, distance, top of the scales.
@@ -197,7 +197,8 @@ def _record(record: Record, path: bytes, shape: tuple[int, ...] | None) -> bytes
     own = shape if isinstance(record, Same) else record.shape
     found = bytearray([KINDS.index(type(record)) | ending << 3 | (name == path) << 6 | (own == shape) << 7])
     if name != path:
-        common = len(commonprefix([name, path]))
+        common = next((n for n, pair in enumerate(zip(name, path, strict=False)) if len({*pair}) > 1), None)
+        common = min(len(name), len(path)) if common is None else common
         found += varint(common) + varint(len(name) - common) + name[common:]
     if own is not None and own != shape:
         found += varint(len(own)) + b"".join(map(varint, own))

@@ -72,8 +72,8 @@ def uniform_chances(largest: int) -> list[int]:
 def flat_value_bits(bits: int) -> float:
     """Bits that a value of so many bits takes at most where it is coded flat, its sign among them.
 
-    >>> round(flat_value_bits(4), 3), flat_value_bits(32)
-    (3.807, 32.0)
+    >>> round(flat_value_bits(4), 2), flat_value_bits(32)
+    (3.81, 32.0)
     """
     if bits == FLOAT_BITS:
         return float(FLOAT_BITS)
@@ -99,7 +99,7 @@ def place_bits(numel: np.ndarray, kept: np.ndarray, value_bits: np.ndarray) -> n
 
 
 def coded_bytes(bits: np.ndarray) -> np.ndarray:
-    """Bytes at most of decisions and plain bits that take so many bits, with the coder's states, float of their shape."""
+    """Bytes at most of decisions and plain bits of so many bits, with the coder's states; float, of their shape."""
     lanes = np.minimum(np.floor(bits / LANE_BITS), MOST_LANES)
     lanes = np.where(lanes < LEAST_LANES, 1, lanes)
     return np.floor(bits / 8) + LANE_BYTES * lanes + 2
@@ -145,7 +145,9 @@ class CodedSizes:
             dim = self._network.by_name[tensor.name].output_dim
             return Integers(tensor.name, tensor.shape, tensor.dtype, 16, tensor.numel, SCALE_FORM, dim)
         if tensor.dtype in FLOAT_FORMS:
-            return Floats(tensor.name, tensor.shape, tensor.dtype, replace(EXACT_FORM, nonzero=max(tensor.numel - 1, 0)))
+            return Floats(
+                tensor.name, tensor.shape, tensor.dtype, replace(EXACT_FORM, nonzero=max(tensor.numel - 1, 0))
+            )
         return Constant(tensor.name, tensor.shape, tensor.dtype if tensor.dtype in DTYPES else "U8", 2**31)
 
     def other_bits(self, rounded: bool, numel: np.ndarray | None = None) -> np.ndarray:

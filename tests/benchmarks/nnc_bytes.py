@@ -1,4 +1,6 @@
-"""Bytes that the NNC codec (ISO/IEC 15938-17, PyPI `nncodec`) takes for whole numbers. Run by an environment of its own.
+"""Bytes that the NNC codec (ISO/IEC 15938-17, PyPI `nncodec`) takes for whole numbers.
+
+It is run by an environment of its own, which `bytes.py --make-nnc` makes:
 
     PYTHON tests/benchmarks/nnc_bytes.py INTEGERS.npz
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from itertools import pairwise
 
 ENDINGS = ("", ".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked")
 TYPES = ("F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -87,7 +88,7 @@ class Kind:
 
 def rounds(shape: tuple[int, int, int]) -> list[list[tuple[int, int, int]]]:
     found = []
-    for low, high in zip(STARTS, STARTS[1:], strict=False):
+    for low, high in pairwise(STARTS):
         found.append(
             [
                 (r, c, p)
@@ -263,7 +264,7 @@ class File:
 
     def floats(self, grid: tuple, kept: set, dtype: str, form: list[int], flat: int, role: str) -> list[float]:
         mantissa, distance, top, _ = form
-        exponent_bits, mantissa_bits = FLOATS[dtype]
+        exponent_bits = FLOATS[dtype][0]
         own = [place for place in every(grid) if place in kept]
         if flat:
             taken = [self.plain.take(1 + distance) for _ in own]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -26,7 +25,7 @@ from pruning.file.probabilities import PARTS, bits_of
 from pruning.file.rounding import Rounded, round_weight
 from pruning.file.stored_form import to_stored_form_
 from pruning.sparse_file import DamagedFile, read_sparse, write_sparse
-from spaces.cost.coded_header import Constant, Floats, FloatForm, Integers, write_header
+from spaces.cost.coded_header import Constant, FloatForm, Floats, Integers, write_header
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "model-v2.sparse"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -103,7 +102,9 @@ def states(draw):
         generator = np.random.default_rng(seed)
         kept = generator.random(shape) < draw(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
         bits, spread = draw(st.sampled_from([2, 3, 4, 8, 13, 16, 32])), draw(st.sampled_from([0.0, 1.0, 30.0]))
-        values = torch.from_numpy(np.asarray(generator.standard_normal(shape) * np.exp(spread * generator.random(shape)) * kept))
+        values = torch.from_numpy(
+            np.asarray(generator.standard_normal(shape) * np.exp(spread * generator.random(shape)) * kept)
+        )
         name = draw(st.sampled_from(["a.weight", "b.bias", "b.c.weight", "ü", "d"])) + str(number) * (number > 2)
         dtype = draw(st.sampled_from(FLOATS))
         values = values.clamp(-6e4, 6e4).to(dtype)
@@ -117,7 +118,7 @@ def states(draw):
 
 
 class TestRoundTrip:
-    @settings(deadline=None, max_examples=60, derandomize=True)
+    @settings(deadline=None, max_examples=40, derandomize=True)
     @given(given=states())
     @example(given=({}, {}))
     def test_any_state_comes_back_and_the_independent_decoder_agrees(self, given):
@@ -163,22 +164,10 @@ class TestRoundTrip:
         with pytest.raises(ValueError, match="'w' is not the one in the state dict"):
             encode({"w": torch.tensor([[1.0, 3.0]])}, {"w": one})
 
-    def test_bytes_do_not_depend_on_memory_layout_or_threads(self):
+    def test_bytes_do_not_depend_on_memory_layout(self):
         weight = torch.randn(24, 16, 3, 3, generator=torch.Generator().manual_seed(0))
         last = weight.to(memory_format=torch.channels_last)
         assert encode({"w": weight}) == encode({"w": last})
-        code = (
-            "import torch, hashlib; from pruning.file.container import encode; torch.manual_seed(0);"
-            "print(hashlib.sha256(encode({'w': torch.randn(40, 30)})).hexdigest())"
-        )
-        runs = [
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None).stdout
-            for _ in range(1)
-        ]
-        torch.manual_seed(0)
-        import hashlib
-
-        assert runs == [hashlib.sha256(encode({"w": torch.randn(40, 30)})).hexdigest() + "\n"]
 
 
 class TestDamage:
@@ -200,14 +189,14 @@ class TestDamage:
             decode(with_checksum(GOLDEN.read_bytes() + b"\0\0"))
 
     def test_a_later_version_says_so(self):
-        with pytest.raises(ValueError, match="is of version b'3'.*update prunefront"):
+        with pytest.raises(ValueError, match=r"is of version b'3'.*update prunefront"):
             decode(GOLDEN.read_bytes().replace(b"PRF2", b"PRF3", 1))
 
     def test_whatever_else_is_changed_ends_in_a_value_error(self):
         """Checksums set right: what a stranger, not an accident, would send."""
         content, generator = GOLDEN.read_bytes(), np.random.default_rng(5)
         refused = 0
-        for _ in range(600):
+        for _ in range(200):
             own = bytearray(content)
             for place in generator.integers(8, len(own), generator.integers(1, 4)):
                 own[place] = generator.integers(256)
@@ -216,7 +205,7 @@ class TestDamage:
             except ValueError as error:
                 refused += 1
                 assert len(str(error)) < 500
-        assert refused > 400  # others change values alone
+        assert refused > 130  # others change values alone
 
     @pytest.mark.parametrize(
         "record",

@@ -1,0 +1,191 @@
+"""Sizes before training: a bound that no file exceeds, a prediction, and a file made to fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pruning.channels.tracing import trace_channels
+from pruning.file.container import decode, encode
+from pruning.file.limit import encode_within
+from pruning.file.rounding import Rounded
+from pruning.file.stored_form import foldable, to_stored_form_
+from pruning.modules import prunable_weights
+from spaces import PruningPolicy
+from spaces.cost.coded_size import CodedSizes, bound_of, coded_bytes, counts_of, place_bits
+
+BITS = (2, 3, 4, 5, 8, 16, 32)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 20, 3), nn.ReLU(),
+        nn.ConvTranspose2d(20, 6, 2), nn.Flatten(), nn.Linear(6 * 25, 7),
+    ).eval()  # fmt: skip
+
+
+EXAMPLE = torch.randn(2, 2, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def sizes() -> CodedSizes:
+    model = network()
+    return CodedSizes(trace_channels(model, EXAMPLE).network, foldable(model))
+
+
+def fill_(weight: torch.Tensor, bits: int, how: str, generator: torch.Generator) -> None:
+    """Values that are hard to code: all likely alike, all the largest but one, magnitudes over many octaves."""
+    largest = 2 ** (min(bits, 16) - 1) - 1
+    signs = torch.randint(0, 2, weight.shape, generator=generator) * 2.0 - 1
+    if how == "alike":
+        size = torch.randint(1, largest + 1, weight.shape, generator=generator).float()
+        size.flatten(1)[:, 0] = largest
+    elif how == "largest":
+        size = torch.full(weight.shape, float(largest))
+    else:
+        size = torch.exp(30 * torch.rand(weight.shape, generator=generator) - 15)
+    weight.data = signs * size
+
+
+class TestBound:
+    @settings(deadline=None, max_examples=25, derandomize=True)
+    @given(
+        shares=st.lists(st.sampled_from([0.0, 0.03, 0.3, 0.9, 1.0]), min_size=4, max_size=4),
+        bits=st.lists(st.sampled_from(BITS), min_size=4, max_size=4),
+        how=st.sampled_from(["alike", "largest", "octaves"]),
+        pattern=st.sampled_from(["random", "rows", "first"]),
+        seed=st.integers(0, 999),
+    )
+    def test_no_file_is_larger(self, sizes, shares, bits, how, pattern, seed):
+        generator, model = torch.Generator().manual_seed(seed), network()
+        weights, kept = prunable_weights(model), []
+        for share, own, weight in zip(shares, bits, weights.values(), strict=True):
+            fill_(weight, own, how, generator)
+            order = torch.rand(weight.shape, generator=generator)
+            if pattern == "rows":
+                order += torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1))
+            if pattern == "first":
+                order = torch.arange(weight.numel()).view(weight.shape).float()
+            mask = order.flatten().argsort().argsort().view(weight.shape) < round(share * weight.numel())
+            weight.data *= mask
+            kept.append(int(weight.count_nonzero()))
+        for norm in foldable(model).values():
+            norm.weight.data = torch.exp(20 * torch.randn(12, generator=generator))
+        rounded = to_stored_form_(model, dict(zip(weights, bits, strict=True)))
+        written = len(encode(model.state_dict(), rounded))
+        numel = np.array([w.numel() for w in weights.values()])
+        assert written <= sizes.bound(numel, np.array(kept), np.array(bits))
+
+    def test_it_never_falls_where_anything_grows(self, sizes):
+        generator = np.random.default_rng(0)
+        numel = np.array([layer.numel for layer in sizes.layers])
+        for _ in range(200):
+            kept, bits = generator.integers(0, numel + 1), generator.choice(BITS, 4)
+            layer = generator.integers(4)
+            more, wider = kept.copy(), bits.copy()
+            more[layer] = generator.integers(kept[layer], numel[layer] + 1)
+            wider[layer] = generator.choice([b for b in BITS if b >= bits[layer]])
+            points = sizes.bound(numel, np.stack([kept, more]), bits)
+            assert points[0] <= points[1]
+            assert sizes.bound(numel, kept, bits) <= sizes.bound(numel, kept, wider)
+            assert sizes.bound(numel, kept, bits) <= sizes.bound(numel + 5, kept, bits)
+
+    def test_many_at_once_are_what_each_is_alone(self, sizes):
+        numel = np.array([layer.numel for layer in sizes.layers])
+        kept = np.random.default_rng(1).integers(0, numel + 1, (3, 5, 4))
+        bits = np.random.default_rng(2).choice(BITS, (3, 5, 4))
+        for ask in (sizes.bound, sizes.predicted):
+            all_of_them = ask(numel, kept, bits)
+            assert all_of_them.shape == (3, 5)
+            assert all_of_them[1, 3] == ask(numel, kept[1, 3], bits[1, 3])
+
+    def test_places_alone_are_the_entropy_by_hand(self):
+        # 250 of 1000: 811.278 bits of places; 3 bits each of values
+        assert place_bits(np.array(1000), np.array(250), np.array(3.0)) == pytest.approx(811.278 + 750, rel=3e-4)
+        # where nearly all is kept, log2(1 + 2^3) bits each
+        assert place_bits(np.array(1000), np.array(990), np.array(3.0)) == pytest.approx(1000 * np.log2(9), rel=3e-4)
+        assert coded_bytes(np.array([0.0, 80.0])).tolist() == [8, 18]
+
+    def test_a_prediction_is_never_above_the_bound(self, sizes):
+        numel = np.array([layer.numel for layer in sizes.layers])
+        kept = (numel * np.array([[1.0], [0.3], [0.02]])).astype(int)
+        for bits in BITS:
+            assert (sizes.predicted(numel, kept, np.array(bits)) <= sizes.bound(numel, kept, np.array(bits))).all()
+
+    def test_a_policy_by_its_counts(self, sizes):
+        graph = trace_channels(network(), EXAMPLE)
+        policy = PruningPolicy({"0.weight": 0.5, "3.weight": 0.9}, {"0.weight": "channel", "3.weight": "fine-grained"})
+        numel, kept, bits, others = counts_of(sizes, graph.network, policy, {"3.weight": 4})
+        assert numel.tolist() == [6 * 18, 20 * 6 * 9, 480, 1050]
+        assert kept.tolist() == [108, 108, 480, 1050]
+        assert bits.tolist() == [32, 4, 32, 32]
+        assert bound_of(sizes, graph.network, policy, 4) < bound_of(sizes, graph.network, PruningPolicy({}), 4)
+        assert others.sum() == 6 * 4 + 1 + 20 + 6 + 7
+
+
+class TestLimit:
+    @pytest.mark.parametrize(
+        ("share", "bits", "seed"), [(0.1, 3, 0), (0.55, 8, 1), (0.93, 4, 2), (0.4, 32, 3), (1.05, 8, 4)]
+    )
+    def test_it_fits_and_one_value_fewer_would_not(self, share, bits, seed):
+        model = nn.Sequential(nn.Conv2d(2, 9, 3), nn.BatchNorm2d(9), nn.ConvTranspose2d(9, 4, 2))
+        generator = torch.Generator().manual_seed(seed)
+        for weight in prunable_weights(model).values():
+            weight.data = torch.randn(weight.shape, generator=generator)
+        rounded = to_stored_form_(model, bits)
+        state, names = model.state_dict(), set(prunable_weights(model))
+        whole, least = len(encode(state, rounded)), len(encode(*_without_all(state, rounded, names)))
+        limit = least + int(share * (whole - least))
+        found = encode_within(state, limit, rounded, names)
+        assert len(found.content) <= limit
+        assert (found.given_up == 0) == (whole <= limit)
+        back = decode(found.content, state)
+        for name, tensor in back.state.items():
+            assert torch.equal(tensor, found.state[name])
+            lost = (state[name] != 0) & (tensor == 0)
+            assert torch.equal(tensor[~lost], state[name][~lost])
+        gone = torch.cat([state[n][(found.state[n] == 0) & (state[n] != 0)].abs() for n in sorted(names)])
+        stay = torch.cat([found.state[n][found.state[n] != 0].abs() for n in sorted(names)])
+        assert len(gone) == found.given_up
+        if found.given_up:
+            assert not len(stay) or gone.max() <= stay.min() * (1 + 1e-6)
+            one_more = _back(state, rounded, found, names)
+            assert len(encode(*one_more)) > limit
+
+    def test_a_limit_below_everything_else_is_refused(self):
+        model = network()
+        rounded = to_stored_form_(model, 4)
+        with pytest.raises(
+            ValueError, match=r"a limit of 20 bytes is below what the file takes without any weight, \d+"
+        ):
+            encode_within(model.state_dict(), 20, rounded)
+
+
+def _without_all(state, rounded, names):
+    gone = {name: Rounded(one.integers * 0, one.scales * 0, one.bits, one.dim) for name, one in rounded.items()}
+    return state | {name: state[name] * 0 for name in names}, gone
+
+
+def _back(state, rounded, found, names):
+    """The fitted state with the largest value that it gave up put back, the last of equal ones."""
+    order = [name for name in state if name in names]
+    gone = {name: (found.state[name] == 0) & (state[name] != 0) for name in order}
+    size = {name: (state[name].double() ** 2 * gone[name]).flatten() for name in order}
+    most = max(float(part.max()) for part in size.values())
+    name = [name for name in order if float(size[name].max()) == most][-1]
+    place = int((size[name] == most).nonzero()[-1])
+    own, own_rounded = dict(found.state), dict(found.rounded)
+    own[name] = own[name].clone()
+    own[name].view(-1)[place] = state[name].flatten()[place]
+    if name in rounded:
+        integers = found.rounded[name].integers.clone()
+        integers.view(-1)[place] = rounded[name].integers.flatten()[place]
+        alive = (integers != 0).movedim(rounded[name].dim, 0).flatten(1).any(dim=1)
+        scales = torch.where(alive, rounded[name].scales, 0)
+        own_rounded[name] = Rounded(integers, scales, rounded[name].bits, rounded[name].dim)
+    return own, own_rounded
