@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -26,10 +27,18 @@ from spaces.cost.coded_header import FloatForm
 
 WEIGHTS, SCALES, GAINS, SHIFTS, INTEGERS = "weights", "scales", "gains", "shifts", "integers"
 """Kinds of tensors that learn from one another."""
+MOST_ELEMENTS = 2**29
+"""In a coded tensor, so that products of counts stay below 2^63."""
 
 
 def as_grid(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Rows, columns and positions of a tensor."""
+    """Rows, columns and positions of a tensor.
+
+    Raises:
+        ValueError: more elements than counts have room for.
+    """
+    if prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"a tensor of {prod(shape)} elements is above the {MOST_ELEMENTS} that can be coded")
     rows, columns = (*shape, 1, 1)[:2]
     return rows, columns, int(np.prod(shape[2:], dtype=np.int64))
 

@@ -15,7 +15,7 @@ from pruning.file.coding import GAINS, SCALES, SHIFTS, WEIGHTS, CodedReader, Cod
 from pruning.file.floats import PATTERNS
 from pruning.file.rans import MOST_LANES
 from pruning.file.rounding import Rounded
-from pruning.sparse_file import DTYPE_CODES, LONGEST_SAID, DamagedFile
+from pruning.sparse_file import DTYPE_CODES, LONGEST_SAID, DamagedFile, read_sparse
 from spaces.cost.coded_header import (
     FLOAT_FORMS,
     NORM_ENDINGS,
@@ -272,7 +272,7 @@ def _read_tensor(source: CodedReader, record: Raw | Constant | Floats) -> Tensor
 
 
 def read(path: str | Path, like: Mapping[str, Tensor] | None = None) -> Decoded:
-    """The content of a file.
+    """The content of a file of version 2, or of version 1, which has no rounded weights.
 
     Raises:
         DamagedFile: it does not decode, or holds other tensors than `like`.
@@ -282,10 +282,12 @@ def read(path: str | Path, like: Mapping[str, Tensor] | None = None) -> Decoded:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return decode(path.read_bytes(), like)
+        content = path.read_bytes()
+        if content[:3] != MAGIC:
+            return Decoded(read_sparse(path, like), {})
+        return decode(content, like)
+    except DamagedFile:
+        raise
     except (ValueError, MemoryError, OverflowError, OSError) as error:
         said = shortened(" ".join(str(error).splitlines()), LONGEST_SAID)
         raise DamagedFile(f"{path.name} does not decode: {said}; export the trial again") from None
-
-
-__all__ = ["Decoded", "decode", "encode", "read"]

@@ -29,14 +29,15 @@ _PROBABILITIES = np.array(
 
 
 def log2_steps(numbers: np.ndarray) -> np.ndarray:
-    """Logarithms of whole numbers in [1, 2^53), int64 of their shape; what is behind the 12 leading bits is cut off.
+    """Logarithms of whole numbers in [1, 2^63), int64 of their shape; what is behind the 12 leading bits is cut off.
 
     >>> log2_steps(np.array([1, 2, 3, 4096])).tolist()
     [0, 256, 406, 3072]
     """
-    fraction, exponent = np.frexp(numbers)
+    large = numbers >> 52 > 0  # and no longer exact as a float
+    fraction, exponent = np.frexp(np.where(large, numbers >> 12, numbers))
     leading = (fraction * 2 ** (MANTISSA + 1)).astype(np.int64)
-    return (exponent.astype(np.int64) - 1) * STEPS + _LOGARITHMS[leading - 2**MANTISSA]
+    return (exponent.astype(np.int64) - 1 + 12 * large) * STEPS + _LOGARITHMS[leading - 2**MANTISSA]
 
 
 def probabilities(log_odds: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ from search.training.evaluate import PreparedModel, evaluate_policy
 from search.workloads import Workload, get_workload
 from search.workloads.vgg import VGG9
 from spaces.allocation.allocators import allocate
-from spaces.allocation.budget import Target
+from spaces.allocation.budget import Target, Unreachable
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.coded_size import CodedSizes
 from spaces.policy import PruningPolicy
@@ -85,7 +85,11 @@ def networks(workload: Workload, kept: list[float], seed: int, cache: Path) -> I
         if share == 1:
             yield share, dense
             continue
-        sparsity = allocate("lamp", Target(subject.network, share, metric="nonzero"), inputs)
+        try:
+            sparsity = allocate("lamp", Target(subject.network, share, metric="nonzero"), inputs)
+        except Unreachable as error:
+            print(f"{workload.name}, {share:g} kept: {error}", file=sys.stderr)
+            continue
         policy = PruningPolicy(sparsity, "fine-grained", schedule=Schedule("one-shot"))
         made = evaluate_policy(subject, policy, workload.recipe.trial_epochs, seed)
         if made.model is None:

@@ -16,12 +16,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import small_decoder
 from small_decoder import File
 
 from pruning.file import container, rans
-from pruning.file.coding import CodedReader, CodedWriter
+from pruning.file.coding import CodedReader, CodedWriter, as_grid
 from pruning.file.container import decode, encode, read
-from pruning.file.probabilities import PARTS, bits_of
+from pruning.file.probabilities import PARTS, bits_of, log2_steps, probabilities
 from pruning.file.rounding import Rounded, round_weight
 from pruning.file.stored_form import to_stored_form_
 from pruning.sparse_file import DamagedFile, read_sparse, write_sparse
@@ -240,10 +241,37 @@ class TestDamage:
         with pytest.raises(FileNotFoundError, match="no file"):
             read(tmp_path / "none")
 
-    def test_version_1_is_still_read_by_its_own_reader(self, tmp_path):
+    def test_version_1_is_read_as_well(self, tmp_path):
         model = nn.Linear(4, 3)
         write_sparse(model, tmp_path / "m")
-        assert torch.equal(read_sparse(tmp_path / "m")["weight"], model.weight)
+        found = read(tmp_path / "m", model.state_dict())
+        assert found.rounded == {}
+        assert torch.equal(found.state["weight"], model.weight)
+
+    def test_more_elements_than_counts_have_room_for(self):
+        with pytest.raises(
+            ValueError, match=r"a tensor of 536870913 elements is above the 536870912 that can be coded"
+        ):
+            as_grid((2**29 + 1,))
+
+
+class TestProbabilities:
+    def test_logarithms_are_the_independent_decoders(self):
+        generator = np.random.default_rng(0)
+        numbers = (2.0 ** generator.uniform(0, 62.9, 2000)).astype(np.int64)
+        edges = [2**k - 1 for k in range(1, 64)] + [2**k for k in range(63)]
+        given = np.array([*numbers.tolist(), *edges])
+        assert log2_steps(given).tolist() == [small_decoder.log2(int(number)) for number in given]
+
+    def test_chances_are_the_independent_decoders(self):
+        odds = np.arange(-3200, 3201)
+        assert probabilities(odds).tolist() == [small_decoder.chance(int(one)) for one in odds]
+
+    def test_no_entry_of_the_tables_is_near_a_tie(self):
+        """Another machine's logarithm may differ in its last bits."""
+        places, odds = np.arange(2048), np.arange(-3072, 3073)
+        for exact in (256 * np.log2(1 + places / 2048), 65536 / (1 + 2.0 ** (-odds / 256))):
+            assert np.abs(exact % 1 - 0.5).min() > 1e-6
 
 
 class TestCost:
