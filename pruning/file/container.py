@@ -65,7 +65,10 @@ def encode(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded] | None = 
         ValueError: a rounded weight that is not the one in `state`, or a type the file cannot hold.
     """
     rounded = rounded or {}
-    writer, records, seen, names = CodedWriter(), [], {}, {}
+    writer = CodedWriter()
+    records: list[Record] = []
+    seen: dict[tuple[object, ...], str] = {}
+    names: dict[str, int] = {}
     norms = _norms(state, rounded)
     inside = {path + ending for path in norms for ending in NORM_ENDINGS}
     for name, tensor in state.items():
@@ -215,7 +218,9 @@ def _check(records: Sequence[Record], size: int, bits_left: int, like: Mapping[s
     at_least = sum(plain_bits(record) for record in records if not isinstance(record, Integers))
     if not at_least <= bits_left < at_most + 8:
         raise ValueError(f"it promises {at_least} to {at_most} plain bits, and {bits_left} are there")
-    for record in records if like is not None else ():
+    if like is None:
+        return
+    for record in records:
         for name, (dtype, shape) in _promised(record).items():
             if (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (dtype, shape):
                 raise ValueError(f"tensor {name!r} is of {dtype} and shape {shape}, the network's is not")

@@ -87,10 +87,13 @@ def fold_norms_(model: nn.Module, mantissa: int = NORM_FORM.mantissa, distance: 
     """
     norms = foldable(model)
     for norm in norms.values():
-        gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = norm.bias.double() - norm.running_mean.double() * gain
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        gain = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
+        shift = norm.bias.double() - mean.double() * gain
         norm.weight.copy_(rounded_floats((gain * (1 + norm.eps) ** 0.5).float(), mantissa, distance))
         norm.bias.copy_(rounded_floats(shift.float(), mantissa, distance))
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1)
+        mean.zero_()
+        variance.fill_(1)
     return len(norms)

@@ -238,7 +238,7 @@ class Magnitudes:
     def __init__(self, shape: Sequence[int], largest: int, memory: Memory, kind: object) -> None:
         self._top, self._kind, self._memory = largest.bit_length() - 1, kind, memory
         self._more = [Decisions(shape, memory.of((kind, "more", level))) for level in range(self._top)]
-        self._below: dict[tuple[int, int], np.ndarray] = {}
+        self._below: dict[int, np.ndarray] = {}
 
     def code(self, port: Port, places: Sequence[np.ndarray], values: np.ndarray | None) -> np.ndarray:
         """Magnitudes (n,) of the elements at these rows, columns and positions."""

@@ -171,7 +171,8 @@ def split_name(name: str) -> tuple[str, int]:
 
 def write_header(records: Sequence[Record]) -> bytes:
     """The number of records, and the records."""
-    found, path, shape = [varint(len(records))], b"", ()
+    found, path = [varint(len(records))], b""
+    shape: tuple[int, ...] = ()
     for record in records:
         own = shape if isinstance(record, Same) else record.shape
         found.append(_record(record, path, shape))
@@ -219,9 +220,9 @@ def _added(record: Record) -> bytes:
     if isinstance(record, Integers):
         code = DTYPES.index(record.dtype) + 16 * record.flat + 32 * record.dim + 64 * record.scales.flat
         return bytes([code, record.bits]) + varint(record.nonzero) + _form(record.scales, True)
-    full = [form.nonzero == prod(record.shape) for form in (record.weight, record.bias)]
-    flags = record.weight.flat + 2 * full[0] + 4 * record.bias.flat + 8 * full[1]
-    return bytes([flags]) + varint(record.batches) + _form(record.weight, full[0]) + _form(record.bias, full[1])
+    of_weight, of_bias = (form.nonzero == prod(record.shape) for form in (record.weight, record.bias))
+    flags = record.weight.flat + 2 * of_weight + 4 * record.bias.flat + 8 * of_bias
+    return bytes([flags]) + varint(record.batches) + _form(record.weight, of_weight) + _form(record.bias, of_bias)
 
 
 def _form(form: FloatForm, full: bool) -> bytes:
@@ -265,7 +266,8 @@ def read_header(data: bytes) -> list[Record]:
         ValueError: a header that no `write_header` made.
     """
     reader, records, names = Reader(data), [], dict[str, None]()
-    path, shape = b"", ()
+    path = b""
+    shape: tuple[int, ...] = ()
     for _ in range(reader.number(len(data))):
         first = reader.byte()
         kind, ending = first & 7, first >> 3 & 7

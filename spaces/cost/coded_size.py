@@ -210,7 +210,7 @@ class CodedSizes:
     def _rounded(self, kept: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether any layer is rounded (...,), and how many scales there are at most (...,)."""
         rounded = bits < FLOAT_BITS
-        return rounded.any(axis=-1), (np.minimum(self._channels, kept) * rounded).sum(axis=-1)
+        return np.asarray(rounded.any(axis=-1)), (np.minimum(self._channels, kept) * rounded).sum(axis=-1)
 
 
 def _looked_up(function: Callable[[int], float], bits: np.ndarray) -> np.ndarray:
