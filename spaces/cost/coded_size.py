@@ -29,6 +29,7 @@ from spaces.cost.coded_header import (
     write_header,
 )
 from spaces.cost.effect import kept_units, masked_in
+from spaces.cost.removal import shapes_after
 from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.policy import PruningPolicy
 
@@ -231,14 +232,13 @@ def counts_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What a policy leaves, as `CodedSizes.bound` takes it: numel, kept, bits (n,), and the others' numel."""
     network.require(policy.sparsity)
-    units = {number: group.units for number, group in enumerate(network.groups)}
-    left, masks = kept_units(network, policy.channel_requests()), policy.mask_requests()
-    shapes = [tensor.shrunk(left, units) for tensor in sizes.layers]
+    left = shapes_after(network, kept_units(network, policy.channel_requests()))
+    masks, shapes = policy.mask_requests(), [left[tensor.name] for tensor in sizes.layers]
     masked = [
         masked_in(network.by_name[t.name], policy.granularity_of(t.name), shape, masks.get(t.name, 0.0))
         for t, shape in zip(sizes.layers, shapes, strict=True)
     ]
     numel = np.array(list(map(prod, shapes)))
     of_layers: Sequence[int] = [bits if isinstance(bits, int) else bits.get(t.name, FLOAT_BITS) for t in sizes.layers]
-    others = np.array([prod(tensor.shrunk(left, units)) for tensor in sizes.others])
+    others = np.array([prod(left[tensor.name]) for tensor in sizes.others])
     return numel, numel - np.array(masked, dtype=int), np.array(of_layers), others
