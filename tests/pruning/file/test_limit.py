@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,18 @@ class TestBound:
         written = len(encode(model.state_dict(), rounded))
         numel = np.array([w.numel() for w in weights.values()])
         assert written <= sizes.bound(numel, np.array(kept), np.array(bits))
+
+    def test_it_is_nearly_reached_where_all_values_are_alike(self):
+        generator, model = torch.Generator().manual_seed(0), nn.Sequential(nn.Linear(120, 90)).eval()
+        fill_(model[0].weight, 6, "alike", generator)
+        model[0].bias.data = torch.exp(20 * torch.randn(90, generator=generator))
+        sizes = CodedSizes(trace_channels(model, torch.randn(2, 120)).network)
+        for share in (1.0, 0.3):
+            model[0].weight.data *= torch.rand(90, 120, generator=generator) < share
+            own = copy.deepcopy(model)
+            written = len(encode(own.state_dict(), to_stored_form_(own, 6)))
+            bound = sizes.bound(np.array([10800]), model[0].weight.count_nonzero().numpy()[None], np.array([6]))
+            assert 0.97 * bound < written <= bound
 
     def test_it_never_falls_where_anything_grows(self, sizes):
         generator = np.random.default_rng(0)
