@@ -137,6 +137,8 @@ class Network:
         aliases: further `state_dict()` names of shared tensors, name -> the name in `tensors`.
         other_macs: of one example, in products with anything but a complete weight: no removal lowers them.
         uncounted: multiplications that no MACs count, each in a few words.
+        folded_norms: paths of the BatchNorms whose evaluation is a gain and a shift, which files of rounded weights
+            store instead of their four vectors.
     """
 
     tensors: tuple[StoredTensor, ...]
@@ -145,6 +147,7 @@ class Network:
     aliases: Mapping[str, str] = field(default_factory=dict)
     other_macs: int = 0
     uncounted: tuple[str, ...] = ()
+    folded_norms: tuple[str, ...] = ()
 
     @cached_property
     def prunable(self) -> tuple[Layer, ...]:

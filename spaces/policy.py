@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from spaces.bits import FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import COMBINED, GRANULARITIES
 from spaces.schedule import SCHEDULES, Schedule
@@ -28,6 +29,17 @@ def _checked_layers(field_name: str, mapping: Mapping[str, float]) -> Mapping[st
     return MappingProxyType({name: check_sparsity(v, f"{field_name} of {name!r}") for name, v in mapping.items()})
 
 
+def _checked_bits(bits: Any) -> int | Mapping[str, int]:
+    if not isinstance(bits, Mapping):
+        return check_bits(bits)
+    for name in bits:
+        if not isinstance(name, str):
+            raise ValueError(f"bits must have layer names as keys, got {name!r}")
+    widths = {name: check_bits(value, f"bits of {name!r}") for name, value in bits.items()}
+    rounded = {name: width for name, width in widths.items() if width < FLOAT_BITS}
+    return MappingProxyType(rounded) if rounded else FLOAT_BITS
+
+
 @dataclass(frozen=True)
 class PruningPolicy:
     """A complete decision on how to prune, independent of any model; immutable, comparable, and stored as JSON.
@@ -40,11 +52,15 @@ class PruningPolicy:
         removal: layer -> share of output channels removed first; masks then act on what stays.
         criterion: which units go first: one of `spaces.criteria.CRITERIA`, or one of the user's own.
         schedule: a `Schedule`, or its kind as a string.
+        bits: width of a stored weight value, one of `spaces.bits.BITS` for all layers, or layer -> width (a layer
+            without an entry has 32, and entries of 32 are dropped). Below 32 the network computes with weights rounded
+            to whole numbers times a scale an output channel; zeros stay zero. Layers that nothing is removed from are
+            rounded as well.
 
     Raises:
-        ValueError: a share outside [0, 1), an unknown granularity, criterion or schedule, a criterion that is not
-            defined for a granularity in use, or a layer with granularity `channel` that has a removal as well (its
-            sparsity is the removal).
+        ValueError: a share outside [0, 1), an unknown granularity, criterion or schedule, bits that no value has, a
+            criterion that is not defined for a granularity in use, or a layer with granularity `channel` that has a
+            removal as well (its sparsity is the removal).
 
     >>> PruningPolicy({"conv.weight": 0.5}).to_dict()["sparsity"]
     {'conv.weight': 0.5}
@@ -55,6 +71,7 @@ class PruningPolicy:
     removal: Mapping[str, float] = field(default_factory=dict)
     criterion: str = "magnitude-l2"
     schedule: Schedule = field(default_factory=Schedule)
+    bits: int | Mapping[str, int] = FLOAT_BITS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", _checked_layers("sparsity", self.sparsity))
@@ -70,6 +87,7 @@ class PruningPolicy:
             object.__setattr__(self, "schedule", Schedule(self.schedule))
         if not isinstance(self.schedule, Schedule):
             raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        object.__setattr__(self, "bits", _checked_bits(self.bits))
         for name in self.removal:
             if self.sparsity.get(name, 0.0) > 0 and self.granularity_of(name) == "channel":
                 raise ValueError(
@@ -85,6 +103,15 @@ class PruningPolicy:
         if isinstance(self.granularity, Mapping):
             return self.granularity.get(layer, "fine-grained")
         return self.granularity
+
+    def bits_of(self, layer: str) -> int:
+        """The width of a stored value of `layer`."""
+        return self.bits.get(layer, FLOAT_BITS) if isinstance(self.bits, Mapping) else self.bits
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether any weight is stored in fewer than 32 bits."""
+        return self.bits != FLOAT_BITS
 
     def _granularities_in_use(self) -> list[str]:
         """Granularities of the layers with a request, in order; removals are of channels."""
@@ -118,7 +145,7 @@ class PruningPolicy:
         return combined if combined in (*COMBINED, "channel") else word
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with a `version`, sorted by layer name; the inverse of `from_dict`."""
+        """Plain data with a `version`, sorted by layer name; the inverse of `from_dict`. Bits of 32 are left out."""
         granularity = self.granularity if isinstance(self.granularity, str) else dict(sorted(self.granularity.items()))
         return {
             "version": POLICY_VERSION,
@@ -127,7 +154,13 @@ class PruningPolicy:
             "removal": dict(sorted(self.removal.items())),
             "criterion": self.criterion,
             "schedule": self.schedule.to_dict(),
+            **self._stored_bits(),
         }
+
+    def _stored_bits(self) -> dict[str, Any]:
+        if not self.is_rounded:
+            return {}
+        return {"bits": dict(sorted(self.bits.items())) if isinstance(self.bits, Mapping) else self.bits}
 
     def to_json(self) -> str:
         """Indented JSON text with sorted layers, ending in a newline."""
@@ -138,7 +171,7 @@ class PruningPolicy:
         """Read what `to_dict` wrote; unknown keys and other versions raise `ValueError`."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a policy must be a mapping as `to_dict` writes it, got {type(data).__name__}")
-        fields = {"version", "sparsity", "granularity", "removal", "criterion", "schedule"}
+        fields = {"version", "sparsity", "granularity", "removal", "criterion", "schedule", "bits"}
         for key in data:
             if key not in fields:
                 raise ValueError(unknown("policy key", key, fields))
@@ -146,7 +179,7 @@ class PruningPolicy:
             raise ValueError(f"policy version must be {POLICY_VERSION}, got {data.get('version')!r}")
         if "sparsity" not in data:
             raise ValueError("policy has no 'sparsity': add {layer: share removed}")
-        rest = {key: data[key] for key in ("granularity", "removal", "criterion") if key in data}
+        rest = {key: data[key] for key in ("granularity", "removal", "criterion", "bits") if key in data}
         if "schedule" in data:
             schedule = data["schedule"]
             if isinstance(schedule, Mapping):
@@ -163,7 +196,8 @@ class PruningPolicy:
     def digest(self) -> str:
         """16 hex digits that identify the policy's content.
 
-        Layers without a request do not change it, nor do schedule settings that have no effect on the schedule's kind.
+        Layers without a request do not change it, nor do bits of 32, nor schedule settings that have no effect on the
+        schedule's kind.
         """
         data = self.to_dict()
         for key in ("sparsity", "removal"):

@@ -23,6 +23,7 @@ from pruning.channels.removal import one_line
 from pruning.channels.self_test import find_offenders
 from pruning.channels.topology import following_norms
 from pruning.copying import copy_model
+from pruning.file.stored_form import foldable
 from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
@@ -134,7 +135,8 @@ def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Mul
     layers += unprunable_weights(model, counted.positions)
     unlisted = counted.positions.keys() - {layer.name for layer in layers}
     others = counted.others + sum(counted.positions[name] * model.get_parameter(name).numel() for name in unlisted)
-    return Network(tuple(tensors), tuple(layers), (), aliases, others, counted.uncounted)
+    norms = tuple(foldable(model))
+    return Network(tuple(tensors), tuple(layers), (), aliases, others, counted.uncounted, norms)
 
 
 def _storage(tensor: Tensor) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruning.file.precision import rounded_floats
 from pruning.file.rounding import Rounded, round_weight
 from pruning.modules import output_dim, prunable_weights
-from spaces.cost.coded_size import EXACT_FORM, FLOAT_BITS, NORM_FORM, VECTOR_FORM
+from spaces.bits import FLOAT_BITS
+from spaces.cost.coded_size import EXACT_FORM, NORM_FORM, VECTOR_FORM
 from spaces.validation import unknown
 
 

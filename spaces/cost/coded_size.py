@@ -13,6 +13,7 @@ from math import prod
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS
 from spaces.cost.coded_header import (
     DTYPES,
     FLOAT_FORMS,
@@ -34,8 +35,6 @@ from spaces.network import ITEM_BYTES, Network, StoredTensor
 from spaces.policy import PruningPolicy
 
 PARTS = 1 << 16
-FLOAT_BITS = 32
-"""The `bits` of a weight that is not rounded."""
 LEAST_ODDS = 1 / 4097
 """No bit is taken to be less likely than this."""
 COARSENESS = 1 + 1e-4

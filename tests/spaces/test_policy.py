@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,6 +32,7 @@ GOLDEN_POLICY = PruningPolicy(
 
 layer_names = st.sampled_from(["a.weight", "b.weight", "c.d.weight", 'ü"\n.weight'])
 shares = st.floats(0, 1, exclude_max=True, allow_nan=False)
+widths = st.sampled_from([32, 16, 8, 7, 6, 5, 4, 3, 2])
 schedules = st.builds(
     Schedule,
     st.sampled_from(SCHEDULES),
@@ -55,7 +57,8 @@ def policies(draw):
     free = [n for n in ("a.weight", "b.weight", "e.weight") if of(n, "fine-grained") != "channel" or n not in sparsity]
     removal = draw(st.dictionaries(st.sampled_from(free), shares, max_size=3)) if free else {}
     everywhere = [word for word in CRITERIA if criterion_word(word).granularities is None]
-    return PruningPolicy(sparsity, granularity, removal, draw(st.sampled_from(everywhere)), draw(schedules))
+    bits = draw(st.one_of(widths, st.dictionaries(layer_names, widths, max_size=3)))
+    return PruningPolicy(sparsity, granularity, removal, draw(st.sampled_from(everywhere)), draw(schedules), bits)
 
 
 class TestCountRule:
@@ -125,6 +128,34 @@ class TestShares:
         assert type(checked) is float
         assert checked == value
         assert math.copysign(1, checked) == 1
+
+
+class TestBits:
+    @pytest.mark.parametrize(
+        ("value", "nearest"), [(1, 2), (33, 32), (3.5, 4), (0, 2), (-4, 2), (12, 16), ("8", 32), (True, 32), (None, 32)]
+    )
+    def test_refused_with_the_nearest(self, value, nearest):
+        said = f"must be one of 32, 16, 8, 7, 6, 5, 4, 3, 2, got {value!r}; nearest valid: {nearest}"
+        with pytest.raises(ValueError, match=f"^bits {re.escape(said)}$"):
+            PruningPolicy({}, bits=value)
+        with pytest.raises(ValueError, match=f"^bits of 'a.weight' {re.escape(said)}$"):
+            PruningPolicy({}, bits={"a.weight": value})
+
+    def test_of_layers(self):
+        policy = PruningPolicy({}, bits={"a.weight": 3})
+        assert (policy.bits_of("a.weight"), policy.bits_of("b.weight"), policy.is_rounded) == (3, 32, True)
+        assert PruningPolicy({}, bits=5).bits_of("b.weight") == 5
+        assert not PruningPolicy({}, bits={"a.weight": 32}).is_rounded
+
+    def test_of_32_are_written_nowhere(self):
+        plain = PruningPolicy({"a.weight": 0.25})
+        for bits in (32, {}, {"b.weight": 32}):
+            same = PruningPolicy({"a.weight": 0.25}, bits=bits)
+            assert same.to_json() == plain.to_json()
+            assert same.digest == plain.digest
+        assert (
+            len({plain.digest, *(PruningPolicy({"a.weight": 0.25}, bits=b).digest for b in (8, {"a.weight": 8}))}) == 3
+        )
 
 
 class TestValidation:
