@@ -9,6 +9,7 @@ from math import ceil
 
 from spaces.allocation.budget import Target, Unreachable
 from spaces.allocation.two_stage import EVEN_PART, FLOOR_MARGIN, TwoStage, divided, is_two_stage
+from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.cost.footprint import SIZE_METRICS
 from spaces.cost.latency_predictor import Predictor
 from spaces.granularity import CHOICES, parts_of, pattern_of
@@ -34,9 +35,12 @@ class Limits:
         max_macs: a further limit, a share of the dense MACs.
         max_latency: a further limit, a share of the dense latency as `latency` predicts it.
         latency: predicts it; needed by a limit on it.
+        bits: widths of stored values to choose from. A policy has one for all its layers, or when `mixed`, one for each
+            layer. Below 32 they lower the encoded size alone.
 
     Raises:
-        ValueError: a granularity is unknown or repeated, or a limit is no share in (0, 1].
+        ValueError: a granularity is unknown or repeated, a limit is no share in (0, 1], or bits are no widths, repeated
+            or without effect on the metric.
         Unreachable: no granularity reaches the limits; the message names the reachable range.
     """
 
@@ -49,6 +53,7 @@ class Limits:
     max_macs: float = 1.0
     max_latency: float = 1.0
     latency: Predictor | None = None
+    bits: tuple[int, ...] = (FLOAT_BITS,)
 
     def __post_init__(self) -> None:
         if self.metric not in SIZE_METRICS:
@@ -61,6 +66,7 @@ class Limits:
             raise ValueError(f"min_size without a limit is at most {LARGEST_TARGET:g}, got {self.min_size!r}")
         check_words("granularity", self.granularities, CHOICES)
         check_mixable(self.granularities, self.mixed)
+        check_bit_choices(self.bits, self.metric)
         if self.latency is None and self.max_latency < 1:
             raise ValueError("a limit of latency needs a predictor: measure a latency table first")
         names = ", ".join(self.granularities)
@@ -206,4 +212,21 @@ def check_mixable(granularities: Sequence[str], mixed: bool) -> None:
     if mixed and two_stage:
         raise ValueError(
             f"granularity {two_stage[0]!r} is for a whole policy, not for mixed layers: leave one of them out"
+        )
+
+
+def check_bit_choices(bits: Sequence[int], metric: str = "encoded") -> None:
+    """Raise `ValueError` unless these are one or more of `BITS`, none twice, that lower sizes by this metric.
+
+    >>> check_bit_choices((8, 4), "nonzero")
+    Traceback (most recent call last):
+    ValueError: bits (8, 4) do not lower nonzero size, which counts 32 each: set bits to 32, or size metric encoded
+    """
+    choices = () if isinstance(bits, str) or not isinstance(bits, Sequence) else tuple(map(check_bits, bits))
+    if not choices or len(set(choices)) < len(choices):
+        known = ", ".join(map(str, BITS))
+        raise ValueError(f"bits must be a tuple of one or more of {known}, none twice, got {bits!r}")
+    if metric == "nonzero" and min(choices) < FLOAT_BITS:
+        raise ValueError(
+            f"bits {choices} do not lower nonzero size, which counts 32 each: set bits to 32, or size metric encoded"
         )

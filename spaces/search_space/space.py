@@ -15,6 +15,7 @@ import numpy as np
 
 from spaces.allocation.allocators import ALLOCATORS, SCANNED
 from spaces.allocation.two_stage import EVEN_PART, REMOVAL
+from spaces.bits import FLOAT_BITS
 from spaces.criteria import check_criterion
 from spaces.granularity import parts_in
 from spaces.policy import PruningPolicy
@@ -76,6 +77,7 @@ class Draft:
         base: name of the allocation that the knobs move; `even` in networks whose layers have a knob each.
         channel_fraction: of a two-stage granularity, the share of the logarithm of the size reduction that the removal
             of channels does, the axis `removal`; of others without effect.
+        bits: width of a stored value, or layer -> width where layers may differ.
     """
 
     source: str
@@ -85,6 +87,7 @@ class Draft:
     schedule: Schedule
     base: str = EVEN
     channel_fraction: float = EVEN_PART
+    bits: int | Mapping[str, int] = FLOAT_BITS
 
     @property
     def label(self) -> str:
@@ -94,7 +97,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Space(Limits):
-    """Size target, per-layer preferences, granularity, schedule and exponent of a study's trials.
+    """Size target, per-layer preferences, granularity, bits, schedule and exponent of a study's trials.
 
     Attributes:
         criterion: fixed in a study.
@@ -166,12 +169,20 @@ class Space(Limits):
             Axis("size", low, high, log=True),
             *(Axis(f"granularity.{name}", choices=self.choices) for name in layers),
             *(() if self.mixed else (Axis("granularity", choices=self.usable),)),
+            *self._bit_axes,
             *((Axis("base", choices=self.base_names),) if len(self.base_names) > 1 else ()),
             *((Axis("removal", *REMOVAL),) if self.has_two_stage else ()),
             *(Axis(name) for name in self.knob_axes),
             Axis("schedule", choices=self.schedules),
             Axis("exponent", *EXPONENTS, log=True),
         )
+
+    @property
+    def _bit_axes(self) -> tuple[Axis, ...]:
+        """None where there is nothing to choose."""
+        names = [f"bits.{name}" for name in self.network.layer_names] if self.mixed else ["bits"]
+        choices = tuple(map(str, self.bits))
+        return tuple(Axis(name, choices=choices) for name in names) if len(choices) > 1 else ()
 
     def sample(self, trial: Suggests) -> dict[str, Any]:
         """Values of all `axes`, as the trial's sampler gives them."""
@@ -185,11 +196,15 @@ class Space(Limits):
         schedule: Schedule,
         base: str = EVEN,
         channel_fraction: float = EVEN_PART,
+        bits: int | Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         """Values of all `axes`, each taken to the nearest end of its range. Knobs not named are at 0.
 
+        Args:
+            bits: of the space's; by default its largest.
+
         Raises:
-            ValueError: one granularity a layer where they are not mixed.
+            ValueError: one granularity or width a layer where they are not mixed, or a width the space does not have.
         """
         low, high = self.size_range
         if self.mixed:
@@ -200,6 +215,7 @@ class Space(Limits):
             chosen = {"granularity": granularity}
         else:
             raise ValueError(f"one granularity for all layers is needed where they are not mixed, got {granularity!r}")
+        chosen |= self._bit_values(max(self.bits) if bits is None else bits)
         asked = [min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs]
         knobs = dict(zip(self.knob_axes, asked, strict=True))
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
@@ -208,13 +224,24 @@ class Space(Limits):
         values |= {"schedule": schedule.kind, "exponent": exponent}
         return {axis.name: values[axis.name] for axis in self.axes}
 
+    def _bit_values(self, bits: int | Mapping[str, int]) -> dict[str, str]:
+        """Values of the axes of bits."""
+        by_layer = dict(zip(self.network.layer_names, self.layer_bits(bits).tolist(), strict=True))
+        if missing := set(by_layer.values()) - set(self.bits):
+            raise ValueError(f"bits must be of this space's {', '.join(map(str, self.bits))}, got {min(missing)}")
+        if self.mixed:
+            return {f"bits.{name}": str(width) for name, width in by_layer.items()}
+        if len(set(by_layer.values())) > 1:
+            raise ValueError(f"one width for all layers is needed where they are not mixed, got {bits!r}")
+        return {"bits": str(next(iter(by_layer.values())))}
+
     def draft(self, params: Mapping[str, Any], source: str = "") -> Draft:
         """The point that values of all `axes` stand for."""
         preferences = np.minimum([params[name] for name in self.knob_axes], 1 - LIFTED**2)
         schedule = Schedule(params["schedule"], float(params["exponent"]))
         base, fraction = params.get("base", EVEN), params.get("removal", EVEN_PART)
-        granularity = self.granularity_in(params)
-        return Draft(source, params["size"], granularity, logits_of(preferences), schedule, base, fraction)
+        granularity, bits = self.granularity_in(params), self.bits_in(params)
+        return Draft(source, params["size"], granularity, logits_of(preferences), schedule, base, fraction, bits)
 
     def granularity_in(self, params: Mapping[str, Any]) -> str | dict[str, str]:
         """The granularity that values of all `axes` stand for; layer -> granularity where layers may differ."""
@@ -222,11 +249,21 @@ class Space(Limits):
             return params["granularity"]
         return {name: params[f"granularity.{name}"] for name in self.network.layer_names}
 
+    def bits_in(self, params: Mapping[str, Any]) -> int | dict[str, int]:
+        """The width of a stored value that values of all `axes` stand for; layer -> width where layers differ."""
+        if len(self.bits) == 1:
+            return self.bits[0]
+        if not self.mixed:
+            return int(params["bits"])
+        by_layer = {name: int(params[f"bits.{name}"]) for name in self.network.layer_names}
+        widths = set(by_layer.values())
+        return by_layer if len(widths) > 1 else widths.pop()
+
     def params_of(self, draft: Draft) -> dict[str, Any]:
         """Values of all `axes` for a point; the mean logit of its knobs becomes 0."""
         preferences = dict(zip(self.knobs, map(float, sigmoid(centred(draft.logits))), strict=True))
         return self.params(
-            draft.size, draft.granularity, preferences, draft.schedule, draft.base, draft.channel_fraction
+            draft.size, draft.granularity, preferences, draft.schedule, draft.base, draft.channel_fraction, draft.bits
         )
 
     def logits(self, sparsity: Mapping[str, float]) -> np.ndarray:
@@ -258,6 +295,11 @@ class Space(Limits):
         if isinstance(granularity, str):
             return np.full(len(self.network.prunable), self.granularities.index(granularity))
         return np.array([self.granularities.index(granularity[name]) for name in self.network.layer_names])
+
+    def layer_bits(self, bits: int | Mapping[str, int]) -> np.ndarray:
+        """Width of a stored value of each layer (layers,); layers without an entry have 32."""
+        names = self.network.layer_names
+        return np.array([bits if isinstance(bits, int) else bits.get(name, FLOAT_BITS) for name in names], dtype=int)
 
     @property
     def seed_schedule(self) -> Schedule:

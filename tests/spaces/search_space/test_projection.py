@@ -404,17 +404,22 @@ class TestRoundTrip:
     @given(data=st.data())
     def test_draft_of_params_is_the_point(self, data, vgg_graph):
         mixed = data.draw(st.booleans())
-        space = Space(vgg_graph.network, 0.25, mixed=mixed)
-        words = data.draw(st.sampled_from(space.usable))
+        choices = data.draw(st.sampled_from([(32,), (5,), (8, 6, 4), (4, 32)]))
+        space = Space(vgg_graph.network, 0.25, mixed=mixed, bits=choices)
+        words, bits = data.draw(st.sampled_from(space.usable)), data.draw(st.sampled_from(choices))
         if mixed:
             words = {name: data.draw(st.sampled_from(space.usable)) for name in space.network.layer_names}
+            drawn = {name: data.draw(st.sampled_from(choices)) for name in space.network.layer_names}
+            bits = drawn if len(set(drawn.values())) > 1 else bits
         logits = np.array([data.draw(st.one_of(st.just(-math.inf), st.floats(-5, 5))) for _ in space.knobs])
         low, high = space.size_range
         size = min(low * (high / low) ** data.draw(st.floats(0, 1)), high)
         schedule = Schedule(data.draw(st.sampled_from(["one-shot", "polynomial"])), data.draw(st.floats(1, 5)))
-        point = Draft("swap", size, words, logits, schedule)
+        point = Draft("swap", size, words, logits, schedule, bits=bits)
         back = space.draft(space.params_of(point), "swap")
         assert (back.source, back.size, back.granularity, back.schedule) == ("swap", size, words, schedule)
+        assert back.bits == bits
+        assert space.params_of(back) == pytest.approx(space.params_of(point), abs=1e-9)
         np.testing.assert_allclose(back.logits, centred(logits), atol=1e-9)
 
     def test_params_lie_on_the_axes(self, vgg_graph):
@@ -425,6 +430,28 @@ class TestRoundTrip:
         for axis in space.axes:
             assert params[axis.name] in axis.choices if axis.choices else axis.low <= params[axis.name] <= axis.high
         assert params["size"] == 0.25 == SIZE_SPAN * space.size_range[0]
+
+    def test_bits_are_axes_where_there_is_a_choice(self, vgg_graph):
+        network = vgg_graph.network
+        plain, choice = Space(network, 0.25, bits=(8,)), Space(network, 0.25, bits=(8, 6, 4))
+        mixed = Space(network, 0.25, mixed=True, bits=(6, 4))
+        names = [[axis.name for axis in space.axes] for space in (plain, choice, mixed)]
+        assert not any("bits" in name for name in names[0]) and names[0] == [n for n in names[1] if n != "bits"]
+        assert names[1][names[1].index("bits") - 1] == "granularity"
+        assert [n.removeprefix("bits.") for n in names[2] if "bits" in n] == list(network.layer_names)
+        assert next(axis for axis in choice.axes if axis.name == "bits").choices == ("8", "6", "4")
+        params = plain.params(0.2, "channel", {}, Schedule())
+        assert plain.bits_in(params) == plain.draft(params).bits == 8, "as of studies begun without the axis"
+        assert choice.draft(choice.params(0.2, "channel", {}, Schedule())).bits == 8
+        assert choice.draft(choice.params(0.2, "channel", {}, Schedule(), bits=6)).bits == 6
+        first, *rest = network.layer_names
+        unlike = dict.fromkeys(rest, 4) | {first: 6}
+        assert mixed.draft(mixed.params(0.2, "channel", {}, Schedule(), bits=unlike)).bits == unlike
+        assert mixed.layer_bits(unlike).tolist() == [6] + [4] * len(rest)
+        with pytest.raises(ValueError, match="bits must be of this space's 8, 6, 4, got 5"):
+            choice.params(0.2, "channel", {}, Schedule(), bits=5)
+        with pytest.raises(ValueError, match="one width for all layers is needed where they are not mixed"):
+            choice.params(0.2, "channel", {}, Schedule(), bits=unlike)
 
     def test_labels(self, vgg_graph):
         space = Space(vgg_graph.network, 0.25, mixed=True)

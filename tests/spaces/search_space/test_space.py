@@ -123,6 +123,17 @@ class TestLimits:
         with pytest.raises(ValueError, match="unknown granularity 'chanel': did you mean 'channel'"):
             Space(network, 0.25, ("chanel",))
 
+    def test_bits(self, vgg_graph):
+        network = vgg_graph.network
+        for bits in ((), (8, 8), 8, "8", None):
+            with pytest.raises(ValueError, match=r"bits must be a tuple of one or more of 32, .*, none twice, got"):
+                Space(network, 0.25, bits=bits)
+        for bits, nearest in (((33, 4), 32), ((1,), 2), ((3.5,), 4), (("8",), 32)):
+            with pytest.raises(ValueError, match=f"bits must be one of 32, .*nearest valid: {nearest}"):
+                Space(network, 0.25, bits=bits)
+        with pytest.raises(ValueError, match=r"bits \(32, 8\) do not lower nonzero size, which counts 32 each"):
+            Space(network, 0.25, metric="nonzero", bits=(32, 8))
+
     def test_unreachable_names_the_range(self, vgg_graph):
         floor = Target(vgg_graph.network, 1.0, "fine-grained").floor
         with pytest.raises(Unreachable) as caught:
