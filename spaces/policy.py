@@ -144,6 +144,13 @@ class PruningPolicy:
         combined = f"channel+{word}" if used else "channel"
         return combined if combined in (*COMBINED, "channel") else word
 
+    @property
+    def bits_label(self) -> str:
+        """For headlines: `4 bits`, `mixed bits` if layers differ, empty if no weight is rounded."""
+        if not self.is_rounded:
+            return ""
+        return "mixed bits" if isinstance(self.bits, Mapping) else f"{self.bits} bits"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data with a `version`, sorted by layer name; the inverse of `from_dict`. Bits of 32 are left out."""
         granularity = self.granularity if isinstance(self.granularity, str) else dict(sorted(self.granularity.items()))

@@ -11,6 +11,7 @@ from rich.table import Table
 from search.cli.device_support import STATEMENTS
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
+from spaces.bits import FLOAT_BITS
 from spaces.cost.footprint import stored_fractions
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
@@ -43,6 +44,10 @@ def _is_number(text: str) -> bool:
     )
 
 
+MIXED = "mixed"
+"""What bits are called where layers differ."""
+
+
 def percent(share: float | None, digits: int = 1) -> str | None:
     """A share as percent; None stays None."""
     return None if share is None else f"{share * 100:.{digits}f} %"
@@ -59,6 +64,9 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
     """The front, or with `with_state` all trials."""
     columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
     body, predicted = [], any(row.latency is not None for row in rows)
+    rounded = any(row.bits not in (None, FLOAT_BITS) for row in rows)
+    if rounded:
+        columns.insert(8, "bits")
     if predicted:
         columns.insert(7, "latency")
     for row in rows:
@@ -70,22 +78,27 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
             percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs), row.granularity, schedule,
             row.origin,
         ]  # fmt: skip
+        if rounded:
+            cells.insert(8, bits_cell(row.bits))
         if predicted:
             cells.insert(7, percent(row.latency))
         body.append([*cells, row.state, row.reason] if with_state else cells)
     return render([*columns, "state", "reason"] if with_state else columns, body)
 
 
+def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
+    """The bits of stored weights: a number, or `mixed` if layers differ; None stays None."""
+    return MIXED if isinstance(bits, Mapping) else None if bits is None else str(bits)
+
+
 def closing_table(rows: Sequence[ClosingRow]) -> str:
-    """Dense, int8, static baselines and finalists side by side; latency where it was measured."""
-    columns, timed = (
-        ["network", "runs", "validation", "test", "encoded", "nonzero", "MACs"],
-        any(r.latency for r in rows),
-    )
+    """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
+    columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
+    timed = any(row.latency for row in rows)
     body = [
         [
-            row.name, _runs_cell(row), spread(row.validation, row.validation_sd), spread(row.test, row.test_sd),
-            percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
+            row.name, bits_cell(row.bits), _runs_cell(row), spread(row.validation, row.validation_sd),
+            spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
             *([_latency_cell(row.latency, row.within_noise)] if timed else []),
         ]
         for row in rows
@@ -101,7 +114,7 @@ def _latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) 
     if timed is None:
         return None
     interval = "" if timed.low == timed.high else f" [{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
-    return f"{percent(timed.share)}{interval}" + (" within noise" if within_noise else "")
+    return f"{percent(timed.share)}{interval}" + (" noise" if within_noise else "")
 
 
 def latency_line(timed: TimedNetworks) -> str:
@@ -110,7 +123,7 @@ def latency_line(timed: TimedNetworks) -> str:
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that overlaps this one is within noise."
+        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that overlaps this one is noise."
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from search.results.comparison import Comparison, Reference
+from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
 from search.results.tables import FinalScore
+from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 
 NOISE_FACTOR = 2.0
@@ -24,7 +25,8 @@ class ClosingRow:
     """One row of the closing table; accuracies, sizes and MACs are shares, and sd is None for a single run.
 
     Attributes:
-        latency: measured; None if it was not, since int8 weights run no faster here.
+        bits: of its stored weights; layer -> bits where layers differ.
+        latency: measured; None if it was not, since rounded weights run no faster here.
         within_noise: whether the latency cannot be told from the dense model's; None if it was not measured.
         failed: runs that failed, besides the `runs` that the means are of.
     """
@@ -38,6 +40,7 @@ class ClosingRow:
     size_encoded: float
     size_nonzero: float
     macs: float
+    bits: int | Mapping[str, int] = FLOAT_BITS
     latency: TimedNetwork | None = None
     within_noise: bool | None = None
     failed: int = 0
@@ -46,10 +49,10 @@ class ClosingRow:
 def closing_rows(
     comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int]
 ) -> list[ClosingRow]:
-    """Rows for dense, int8, baselines and finalists; `trial_of` maps a finalist's digest to its trial."""
+    """Rows for dense, dense rounded, baselines and finalists; `trial_of` maps a finalist's digest to its trial."""
     timed = comparison.latency
-    rows = [_reference_row("dense", comparison.dense), _reference_row("dense int8", comparison.int8)]
-    rows[0] = replace(rows[0], latency=timed.dense if timed else None)
+    rows = [_reference_row(name, reference) for name, reference in comparison.references.items()]
+    rows = [replace(row, latency=timed.dense) if timed and row.name == DENSE else row for row in rows]
     named = {f"{name} ({comparison.granularity})": digest for name, digest in comparison.baselines.items()}
     named |= {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
     return rows + [_final_row(name, finals[digest], timed) for name, digest in named.items() if digest in finals]
@@ -57,28 +60,45 @@ def closing_rows(
 
 def _reference_row(name: str, reference: Reference) -> ClosingRow:
     validation, test = reference.validation_accuracy, reference.test_accuracy
-    return ClosingRow(name, 1, validation, None, test, None, reference.size_encoded, reference.size_nonzero, 1.0)
+    sizes = reference.size_encoded, reference.size_nonzero
+    return ClosingRow(name, 1, validation, None, test, None, *sizes, macs=1.0, bits=BITS_OF[name])
 
 
 def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> ClosingRow:
     accuracies = score.final_accuracy, score.final_sd, score.test_accuracy, score.test_sd
     sizes = score.size_encoded, score.size_nonzero, score.macs
-    row = ClosingRow(name, score.n, *accuracies, *sizes, failed=score.failed)
+    row = ClosingRow(name, score.n, *accuracies, *sizes, bits=score.bits, failed=score.failed)
     if timed is None or score.digest not in timed.networks:
         return row
     return replace(row, latency=timed.networks[score.digest], within_noise=timed.within_noise(score.digest))
 
 
-def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
-    """One sentence: is the most accurate finalist above the most accurate static baseline on test data, or is it noise?
+def verdict(
+    comparison: Comparison, finals: Mapping[str, FinalScore], max_size: float, metric: str = "encoded"
+) -> str | None:
+    """What the finals come to on test data: whether the most accurate finalist is above the most accurate static
+    baseline or differs by noise, and whether rounding the dense model would do as well.
 
     The most accurate is the one with the highest `final_accuracy`, on validation data.
+
+    Args:
+        max_size: the limit, a share of the dense size by the measure `metric`.
+
+    Returns:
+        One or two sentences; None if there is nothing to compare.
     """
     found = [finals[d] for d in comparison.finalists if d in finals]
-    static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
-    if not found or not static:
+    if not found:
         return None
     top = max(found, key=lambda f: f.final_accuracy)
+    static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
+    said = [_against_static(comparison, top, static), _against_rounding(comparison, top, max_size, metric)]
+    return " ".join(filter(None, said)) or None
+
+
+def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str, FinalScore]) -> str:
+    if not static:
+        return ""
     name = max(static, key=lambda n: static[n].final_accuracy)
     other = static[name]
     finalist = "The most accurate finalist"
@@ -94,6 +114,25 @@ def verdict(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | N
     return f"{finalist} is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({remarks})."
 
 
+def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str) -> str:
+    """Names the smallest dense network of few bits within the limit that is not below the finalist by more than noise;
+    empty if there is none.
+    """
+    within = {name: one for name, one in comparison.rounded.items() if one.size(metric) <= max_size}
+    for name, one in sorted(within.items(), key=lambda pair: pair[1].size(metric)):
+        noise = NOISE_FACTOR * (_error_of_rounded(one, top, comparison.test_examples) or 0.0)
+        difference = top.test_accuracy - one.test_accuracy
+        if difference > noise:
+            continue
+        fares = "does as well, within noise" if difference >= -noise else f"is {-difference * 100:.2f} points above it"
+        size, own = one.size(metric), top.size(metric)
+        gain = "gains nothing at this limit"
+        if own < (1 - ALIKE) * size:
+            gain = f"gains size at this limit, {own * 100:.1f} % against {size * 100:.1f} %, and no accuracy"
+        return f"{name.capitalize()} ({size * 100:.1f} %) {fares}: pruning {gain}."
+    return ""
+
+
 def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:
     """Standard error of a difference of test accuracies, from the spread over seeds and the number of test examples.
 
@@ -106,8 +145,22 @@ def _difference_error(first: FinalScore, second: FinalScore, examples: int | Non
         variance += fmean([first.test_sd**2, second.test_sd**2]) * 2 / min(first.n, second.n)
     if examples:
         known = True
-        variance += sum(p * (1 - p) / examples for p in (first.test_accuracy, second.test_accuracy) if 0 <= p <= 1)
+        variance += _variance_of_examples(examples, first.test_accuracy, second.test_accuracy)
     return math.sqrt(variance) if known else None
+
+
+def _error_of_rounded(one: Reference, top: FinalScore, examples: int | None) -> float | None:
+    """Likewise, of a mean of seeds and a network that is not tuned, and so has no spread."""
+    if top.test_sd is None and not examples:
+        return None
+    variance = top.test_sd**2 / top.n if top.test_sd is not None else 0.0
+    if examples:
+        variance += _variance_of_examples(examples, top.test_accuracy, one.test_accuracy)
+    return math.sqrt(variance)
+
+
+def _variance_of_examples(examples: int, *accuracies: float) -> float:
+    return sum(p * (1 - p) / examples for p in accuracies if 0 <= p <= 1)
 
 
 def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:

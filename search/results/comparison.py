@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,48 @@ from search.files import read_text, write_durably
 from search.record_checks import LARGEST_SHARE
 from search.storage import set_aside
 from search.store.folder import StudyFolder
+from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.printable import printable
 from spaces.strict_json import parse_object
-from spaces.validation import is_number
+from spaces.validation import is_number, unknown
 
 log = logging.getLogger(__name__)
 
-COMPARISON_VERSION = 2
-READ_VERSIONS = (1, 2)
-"""Version 1 had no `latency`."""
+COMPARISON_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
+"""Version 1 had no `latency`; 1 and 2 had `dense` and `int8` in place of `references`, and no `bits`."""
 BASELINES = ("uniform", "global", "lamp")
+DENSE, INT8 = "dense", "dense int8"
+REFERENCE_BITS = (8, 6, 4)
+"""Of the dense models rounded without pruning that finalists are compared with."""
+
+
+def rounded_name(bits: int) -> str:
+    """What the dense model with weights rounded to so many bits is called.
+
+    >>> rounded_name(6)
+    'dense at 6 bits'
+    """
+    return f"dense at {bits} bits"
+
+
+BITS_OF = {DENSE: FLOAT_BITS, INT8: 8} | {rounded_name(bits): bits for bits in BITS if bits < FLOAT_BITS}
+"""Name of a reference -> bits of its stored weights."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A network that needs no fine-tune: the dense model, or its int8 rounding."""
+    """A network that needs no fine-tune: the dense model, or one with its weights rounded to few bits."""
 
     validation_accuracy: float
     test_accuracy: float
     size_encoded: float
     size_nonzero: float
+
+    def size(self, metric: str) -> float:
+        """The size by a measure, `encoded` or `nonzero`."""
+        return self.size_encoded if metric == "encoded" else self.size_nonzero
 
 
 @dataclass(frozen=True)
@@ -42,8 +63,8 @@ class Comparison:
     """What finalists are compared with.
 
     Attributes:
-        dense: the unpruned model.
-        int8: the dense model with weights rounded to 8 bits.
+        references: by name, networks that need no fine-tune: `dense`, the unpruned model, and after it that model with
+            weights rounded to few bits (`rounded_name`; `dense int8` in older comparisons).
         baselines: static allocator -> policy digest, each fitted to the largest size target in `granularity`; the
             digest is that of a finalist, or of an earlier baseline, if both remove the same. Allocators that cannot
             reach the limit are absent.
@@ -52,15 +73,27 @@ class Comparison:
         latency: the dense model's, and by policy digest those of finalists and baselines, measured on the runs that an
             export ships; None if latency plays no part in the study.
         test_examples: number of examples behind the test accuracies; None in older comparisons.
+        bits: static allocator -> bits of its stored weights, of a study's choices those that did best on validation
+            data; one that is not named has 32.
     """
 
-    dense: Reference
-    int8: Reference
+    references: Mapping[str, Reference]
     baselines: Mapping[str, str]
     granularity: str
     finalists: tuple[str, ...]
     latency: TimedNetworks | None = None
     test_examples: int | None = None
+    bits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> Reference:
+        """The unpruned model."""
+        return self.references[DENSE]
+
+    @property
+    def rounded(self) -> dict[str, Reference]:
+        """The references but `dense`, by name."""
+        return {name: reference for name, reference in self.references.items() if name != DENSE}
 
 
 def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
@@ -116,9 +149,9 @@ def _parsed(path: Path) -> Comparison | None:
         data: dict[str, Any] = parse_object(read_text(path))
         if data.pop("version", None) not in READ_VERSIONS:
             return None
-        dense, int8 = (Reference(**data.pop(name)) for name in ("dense", "int8"))
         latency = _read_latency(data.pop("latency", None))
-        found = Comparison(dense=dense, int8=int8, finalists=tuple(data.pop("finalists")), latency=latency, **data)
+        references = _read_references(data)
+        found = Comparison(references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
         _check_comparison(found)
         return found
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -130,7 +163,12 @@ def _place(folder: StudyFolder) -> Path:
 
 
 def _check_comparison(found: Comparison) -> None:
-    for reference in (found.dense, found.int8):
+    if DENSE not in found.references:
+        raise ValueError(f"references must hold {DENSE!r}")
+    for name in found.references:
+        if name not in BITS_OF:
+            raise ValueError(unknown("reference", name, BITS_OF))
+    for reference in found.references.values():
         if not all(is_number(share) and 0 <= share <= LARGEST_SHARE for share in vars(reference).values()):
             raise ValueError(f"accuracies and sizes must be shares, got {reference}")
     examples = found.test_examples
@@ -139,6 +177,15 @@ def _check_comparison(found: Comparison) -> None:
     digests = [*found.finalists, *dict(found.baselines).values()]
     if not all(isinstance(word, str) for word in (*digests, *found.baselines, found.granularity)):
         raise ValueError("baselines, finalists and granularity must be text")
+    for name, bits in dict(found.bits).items():
+        check_bits(bits, f"bits of baseline {name!r}")
+
+
+def _read_references(data: dict[str, Any]) -> dict[str, Reference]:
+    """The references of a comparison, which are taken out of `data`."""
+    if "references" in data:
+        return {name: Reference(**one) for name, one in data.pop("references").items()}
+    return {name: Reference(**data.pop(key)) for name, key in ((DENSE, "dense"), (INT8, "int8"))}
 
 
 def _read_latency(data: Mapping[str, Any] | None) -> TimedNetworks | None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from search.records import COMPLETE
-from search.results.tables import TrialRow
+from search.results.comparison import BITS_OF, Comparison
+from search.results.tables import FinalScore, TrialRow
 from spaces.granularity import parts_of
 from spaces.printable import printable
 from spaces.sensitivity import Profile
-
-if TYPE_CHECKING:
-    from search.results.comparison import Comparison
 
 COLOURS = {
     "fine-grained": "#1f77b4", "vector": "#1b9e77", "kernel": "#66a61e", "channel": "#d95f02", "mixed": "#7570b3",
@@ -32,9 +31,20 @@ NAMED_LINES = 20
 
 
 def front_png(
-    trials: Sequence[TrialRow], front: Sequence[TrialRow], max_size: float, comparison: Comparison | None = None
+    trials: Sequence[TrialRow],
+    front: Sequence[TrialRow],
+    max_size: float,
+    comparison: Comparison | None = None,
+    finals: Mapping[str, FinalScore] = MappingProxyType({}),
+    metric: str = "encoded",
 ) -> bytes:
-    """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line."""
+    """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line; with a
+    comparison also the dense model as it is and rounded, and the means of the finals of finalists and static baselines.
+
+    Args:
+        finals: scores by policy digest.
+        metric: of the sizes, `encoded` or `nonzero`. Rounding changes only the first.
+    """
     figure, axes = new_figure(8, 5)
     complete = [row for row in trials if row.state == COMPLETE]
     for granularity in sorted({row.granularity for row in complete if row.granularity is not None}):
@@ -52,19 +62,60 @@ def front_png(
     highest = accuracies >= np.maximum.accumulate(accuracies)
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
+    marks = _marks(comparison, finals, metric) if comparison is not None else []
     if comparison is not None:
         axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
-        int8 = comparison.int8
-        axes.plot(int8.size_encoded * 100, int8.validation_accuracy * 100, "kx", label="dense int8")
+    for mark in marks:
+        axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.xaxis.set_minor_formatter("{x:g} %")
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_xlabel("size, share of the dense model")
-    axes.set_ylabel("validation accuracy of trials, %")
-    _zoom(axes, _points(complete)[1], _points(front)[1])
-    axes.legend(frameon=False, loc="lower right")
+    axes.set_ylabel("validation accuracy, %")
+    _zoom(axes, _points(complete)[1], _points(front)[1], marks)
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     return png_bytes(figure)
+
+
+class Mark(NamedTuple):
+    """Networks other than trials in the front's picture.
+
+    Attributes:
+        label: what all of them are.
+        style: as matplotlib's format strings.
+        points: (size, validation accuracy), shares -> what stands beside the point.
+    """
+
+    label: str
+    style: str
+    points: Mapping[tuple[float, float], str]
+
+
+def _marks(comparison: Comparison, finals: Mapping[str, FinalScore], metric: str) -> list[Mark]:
+    def point(digest: str) -> tuple[float, float]:
+        return finals[digest].size(metric), finals[digest].final_accuracy
+
+    rounded = comparison.rounded if metric == "encoded" else {}
+    references = _by_point(
+        ((one.size_encoded, one.validation_accuracy), f"{BITS_OF[name]} bits") for name, one in rounded.items()
+    )
+    static = _by_point((point(digest), name) for name, digest in comparison.baselines.items() if digest in finals)
+    finalists = {point(digest): "" for digest in comparison.finalists if digest in finals}
+    found = [
+        Mark("dense, rounded only", "kx", references),
+        Mark("static baselines, mean of finals", "ks", static),
+        Mark("finalists, mean of finals", "k*", finalists),
+    ]
+    return [mark for mark in found if mark.points]
+
+
+def _by_point(named: Iterable[tuple[tuple[float, float], str]]) -> dict[tuple[float, float], str]:
+    """Equal points share one text."""
+    texts: dict[tuple[float, float], str] = {}
+    for point, name in named:
+        texts[point] = f"{texts[point]}, {name}" if point in texts else name
+    return texts
 
 
 def _points(rows: Iterable[TrialRow]) -> np.ndarray:
@@ -95,14 +146,26 @@ def profile_png(profile: Profile) -> bytes:
     return png_bytes(figure)
 
 
-def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray) -> None:
-    """Leave out what lies far below the front's most accurate trial, and say how many trials that is."""
+def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:
+    """Leave out what lies far below the front's most accurate trial, and say what that is; name the points of `marks`
+    that stay.
+    """
+    low = -np.inf
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
         axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
-        if below := int((trials < low).sum()):
-            axes.annotate(f"{below} trials below", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
+    below = [f"{count} trials"] if (count := int((trials < low).sum())) else []
+    for mark in marks:
+        for (size, accuracy), text in mark.points.items():
+            if accuracy * 100 < low:
+                below.append(f"{mark.label.partition(',')[0]} {text}".strip())
+            elif text:
+                axes.annotate(
+                    text, (size * 100, accuracy * 100), (5, 4), textcoords="offset points", fontsize=7, zorder=5
+                )
+    if below:
+        axes.annotate(f"below: {', '.join(below)}", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:

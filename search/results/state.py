@@ -29,7 +29,7 @@ class StudyState:
         dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
         least_accuracy: the validation accuracy asked for, if one was.
         chance: accuracy up to which networks are dead, and on no front, see `search.training.chance`; None if unknown.
-        comparison: dense model, int8 and static baselines; None before the finals.
+        comparison: dense model, also rounded, and static baselines; None before the finals.
         records: finished trials by number.
         finals: full-length fine-tunes.
         scores: of the finals, by policy digest.

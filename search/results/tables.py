@@ -10,6 +10,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.records import COMPLETE, FinalRecord, TrialRecord
+from spaces.bits import FLOAT_BITS
+from spaces.policy import PruningPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,8 @@ class TrialRow:
         exponent: of the schedule; None if that has none.
         sparsity: layer -> share of its units asked to go; None before the trial's result is there.
         removal: layer -> share of its channels asked to go before masks; likewise.
+        bits: of the stored weights, one number, or layer -> bits where layers differ (those not named have 32);
+            likewise.
         state: `complete`, `stopped-early`, `failed`, `running` or `waiting`.
         reason: why it is not complete.
         cause: the same in one word, see `search.records`.
@@ -65,6 +69,7 @@ class TrialRow:
     digest: str | None = None
     sparsity: Mapping[str, float] | None = None
     removal: Mapping[str, float] | None = None
+    bits: int | Mapping[str, int] | None = None
     state: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -94,6 +99,7 @@ class FinalScore:
         failed: how many other fine-tunes failed; they are not in the means.
         best_seed: the seed whose validation accuracy is the median (of an even number, the lower middle one); an export
             ships its network.
+        bits: as of a `TrialRow`.
     """
 
     digest: str
@@ -107,6 +113,11 @@ class FinalScore:
     macs: float
     best_seed: int
     failed: int = 0
+    bits: int | Mapping[str, int] = FLOAT_BITS
+
+    def size(self, metric: str) -> float:
+        """The size by a measure, `encoded` or `nonzero`."""
+        return self.size_encoded if metric == "encoded" else self.size_nonzero
 
 
 def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
@@ -131,7 +142,13 @@ def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
         macs=median.result.measured.shares.macs,
         best_seed=median.seed,
         failed=len(runs) - len(complete),
+        bits=bits_of(median.policy),
     )
+
+
+def bits_of(policy: PruningPolicy) -> int | dict[str, int]:
+    """The bits of a policy as plain data: one number, or layer -> bits."""
+    return dict(policy.bits) if isinstance(policy.bits, Mapping) else policy.bits
 
 
 def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> TrialRow:
@@ -161,6 +178,7 @@ def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> Tria
         digest=policy.digest,
         sparsity=dict(policy.sparsity),
         removal=dict(policy.removal),
+        bits=bits_of(policy),
         state=result.state,
         reason=result.reason,
         cause=result.cause,
@@ -175,12 +193,12 @@ def plain_rows(rows: Iterable[TrialRow], columns: Sequence[str] = TRIAL_COLUMNS)
 
 
 def csv_text(rows: Iterable[TrialRow], columns: Sequence[str], mapping: Callable[[Any], str]) -> str:
-    """Rows as CSV with a header; `mapping` writes the columns `sparsity` and `removal`."""
+    """Rows as CSV with a header; `mapping` writes what maps layers to values."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     for row in plain_rows(rows, columns):
-        writer.writerow(mapping(cell) if name in ("sparsity", "removal") else cell for name, cell in row.items())
+        writer.writerow(mapping(cell) if isinstance(cell, Mapping) else cell for cell in row.values())
     return file.getvalue()
 
 

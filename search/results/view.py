@@ -72,7 +72,7 @@ class SearchResult:
 
     @property
     def comparison(self) -> Comparison | None:
-        """Dense model, int8 and static baselines; None when finals were left out."""
+        """Dense model, also rounded, and static baselines; None when finals were left out."""
         return self.state.comparison
 
     @property

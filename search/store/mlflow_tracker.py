@@ -256,6 +256,7 @@ class Tracker:
         ).info.run_id
         params = {
             "granularity": policy.granularity_label,
+            "bits": "mixed" if isinstance(policy.bits, Mapping) else policy.bits,
             "criterion": policy.criterion,
             "schedule": policy.schedule.kind,
             "exponent": "" if "exponent" in policy.schedule.idle else policy.schedule.exponent,

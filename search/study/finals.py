@@ -13,7 +13,15 @@ from pruning.sparse_file import dense_bytes
 from search.config import SearchConfig
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
-from search.results.comparison import BASELINES, Comparison, Reference, read_comparison, write_comparison
+from search.results.comparison import (
+    BASELINES,
+    DENSE,
+    INT8,
+    Comparison,
+    Reference,
+    read_comparison,
+    write_comparison,
+)
 from search.results.state import StudyState
 from search.results.tables import FinalScore
 from search.store.folder import StudyFolder
@@ -72,8 +80,7 @@ def compare_finals(
     _tell_failures(folder.journal, state.finals, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
-        dense=known.dense if known else _dense(subject),
-        int8=known.int8 if known else _int8(subject),
+        references=known.references if known else {DENSE: _dense(subject), INT8: _int8(subject)},
         baselines={name: policy.digest for name, policy in baselines.items()},
         granularity=projector.space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),

@@ -278,11 +278,13 @@ class StudyRunner:
             return failed(reason)
         if attempt.deaths:
             self.watcher.note(f"{name} begins again, as it was cut off {attempt.deaths[-1]}")
-        label = f"{name} ({proposal.policy.granularity_label} at {proposal.target:.1%})"
+        policy = proposal.policy
+        what = [f"{policy.granularity_label} at {proposal.target:.1%}", policy.bits_label]
+        label = f"{name} ({', '.join(filter(None, what))})"
         epochs, limit = self.subject.workload.recipe.trial_epochs, self.config.trial_timeout
         with self.watcher.stage(label) as progress, attempt.running(progress) as step:
             return evaluate_policy(
-                self.subject, proposal.policy, epochs, self.config.seed, step,
+                self.subject, policy, epochs, self.config.seed, step,
                 seconds=limit, give_up=give_up_on(attempt, name, limit),
             )  # fmt: skip
 
@@ -333,7 +335,9 @@ class StudyRunner:
         state, front = self.state, self.state.front
         files = {
             "front.csv": csv_text(front, FRONT_COLUMNS, str).encode(),
-            "front.png": front_png(state.rows, front, self.config.max_size, state.comparison),
+            "front.png": front_png(
+                state.rows, front, self.config.max_size, state.comparison, state.scores, self.config.size_metric
+            ),
         }
         if profile is not None:
             files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}

@@ -50,7 +50,8 @@ def main() -> None:
         view = open_study(root, options.workload, options.max_size)
         state, rows = view.state, view.rows
         if options.picture:
-            options.picture.write_bytes(front_png(view.rows, state.front, options.max_size, state.comparison))
+            picture = front_png(view.rows, state.front, options.max_size, state.comparison, state.scores)
+            options.picture.write_bytes(picture)
         seconds = _seconds(view)
     trial_of = {row.digest: row.trial for row in rows}
     finals = [asdict(row) for row in closing_rows(state.comparison, state.scores, trial_of)] if state.comparison else []
@@ -68,7 +69,7 @@ def main() -> None:
         "largest_trial": max(row.size for row in rows if row.size is not None),
         "best": state.best,
         "finals": finals,
-        "verdict": verdict(state.comparison, state.scores) if state.comparison else None,
+        "verdict": verdict(state.comparison, state.scores, options.max_size) if state.comparison else None,
     }
     print(json.dumps(summary))
 

@@ -111,7 +111,7 @@ TEXTS = {
     "study": Reader("mine/study.json", golden("study-v1.json"), record_of, Refused),
     "comparison": Reader(
         "mine/comparison.json",
-        golden("comparison-v2.json"),
+        golden("comparison-v3.json"),
         lambda f: read_comparison(StudyFolder(f, "mine")),
         Refused,
     ),

@@ -257,16 +257,19 @@ def test_results_without_a_record_are_nobodys(tmp_path):
         find_study(tmp_path, "mine")
 
 
-COMPARED = json.loads((GOLDEN / "comparison-v2.json").read_text())
+COMPARED = json.loads((GOLDEN / "comparison-v3.json").read_text())
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("dense/test_accuracy", "x"), ("dense/test_accuracy", 5.0), ("int8/size_encoded", None),
+        ("references/dense/test_accuracy", "x"), ("references/dense/test_accuracy", 5.0),
+        ("references/dense at 8 bits/size_encoded", None), ("references", []), ("references/dense at 5.5 bits", {}),
+        ("references/x", COMPARED["references"]["dense"]), ("bits", {"uniform": 9}), ("bits", {"uniform": "8"}),
         ("baselines", ["uniform"]), ("baselines", {"uniform": 5}), ("finalists", [5]), ("finalists", 5),
         ("granularity", {}), ("latency/dense/seconds", 10**400), ("latency/networks", 5), ("test_examples", 0),
-        ("test_examples", 37.5), ("dense/size_nonzero", -0.25), ("dense/test_accuracy", True), ("int8", DELETED),
+        ("test_examples", 37.5), ("references/dense/size_nonzero", -0.25), ("references/dense/test_accuracy", True),
+        ("references/dense", DELETED), ("references", DELETED), ("bits", [8]),
     ],
 )  # fmt: skip
 def test_a_hand_edited_comparison_is_refused(tmp_path, path, value):

@@ -147,6 +147,11 @@ class TestBits:
         assert PruningPolicy({}, bits=5).bits_of("b.weight") == 5
         assert not PruningPolicy({}, bits={"a.weight": 32}).is_rounded
 
+    def test_have_a_label_if_any_are_below_32(self):
+        labels = {4: "4 bits", 32: "", 16: "16 bits"}
+        assert {bits: PruningPolicy({}, bits=bits).bits_label for bits in labels} == labels
+        assert PruningPolicy({}, bits={"a.weight": 3}).bits_label == "mixed bits"
+
     def test_of_32_are_written_nowhere(self):
         plain = PruningPolicy({"a.weight": 0.25})
         for bits in (32, {}, {"b.weight": 32}):

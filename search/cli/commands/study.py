@@ -15,7 +15,7 @@ from search.cli.commands.reply import Reply
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
 from search.cli.resume import resume_command
-from search.cli.text_tables import closing_table, counts_line, front_table, latency_line, percent
+from search.cli.text_tables import bits_cell, closing_table, counts_line, front_table, latency_line, percent
 from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
@@ -25,6 +25,7 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.view import SearchResult, open_study
 from search.store.mlflow_store import open_store
+from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_of
 
 
@@ -52,7 +53,7 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "front": plain_rows(result.state.front, FRONT_COLUMNS),
         "finals": [asdict(row) for row in _closing(result.state)],
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
-        "verdict": verdict(result.comparison, result.finals) if result.comparison else None,
+        "verdict": _verdict(result),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
 
@@ -69,7 +70,7 @@ def _search_text(result: SearchResult, root: str) -> str:
     if result.comparison:
         parts.append(closing_table(_closing(result.state)))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
-        parts += [verdict(result.comparison, result.finals) or ""]
+        parts += [_verdict(result) or ""]
     parts.append(_accuracy_remark(result))
     parts.append(_speed_remark(found))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
@@ -82,6 +83,12 @@ def _search_text(result: SearchResult, root: str) -> str:
         return "\n\n".join(part for part in parts if part)
     parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{place}    or: prunefront view{place}")
     return "\n\n".join(part for part in parts if part)
+
+
+def _verdict(result: SearchResult) -> str | None:
+    config = result.state.config
+    compared = result.comparison
+    return verdict(compared, result.finals, config.max_size, config.size_metric) if compared else None
 
 
 def _accuracy_remark(result: SearchResult) -> str:
@@ -188,7 +195,8 @@ def _best_line(row: TrialRow | None) -> str:
     """The trial that `export --trial best` writes: best so far until its finals are done."""
     if row is None:
         return "Best so far: none yet"
-    place = f"at {percent(row.size)} of the size"
+    bits = "" if row.bits in (None, FLOAT_BITS) else f", {bits_cell(row.bits)} bits"
+    place = f"at {percent(row.size)} of the size{bits}"
     if row.final_accuracy is None:
         return f"Best so far: trial {row.trial}, accuracy {percent(row.accuracy, 2)} {place}"
     return f"Best: trial {row.trial}, final accuracy {percent(row.final_accuracy, 2)} {place}"

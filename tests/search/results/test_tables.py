@@ -17,7 +17,7 @@ from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
 from search.results.selection import knee_trial, smallest_trial
 from search.results.state import StudyState
-from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, csv_text, data_frame, plain_rows, score_runs
+from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, data_frame, plain_rows, score_runs
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -60,6 +60,21 @@ def test_an_exponent_is_shown_of_every_schedule_that_has_one():
     lines = front_table(rows).splitlines()[1:]
     for line, label in zip(lines, ("fine-grained  E = 2.5 ", "iterative, E = 1.2", "one-shot"), strict=True):
         assert label in line
+
+
+def test_bits_are_shown_where_any_are_fewer_than_32():
+    """One number; `mixed` where layers differ, with all of them in JSON and CSV."""
+    bits = [32, 6, {"conv.weight": 4}]
+    policies = [PruningPolicy({"conv.weight": 0.25}, bits=own) for own in bits]
+    rows = state([trial(n, 0.5, policy=policy) for n, policy in enumerate(policies)]).rows
+    lines = [line.split() for line in front_table([*rows, TrialRow(3)]).splitlines()]
+    place = lines[0].index("bits")
+    assert lines[0][place - 2 : place + 2] == ["MACs", "granularity", "bits", "schedule"]
+    assert [line[line.index("fine-grained") + 1] for line in lines[1:4]] == ["32", "6", "mixed"]
+    assert lines[4] == ["3", *"-" * 10]
+    assert [row["bits"] for row in plain_rows(rows)] == bits and json.dumps(plain_rows(rows))
+    assert csv_text(rows, ("trial", "bits"), json.dumps) == 'trial,bits\n0,32\n1,6\n2,"{""conv.weight"": 4}"\n'
+    assert "bits" not in front_table(rows[:1]) and "bits" not in front_table([rows[0], TrialRow(3)])
 
 
 def state(trials=(), finals=(), least: float | None = None, **options) -> StudyState:
@@ -116,7 +131,7 @@ def test_the_limit_is_inclusive_and_binds_on_the_measure():
 def test_an_empty_front_has_no_choice_and_still_its_columns(trials):
     found = state(trials)
     assert found.front == [] and found.best is knee_trial([]) is smallest_trial([]) is None
-    assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == FRONT_COLUMNS == TRIAL_COLUMNS[:18]
+    assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == FRONT_COLUMNS == TRIAL_COLUMNS[:19]
     assert csv_text(found.front, ("trial", "sparsity"), str) == "trial,sparsity\n"
 
 

@@ -47,8 +47,7 @@ def test_no_trial_starts_after_the_time_limit():
 
 
 def compared(finalists: tuple[str, ...], **baselines: str) -> Comparison:
-    reference = Reference(0.9, 0.9, 1.0, 1.0)
-    return Comparison(reference, reference, baselines, "fine-grained", finalists)
+    return Comparison({"dense": Reference(0.9, 0.9, 1.0, 1.0)}, baselines, "fine-grained", finalists)
 
 
 @pytest.mark.parametrize(

@@ -122,27 +122,34 @@ def comparison() -> Comparison:
         networks={"fedcba9876543210": TimedNetwork(0.25, 0.125, 0.5, 0.4375, 0.625)},
     )  # fmt: skip
     return Comparison(
-        Reference(0.9375, 0.875, 1.0, 1.0), Reference(0.90625, 0.84375, 0.3125, 0.25),
-        {"uniform": "0123456789abcdef"}, "fine-grained", ("fedcba9876543210",), timed,
+        {
+            "dense": Reference(0.9375, 0.875, 1.0, 1.0),
+            "dense at 8 bits": Reference(0.90625, 0.84375, 0.1875, 0.96875),
+            "dense at 4 bits": Reference(0.8125, 0.75, 0.09375, 0.78125),
+        },
+        {"uniform": "0123456789abcdef"}, "fine-grained", ("fedcba9876543210",), timed, 359, {"uniform": 6},
     )  # fmt: skip
 
 
-def test_a_comparison_is_written_and_read_as_in_version_2(tmp_path):
-    folder, golden = StudyFolder(tmp_path, "study"), (GOLDEN / "comparison-v2.json").read_text()
+def test_a_comparison_is_written_and_read_as_in_version_3(tmp_path):
+    folder, golden = StudyFolder(tmp_path, "study"), (GOLDEN / "comparison-v3.json").read_text()
     write_comparison(folder, comparison())
     assert json.loads((folder.path / "comparison.json").read_text()) == json.loads(golden)
     (folder.path / "comparison.json").write_text(golden)
     assert read_comparison(folder) == comparison()
 
 
-def test_a_comparison_of_version_1_is_read(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_comparisons_of_earlier_versions_are_read(tmp_path, version):
     folder = StudyFolder(tmp_path, "study")
     folder.path.mkdir()
-    (folder.path / "comparison.json").write_bytes((GOLDEN / "comparison-v1.json").read_bytes())
+    (folder.path / "comparison.json").write_bytes((GOLDEN / f"comparison-v{version}.json").read_bytes())
     found = read_comparison(folder)
-    assert (found.dense.test_accuracy, found.int8.size_encoded, found.granularity) == (0.875, 0.3125, "fine-grained")
+    assert (found.dense.test_accuracy, found.granularity) == (0.875, "fine-grained")
+    assert found.rounded == {"dense int8": Reference(0.90625, 0.84375, 0.3125, 0.25)}
     assert dict(found.baselines) == {"uniform": "0123456789abcdef"} and found.finalists == ("fedcba9876543210",)
-    assert found == replace(comparison(), latency=None)
+    same = replace(comparison(), references=found.references, test_examples=None, bits={})
+    assert found == (replace(same, latency=None) if version == 1 else same)
 
 
 DAMAGED = (GOLDEN / "comparison-v2.json").read_text().replace('"share": 0.5', '"share": 0.75')
@@ -164,8 +171,8 @@ LATER = {"statistics", "measuring"}
 
 def shape(data: object) -> object:
     """Keys down to the leaves; what lies below a layer's or baseline's name, and what came later, does not count."""
-    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "shares", "scores",
-            "latency"}  # fmt: skip
+    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "references", "bits",
+            "shares", "scores", "latency"}  # fmt: skip
     if isinstance(data, dict):
         return {key: None if key in free else shape(value) for key, value in data.items() if key not in LATER}
     return [shape(data[0])] if isinstance(data, list) and data and isinstance(data[0], dict) else None
@@ -175,14 +182,13 @@ def shape(data: object) -> object:
     ("pattern", "golden"),
     [
         ("journal/trial-00000.json", "journal-trial-v1.json"),
-        ("comparison.json", "comparison-v2.json"),
+        ("comparison.json", "comparison-v3.json"),
         ("study.json", "study-v1-splits.json"),
         ("../../best/manifest.json", "manifest-v1.json"),
     ],
 )
 def test_a_real_study_writes_the_golden_keys(finished, exported, pattern, golden):
     written = json.loads((finished.path / pattern).read_text())
-    written.pop("test_examples", None)
     assert shape(written) == shape(json.loads((GOLDEN / golden).read_text()))
 
 

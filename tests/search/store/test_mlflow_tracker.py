@@ -52,6 +52,7 @@ def test_one_parent_and_a_child_a_trial_with_everything_measured(finished):
         assert run.data.metrics["size_encoded"] == trial.result.shares.encoded
         assert run.data.metrics["macs"] == trial.result.shares.macs
         assert run.data.params["granularity"] == trial.policy.granularity_label
+        assert run.data.params["bits"] == str(trial.policy.bits)
         assert all(len(value) < 100 and "conv" not in value for value in run.data.params.values())
         assert run.info.end_time - run.info.start_time == pytest.approx(1000 * (trial.finished - trial.started), abs=2)
 
