@@ -25,6 +25,7 @@ from search.errors import UsageError
 from search.files import read_text
 from search.options import FORMER, OPTIONS, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
+from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, parts_in
 from spaces.printable import LONGEST_WORD, shortened
@@ -33,6 +34,7 @@ from spaces.search_space.limits import LARGEST_TARGET, check_mixable
 from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"
+NONZERO = "nonzero"
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
 MOST_STUDY_FILE = 2**20
@@ -136,6 +138,15 @@ class SearchConfig(_Fields):
             raise ValueError(f"{name} must be one or more of {', '.join(known)}, each once, got {words}")
         return words
 
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _bits_exist(cls, value: Any) -> Any:
+        """From the most on, in whichever order they were given."""
+        found = tuple(check_bits(one) for one in (value if isinstance(value, list | tuple) else (value,)))
+        if not found or len(set(found)) < len(found):
+            raise ValueError(f"bits must be one or more of {', '.join(map(str, BITS))}, each once, got {value!r}")
+        return tuple(sorted(found, reverse=True))
+
     @field_validator("min_accuracy", mode="before")
     @classmethod
     def _min_accuracy_is_a_share_or_below_dense(cls, value: Any) -> Any:
@@ -161,6 +172,17 @@ class SearchConfig(_Fields):
             raise ValueError(
                 f"min-size must be at most {LARGEST_TARGET:g} where there is no max-size, got {self.min_size:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nonzero_sizes_count_32_bits(self) -> SearchConfig:
+        if self.size_metric == NONZERO and self.bits != (FLOAT_BITS,):
+            if "bits" in self.model_fields_set:
+                raise ValueError(
+                    f"bits must be {FLOAT_BITS} where size-metric is {NONZERO}, which counts no fewer, got "
+                    f"{','.join(map(str, self.bits))}: leave bits out, or give size-metric encoded"
+                )
+            vars(self)["bits"] = (FLOAT_BITS,)  # a default: not among what was given
         return self
 
     @model_validator(mode="after")

@@ -68,7 +68,8 @@ class Option:
     @property
     def help_line(self) -> str:
         """Its help, with its default."""
-        return self.help.format(default=",".join(self.default) if isinstance(self.default, tuple) else self.default)
+        default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
+        return self.help.format(default=default)
 
 
 def key_of(name: str) -> str:
@@ -230,7 +231,13 @@ class SearchOptions(_Fields):
         metavar="A,B",
         more="one for a whole policy, or with --mixed one a layer",
     )
-    mixed: bool = option("let every layer have its own granularity", default=False)
+    bits: tuple[int, ...] = option(
+        "of a weight that is kept, choices ({default}); 32 (not rounded), 16, 8, 7, 6, 5, 4, 3 or 2",
+        default=(32,),
+        metavar="B,B",
+        more="one for a whole policy, or with --mixed one a layer",
+    )
+    mixed: bool = option("let every layer have its own granularity and bits", default=False)
     schedule: tuple[str, ...] = option(
         "choices ({default}); also iterative",
         default=("one-shot", "polynomial"),

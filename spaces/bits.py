@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral
 
+from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number
 
 FLOAT_BITS = 32
@@ -23,6 +24,7 @@ def check_bits(value: object, where: str = "bits") -> int:
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and value in BITS:
         return int(value)
-    nearest = min(BITS, key=lambda bits: abs(bits - float(value))) if is_number(value) else FLOAT_BITS
-    valid = ", ".join(map(str, BITS))
-    raise ValueError(f"{where} must be one of {valid}, got {value!r}; nearest valid: {nearest}")
+    number = float(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    nearest = min(BITS, key=lambda bits: abs(bits - float(number))) if is_number(number) else FLOAT_BITS
+    valid, said = ", ".join(map(str, BITS)), shortened(repr(value), LONGEST_WORD)
+    raise ValueError(f"{where} must be one of {valid}, got {said}; nearest valid: {nearest}")

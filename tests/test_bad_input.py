@@ -414,6 +414,16 @@ BAD_OPTIONS = {
         (1,): "unknown granularity 1",
         5: "granularity must be text or a list of words, got 5",
     },
+    "bits": {
+        1: "bits must be one of 32, 16, 8, 7, 6, 5, 4, 3, 2, got 1; nearest valid: 2",
+        33: "got 33; nearest valid: 32",
+        3.5: "got 3.5; nearest valid: 4",
+        "8": "got '8'; nearest valid: 8",
+        (8, "5"): "got '5'; nearest valid: 5",
+        (True,): "got True",
+        (): "bits must be one or more of 32, 16, 8, 7, 6, 5, 4, 3, 2, each once, got ()",
+        (4, 4): "each once, got (4, 4)",
+    },
     "criterion": {"l2": f"unknown criterion 'l2': {MISSPELT} 'magnitude-l2'", 5: "criterion must be text, got 5"},
     "sampler": {"tpee": f"unknown sampler 'tpee': {MISSPELT} 'tpe'"},
     "size_metric": {"bytes": "size-metric must be 'encoded' or 'nonzero', got 'bytes'; the default is 'encoded'"},
@@ -548,6 +558,7 @@ def test_a_bad_option_ends_a_search_before_it_begins(main, tmp_path, option):
         if isinstance(value, str | int | float) and said not in (
             "root must be text, got 5",
             "study must be text, got 5",
+            "got '8'; nearest valid: 8",
         ):
             reply = main("search", f"--{name}={value}", "--root", tmp_path / "root", "--json")
             one_line(reply, name)
@@ -594,6 +605,14 @@ COMMANDS = {
     "MACs of masks": (
         ["search", "--max-macs", "0.4", "--granularity", "fine-grained"],
         "MACs limit 0.4",
+    ),
+    "bits": (["search", "--bits", "8,33"], "bits must be one of 32, 16, 8, 7, 6, 5, 4, 3, 2, got 33"),
+    "bits, no whole number": (["search", "--bits", "3.5"], "got 3.5; nearest valid: 4"),
+    "bits, no number": (["search", "--bits", "x"], "got 'x'; nearest valid: 32"),
+    "no bits": (["search", "--bits", ""], "got ''; nearest valid: 32"),
+    "bits of nonzero sizes": (
+        ["search", "--size-metric", "nonzero", "--bits", "8"],
+        "bits must be 32 where size-metric is nonzero, which counts no fewer, got 8: leave bits out",
     ),
     "own criterion": (["search", "--criterion", "./absent.py:score"], "absent.py"),
     "width of scan": (["scan", "--width", "1/8"], "width must be a number, > 0, got '1/8'"),

@@ -34,6 +34,11 @@ def _whole(text: str) -> int | str:
         return text
 
 
+def _wholes(text: str) -> tuple[int | float | str, ...]:
+    """Likewise of whole numbers between commas."""
+    return tuple(word if isinstance(word := _whole(part.strip()), int) else _number(word) for part in text.split(","))
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors in our words; a misspelt option is refused before the value behind it is taken for another argument."""
 
@@ -176,8 +181,10 @@ def _add(parser: argparse._ActionsContainer, name: str, help: str | None = None,
         parser.add_argument(f"--{key_of(one.former)}", **{**how, "dest": one.former, "help": argparse.SUPPRESS})
 
 
-def _reader(kinds: tuple[Any, ...]) -> Callable[[str], float | str] | None:
+def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any] | None:
     """What turns a word of the command line into a value of one of the types."""
+    if kinds == (int, ...):
+        return _wholes
     return None if str in kinds else _number if float in kinds else _whole if int in kinds else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from search.config import SearchConfig
 from search.errors import Refused, UsageError
 from search.options import MAY_CHANGE, key_of
+from spaces.bits import FLOAT_BITS
 from spaces.search_space.space import PREFERENCE
 
 KNOB_WORD = "knob_word"
@@ -34,9 +35,12 @@ def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, A
 
 
 def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
-    """The config in a study's record; raises `Refused` if it is none."""
+    """The config in a study's record; raises `Refused` if it is none.
+
+    Studies of earlier versions, whose records name no bits, rounded nothing.
+    """
     try:
-        return SearchConfig(**{**record["config"], "root": root})
+        return SearchConfig(**{"bits": (FLOAT_BITS,), **record["config"], "root": root})
     except (KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Refused(f"damaged study record of {root!r}: its options make no study ({reason})") from None

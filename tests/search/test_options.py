@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def parsed(*words: str) -> dict[str, object]:
 def test_every_option_is_an_argument_a_key_and_a_field(name, tmp_path):
     one = OPTIONS[name]
     value = one.example if one.default is None else one.default
-    word = ",".join(value) if isinstance(value, tuple) else str(value)
+    word = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     words = {"mixed": [], "warm_start": ["off"]}.get(name, [word])
     file = tmp_path / "study.toml"
     file.write_text(f"{key_of(name)} = {json.dumps(value if one.annotation is not bool else not value)}")
@@ -104,7 +105,7 @@ def test_stored_studies_keep_the_names_they_have():
     options = {"speed": "latency", "seeds": False, "final_seeds": 2, "max_size": 0.3}
     stored = new_record(SearchConfig(**options, root="elsewhere"), {})["config"]
     # Options added since the golden record was written: a new one joins them. Records without it get its default.
-    assert set(stored) - set(GOLDEN) == {"trial_timeout"} and set(GOLDEN) < set(stored)
+    assert set(stored) - set(GOLDEN) == {"trial_timeout", "bits"} and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options
     config = stored_config({"config": stored}, "here")
     assert config == SearchConfig(**options, root="here")
@@ -112,6 +113,20 @@ def test_stored_studies_keep_the_names_they_have():
     assert resumed_config(SearchConfig(cost="latency", final_seeds=2, trials=99), record, "mine").trials == 99
     with pytest.raises(UsageError, match="cost was 'latency', is 'macs'"):
         resumed_config(SearchConfig(speed="macs"), record, "mine")
+
+
+def test_bits_of_a_study_are_those_it_began_with():
+    """Studies without a word of them rounded nothing, and the commands that began them still resume them."""
+    assert SearchConfig(bits=[4, 16, 6]).bits == (16, 6, 4) and SearchConfig(bits=3).bits == (3,)
+    assert SearchConfig(size_metric="nonzero").bits == (32,)
+    begun = {**GOLDEN, "workload": "digits"}
+    same = SearchConfig(size_metric="encoded", max_size=0.5)
+    for record in ({"config": begun}, {"config": {**begun, "bits": [16, 4]}}):
+        kept = tuple(record["config"].get("bits", (32,)))
+        for asked in (same, SearchConfig(bits=kept)):
+            assert resumed_config(asked, record, "mine").bits == stored_config(record, "here").bits == kept
+        with pytest.raises(UsageError, match=re.escape(f"bits was {kept}, is (8,)")):
+            resumed_config(SearchConfig(bits=8), record, "mine")
 
 
 def test_only_names_of_today_are_offered():

@@ -477,6 +477,7 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):
         ({"seed": 9}, "seed was 0, is 9"),
         ({"final_seeds": 2}, "final-repeats was 3, is 2"),
         ({"mixed": True}, "mixed was False, is True"),
+        ({"bits": (8, 3)}, "bits was (32,), is (8, 3)"),
     ],
 )
 def test_only_budgets_may_change(begin, root, change, said):
