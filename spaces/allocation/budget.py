@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS
+from spaces.cost.coded_file import CodedFile, coded_file
 from spaces.cost.effect import remaining
 from spaces.cost.exact import Pruned, Sizer, sizer_of
 from spaces.cost.footprint import Footprint, RelativeCost, relative_cost
@@ -44,6 +46,7 @@ class Target:
         max_latency: share of the dense latency to stay within as well, by `latency`, 0 < max_latency <= 1.
         removal: layer -> share of its output channels that are gone before; the granularity is a mask's then, and
             allocators that rank units compare those of the dense layers.
+        bits: of stored values, one for all layers, or layer -> bits; the measure `nonzero` does not count by them.
     """
 
     network: Network
@@ -54,6 +57,7 @@ class Target:
     max_latency: float = 1.0
     latency: Predictor | None = None
     removal: Mapping[str, float] = field(default_factory=dict)
+    bits: int | Mapping[str, int] = FLOAT_BITS
 
     @cached_property
     def sizer(self) -> Sizer:
@@ -66,27 +70,33 @@ class Target:
 
     @cached_property
     def kind(self) -> Hashable:
-        """Equal for targets that differ only in share, speed limits and removal."""
+        """Equal for targets that differ only in share, speed limits, removal and bits."""
         granularity = self.granularity if isinstance(self.granularity, str) else frozenset(self.granularity.items())
         return self.sizer, granularity, self.metric
 
     @cached_property
+    def _frame(self) -> PruningPolicy:
+        return PruningPolicy({}, self.granularity, bits=self.bits)
+
+    @cached_property
+    def file(self) -> CodedFile | None:
+        """What rounded weights are stored as; None where nothing is rounded, or only nonzero weights count."""
+        return coded_file(self.network, self._frame) if self.metric == "encoded" else None
+
+    @cached_property
     def channel(self) -> np.ndarray:
         """Which layers have granularity `channel` (n,), bool, in the network's order."""
-        frame = PruningPolicy({}, self.granularity)
-        return np.array([frame.granularity_of(name) == "channel" for name in self.sizer.layer_index], dtype=bool)
+        return np.array([self._frame.granularity_of(name) == "channel" for name in self.sizer.layer_index], dtype=bool)
 
     @cached_property
     def divisions(self) -> Divisions | None:
         """The units of the masks; None if every unit is one weight."""
-        frame = PruningPolicy({}, self.granularity)
-        return self.sizer.divisions([frame.granularity_of(name) for name in self.sizer.layer_index])
+        return self.sizer.divisions([self._frame.granularity_of(name) for name in self.sizer.layer_index])
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that can lose units in their granularity, as the removal leaves them."""
-        frame = PruningPolicy({}, self.granularity)
-        words = {layer: frame.granularity_of(layer.name) for layer in remaining(self.network, self.removal)}
+        words = {layer: self._frame.granularity_of(layer.name) for layer in remaining(self.network, self.removal)}
         return tuple(layer for layer, word in words.items() if layer.numel > 1 and not unpruned_reason(layer, word))
 
     def vector(self, sparsity: Mapping[str, float]) -> np.ndarray:
@@ -121,20 +131,35 @@ class Target:
 
     @cached_property
     def aim(self) -> float:
-        """The size to allocate for: a share of what the removal left, or of the dense model if there is no removal."""
-        return self.share / self.size({}) if self.removal else self.share
+        """The size to allocate for: a share of what is left by the removal and by rounding, or of the dense model if
+        there is neither."""
+        return min(self.share / self.whole, 1.0) if self.file else self.share / self.whole
+
+    @cached_property
+    def whole(self) -> float:
+        """The share of the dense size with nothing removed but the removal."""
+        return self.size({}) if self.removal or self.file else 1.0
+
+    @cached_property
+    def met_by_rounding(self) -> bool:
+        """Whether weights are rounded, and all limits are met without any further removal."""
+        return self.file is not None and self.excess(self.pruned(self.vector({}))) <= 0
 
     def size(self, sparsity: Mapping[str, float]) -> float:
-        """Exact share of the dense size under these sparsities."""
-        return self.sizer.share(self.pruned(self.vector(sparsity)), self.metric)
+        """Share of the dense size under these sparsities: exact, but predicted of rounded weights."""
+        return self.size_of(self.pruned(self.vector(sparsity)))
+
+    def size_of(self, pruned: Pruned) -> float:
+        """Share of the dense size of what is left."""
+        return self.sizer.share(pruned, self.metric, self.file)
 
     def macs(self, sparsity: Mapping[str, float]) -> float:
         """Exact share of the dense MACs under these sparsities; masks change nothing."""
         return self.cost(sparsity).macs
 
     def cost(self, sparsity: Mapping[str, float]) -> RelativeCost:
-        """Both sizes and the MACs under these sparsities, exact, as shares of the dense network's."""
-        return relative_cost(self.sizer.footprint(self.pruned(self.vector(sparsity))), self.dense)
+        """Both sizes and the MACs under these sparsities, as shares of the dense network's."""
+        return relative_cost(self.sizer.footprint(self.pruned(self.vector(sparsity)), self.file), self.dense)
 
     @cached_property
     def floor(self) -> float:
@@ -158,7 +183,7 @@ class Target:
 
     def excess(self, pruned: Pruned) -> float:
         """By which factor the tightest limit is exceeded, less 1; 0 or below is within all limits."""
-        ratios = [self.sizer.share(pruned, self.metric) / self.share]
+        ratios = [self.size_of(pruned) / self.share]
         if self.max_macs < 1:
             ratios.append(self.sizer.macs(pruned) / self.max_macs)
         if self.max_latency < 1 and self.latency:
@@ -167,11 +192,13 @@ class Target:
 
 
 def fit_to_budget(family: Family, target: Target) -> dict[str, float]:
-    """The largest member of the family within all the target's limits.
+    """The largest member of the family within all the target's limits; sparsities of 0 where rounding meets them.
 
     Raises:
         Unreachable: even `family(1.0)` is larger.
     """
+    if target.met_by_rounding:
+        return dict.fromkeys(family(0.0), 0.0)
     return family(_fitting_shift(lambda t: target.vector(family(t)), target))
 
 
@@ -191,7 +218,7 @@ def _fitting_shift(family: Callable[[float], np.ndarray], target: Target) -> flo
     if excess(0.0) <= 0:
         return 0.0
     if excess(1.0) > 0:
-        smallest = target.sizer.share(target.pruned(family(1.0)), target.metric)
+        smallest = target.size_of(target.pruned(family(1.0)))
         limits = {"MACs": target.max_macs, "latency": target.max_latency}
         also = "".join(f" with {name} {limit:.4g}" for name, limit in limits.items() if limit < 1)
         raise Unreachable(f"size {target.share:.4g}{also} cannot be reached: the smallest is {smallest:.4g}")
@@ -239,11 +266,14 @@ def _values(sparsity: Mapping[str, float]) -> np.ndarray:
 
 
 def fit_by_shift(sparsity: Mapping[str, float], target: Target) -> dict[str, float]:
-    """Shift all sparsities together until the size is just within the target.
+    """Shift all sparsities together until the size is just within the target; all are 0 where rounding meets it.
 
     Raises:
         Unreachable: the layers with sparsity above 0 cannot free enough.
     """
+    if target.met_by_rounding:
+        target.indices(sparsity)  # refuses unknown layers
+        return dict.fromkeys(sparsity, 0.0)
     values, indices, nothing = _values(sparsity), target.indices(sparsity), np.zeros(len(target.sizer.layer_index))
 
     def shift(t: float) -> float:

@@ -73,7 +73,8 @@ class RemovalTarget(Target):
 
     @property
     def aim(self) -> float:
-        return self.share if self.fixed is None else min(self.rest.share / (1 - self.fixed), 1.0)
+        share = self.share if self.fixed is None else min(self.rest.share / (1 - self.fixed), 1.0)
+        return min(share / self.whole, 1.0)
 
     @cached_property
     def _masks(self) -> np.ndarray:
@@ -82,7 +83,7 @@ class RemovalTarget(Target):
     def excess(self, pruned: Pruned) -> float:
         masked = self.sizer.masked(pruned.groups, self._masks, self.rest.divisions)
         margin = FLOOR_MARGIN if self.fixed is None else 1.0
-        return max(super().excess(pruned), self.sizer.share(masked, self.metric) * margin / self.rest.share - 1)
+        return max(super().excess(pruned), self.size_of(masked) * margin / self.rest.share - 1)
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,14 @@ class TwoStage:
 
     @cached_property
     def channel_share(self) -> float:
-        """The share of the dense size the removal is to leave; 1.0 where the masks' size is fixed."""
+        """The share of the dense size the removal is to leave; 1.0 where the masks' size is fixed.
+
+        The reduction begins at what nothing removed takes, which is less than 1 of rounded weights.
+        """
         if self.fixed is not None:
             return 1.0
-        return min(max(self.limits.share**self.part, self.least), 1.0)
+        whole = self.limits.whole
+        return min(max(whole * (self.limits.share / whole) ** self.part, self.least), 1.0)
 
     @cached_property
     def mask_share(self) -> float:
@@ -137,10 +142,12 @@ class TwoStage:
         return replace(self.limits, removal=removal)
 
     def fixed_masks(self, removal: Mapping[str, float]) -> dict[str, float]:
-        """Sparsity by layer of masks of a fixed pattern, for every layer whose inputs M divides."""
+        """Sparsity by layer of masks of a fixed pattern, for every layer whose inputs M divides; 0 where rounding alone
+        meets all limits."""
         if self.fixed is None:
             return {}
-        return dict.fromkeys((layer.name for layer in self.masks(removal).layers), self.fixed)
+        masks = self.masks(removal)
+        return dict.fromkeys((layer.name for layer in masks.layers), 0.0 if masks.met_by_rounding else self.fixed)
 
     @cached_property
     def obstacle(self) -> str | None:

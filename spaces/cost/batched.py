@@ -1,18 +1,20 @@
 """Sizes and speeds of many requests at once, vectorised over requests and layers.
 
-Sizes are those of `spaces.cost.footprint` except for the file's header, whose length is taken from the dense model. The
-error is about a thousandth of networks that are worth pruning, and several percent of ones with a few thousand
-parameters.
+Sizes are those of `spaces.cost.footprint`, to a byte where weights are rounded. Where they are not, the header's length
+is taken from the dense model: the error is about a thousandth of networks that are worth pruning, and several percent
+of ones with a few thousand parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS
+from spaces.cost.coded_size import SizesAtBits, coded_sizes_of
 from spaces.cost.container import GAP_ESCAPE
 from spaces.cost.footprint import dense_footprint
 from spaces.cost.latency_predictor import Predictor
@@ -42,6 +44,7 @@ class Requests:
         by_removal: groups whose layers all have granularity `channel`, or that lose channels before masks
             (p, groups), bool.
         words: each layer's granularity (p, layers), as an index into the granularities of the space.
+        bits: of each layer's values (p, layers); 32 by default.
     """
 
     masked: np.ndarray
@@ -49,6 +52,11 @@ class Requests:
     by_mask: np.ndarray
     by_removal: np.ndarray
     words: np.ndarray
+    bits: np.ndarray = field(default_factory=lambda: np.array(FLOAT_BITS))
+
+    def __post_init__(self) -> None:
+        if self.bits.shape != self.masked.shape:
+            object.__setattr__(self, "bits", np.broadcast_to(self.bits, self.masked.shape))
 
     def __add__(self, other: Requests) -> Requests:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
@@ -76,6 +84,7 @@ class Costs:
         granularities: Sequence[str] = ("fine-grained", "channel"),
     ) -> None:
         self._network, self._metric, self._latency = network, metric, latency
+        self._at: tuple[np.ndarray, SizesAtBits] | None = None
         layers = network.prunable
         divisions = {n: Divisions(layers, [parts_of(word)[-1]] * len(layers)) for n, word in enumerate(granularities)}
         self._divisions = {n: found for n, found in divisions.items() if not found.plain}
@@ -100,9 +109,9 @@ class Costs:
         return Shapes(self._network, [tensors[name] for name in self._network.layer_names], float)
 
     @cached_property
-    def _others(self) -> tuple[Shapes, np.ndarray]:
-        """All that is no prunable layer: its distinct shapes (s,), and what an element of each adds to size and MACs
-        (s, 2)."""
+    def _others(self) -> tuple[Shapes, np.ndarray, np.ndarray]:
+        """All that is no prunable layer: its distinct shapes (s,), what an element of each adds to size and MACs
+        (s, 2), and in the measure `encoded` to version 2 in bits (2, s), at most and as usual."""
         network, names = self._network, set(self._network.layer_names)
         others = [tensor for tensor in network.tensors if tensor.name not in names]
         first, shape = distinct_shapes(others)
@@ -113,8 +122,19 @@ class Costs:
             stored = [int(tensor.parameter) for tensor in others]
         positions = [network.multiplied.get(tensor.name, 0) for tensor in others]
         np.add.at(costs, shape, np.array([stored, positions], dtype=float).T)
-        used = np.flatnonzero(costs.any(axis=1))
-        return Shapes(network, [first[n] for n in used], float), costs[used]
+        used, bits = np.flatnonzero(costs.any(axis=1)), np.zeros((2, len(first)))
+        if self._metric == "encoded":
+            bits = coded_sizes_of(network).per_other[:, 1] @ np.eye(len(first))[shape]
+        return Shapes(network, [first[n] for n in used], float), costs[used], bits[:, used]
+
+    @cached_property
+    def _coded_layers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The layers of `CodedSizes`, as indices of the prunable ones (n,), and what their output dimensions are (n,),
+        as indices of the lengths of `_layers`."""
+        index = {name: n for n, name in enumerate(self._network.layer_names)}
+        own = np.array([index[tensor.name] for tensor in coded_sizes_of(self._network).layers], dtype=np.int64)
+        dims = np.array([self._network.prunable[n].output_dim for n in own], dtype=np.int64)
+        return own, self._layers.dimensions[dims, own]
 
     @cached_property
     def _header(self) -> float:
@@ -125,15 +145,35 @@ class Costs:
     def of(self, requests: Requests) -> BatchCosts:
         """What the requests leave of the dense network."""
         gone = self._groups.removed(requests.removed)
-        numel, lengths = self._left(gone)
-        nonzero = numel - self._zeros(requests, numel, lengths)
-        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, lengths)
-        shapes, costs = self._others
-        size, macs = (shapes.numel(shapes.lengths(gone)) @ costs).T
-        size = (cost.sum(axis=1) + size + self._header) / self._dense
+        lengths = self._layers.lengths(gone)
+        numel, first_two = self._layers.numel(lengths), self._layers.first_two(lengths) if self._divisions else ()
+        nonzero = numel - self._zeros(requests, numel, first_two)
+        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, first_two)
+        shapes, costs, bits = self._others
+        others = shapes.numel(shapes.lengths(gone))
+        size, macs = (others @ costs).T
+        size = cost.sum(axis=1) + size + self._header
+        rounded = (requests.bits < FLOAT_BITS).any(axis=1)
+        if self._metric == "encoded" and rounded.any():
+            size = np.where(rounded, self._coded(requests.bits, numel, nonzero, lengths, bits @ others.T), size)
         macs = (numel @ self._positions + macs + self._network.other_macs) / self._dense_macs
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
-        return BatchCosts(size, macs, latency)
+        return BatchCosts(size / self._dense, macs, latency)
+
+    def _coded(
+        self, bits: np.ndarray, numel: np.ndarray, nonzero: np.ndarray, lengths: np.ndarray, others: np.ndarray
+    ) -> np.ndarray:
+        """Bytes of version 2 (p,).
+
+        Args:
+            bits, numel, nonzero: of the layers (p, layers).
+            lengths: of their dimensions (p, m).
+            others: bits of all else, at most and as usual (2, p).
+        """
+        if self._at is None or self._at[0] is not bits:  # a bisection asks for the same points again and again
+            self._at = bits, coded_sizes_of(self._network).at(bits[:, self._coded_layers[0]])
+        own, outputs = self._coded_layers
+        return self._at[1].bytes(numel[:, own], nonzero[:, own], lengths[:, outputs], others).min(axis=0)
 
     def _left(self, gone: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Elements, and where units need them the first two dimensions, of the layers (p, layers) once groups lost

@@ -7,13 +7,12 @@ takes follows from counts, and the writer takes nothing larger.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spaces.bits import FLOAT_BITS
+from spaces.bits import BITS, FLOAT_BITS
 from spaces.cost.coded_header import (
     DTYPES,
     FLOAT_FORMS,
@@ -29,10 +28,7 @@ from spaces.cost.coded_header import (
     varint,
     write_header,
 )
-from spaces.cost.effect import kept_units, masked_in
-from spaces.cost.removal import shapes_after
-from spaces.network import ITEM_BYTES, Network, StoredTensor
-from spaces.policy import PruningPolicy
+from spaces.network import ITEM_BYTES, Network, StoredTensor, once_per_network
 
 PARTS = 1 << 16
 LEAST_ODDS = 1 / 4097
@@ -105,70 +101,55 @@ def coded_bytes(bits: np.ndarray) -> np.ndarray:
     return np.floor(bits / 8) + LANE_BYTES * lanes + 2
 
 
+_NAN = float("nan")
+_BY_BITS = np.array(
+    [
+        [function(bits) if bits in BITS else _NAN for bits in range(FLOAT_BITS + 1)]
+        for function in (flat_value_bits, VALUE_BITS.__getitem__, DENSE_BITS.__getitem__)
+    ]
+)
+"""Bits of a value at most, as usual, and of each weight of a layer that is not pruned (3, 33), by its `bits`."""
+_SCALE_COSTS = np.array([1.0 + SCALE_FORM.distance + SCALE_FORM.mantissa, USUAL_SCALE])
+_FACTORS = np.array([1.0, MARGIN])
+
+
 class CodedSizes:
     """Bytes of one network's version-2 files, for any counts and bits.
 
-    Args:
-        folded: paths of the BatchNorms that are stored as gain and shift, see `pruning.file.norms`.
+    Headers are those of the dense network: removed channels shorten the numbers in them by a few bytes.
 
     Attributes:
-        layers: the prunable weights, in the order of all arrays here.
+        layers: the prunable weights that have elements, as stored; the order of all arrays here (n,).
+        others: all further tensors.
+        channels: output channels of `layers` in the dense network (n,), float.
+        per_other: bits of an element of each of `others` (2, 2, others): at most or as usual, in a file of floats or
+            of rounded weights.
     """
 
-    def __init__(self, network: Network, folded: Collection[str] = ()) -> None:
-        self._network, self._folded = network, set(folded)
-        self._inside = {path + ending for path in self._folded for ending in NORM_ENDINGS}
-        tensors = {tensor.name: tensor for tensor in network.tensors}
-        self.layers = [tensors[name] for name in network.by_name]
-        self._channels = [tensor.shape[network.by_name[tensor.name].output_dim] for tensor in self.layers]
+    def __init__(self, network: Network) -> None:
+        self.layers = tuple(t for t in network.tensors if t.name in network.by_name and t.numel)
+        self.others = tuple(t for t in network.tensors if t.name not in network.by_name)
+        dims = [network.by_name[tensor.name].output_dim for tensor in self.layers]
+        self.channels = np.array([t.shape[dim] for t, dim in zip(self.layers, dims, strict=True)], float)
         self._widths = np.array([8.0 * ITEM_BYTES[tensor.dtype] for tensor in self.layers])
-        self.others = [t for t in network.tensors if t.name not in network.by_name]
-        self._headers = {(rounded, usual): self._header_bytes(rounded, usual) for rounded in (0, 1) for usual in (0, 1)}
+        self.per_other = np.stack([_bits_of_others(network, self.others, rounded) for rounded in (False, True)], 1)
+        sizes = [[_header_bytes(network, rounded, usual) for rounded in (False, True)] for usual in (False, True)]
+        self._headers = np.array(sizes, float)
 
-    def _header_bytes(self, rounded: int, usual: int) -> int:
-        """Bytes in front of the coded ones: at most, or as they usually are."""
-        records: list[Record] = []
-        for tensor in self._network.tensors:
-            path = tensor.name.removesuffix(NORM_ENDINGS[0])
-            if tensor.name in self._inside:
-                if path in self._folded:
-                    forms = replace(EXACT_FORM, top=127 if usual else 255, nonzero=tensor.numel - (not usual))
-                    records.append(Norm(path, tensor.shape, forms, forms, 100 if usual else 2**31))
-            else:
-                records.append(self._largest_record(tensor, bool(rounded)))
-        records += [Same(name, len(self._network.tensors)) for name in self._network.aliases]
-        header = len(write_header(records)) if usual else most_header_bytes(records)
-        return 8 + len(varint(header)) + header + len(varint(MOST_LANES)) + 6
+    def at(self, bits: np.ndarray) -> SizesAtBits:
+        """What the bits of the layers' values (..., n) decide.
 
-    def _largest_record(self, tensor: StoredTensor, rounded: bool) -> Record:
-        if tensor.name in self._network.by_name and tensor.dtype in FLOAT_FORMS and rounded:
-            dim = self._network.by_name[tensor.name].output_dim
-            return Integers(tensor.name, tensor.shape, tensor.dtype, 16, tensor.numel, SCALE_FORM, dim)
-        if tensor.dtype in FLOAT_FORMS:
-            return Floats(
-                tensor.name, tensor.shape, tensor.dtype, replace(EXACT_FORM, nonzero=max(tensor.numel - 1, 0))
-            )
-        return Constant(tensor.name, tensor.shape, tensor.dtype if tensor.dtype in DTYPES else "U8", 2**31)
-
-    def other_bits(self, rounded: bool, numel: np.ndarray | None = None) -> np.ndarray:
-        """Bits of all tensors but the prunable weights, at most (...,).
-
-        Args:
-            numel: elements left of `others` (..., others); all by default.
+        Raises:
+            ValueError: bits that no policy can have.
         """
-        own = np.array([t.numel for t in self.others], float) if numel is None else np.asarray(numel, float)
-        each = np.array([self._bits_of(tensor, rounded) for tensor in self.others])
-        return place_bits(own, own, np.broadcast_to(each, own.shape)).sum(axis=-1)
-
-    def _bits_of(self, tensor: StoredTensor, rounded: bool) -> float:
-        """Of an element."""
-        if tensor.name in self._inside:
-            form = NORM_FORM if rounded else EXACT_FORM
-            stored = tensor.name.endswith(NORM_ENDINGS[:2])
-            return float(1 + form.distance + form.mantissa) if stored else 0.0
-        if rounded and tensor.dtype == "F32" and len(tensor.shape) == 1 and tensor.parameter:
-            return float(1 + VECTOR_FORM.distance + VECTOR_FORM.mantissa)
-        return 8.0 * ITEM_BYTES[tensor.dtype]
+        bits = np.asarray(bits)
+        if not np.isin(bits, BITS).all():
+            wrong = next(value for value in bits.flat if value not in BITS)
+            raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {wrong}")
+        is_rounded = bits < FLOAT_BITS
+        flat, usual, dense = _BY_BITS[:, bits] * np.where(is_rounded, 1.0, self._widths / FLOAT_BITS)
+        header = self._headers[:, is_rounded.any(axis=-1).astype(int)]
+        return SizesAtBits(np.stack([flat, usual]), dense, is_rounded, header)
 
     def bound(
         self, numel: np.ndarray, kept: np.ndarray, bits: np.ndarray, other_numel: np.ndarray | None = None
@@ -179,65 +160,105 @@ class CodedSizes:
 
         Args:
             numel, kept: elements left and not masked, of `layers` (..., n).
-            bits: of their values (..., n), each 2 to 16, or 32.
-            other_numel: elements left of `others`; all by default.
+            bits: of their values (..., n), each one of `BITS`.
+            other_numel: elements left of `others` (..., others); all by default.
         """
-        bits = np.broadcast_to(bits, np.shape(kept))
-        values = np.where(bits < FLOAT_BITS, _looked_up(flat_value_bits, bits), self._widths)
-        scale = 1.0 + SCALE_FORM.distance + SCALE_FORM.mantissa
-        rounded, channels = self._rounded(kept, bits)
-        others = np.where(rounded, self.other_bits(True, other_numel), self.other_bits(False, other_numel))
-        header = np.where(rounded, self._headers[1, 0], self._headers[0, 0])
-        return header + coded_bytes(place_bits(numel, kept, values).sum(axis=-1) + channels * scale + others)
+        return self._both(numel, kept, bits, other_numel)[0]
 
     def predicted(
         self, numel: np.ndarray, kept: np.ndarray, bits: np.ndarray, other_numel: np.ndarray | None = None
     ) -> np.ndarray:
         """Bytes as trained weights have them, float (...,): `MARGIN` above the usual, and never above the bound."""
-        bits = np.broadcast_to(bits, np.shape(kept))
-        width = np.where(bits < FLOAT_BITS, 1, self._widths / FLOAT_BITS)
-        values, dense = (_looked_up(table.__getitem__, bits) * width for table in (VALUE_BITS, DENSE_BITS))
-        each = np.minimum(place_bits(numel, kept, values), dense * numel).sum(axis=-1)
-        rounded, channels = self._rounded(kept, bits)
-        norms = np.array([t.name in self._inside and t.name.endswith(NORM_ENDINGS[:2]) for t in self.others], float)
-        own = np.array([t.numel for t in self.others], float) if other_numel is None else np.asarray(other_numel, float)
-        saved = (own * norms).sum(axis=-1) * (1 + NORM_FORM.distance + NORM_FORM.mantissa - USUAL_NORM)
-        others = np.where(rounded, self.other_bits(True, other_numel) - saved, self.other_bits(False, other_numel))
-        header = np.where(rounded, self._headers[1, 1], self._headers[0, 1])
-        usual = header + coded_bytes((each + channels * USUAL_SCALE + others) * MARGIN)
-        return np.minimum(usual, self.bound(numel, kept, bits, other_numel))
+        return self._both(numel, kept, bits, other_numel).min(axis=0)
 
-    def _rounded(self, kept: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whether any layer is rounded (...,), and how many scales there are at most (...,)."""
-        rounded = bits < FLOAT_BITS
-        return np.asarray(rounded.any(axis=-1)), (np.minimum(self._channels, kept) * rounded).sum(axis=-1)
+    def _both(
+        self, numel: np.ndarray, kept: np.ndarray, bits: np.ndarray, other_numel: np.ndarray | None
+    ) -> np.ndarray:
+        at = self.at(np.broadcast_to(bits, np.shape(kept)))
+        others = np.array([tensor.numel for tensor in self.others]) if other_numel is None else other_numel
+        per_other = self.per_other[:, at.is_rounded.any(axis=-1).astype(int)]
+        return at.bytes(numel, kept, self.channels, (per_other * others).sum(axis=-1))
 
 
-def _looked_up(function: Callable[[int], float], bits: np.ndarray) -> np.ndarray:
-    """A function of each of `bits`, called once for each that is there."""
-    found = np.zeros(bits.shape)
-    for own in np.unique(bits):
-        found[bits == own] = function(int(own))
-    return found
+@dataclass(frozen=True)
+class SizesAtBits:
+    """File sizes of one network at given bits. The first dimension of arrays of 2 is: the bound, the usual.
+
+    Attributes:
+        values: bits of a value that is kept (2, ..., n).
+        dense: bits of a weight of a layer that is not pruned (..., n).
+        is_rounded: whether the layer's values are rounded (..., n).
+        header: bytes in front of the coded ones (2, ...).
+    """
+
+    values: np.ndarray
+    dense: np.ndarray
+    is_rounded: np.ndarray
+    header: np.ndarray
+
+    def bytes(self, numel: np.ndarray, kept: np.ndarray, channels: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """The bound, and the usual size with its margin, which may be above it (2, ...): whole numbers as floats.
+
+        Args:
+            numel, kept, channels: elements left, those not masked, and output channels left of the layers (..., n).
+            others: bits of all further tensors (2, ...).
+        """
+        bits = place_bits(numel, kept, self.values)
+        bits[1] = np.minimum(bits[1], self.dense * numel)
+        scales = (np.minimum(channels, kept) * self.is_rounded).sum(axis=-1)
+        total = bits.sum(axis=-1) + np.multiply.outer(_SCALE_COSTS, scales) + others
+        return self.header + coded_bytes((total.T * _FACTORS).T)
 
 
-def bound_of(sizes: CodedSizes, network: Network, policy: PruningPolicy, bits: Mapping[str, int] | int) -> int:
-    """`CodedSizes.bound` for a policy and bits by layer, or one for all."""
-    return int(sizes.bound(*counts_of(sizes, network, policy, bits)))
+@once_per_network
+def coded_sizes_of(network: Network) -> CodedSizes:
+    """The coded sizes of this very object."""
+    return CodedSizes(network)
 
 
-def counts_of(
-    sizes: CodedSizes, network: Network, policy: PruningPolicy, bits: Mapping[str, int] | int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What a policy leaves, as `CodedSizes.bound` takes it: numel, kept, bits (n,), and the others' numel."""
-    network.require(policy.sparsity)
-    left = shapes_after(network, kept_units(network, policy.channel_requests()))
-    masks, shapes = policy.mask_requests(), [left[tensor.name] for tensor in sizes.layers]
-    masked = [
-        masked_in(network.by_name[t.name], policy.granularity_of(t.name), shape, masks.get(t.name, 0.0))
-        for t, shape in zip(sizes.layers, shapes, strict=True)
-    ]
-    numel = np.array(list(map(prod, shapes)))
-    of_layers: Sequence[int] = [bits if isinstance(bits, int) else bits.get(t.name, FLOAT_BITS) for t in sizes.layers]
-    others = np.array([prod(left[tensor.name]) for tensor in sizes.others])
-    return numel, numel - np.array(masked, dtype=int), np.array(of_layers), others
+def _inside_norms(network: Network) -> set[str]:
+    return {path + ending for path in network.folded_norms for ending in NORM_ENDINGS}
+
+
+def _bits_of_others(network: Network, others: Sequence[StoredTensor], rounded: bool) -> np.ndarray:
+    """Bits of an element of each of these tensors (2, others): at most, and as usual."""
+    inside, found = _inside_norms(network), []
+    for tensor in others:
+        if tensor.name in inside and not tensor.name.endswith(NORM_ENDINGS[:2]):
+            found.append((0.0, 0.0))
+            continue
+        form = None
+        if tensor.name in inside:
+            form = NORM_FORM if rounded else EXACT_FORM
+        elif rounded and tensor.dtype == "F32" and len(tensor.shape) == 1 and tensor.parameter:
+            form = VECTOR_FORM
+        width = 1.0 + form.distance + form.mantissa if form else 8.0 * ITEM_BYTES[tensor.dtype]
+        most = float(place_bits(np.array(1), np.array(1), np.array(width)))
+        found.append((most, most - (width - USUAL_NORM if form == NORM_FORM else 0.0)))
+    return np.array(found, float).reshape(-1, 2).T
+
+
+def _header_bytes(network: Network, rounded: bool, usual: bool) -> int:
+    """Bytes in front of the coded ones: at most, or as they usually are."""
+    records: list[Record] = []
+    inside, folded = _inside_norms(network), set(network.folded_norms)
+    for tensor in network.tensors:
+        path = tensor.name.removesuffix(NORM_ENDINGS[0])
+        if tensor.name not in inside:
+            records.append(_largest_record(network, tensor, rounded))
+        elif path in folded:
+            forms = replace(EXACT_FORM, top=127 if usual else 255, nonzero=tensor.numel - (not usual))
+            records.append(Norm(path, tensor.shape, forms, forms, 100 if usual else 2**31))
+    records += [Same(name, len(network.tensors)) for name in network.aliases]
+    header = len(write_header(records)) if usual else most_header_bytes(records)
+    return 8 + len(varint(header)) + header + len(varint(MOST_LANES)) + 6
+
+
+def _largest_record(network: Network, tensor: StoredTensor, rounded: bool) -> Record:
+    if tensor.name in network.by_name and tensor.dtype in FLOAT_FORMS and rounded:
+        dim = network.by_name[tensor.name].output_dim
+        return Integers(tensor.name, tensor.shape, tensor.dtype, 16, tensor.numel, SCALE_FORM, dim)
+    if tensor.dtype in FLOAT_FORMS:
+        form = replace(EXACT_FORM, nonzero=max(tensor.numel - 1, 0))
+        return Floats(tensor.name, tensor.shape, tensor.dtype, form)
+    return Constant(tensor.name, tensor.shape, tensor.dtype if tensor.dtype in DTYPES else "U8", 2**31)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class Pruned:
 
     Attributes:
         groups: units removed of every channel group (groups,).
+        lengths: what is left of every distinct dimension (m,), as `Shapes` of the distinct shapes has them.
         numel: elements left (s,), by distinct shape of the dense network.
         characters: what these shapes take in a header (s,), brackets left out.
         zeros: elements that masks set to zero (n,), by prunable tensor.
@@ -50,6 +52,7 @@ class Pruned:
     """
 
     groups: np.ndarray
+    lengths: np.ndarray
     numel: np.ndarray
     characters: np.ndarray
     zeros: np.ndarray
@@ -61,8 +64,17 @@ class Pruned:
         return self.groups.tobytes() + self.zeros.tobytes()
 
 
+class StoredFile(Protocol):
+    """What a network is stored as."""
+
+    def bytes(self, pruned: Pruned) -> int:
+        """Bytes of the complete file."""
+
+
 class Sizer:
     """Exact sizes and MACs of one network, for any sparsities.
+
+    Where a method takes a `file`, bytes are that one's; by default those of version 1, exact.
 
     Weights without elements and groups without units have nothing to lose, whatever is asked of them.
 
@@ -139,11 +151,11 @@ class Sizer:
         lengths, numel, characters = self._counted(groups) if groups.any() else self._unpruned
         masks, own = masks[self._layer_index] * self._maskable, numel[self._layer_shape]
         if divisions is None:
-            return Pruned(groups, numel, characters, removed_units(masks, own).astype(np.int64))
+            return Pruned(groups, lengths, numel, characters, removed_units(masks, own).astype(np.int64))
         first, second = (length[self._layer_shape] for length in self._shapes.first_two(lengths))
         zeros = divisions.zeros(masks, own, (first, second)).astype(np.int64)
         index = divisions.index_bytes(own, own - zeros, (first, second))
-        return Pruned(groups, numel, characters, zeros, index)
+        return Pruned(groups, lengths, numel, characters, zeros, index)
 
     def _counted(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lengths (m,) once the groups lost these units (groups,), elements (s,) and characters (s,) of all shapes."""
@@ -152,25 +164,25 @@ class Sizer:
         characters[0] = 0  # the filler is not written
         return lengths, self._shapes.numel(lengths), characters[self._shapes.dimensions].sum(axis=0) + self._commas
 
-    def share(self, pruned: Pruned, metric: str) -> float:
+    def share(self, pruned: Pruned, metric: str, file: StoredFile | None = None) -> float:
         """The share of the dense size by the name of a size metric."""
         if metric not in SIZE_METRICS:
             raise KeyError(metric)
         if metric == "nonzero":
             return (self._parameters(pruned) - int(pruned.zeros.sum())) / self.dense.parameters
-        return self._file.bytes(pruned) / self.dense.encoded_bytes
+        return (file or self._file).bytes(pruned) / self.dense.encoded_bytes
 
     def macs(self, pruned: Pruned) -> float:
         """The share of the dense MACs; 1.0 when the dense network has none."""
         return float(self._macs(pruned)) / self.dense.macs if self.dense.macs else 1.0
 
-    def footprint(self, pruned: Pruned) -> Footprint:
+    def footprint(self, pruned: Pruned, file: StoredFile | None = None) -> Footprint:
         """All counts."""
         parameters, macs = self._parameters(pruned), self._macs(pruned)
         return Footprint(
             parameters=parameters,
             nonzero=parameters - int(pruned.zeros.sum()),
-            encoded_bytes=self._file.bytes(pruned),
+            encoded_bytes=(file or self._file).bytes(pruned),
             macs=macs,
             macs_nonzero=macs - int(self._positions @ pruned.zeros),
         )

@@ -1,32 +1,63 @@
-"""Sizes and MACs of a policy, exact before any training."""
+"""Sizes and MACs of a policy before any training: exact, but that bytes of rounded weights are predicted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from spaces.bits import BITS
+from spaces.cost.coded_file import coded_file
 from spaces.cost.counts import SIZE_METRICS, Footprint, RelativeCost, relative_cost
 from spaces.cost.exact import sizer_of
 from spaces.network import ITEM_BYTES, Network
 from spaces.policy import PruningPolicy
 
 __all__ = [
-    "SIZE_METRICS", "Footprint", "RelativeCost", "dense_footprint", "footprint", "relative_cost", "stored_fractions",
+    "SIZE_METRICS", "Footprint", "RelativeCost", "coded_bound", "dense_footprint", "dense_shares", "footprint",
+    "relative_cost", "stored_fractions",
 ]  # fmt: skip
 
 
 def footprint(network: Network, policy: PruningPolicy) -> Footprint:
     """Counts of `network` under `policy`.
 
+    Bytes are those of the file, version 1, exact but for gap codes, which are only bounded. Of rounded weights, they
+    are version 2's as predicted with a margin: the limit that the written file is made to keep.
+
     Raises:
         ValueError: the policy names a layer the network does not have (nearest match named).
     """
+    _require(network, policy)
+    sizer = sizer_of(network)
+    return sizer.footprint(sizer.under(policy), coded_file(network, policy))
+
+
+def coded_bound(network: Network, policy: PruningPolicy) -> int:
+    """Bytes that no file of the policy is larger than, whatever its values and though nothing is given up for it.
+
+    Raises:
+        ValueError: as of `footprint`.
+    """
+    _require(network, policy)
+    sizer, file = sizer_of(network), coded_file(network, policy)
+    pruned = sizer.under(policy)
+    return file.bound(pruned) if file else sizer.footprint(pruned).encoded_bytes
+
+
+def _require(network: Network, policy: PruningPolicy) -> None:
     network.require(policy.sparsity)
     network.require(policy.removal)
-    sizer = sizer_of(network)
-    return sizer.footprint(sizer.under(policy))
+    network.require(policy.bits if isinstance(policy.bits, Mapping) else ())
 
 
 def dense_footprint(network: Network) -> Footprint:
     """Counts of the unpruned network."""
     return sizer_of(network).dense
+
+
+def dense_shares(network: Network) -> dict[int, float]:
+    """Bits -> what the file takes with nothing removed, as a share of the dense file of 32-bit floats; 1.0 of these."""
+    dense = dense_footprint(network).encoded_bytes
+    return {bits: footprint(network, PruningPolicy({}, bits=bits)).encoded_bytes / dense for bits in BITS}
 
 
 def stored_fractions(network: Network) -> dict[str, float]:

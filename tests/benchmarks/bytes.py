@@ -40,7 +40,7 @@ from pruning.copying import copy_model
 from pruning.file.coding import CodedWriter
 from pruning.file.container import decode, encode
 from pruning.file.rounding import Rounded
-from pruning.file.stored_form import foldable, to_stored_form_
+from pruning.file.stored_form import to_stored_form_
 from pruning.importance.scores import unit_importance
 from pruning.sparse_file import dense_bytes, encode_model
 from search.cli.text_tables import render
@@ -171,7 +171,7 @@ def main() -> None:
         for share, model in networks(workload, kept, options.seed, options.cache):
             model = model.eval()
             dense.setdefault(name, dense_bytes(model))
-            sizes = CodedSizes(trace_channels(model, workload.example_input).network, foldable(model))
+            sizes = CodedSizes(trace_channels(model, workload.example_input).network)
             for own in bits:
                 rows.append({"network": name, "kept": share, **row(model, own, sizes, options.nnc)})
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from pruning.file.limit import encode_within
 from pruning.file.rounding import Rounded
 from pruning.file.stored_form import foldable, to_stored_form_
 from pruning.modules import prunable_weights
+from pruning.prune import prune
 from spaces import PruningPolicy
-from spaces.cost.coded_size import CodedSizes, bound_of, coded_bytes, counts_of, place_bits
+from spaces.cost.coded_size import CodedSizes, coded_bytes, place_bits
+from spaces.cost.footprint import coded_bound, footprint
 
 BITS = (2, 3, 4, 5, 8, 16, 32)
 
@@ -37,7 +40,7 @@ EXAMPLE = torch.randn(2, 2, 8, 8)
 @pytest.fixture(scope="module")
 def sizes() -> CodedSizes:
     model = network()
-    return CodedSizes(trace_channels(model, EXAMPLE).network, foldable(model))
+    return CodedSizes(trace_channels(model, EXAMPLE).network)
 
 
 def fill_(weight: torch.Tensor, bits: int, how: str, generator: torch.Generator) -> None:
@@ -131,15 +134,52 @@ class TestBound:
         for bits in BITS:
             assert (sizes.predicted(numel, kept, np.array(bits)) <= sizes.bound(numel, kept, np.array(bits))).all()
 
-    def test_a_policy_by_its_counts(self, sizes):
-        graph = trace_channels(network(), EXAMPLE)
-        policy = PruningPolicy({"0.weight": 0.5, "3.weight": 0.9}, {"0.weight": "channel", "3.weight": "fine-grained"})
-        numel, kept, bits, others = counts_of(sizes, graph.network, policy, {"3.weight": 4})
-        assert numel.tolist() == [6 * 18, 20 * 6 * 9, 480, 1050]
-        assert kept.tolist() == [108, 108, 480, 1050]
-        assert bits.tolist() == [32, 4, 32, 32]
-        assert bound_of(sizes, graph.network, policy, 4) < bound_of(sizes, graph.network, PruningPolicy({}), 4)
-        assert others.sum() == 6 * 4 + 1 + 20 + 6 + 7
+    @pytest.mark.parametrize("bits", [9, 0, 33, -8])
+    def test_bits_that_no_policy_has(self, sizes, bits):
+        numel = np.array([layer.numel for layer in sizes.layers])
+        for ask in (sizes.bound, sizes.predicted):
+            with pytest.raises(ValueError, match=f"bits must be one of 32, 16, 8, 7, 6, 5, 4, 3, 2, got {bits}"):
+                ask(numel, numel, np.array([4, bits, 4, 4]))
+
+
+class TestPolicies:
+    """What policies take before training, against files that are written."""
+
+    GRANULARITIES = ("fine-grained", "channel", "kernel", "*:4")
+
+    @settings(deadline=None, max_examples=25, derandomize=True)
+    @given(
+        shares=st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.97]), min_size=4, max_size=4).filter(lambda each: each[1]),
+        words=st.lists(st.sampled_from(GRANULARITIES), min_size=4, max_size=4),
+        bits=st.lists(st.sampled_from(BITS), min_size=4, max_size=4).filter(lambda bits: min(bits) < 32),
+        how=st.sampled_from(["alike", "largest", "octaves"]),
+        seed=st.integers(0, 999),
+    )
+    def test_no_file_is_larger_than_the_bound_of_its_policy(self, shares, words, bits, how, seed):
+        generator, model = torch.Generator().manual_seed(seed), network()
+        graph = trace_channels(model, EXAMPLE)
+        for own, weight in zip(bits, prunable_weights(model).values(), strict=True):
+            fill_(weight, own, how, generator)
+        names = graph.network.layer_names
+        sparsity, granularity, widths = (dict(zip(names, each, strict=True)) for each in (shares, words, bits))
+        policy = PruningPolicy(sparsity, granularity)
+        pruned = prune(model, policy, graph=graph)
+        policy = replace(policy, bits=widths)
+        rounded = to_stored_form_(pruned, policy.bits)
+        state, planned = pruned.state_dict(), footprint(graph.network, policy).encoded_bytes
+        written = len(encode(state, rounded))
+        assert written <= coded_bound(graph.network, policy)
+        fitted = encode_within(state, planned, rounded, set(prunable_weights(pruned)))
+        assert len(fitted.content) <= planned
+        assert (fitted.given_up > 0) == (written > planned)
+
+    def test_folded_norms_are_counted_as_two_numbers_a_channel(self):
+        model, half = network(), PruningPolicy({"0.weight": 0.5, "3.weight": 0.5}, "channel", bits=8)
+        graph = trace_channels(model, EXAMPLE)
+        pruned = prune(model, replace(half, bits=32), graph=graph)
+        written, bound = len(encode(pruned.state_dict(), to_stored_form_(pruned, 8))), coded_bound(graph.network, half)
+        assert 0.95 * bound < written <= bound
+        assert coded_bound(replace(graph.network, folded_norms=()), half) > bound + 6 * 4
 
 
 class TestLimit:

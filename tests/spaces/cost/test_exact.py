@@ -25,9 +25,18 @@ from spaces.allocation.budget import (
     fit_to_budget,
     shifted,
 )
+from spaces.bits import BITS
+from spaces.cost import coded_size
 from spaces.cost.container import Entry, container_bytes, encoded_entry, no_larger_than_dense
 from spaces.cost.exact import digits
-from spaces.cost.footprint import Footprint, dense_footprint, footprint, relative_cost
+from spaces.cost.footprint import (
+    Footprint,
+    coded_bound,
+    dense_footprint,
+    dense_shares,
+    footprint,
+    relative_cost,
+)
 from spaces.granularity import obstacle_to, units_of
 from spaces.network import ITEM_BYTES
 
@@ -143,6 +152,55 @@ def written(network: Network, policy: PruningPolicy) -> Footprint:
         entries.append(encoded_entry(tensor, shape, numel - removed, granularity, layer.inputs))
     size = container_bytes(no_larger_than_dense(entries, dense, network.aliases), network.aliases)
     return Footprint(parameters, parameters - zeros, size, macs, macs_nonzero)
+
+
+def coded_by_hand(network: Network, policy: PruningPolicy) -> tuple[float, float]:
+    """The bound and the prediction of a file of rounded weights, tensor by tensor; its header is given."""
+    kept, masks, totals = kept_by_hand(network, policy.channel_requests()), policy.mask_requests(), [0.0, 0.0]
+    for tensor in network.tensors:
+        shape, layer = shape_by_hand(network, tensor, kept), network.by_name.get(tensor.name)
+        numel, width = math.prod(shape), 8 * ITEM_BYTES[tensor.dtype]
+        if layer is None:
+            short = tensor.dtype == "F32" and len(shape) == 1 and tensor.parameter
+            totals = [total + entropy_by_hand(numel, numel, 16 if short else width) for total in totals]
+            continue
+        granularity, share, removed = policy.granularity_of(layer.name), masks.get(layer.name, 0.0), 0
+        if share and not layer.whole and not obstacle_to(granularity, shape, layer.inputs):
+            units = units_of(granularity, shape, layer.inputs)
+            removed = units.removed(share) * units.elements
+        bits, values = policy.bits_of(layer.name), numel - removed
+        scales = 0 if bits == 32 else min(shape[layer.output_dim], values)
+        flat, by_float = coded_size.flat_value_bits(bits) if bits < 32 else width, width / 32 if bits == 32 else 1
+        usual = entropy_by_hand(numel, values, coded_size.VALUE_BITS[bits] * by_float)
+        totals[0] += entropy_by_hand(numel, values, flat) + 8 * scales
+        totals[1] += min(usual, coded_size.DENSE_BITS[bits] * by_float * numel) + 5 * scales
+    sizes = coded_size.CodedSizes(network)
+    header = sizes.at(np.array([policy.bits_of(tensor.name) for tensor in sizes.layers])).header
+    found = []
+    for start, bits in zip(header.tolist(), (totals[0], totals[1] * coded_size.MARGIN), strict=True):
+        lanes = min(bits // (8 * 2048), 4096)
+        found.append(start + bits // 8 + 6 * (lanes if lanes >= 8 else 1) + 2)
+    return found[0], min(found)
+
+
+def entropy_by_hand(numel: int, kept: int, value_bits: float) -> float:
+    """Bits of places, and of values of so many bits each."""
+    if not kept:
+        return 0.0
+    most = min(kept, numel / (1 + 2**-value_bits))
+    odds = min(max(most / numel, 1 / 4097), 4096 / 4097)
+    places = -most * math.log2(odds) - (numel - most) * math.log2(1 - odds)
+    return places * 1.0001 + most * value_bits + numel * math.log2(1 + 2**-16)
+
+
+def widths(network: Network) -> st.SearchStrategy:
+    """Of which at least one layer that is stored is rounded."""
+    layers = [tensor.name for tensor in network.tensors if tensor.name in network.by_name]
+    each = st.fixed_dictionaries({layers[0]: st.sampled_from(BITS[1:])}, optional=dict.fromkeys(layers[1:], WIDTH))
+    return st.one_of(st.sampled_from(BITS[1:]), each)
+
+
+WIDTH = st.sampled_from(BITS)
 
 
 def dense_written(network: Network) -> Footprint:
@@ -361,6 +419,79 @@ class TestLanding:
                 landed()
         else:
             assert landed() == expected
+
+
+class TestRounded:
+    """Sizes of rounded weights: of a policy, of targets and of files."""
+
+    @given(st.data())
+    def test_of_any_policy(self, data):
+        network = data.draw(
+            networks().filter(dense_parameters).filter(lambda n: set(n.by_name) & {t.name for t in n.tensors})
+        )
+        policy = PruningPolicy(*(data.draw(each(network)) for each in (sparsities, granularities)))
+        free = [name for name in network.layer_names if policy.granularity_of(name) != "channel"]
+        removal = data.draw(st.dictionaries(st.sampled_from(free or ["-"]), share)) if free else {}
+        policy = replace(policy, removal=removal, bits=data.draw(widths(network)))
+        part, dense = footprint(network, policy), dense_footprint(network)
+        bound, predicted = coded_by_hand(network, policy)
+        assert coded_bound(network, policy) == pytest.approx(bound, abs=1)
+        assert part.encoded_bytes == pytest.approx(predicted, abs=1)
+        assert part.encoded_bytes <= coded_bound(network, policy)
+        plain = replace(policy, bits=32)
+        assert replace(part, encoded_bytes=0) == replace(footprint(network, plain), encoded_bytes=0)
+        assert coded_bound(network, plain) == footprint(network, plain).encoded_bytes
+        if not removal:
+            for metric in ("encoded", "nonzero"):
+                target = Target(network, 0.5, policy.granularity, metric, bits=policy.bits)
+                assert target.size(policy.sparsity) == relative_cost(part, dense).of(metric)
+            assert target.cost(policy.sparsity) == replace(
+                relative_cost(part, dense), encoded=target.cost(policy.sparsity).encoded
+            )
+
+    @given(st.data())
+    def test_more_pruning_or_fewer_bits_never_take_more(self, data):
+        words = st.sampled_from([word for word in GRANULARITIES if ":" not in word])
+        granularity = data.draw(st.dictionaries(st.sampled_from(BLOCK.layer_names), words))
+        sparsity, bits = data.draw(sparsities(BLOCK)), {name: data.draw(WIDTH) for name in BLOCK.layer_names}
+        fewer = {
+            name: max(b for b in BITS if b <= max(width - data.draw(st.integers(0, 30)), 2))
+            for name, width in bits.items()
+        }
+        target = Target(BLOCK, 0.5, granularity, bits=bits)
+        size = target.size(sparsity)
+        if target.file:
+            assert target.size(shifted(sparsity, data.draw(st.floats(0, 8)))) <= size
+            assert replace(target, bits=fewer).size(sparsity) <= size
+
+    @settings.get_profile("few")
+    @given(some_layers, targets, widths(CHAIN))
+    def test_landing(self, sparsity, target, bits):
+        target = replace(target, bits=bits)
+
+        def family(t: float) -> dict[str, float]:
+            return shifted(sparsity, (2 * t - 1) * LOGIT_REACH)
+
+        nothing = dict.fromkeys(sparsity, 0.0)
+        if target.metric == "encoded" and target.size(nothing) <= target.share:
+            assert fit_by_shift(sparsity, target) == fit_to_budget(family, target) == nothing
+        else:
+            TestLanding.check(lambda: fit_by_shift(sparsity, target), family, target)
+            TestLanding.check(lambda: fit_to_budget(family, target), family, target)
+
+    def test_dense_shares_fall_with_the_bits(self):
+        shares = dense_shares(BLOCK)
+        assert list(shares) == list(BITS)
+        assert shares[32] == 1
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+        assert (
+            shares[4] == footprint(BLOCK, PruningPolicy({}, bits=4)).encoded_bytes / dense_written(BLOCK).encoded_bytes
+        )
+
+    def test_unknown_layers(self):
+        for ask in (footprint, coded_bound):
+            with pytest.raises(ValueError, match=r"unknown layer 'stem\.wieght': did you mean 'stem\.weight'"):
+                ask(BLOCK, PruningPolicy({}, bits={"stem.wieght": 4}))
 
 
 class TestArguments:

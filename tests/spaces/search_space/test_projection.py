@@ -15,6 +15,7 @@ from torch import nn
 
 from pruning import trace_channels
 from spaces import GRANULARITIES, ChannelGroup, Layer, Network, PruningPolicy, Schedule, Space, StoredTensor, footprint
+from spaces.bits import BITS
 from spaces.cost.batched import Costs, Requests
 from spaces.cost.container import HEADER_SLACK, encoding_note
 from spaces.cost.effect import achieved
@@ -144,6 +145,28 @@ class TestCosts:
             Costs(network, "encoded", granularities=MASKS).of(requests).size, policies, strict=True
         ):
             assert -less <= footprint(network, policy).encoded_bytes - size * dense <= more
+
+    @CLOSE
+    @given(data=st.data())
+    def test_rounded_weights_take_a_byte_more_or_less_at_most(self, data):
+        """Sums in another order may round to another byte; points without rounded weights are as ever."""
+        network = data.draw(networks())
+        requests, policies = data.draw(asked(network, 3))
+        layers = st.lists(st.sampled_from(BITS), min_size=len(network.prunable), max_size=len(network.prunable))
+        bits = [data.draw(layers), data.draw(layers), [32] * len(network.prunable)]
+        rounded = replace(requests, bits=np.array(bits))
+        costs, plain = (Costs(network, "encoded", granularities=MASKS) for _ in range(2))
+        nonzero, dense = Costs(network, "nonzero", granularities=MASKS), dense_footprint(network).encoded_bytes
+        sizes, as_ever = costs.of(rounded).size, plain.of(requests).size
+        for own, size, policy, ever in zip(bits, sizes, policies, as_ever, strict=True):
+            if min(own) == 32:
+                assert size == ever
+            else:
+                exactly = footprint(network, replace(policy, bits=dict(zip(network.layer_names, own, strict=True))))
+                assert size * dense == pytest.approx(exactly.encoded_bytes, abs=1.001)
+        assert costs.of(rounded.at([2, 0, 1])).size.tolist() == sizes[[2, 0, 1]].tolist()
+        assert costs.of(rounded + requests).size.tolist() == [*sizes, *as_ever]
+        assert nonzero.of(rounded).size.tolist() == nonzero.of(requests).size.tolist()
 
     def test_nothing_asked_is_the_dense_model(self, vgg_graph, residual_graph):
         for network in (vgg_graph.network, residual_graph.network):
