@@ -50,6 +50,8 @@ DTYPE_CODES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+LATER = b"PRF"
+"""What a file of a later version begins with; as the length of a safetensors header these are megabytes."""
 MAX_DECODED_BYTES = 64 * 2**30
 """A file that claims to decode to more than this is refused, since its header cannot be right."""
 MOST_DIMENSIONS = 16
@@ -107,13 +109,8 @@ def dense_bytes(model: nn.Module) -> int:
     return len(encode_state(model.state_dict()))
 
 
-def write_sparse(model: nn.Module, path: str | Path) -> int:
-    """Write the sparse file of `model` to `path`; returns its bytes."""
-    return Path(path).write_bytes(encode_model(model))
-
-
-def read_sparse(path: str | Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Decode a sparse file into a dense state dict on the CPU.
+def read_version_1(path: str | Path, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Decode a sparse file of version 1 into a dense state dict on the CPU.
 
     Args:
         like: name, shape and dtype of what the file must hold, from the network that it belongs to; known beforehand,
@@ -121,13 +118,17 @@ def read_sparse(path: str | Path, like: Mapping[str, Tensor] | None = None) -> d
             `MAX_DECODED_BYTES`.
 
     Raises:
-        DamagedFile: not a safetensors container, a note that contradicts its bytes, or other tensors than `like`.
+        DamagedFile: not a safetensors container, such as a file of version 2; a note that contradicts its bytes, or
+            other tensors than `like`.
         FileNotFoundError: no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
+        with path.open("rb") as opened:
+            if opened.read(len(LATER)) == LATER:
+                raise ValueError("it is a sparse file of version 2 or later, which pruning.read_sparse reads")
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
             _check_claims(file, notes, like)

@@ -15,7 +15,7 @@ from pruning.file.coding import GAINS, SCALES, SHIFTS, WEIGHTS, CodedReader, Cod
 from pruning.file.floats import PATTERNS
 from pruning.file.rans import MOST_LANES
 from pruning.file.rounding import Rounded
-from pruning.sparse_file import DTYPE_CODES, LONGEST_SAID, DamagedFile, read_sparse
+from pruning.sparse_file import DTYPE_CODES, LATER, LONGEST_SAID, DamagedFile, read_version_1
 from spaces.cost.coded_header import (
     FLOAT_FORMS,
     NORM_ENDINGS,
@@ -36,7 +36,7 @@ from spaces.cost.coded_header import (
 )
 from spaces.printable import shortened
 
-MAGIC = b"PRF"
+MAGIC = LATER
 VERSION = b"2"
 LARGEST_CONSTANT = 2**31
 MOST_GROWTH = 2**16
@@ -289,7 +289,7 @@ def read(path: str | Path, like: Mapping[str, Tensor] | None = None) -> Decoded:
     try:
         content = path.read_bytes()
         if content[:3] != MAGIC:
-            return Decoded(read_sparse(path, like), {})
+            return Decoded(read_version_1(path, like), {})
         return decode(content, like)
     except DamagedFile:
         raise

@@ -294,6 +294,9 @@ def _add_apply(commands: Any) -> None:
         "criterion",
         "of a bare dict (magnitude-l2); or where a policy's own criterion is: ./file.py:function",
     )
+    parser.add_argument(
+        "--bits", type=_whole, metavar="B", help="of a bare dict: width of a stored value (32), or 16, 8, 7, ... 2"
+    )
     _add(parser, "round_to")
     _add(parser, "schedule", "of a bare dict: polynomial (default), one-shot or iterative", "S")
     parser.add_argument("--exponent", type=_number, metavar="E", help="of a bare dict's polynomial or rounds (3)")

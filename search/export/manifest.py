@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from spaces.strict_json import parse_object
 MANIFEST_VERSION = 1
 SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
 WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
+CODED = "model.prf"
+"""The sparse file of a network with rounded weights, version 2; `SPARSE` is of version 1."""
 TORCH_PRUNE = "model.torch-prune.safetensors"
-ALWAYS = (SPARSITY, POLICY, STRUCTURE, WEIGHTS, SPARSE)
-"""Files of every export besides its manifest."""
-FILES = (*ALWAYS, ONNX, TORCH_PRUNE)
+ALWAYS = (SPARSITY, POLICY, STRUCTURE, WEIGHTS)
+"""Files of every export besides its manifest and its sparse file."""
+FILES = (*ALWAYS, SPARSE, CODED, ONNX, TORCH_PRUNE)
 """All files an export can have; a manifest that names others does not make them part of it."""
 _TYPES = {
     "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
@@ -52,6 +54,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not all(isinstance(described, Mapping) for described in manifest["files"].values()):
         raise Refused(f"damaged manifest {path}: 'files' must describe each file; export again")
     return manifest
+
+
+def sparse_file_of(files: Container[str]) -> str:
+    """Which of an export's files is its sparse file."""
+    return CODED if CODED in files else SPARSE
 
 
 def foreign_file(folder: Path) -> str | None:
@@ -95,6 +102,7 @@ def largest_files(dense: nn.Module) -> dict[str, int]:
         STRUCTURE: text,
         WEIGHTS: weights + names,
         SPARSE: dense_bytes(dense) + names,
+        CODED: weights + names,
         ONNX: 4 * weights + 2**26,
         TORCH_PRUNE: 2 * (weights + names),
     }

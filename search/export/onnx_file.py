@@ -6,22 +6,31 @@ import contextlib
 import inspect
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from pruning.copying import copy_model
+from pruning.file.rounding import Rounded
 from pruning.outputs import output_names, tensors_in
 from search.errors import EnvironmentProblem, GoalMissed
+from search.export.onnx_integers import hold_integers_, name_after_weights
 
 TOLERANCE = 1e-4
 """Largest accepted difference from PyTorch, relative to the largest output."""
 
 
-def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
+def write_onnx(
+    model: nn.Module, example_input: Tensor, path: Path, rounded: Mapping[str, Rounded] = MappingProxyType({})
+) -> None:
     """Write `model.onnx` with a free batch dimension and compare it with PyTorch on the example input.
+
+    Args:
+        rounded: rounded weights by name; those of up to 8 bits are written as int8 with a scale an output channel, all
+            others as floats.
 
     Raises:
         EnvironmentProblem: the extra `onnx` is not installed.
@@ -30,7 +39,7 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
     """
     require_onnx()
     try:
-        _write(model, example_input, path)
+        _write(model, example_input, path, rounded)
         difference = onnx_difference(model, example_input, path)
     except Exception as error:  # torch.onnx, onnx and onnxruntime have errors of many kinds, and no common one
         path.unlink(missing_ok=True)
@@ -42,10 +51,11 @@ def write_onnx(model: nn.Module, example_input: Tensor, path: Path) -> None:
         )
 
 
-def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
+def _write(model: nn.Module, example_input: Tensor, path: Path, rounded: Mapping[str, Rounded]) -> None:
     network = copy_model(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
     with torch.no_grad():
         outputs = copy_model(network)(example_input)
+    hold_integers_(network, rounded)
     network = _unwrapped(network)
     names = None if isinstance(outputs, Tensor) and not _takes_any_number(network) else output_names(outputs)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -59,6 +69,8 @@ def _write(model: nn.Module, example_input: Tensor, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    if rounded:
+        name_after_weights(path)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

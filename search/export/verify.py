@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from pruning.channels.structure import Structure, apply_structure
 from pruning.cost import measure_cost
 from pruning.outputs import tensors_in
-from pruning.sparse_file import dense_bytes, read_sparse
+from pruning.file.container import Decoded, read
+from pruning.sparse_file import dense_bytes
 from pruning.torch_prune import state_from_torch_prune
 from search.export.manifest import (
     ALWAYS,
+    CODED,
     FILES,
     ONNX,
     POLICY,
@@ -29,6 +31,7 @@ from search.export.manifest import (
     TORCH_PRUNE,
     WEIGHTS,
     largest_files,
+    sparse_file_of,
 )
 from search.export.onnx_file import onnx_difference, worst
 from search.export.write import OUTPUT_ROWS
@@ -69,7 +72,9 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], most: Mapping[str, i
     if foreign := manifest["files"].keys() - {*FILES}:
         named = shortened(repr(min(foreign)), LONGEST_WORD)
         checks.append(Check("files", False, f"{len(foreign)} named that do not belong to an export, such as {named}"))
-    for name in sorted({*manifest["files"], *ALWAYS} & {*FILES}):
+    if manifest["files"].keys() >= {SPARSE, CODED}:
+        checks.append(Check("files", False, f"two sparse files named, {SPARSE} and {CODED}"))
+    for name in sorted({*manifest["files"], *ALWAYS, sparse_file_of(manifest["files"])} & {*FILES}):
         described, path = manifest["files"].get(name), folder / name
         if described is None or not path.exists():
             checks.append(Check(f"hash of {name}", False, "missing"))
@@ -87,19 +92,21 @@ def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workloa
     """Reload both weight files and compare policy, size, outputs and validation accuracy with the manifest."""
     dense = build_model(workload, seed=0)
     most = largest_files(dense)
-    loaded = _tried("reload", lambda: _loaded(folder, dense, most))
+    loaded = _tried("reload", lambda: _loaded(folder, manifest, dense, most))
     if isinstance(loaded, Check):
         return [loaded]
     structure, plain, sparse, model = loaded
     steps: dict[str, Callable[[], Check]] = {
         "architecture": lambda: _architecture(dense, manifest),
         "sparsity dict": lambda: _policy(folder, most),
-        "sparse file": lambda: _sparse_equals_plain(plain, sparse),
+        "sparse file": lambda: _sparse_equals_plain(plain, sparse.state),
         "size on disk": lambda: _size(folder, dense, manifest),
         "nonzero size": lambda: _nonzero(model, dense, workload, manifest),
-        "outputs": lambda: _outputs(model, restore(dense, structure, sparse), workload, manifest),
+        "outputs": lambda: _outputs(model, restore(dense, structure, sparse.state), workload, manifest),
         "validation accuracy": lambda: _accuracy(model, workload, manifest),
     }
+    if CODED in manifest["files"]:
+        steps["bits"] = lambda: _bits(folder, sparse, most)
     if TORCH_PRUNE in manifest["files"]:
         steps["torch-prune file"] = lambda: _torch_prune_equals_plain(plain, folder / TORCH_PRUNE, most)
     if ONNX in manifest["files"]:
@@ -120,12 +127,12 @@ def _tried(name: str, step: Callable[[], Found]) -> Found | Check:
 
 
 def _loaded(
-    folder: Path, dense: nn.Module, most: Mapping[str, int]
-) -> tuple[Structure, dict[str, Tensor], dict[str, Tensor], nn.Module]:
+    folder: Path, manifest: Mapping[str, Any], dense: nn.Module, most: Mapping[str, int]
+) -> tuple[Structure, dict[str, Tensor], Decoded, nn.Module]:
     structure = Structure.from_dict(parse_object(read_text(folder / STRUCTURE, most[STRUCTURE])))
     model = apply_structure(dense, structure)
     plain = load(read_bytes(folder / WEIGHTS, most[WEIGHTS]))
-    sparse = read_sparse(folder / SPARSE, like=model.state_dict())
+    sparse = read(folder / sparse_file_of(manifest["files"]), like=model.state_dict())
     return structure, plain, sparse, restore(dense, structure, plain)
 
 
@@ -147,6 +154,13 @@ def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tenso
     return Check("sparse file", same, f"{len(plain)} tensors equal to {WEIGHTS}, bit by bit")
 
 
+def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
+    policy = PruningPolicy.from_json(read_text(folder / POLICY, most[POLICY]))
+    names = policy.bits.keys() if isinstance(policy.bits, Mapping) else sparse.rounded.keys()
+    found = {name: one.bits for name, one in sparse.rounded.items()}
+    return Check("bits", found == {name: policy.bits_of(name) for name in names}, f"{len(found)} layers, as in the policy")
+
+
 def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path, most: Mapping[str, int]) -> Check:
     masked = state_from_torch_prune(load(read_bytes(path, most[TORCH_PRUNE])), keep=plain)
     same = plain.keys() == masked.state.keys() and all(torch.equal(plain[n], masked.state[n]) for n in plain)
@@ -155,7 +169,7 @@ def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path, most: Map
 
 
 def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
-    found, whole = (folder / SPARSE).stat().st_size, dense_bytes(dense)
+    found, whole = (folder / sparse_file_of(manifest["files"])).stat().st_size, dense_bytes(dense)
     share, limit = found / whole, manifest["limit"]
     recorded = abs(share - manifest["size_encoded"]) < 1e-9
     bound = limit is not None and manifest["size_metric"] == "encoded"

@@ -14,13 +14,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pruning.copying import copy_model
 from pruning.modules import prunable_weights
 from pruning.outputs import tensors_in
-from pruning.sparse_file import write_sparse
+from pruning.file.container import encode
+from pruning.file.rounding import Rounded
+from pruning.file.stored_form import to_stored_form_
+from pruning.file.versions import write_sparse
 from pruning.torch_prune import to_torch_prune
-from search.errors import GoalMissed, UsageError
+from search.errors import GoalMissed, Refused, UsageError
 from search.export.folder_swap import filled_whole
 from search.export.manifest import (
+    CODED,
     MANIFEST,
     MANIFEST_VERSION,
     ONNX,
@@ -30,10 +35,11 @@ from search.export.manifest import (
     STRUCTURE,
     TORCH_PRUNE,
     WEIGHTS,
+    sparse_file_of,
 )
 from search.export.onnx_file import require_onnx, write_onnx
 from search.export.rebuild import Export
-from search.training.fingerprint import model_fingerprint
+from search.training.fingerprint import model_fingerprint, tensors_of
 from search.training.train import predict
 from search.workloads import Workload
 from spaces.policy import PruningPolicy
@@ -91,8 +97,12 @@ def write_export(
         (folder / POLICY).write_text(export.policy.to_json())
         (folder / STRUCTURE).write_text(json.dumps(export.structure.to_dict(), indent=1) + "\n")
         (folder / WEIGHTS).write_bytes(_saved(export.model))
-        write_sparse(export.model, folder / SPARSE)
-        no_onnx = _onnx_refusal(export.model, workload, folder / ONNX) if onnx else None
+        rounded = _rounded_weights(export)
+        if rounded:
+            (folder / CODED).write_bytes(encode(export.model.state_dict(), rounded))
+        else:
+            write_sparse(export.model, folder / SPARSE)
+        no_onnx = _onnx_refusal(export.model, rounded, workload, folder / ONNX) if onnx else None
         if torch_prune:
             masks = {name: _nonzero_mask(export.model, name) for name in export.policy.mask_requests()}
             (folder / TORCH_PRUNE).write_bytes(_saved(to_torch_prune(export.model, masks)))
@@ -102,10 +112,32 @@ def write_export(
     return Written(manifest, no_onnx)
 
 
-def _onnx_refusal(model: nn.Module, workload: Workload, path: Path) -> GoalMissed | None:
+def _rounded_weights(export: Export) -> dict[str, Rounded]:
+    """The network's rounded weights by name; none of a policy that rounds none.
+
+    Raises:
+        Refused: the network is not in the form that its file stores, as it was when it was measured.
+    """
+    if not export.policy.is_rounded:
+        return {}
+    stored = copy_model(export.model)
+    rounded = to_stored_form_(stored, export.policy.bits)
+    own = export.model.state_dict()
+    changed = [name for name, tensor in tensors_of(stored) if not torch.equal(tensor, own[name])]
+    if changed:
+        raise Refused(
+            f"the network is not in the form that is stored: {changed[0]!r} is not rounded to the bits of its policy; "
+            "delete its weights, and the export repeats the fine-tune"
+        )
+    return rounded
+
+
+def _onnx_refusal(
+    model: nn.Module, rounded: Mapping[str, Rounded], workload: Workload, path: Path
+) -> GoalMissed | None:
     """Write the ONNX file; returns why there is none, or None."""
     try:
-        write_onnx(model, workload.example_input, path)
+        write_onnx(model, workload.example_input, path, rounded)
     except GoalMissed as missed:
         return missed
     return None
@@ -127,7 +159,7 @@ def _manifest(
     dense_bytes: int,
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    sparse_bytes, measured = files[SPARSE]["bytes"], export.result.measured
+    sparse_bytes, measured = files[sparse_file_of(files)]["bytes"], export.result.measured
     return {
         "version": MANIFEST_VERSION,
         "prunefront": version("prunefront"),

@@ -24,7 +24,8 @@ from pruning.masks import make_mask
 from pruning.modules import prunable_weights
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
-from pruning.sparse_file import encode_model, encode_state, read_sparse, write_sparse
+from pruning.file.versions import read_sparse, write_sparse
+from pruning.sparse_file import encode_model, encode_state
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, unpruned_layers
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost

@@ -19,7 +19,8 @@ from safetensors.torch import save
 from torch import nn
 
 from pruning.channels.structure import Structure
-from pruning.sparse_file import DamagedFile, encode_model, read_sparse
+from pruning.file.versions import read_sparse
+from pruning.sparse_file import DamagedFile, encode_model
 from search.config import make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.export.manifest import read_manifest
@@ -123,6 +124,9 @@ OTHERS = {
     "sparse": Reader("s", encode_model(model()), lambda f: read_sparse(f / "s"), DamagedFile),
     "sparse of a network": Reader(
         "s", encode_model(model()), lambda f: read_sparse(f / "s", like=model().state_dict()), DamagedFile
+    ),
+    "sparse of version 2": Reader(
+        "s", golden("model-v2.sparse"), lambda f: read_sparse(f / "s"), DamagedFile
     ),
     "kept weights": Reader("w", b"", lambda f: load_model(nn.Linear(32, 16), f / "w"), Refused),
     "weights": Reader(

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.sparse_file import DamagedFile, encode_model, read_sparse
+from pruning.file.versions import read_sparse
+from pruning.sparse_file import DamagedFile, encode_model
 from search import get_workload
 from search.cli.commands import policy as commands
 from search.errors import UsageError

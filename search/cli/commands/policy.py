@@ -37,6 +37,7 @@ from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from spaces.allocation.scaling import scaled
+from spaces.bits import FLOAT_BITS
 from spaces.cost.effect import as_removed, asked_layers, require_removal, unpruned_layers
 from spaces.network import Network
 from spaces.policy import PruningPolicy, parse_sparsity
@@ -45,7 +46,7 @@ from spaces.schedule import Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
 
-POLICY_FLAGS = ("granularity", "criterion", "schedule")
+POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
 WIDEST = 2.0
 """Width factor up to which a manifest's is taken: 37 million parameters."""
@@ -153,9 +154,10 @@ def _check_policy(
     arguments: argparse.Namespace, network: Network, policy: PruningPolicy, levels: Sequence[float]
 ) -> None:
     """Refuse, before any training, a policy of another network, and one of which nothing would go."""
-    words = policy.granularity
+    words, bits = policy.granularity, policy.bits
+    by_layer = [*(() if isinstance(words, str) else words), *(() if isinstance(bits, int) else bits)]
     try:
-        network.require([*policy.sparsity, *policy.removal, *(() if isinstance(words, str) else words)])
+        network.require([*policy.sparsity, *policy.removal, *by_layer])
         require_removal(asked_layers(policy), unpruned_layers(network, policy))
     except ValueError as error:
         raise UsageError(f"{arguments.file}: {error}") from None
@@ -164,13 +166,20 @@ def _check_policy(
             scaled(network, policy, level)
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
-    if not asked_layers(policy):
+    if not (asked_layers(policy) or policy.is_rounded):
         raise UsageError(f"{arguments.file}: nothing to remove: it gives no layer a sparsity above 0, such as 0.5")
 
 
 def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> list[str]:
-    """What went of a layer where that is not what was asked: of its units, and of channels that go before masks."""
-    found = [(name, asked.sparsity.get(name, 0.0), share, "") for name, share in tuned.result.achieved.items()]
+    """What went of a layer where that is not what was asked: of its units, and of channels that go before masks.
+
+    Rounding makes zeros of its own, so that of a rounded layer more may go.
+    """
+    found = [
+        (name, share, min(gone, share) if asked.bits_of(name) < FLOAT_BITS else gone, "")
+        for name, gone in tuned.result.achieved.items()
+        for share in [asked.sparsity.get(name, 0.0)]
+    ]
     for name, share in asked.removal.items():
         layer = network.by_name[name]
         stay, channels = tuned.network[0].get_parameter(name).shape[layer.output_dim], layer.shape[layer.output_dim]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import sparse_file
+from pruning.file import versions
 from pruning.sparse_file import dense_bytes
 from search import get_workload
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
@@ -143,7 +143,7 @@ def test_an_unfinished_export_leaves_the_earlier_one_alone(write, tmp_path, monk
 
 
 def test_a_file_that_came_meanwhile_is_kept_and_so_is_the_new_export(write, tmp_path, monkeypatch):
-    out, write_sparse = tmp_path / "out", sparse_file.write_sparse
+    out, write_sparse = tmp_path / "out", versions.write_sparse
     write(out, "earlier")
     monkeypatch.setattr(
         export, "write_sparse", lambda *a: (write_sparse(*a), (out / "thesis.tex").write_text("years of work"))
@@ -178,7 +178,7 @@ def test_what_killed_exports_left_goes_with_the_next_one(write, tmp_path):
 
 
 def test_an_export_that_found_no_place_outlives_the_next_one(write, tmp_path, monkeypatch):
-    out, write_sparse = tmp_path / "out", sparse_file.write_sparse
+    out, write_sparse = tmp_path / "out", versions.write_sparse
     monkeypatch.setattr(
         export, "write_sparse", lambda *a: (write_sparse(*a), out.mkdir(), (out / "thesis.tex").write_text("years"))
     )
@@ -267,7 +267,7 @@ def test_a_network_that_cannot_be_traced_stays_as_it_was(tmp_path):
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
 def test_an_onnx_file_that_differs_is_not_left(tmp_path, monkeypatch, difference):
     monkeypatch.setattr(onnx_file, "require_onnx", lambda: None)
-    monkeypatch.setattr(onnx_file, "_write", lambda model, example_input, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_file, "_write", lambda model, example_input, path, rounded: path.write_bytes(b"onnx"))
     monkeypatch.setattr(onnx_file, "onnx_difference", lambda *_: difference)
     with pytest.raises(GoalMissed, match=r"differ from PyTorch's by (2\.0e-04|nan)"):
         onnx_file.write_onnx(nn.Linear(4, 3), torch.rand(5, 4), tmp_path / "model.onnx")
