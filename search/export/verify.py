@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pruning.channels.structure import Structure, apply_structure
 from pruning.cost import measure_cost
-from pruning.outputs import tensors_in
 from pruning.file.container import Decoded, read
+from pruning.outputs import tensors_in
 from pruning.sparse_file import dense_bytes
 from pruning.torch_prune import state_from_torch_prune
 from search.export.manifest import (
@@ -158,7 +158,9 @@ def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
     policy = PruningPolicy.from_json(read_text(folder / POLICY, most[POLICY]))
     names = policy.bits.keys() if isinstance(policy.bits, Mapping) else sparse.rounded.keys()
     found = {name: one.bits for name, one in sparse.rounded.items()}
-    return Check("bits", found == {name: policy.bits_of(name) for name in names}, f"{len(found)} layers, as in the policy")
+    return Check(
+        "bits", found == {name: policy.bits_of(name) for name in names}, f"{len(found)} layers, as in the policy"
+    )
 
 
 def _torch_prune_equals_plain(plain: Mapping[str, Tensor], path: Path, most: Mapping[str, int]) -> Check:

@@ -15,12 +15,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pruning.copying import copy_model
-from pruning.modules import prunable_weights
-from pruning.outputs import tensors_in
 from pruning.file.container import encode
 from pruning.file.rounding import Rounded
 from pruning.file.stored_form import to_stored_form_
 from pruning.file.versions import write_sparse
+from pruning.modules import prunable_weights
+from pruning.outputs import tensors_in
 from pruning.torch_prune import to_torch_prune
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.folder_swap import filled_whole

@@ -17,6 +17,7 @@ from pruning.channels.removal import removal_masks, shrink
 from pruning.channels.structure import apply_structure
 from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
+from pruning.file.versions import read_sparse, write_sparse
 from pruning.importance.scores import unit_importance
 from pruning.latency import measure_latency_table
 from pruning.mask_cache import MaskCache
@@ -24,7 +25,6 @@ from pruning.masks import make_mask
 from pruning.modules import prunable_weights
 from pruning.policy_masks import policy_masks
 from pruning.prune import prune
-from pruning.file.versions import read_sparse, write_sparse
 from pruning.sparse_file import encode_model, encode_state
 from spaces.allocation.budget import Target
 from spaces.cost.effect import NothingToRemove, unpruned_layers

@@ -91,7 +91,9 @@ class TestGolden:
         assert found == {name: numbers(raw.get(name, tensor)) for name, tensor in state.items()}
 
     def test_a_reader_of_version_1_refuses_it_in_one_line(self):
-        with pytest.raises(DamagedFile, match=r"^model-v2.sparse does not decode: it is a sparse file of version 2[^\n]+$"):
+        with pytest.raises(
+            DamagedFile, match=r"^model-v2.sparse does not decode: it is a sparse file of version 2[^\n]+$"
+        ):
             read_version_1(GOLDEN)
 
 
