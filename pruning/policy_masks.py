@@ -51,7 +51,7 @@ def policy_masks(
 def require_layers(policy: PruningPolicy, model: nn.Module) -> None:
     """Raise `ValueError`, with the nearest match, if the policy names a weight the model cannot be pruned in."""
     weights = prunable_weights(model)
-    for name in (*policy.sparsity, *policy.removal):
+    for name in (*policy.sparsity, *policy.removal, *(policy.bits if isinstance(policy.bits, Mapping) else ())):
         if name not in weights:
             raise ValueError(unknown("layer", name, weights))
 

@@ -1,4 +1,4 @@
-"""Carry out a policy on a model: at once, or step by step along its schedule."""
+"""Carry out a policy on a model at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.channels.removal import shrink
 from pruning.channels.tracing import trace_channels
 from pruning.copying import copy_model
+from pruning.file.stored_form import round_weights_
 from pruning.importance.reconstruction import refit_next_layers
 from pruning.importance.scores import ImportanceScores
 from pruning.importance.weights import require_finite
@@ -26,9 +27,10 @@ def prune(
     graph: ChannelGraph | None = None,
     calibration: Calibration | None = None,
 ) -> nn.Module:
-    """A new model with the policy's zeros, and with its removals if the channel groups are known.
+    """A new model with the policy's zeros and rounded weights, and with its removals if the channel groups are known.
 
-    The schedule plays no part: this is the state at its end, without training.
+    The schedule plays no part: this is the state at its end, without training. Weights of fewer than 32 bits are
+    rounded last; zeros stay zeros, and norms and biases are as they were.
 
     Args:
         model: stays as it is.
@@ -41,7 +43,7 @@ def prune(
         ValueError: the policy names a weight that is not prunable (nearest match named), NaN weights,
             a removal that cannot equal its mask, or a criterion without what it needs.
         NothingToRemove: the policy asks for something, but every layer asked stays unpruned. A policy that asks for
-            nothing gives a copy.
+            nothing gives a copy, its weights rounded where it says so.
     """
     check_model(model)
     if not isinstance(policy, PruningPolicy):
@@ -58,13 +60,13 @@ def prune(
     require_removal(asked_layers(policy), unpruned)
     pruned = copy_model(model)
     apply_masks_(pruned, masks)
-    if plan is None or not plan.structure.kept:
-        return pruned
-    small = shrink(pruned, plan)
-    if policy.criterion == "reconstruction" and calibration is not None:
-        small = refit_next_layers(model, small, plan, calibration)
-        apply_masks_(small, masks_inside(masks, policy, plan))
-    return small
+    if plan is not None and plan.structure.kept:
+        pruned = shrink(pruned, plan)
+        if policy.criterion == "reconstruction" and calibration is not None:
+            pruned = refit_next_layers(model, pruned, plan, calibration)
+            apply_masks_(pruned, masks_inside(masks, policy, plan))
+    round_weights_(pruned, policy.bits)
+    return pruned
 
 
 def _unpruned_weights(policy: PruningPolicy, scores: ImportanceScores) -> dict[str, str]:

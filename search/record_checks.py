@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from search.records import COMPLETE, FINISHED_STATES, FinalRecord, PendingTrial, TrialRecord, TrialResult
+from search.records import COMPLETE, FINISHED_STATES, FinalRecord, PendingTrial, TrialRecord, TrialResult, WrittenFile
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number, unknown
 
@@ -16,6 +16,8 @@ LARGEST_SHARE = 2.0
 """The largest size or MACs over the dense model's; what does not shrink may be written slightly larger."""
 MOST_TRIALS = 1_000_000
 """Trial numbers are below this."""
+MOST_BYTES = 2**53
+"""Sizes of files are below this."""
 
 
 def check_trial(record: TrialRecord) -> None:
@@ -79,10 +81,20 @@ def _check_result(result: TrialResult) -> None:
         _number("loss", result.loss)
         if result.shares is None:
             raise ValueError("it is complete and has no shares")
+    if result.file is not None:
+        _check_file(result.file)
     if result.shares is not None:
         for name, value in vars(result.shares).items():
             if not (is_number(value) and 0 <= value <= LARGEST_SHARE):
                 raise ValueError(f"share {name} must be from 0 to {LARGEST_SHARE:g}, got {_said(value)}")
+
+
+def _check_file(file: WrittenFile) -> None:
+    for part, value in vars(file).items():
+        _whole(f"file's {part}", value, MOST_BYTES)
+    if not file.bytes <= file.planned <= file.bound:
+        said = f"{file.bytes}, {file.planned}, {file.bound}"
+        raise ValueError(f"file's bytes, planned and bound must be in rising order, got {said}")
 
 
 def _whole(part: str, value: object, below: int) -> None:

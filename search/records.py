@@ -46,6 +46,23 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
+class WrittenFile:
+    """The file of a network with rounded weights, and what was known of its size before training.
+
+    Attributes:
+        bytes: of the file; at most `planned`.
+        planned: what the policy was said to take; at most `bound`.
+        bound: what no file of the policy exceeds, whatever its values.
+        given_up: values that were set to zero so that the file is no larger than planned.
+    """
+
+    bytes: int
+    planned: int
+    bound: int
+    given_up: int = 0
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """The outcome of evaluating one policy.
 
@@ -62,6 +79,7 @@ class TrialResult:
             had the smaller loss on calibration data; None if it has none, and in older records.
         cause: why it failed, in one word: `diverged`, `refused`, `out-of-memory`, `error`, ...; None unless failed.
         measuring: the version of how it was measured, see `MEASURING`; 1 in records that do not say.
+        file: the written file of a network with rounded weights; None of others.
     """
 
     state: str
@@ -75,6 +93,7 @@ class TrialResult:
     statistics: str | None = None
     cause: str | None = None
     measuring: int = 1
+    file: WrittenFile | None = None
 
     @property
     def measured(self) -> Measured:
@@ -189,6 +208,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"statistics": result.statistics} if result.statistics else {}),
         **({"cause": result.cause} if result.cause else {}),
         **({"measuring": result.measuring} if result.measuring > 1 else {}),
+        **({"file": asdict(result.file)} if result.file else {}),
     }
 
 
@@ -223,6 +243,7 @@ def _built(kind: Any, data: Mapping[str, Any]) -> Any:
         result = dict(data["result"])
         result["shares"] = RelativeCost(**result["shares"]) if result["shares"] else None
         result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)
+        result["file"] = WrittenFile(**result["file"]) if result.get("file") is not None else None
         result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
         return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})
     except (KeyError, TypeError, AttributeError) as error:

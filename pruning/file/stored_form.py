@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.file.precision import rounded_floats
 from pruning.file.rounding import Rounded, round_weight
-from pruning.modules import output_dim, prunable_weights
+from pruning.modules import module_of, output_dim, prunable_weights
 from spaces.bits import FLOAT_BITS
 from spaces.cost.coded_size import EXACT_FORM, NORM_FORM, VECTOR_FORM
 from spaces.validation import unknown
@@ -37,22 +37,38 @@ def to_stored_form_(model: nn.Module, bits: Mapping[str, int] | int = FLOAT_BITS
     Raises:
         ValueError: a name that is no prunable weight, bits that no weight can have, a weight that is not finite.
     """
+    rounded = round_weights_(model, bits)
+    form = NORM_FORM if rounded else EXACT_FORM
+    fold_norms_(model, form.mantissa, form.distance)
+    if rounded:
+        _round_vectors_(model)
+    return rounded
+
+
+@torch.no_grad()
+def round_weights_(model: nn.Module, bits: Mapping[str, int] | int) -> dict[str, Rounded]:
+    """Round prunable weights in place, as `to_stored_form_` does, and leave everything else as it is.
+
+    Args:
+        bits: as of `to_stored_form_`.
+
+    Returns:
+        The rounded weights by name; none of 32 bits.
+
+    Raises:
+        ValueError: as `to_stored_form_` does; then no weight has changed.
+    """
     weights = prunable_weights(model)
-    wanted = dict.fromkeys(weights, bits) if not isinstance(bits, Mapping) else dict(bits)
+    wanted = dict(bits) if isinstance(bits, Mapping) else dict.fromkeys(weights, bits)
     for name in wanted:
         if name not in weights:
             raise ValueError(unknown("layer", name, weights))
     rounded = {}
     for name, own in wanted.items():
         if own != FLOAT_BITS or isinstance(own, bool):
-            module = model.get_submodule(name.rpartition(".")[0])
-            rounded[name] = round_weight(weights[name], own, dim=output_dim(module))
+            rounded[name] = round_weight(weights[name], own, dim=output_dim(module_of(model, name)))
     for name, one in rounded.items():  # after all of them were found to be in order
         weights[name].copy_(one.weight(weights[name].dtype))
-    form = NORM_FORM if rounded else EXACT_FORM
-    fold_norms_(model, form.mantissa, form.distance)
-    if rounded:
-        _round_vectors_(model)
     return rounded
 
 

@@ -33,6 +33,7 @@ from search.records import (
     cause_of,
 )
 from search.training.attempts import TIMED_OUT, reached
+from search.training.stored import BrokenPromise
 from search.training.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
@@ -41,10 +42,6 @@ from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, u
 from spaces.cost.footprint import Footprint, dense_footprint, footprint, relative_cost
 from spaces.network import Network
 from spaces.policy import PruningPolicy
-
-
-class BrokenPromise(Exception):
-    """A network costs more than its policy said before training."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +198,8 @@ def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) 
         return failed(f"{DIVERGED}: the metric is {trained.scores.accuracy}")
     began = time.perf_counter()
     cost = measure_cost(trained.model, prepared.workload.example_input)
+    if trained.file:
+        cost = replace(cost, encoded_bytes=trained.file.bytes)
     planned = footprint(prepared.network, policy)
     if cost.encoded_bytes > planned.encoded_bytes or cost.macs > planned.macs:  # products of no layer may shrink too
         raise BrokenPromise(f"the network costs {cost}, its policy promised {planned}")
@@ -214,10 +213,11 @@ def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) 
         seconds={
             "training": trained.seconds_training,
             "scoring": trained.seconds_scoring,
-            "measuring": time.perf_counter() - began,
+            "measuring": time.perf_counter() - began + trained.seconds_writing,
         },
         statistics=trained.statistics,
         measuring=MEASURING,
+        file=trained.file,
     )
     return Evaluation(result, trained.model, trained.structure)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from pruning.copying import copy_model
 from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
-from search.records import CurvePoint
+from search.records import CurvePoint, WrittenFile
 from search.training.optimizers import forget_masked_, make_optimizer
-from search.training.refresh import refresh_statistics_
+from search.training.stored import Finish, Finished, finish_, finish_dense_
 from search.workloads.base import Workload
 from search.workloads.recipe import one_cycle
 from search.workloads.splits import Split
@@ -57,7 +58,8 @@ class Metrics:
 class Trained:
     """A trained network: what was removed from the dense one, its loss curve, and its scores on validation data.
 
-    `statistics` says which running statistics it is scored with, see `refresh_statistics_`.
+    `statistics` says which running statistics it is scored with, see `refresh_statistics_`. A network of a policy that
+    rounds weights is in stored form, the one that `file` holds; `file` is None for others.
     """
 
     model: nn.Module
@@ -67,6 +69,8 @@ class Trained:
     seconds_training: float
     seconds_scoring: float
     statistics: str | None = None
+    file: WrittenFile | None = None
+    seconds_writing: float = 0.0
 
 
 @torch.no_grad()
@@ -92,9 +96,8 @@ def train_dense(workload: Workload, seed: int, progress: Progress | None = None)
     """Train the workload's model from fresh weights on fit data; `seed` decides weights, order and augmentation."""
     torch.manual_seed(seed)
     model = in_fast_layout(workload.build_model(), workload.example_input)
-    return _train(
-        model, None, workload, workload.recipe.dense_epochs, workload.recipe.dense_learning_rate, seed, progress
-    )
+    recipe, finish = workload.recipe, partial(finish_dense_, workload=workload)
+    return _train(model, None, finish, workload, recipe.dense_epochs, recipe.dense_learning_rate, seed, progress)
 
 
 def fine_tune(
@@ -115,11 +118,14 @@ def fine_tune(
     model = copy_model(dense)
     calibration = Calibration(*workload.calibration, workload.loss)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
-    return _train(model, pruner, workload, epochs, workload.recipe.learning_rate, seed, progress)
+    finish = partial(finish_, policy=policy, workload=workload, network=graph.network)
+    return _train(model, pruner, finish, workload, epochs, workload.recipe.learning_rate, seed, progress)
 
 
 def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph) -> Trained:
     """Apply all of the policy to a copy of `dense` at once, train nothing but running statistics, and score the result.
+
+    The network ends in the form that its file stores, as trained ones do.
 
     Raises:
         Diverged: the validation loss is NaN or infinite.
@@ -130,11 +136,22 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     pruner = GradualPruner(copy_model(dense), at_once, 1, graph, calibration)
     pruner.advance(0)
     began = time.perf_counter()
-    statistics = refresh_statistics_(pruner.model, workload)
+    done = finish_(pruner.model, policy, workload, graph.network)
     scores = score(pruner.model, workload.validation, workload)
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} without training")
-    return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, time.perf_counter() - began, statistics)
+    scoring = time.perf_counter() - began - done.seconds_writing
+    return Trained(
+        pruner.model.eval(),
+        pruner.structure,
+        (),
+        scores,
+        0.0,
+        scoring,
+        done.statistics,
+        done.file,
+        done.seconds_writing,
+    )
 
 
 def train_fresh(
@@ -167,7 +184,8 @@ def train_fresh(
     fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()
-    return _train(pruner.model, pruner, workload, epochs, recipe.dense_learning_rate, seed, progress)
+    finish = partial(finish_, policy=policy, workload=workload, network=graph.network)
+    return _train(pruner.model, pruner, finish, workload, epochs, recipe.dense_learning_rate, seed, progress)
 
 
 def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGraph, training: str) -> float:
@@ -225,6 +243,7 @@ def _subnormals_as_zero() -> Iterator[None]:
 def _train(
     model: nn.Module,
     pruner: GradualPruner | None,
+    finish: Finish,
     workload: Workload,
     epochs: float,
     peak: float,
@@ -240,7 +259,7 @@ def _train(
     curve: list[CurvePoint] = []
     losses: list[float] = []
     scores: Metrics | None = None
-    scoring, statistics = 0.0, None
+    scoring, done = 0.0, Finished()
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
         if pruner and pruner.advance(step):
@@ -262,7 +281,7 @@ def _train(
                 model = pruner.model
             entered = time.perf_counter()
             if step + 1 == steps:
-                statistics = refresh_statistics_(model, workload)
+                done = finish(model)
             scores = score(model, workload.validation, workload)
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
@@ -271,8 +290,11 @@ def _train(
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
     model.eval()
-    structure = pruner.structure if pruner else Structure({})
-    return Trained(model, structure, tuple(curve), scores, time.perf_counter() - began - scoring, scoring, statistics)
+    structure, training = pruner.structure if pruner else Structure({}), time.perf_counter() - began - scoring
+    scoring -= done.seconds_writing
+    return Trained(
+        model, structure, tuple(curve), scores, training, scoring, done.statistics, done.file, done.seconds_writing
+    )
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:
