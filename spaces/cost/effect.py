@@ -102,11 +102,17 @@ def achieved(network: Network, policy: PruningPolicy) -> dict[str, float]:
 
 
 def fine_tune_key(network: Network, policy: PruningPolicy) -> str:
-    """A key that two policies share if their fine-tunes differ at most slightly, in the schedule."""
-    schedule, removed = policy.schedule, achieved(network, policy)
+    """A key that two policies share if their fine-tunes differ at most slightly, in the schedule.
+
+    Where weights are rounded and nothing is removed, the schedule does not count.
+    """
+    schedule, removed, kept = policy.schedule, achieved(network, policy), kept_units(network, policy.removal)
     granularities = [policy.granularity_of(name) for name, share in removed.items() if share]
     pace = schedule.kind if schedule.kind == "one-shot" else (schedule.kind, round(schedule.exponent, 1))
-    return repr((list(removed.values()), granularities, pace, kept_units(network, policy.removal)))
+    if not policy.is_rounded:
+        return repr((list(removed.values()), granularities, pace, kept))
+    bits = [policy.bits_of(name) for name in removed]
+    return repr((list(removed.values()), granularities, pace if granularities or kept else None, kept, bits))
 
 
 class NothingToRemove(ValueError):

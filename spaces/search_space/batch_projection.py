@@ -14,6 +14,7 @@ import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL
 from spaces.allocation.two_stage import FLOOR_MARGIN, TwoStage, is_two_stage
+from spaces.bits import FLOAT_BITS
 from spaces.cost.batched import BatchCosts, Costs, Requests
 from spaces.granularity import obstacle_to, parts_of
 from spaces.search_space.base_allocations import BaseAllocations
@@ -33,6 +34,7 @@ class _Asked:
         masked, removed: which of them count: (p, layers) and (p, groups), bool.
         by_mask: layers whose granularity is a mask's (p, layers), bool, also those that it leaves unpruned.
         granularities: index of each layer's granularity (p, layers) among the space's.
+        bits: of each layer's stored values (p, layers).
     """
 
     by_layer: np.ndarray
@@ -41,6 +43,7 @@ class _Asked:
     removed: np.ndarray
     by_mask: np.ndarray
     granularities: np.ndarray
+    bits: np.ndarray
 
     def lifted(self, points: np.ndarray) -> _Asked:
         """The same, but of these points (p,), bool, every layer asks for at least `LIFTED`."""
@@ -52,7 +55,7 @@ class _Asked:
         odds = np.exp(-shift)[:, None]
         masked = np.where(self.masked, np.minimum(1 / (1 + self.by_layer * odds), ALMOST_ALL), 0.0)
         removed = np.where(self.removed, np.minimum(1 / (1 + self.by_group * odds), ALMOST_ALL), 0.0)
-        return Requests(masked, removed, self.by_mask, self.removed, self.granularities)
+        return Requests(masked, removed, self.by_mask, self.removed, self.granularities, self.bits)
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ class BatchProjector:
         """Shift each point's logits until its size is within its target.
 
         As in `Projector.fit`, layers of preference 0 are asked for a little where nothing else reaches the target, and
-        mixtures that cannot reach it take the granularity that goes lowest.
+        mixtures that cannot reach it take the granularity that goes lowest, and a granularity that is not within the
+        limit at its bits takes fewer. Where bits alone meet all limits, nothing is removed.
         """
+        drafts = [replace(d, bits=self._space.bits_within(d.granularity, d.bits)) for d in drafts]
         two_stage = [draft.label if is_two_stage(draft.granularity) else "" for draft in drafts]
         if not any(two_stage):
             return self._in_one_stage(drafts)
@@ -106,7 +111,7 @@ class BatchProjector:
     def _in_one_stage(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Points of any granularities but two-stage ones."""
         space = self._space
-        targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
+        targets = np.array([space.reachable(draft.size, draft.granularity, draft.bits) for draft in drafts])
         asked, farthest = self._asked(drafts, targets), np.full(len(drafts), REACH)
         reached = self._fits(asked.shifted(farthest), targets)
         if not reached.all():
@@ -119,13 +124,15 @@ class BatchProjector:
                 [replace(d, granularity=lowest) if s else d for d, s in zip(drafts, stuck, strict=True)]
             )
         requests = asked.shifted(_smallest_shifts(farthest, lambda shift: self._fits(asked.shifted(shift), targets)))
+        requests = _spared(requests, lambda nothing: self._fits(nothing, targets))
         return self._batch(drafts, self._costs.achieved(requests), self._costs.of(requests))
 
     def _in_two_stages(self, granularity: str, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Points of one two-stage granularity: first their removals, then their masks."""
         space, costs = self._space, self._two_stage_costs[granularity]
         stages = [
-            space.two_stage(space.reachable(d.size, granularity), granularity, d.channel_fraction) for d in drafts
+            space.two_stage(space.reachable(d.size, granularity, d.bits), granularity, d.channel_fraction, d.bits)
+            for d in drafts
         ]
         sizes, channel_sizes = (
             np.array(each) for each in zip(*((s.limits.share, s.channel_share) for s in stages), strict=True)
@@ -145,6 +152,7 @@ class BatchProjector:
             requests = _fitted(asked, fits, requests.removed)
         else:
             requests = replace(requests, masked=np.full_like(requests.masked, fixed))
+        requests = _spared(requests, fits)
         return self._batch(drafts, costs.achieved(requests, in_turn=True), costs.of(requests))
 
     def _batch(self, drafts: Sequence[Draft], achieved: Requests, costs: BatchCosts) -> ProjectedBatch:
@@ -161,20 +169,24 @@ class BatchProjector:
         every = np.ones(by_layer.shape, dtype=bool)
         removed = np.broadcast_to(self._removable, by_group.shape)
         indices = np.stack([self._space.granularity_indices(granularity)] * len(drafts))
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), every, removed, every, indices)
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), every, removed, every, indices, self._bits(drafts))
 
     def _asked(self, drafts: Sequence[Draft], targets: np.ndarray) -> _Asked:
         logits, (own, first) = centred(np.stack([draft.logits for draft in drafts])), self._knob_indices
         by_layer, by_group = logits[:, own], logits[:, first]
         if len(self._space.base_names) > 1:
             pairs = zip(drafts, targets, strict=True)
-            below = np.stack([self._base_allocations.logits(d.base, d.granularity, target) for d, target in pairs])
+            logits_at = self._base_allocations.logits
+            below = np.stack([logits_at(d.base, d.granularity, target, d.bits) for d, target in pairs])
             by_layer, by_group = by_layer + below, by_group + below[:, self._first_layers]
         indices = np.stack([self._space.granularity_indices(draft.granularity) for draft in drafts])
         channel = indices == self._channel
         removed = (channel @ self._members == self._members.sum(axis=0)) & self._removable
         masked = ~channel & np.take_along_axis(self._maskable, indices, axis=0)
-        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, ~channel, indices)
+        return _Asked(np.exp(-by_layer), np.exp(-by_group), masked, removed, ~channel, indices, self._bits(drafts))
+
+    def _bits(self, drafts: Sequence[Draft]) -> np.ndarray:
+        return np.stack([self._space.layer_bits(draft.bits) for draft in drafts])
 
     def _fits(self, requests: Requests, sizes: np.ndarray, costs: Costs | None = None) -> np.ndarray:
         """Which points are within all limits (p,)."""
@@ -270,3 +282,15 @@ def _fitted(asked: _Asked, fits: Callable[[Requests], np.ndarray], removed: np.n
     if not reached.all():
         asked = asked.lifted(~reached)
     return at(_smallest_shifts(farthest, lambda shift: fits(at(shift))))
+
+
+def _spared(requests: Requests, fits: Callable[[Requests], np.ndarray]) -> Requests:
+    """Requests that remove nothing of the points whose bits alone fit."""
+    rounded = (requests.bits < FLOAT_BITS).any(axis=1)
+    if not rounded.any():
+        return requests
+    nothing = replace(
+        requests, masked=np.zeros_like(requests.masked), removed=np.zeros_like(requests.removed, dtype=float)
+    )
+    pruned = ~(rounded & fits(nothing))[:, None]
+    return replace(requests, masked=requests.masked * pruned, removed=requests.removed * pruned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -20,7 +20,7 @@ SIZE_SPAN = 10.0
 """The smallest size target is the limit divided by this, but no smaller than a granularity can reach."""
 LARGEST_TARGET = 0.9
 """Largest size target where there is no limit, for at a target of 1 nothing would be removed; larger only where some
-granularity does not go as low."""
+granularity does not go as low. Of rounded weights, what is left by the least pruning that is worth a fine-tune."""
 
 
 @dataclass(frozen=True)
@@ -90,47 +90,83 @@ class Limits:
         if not fast:
             reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
             return f"no granularity is within all limits ({reasons}): raise one of them"
-        smallest = min(self.floors[g] for g in fast)
+        smallest, largest = min(self.floors[g] for g in fast), self.unpruned_size(max(self.bits))
         return (
-            f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}: "
-            f"reachable is {smallest:.4f} to 1; set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+            f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}"
+            f"{self._at_fewest_bits}: reachable is {smallest:.4f} to {1 if largest == 1 else f'{largest:.4f}'}; "
+            f"set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
         )
 
-    def target(self, share: float, granularity: str | Mapping[str, str]) -> Target:
-        """A size in this space, a share of the dense model, to be met in one stage."""
-        return Target(self.network, share, granularity, self.metric, self.max_macs, self.max_latency, self.latency)
+    @property
+    def _at_fewest_bits(self) -> str:
+        """Said of the smallest sizes, where these are of rounded weights."""
+        return "" if self.bits == (FLOAT_BITS,) else f" at {min(self.bits)} bits"
 
-    def two_stage(self, share: float, granularity: str, channel_fraction: float = EVEN_PART) -> TwoStage:
+    def target(
+        self, share: float, granularity: str | Mapping[str, str], bits: int | Mapping[str, int] | None = None
+    ) -> Target:
+        """A size in this space, a share of the dense model, to be met in one stage.
+
+        Args:
+            bits: of stored values; by default the largest of the space, here as in all methods.
+        """
+        limits = self.max_macs, self.max_latency, self.latency
+        width = max(self.bits) if bits is None else bits
+        return Target(self.network, share, granularity, self.metric, *limits, bits=width)
+
+    def two_stage(
+        self,
+        share: float,
+        granularity: str,
+        channel_fraction: float = EVEN_PART,
+        bits: int | Mapping[str, int] | None = None,
+    ) -> TwoStage:
         """A size in this space to be met by a removal of channels, then by masks on what stays.
 
         Args:
             channel_fraction: share of the logarithm of the size reduction that the removal does, within (0, 1).
         """
-        limits = replace(self.target(share, parts_of(granularity)[-1]), network=self.two_stage_networks[granularity])
-        return TwoStage(granularity, limits, channel_fraction, self._smallest_removals[granularity])
+        limits = self.target(share, parts_of(granularity)[-1], bits)
+        limits = replace(limits, network=self.two_stage_networks[granularity])
+        return TwoStage(granularity, limits, channel_fraction, self._smallest_removal(granularity, limits.bits))
 
     @cached_property
     def two_stage_networks(self) -> dict[str, Network]:
         """Two-stage granularity -> the network whose groups keep to the multiples that its masks need."""
         return {one: divided(self.network, one) for one in self.granularities if is_two_stage(one)}
 
+    def _smallest_removal(self, granularity: str, bits: int | Mapping[str, int]) -> float:
+        """The smallest sensible size of the removal alone of a two-stage granularity."""
+
+        def worked_out() -> float:
+            dense = self.target(1.0, parts_of(granularity)[-1], bits)
+            dense = replace(dense, network=self.two_stage_networks[granularity])
+            return TwoStage(granularity, dense).channel_floor * FLOOR_MARGIN
+
+        return self._known(("removal", granularity), bits, worked_out)
+
+    def _known(self, what: Hashable, bits: int | Mapping[str, int], work: Callable[[], float]) -> float:
+        """What `work` finds, kept for later unless layers differ in their bits."""
+        if not isinstance(bits, int):
+            return work()
+        if (what, bits) not in self._sizes:
+            self._sizes[what, bits] = work()
+        return self._sizes[what, bits]
+
     @cached_property
-    def _smallest_removals(self) -> dict[str, float]:
-        """Two-stage granularity -> the smallest sensible size of its removal alone."""
-        found = {}
-        for granularity, network in self.two_stage_networks.items():
-            dense = replace(self.target(1.0, parts_of(granularity)[-1]), network=network)
-            found[granularity] = TwoStage(granularity, dense).channel_floor * FLOOR_MARGIN
-        return found
+    def _sizes(self) -> dict[tuple[Hashable, int], float]:
+        return {}
 
     @cached_property
     def has_two_stage(self) -> bool:
         """Whether a two-stage granularity is among the usable ones."""
         return any(map(is_two_stage, self.usable))
 
-    def _unlimited(self, granularity: str) -> Target | TwoStage:
+    def _unlimited(self, granularity: str, bits: int | Mapping[str, int] | None = None) -> Target | TwoStage:
         """The dense size as a target: what the granularity could do."""
-        return self.two_stage(1.0, granularity) if is_two_stage(granularity) else self.target(1.0, granularity)
+        if is_two_stage(granularity):
+            return self.two_stage(1.0, granularity, bits=bits)
+        return self.target(1.0, granularity, bits)
 
     def _blocked_reason(self, granularity: str) -> str | None:
         """Why a granularity can remove nothing; None if it can remove something."""
@@ -141,8 +177,16 @@ class Limits:
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """Granularity -> smallest reachable share of the dense size."""
-        return {g: self._unlimited(g).floor for g in self.granularities}
+        """Granularity -> smallest reachable share of the dense size, at the fewest bits of the space."""
+        return {granularity: self.floor(granularity, min(self.bits)) for granularity in self.granularities}
+
+    def floor(self, granularity: str, bits: int | Mapping[str, int]) -> float:
+        """The smallest reachable share of the dense size of a granularity for all layers."""
+        return self._known(granularity, bits, lambda: self._unlimited(granularity, bits).floor)
+
+    def unpruned_size(self, bits: int | Mapping[str, int]) -> float:
+        """The share of the dense size where weights are rounded, and nothing is removed."""
+        return self._known(None, bits, lambda: self.target(1.0, "fine-grained", bits).whole)
 
     @cached_property
     def usable(self) -> tuple[str, ...]:
@@ -161,7 +205,7 @@ class Limits:
         able = self.target(1.0, granularity).layers if pattern and pattern.keep else ()
         frame = dict.fromkeys(self.network.layer_names, lowest)
         mixtures = (frame | {layer.name: granularity} for layer in sorted(able, key=lambda layer: layer.numel))
-        return any(self._within_limits(self.target(1.0, mixture)) for mixture in mixtures)
+        return any(self._within_limits(self.target(1.0, mixture, min(self.bits))) for mixture in mixtures)
 
     def _within_limits(self, target: Target) -> bool:
         within = target.floor <= self.max_size and target.macs_floor <= self.max_macs
@@ -175,7 +219,7 @@ class Limits:
             if reason := self._blocked_reason(granularity):
                 reasons[granularity] = reason
             elif (floor := self.floors[granularity]) > self.max_size:
-                reasons[granularity] = f"its smallest size is {floor:.4f}"
+                reasons[granularity] = f"its smallest size is {floor:.4f}{self._at_fewest_bits}"
             elif (floor := self._macs_floors[granularity]) > self.max_macs:
                 reasons[granularity] = f"its fewest MACs are {floor:.4f} of dense"
             elif (floor := self._latency_floors[granularity]) > self.max_latency:
@@ -192,18 +236,41 @@ class Limits:
 
     @cached_property
     def size_range(self) -> tuple[float, float]:
-        """Smallest and largest size target, shares of the dense size."""
+        """Smallest and largest size target, shares of the dense size; none is larger than nothing removed at the most
+        bits of the space."""
         floors = [self.floors[g] * FLOOR_MARGIN for g in self.usable]
-        low, high = max(self.min_size or self.max_size / SIZE_SPAN, min(floors)), self.max_size
+        high = min(self.max_size, self.unpruned_size(max(self.bits)))
+        low = max(self.min_size or high / SIZE_SPAN, min(floors))
         if high == 1:
             high = min(max(LARGEST_TARGET, *floors), high)
         return min(low, high), high
 
-    def reachable(self, size: float, granularity: str | Mapping[str, str]) -> float:
-        """The size, or where one granularity for all layers cannot go as low, the smallest sensible one of it."""
-        if not isinstance(granularity, str):
-            return size
-        return min(max(size, self.floors[granularity] * FLOOR_MARGIN), self.max_size)
+    def pruned_range(self, bits: int | Mapping[str, int]) -> tuple[float, float]:
+        """Of the `size_range`, the part in which something is to be removed at these bits."""
+        low, high = self.size_range
+        if high >= (unpruned := self.unpruned_size(bits)) < 1:
+            high = LARGEST_TARGET * unpruned
+        return min(low, high), high
+
+    def reachable(
+        self, size: float, granularity: str | Mapping[str, str], bits: int | Mapping[str, int] | None = None
+    ) -> float:
+        """The size, or the nearest that is sensible: no smaller than one granularity for all layers can go at these
+        bits, and no larger than nothing removed."""
+        width = self.bits_within(granularity, max(self.bits) if bits is None else bits)
+        if isinstance(granularity, str):
+            size = min(max(size, self.floor(granularity, width) * FLOOR_MARGIN), self.max_size)
+        return min(size, self.unpruned_size(width))
+
+    def bits_within(
+        self, granularity: str | Mapping[str, str], bits: int | Mapping[str, int]
+    ) -> int | Mapping[str, int]:
+        """The bits, or where one granularity for all layers cannot be within the size limit at them, the most of the
+        space at which it can."""
+        if not isinstance(granularity, str) or self.floor(granularity, bits) <= self.max_size:
+            return bits
+        within = (width for width in self.bits if self.floor(granularity, width) <= self.max_size)
+        return max(within, default=min(self.bits))
 
 
 def check_mixable(granularities: Sequence[str], mixed: bool) -> None:

@@ -34,7 +34,7 @@ class Projected:
         params: values of all the space's axes.
         policy: within all limits: its size is at most `target`.
         sampled: layer -> sampled preference, a sparsity before the common shift.
-        target: the sampled size, a share of the dense model, or the smallest sensible one of its granularity.
+        target: the sampled size, a share of the dense model, or the nearest one its granularity and bits can have.
     """
 
     space: Space = field(repr=False, compare=False)
@@ -98,7 +98,8 @@ class Projector:
         A channel group asks for its first layer's preference. Where layers of preference 0 make the target
         unreachable, they are asked for a little as well. Where a mixture cannot reach it (its smallest size may lie
         above those of its granularities: a group not wholly `channel` loses no channel), all layers take the
-        granularity that goes lowest.
+        granularity that goes lowest. Where a granularity for all layers cannot be within the limit at the point's bits,
+        it takes the most at which it can. Where bits alone meet all limits, nothing is removed.
 
         Of a two-stage granularity, channels are fitted to target**fraction or, where masks cannot do the rest, to less;
         then masks are fitted to the target. The preferences are those of both.
@@ -110,20 +111,24 @@ class Projector:
         preferences = {knob: float(params[name]) for knob, name in zip(space.knobs, space.knob_axes, strict=True)}
         schedule = Schedule(params["schedule"], float(params["exponent"]))
         base, granularity = params.get("base", EVEN), space.granularity_in(params)
-        target = float(space.reachable(float(params["size"]), granularity))
+        bits = space.bits_within(granularity, space.bits_in(params))
+        size = float(space.reachable(float(params["size"]), granularity, bits))
         if isinstance(granularity, str) and is_two_stage(granularity):
-            stages = space.two_stage(target, granularity, float(params.get("removal", EVEN_PART)))
+            stages = space.two_stage(size, granularity, float(params.get("removal", EVEN_PART)), bits)
             policy, sampled = self._in_two_stages(stages, preferences, schedule, base)
         else:
+            target = space.target(size, granularity, bits)
             try:
-                policy, sampled = self._in_one_stage(target, granularity, preferences, schedule, base)
+                policy, sampled = self._in_one_stage(target, preferences, schedule, base)
             except Unreachable:
                 if isinstance(granularity, str):
                     raise
                 granularity = min(space.usable, key=space.floors.__getitem__)
-                target = float(space.reachable(target, granularity))
-                policy, sampled = self._in_one_stage(target, granularity, preferences, schedule, base)
-        return Projected(space, dict(params), policy, sampled, target)
+                bits = space.bits_within(granularity, bits)
+                size = float(space.reachable(size, granularity, bits))
+                target = space.target(size, granularity, bits)
+                policy, sampled = self._in_one_stage(target, preferences, schedule, base)
+        return Projected(space, dict(params), policy, sampled, size)
 
     def project_batch(self, drafts: Sequence[Draft]) -> ProjectedBatch:
         """Many points at once, a little less exactly; see `spaces.search_space.batch_projection`."""
@@ -134,17 +139,14 @@ class Projector:
         return BatchProjector(self.space, self._base_allocations)
 
     def _in_one_stage(
-        self,
-        size: float,
-        granularity: str | Mapping[str, str],
-        preferences: Mapping[str, float],
-        schedule: Schedule,
-        base: str,
+        self, target: Target, preferences: Mapping[str, float], schedule: Schedule, base: str
     ) -> tuple[PruningPolicy, dict[str, float]]:
         """The policy, and what each layer asked for before the shift."""
-        target = self.space.target(size, granularity)
-        asked = self._by_layer(target, preferences, self._base_allocations.logits(base, granularity, size))
-        policy = PruningPolicy(_fitted(asked, target), granularity, criterion=self.space.criterion, schedule=schedule)
+        granularity, bits = target.granularity, target.bits
+        below = self._base_allocations.logits(base, granularity, target.share, bits)
+        asked = self._by_layer(target, preferences, below)
+        criterion, sparsity = self.space.criterion, _fitted(asked, target)
+        policy = PruningPolicy(sparsity, granularity, criterion=criterion, schedule=schedule, bits=bits)
         return as_removed(self.space.network, policy), asked
 
     def _in_two_stages(
@@ -160,7 +162,7 @@ class Projector:
             asked, sparsity = asked | masks, _fitted(masks, rest)
         else:
             sparsity = stages.fixed_masks(removal)
-        policy = PruningPolicy(sparsity, rest.granularity, removal, self.space.criterion, schedule)
+        policy = PruningPolicy(sparsity, rest.granularity, removal, self.space.criterion, schedule, rest.bits)
         return as_removed(rest.network, policy), asked
 
     def _by_layer(self, target: Target, preferences: Mapping[str, float], base: np.ndarray) -> dict[str, float]:

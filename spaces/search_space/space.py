@@ -207,15 +207,16 @@ class Space(Limits):
             ValueError: one granularity or width a layer where they are not mixed, or a width the space does not have.
         """
         low, high = self.size_range
-        if self.mixed:
-            size = self.reachable(size, granularity)  # one value a layer no longer tells that all are the same
+        bits = max(self.bits) if bits is None else bits
+        if self.mixed:  # one value a layer no longer tells that all are the same
+            size, bits = self.reachable(size, granularity, bits), self.bits_within(granularity, bits)
             frame = PruningPolicy({}, granularity)
             chosen = {f"granularity.{name}": frame.granularity_of(name) for name in self.network.layer_names}
         elif isinstance(granularity, str):
             chosen = {"granularity": granularity}
         else:
             raise ValueError(f"one granularity for all layers is needed where they are not mixed, got {granularity!r}")
-        chosen |= self._bit_values(max(self.bits) if bits is None else bits)
+        chosen |= self._bit_values(bits)
         asked = [min(max(preferences.get(knob, 0.0), 0.0), 1.0) for knob in self.knobs]
         knobs = dict(zip(self.knob_axes, asked, strict=True))
         exponent = min(max(schedule.exponent, EXPONENTS[0]), EXPONENTS[1])
