@@ -148,13 +148,14 @@ class Costs:
         lengths = self._layers.lengths(gone)
         numel, first_two = self._layers.numel(lengths), self._layers.first_two(lengths) if self._divisions else ()
         nonzero = numel - self._zeros(requests, numel, first_two)
-        cost = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, first_two)
         shapes, costs, bits = self._others
         others = shapes.numel(shapes.lengths(gone))
         size, macs = (others @ costs).T
-        size = cost.sum(axis=1) + size + self._header
-        rounded = (requests.bits < FLOAT_BITS).any(axis=1)
-        if self._metric == "encoded" and rounded.any():
+        rounded = (requests.bits < FLOAT_BITS).any(axis=1) & (self._metric == "encoded")
+        if not rounded.all():
+            plain = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, first_two)
+            size = plain.sum(axis=1) + size + self._header
+        if rounded.any():
             size = np.where(rounded, self._coded(requests.bits, numel, nonzero, lengths, bits @ others.T), size)
         macs = (numel @ self._positions + macs + self._network.other_macs) / self._dense_macs
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None

@@ -81,17 +81,27 @@ def flat_value_bits(bits: int) -> float:
     return max(most, reached + len(chances)) + 2 * bits * STATE_COST
 
 
-def place_bits(numel: np.ndarray, kept: np.ndarray, value_bits: np.ndarray) -> np.ndarray:
-    """Bits of places and values where each value takes `value_bits`, at most for `kept` of `numel` or fewer, float of
-    their shape. It never falls where one of the three grows.
+def likeliest_share(value_bits: np.ndarray) -> np.ndarray:
+    """The share of elements that are kept where a tensor takes most, if each value takes so many bits."""
+    return 1 / (1 + 2.0 ** -np.asarray(value_bits, float))
+
+
+def place_bits(numel: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Bits of the places alone where a share of the elements is kept, float of their shape; 0 of none.
+
+    >>> place_bits(np.array([1000, 1000]), np.array([0.25, 0.0])).round().tolist()
+    [811.0, 0.0]
     """
-    size, own = np.asarray(numel, float), np.asarray(kept, float)
-    likeliest = size / (1 + 2.0 ** -np.asarray(value_bits, float))
-    count = np.minimum(own, likeliest)
-    share = np.divide(count, size, out=np.zeros(np.broadcast(size, count).shape), where=size > 0)
-    odds = np.clip(share, LEAST_ODDS, 1 - LEAST_ODDS)
-    places = -(share * np.log2(odds) + (1 - share) * np.log2(1 - odds)) * size
-    return np.where(own > 0, (places * COARSENESS + count * value_bits) + size * STATE_COST, 0.0)
+    odds = np.minimum(np.maximum(share, LEAST_ODDS), 1 - LEAST_ODDS)
+    entropy = share * np.log2(odds) + (1 - share) * np.log2(1 - odds)
+    return (STATE_COST - COARSENESS * entropy) * (numel * (share > 0))
+
+
+def full_bits(value_bits: np.ndarray) -> np.ndarray:
+    """Bits of an element, its place among them, where most are kept and each value takes so many bits: the most that
+    any share takes."""
+    share = likeliest_share(value_bits)
+    return place_bits(np.array(1), share) + share * value_bits
 
 
 def coded_bytes(bits: np.ndarray) -> np.ndarray:
@@ -148,8 +158,11 @@ class CodedSizes:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {wrong}")
         is_rounded = bits < FLOAT_BITS
         flat, usual, dense = _BY_BITS[:, bits] * np.where(is_rounded, 1.0, self._widths / FLOAT_BITS)
+        values = np.stack([flat, usual])
+        most = full_bits(values)
+        most[1] = np.minimum(most[1], dense)
         header = self._headers[:, is_rounded.any(axis=-1).astype(int)]
-        return SizesAtBits(np.stack([flat, usual]), dense, is_rounded, header)
+        return SizesAtBits(values, likeliest_share(values), most, is_rounded, header)
 
     def bound(
         self, numel: np.ndarray, kept: np.ndarray, bits: np.ndarray, other_numel: np.ndarray | None = None
@@ -186,13 +199,15 @@ class SizesAtBits:
 
     Attributes:
         values: bits of a value that is kept (2, ..., n).
-        dense: bits of a weight of a layer that is not pruned (..., n).
+        likeliest: the share that is kept where a layer takes most (2, ..., n).
+        most: bits of an element then, or where nothing is removed, which may be less (2, ..., n).
         is_rounded: whether the layer's values are rounded (..., n).
         header: bytes in front of the coded ones (2, ...).
     """
 
     values: np.ndarray
-    dense: np.ndarray
+    likeliest: np.ndarray
+    most: np.ndarray
     is_rounded: np.ndarray
     header: np.ndarray
 
@@ -203,10 +218,12 @@ class SizesAtBits:
             numel, kept, channels: elements left, those not masked, and output channels left of the layers (..., n).
             others: bits of all further tensors (2, ...).
         """
-        bits = place_bits(numel, kept, self.values)
-        bits[1] = np.minimum(bits[1], self.dense * numel)
-        scales = (np.minimum(channels, kept) * self.is_rounded).sum(axis=-1)
-        total = bits.sum(axis=-1) + np.multiply.outer(_SCALE_COSTS, scales) + others
+        share, most = kept / np.maximum(numel, 1), self.most * numel
+        bits = np.minimum(place_bits(numel, share) + kept * self.values, most)
+        bits = np.where(share < self.likeliest, bits, most)
+        every = np.ones(bits.shape[-1])  # products are the fastest sums here
+        scales = (np.minimum(channels, kept) * self.is_rounded) @ every
+        total = bits @ every + np.multiply.outer(_SCALE_COSTS, scales) + others
         return self.header + coded_bytes((total.T * _FACTORS).T)
 
 
@@ -233,7 +250,7 @@ def _bits_of_others(network: Network, others: Sequence[StoredTensor], rounded: b
         elif rounded and tensor.dtype == "F32" and len(tensor.shape) == 1 and tensor.parameter:
             form = VECTOR_FORM
         width = 1.0 + form.distance + form.mantissa if form else 8.0 * ITEM_BYTES[tensor.dtype]
-        most = float(place_bits(np.array(1), np.array(1), np.array(width)))
+        most = float(full_bits(np.array(width)))
         found.append((most, most - (width - USUAL_NORM if form == NORM_FORM else 0.0)))
     return np.array(found, float).reshape(-1, 2).T
 

@@ -20,7 +20,7 @@ from pruning.file.stored_form import foldable, to_stored_form_
 from pruning.modules import prunable_weights
 from pruning.prune import prune
 from spaces import PruningPolicy
-from spaces.cost.coded_size import CodedSizes, coded_bytes, place_bits
+from spaces.cost.coded_size import CodedSizes, coded_bytes, full_bits, place_bits
 from spaces.cost.footprint import coded_bound, footprint
 
 BITS = (2, 3, 4, 5, 8, 16, 32)
@@ -122,10 +122,10 @@ class TestBound:
             assert all_of_them[1, 3] == ask(numel, kept[1, 3], bits[1, 3])
 
     def test_places_alone_are_the_entropy_by_hand(self):
-        # 250 of 1000: 811.278 bits of places; 3 bits each of values
-        assert place_bits(np.array(1000), np.array(250), np.array(3.0)) == pytest.approx(811.278 + 750, rel=3e-4)
-        # where nearly all is kept, log2(1 + 2^3) bits each
-        assert place_bits(np.array(1000), np.array(990), np.array(3.0)) == pytest.approx(1000 * np.log2(9), rel=3e-4)
+        # 250 of 1000: 811.278 bits of places
+        assert place_bits(np.array(1000), np.array(0.25)) == pytest.approx(811.278, rel=3e-4)
+        # where nearly all is kept, log2(1 + 2^3) bits each, its value among them
+        assert full_bits(np.array(3.0)) == pytest.approx(np.log2(9), rel=3e-4)
         assert coded_bytes(np.array([0.0, 80.0])).tolist() == [8, 18]
 
     def test_a_prediction_is_never_above_the_bound(self, sizes):
