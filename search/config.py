@@ -144,7 +144,7 @@ class SearchConfig(_Fields):
         """From the most on, in whichever order they were given."""
         found = tuple(check_bits(one) for one in (value if isinstance(value, list | tuple) else (value,)))
         if not found or len(set(found)) < len(found):
-            raise ValueError(f"bits must be one or more of {', '.join(map(str, BITS))}, each once, got {value!r}")
+            raise ValueError(f"bits must be one or more of {', '.join(map(str, BITS))}, each once, got {found}")
         return tuple(sorted(found, reverse=True))
 
     @field_validator("min_accuracy", mode="before")
