@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_of
 from spaces.schedule import Schedule
 from spaces.search_space.batch_projection import ProjectedBatch
@@ -22,7 +23,8 @@ class Features:
 
     In order: (share kept)^-1/2 of each layer by masks and of each channel group by removals, along the network; their
     sum; the logarithm of the size; whether pruning is at one shot, and the exponent; then, for each kind of mask in the
-    space but the first, its part of the sum.
+    space but the first, its part of the sum; then, in a space of several bits, 2^-bits (half a step between stored
+    values, over the largest) of each layer where layers may differ, and their sum.
 
     Columns of a layer's other ways of pruning are 0. Where masks follow a removal, their columns hold what they add to
     it, so that masks that remove nothing leave the removal alone. Of the powers and the logarithm of the share kept,
@@ -39,6 +41,7 @@ class Features:
         self._two_stage = [n for n, own in parts.items() if len(own) > 1]
         kinds = dict.fromkeys(own[-1] for own in parts.values() if own[-1] != "channel")
         self._further = [[n for n, own in parts.items() if own[-1] == kind] for kind in list(kinds)[1:]]
+        self._rounded, self._by_layer = len(space.bits) > 1, space.mixed
 
     @property
     def layers(self) -> slice:
@@ -48,7 +51,12 @@ class Features:
     @property
     def weights(self) -> np.ndarray:
         """What each column counts (columns,)."""
-        return np.array([1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0] + [1.0] * len(self._further))
+        plain = [1.0] * self.layers.stop + [ALL_LAYERS_WEIGHT, 1.0, 1.0, 1.0] + [1.0] * len(self._further)
+        return np.array(plain + [1.0] * (self._rounding_columns - 1) + [ALL_LAYERS_WEIGHT] * self._rounded)
+
+    @property
+    def _rounding_columns(self) -> int:
+        return (1 + self._by_mask.shape[1] * self._by_layer) * self._rounded
 
     def of(self, batch: ProjectedBatch) -> np.ndarray:
         """(p, columns)."""
@@ -59,7 +67,12 @@ class Features:
         added = masked - (asked.by_mask & ~self._follow(batch))
         further = [(added * np.isin(asked.words, indices)) @ self._by_mask for indices in self._further]
         columns = self._columns(masked, removed, np.log(batch.sizes), schedule)
-        return np.column_stack([columns, *(one.sum(axis=1) for one in further)])
+        return np.column_stack([columns, *(one.sum(axis=1) for one in further), self._rounding(asked.bits)])
+
+    def _rounding(self, bits: np.ndarray) -> np.ndarray:
+        """The columns that say how coarsely values are rounded (p, columns), of the bits of each layer (p, layers)."""
+        steps = np.where(bits < FLOAT_BITS, 2.0**-bits, 0.0) @ self._by_mask
+        return np.column_stack([steps, steps.sum(axis=1)])[:, steps.shape[1] + 1 - self._rounding_columns :]
 
     def asked(self, batch: ProjectedBatch) -> np.ndarray:
         """The columns of single layers (p, columns), 1 wherever nothing is removed; 0 if pruned in another way."""
@@ -72,11 +85,11 @@ class Features:
         return batch.requests.by_mask & np.isin(batch.requests.words, self._two_stage)
 
     def dense(self, channel: bool) -> np.ndarray:
-        """Of the network with nothing removed, as the limit of masks or of removals (columns,)."""
+        """Of the network with nothing removed or rounded, as the limit of masks or of removals (columns,)."""
         masked = np.full((1, len(self._by_mask)), float(not channel))
         removed = self._removable[None] * float(channel)
         columns = self._columns(masked, removed, np.zeros(1), np.array([_schedule(SEED_SCHEDULE)]))[0]
-        return np.append(columns, np.zeros(len(self._further)))
+        return np.append(columns, np.zeros(len(self._further) + self._rounding_columns))
 
     def _columns(self, masked: np.ndarray, removed: np.ndarray, sizes: np.ndarray, schedule: np.ndarray) -> np.ndarray:
         by_layer = np.column_stack([masked @ self._by_mask, removed @ self._by_removal])

@@ -15,7 +15,7 @@ from scipy.special import expit, logit, ndtr
 
 from search.proposals.features import Features
 from search.proposals.hypervolume import DominatedSpace, ranks
-from search.proposals.pool import Pool
+from search.proposals.pool import Pool, kind_of
 from search.proposals.surrogate import Prediction, Surrogate
 from spaces.cost.effect import fine_tune_key
 from spaces.granularity import parts_of
@@ -28,8 +28,8 @@ POOL, ROUNDS, KEPT = 96, 2, 16
 """Candidates drawn; rounds of moving the best ones further; how many are moved."""
 DEEP_POOL, DEEP_ROUNDS, DEEP_KEPT = 40, 2, 8
 """The same where knobs move base allocations: candidates cost more there, and more of them found nothing better."""
-PARENTS = 24
-"""Members of the best ranks that candidates are bred from."""
+PARENTS, FEWEST_PARENTS = 24, 4
+"""Members of the best ranks that candidates are bred from, and how many are of one granularity and bits at least."""
 FEWEST = 5
 """Observations before a surrogate is fitted; until then the first drawn candidate that repeats no trial is proposed."""
 AT_BEST = 4
@@ -163,9 +163,11 @@ class GuidedProposer:
 
     @cached_property
     def _smallest(self) -> np.ndarray:
-        """What even pruning to the smallest size asks of each layer, in each granularity (granularities, columns)."""
+        """What even pruning to the smallest size asks of each layer at the fewest bits, in each granularity
+        (granularities, columns)."""
         even, smallest = np.zeros(len(self._space.knobs)), self._space.size_range[0]
-        drafts = [Draft("", smallest, granularity, even, SEED_SCHEDULE) for granularity in self._space.usable]
+        fewest = min(self._space.bits)
+        drafts = [Draft("", smallest, word, even, SEED_SCHEDULE, bits=fewest) for word in self._space.usable]
         return self._features.asked(self._projector.project_batch(drafts))
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
@@ -193,25 +195,28 @@ class GuidedProposer:
 
     @property
     def least_sizes(self) -> dict[str, float]:
-        """By granularity, the size below which nothing is proposed.
+        """By kind (`search.proposals.pool.kind_of`), the size below which nothing is proposed.
 
         Of the dead trials that are smaller than every surviving one, half (rounded down) are at or below it. Not all,
         for a network can also be dead by its allocation: in between another one is tried, and if it survives, the size
         falls. One dead trial alone says nothing.
         """
         found = {}
-        for label, dead in sorted(self._dead_sizes.items()):
-            count = bisect_left(dead, self._least_alive.get(label, math.inf))
+        for kind, dead in sorted(self._dead_sizes.items()):
+            count = bisect_left(dead, self._least_alive.get(kind, math.inf))
             if count > 1:
-                found[label] = dead[count // 2 - 1]
+                found[kind] = dead[count // 2 - 1]
         return found
 
     def _note_size(self, seen: Observation) -> None:
-        label = seen.draft.label
+        kind = self._kind(seen.draft)
         if seen.dead:
-            insort(self._dead_sizes.setdefault(label, []), seen.size)
+            insort(self._dead_sizes.setdefault(kind, []), seen.size)
         elif seen.dead is False:
-            self._least_alive[label] = min(seen.size, self._least_alive.get(label, math.inf))
+            self._least_alive[kind] = min(seen.size, self._least_alive.get(kind, math.inf))
+
+    def _kind(self, draft: Draft) -> str:
+        return kind_of(self._space, draft.granularity, draft.bits)
 
     def avoid(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of a finished trial that says nothing about accuracy: its policy is not proposed again."""
@@ -289,12 +294,15 @@ class GuidedProposer:
         return [self._observed[number] for number in sorted(chosen | {*islice(left, MOST_ROWS - len(chosen))})]
 
     def _parents(self, rows: Sequence[Observation]) -> list[Draft]:
-        """The points of the best non-dominated ranks, of each granularity by itself."""
+        """The points of the best non-dominated ranks, of each granularity and bits by themselves."""
         parents: list[Draft] = []
-        for label in sorted({o.draft.label for o in rows}):
-            own = [o for o in rows if o.draft.label == label]
+        kinds = [self._kind(o.draft) for o in rows]
+        share = PARENTS // len(self._space.usable)
+        share = max(share // (1 if self._space.mixed else len(self._space.bits)), min(share, FEWEST_PARENTS))
+        for kind in sorted(set(kinds)):
+            own = [o for o, one in zip(rows, kinds, strict=True) if one == kind]
             rank = ranks(np.array([o.point for o in own]), 2)
-            best = np.argsort(rank, kind="stable")[: PARENTS // len(self._space.usable)]
+            best = np.argsort(rank, kind="stable")[:share]
             parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
         return parents
 

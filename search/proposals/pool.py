@@ -37,6 +37,13 @@ LOWEST = -4.0
 """Where a knob that leaves its layers unpruned starts from when it is moved."""
 NEW_SCHEDULE = 0.15
 """Chance that a candidate has another schedule than its parent."""
+NEW_BITS = 0.3
+"""Chance that a candidate has other bits than its parent."""
+UNPRUNED = 0.2
+"""Of candidates at the limit whose bits alone meet it, the part that removes nothing."""
+
+Bits = int | Mapping[str, int]
+"""Bits of stored values: one for all layers, or layer -> bits."""
 
 
 class Pool:
@@ -47,12 +54,12 @@ class Pool:
         inputs: by granularity, for two-stage ones by both of their parts, what allocations start from.
 
     Attributes:
-        least: by granularity (`Draft.label`), the size below which nothing is drawn; without one, the space's smallest.
+        least: by kind (`kind_of`), the size below which nothing is drawn; without one, the space's smallest.
     """
 
     def __init__(self, space: Space, inputs: Mapping[str, AllocationInputs]) -> None:
         self._space, self._inputs = space, inputs
-        self._static: dict[tuple[str, str, int], tuple[np.ndarray, str] | None] = {}
+        self._static: dict[tuple[str, str, int, int], tuple[np.ndarray, str] | None] = {}
         self.least: Mapping[str, float] = {}
 
     def draw(self, count: int, parents: Sequence[Draft], random: np.random.Generator) -> list[Draft]:
@@ -66,11 +73,12 @@ class Pool:
         moved = random.choice(len(logits), size=min(len(logits), int(random.integers(1, 4))), replace=False)
         logits[moved] = np.maximum(logits[moved], LOWEST) + random.normal(0, SWAP_DEVIATION, len(moved))
         granularity = self._other_granularity(parent.granularity, random)
+        bits = self._other_bits(parent.bits, random)
         size = parent.size * np.exp(random.normal(0, SIZE_DEVIATION))
         schedule = self._schedule(parent.schedule, random)
         fraction = self._moved_fraction(parent, random)
-        size = self._raised(self._within(size, random), granularity)
-        return Draft(SWAP, size, granularity, logits, schedule, parent.base, fraction)
+        size = self._raised(self._within(size, bits, random), granularity, bits)
+        return Draft(SWAP, size, granularity, logits, schedule, parent.base, fraction, bits)
 
     def _source(self, at: float, parents: Sequence[Draft]) -> str:
         """The source that this number in [0, 1) belongs to, by the `FRACTIONS`."""
@@ -85,25 +93,30 @@ class Pool:
             return self.swap(parents[int(random.integers(len(parents)))], random)
         if source == CROSSOVER:
             return self._crossover(parents, random)
-        size, granularity = self._size(random), self._one_granularity(random)
+        bits = self._one_width(random)
+        size, granularity = self._size(bits, random), self._one_granularity(random)
         if source == FREE:
             logits = random.normal(0, FREE_DEVIATION, len(self._space.knobs))
             chosen, base = self._of_layers(granularity, random), str(random.choice(self._space.base_names))
-            size, schedule = self._raised(size, chosen), self._schedule(None, random)
-            return Draft(FREE, size, chosen, logits, schedule, base, self._fraction(granularity, random))
-        size = self._raised(size, granularity)
-        found = self._from_table(granularity, size, random) if source == PRIOR else None
+            by_layer = self._bits_of_layers(bits, random)
+            size, schedule = self._raised(size, chosen, by_layer), self._schedule(None, random)
+            return Draft(FREE, size, chosen, logits, schedule, base, self._fraction(granularity, random), by_layer)
+        size = self._raised(size, granularity, bits)
+        found = self._from_table(granularity, size, bits, random) if source == PRIOR else None
         while found is None:
-            found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size)
+            found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size, bits)
         logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
         schedule = self._schedule(self._space.seed_schedule, random)
-        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random))
+        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random), bits)
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
-        """Each knob from one of two parents of neighbouring sizes, equal granularity and equal base."""
+        """Each knob from one of two parents of neighbouring sizes, equal granularity and equal base.
+
+        Bits come with the knobs where layers may differ; else the parents' bits are equal, too.
+        """
         first = parents[int(random.integers(len(parents)))]
-        mates = [p for p in parents if p is not first and (p.granularity, p.base) == (first.granularity, first.base)]
+        mates = [p for p in parents if p is not first and self._mates(p, first)]
         if not mates:
             return self.swap(first, random)
         mates.sort(key=lambda p: abs(np.log(p.size / first.size)))
@@ -111,25 +124,49 @@ class Pool:
         take = random.random(len(first.logits)) < 0.5
         logits = np.where(take, centred(first.logits), centred(second.logits))
         size = np.exp(random.uniform(*sorted([np.log(first.size), np.log(second.size)])))
-        size = self._raised(self._within(size, random), first.granularity)
+        bits = self._crossed_bits(first.bits, second.bits, take)
+        size = self._raised(self._within(size, bits, random), first.granularity, bits)
         fraction = second.channel_fraction
-        return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, fraction)
+        return Draft(CROSSOVER, size, first.granularity, logits, first.schedule, first.base, fraction, bits)
 
-    def _size(self, random: np.random.Generator) -> float:
-        low, high = self._space.size_range
-        return high if random.random() < AT_LIMIT else float(low * (high / low) ** random.random())
+    def _mates(self, one: Draft, other: Draft) -> bool:
+        alike = (one.granularity, one.base) == (other.granularity, other.base)
+        return alike and (self._space.mixed or one.bits == other.bits)
 
-    def _within(self, size: float, random: np.random.Generator) -> float:
-        low, high = self._space.size_range
-        return high if random.random() < AT_LIMIT else float(min(max(size, low), high))
+    def _crossed_bits(self, first: Bits, second: Bits, take: np.ndarray) -> Bits:
+        """Of each layer, the first's where `take` (knobs,) says so of its knob, else the second's."""
+        if first == second:
+            return first
+        taken = dict(zip(self._space.knobs, take.tolist(), strict=True))
+        pairs = zip(self._space.layer_bits(first).tolist(), self._space.layer_bits(second).tolist(), strict=True)
+        return {
+            layer: own if taken.get(knob, True) else others
+            for layer, knob, (own, others) in zip(
+                self._space.network.layer_names, self._space.knob_of_layer, pairs, strict=True
+            )
+        }
 
-    def _raised(self, size: float, granularity: str | Mapping[str, str]) -> float:
-        """The size, or one above the least of its granularity, spread as sizes below it would have been."""
-        label = granularity if isinstance(granularity, str) and not self._space.mixed else MIXED
-        least = self.least.get(label, 0.0)
+    def _size(self, bits: int, random: np.random.Generator) -> float:
+        low, high = self._space.pruned_range(bits)
+        if random.random() < AT_LIMIT:
+            return self._largest(bits, random)
+        return float(low * (high / low) ** random.random())
+
+    def _within(self, size: float, bits: Bits, random: np.random.Generator) -> float:
+        low, high = self._space.pruned_range(bits)
+        return self._largest(bits, random) if random.random() < AT_LIMIT else float(min(max(size, low), high))
+
+    def _largest(self, bits: Bits, random: np.random.Generator) -> float:
+        """The limit, or where bits alone meet it, mostly the largest size at which something is removed."""
+        limit, pruned = self._space.size_range[1], self._space.pruned_range(bits)[1]
+        return limit if pruned == limit or random.random() < UNPRUNED else pruned
+
+    def _raised(self, size: float, granularity: str | Mapping[str, str], bits: Bits) -> float:
+        """The size, or one above the least of its kind, spread as sizes below it would have been."""
+        least = self.least.get(kind_of(self._space, granularity, bits), 0.0)
         if size >= least:
             return size
-        low, high = self._space.size_range
+        low, high = self._space.pruned_range(bits)
         return float(least * (high / least) ** (np.log(size / low) / np.log(least / low)))
 
     def _fraction(self, granularity: str, random: np.random.Generator) -> float:
@@ -176,7 +213,32 @@ class Pool:
         together = network.groups[layer.channel_group].layers if layer.channel_group is not None else (layer.name,)
         return before | dict.fromkeys(together, self._of_layer(random))
 
-    def _from_table(self, granularity: str, size: float, random: np.random.Generator) -> tuple[np.ndarray, str] | None:
+    def _one_width(self, random: np.random.Generator) -> int:
+        """Bits for all layers; nothing is drawn where there is no choice."""
+        choices = self._space.bits
+        return choices[int(random.integers(len(choices)))] if len(choices) > 1 else choices[0]
+
+    def _bits_of_layers(self, bits: int, random: np.random.Generator) -> Bits:
+        """The bits for all layers, or where layers may differ, often others for each."""
+        if len(self._space.bits) == 1 or not self._space.mixed or random.random() < 0.5:
+            return bits
+        return {name: self._one_width(random) for name in self._space.network.layer_names}
+
+    def _other_bits(self, bits: Bits, random: np.random.Generator) -> Bits:
+        """Sometimes other bits; where layers may differ, in half of the cases for one layer."""
+        if len(self._space.bits) == 1:
+            return bits
+        if not self._space.mixed:
+            return self._one_width(random) if random.random() < NEW_BITS else bits
+        if random.random() < 0.5:
+            return bits
+        names = self._space.network.layer_names
+        before = dict(zip(names, self._space.layer_bits(bits).tolist(), strict=True))
+        return before | {names[int(random.integers(len(names)))]: self._one_width(random)}
+
+    def _from_table(
+        self, granularity: str, size: float, bits: int, random: np.random.Generator
+    ) -> tuple[np.ndarray, str] | None:
         """Knobs and base of one of the scan's allocations at a size; None without a scan."""
         parts = parts_of(granularity)
         tables = [table for part in parts if (table := self._inputs[part].tradeoff) is not None]
@@ -185,24 +247,37 @@ class Pool:
         if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
         if len(tables) > 1:
-            return self._allocated(str(random.choice(SCANNED)), granularity, size)
-        return self._space.logits(tables[0].at(size, float(random.choice(tables[0].mixes)))), EVEN
+            return self._allocated(str(random.choice(SCANNED)), granularity, size, bits)
+        aim = self._space.target(size, granularity, bits).aim
+        return self._space.logits(tables[0].at(aim, float(random.choice(tables[0].mixes)))), EVEN
 
     @cached_property
-    def _grid(self) -> np.ndarray:
-        low, high = self._space.size_range
-        return np.geomspace(low, high, GRID) if high > low else np.array([high])
+    def _grids(self) -> dict[int, np.ndarray]:
+        """By bits, the sizes that static allocations are worked out at."""
+        ranges = {bits: self._space.pruned_range(bits) for bits in self._space.bits}
+        return {
+            bits: np.geomspace(low, high, GRID) if high > low else np.array([high])
+            for bits, (low, high) in ranges.items()
+        }
 
-    def _allocated(self, name: str, granularity: str, size: float) -> tuple[np.ndarray, str] | None:
+    def _allocated(self, name: str, granularity: str, size: float, bits: int) -> tuple[np.ndarray, str] | None:
         """Knobs and base of a static allocation at the grid's nearest size; None where it cannot be reached."""
         if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), name
-        nearest = int(np.argmin(np.abs(np.log(self._grid / size))))
-        if (key := (name, granularity, nearest)) not in self._static:
-            wanted = self._space.reachable(float(self._grid[nearest]), granularity)
+        grid = self._grids[bits]
+        nearest = int(np.argmin(np.abs(np.log(grid / size))))
+        if (key := (name, granularity, bits, nearest)) not in self._static:
+            wanted = self._space.reachable(float(grid[nearest]), granularity, bits)
             try:
-                found = allocated(self._space, name, wanted, granularity, self._inputs)
+                found = allocated(self._space, name, wanted, granularity, self._inputs, bits)
                 self._static[key] = self._space.logits(preferences_of(found) if found.removal else found.sparsity), EVEN
             except Unreachable:
                 self._static[key] = None
         return self._static[key]
+
+
+def kind_of(space: Space, granularity: str | Mapping[str, str], bits: Bits) -> str:
+    """The word for points whose smallest living size is one: their granularity, and their bits where these differ."""
+    if space.mixed or not isinstance(granularity, str):
+        return MIXED
+    return granularity if len(space.bits) == 1 else f"{granularity} at {space.bits_within(granularity, bits)} bits"

@@ -130,6 +130,7 @@ def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: Progr
             granularities=config.granularity,
             metric=config.size_metric,
             mixed=config.mixed,
+            bits=config.bits,
             criterion=config.criterion,
             min_size=config.min_size,
             max_macs=config.max_macs,
