@@ -107,8 +107,8 @@ class Pool:
             found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size, bits)
         logits, base = found
         logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
-        schedule = self._schedule(self._space.seed_schedule, random)
-        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random), bits)
+        schedule, by_layer = self._schedule(self._space.seed_schedule, random), self._bits_of_layers(bits, random)
+        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random), by_layer)
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Each knob from one of two parents of neighbouring sizes, equal granularity and equal base.
@@ -219,13 +219,14 @@ class Pool:
         return choices[int(random.integers(len(choices)))] if len(choices) > 1 else choices[0]
 
     def _bits_of_layers(self, bits: int, random: np.random.Generator) -> Bits:
-        """The bits for all layers, or where layers may differ, often others for each."""
+        """The bits for all layers, or where layers may differ, often others for some."""
         if len(self._space.bits) == 1 or not self._space.mixed or random.random() < 0.5:
             return bits
-        return {name: self._one_width(random) for name in self._space.network.layer_names}
+        part, names = random.random(), self._space.network.layer_names
+        return {name: self._one_width(random) if random.random() < part else bits for name in names}
 
     def _other_bits(self, bits: Bits, random: np.random.Generator) -> Bits:
-        """Sometimes other bits; where layers may differ, in half of the cases for one layer."""
+        """Sometimes other bits; where layers may differ, in half of the cases for one to three layers."""
         if len(self._space.bits) == 1:
             return bits
         if not self._space.mixed:
@@ -234,7 +235,8 @@ class Pool:
             return bits
         names = self._space.network.layer_names
         before = dict(zip(names, self._space.layer_bits(bits).tolist(), strict=True))
-        return before | {names[int(random.integers(len(names)))]: self._one_width(random)}
+        moved = random.choice(len(names), size=min(len(names), int(random.integers(1, 4))), replace=False)
+        return before | dict.fromkeys([names[n] for n in moved], self._one_width(random))
 
     def _from_table(
         self, granularity: str, size: float, bits: int, random: np.random.Generator

@@ -120,6 +120,34 @@ class TestColumns:
         assert features.dense(channel).tolist() == found[0].tolist()
 
 
+class TestBits:
+    def test_of_all_layers_are_one_column(self):
+        """2^-bits of each layer, summed; nothing of floats, and of the dense model."""
+        space = Space(chain(2), 0.5, bits=(32, 8, 3))
+        every, nothing = np.ones((3, 2), bool), np.zeros((3, 2))
+        requests = Requests(
+            nothing, nothing, every, ~every, np.zeros((3, 2), int), np.array([[8, 8], [3, 3], [32, 32]])
+        )
+        features = Features(space)
+        found = features.of(batch(space, requests, [Schedule()] * 3, [0.5] * 3))
+        assert found[:, -1].tolist() == [2 / 256, 2 / 8, 0.0]
+        plain = Features(replace(space, bits=(8,)))
+        assert plain.of(batch(space, requests, [Schedule()] * 3, [0.5] * 3)).tolist() == found[:, :-1].tolist()
+        assert features.weights.tolist() == [*plain.weights, ALL_LAYERS_WEIGHT]
+        assert features.dense(True).tolist() == [*plain.dense(True), 0.0]
+        assert features.asked(batch(space, requests, [Schedule()] * 3, [0.5] * 3)).shape == (3, 4)
+
+    def test_of_single_layers_have_columns_where_layers_may_differ(self):
+        space = Space(chain(2), 0.5, mixed=True, bits=(8, 3))
+        every, nothing = np.ones((1, 2), bool), np.zeros((1, 2))
+        requests = Requests(nothing, nothing, every, ~every, np.zeros((1, 2), int), np.array([[3, 8]]))
+        features = Features(space)
+        found = features.of(batch(space, requests, [Schedule()], [0.5]))
+        assert found[0, -3:].tolist() == [1 / 8, 1 / 256, 1 / 8 + 1 / 256]
+        assert features.weights[-3:].tolist() == [1.0, 1.0, ALL_LAYERS_WEIGHT]
+        assert len(features.weights) == found.shape[1] == len(features.dense(False))
+
+
 class TestOfDrafts:
     def test_one_row_each_whatever_the_others(self, vgg_graph):
         space, random = Space(vgg_graph.network, 0.25), np.random.default_rng(0)

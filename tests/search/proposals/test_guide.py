@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -627,3 +628,68 @@ def test_mixed_granularities_have_one_least_size_together(world, vgg, vgg_graph,
     assert {"mixed", "fine-grained"} <= {draft.label for draft in drafts}  # 1:4 alone misses the limit
     assert len({draft.source for draft in drafts}) >= 4
     assert all(guide.suggest(number).params["size"] >= least for number in range(8, 11))
+
+
+@dataclass(frozen=True)
+class RoundingWorld(World):
+    """Rounding to 4 bits adds this to the error's logit, by layer; each bit more half of it."""
+
+    rounding: tuple[float, ...] = tuple(s / 10 for s in SENSITIVITY)
+
+    def error(self, policy: PruningPolicy) -> float:
+        steps = (2.0 ** (4 - policy.bits_of(name)) for name in self.network.layer_names)
+        added = sum(own * step for own, step in zip(self.rounding, steps, strict=True))
+        return float(expit(logit_of(super().error(policy)) + added))
+
+
+class TestBits:
+    def test_finds_those_that_suit_a_size(self, world, inputs_of):
+        """At a fiftieth of the size, four bits lose less than the weights that more bits would cost."""
+        rounding, inputs = RoundingWorld(world.network), inputs_of(world.profile())
+        runs = {
+            bits: Search.start(rounding, inputs, 0, Space(world.network, 0.02, min_size=0.02, bits=bits))
+            .seeds(inputs, 6)
+            .suggest(14)
+            for bits in ((8, 6, 4), (8,), (32,))
+        }
+        best = {bits: min(error for error, *_ in run.points) for bits, run in runs.items()}
+        assert best[8, 6, 4] < best[8,] < best[32,]
+        chosen = [policy.bits for policy in runs[8, 6, 4].policies[6:]]
+        assert chosen.count(4) > 7
+
+    def test_where_layers_differ(self, world, inputs_of):
+        """Rounding the first layer hurts, and no other: better than one width for all."""
+        rounding, inputs = RoundingWorld(world.network, rounding=(1.0, *[0.0] * 8)), inputs_of(world.profile())
+        best = {}
+        for mixed in (False, True):
+            space = Space(world.network, 0.02, ("fine-grained",), min_size=0.02, mixed=mixed, bits=(8, 6, 4, 3))
+            run = Search.start(rounding, inputs, 0, space).seeds(inputs, 6)
+            for _ in range(12):
+                suggestion = run.guide.suggest(len(run.policies))
+                assert is_a_point(suggestion, space)
+                run.evaluate(suggestion.params)
+            assert max(size for _, size, _ in run.points) <= 0.02
+            best[mixed] = min(error for error, *_ in run.points)
+        assert best[True] < 0.95 * best[False]
+
+    def test_sizes_left_alone_are_of_one_width(self, world, inputs_of):
+        space, inputs = Space(world.network, 0.08, bits=(32, 4)), inputs_of()
+        guide = GuidedProposer(Projector(space, inputs), DENSE_ERROR, 3, chance=0.125)
+        for number, (size, word, error) in enumerate(DEAD_BELOW):
+            params = space.params(size / 3, word, {list(space.knobs)[number]: 0.75}, space.seed_schedule, bits=4)
+            guide.learn(number, params, error)
+        assert set(guide.least_sizes) == {"fine-grained at 4 bits"}
+        assert 0.011 < guide.least_sizes["fine-grained at 4 bits"] < 0.014
+
+    def test_the_best_of_each_width_are_parents(self, world, inputs_of):
+        """Though those of one are beaten by those of the other."""
+        space, inputs = Space(world.network, 0.1, ("fine-grained",), bits=(32, 4)), inputs_of()
+        guide = GuidedProposer(Projector(space, inputs), DENSE_ERROR)
+        for number in range(12):
+            bits, size = (32, 4)[number % 2], 0.03 + 0.005 * number
+            params = space.params(
+                size, "fine-grained", {list(space.knobs)[number % 5]: 0.75}, space.seed_schedule, bits=bits
+            )
+            guide.learn(number, params, 0.5 if bits == 32 else 0.2)
+        parents = Counter(draft.bits for draft in guide._parents(guide._relevant()))
+        assert min(parents[32], parents[4]) >= 1

@@ -16,9 +16,12 @@ from spaces.search_space.space import Axis
 AXES = (
     Axis("size", 0.0625, 0.5, log=True),
     Axis("granularity", choices=("fine-grained", "channel", "2:4")),
+    Axis("bits", choices=("8", "6", "4")),
     *(Axis(f"preference.{name}") for name in "abc"),
 )
-SEED = {"size": 0.25, "granularity": "2:4", "preference.a": 0.5, "preference.b": 0.125, "preference.c": 0.75}
+SEED = {"size": 0.25, "granularity": "2:4", "bits": "6"} | {
+    "preference.a": 0.5, "preference.b": 0.125, "preference.c": 0.75
+}  # fmt: skip
 
 
 def evaluated(number: int, params: dict, origin: str) -> TrialRecord:
@@ -97,7 +100,7 @@ def test_a_widened_axis_and_words_of_old_are_stored_as_far_as_they_can_be():
 
 @pytest.mark.parametrize(
     ("changes", "can"),
-    [({}, True), ({"size": 0.75}, False), ({"granularity": "4:4"}, False), ({"more": 0.5}, False),
+    [({}, True), ({"size": 0.75}, False), ({"granularity": "4:4"}, False), ({"bits": 8}, False), ({"more": 0.5}, False),
      ({"preference.a": None}, False), ({"preference.a": 1}, True), ({"preference.c": float("nan")}, False)],
 )  # fmt: skip
 def test_only_what_lies_within_every_axis_can_be_asked(changes, can):

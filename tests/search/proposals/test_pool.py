@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,14 +61,15 @@ def parents_of(space: Space, count: int = 6) -> list[Draft]:
             space.usable[n % len(space.usable)],
             random.normal(0, 1, len(space.knobs)),
             Schedule("polynomial", 2.0 + n / 10),
+            bits=space.bits[n // len(space.usable) % len(space.bits)],
         )
         for n in range(count)
     ]
 
 
 def same(a: Draft, b: Draft) -> bool:
-    plain = (a.source, a.size, a.granularity, a.schedule) == (b.source, b.size, b.granularity, b.schedule)
-    return plain and np.array_equal(a.logits, b.logits)
+    first, second = ((d.source, d.size, d.granularity, d.schedule, d.bits) for d in (a, b))
+    return first == second and np.array_equal(a.logits, b.logits)
 
 
 class TestLimits:
@@ -79,6 +81,8 @@ class TestLimits:
             {"max_size": 0.3, "mixed": True, "metric": "nonzero"},
             {"max_size": 0.6, "granularities": ("channel",), "max_macs": 0.4},
             {"max_size": 0.3, "min_size": 0.3},
+            {"max_size": 0.3, "bits": (8, 6, 3)},
+            {"max_size": 0.1, "bits": (32, 5), "mixed": True},
         ],
         ids=str,
     )
@@ -90,8 +94,9 @@ class TestLimits:
         drafts = pool.draw(48, parents_of(space), random)
         batch = Projector(space).project_batch(drafts)
         assert np.isfinite(batch.sizes).all() and np.isfinite(batch.speeds).all()
-        assert all(low <= draft.size <= high for draft in drafts)
-        targets = np.array([space.reachable(draft.size, draft.granularity) for draft in drafts])
+        for draft in drafts:
+            assert min(low, space.pruned_range(draft.bits)[0]) <= draft.size <= high
+        targets = np.array([space.reachable(draft.size, draft.granularity, draft.bits) for draft in batch.drafts])
         assert (batch.sizes <= targets * (1 + 1e-9)).all()
         assert (batch.speeds <= space.max_macs * (1 + 1e-9)).all()
         for draft in drafts[::4]:
@@ -147,7 +152,8 @@ class TestSources:
 
     @pytest.mark.parametrize("name", ["vgg", "residual"])
     def test_equal_random_states_draw_equal_pools(self, name, inputs_of, vgg_graph, residual_graph):
-        space = Space({"vgg": vgg_graph, "residual": residual_graph}[name].network, 0.3, mixed=True)
+        network = {"vgg": vgg_graph, "residual": residual_graph}[name].network
+        space = Space(network, 0.3, mixed=True, bits=(8, 4))
         parents = parents_of(space)
         used = Pool(space, inputs_of(name))
         used.draw(20, parents, np.random.default_rng(1))
@@ -271,3 +277,81 @@ class TestRemovalsBeforeMasks:
         assert parts.min() == REMOVAL[0] and 0.05 < parts.std() < 0.15 and np.median(parts) < 0.25
         plain = Draft("", 0.1, "channel", np.zeros(len(parted.knobs)), Schedule(), channel_fraction=0.15)
         assert pool.swap(plain, random).channel_fraction == 0.15
+
+
+BITS = (8, 6, 3)
+"""At the first, this network is above a limit of 0.2 with nothing removed; at the others it is below."""
+
+
+class TestBits:
+    @pytest.fixture
+    def space(self, vgg_graph) -> Space:
+        return Space(vgg_graph.network, 0.2, bits=BITS)
+
+    def test_all_are_tried_and_sizes_are_those_at_which_something_goes(self, space, inputs_of):
+        drafts = Pool(space, inputs_of("vgg")).draw(600, [], np.random.default_rng(0))
+        unpruned = {bits: space.unpruned_size(bits) for bits in BITS}
+        assert unpruned[3] < unpruned[6] < 0.2 < unpruned[8]
+        for bits in BITS:
+            sizes = np.array([draft.size for draft in drafts if draft.bits == bits])
+            assert 150 < len(sizes) < 250
+            whole = (sizes > unpruned[bits]).mean()
+            assert whole == 0 if bits == 8 else 0.01 < whole < 0.1, "bits alone are a candidate, too"
+            pruned = sizes[sizes <= unpruned[bits]]
+            assert pruned.max() == space.pruned_range(bits)[1] and np.median(pruned) < 0.7 * pruned.max()
+
+    def test_static_allocations_are_worked_out_at_the_drafts_bits(self, space, inputs_of):
+        """At one size, fewer bits ask for less."""
+        pool, asked = Pool(space, inputs_of("vgg")), {}
+        for bits in BITS:
+            logits, _ = pool._allocated("lamp", "fine-grained", 0.06, bits)
+            asked[bits] = float(np.mean(1 / (1 + np.exp(-logits))))
+            random = np.random.default_rng(0)
+            table, _ = pool._from_table("fine-grained", 0.06, bits, random)
+            asked[bits, "scan"] = float(np.mean(1 / (1 + np.exp(-table))))
+        assert asked[3] + 0.1 < asked[6] < asked[8] and asked[3, "scan"] + 0.1 < asked[6, "scan"] < asked[8, "scan"]
+
+    def test_moves_change_them_now_and_then(self, space, inputs_of):
+        pool, random = Pool(space, inputs_of("vgg")), np.random.default_rng(0)
+        parent = parents_of(space)[3]
+        counts = Counter(pool.swap(parent, random).bits for _ in range(200))
+        assert set(counts) == set(BITS) and 0.6 < counts[parent.bits] / 200 < 0.95
+
+    def test_of_a_few_layers_where_layers_may_differ(self, space, inputs_of):
+        space = replace(space, mixed=True)
+        pool, random, names = Pool(space, inputs_of("vgg")), np.random.default_rng(0), space.network.layer_names
+        parent = replace(parents_of(space)[3], bits=dict.fromkeys(names, 6) | {names[2]: 8})
+        before, seen = np.array([6, 6, 8, *[6] * (len(names) - 3)]), set()
+        for _ in range(100):
+            changed = np.flatnonzero(space.layer_bits(pool.swap(parent, random).bits) != before)
+            assert len(changed) <= 3
+            seen |= {*changed.tolist()}
+        assert len(seen) > len(names) // 2
+
+    def test_a_crossing_keeps_the_bits_its_knobs_had(self, space, inputs_of):
+        parents = parents_of(space, 12)
+        for child in Pool(space, inputs_of("vgg")).draw(300, parents, np.random.default_rng(0)):
+            if child.source == CROSSOVER:
+                same_bits = [p for p in parents if (p.granularity, p.bits) == (child.granularity, child.bits)]
+                found = [np.isclose(child.logits, centred(parent.logits), atol=1e-12) for parent in same_bits]
+                assert len(found) == 2 and (found[0] | found[1]).all()
+        space = replace(space, mixed=True)
+        first, second = (replace(p, granularity="fine-grained") for p in parents_of(space, 2))
+        second = replace(second, bits=dict.fromkeys(space.network.layer_names, 3))
+        children = Pool(space, inputs_of("vgg")).draw(300, [first, second], np.random.default_rng(0))
+        crossed = [child for child in children if child.source == CROSSOVER]
+        for child in crossed:
+            of_first = np.isclose(child.logits, centred(first.logits), atol=1e-12)
+            assert space.layer_bits(child.bits).tolist() == np.where(of_first, first.bits, 3).tolist()
+        assert len(crossed) > 20
+
+    def test_each_has_a_least_size_of_its_own(self, space, inputs_of):
+        pool = Pool(space, inputs_of("vgg"))
+        pool.least = {"channel at 3 bits": 0.05}
+        drafts = pool.draw(600, parents_of(space), np.random.default_rng(0))
+        least = {
+            (word, bits): min(d.size for d in drafts if (d.granularity, d.bits) == (word, bits))
+            for word in space.usable
+            for bits in BITS
+        }
+        assert least.pop(("channel", 3)) >= 0.05 > max(least.values())
