@@ -10,12 +10,12 @@ from spaces.policy import PruningPolicy
 from spaces.schedule import SCHEDULES, Schedule
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import Space
-from spaces.sensitivity import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 
 __all__ = [
     "CRITERIA", "GRANULARITIES", "SCHEDULES", "ChannelGroup", "Footprint", "Layer", "Network", "NothingToRemove",
-    "Profile", "ProfilePoint", "Projector", "PruningPolicy", "RelativeCost", "Schedule", "Space", "StoredTensor",
-    "footprint", "removed_count",
+    "Profile", "ProfilePoint", "Projector", "PruningPolicy", "RelativeCost", "RoundingPoint", "Schedule", "Space",
+    "StoredTensor", "footprint", "removed_count",
 ]  # fmt: skip
 
 Shares = RelativeCost  # its name until 0.1

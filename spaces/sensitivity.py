@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS, check_bits
 from spaces.strict_json import nan_as_null, parse_object
 from spaces.validation import is_number, unknown
 
@@ -33,8 +34,22 @@ class ProfilePoint:
 
 
 @dataclass(frozen=True)
+class RoundingPoint:
+    """Loss and accuracy on calibration data with one layer's weights rounded and nothing trained.
+
+    The pairs are as those of a `ProfilePoint`; `bits` are of a value, below 32.
+    """
+
+    bits: int
+    loss: float
+    accuracy: float
+    recalibrated_loss: float
+    recalibrated_accuracy: float
+
+
+@dataclass(frozen=True)
 class Profile:
-    """The sensitivity of every layer, pruned one at a time.
+    """The sensitivity of every layer, pruned or rounded one at a time.
 
     Attributes:
         model: fingerprint of the trained model and data it was measured on.
@@ -49,6 +64,7 @@ class Profile:
         dense_recalibrated_accuracy: likewise.
         too_few: there are too few examples for a recalibration, which alone hurts the dense model; the points are
             measured without it.
+        rounding: layer -> points by falling bits; empty in profiles of no bits.
     """
 
     model: str
@@ -60,6 +76,7 @@ class Profile:
     dense_recalibrated_loss: float | None = None
     dense_recalibrated_accuracy: float | None = None
     too_few: bool = False
+    rounding: Mapping[str, tuple[RoundingPoint, ...]] = field(default_factory=dict)
 
     @property
     def is_recalibrated(self) -> bool:
@@ -84,12 +101,40 @@ class Profile:
         counts as the layer's largest finite increase (0 if it has none).
         """
         points = self.points[granularity][layer]
-        levels = np.array([0.0, *(p.sparsity for p in points)])
+        return np.array([0.0, *(p.sparsity for p in points)]), self._increase(points)
+
+    def rounding_damage(self, layer: str, bits: int) -> float:
+        """Loss increase with the weights of this layer alone rounded to so many bits; 0 at 32, never rising with bits.
+
+        Made non-decreasing as `damage` is. Between the bits scanned, and below them with the last slope, it is linear
+        in 4^-bits, as the mean square error of rounding is.
+
+        Raises:
+            ValueError: bits that no weight can have, or a layer whose rounding was not scanned.
+        """
+        if check_bits(bits) == FLOAT_BITS:
+            return 0.0
+        if not self.rounding.get(layer):
+            raise ValueError(f"the profile has no rounding of {layer!r}: scan it with bits")
+        points = self.rounding[layer]
+        errors, damage = np.array([0.0, *(4.0**-p.bits for p in points)]), self._increase(points)
+        slope = (damage[-1] - damage[-2]) / (errors[-1] - errors[-2])
+        beyond = slope * max(4.0**-bits - errors[-1], 0.0)
+        return float(np.interp(4.0**-bits, errors, damage) + beyond)
+
+    def lacks_rounding(self, layers: Iterable[str], bits: Iterable[int]) -> bool:
+        """Whether any of these layers lacks a point at any of these bits."""
+        scanned = {layer: {point.bits for point in points} for layer, points in self.rounding.items()}
+        wanted = set(bits) - {FLOAT_BITS}
+        return any(not wanted <= scanned.get(layer, set()) for layer in layers)
+
+    def _increase(self, points: Iterable[ProfilePoint | RoundingPoint]) -> np.ndarray:
+        """Loss increase of the unpruned network, 0, and of each point, where none is below an earlier one."""
         dense = self.reference[0]
         losses = np.array([dense, *(p.recalibrated_loss for p in points)]) - dense
         finite = losses[np.isfinite(losses)]
         losses = np.where(np.isfinite(losses), losses, finite.max(initial=0.0))
-        return levels, np.maximum.accumulate(np.maximum(losses, 0.0))
+        return np.maximum.accumulate(np.maximum(losses, 0.0))
 
     def to_json(self) -> str:
         """JSON text; the inverse of `from_json`. Losses that are not finite become null, and NaN when read."""
@@ -97,6 +142,8 @@ class Profile:
         for name in ("dense_recalibrated_loss", "dense_recalibrated_accuracy", "too_few"):
             if data[name] is None or data[name] is False:
                 del data[name]
+        if not data["rounding"]:
+            del data["rounding"]
         data = nan_as_null({"version": PROFILE_VERSION, **data})
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -108,11 +155,14 @@ class Profile:
             raise ValueError(f"profile version must be {PROFILE_VERSION}: scan again")
         try:
             points = {
-                granularity: {layer: tuple(_read_point(p) for p in layer_points) for layer, layer_points in by.items()}
+                granularity: {layer: tuple(ProfilePoint(**_nulls_as_nan(p)) for p in own) for layer, own in by.items()}
                 for granularity, by in data.pop("points").items()
             }
-            numbers: dict[str, Any] = {key: math.nan if data[key] is None else data[key] for key in data}
-            found = cls(points=points, **numbers)
+            rounding = {
+                layer: tuple(RoundingPoint(**_nulls_as_nan(p)) for p in own)
+                for layer, own in data.pop("rounding", {}).items()
+            }
+            found = cls(points=points, rounding=rounding, **_nulls_as_nan(data))
             found._check()
             return found
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -126,7 +176,8 @@ class Profile:
         for name, value in numbers.items():
             if not (is_number(value) and value >= 0):
                 raise ValueError(f"{name} must be a number >= 0, got {value!r}")
-        values = [vars(p) for by in self.points.values() for points in by.values() for p in points]
+        by_layer = [*self.points.values(), self.rounding]
+        values = [vars(p) for by in by_layer for points in by.values() for p in points]
         for point in [{"dense_loss": self.dense_loss}, *values]:
             for name, value in point.items():
                 if not (is_number(value) or value is math.nan):
@@ -141,12 +192,16 @@ class Profile:
                 levels = [0.0, *(p.sparsity for p in points), 1.0]
                 if not points or any(not before <= after for before, after in pairwise(levels)):
                     raise ValueError(f"sparsities of {layer!r} must rise from 0 to 1")
+        for layer, rounded in self.rounding.items():
+            widths = [FLOAT_BITS, *(check_bits(p.bits) for p in rounded)]
+            if not rounded or any(not before > after for before, after in pairwise(widths)):
+                raise ValueError(f"bits of {layer!r} must fall from below 32")
 
     def require(self, granularities: Iterable[str], layers: Collection[str]) -> None:
         """Raise `ValueError` unless the profile covers these granularities and no other layers than these."""
         if {*granularities} != {*self.points}:
             raise ValueError(f"the profile is of {', '.join(self.points)}: scan again")
-        for by in self.points.values():
+        for by in (*self.points.values(), self.rounding):
             for layer in by:
                 if layer not in layers:
                     raise ValueError(f"the profile has {unknown('layer', layer, layers)}: scan again")
@@ -162,5 +217,5 @@ class Profile:
         return [(layer, point) for layer, points in self.points[granularity].items() for point in points]
 
 
-def _read_point(data: Mapping[str, Any]) -> ProfilePoint:
-    return ProfilePoint(**{name: math.nan if number is None else number for name, number in data.items()})
+def _nulls_as_nan(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if number is None else number for name, number in data.items()}

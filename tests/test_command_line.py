@@ -362,11 +362,24 @@ def test_scan_writes_profile_and_picture(main, finished, tmp_path):
     stored = json.loads((tmp_path / "scan" / "profile.json").read_text())
     assert set(stored["points"]) == {"fine-grained", "channel"} and stored["points"] == data["points"]
     assert set(stored["points"]["fine-grained"]) == LAYERS and "classifier.weight" not in stored["points"]["channel"]
+    assert set(stored["rounding"]) == LAYERS and stored["rounding"] == data["rounding"]
+    assert {tuple(p["bits"] for p in points) for points in stored["rounding"].values()} == {(8, 6, 4, 3, 2)}
     assert (tmp_path / "scan" / "profile.png").read_bytes().startswith(b"\x89PNG")
     drawn = ["profile.png", "profile-layers.png", "profile-layers.json"]
     assert data["pictures"] == [str(tmp_path / "scan" / name) for name in drawn]
     layers = json.loads((tmp_path / "scan" / "profile-layers.json").read_text())["layers"]
     assert {layer["layer"]: layer["parameters"] for layer in layers}["conv1.weight"] == 16 * 8 * 9
+
+
+def test_scan_of_bits(main, finished, tmp_path):
+    words = ("scan", "--workload", "./tiny.py:tiny", "--granularity", "channel", "--bits")
+    shown = main(*words, "6,3").out
+    assert re.search(r"^rounding +6 bits +3 bits$", shown, re.M) and "pruned to a sparsity or rounded to bits" in shown
+    shown = main(*words, "32", "--root", tmp_path)
+    assert shown.code == 0 and "rounding" not in shown.out and "one layer pruned to a sparsity, " in shown.out
+    for bad in ("8,1", "8,,4", "3.5", "33", "eight"):
+        reply = main(*words, bad)
+        assert reply.code == 2 and reply.err.startswith("prunefront: --bits must be one of 32, 16, 8,"), reply.err
 
 
 def test_inspect_draws_the_trained_weights(main, tmp_path):

@@ -1,10 +1,11 @@
-"""Sensitivity scan: loss and accuracy against sparsity, one layer at a time."""
+"""Sensitivity scan: loss and accuracy against sparsity and against value bits, one layer at a time."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,18 +16,23 @@ from pruning.batchnorm import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.copying import copy_model
+from pruning.file.rounding import round_weight
 from pruning.importance.scores import ImportanceScores
 from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
+from pruning.modules import output_dim, prunable_weights
 from pruning.outputs import join_batches
+from spaces.bits import FLOAT_BITS, check_bits
 from spaces.cost.effect import NothingToRemove, achieved, require_removal
 from spaces.granularity import GRANULARITIES, Units, pattern_of, unpruned_reason
 from spaces.policy import PruningPolicy
-from spaces.sensitivity import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 from spaces.validation import check_sparsity, unknown
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
+BITS = (8, 6, 4, 3, 2)
+"""Value bits scanned where none are asked for: those between lose between."""
 SCAN_EXAMPLES = 1000
 """Examples scored at most: a scan ranks layers and levels, whose losses lie far apart."""
 SCAN_BATCH = 500
@@ -35,8 +41,10 @@ each one BatchNorm statistic."""
 HARM = 0.01
 """Accuracy that recalibrating the dense model may cost, or one example's if that is more: else examples are too few."""
 
+ROUNDING = "rounding"
 PointKey = tuple[str, str, float]
-"""Of a point: granularity, first of the layers pruned together, level asked for."""
+"""Of a point: granularity, first of the layers pruned together, level asked for; or `ROUNDING`, layer, bits."""
+Point = ProfilePoint | RoundingPoint
 _Scores = tuple[float, float]
 """Loss and metric."""
 
@@ -52,10 +60,12 @@ def scan_sensitivity(
     levels: Sequence[float] = LEVELS,
     fingerprint: str = "",
     progress: Callable[[int, int], None] | None = None,
-    known: Mapping[PointKey, ProfilePoint] | None = None,
-    keep: Callable[[PointKey, ProfilePoint], None] | None = None,
+    known: Mapping[PointKey, Point] | None = None,
+    keep: Callable[[PointKey, Point], None] | None = None,
+    bits: Sequence[int] = (),
 ) -> Profile:
-    """Prune each layer alone to each level, one-shot, and score the model with and without recalibration.
+    """Prune each layer alone to each level, one-shot, and score the model with and without recalibration; with `bits`,
+    round each prunable layer alone to each of them too.
 
     The dense model is scored both ways too. Where recalibrating already hurts it, by more than `HARM`, the examples
     are too few, and the points are scored without.
@@ -76,14 +86,16 @@ def scan_sensitivity(
         progress: called with (points done, points in all).
         known: points of the same scan, interrupted before; they are not scored again.
         keep: called with every point that is scored, before `progress`.
+        bits: of a value, each one of `spaces.bits.BITS` in any order; 32, which rounds nothing, is no point.
 
     Raises:
-        ValueError: unknown words, a level outside [0, 1) or none, NaN or infinite weights, no data, or inputs and
-            targets of unequal length.
+        ValueError: unknown words, a level outside [0, 1) or none, bits that no weight can have, NaN or infinite
+            weights, no data, or inputs and targets of unequal length.
         NothingToRemove: nothing of any layer can go in these granularities; the first are named with their reasons.
     """
     began = time.perf_counter()
     _check_scan(granularities, levels, data)
+    widths = sorted({check_bits(own) for own in bits} - {FLOAT_BITS}, reverse=True)
     check_fits(model, graph.network)
     inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
     dense, calibration = copy_model(model).eval(), Calibration(*data, loss)
@@ -99,44 +111,56 @@ def scan_sensitivity(
     rankings = MaskCache(dense, graph, calibration, importance)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
-    def masks_at(level: float, granularity: str, names: Sequence[str]) -> tuple[PruningPolicy, dict[str, Tensor]]:
-        policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
-        return policy, rankings.masks(policy)
-
-    rows: dict[tuple[str, tuple[str, ...]], tuple[ProfilePoint, ...]] = {}
+    rounded_layers = graph.network.layer_names if widths else ()
     done, points_in_all = 0, sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
-    for subject in subjects:
-        row = []
-        for level in _distinct(levels, subject[0]):
-            key = (subject[0], subject[1][0], level)
-            point = (known or {}).get(key)
-            if point is None:
-                policy, masks = masks_at(level, *subject)
-                plain, recalibrated = scorer.scores(masks)
-                point = ProfilePoint(achieved(graph.network, policy)[key[1]], *plain, *recalibrated)
-                if keep:
-                    keep(key, point)
-            row.append(point)
-            done += 1
-            if progress:
-                progress(done, points_in_all)
-        rows[subject] = tuple(row)
+    points_in_all += len(rounded_layers) * len(widths)
+
+    def point_of(key: PointKey, score: Callable[[], Point]) -> Any:
+        nonlocal done
+        point = (known or {}).get(key)
+        if point is None:
+            point = score()
+            if keep:
+                keep(key, point)
+        done += 1
+        if progress:
+            progress(done, points_in_all)
+        return point
+
+    def pruned(granularity: str, names: Sequence[str], level: float) -> ProfilePoint:
+        policy = PruningPolicy(dict.fromkeys(names, level), granularity, criterion=criterion)
+        masks = rankings.masks(policy)
+        plain, recalibrated = scorer.scores(lambda candidate: apply_masks_(candidate, masks))
+        return ProfilePoint(achieved(graph.network, policy)[names[0]], *plain, *recalibrated)
+
+    def rounded(layer: str, width: int) -> RoundingPoint:
+        plain, recalibrated = scorer.scores(lambda candidate: _round_(candidate, layer, width))
+        return RoundingPoint(width, *plain, *recalibrated)
+
     points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
     for granularity, names in subjects:
-        points[granularity].update(dict.fromkeys(names, rows[granularity, names]))
+        row = tuple(
+            point_of((granularity, names[0], level), partial(pruned, granularity, names, level))
+            for level in _distinct(levels, granularity)
+        )
+        points[granularity].update(dict.fromkeys(names, row))
+    rounding = {
+        layer: tuple(point_of((ROUNDING, layer, width), partial(rounded, layer, width)) for width in widths)
+        for layer in rounded_layers
+    }
     seconds = time.perf_counter() - began
     (loss_before, metric_before), (loss_after, metric_after) = scorer.dense, scorer.recalibrated or (None, None)
     return Profile(
         fingerprint, len(targets), loss_before, metric_before, points, seconds,
-        loss_after, metric_after, scorer.too_few,
+        loss_after, metric_after, scorer.too_few, rounding,
     )  # fmt: skip
 
 
 class _Scorer:
-    """Scores one network under changing masks, plainly and after BatchNorm recalibration.
+    """Scores one network with changed weights, plainly and after BatchNorm recalibration.
 
     Attributes:
-        dense: scores without masks.
+        dense: scores without a change.
         recalibrated: likewise, after recalibration; None for a network without BatchNorm.
         too_few: whether the examples are too few to recalibrate by, so that it is left out.
     """
@@ -159,10 +183,10 @@ class _Scorer:
         scores, least = self._plainly(model), self.dense[1] - max(HARM, 1.5 / examples)
         return scores, not (math.isfinite(scores[0]) and scores[1] >= least)
 
-    def scores(self, masks: dict[str, Tensor]) -> tuple[_Scores, _Scores]:
-        """Loss and metric under the masks, without recalibration and with."""
+    def scores(self, change_: Callable[[nn.Module], None]) -> tuple[_Scores, _Scores]:
+        """Loss and metric of a copy that `change_` changed, without recalibration and with."""
         candidate = copy_model(self._model)
-        apply_masks_(candidate, masks)
+        change_(candidate)
         plain = self._plainly(candidate)
         return plain, self._plainly(candidate) if self._recalibrates and self._recalibrate(candidate) else plain
 
@@ -178,6 +202,27 @@ class _Scorer:
 
     def _recalibrate(self, candidate: nn.Module) -> int:
         return recalibrate_(candidate, self._batches)
+
+
+@torch.no_grad()
+def _round_(model: nn.Module, layer: str, bits: int) -> None:
+    """Round one weight as its file stores it, in place."""
+    weight = prunable_weights(model)[layer]
+    dim = output_dim(model.get_submodule(layer.rpartition(".")[0]))
+    weight.copy_(round_weight(weight, bits, dim=dim).weight(weight.dtype))
+
+
+def known_points(profile: Profile, levels: Sequence[float] = LEVELS) -> dict[PointKey, Point]:
+    """The points of a profile by the keys that a scan at the same levels knows them by."""
+    found: dict[PointKey, Point] = {}
+    for granularity, by_layer in profile.points.items():
+        asked = _distinct(levels, granularity)
+        for layer, points in by_layer.items():
+            if len(points) == len(asked):
+                found |= {(granularity, layer, level): point for level, point in zip(asked, points, strict=True)}
+    for layer, rounded in profile.rounding.items():
+        found |= {(ROUNDING, layer, point.bits): point for point in rounded}
+    return found
 
 
 def _distinct(levels: Sequence[float], granularity: str) -> Sequence[float]:

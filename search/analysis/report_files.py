@@ -148,6 +148,8 @@ def sensitivity_files(profile: Profile, network: Network, stem: str) -> Files:
             {"layer": name, "parameters": parameters[name], "curves": found} for name, found in curves.items() if found
         ],
     }
+    if profile.rounding:
+        data["rounding"] = {name: [asdict(point) for point in points] for name, points in profile.rounding.items()}
     return _pages(stem, sensitivity_pages(profile, parameters)) | _data(stem, "sensitivity", data)
 
 

@@ -210,6 +210,7 @@ def _add_scan(commands: Any) -> None:
     _add_workload_options(parser)
     _add(parser, "granularity", f"what to scan (fine-grained,channel); {MASKS}")
     _add(parser, "criterion", "which units go first (magnitude-l2), as for search")
+    parser.add_argument("--bits", metavar="B,B", help="value bits that layers are rounded to (8,6,4,3,2); 32: none")
     parser.add_argument("--out", metavar="DIR", help="where profile.json and the pictures go (ROOT/cache)")
 
 

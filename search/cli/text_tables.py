@@ -191,6 +191,16 @@ def profile_table(profile: Profile, granularity: str) -> str:
     return render([granularity, *columns], rows)
 
 
+def rounding_table(profile: Profile) -> str:
+    """Calibration accuracy by layer and value bits, as `profile_table` has it by sparsity."""
+    bits = sorted({point.bits for points in profile.rounding.values() for point in points}, reverse=True)
+    rows = []
+    for layer, points in profile.rounding.items():
+        found = {point.bits: percent(point.recalibrated_accuracy) for point in points}
+        rows.append([layer, *map(found.get, bits)])
+    return render(["rounding", *(f"{own} bits" for own in bits)], rows)
+
+
 def counts_line(counts: Mapping[str, int]) -> str:
     """`12 complete, 1 failed`; states without trials are left out."""
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no trials"

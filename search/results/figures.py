@@ -15,7 +15,7 @@ from search.results.comparison import BITS_OF, Comparison
 from search.results.tables import FinalScore, TrialRow
 from spaces.granularity import parts_of
 from spaces.printable import printable
-from spaces.sensitivity import Profile
+from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 
 COLOURS = {
     "fine-grained": "#1f77b4", "vector": "#1b9e77", "kernel": "#66a61e", "channel": "#d95f02", "mixed": "#7570b3",
@@ -124,26 +124,47 @@ def _points(rows: Iterable[TrialRow]) -> np.ndarray:
 
 
 def profile_png(profile: Profile) -> bytes:
-    """Accuracy against sparsity, one line a layer, one panel a granularity; dashed without recalibration."""
-    figure, panels = new_figure(5 * len(profile.points), 4.2, columns=len(profile.points))
-    for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=True):
+    """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
+    scanned; dashed without recalibration."""
+    columns = len(profile.points) + bool(profile.rounding)
+    figure, panels = new_figure(5 * columns, 4.2, columns=columns)
+    for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=False):
         shown: dict[tuple[Any, ...], str] = {}
         for layer, points in layers.items():
             shown.setdefault(points, layer)  # layers of a group share their points
-        for points, layer in shown.items():
-            levels = [0.0, *(p.sparsity for p in points)]
-            recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
-            (line,) = axes.plot(levels, np.array(recalibrated) * 100, marker=".", label=short(layer))
-            if profile.is_recalibrated:
-                plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
-                axes.plot(levels, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
-        dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated else ""
-        axes.set_title(f"{granularity}{dashed}", fontsize=9)
+        curves = {layer: ([0.0, *(p.sparsity for p in points)], points) for points, layer in shown.items()}
+        _profile_curves(axes, profile, granularity, curves)
         axes.set_xlabel("sparsity of this layer alone")
-        axes.set_ylabel("calibration accuracy, %")
-        if len(shown) <= NAMED_LINES:
-            axes.legend(frameon=False, fontsize=7)
+    if profile.rounding:
+        axes = np.atleast_1d(panels)[-1]
+        widths = sorted({p.bits for points in profile.rounding.values() for p in points}, reverse=True)
+        places = {bits: 1 + place for place, bits in enumerate(widths)}
+        _profile_curves(axes, profile, "rounding", {
+            layer: ([0, *(places[p.bits] for p in points)], points) for layer, points in profile.rounding.items()
+        })  # fmt: skip
+        axes.set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
+        axes.set_xlabel("bits of this layer's values alone")
     return png_bytes(figure)
+
+
+def _profile_curves(
+    axes: Any,
+    profile: Profile,
+    title: str,
+    curves: Mapping[str, tuple[list[float], tuple[ProfilePoint, ...] | tuple[RoundingPoint, ...]]],
+) -> None:
+    """One panel: layer -> where the dense model and its points lie, and the points."""
+    for layer, (places, points) in curves.items():
+        recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
+        (line,) = axes.plot(places, np.array(recalibrated) * 100, marker=".", label=short(layer))
+        if profile.is_recalibrated:
+            plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
+            axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
+    dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated else ""
+    axes.set_title(f"{title}{dashed}", fontsize=9)
+    axes.set_ylabel("calibration accuracy, %")
+    if len(curves) <= NAMED_LINES:
+        axes.legend(frameon=False, fontsize=7)
 
 
 def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:

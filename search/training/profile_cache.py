@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, scan_sensitivity
+from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, known_points, scan_sensitivity
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from search.checksum import sealed, unsealed
@@ -21,7 +21,7 @@ from search.user_code.loading import blame
 from search.workloads.base import Workload
 from spaces.criteria import criterion_word
 from spaces.printable import printable
-from spaces.sensitivity import Profile
+from spaces.sensitivity import Profile, RoundingPoint
 
 log = logging.getLogger(__name__)
 NONE_KEPT = "no point of the scan is kept yet"
@@ -34,20 +34,20 @@ def cached_profile(
     granularities: Sequence[str],
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
+    bits: Sequence[int] = (),
 ) -> Profile:
     """The profile of this model and data from the cache, or from a scan on calibration data.
 
-    The points of a scan are kept as they are found, so an interrupted scan continues in the next call.
+    The points of a scan are kept as they are found, so an interrupted scan continues in the next call. A profile that
+    lacks the rounding to some of `bits` is completed; one that has more keeps them.
     """
     multiples = tuple(group.multiple for group in subject.network.groups)
     path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
-    if path.is_file():
-        try:
-            kept = Profile.from_json(unsealed(read_text(path)))
-            kept.require(granularities, subject.network.by_name)
-            return kept
-        except (ValueError, OSError) as error:
-            log.warning("%s: %s", path.name, printable(error))
+    kept = _kept_profile(path, granularities, subject.network.by_name)
+    if kept is not None and not kept.lacks_rounding(subject.network.by_name, bits):
+        return kept
+    before = known_points(kept) if kept else {}
+    scanned = {point.bits for point in before.values() if isinstance(point, RoundingPoint)}
     workload = subject.workload
     total = 0
 
@@ -58,7 +58,8 @@ def cached_profile(
             progress(done, points)
 
     def say() -> str:
-        return f"{len(points.known)} of {total} points of the scan are kept" if points.known and total else NONE_KEPT
+        known = len(before | points.known)
+        return f"{known} of {total} points of the scan are kept" if known and total else NONE_KEPT
 
     with KeptPoints(path) as points, kept_so_far(say):
         try:
@@ -72,15 +73,28 @@ def cached_profile(
                 criterion=criterion,
                 fingerprint=dense.weights,
                 progress=follow,
-                known=points.known,
+                known=before | points.known,
                 keep=points.keep,
+                bits=[*{*bits} | scanned],
             )
         except BaseException as error:
             blame(error, workload.name, "the sensitivity scan")
-        profile = replace(profile, seconds=points.seconds + profile.seconds)
+        profile = replace(profile, seconds=points.seconds + profile.seconds + (kept.seconds if kept else 0.0))
         write_durably(path, sealed(profile.to_json()).encode())
         points.drop()
     return profile
+
+
+def _kept_profile(path: Path, granularities: Sequence[str], layers: Collection[str]) -> Profile | None:
+    if not path.is_file():
+        return None
+    try:
+        kept = Profile.from_json(unsealed(read_text(path)))
+        kept.require(granularities, layers)
+        return kept
+    except (ValueError, OSError) as error:
+        log.warning("%s: %s", path.name, printable(error))
+        return None
 
 
 def recalibration_note(profile: Profile) -> str | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pruning.analysis.sensitivity_scan import PointKey
+from pruning.analysis.sensitivity_scan import ROUNDING, Point, PointKey
 from search.files import flush, read_bytes
 from search.storage import set_aside
-from spaces.sensitivity import ProfilePoint
+from spaces.bits import BITS
+from spaces.sensitivity import ProfilePoint, RoundingPoint
 from spaces.strict_json import nan_as_null
 from spaces.validation import is_number
 
@@ -36,7 +37,7 @@ class KeptPoints:
 
     def __init__(self, profile: Path) -> None:
         self._path = profile.with_suffix(".points.jsonl")
-        self.known: dict[PointKey, ProfilePoint] = {}
+        self.known: dict[PointKey, Point] = {}
         self.seconds = 0.0
         is_file = self._path.is_file() and not self._path.is_symlink()
         content = read_bytes(self._path, MOST_BYTES) if is_file else b""
@@ -57,7 +58,7 @@ class KeptPoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def keep(self, key: PointKey, point: ProfilePoint) -> None:
+    def keep(self, key: PointKey, point: Point) -> None:
         """Add a point of `scan_sensitivity`."""
         self.known[key] = point
         now = time.perf_counter()
@@ -78,13 +79,19 @@ class KeptPoints:
         try:
             data: dict[str, Any] = json.loads(line)
             key = (data["granularity"], data["layer"], data["level"])
-            values = {name: math.nan if value is None else value for name, value in data["point"].items()}
-            point = ProfilePoint(**values)
+            values: dict[str, Any] = {
+                name: math.nan if value is None else value for name, value in data["point"].items()
+            }
+            point: Point = RoundingPoint(**values) if key[0] == ROUNDING else ProfilePoint(**values)
             seconds = data["seconds"]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return
         numbers = [value for value in values.values() if value is not math.nan]
-        if not all(map(is_number, [*numbers, key[2], seconds])) or not 0 <= point.sparsity <= 1 or seconds < 0:
+        if not all(map(is_number, [*numbers, key[2], seconds])) or seconds < 0:
+            return
+        if isinstance(point, ProfilePoint) and not 0 <= point.sparsity <= 1:
+            return
+        if isinstance(point, RoundingPoint) and (point.bits != key[2] or point.bits not in BITS[1:]):
             return
         if isinstance(key[0], str) and isinstance(key[1], str):
             self.known[key] = point

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from pruning.analysis.granularity_damage import FINE_TO_COARSE
-from pruning.analysis.sensitivity_scan import require_subjects
+from pruning.analysis.sensitivity_scan import BITS, require_subjects
 from search.analysis.report_files import (
     default_layer,
     layout_files,
@@ -22,10 +22,10 @@ from search.analysis.report_files import (
     weight_files,
     write_files,
 )
-from search.cli.commands.options import sparsities_of, workload_of
+from search.cli.commands.options import bits_of, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
 from search.cli.device_support import STATEMENTS
-from search.cli.text_tables import layer_table, percent, profile_table, target_table, whole_table
+from search.cli.text_tables import layer_table, percent, profile_table, rounding_table, target_table, whole_table
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
@@ -47,6 +47,7 @@ from spaces.network import Network
 def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
+    bits = BITS if arguments.bits is None else bits_of(arguments.bits)
     check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed)).defined_for(config.criterion)
@@ -61,7 +62,7 @@ def scan(arguments: argparse.Namespace) -> Reply:
     if left_out := [layer for layer in prepared.network.prunable if layer.whole]:
         watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
-        profile = cached_profile(prepared, dense, config.criterion, scanned, root / "cache", progress)
+        profile = cached_profile(prepared, dense, config.criterion, scanned, root / "cache", progress, bits)
     stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
@@ -70,12 +71,14 @@ def scan(arguments: argparse.Namespace) -> Reply:
     write_durably(target.with_suffix(".png"), profile_png(profile))
     drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers"))
     tables = [profile_table(profile, granularity) for granularity in profile.points]
+    tables += [rounding_table(profile)] if profile.rounding else []
+    changed = "pruned to a sparsity or rounded to bits" if profile.rounding else "pruned to a sparsity"
     how = again = ""
     if profile.is_recalibrated:
         how, again = "BatchNorm recalibrated, ", f", {percent(profile.reference[1], 2)} with BatchNorm recalibrated,"
     head = (
         f"{workload.name}: dense {percent(profile.dense_accuracy, 2)}{again} on {profile.examples} calibration "
-        f"examples; below, accuracy with one layer pruned to a sparsity, {how}nothing trained"
+        f"examples; below, accuracy with one layer {changed}, {how}nothing trained"
     )
     for note in (recalibration_note(profile), statistics_note(dense.model, workload.example_input)):
         if note:

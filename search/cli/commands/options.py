@@ -12,6 +12,7 @@ from search.errors import UsageError
 from search.files import open_root
 from search.options import WORKLOAD_OPTIONS
 from search.workloads import Workload, get_workload
+from spaces.bits import check_bits
 from spaces.validation import check_sparsity
 
 
@@ -22,6 +23,14 @@ def workload_of(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfi
     root = open_root(config.root)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     return config, root, workload
+
+
+def bits_of(text: str) -> tuple[int, ...]:
+    """Value bits of `--bits 8,6,4`."""
+    try:
+        return tuple(check_bits(int(word) if word.strip().isdecimal() else word, "--bits") for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def sparsities_of(text: str, option: str) -> tuple[float, ...]:

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from pruning import recalibrate_, scan_sensitivity, trace_channels
 from pruning.analysis import sensitivity_scan
-from pruning.analysis.sensitivity_scan import LEVELS
+from pruning.analysis.sensitivity_scan import LEVELS, known_points
+from pruning.file.rounding import round_weight
 from pruning.masks import make_mask
 from spaces import Profile
 
@@ -217,3 +218,34 @@ def test_points_known_before_are_not_scored_again(residual, residual_graph, data
     resumed = scan_sensitivity(*how, levels=(0.3, 0.8), known=some, keep=again.__setitem__)
     assert resumed.points == whole.points and resumed.reference == whole.reference
     assert not again.keys() & some.keys() and again | some == kept
+
+
+def test_points_of_rounding_are_the_loss_with_that_layer_rounded_alone(residual, residual_graph, data):
+    data, kept, again, done = (data[0][:120], data[1][:120]), {}, {}, []
+    how = (residual, residual_graph, data, cross_entropy, accuracy, ("channel",), "magnitude-l2", (0.3, 0.8))
+    profile = scan_sensitivity(*how, bits=(3, 32, 8), keep=kept.__setitem__, progress=lambda *at: done.append(at))
+    assert list(profile.rounding) == ["first.weight", "inner.weight", "last.weight", "classifier.weight"]
+    assert all([p.bits for p in points] == [8, 3] for points in profile.rounding.values())
+    assert done == [(n + 1, len(kept)) for n in range(len(kept))]
+    for layer in ("inner.weight", "classifier.weight"):
+        model = copy.deepcopy(residual)
+        weight = model.get_parameter(layer).data
+        weight.copy_(round_weight(weight, 3).weight())
+        assert len(weight[0].unique()) <= 7
+        with torch.no_grad():
+            plain = model(data[0])
+            recalibrate_(model, [data[0]])
+            recalibrated = model.eval()(data[0])
+        point = profile.rounding[layer][1]
+        assert point.loss == pytest.approx(float(cross_entropy(plain, data[1])), rel=1e-4)
+        assert point.recalibrated_loss == pytest.approx(float(cross_entropy(recalibrated, data[1])), rel=1e-4)
+        assert point.recalibrated_accuracy == pytest.approx(accuracy(recalibrated, data[1]), abs=2 / 120)
+    without = scan_sensitivity(*how)
+    assert without.points == profile.points and without.rounding == {}
+    known = known_points(without, (0.3, 0.8))
+    assert known.items() <= known_points(profile, (0.3, 0.8)).items()
+    completed = scan_sensitivity(*how, bits=(8, 3), known=known, keep=again.__setitem__)
+    assert completed.rounding == profile.rounding and completed.points == profile.points
+    assert {word for word, _, _ in again} == {"rounding"} and len(again) == 8
+    with pytest.raises(ValueError, match=r"bits must be one of .* got 33"):
+        scan_sensitivity(*how, bits=(33,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from search.training.evaluate import PreparedModel
 from search.training.profile_cache import cached_profile, recalibration_note
 from search.training.scan_points import KeptPoints
 from search.workloads import get_workload
-from spaces.sensitivity import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 
 KEY = ("fine-grained", "conv0.weight", 0.3)
 
@@ -122,10 +123,52 @@ def test_interrupted_twice_and_by_a_cut_line(scanned, tmp_path):
         foreign.append(json.dumps({**wrong, **change}).encode())
     for change in ({"loss": "low"}, {"sparsity": 7}, {"accuracy": True}, {"more": 1}):
         foreign.append(json.dumps({**wrong, "point": {**wrong["point"], **change}}).encode())
+    rounded = {"bits": 8, "loss": 1.0, "accuracy": 0.5, "recalibrated_loss": 1.0, "recalibrated_accuracy": 0.5}
+    for bits, level in ((8, 4), (9, 9), (32, 32), ("8", 8)):
+        line = {**wrong, "granularity": "rounding", "level": level, "point": {**rounded, "bits": bits}}
+        foreign.append(json.dumps(line).encode())
     foreign.append(lines[0].replace(b'"loss": ', b'"loss": NaN, "old": '))
     path.write_bytes(b"\n".join([*foreign, *lines]))
     profile, _, _ = scan(scanned, tmp_path)
     assert replace(profile, seconds=0) == replace(scanned.profile, seconds=0)
+
+
+def test_a_profile_without_rounding_is_completed_and_an_interruption_of_that_goes_on(scanned, tmp_path):
+    """Nothing is scored twice, and what is known of other bits stays."""
+
+    def completed(*bits: int, stop: int | None = None):
+        before, seen = scanned.dense.model.count.calls, []
+
+        def progress(done, total):
+            seen.append((done, total))
+            if done == stop:
+                raise KeyboardInterrupt
+
+        how = (scanned.subject, scanned.dense, "magnitude-l2", ["fine-grained", "channel"], tmp_path, progress)
+        try:
+            profile = cached_profile(*how, bits=bits)
+        except KeyboardInterrupt:
+            profile = None
+        return profile, seen, scanned.dense.model.count.calls - before
+
+    old, layers = scan(scanned, tmp_path)[0], len(scanned.subject.network.layer_names)
+    assert completed(8, 4, stop=scanned.points + 3)[0] is None
+    assert len(only(tmp_path, ".points.jsonl").read_text().splitlines()) >= 3
+    profile, seen, calls = completed(8, 4)
+    assert seen[-1] == (len(seen), scanned_points(old) + 2 * layers)
+    assert replace(profile, rounding={}, seconds=0) == replace(old, seconds=0) and profile.seconds > old.seconds
+    assert {tuple(p.bits for p in points) for points in profile.rounding.values()} == {(8, 4)}
+    assert calls < scanned.calls / 2 and not list(tmp_path.glob("*.points.jsonl"))
+    assert completed(4) == (profile, [], 0) == completed(32) == completed()
+    more = completed(3)[0]
+    assert {tuple(p.bits for p in points) for points in more.rounding.values()} == {(8, 4, 3)}
+    assert all(points[:2] == profile.rounding[layer] for layer, points in more.rounding.items())
+    assert Profile.from_json(unsealed(only(tmp_path, ".json").read_text())) == more
+
+
+def scanned_points(profile: Profile) -> int:
+    """Of groups each once."""
+    return sum(len({*by.values()}) * len(next(iter(by.values()))) for by in profile.points.values())
 
 
 def test_a_point_comes_back_as_it_was(tmp_path):
@@ -136,6 +179,10 @@ def test_a_point_comes_back_as_it_was(tmp_path):
     found = KeptPoints(path).known[KEY]
     assert (found.sparsity, found.loss, found.accuracy) == (0.1 + 0.2, 1 / 3, 0.25)
     assert repr((found.recalibrated_loss, found.recalibrated_accuracy)) == "(nan, nan)"
+    rounded, key = RoundingPoint(6, 1 / 3, 0.25, 0.5, 0.75), ("rounding", "conv0.weight", 6)
+    with KeptPoints(path) as points:
+        points.keep(key, rounded)
+    assert KeptPoints(path).known[key] == rounded and len(KeptPoints(path).known) == 2
 
 
 def test_seconds_add_up(tmp_path, monkeypatch):
@@ -187,13 +234,13 @@ class TestKept:
         said = (
             "no step of the dense model's training is kept"
             if phase == "dense"
-            else "3 of 35 points of the scan are kept"
+            else r"3 of \d\d points of the scan are kept"
         )
         last = reply.err.splitlines()[-1]
         if command == "search":
-            assert last.startswith(f"prunefront: interrupted; {said}, resume with: prunefront search --workload")
+            assert re.match(f"prunefront: interrupted; {said}, resume with: prunefront search --workload", last)
         else:
-            assert last == f"prunefront: interrupted; {said}: run the same command again"
+            assert re.fullmatch(f"prunefront: interrupted; {said}: run the same command again", last)
 
 
 def test_too_few_examples_are_told_in_one_line():
