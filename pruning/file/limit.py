@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pruning.file.container import encode
-from pruning.file.rounding import Rounded
+from pruning.file.rounding import Rounded, round_weight
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,32 @@ def encode_within(
     squares = torch.cat([_squares(state[name]) for name in names]) if names else torch.zeros(0)
     order = squares.argsort(stable=True)
     order = order[int((squares == 0).sum()) :]
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in state.items():
+        alike.setdefault(_storage(tensor), []).append(name)
 
-    def without(count: int) -> Fitted:
+    def after(count: int) -> Fitted:
         gone = torch.zeros(len(squares), dtype=torch.bool)
         gone[order[:count]] = True
         own, own_rounded, parts = dict(state), dict(rounded), gone.split([state[name].numel() for name in names])
         for name, part in zip(names, parts, strict=True):
             if part.any():
-                kept = ~part.view(state[name].shape)
-                own[name] = torch.where(kept, state[name].detach().cpu(), 0)
+                left = state[name].detach().cpu().masked_fill(part.view(state[name].shape), 0)
+                own |= dict.fromkeys(alike[_storage(state[name])], left)
                 if name in rounded:
-                    own_rounded[name] = _masked(rounded[name], kept)
+                    own_rounded[name] = round_weight(left, rounded[name].bits, dim=rounded[name].dim)
         return Fitted(encode(own, own_rounded), own, own_rounded, count)
 
-    found = without(0)
+    found = after(0)
     if len(found.content) <= limit:
         return found
-    found, short = without(len(order)), 0
+    found, short = after(len(order)), 0
     if len(found.content) > limit:
         raise ValueError(
             f"a limit of {limit} bytes is below what the file takes without any weight, {len(found.content)}"
         )
     while found.given_up - short > 1:
-        middle = without((short + found.given_up) // 2)
+        middle = after((short + found.given_up) // 2)
         if len(middle.content) <= limit:
             found = middle
         else:
@@ -82,15 +85,10 @@ def encode_within(
     return found
 
 
+def _storage(tensor: Tensor) -> tuple[object, ...]:
+    """The same of two names of one tensor."""
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
 def _squares(weight: Tensor) -> Tensor:
     return weight.detach().cpu().double().flatten().square()
-
-
-def _masked(one: Rounded, kept: Tensor) -> Rounded:
-    integers = torch.where(kept, one.integers, 0)
-    alive = (
-        (integers != 0).any(dim=tuple(d for d in range(integers.dim()) if d != one.dim))
-        if integers.dim() > 1
-        else integers != 0
-    )
-    return replace(one, integers=integers, scales=torch.where(alive, one.scales, 0))

@@ -16,6 +16,13 @@ SCALE_MANTISSA, SCALE_DISTANCE = 3, 4
 less in rounding than finer ones cost in bytes."""
 CANDIDATES = 21
 """Scales looked at, downwards from the one that clips nothing: two and a half octaves."""
+OCTAVE = 2**SCALE_MANTISSA
+"""Scales from one power of two to the next."""
+LEAST_EXPONENT = -125
+"""Scales are 2^-126 or more, so that all of them are normal numbers."""
+LARGEST = torch.finfo(torch.bfloat16).max
+AT_ONCE = 2**18
+"""Weights looked at together, few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Rounded:
 def round_weight(weight: Tensor, bits: int, mask: Tensor | None = None, dim: int = 0) -> Rounded:
     """The rounded weight with the least mean square error a channel, of scales that clip nothing and smaller ones.
 
+    A weight that is rounded already stays what it is: rounding it again gives the same whole numbers and scales.
+
     Args:
         weight: floats, of one dimension or more, all finite.
         bits: 2 to 16.
@@ -63,29 +72,88 @@ def round_weight(weight: Tensor, bits: int, mask: Tensor | None = None, dim: int
         raise ValueError("a weight with NaN or infinite values cannot be rounded")
     rows = (own if mask is None else own * mask.cpu()).movedim(dim, 0)
     flat, largest = rows.reshape(len(rows), prod(rows.shape[1:])), 2 ** (bits - 1) - 1
-    scales = _scales(flat, largest)
+    scales = _exact_scales(flat, largest, weight.dtype)
+    if scales is None:
+        scales = _nearest_scales(flat, largest, weight.dtype)
+        flat = _products(flat, scales, largest, weight.dtype)
+        scales = _exact_scales(flat, largest, weight.dtype)
+        assert scales is not None  # what has just been rounded
     integers = _to_integers(flat, scales, largest)
-    kept = (integers != 0).any(dim=1)
     held = integers.reshape(rows.shape).movedim(0, dim).contiguous().to(torch.int8 if bits <= 8 else torch.int16)
-    return Rounded(held, torch.where(kept, scales, 0).to(torch.bfloat16), bits, dim)
+    return Rounded(held, scales.to(torch.bfloat16), bits, dim)
 
 
 def _to_integers(flat: Tensor, scales: Tensor, largest: int) -> Tensor:
     """Whole numbers (rows, n), float64; scales (rows,) may be 0."""
-    return (flat / torch.where(scales > 0, scales, 1)[:, None]).round().clamp(-largest, largest)
+    return (flat / torch.where(scales > 0, scales, 1)[:, None]).round_().clamp_(-largest, largest)
 
 
-def _scales(flat: Tensor, largest: int) -> Tensor:
-    """Scales (rows,), float64, on the grid that the file stores."""
-    peak = flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
-    first = rounded_floats(peak / largest * (1 + 2.0**-SCALE_MANTISSA), SCALE_MANTISSA, up=False)
-    least = first.max() * 2.0 ** (2 - 2**SCALE_DISTANCE) if len(first) else 0
-    first = torch.where(peak > 0, first.clamp_min(least), 0)
-    best, scales = torch.full_like(first, float("inf")), first
-    candidate = first
+def _products(flat: Tensor, scales: Tensor, largest: int, dtype: torch.dtype) -> Tensor:
+    """What a network of this type computes with, float64 of `flat`'s shape."""
+    return _to_integers(flat, scales, largest).mul_(scales[:, None]).to(dtype).to(torch.float64)
+
+
+def _peaks(flat: Tensor) -> Tensor:
+    return flat.abs().amax(dim=1) if flat.shape[1] else flat.new_zeros(len(flat))
+
+
+def _least_scale(peaks: Tensor, largest: int) -> float:
+    """A power of two that no scale is below where these (rows,) are the largest values of the channels."""
+    top = int(torch.frexp(peaks.max() / largest)[1]) if len(peaks) else 0
+    return 2.0 ** (max(top + 1 - 2**SCALE_DISTANCE, LEAST_EXPONENT) - 1)
+
+
+def _exact_scales(flat: Tensor, largest: int, dtype: torch.dtype) -> Tensor | None:
+    """The smallest scales (rows,), float64, that change no value; 0 for rows of zeros, None where a row has none.
+
+    Halving a scale and doubling the whole numbers changes nothing until these are too large; so the smallest lies
+    within an octave of peak / largest, or of the least scale.
+    """
+    peaks = _peaks(flat)
+    scales = torch.zeros_like(peaks)
+    candidate = rounded_floats(peaks / largest, SCALE_MANTISSA, up=False).clamp_min(_least_scale(peaks, largest))
+    todo = peaks.nonzero().flatten()
+    for _ in range(OCTAVE + 1):
+        own = candidate[todo]
+        fits = (_products(peaks[todo, None], own, largest, dtype)[:, 0] == peaks[todo]) & (own <= LARGEST)
+        for part in fits.nonzero().flatten().split(max(1, AT_ONCE // max(flat.shape[1], 1))):
+            rows = flat[todo[part]]
+            fits[part] = (_products(rows, own[part], largest, dtype) == rows).all(dim=1)
+        scales[todo[fits]] = own[fits]
+        todo = todo[~fits]
+        candidate = candidate + torch.ldexp(torch.ones_like(candidate), torch.frexp(candidate)[1] - 1 - SCALE_MANTISSA)
+    return None if len(todo) else scales
+
+
+def _nearest_scales(flat: Tensor, largest: int, dtype: torch.dtype) -> Tensor:
+    """The scales (rows,), float64, of the least error a row."""
+    peaks = _peaks(flat)
+    least = 2 * _least_scale(peaks, largest)  # rounding may double the largest value
+    most = rounded_floats(peaks.new_tensor(min(torch.finfo(dtype).max, LARGEST) / largest), SCALE_MANTISSA, up=False)
+    first = rounded_floats(peaks / largest * (1 + 1 / OCTAVE), SCALE_MANTISSA, up=False).clamp(least, most.item())
+    parts = max(1, AT_ONCE // max(flat.shape[1], 1))
+    return torch.cat(
+        [
+            _nearest_of_few(*part, largest, least)
+            for part in zip(flat.split(parts), peaks.split(parts), first.split(parts), strict=True)
+        ]
+        or [first]
+    )
+
+
+def _nearest_of_few(flat: Tensor, peaks: Tensor, candidate: Tensor, largest: int, least: float) -> Tensor:
+    """Walks down from `candidate` (rows,), until what clipping does to a row's peak alone is worse than the best."""
+    best, scales = torch.full_like(candidate, float("inf")), candidate
+    rows = torch.arange(len(flat))
     for _ in range(CANDIDATES):
-        error = ((_to_integers(flat, candidate, largest) * candidate[:, None] - flat) ** 2).sum(dim=1)
-        scales, best = torch.where(error < best, candidate, scales), torch.minimum(error, best)
-        candidate = rounded_floats(candidate * (1 - 2.0 ** -(SCALE_MANTISSA + 2)), SCALE_MANTISSA, up=False)
-        candidate = torch.where(candidate >= least / 2, candidate, scales)
+        open_ = ((peaks - largest * candidate).clamp_min(0) ** 2 < best)[rows] & (candidate[rows] >= least)
+        if not open_.all():
+            flat, rows = flat[open_], rows[open_]
+        if not len(rows):
+            break
+        own = candidate[rows]
+        error = _to_integers(flat, own, largest).mul_(own[:, None]).sub_(flat).square_().sum(dim=1)
+        better = error < best[rows]
+        best[rows[better]], scales = error[better], scales.index_copy(0, rows[better], own[better])
+        candidate = rounded_floats(candidate * (1 - 0.25 / OCTAVE), SCALE_MANTISSA, up=False)
     return scales

@@ -211,6 +211,18 @@ class TestLimit:
             one_more = _back(state, rounded, found, names)
             assert len(encode(*one_more)) > limit
 
+    def test_every_name_of_a_shared_weight_loses_the_same_values(self):
+        torch.manual_seed(3)
+        model = nn.ModuleDict({"first": nn.Linear(30, 20), "second": nn.Linear(30, 20)})
+        model["second"].weight = model["first"].weight
+        rounded, state = to_stored_form_(model, 4), model.state_dict()
+        assert list(rounded) == ["first.weight"]
+        found = encode_within(state, len(encode(state, rounded)) - 60, rounded)
+        back = decode(found.content, state).state
+        assert found.given_up > 20
+        assert torch.equal(found.state["second.weight"], found.state["first.weight"])
+        assert torch.equal(back["second.weight"], back["first.weight"])
+
     def test_a_limit_below_everything_else_is_refused(self):
         model = network()
         rounded = to_stored_form_(model, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -55,6 +56,48 @@ class TestRounding:
                 for s in grid_below(np.abs(own).max() / largest, 3)
             )
             assert error <= best * (1 + 1e-5) + 1e-12
+
+    @settings(deadline=None, max_examples=150, derandomize=True)
+    @given(
+        bits=st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16]),
+        shape=st.sampled_from([(4, 3, 3, 3), (6, 9), (5,), (3, 1, 2), (0, 4), (3, 0), (9, 40)]),
+        dim=st.integers(0, 1),
+        seed=st.integers(0, 9999),
+        kept=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+        scale=st.sampled_from([1e-44, 1e-30, 1e-6, 1.0, 1e20, 3e37]),
+        spread=st.sampled_from([0.0, 1.0, 12.0]),
+        alike=st.booleans(),
+        dtype=st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    )
+    def test_what_is_rounded_stays_what_it_is(self, bits, shape, dim, seed, kept, scale, spread, alike, dtype):
+        generator = np.random.default_rng(seed)
+        dim = min(dim, len(shape) - 1)
+        weight = np.ones(shape) if alike else generator.standard_t(3, shape).clip(-9, 9)
+        octaves = np.exp(spread * generator.standard_normal(shape[dim]))
+        weight = weight * octaves.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        weight = torch.from_numpy(weight * scale * (generator.random(shape) < kept))
+        given = weight.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
+        first = round_weight(given, bits, dim=dim)
+        assert torch.isfinite(first.weight(dtype)).all()
+        assert not first.weight(dtype)[given == 0].any()
+        exponents = torch.frexp(first.scales[first.scales > 0].float())[1]
+        assert not len(exponents) or int(exponents.max() - exponents.min()) < 16
+        by_channel = (first.integers != 0).movedim(dim, 0).reshape(shape[dim], math.prod(shape) // max(shape[dim], 1))
+        assert torch.equal(first.scales > 0, by_channel.any(dim=1))
+        second = round_weight(first.weight(dtype), bits, dim=dim)
+        assert torch.equal(second.weight(dtype), first.weight(dtype))
+        assert torch.equal(second.integers, first.integers) and torch.equal(second.scales, first.scales)
+        some = first.weight(dtype) * torch.from_numpy(generator.random(shape) < 0.5)
+        third = round_weight(some, bits, dim=dim)  # values are given up by zeroing
+        assert torch.equal(third.weight(dtype), some)
+
+    @pytest.mark.parametrize("integers", [[6, 4, -2], [0, 6, 0], [2, 2, 2], [4, 0, 4], [7, 1, 0], [1, 0, 0]])
+    def test_the_finest_scale_of_those_that_change_nothing(self, integers):
+        one = round_weight(torch.tensor([integers]).float() * 1.375, 4)
+        assert one.weight().tolist() == [[1.375 * own for own in integers]]
+        finer = [s for s in grid_below(16, 3) if s < float(one.scales[0])]
+        whole = [torch.tensor(integers) * 1.375 / s for s in finer]
+        assert not any(torch.equal(w, w.round()) and float(w.abs().max()) <= 7 for w in whole)
 
     def test_the_inverse_is_exactly_what_a_network_computes_with(self):
         weight = torch.randn(7, 5, 3, 3, generator=torch.Generator().manual_seed(0))
