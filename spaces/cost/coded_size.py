@@ -43,13 +43,13 @@ NORM_FORM = FloatForm(5, 4, 255)
 VECTOR_FORM = FloatForm(7, 8, 255)
 EXACT_FORM = FloatForm(23, 8, 255)
 """Of rounded scales, of folded norms, and of the other vectors of a network whose weights are rounded; of float32."""
-VALUE_BITS = {2: 1.0, 3: 2.3, 4: 3.35, 5: 4.35, 6: 5.35, 7: 6.35, 8: 7.35, 16: 15.3, 32: 26.6}
-DENSE_BITS = {2: 1.48, 3: 2.55, 4: 3.45, 5: 4.35, 6: 5.25, 7: 6.2, 8: 7.2, 16: 15.2, 32: 26.6}
+VALUE_BITS = {2: 0.85, 3: 2.22, 4: 3.3, 5: 4.33, 6: 5.33, 7: 6.33, 8: 7.35, 16: 15.45, 32: 26.6}
+DENSE_BITS = {2: 1.55, 3: 2.6, 4: 3.53, 5: 4.47, 6: 5.43, 7: 6.42, 8: 7.42, 16: 15.45, 32: 26.6}
 """Bits a value kept takes in trained networks, its sign among them, and a weight of a layer that is not pruned."""
-USUAL_SCALE, USUAL_NORM = 5.0, 8.8
+USUAL_SCALE, USUAL_NORM = 5.0, 7.3
 """Bits of a scale, and of a gain or a shift, in trained networks."""
-MARGIN = 1.03
-"""What a prediction is multiplied by, so that few files are larger."""
+MARGIN = 1.02
+"""What a prediction is multiplied by, so that few files are larger, and those by little."""
 
 
 def uniform_chances(largest: int) -> list[int]:
@@ -159,8 +159,7 @@ class CodedSizes:
         is_rounded = bits < FLOAT_BITS
         flat, usual, dense = _BY_BITS[:, bits] * np.where(is_rounded, 1.0, self._widths / FLOAT_BITS)
         values = np.stack([flat, usual])
-        most = full_bits(values)
-        most[1] = np.minimum(most[1], dense)
+        most = np.stack([full_bits(flat), dense])
         header = self._headers[:, is_rounded.any(axis=-1).astype(int)]
         return SizesAtBits(values, likeliest_share(values), most, is_rounded, header)
 

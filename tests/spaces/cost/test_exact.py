@@ -171,9 +171,10 @@ def coded_by_hand(network: Network, policy: PruningPolicy) -> tuple[float, float
         bits, values = policy.bits_of(layer.name), numel - removed
         scales = 0 if bits == 32 else min(shape[layer.output_dim], values)
         flat, by_float = coded_size.flat_value_bits(bits) if bits < 32 else width, width / 32 if bits == 32 else 1
-        usual = entropy_by_hand(numel, values, coded_size.VALUE_BITS[bits] * by_float)
+        usual, dense = coded_size.VALUE_BITS[bits] * by_float, coded_size.DENSE_BITS[bits] * by_float * numel
+        each = entropy_by_hand(numel, values, usual) if values < numel / (1 + 2**-usual) else dense
         totals[0] += entropy_by_hand(numel, values, flat) + 8 * scales
-        totals[1] += min(usual, coded_size.DENSE_BITS[bits] * by_float * numel) + 5 * scales
+        totals[1] += min(each, dense) + 5 * scales
     sizes = coded_size.CodedSizes(network)
     header = sizes.at(np.array([policy.bits_of(tensor.name) for tensor in sizes.layers])).header
     found = []
