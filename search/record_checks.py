@@ -36,13 +36,18 @@ def check_trial(record: TrialRecord) -> None:
 
 def check_final(record: FinalRecord) -> None:
     """The same for a final."""
+    check_short_run(record)
+    if record.result.state == COMPLETE:
+        _share("test_accuracy", record.test_accuracy)
+        _number("test_loss", record.test_loss)
+
+
+def check_short_run(record: FinalRecord) -> None:
+    """The same for a fine-tune that was not tested."""
     _text("digest", record.digest)
     _whole("seed", record.seed, 2**32)
     _seconds("finished", record.finished)
     _check_result(record.result)
-    if record.result.state == COMPLETE:
-        _share("test_accuracy", record.test_accuracy)
-        _number("test_loss", record.test_loss)
 
 
 def check_pending(record: PendingTrial) -> None:

@@ -163,13 +163,14 @@ class PendingTrial:
 
 @dataclass(frozen=True)
 class FinalRecord:
-    """One fine-tune of the recipe's final length, of a finalist or a static baseline, tested once.
+    """One fine-tune of the recipe's final length, of a finalist or a static baseline, tested once; or one of a trial's
+    length, of a static baseline, by which its bits are chosen: that one is not tested.
 
     Attributes:
         digest: of the policy; finals are recognised by it.
         seed: of the fine-tune.
         result: on validation data.
-        test_accuracy: None if the fine-tune failed.
+        test_accuracy: None if the fine-tune failed, or was not tested.
         test_loss: likewise.
         finished: running seconds since the dense model was ready.
     """

@@ -184,7 +184,9 @@ def test_search_json_is_one_object_with_the_front_and_finals(finished):
     }  # fmt: skip
     assert reply["best"] in {row["trial"] for row in reply["front"]}
     names = {row["name"] for row in reply["finals"]}
-    assert {"dense", "dense int8", "uniform (fine-grained)"} <= names and any("trial" in name for name in names)
+    assert {"dense", *(f"dense at {n} bits" for n in (8, 6, 4)), "uniform (fine-grained)"} <= names and any(
+        "trial" in name for name in names
+    )
     assert all(row["size"] <= finished.limit for row in reply["front"])
 
 
@@ -291,7 +293,7 @@ def test_where_a_study_ran_is_on_record(finished):
 
 def test_the_closing_table_shows_macs(finished):
     rows = {row["name"]: row for row in finished.reply["finals"]}
-    assert rows["dense"]["macs"] == rows["dense int8"]["macs"] == 1.0
+    assert rows["dense"]["macs"] == rows["dense at 6 bits"]["macs"] == 1.0
     by_digest = {}
     for path in (finished.path / "journal").glob("final-*.json"):
         record = json.loads(path.read_text())

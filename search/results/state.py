@@ -12,7 +12,7 @@ from search.results.comparison import Comparison
 from search.results.front import Front
 from search.results.selection import best_trial, is_dead
 from search.results.tables import FinalScore, TrialRow, score_runs, trial_row
-from search.results.time_left import Pace, final_runs_left, seconds_left
+from search.results.time_left import Pace, final_runs_left, seconds_left, short_runs_left
 
 
 class StudyState:
@@ -160,7 +160,8 @@ class StudyState:
         """
         digests = [self.records[number].policy.digest for number in self.finalists(self.config.finalists)]
         runs = final_runs_left(self.config, digests, self.finals, self.comparison)
-        return seconds_left(self.config, self.recipe, self._pace, self.finals, runs)
+        short = short_runs_left(self.config, self.finals, self.comparison)
+        return seconds_left(self.config, self.recipe, self._pace, self.finals, runs, short)
 
     @property
     def last_second(self) -> float:

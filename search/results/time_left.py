@@ -40,6 +40,7 @@ def seconds_left(
     pace: Pace,
     finals: Sequence[FinalRecord],
     final_runs: int,
+    short_runs: int = 0,
 ) -> float | None:
     """Running seconds that a study still needs at its pace so far, finals included; None before the first finished
     trial.
@@ -51,6 +52,7 @@ def seconds_left(
         recipe: of its workload, as plain data.
         pace: of its finished trials.
         final_runs: number of full-length fine-tunes still to come.
+        short_runs: likewise of fine-tunes of a trial's length besides trials.
     """
     if not pace.trials:
         return None
@@ -61,7 +63,7 @@ def seconds_left(
     of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
     if config.timeout is not None:
         of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0))
-    return of_trials + final * final_runs
+    return of_trials + pace.worked / pace.trials * short_runs + final * final_runs
 
 
 def final_runs_left(
@@ -79,3 +81,10 @@ def final_runs_left(
     if comparison:
         return mine
     return mine + max(len(BASELINES) * config.final_repeats - runs.total(), 0)
+
+
+def short_runs_left(config: SearchConfig, finals: Sequence[FinalRecord], comparison: Comparison | None) -> int:
+    """The largest possible number of fine-tunes still to come by which static baselines choose their bits."""
+    if not config.finalists or finals or comparison or len(config.bits) == 1:
+        return 0
+    return len(BASELINES) * len(config.bits)

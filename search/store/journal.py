@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from search.errors import Refused
 from search.files import read_text, write_durably
-from search.record_checks import check_final, check_pending, check_trial
+from search.record_checks import check_final, check_pending, check_short_run, check_trial
 from search.records import (
     FinalRecord,
     PendingTrial,
@@ -70,6 +70,14 @@ class Journal:
         """Finished finals by digest and seed; raises `Refused` like `trials`."""
         return [self._read(path, final_from_plain, check_final, final_name) for path in self._entries("final")]
 
+    def write_short_run(self, record: FinalRecord) -> None:
+        """Write a fine-tune of a trial's length, of a static allocation."""
+        self._write(self.folder / short_run_name(record), record)
+
+    def short_runs(self) -> list[FinalRecord]:
+        """Fine-tunes of static allocations by digest; raises `Refused` like `trials`."""
+        return [self._read(path, final_from_plain, check_short_run, short_run_name) for path in self._entries("static")]
+
     def pending(self) -> list[PendingTrial]:
         """Trials that were proposed and have no result. One that cannot be read is none: it is proposed again."""
         found = []
@@ -89,7 +97,9 @@ class Journal:
     def require_layers(self, network: Network) -> None:
         """Raise `Refused`, naming the entry, where a result is of a policy this network cannot have."""
         trials = [(trial_name(trial), trial.policy) for trial in self.trials()]
-        for name, policy in (*trials, *((final_name(final), final.policy) for final in self.finals())):
+        runs = [(final_name(final), final.policy) for final in self.finals()]
+        runs += [(short_run_name(run), run.policy) for run in self.short_runs()]
+        for name, policy in (*trials, *runs):
             try:
                 network.require([*policy.sparsity, *policy.removal])
             except ValueError as error:
@@ -142,3 +152,8 @@ def _pending_name(number: int) -> str:
 def final_name(record: FinalRecord) -> str:
     """The file a final is written to."""
     return f"final-{record.digest}-{record.seed}.json"
+
+
+def short_run_name(record: FinalRecord) -> str:
+    """The file that the fine-tune of a static allocation is written to."""
+    return f"static-{record.digest}.json"

@@ -8,39 +8,34 @@ from dataclasses import replace
 import torch
 
 from pruning.latency import describe_device
-from pruning.quantize import nonzero_share_int8, quantize_int8
-from pruning.sparse_file import dense_bytes
 from search.config import SearchConfig
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results.comparison import (
-    BASELINES,
     DENSE,
-    INT8,
+    REFERENCE_BITS,
     Comparison,
     Reference,
     read_comparison,
+    rounded_name,
     write_comparison,
 )
 from search.results.state import StudyState
 from search.results.tables import FinalScore
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
+from search.study.baselines import ShortRuns, baseline_policies
 from search.study.clock import StudyClock
 from search.training.attempts import Attempt, give_up_on
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model
-from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained, failed
 from search.training.latency_cache import time_finals
-from search.training.refresh import refresh_statistics_
 from search.training.train import Metrics, Progress, score
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
-from spaces.allocation.budget import Unreachable
-from spaces.cost.effect import fine_tune_key
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
-from spaces.search_space.initial import allocated
 from spaces.search_space.projection import Projector
 
 
@@ -55,7 +50,8 @@ def compare_finals(
 ) -> Comparison:
     """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in."""
     finalists = [state.records[number].policy for number in state.finalists(config.finalists)]
-    baselines = baseline_policies(projector, finalists)
+    shorts = ShortRuns(config, folder, subject, state, clock, watcher)
+    baselines = baseline_policies(projector, finalists, shorts.accuracy_of)
     done = {(final.digest, final.seed) for final in state.finals}
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
     seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
@@ -80,12 +76,13 @@ def compare_finals(
     _tell_failures(folder.journal, state.finals, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
-        references=known.references if known else {DENSE: _dense(subject), INT8: _int8(subject)},
+        references=_references(subject, known.references if known else {}, watcher),
         baselines={name: policy.digest for name, policy in baselines.items()},
         granularity=projector.space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
         test_examples=len(subject.workload.test[1]),
+        bits={name: policy.bits for name, policy in baselines.items() if isinstance(policy.bits, int)},
     )
     if config.needs_latency:
         comparison = replace(comparison, latency=_timed(config, folder, subject, state.scores, comparison, watcher))
@@ -160,20 +157,23 @@ def _headline(run: str, result: TrialResult, left: float) -> str:
     return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
 
-def baseline_policies(projector: Projector, finalists: Sequence[PruningPolicy]) -> dict[str, PruningPolicy]:
-    """Static allocations at the limit; one that removes the same as a finalist or an earlier baseline is replaced by
-    that policy, so that it is tuned once.
-    """
-    space = projector.space
-    known = {fine_tune_key(space.network, policy): policy for policy in reversed(finalists)}
-    policies = {}
-    for name in BASELINES:
-        try:
-            policy = allocated(space, name, space.size_range[1], space.usable[0], projector.inputs)
-        except Unreachable:
-            continue
-        policies[name] = known.setdefault(fine_tune_key(space.network, policy), policy)
-    return policies
+def _references(
+    subject: PreparedModel, known: Mapping[str, Reference], watcher: ProgressReporter
+) -> dict[str, Reference]:
+    """The dense model and its roundings, as far as they are not known; one that fails is told and left out."""
+    found = {DENSE: known.get(DENSE) or _dense(subject)}
+    for bits in REFERENCE_BITS:
+        name = rounded_name(bits)
+        evaluation = None if name in known else _rounded(subject, bits)
+        if evaluation is None:
+            found[name] = known[name]
+        elif evaluation.model is None:
+            watcher.note(f"{name} is left out of the comparison: {evaluation.result.reason}")
+        else:
+            accuracy, _, shares = evaluation.result.measured
+            tested = score(evaluation.model, subject.workload.test, subject.workload).accuracy
+            found[name] = Reference(accuracy, tested, shares.encoded, shares.nonzero)
+    return found
 
 
 def _dense(subject: PreparedModel) -> Reference:
@@ -182,9 +182,7 @@ def _dense(subject: PreparedModel) -> Reference:
     return Reference(validation, test, 1.0, 1.0)
 
 
-def _int8(subject: PreparedModel) -> Reference:
-    workload = subject.workload
-    rounded, size = quantize_int8(subject.dense)
-    refresh_statistics_(rounded, workload)
-    validation, test = (score(rounded, s, workload).accuracy for s in (workload.validation, workload.test))
-    return Reference(validation, test, size / dense_bytes(subject.dense), nonzero_share_int8(subject.dense))
+def _rounded(subject: PreparedModel, bits: int) -> Evaluation:
+    """The dense model with weights of so many bits, as its file holds it, nothing trained but running statistics."""
+    policy = PruningPolicy({}, bits=bits)
+    return evaluate_untrained(subject, replace(policy, criterion=subject.scored or policy.criterion))

@@ -12,11 +12,13 @@ from search.cli.text_tables import closing_table, latency_line
 from search.results.closing import closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
-from search.study.finals import baseline_policies
+from search.study.baselines import baseline_policies
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
+from spaces.cost.footprint import footprint
 from spaces.cost.timing import TimedNetwork, TimedNetworks
+from spaces.policy import PruningPolicy
 from spaces.search_space.initial import initial_points
 from spaces.search_space.projection import Projector
 
@@ -163,6 +165,10 @@ def test_test_examples_count_where_rounding_is_compared():
     assert "Dense at 6 bits (20.0 %) does as well" in verdict(as_good, alone, 0.25)
 
 
+def unasked(name: str, policy: PruningPolicy) -> float:
+    raise AssertionError(f"one choice needs no fine-tune, {name} was asked for")
+
+
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])
 def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_graph, granularities):
     space = Space(vgg_graph.network, 0.6, granularities)
@@ -170,9 +176,51 @@ def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_
     projector = Projector(space, evidence)
     seeds = list(islice(initial_points(projector), 20))
     finalists = [projector.project(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
-    found = baseline_policies(projector, finalists)
+    found = baseline_policies(projector, finalists, unasked)
     assert found["lamp"] is finalists[0] and list(found) == list(BASELINES)
     different = {tuple(achieved(space.network, policy).values()) for policy in found.values()}
     assert len({policy.digest for policy in found.values()}) == len(different)
-    alone = baseline_policies(projector, [])
+    alone = baseline_policies(projector, [], unasked)
     assert achieved(space.network, alone["lamp"]) == achieved(space.network, finalists[0])
+
+
+@pytest.fixture(scope="module")
+def projectors(vgg, vgg_graph):
+    """Limit -> a projector of a space of three widths."""
+
+    def projector(limit: float) -> Projector:
+        space = Space(vgg_graph.network, limit, ("fine-grained",), bits=(8, 6, 4))
+        return Projector(space, {"fine-grained": AllocationInputs(unit_importance(vgg, vgg_graph, "fine-grained"))})
+
+    return projector
+
+
+def test_each_baseline_is_at_the_bits_that_do_best(projectors):
+    """Another width for each allocator; ties go to more bits, and failures lose against all else."""
+    projector = projectors(0.05)
+    best = {"uniform": 6, "global": 4, "lamp": 8}
+    asked = []
+
+    def accuracy_of(name: str, policy: PruningPolicy) -> float:
+        asked.append((name, policy.bits))
+        return 0.9 if policy.bits == best[name] else 0.8
+
+    found = baseline_policies(projector, [], accuracy_of)
+    assert {name: policy.bits for name, policy in found.items()} == best
+    assert asked == [(name, bits) for name in BASELINES for bits in (8, 6, 4)]
+    assert all(footprint(projector.space.network, policy).encoded_bytes for policy in found.values())
+    tied = baseline_policies(projector, [], lambda name, policy: 0.5 if policy.bits < 8 else -1.0)
+    assert {policy.bits for policy in tied.values()} == {6}
+
+
+def test_bits_alone_are_tuned_once_for_all_allocators(projectors):
+    """At half the size, nothing is removed at any of these widths."""
+    asked = []
+
+    def accuracy_of(name: str, policy: PruningPolicy) -> float:
+        asked.append(policy.bits)
+        return policy.bits / 10
+
+    found = baseline_policies(projectors(0.5), [], accuracy_of)
+    assert len({policy.digest for policy in found.values()}) == 1 and found["lamp"].bits == 8
+    assert set(asked) == {8, 6, 4} and not any(found["lamp"].sparsity.values())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from search.store.journal import Journal
-from search.study.finals import _int8
+from search.study.finals import _rounded
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy, evaluate_untrained
 from search.training.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
@@ -116,10 +116,10 @@ def test_networks_without_norms_are_scored_as_they_are(workload):
 def test_rounded_weights_get_statistics_of_their_own(workload, dense):
     spoilt = copy.deepcopy(dense)
     spoilt.bn1.running_var *= 400
-    int8 = _int8(PreparedModel.of(workload, spoilt))
+    rounded = _rounded(PreparedModel.of(workload, spoilt), 8).result
     right = score(dense, workload.validation, workload).accuracy
     assert score(spoilt, workload.validation, workload).accuracy < right - 0.2
-    assert int8.validation_accuracy > right - 0.1
+    assert rounded.accuracy > right - 0.1
 
 
 def test_weights_of_the_user_are_not_touched(workload, dense, tmp_path):
