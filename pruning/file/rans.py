@@ -23,7 +23,11 @@ STATE_BYTES, WORD_BYTES = 6, 2
 LANE_BYTES = 2048
 """A further state for so many bytes: it costs 5 bytes, and makes long files quick to code for NumPy."""
 LEAST_LANES, MOST_LANES = 8, 4096
-"""With fewer than 8 states plain Python is quicker, so there is one."""
+"""With fewer than 8 states there is one."""
+FEW_LANES = 64
+"""With fewer states than this plain Python is quicker than NumPy."""
+AT_ONCE = 1 << 16
+"""Decisions that plain Python holds at a time."""
 
 
 def lanes_for(bits: float) -> int:
@@ -36,20 +40,24 @@ def encode(chances: np.ndarray, bits: np.ndarray, lanes: int) -> bytes:
     """The bytes of decisions (t,), `chances` being parts of 65536 in [1, 65535] that a bit is 1."""
     starts = np.where(bits, 0, chances)
     parts = np.where(bits, chances, PARTS - chances)
-    states, words = (_encode_one if lanes == 1 else _encode_lanes)(starts, parts, lanes)
+    states, words = (_encode_few if lanes < FEW_LANES else _encode_lanes)(starts, parts, lanes)
     return b"".join(state.to_bytes(STATE_BYTES, "little") for state in states) + words.astype("<u2").tobytes()
 
 
-def _encode_one(starts: np.ndarray, parts: np.ndarray, lanes: int) -> tuple[list[int], np.ndarray]:
-    """Plain Python, which for few states is quicker than NumPy."""
-    x, words = LOWEST, []
-    for start, part in zip(starts[::-1].tolist(), parts[::-1].tolist(), strict=True):
-        if x >= part << 32:
-            words.append(x & 0xFFFF)
-            x >>= 16
-        quotient, rest = divmod(x, part)
-        x = (quotient << 16) + rest + start
-    return [x], np.array(words[::-1], dtype=np.int64)
+def _encode_few(starts: np.ndarray, parts: np.ndarray, lanes: int) -> tuple[list[int], np.ndarray]:
+    states, words = [LOWEST] * lanes, []
+    for end in range(len(starts), 0, -AT_ONCE):
+        own = slice(max(end - AT_ONCE, 0), end)
+        lane = (end - 1) % lanes
+        for start, part in zip(starts[own][::-1].tolist(), parts[own][::-1].tolist(), strict=True):
+            x = states[lane]
+            if x >= part << 32:
+                words.append(x & 0xFFFF)
+                x >>= 16
+            quotient = x // part
+            states[lane] = (quotient << 16) + x - quotient * part + start
+            lane = lane - 1 if lane else lanes - 1
+    return states, np.array(words[::-1], dtype=np.int64)
 
 
 def _encode_lanes(starts: np.ndarray, parts: np.ndarray, lanes: int) -> tuple[list[int], np.ndarray]:
@@ -77,15 +85,16 @@ class Decoder:
         states = [data[at : at + STATE_BYTES] for at in range(0, lanes * STATE_BYTES, STATE_BYTES)]
         self._x = np.array([int.from_bytes(state, "little") for state in states], dtype=np.int64)
         self._words = np.frombuffer(data, "<u2", offset=lanes * STATE_BYTES).astype(np.int64)
-        self._listed = self._words.tolist() if lanes == 1 else []
+        self._listed = self._words.tolist() if lanes < FEW_LANES else []
         self._lanes, self._turn, self._read = lanes, 0, 0
         if (self._x < LOWEST).any():
             raise ValueError("a coded state is too small")
 
     def bits(self, chances: np.ndarray) -> np.ndarray:
         """The next bits (n,), bool."""
-        if self._lanes == 1:
-            return self._from_one(chances)
+        if self._lanes < FEW_LANES:
+            parts = [self._from_few(chances[at : at + AT_ONCE]) for at in range(0, len(chances), AT_ONCE)]
+            return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
         found, at = np.empty(len(chances), dtype=bool), 0
         while at < len(chances):
             count = min(self._lanes - self._turn, len(chances) - at)
@@ -108,9 +117,10 @@ class Decoder:
         self._x[own] = x
         return bits
 
-    def _from_one(self, chances: np.ndarray) -> np.ndarray:
-        x, words, read, bits = int(self._x[0]), self._listed, self._read, []
+    def _from_few(self, chances: np.ndarray) -> np.ndarray:
+        states, words, read, lane, bits = self._x.tolist(), self._listed, self._read, self._turn, []
         for chance in chances.tolist():
+            x = states[lane]
             low = x & 0xFFFF
             bit = low < chance
             x = chance * (x >> 16) + low if bit else (PARTS - chance) * (x >> 16) + low - chance
@@ -119,8 +129,10 @@ class Decoder:
                     raise ValueError("the coded bytes end too early")
                 x = x << 16 | words[read]
                 read += 1
+            states[lane] = x
             bits.append(bit)
-        self._x[0], self._read = x, read
+            lane = lane + 1 if lane + 1 < self._lanes else 0
+        self._x[:], self._read, self._turn = states, read, lane
         return np.array(bits, dtype=bool)
 
     def end(self) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pruning.file.probabilities import HALF, bits_of, log_odds, probabilities
+from pruning.file.probabilities import HALF, bits_of, log2_steps, log_odds, probabilities
 from spaces.cost.coded_size import uniform_chances
 
 DIAGONALS = 32
@@ -112,24 +112,25 @@ class Decisions:
         return bits
 
     def _chances(self, places: Sequence[np.ndarray]) -> np.ndarray:
-        return probabilities(self._base() + self._terms(places))
+        expected, total = self._expected()[:, None], int(self._expected().sum())
+        looked = [n for n, seen in enumerate(self._seen) if seen.shape[1] > 1 and seen.any()]
+        terms = [self._seen[n] * total + self._weights[n] * expected for n in looked]
+        logarithms = log2_steps(np.concatenate([self._base()[:, None], expected, *terms], axis=1))
+        odds = logarithms[1] - logarithms[0]
+        found, usual, at = np.full(len(places[0]), odds[0]), odds[1], 2
+        for n in looked:
+            length = self._seen[n].shape[1]
+            found += (odds[at : at + length] - usual)[places[n]]
+            at += length
+        return probabilities(found)
 
-    def _base(self) -> int:
-        return int(log_odds(self.counts[1:], self.counts[:1])[0])
+    def _base(self) -> np.ndarray:
+        """Counts (2,) that the terms are added to the log odds of."""
+        return self.counts
 
     def _expected(self) -> np.ndarray:
         """Counts (2,) the terms are relative to."""
         return self.counts
-
-    def _terms(self, places: Sequence[np.ndarray]) -> np.ndarray:
-        expected = self._expected()
-        total, usual = int(expected.sum()), int(log_odds(expected[1:], expected[:1])[0])
-        found = np.zeros(len(places[0]), np.int64)
-        for own, seen, weight in zip(places, self._seen, self._weights, strict=True):
-            if seen.shape[1] > 1 and seen.any():
-                zeros, ones = seen * total + weight * expected[:, None]
-                found += (log_odds(ones, zeros) - usual)[own]
-        return found
 
     def _learn(self, places: Sequence[np.ndarray], bits: np.ndarray) -> None:
         ones = int(np.count_nonzero(bits))
@@ -148,9 +149,8 @@ class Places(Decisions):
         super().__init__(shape, np.zeros(2, np.int64))
         self._all = np.array([int(np.prod(shape)) - nonzero, nonzero], np.int64)
 
-    def _base(self) -> int:
-        zeros, ones = 2 * self._all - self.counts + 1
-        return int(log_odds(np.array([max(ones, 1)]), np.array([max(zeros, 1)]))[0])
+    def _base(self) -> np.ndarray:
+        return np.maximum(2 * self._all - self.counts + 1, 1)
 
     def _expected(self) -> np.ndarray:
         return 2 * self._all
