@@ -1,4 +1,4 @@
-"""Dense int8, the baseline of every size figure: weights only, one scale an output channel."""
+"""Dense int8 in a file of version 1, which benchmarks compare with: weights only, one scale an output channel."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from search.results.comparison import Comparison
 from search.results.front import Front
 from search.results.selection import best_trial, is_dead
 from search.results.tables import FinalScore, TrialRow, score_runs, trial_row
+from search.results.tightness import Tightness, tightness
 from search.results.time_left import Pace, final_runs_left, seconds_left, short_runs_left
 
 
@@ -151,6 +152,12 @@ class StudyState:
         """Trials by the reason why they are not complete."""
         reasons = (self.records[number].result.reason for number in sorted(self.records))
         return dict(Counter(reason for reason in reasons if reason is not None))
+
+    @property
+    def tightness(self) -> Tightness | None:
+        """How near the files of trials and finals come to their bounds; None where no weights are rounded."""
+        of_trials = [record.result for record in self.records.values()]
+        return tightness(of_trials + [run.result for run in self.finals])
 
     @property
     def seconds_left(self) -> float | None:

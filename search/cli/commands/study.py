@@ -23,6 +23,7 @@ from search.progress import TerminalReporter, duration
 from search.results.closing import ClosingRow, closing_rows, verdict
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
+from search.results.tightness import tightness_line
 from search.results.view import SearchResult, open_study
 from search.store.mlflow_store import open_store
 from spaces.bits import FLOAT_BITS
@@ -54,6 +55,7 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "finals": [asdict(row) for row in _closing(result.state)],
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
         "verdict": _verdict(result),
+        "files": _files_data(result.state),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
 
@@ -71,6 +73,7 @@ def _search_text(result: SearchResult, root: str) -> str:
         parts.append(closing_table(_closing(result.state)))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [_verdict(result) or ""]
+    parts.append(_files_line(result.state))
     parts.append(_accuracy_remark(result))
     parts.append(_speed_remark(found))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
@@ -122,6 +125,14 @@ def _speed_remark(front: Sequence[TrialRow]) -> str:
     return ""
 
 
+def _files_data(state: StudyState) -> dict[str, Any] | None:
+    return asdict(found) if (found := state.tightness) else None
+
+
+def _files_line(state: StudyState) -> str:
+    return tightness_line(found) if (found := state.tightness) else ""
+
+
 def _closing(state: StudyState) -> list[ClosingRow]:
     if state.comparison is None:
         return []
@@ -143,6 +154,8 @@ def front(arguments: argparse.Namespace) -> Reply:
         text = front_table(rows, with_state=arguments.all) if rows else "no feasible trial yet"
         if state.dense_accuracy is not None:
             text = f"Dense accuracy: {percent(state.dense_accuracy, 2)} on validation data\n\n{text}"
+        if arguments.all and (said := _files_line(state)):
+            text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
             text += f"\n\n{_dead_line(dead)}"
     return Reply({"study": arguments.study, "dense_accuracy": state.dense_accuracy, "front": data}, text)
@@ -169,6 +182,7 @@ def status(arguments: argparse.Namespace) -> Reply:
         "front_size": state.front_length,
         "best": row and plain_rows([row])[0],
         "seconds_left": left,
+        "files": _files_data(state),
     }
     lines = [
         f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
@@ -177,6 +191,7 @@ def status(arguments: argparse.Namespace) -> Reply:
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
         _best_line(row),
         f"Front: {state.front_length} trials",
+        *filter(None, [_files_line(state)]),
     ]
     if left:
         lines.append(f"About {duration(left)} left, finals included")

@@ -14,10 +14,12 @@ import pytest
 from search.cli.text_tables import front_table
 from search.config import make_config
 from search.proposals.hypervolume import non_dominated
-from search.records import FAILED, FinalRecord, TrialRecord, TrialResult
+from search.records import FAILED, FinalRecord, TrialRecord, TrialResult, WrittenFile
 from search.results.selection import knee_trial, smallest_trial
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, data_frame, plain_rows, score_runs
+from search.results.tightness import Tightness, tightness_line
+from search.results.time_left import Pace, seconds_left, short_runs_left
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
@@ -224,3 +226,37 @@ def test_reasons_are_counted_in_the_order_of_the_trials():
     found = state([*broken, trial(3, 0.5)])
     assert list(found.reasons.items()) == [("b", 2), ("a", 1)] and not found.is_fruitless
     assert state(broken).is_fruitless
+
+
+def with_file(number: int, size: int, planned: int, bound: int, given_up: int) -> TrialRecord:
+    record = trial(number, 0.5)
+    return replace(record, result=replace(record.result, file=WrittenFile(size, planned, bound, given_up)))
+
+
+def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
+    """By hand: 90 of 100 bytes planned and of a bound of 120; 60 of 60 and of 66; 70 of 80 and of 88."""
+    own = [with_file(0, 90, 100, 120, 0), with_file(1, 60, 60, 66, 1234), trial(2, None), trial(3, 0.5)]
+    tuned = final(1, 0.8, 0.7, PruningPolicy({"conv.weight": 0.5}))
+    tuned = replace(tuned, result=replace(tuned.result, file=WrittenFile(70, 80, 88, 17)))
+    found = state(own, [tuned]).tightness
+    assert found == Tightness(3, (90 / 120, 60 / 66), (70 / 80, 1.0), 2, 1234)
+    assert tightness_line(found) == (
+        "Files: 3, of 75 to 91 % of their bound and 88 to 100 % of the planned bytes; "
+        "2 gave up values to fit, at most 1,234"
+    )
+    assert tightness_line(state(own[:1]).tightness).endswith("75 % of their bound and 90 % of the planned bytes; none "
+                                                             "gave up values to fit")  # fmt: skip
+    assert state(own[2:]).tightness is None
+
+
+def test_time_for_choosing_bits_counts_until_it_is_known_to_be_spent():
+    config = make_config(workload="digits", bits=(8, 4))
+    assert short_runs_left(config, [], None) == 3 * 2
+    policy = PruningPolicy({"conv.weight": 0.5})
+    assert short_runs_left(config, [final(1, 0.8, 0.7, policy)], None) == 0
+    assert short_runs_left(make_config(workload="digits", bits=(4,)), [], None) == 0
+    assert short_runs_left(config.model_copy(update={"finalists": 0}), [], None) == 0
+    pace = Pace([trial(0, 0.5)])
+    pace.worked = 4.0
+    finished = make_config(workload="digits", trials=1)
+    assert seconds_left(finished, {"final_epochs": 3, "trial_epochs": 1}, pace, [], 2, 5) == 2 * 12.0 + 5 * 4.0

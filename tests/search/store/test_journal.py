@@ -114,6 +114,17 @@ def test_a_pending_trial_that_cannot_be_read_is_none(tmp_path, text):
     assert Journal(tmp_path).pending() == []
 
 
+def test_a_short_run_of_a_static_allocation_is_no_final(tmp_path):
+    journal, final = Journal(tmp_path), final_record()
+    untested = replace(final, test_accuracy=None, test_loss=None)
+    journal.write_short_run(untested)
+    assert [path.name for path in tmp_path.iterdir()] == [f"static-{final.digest}.json"]
+    assert journal.short_runs() == [untested] and journal.finals() == []
+    (tmp_path / f"static-{final.digest}.json").rename(tmp_path / "static-0.json")
+    with pytest.raises(Refused, match=r"static-0\.json"):
+        journal.short_runs()
+
+
 def comparison() -> Comparison:
     timed = TimedNetworks(
         "AMD EPYC (AVX2)", 1, 1, 30,
@@ -165,7 +176,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
         read_comparison(folder)
 
 
-LATER = {"statistics", "measuring"}
+LATER = {"statistics", "measuring", "file", "bits"}
 """Keys that records did not have at first: optional on reading."""
 
 

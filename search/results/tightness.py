@@ -1,0 +1,62 @@
+"""How near the files of rounded weights come to what was said of them before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from search.records import TrialResult
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """Over some written files: bytes as shares of what no file of their policy exceeds (`bound`) and of what was
+    planned.
+
+    Attributes:
+        files: their number.
+        of_bound: smallest and largest share.
+        of_planned: likewise; at most 1.
+        shortened: files that were made to fit, by values set to zero.
+        most_given_up: the most values that one of them lost so.
+    """
+
+    files: int
+    of_bound: tuple[float, float]
+    of_planned: tuple[float, float]
+    shortened: int
+    most_given_up: int
+
+
+def tightness(results: Iterable[TrialResult]) -> Tightness | None:
+    """Of the files among some results; None if there are none."""
+    files = [result.file for result in results if result.file is not None]
+    if not files:
+        return None
+    of_bound, of_planned = [one.bytes / one.bound for one in files], [one.bytes / one.planned for one in files]
+    given_up = [one.given_up for one in files]
+    return Tightness(
+        files=len(files),
+        of_bound=(min(of_bound), max(of_bound)),
+        of_planned=(min(of_planned), max(of_planned)),
+        shortened=sum(count > 0 for count in given_up),
+        most_given_up=max(given_up),
+    )
+
+
+def tightness_line(found: Tightness) -> str:
+    """In one line.
+
+    >>> tightness_line(Tightness(24, (0.81, 0.93), (0.95, 1.0), 2, 35))
+    'Files: 24, of 81 to 93 % of their bound and 95 to 100 % of the planned bytes; 2 gave up values to fit, at most 35'
+    """
+    lost = "none gave up values to fit"
+    if found.shortened:
+        lost = f"{found.shortened} gave up values to fit, at most {found.most_given_up:,}"
+    bound, planned = (_range(shares) for shares in (found.of_bound, found.of_planned))
+    return f"Files: {found.files}, of {bound} of their bound and {planned} of the planned bytes; {lost}"
+
+
+def _range(shares: tuple[float, float]) -> str:
+    low, high = (f"{share * 100:.0f}" for share in shares)
+    return f"{low} %" if low == high else f"{low} to {high} %"
