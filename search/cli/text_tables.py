@@ -61,7 +61,7 @@ def spread(mean: float | None, sd: float | None) -> str | None:
 
 
 def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
-    """The front, or with `with_state` all trials."""
+    """The front, or with `with_state` all trials and why they are not complete."""
     columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
     body, predicted = [], any(row.latency is not None for row in rows)
     rounded = any(row.bits not in (None, FLOAT_BITS) for row in rows)
@@ -82,8 +82,9 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
             cells.insert(8, bits_cell(row.bits))
         if predicted:
             cells.insert(7, percent(row.latency))
-        body.append([*cells, row.state, row.reason] if with_state else cells)
-    return render([*columns, "state", "reason"] if with_state else columns, body)
+        told = f"{row.state}: {row.reason}" if row.reason else row.state
+        body.append([*cells, told] if with_state else cells)
+    return render([*columns, "state"] if with_state else columns, body)
 
 
 def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:

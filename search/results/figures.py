@@ -24,6 +24,8 @@ COLOURS = {
 DOTS_PER_INCH = 120
 SHOWN_POINTS = 15
 """How many points of accuracy below the most accurate trial the front's picture shows."""
+NEAR = (60, 16)
+"""Pixels across and down within which the texts of two points would cover each other."""
 NAME_LENGTH = 34
 """The most characters of a layer's name that stay readable over a panel."""
 NAMED_LINES = 20
@@ -67,14 +69,11 @@ def front_png(
         axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g} %")
-    axes.xaxis.set_minor_formatter("{x:g} %")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    _size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
     axes.set_ylabel("validation accuracy, %")
     _zoom(axes, _points(complete)[1], _points(front)[1], marks)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    axes.legend(frameon=False, loc="best", fontsize=8)
     return png_bytes(figure)
 
 
@@ -176,17 +175,46 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark
     if len(near):
         low = near.min() - 2
         axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
-    below = [f"{count} trials"] if (count := int((trials < low).sum())) else []
+    count = int((trials < low).sum())
+    below = [f"{count} trial{'s' * (count > 1)}"] if count else []
+    named: list[tuple[tuple[float, float], str]] = []
     for mark in marks:
         for (size, accuracy), text in mark.points.items():
-            if accuracy * 100 < low:
+            if accuracy * 100 >= low:
+                named += [((size * 100, accuracy * 100), text)] if text else []
+            else:
                 below.append(f"{mark.label.partition(',')[0]} {text}".strip())
-            elif text:
-                axes.annotate(
-                    text, (size * 100, accuracy * 100), (5, 4), textcoords="offset points", fontsize=7, zorder=5
-                )
+    for place, text in _side_by_side(axes, named):
+        axes.annotate(text, place, (6, 4), textcoords="offset points", fontsize=8, zorder=5)
     if below:
         axes.annotate(f"below: {', '.join(below)}", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
+
+
+def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
+    """Texts of points so close that they would cover each other become one, beside the highest of these points."""
+    found: list[tuple[tuple[float, float], list[str]]] = []
+    for place, text in sorted(named, key=lambda one: -one[0][1]):
+        for other, texts in found:
+            across, down = np.abs(axes.transData.transform(place) - axes.transData.transform(other))
+            if across < NEAR[0] and down < NEAR[1] * len(texts):
+                texts.append(text)
+                break
+        else:
+            found.append((place, [text]))
+    return [(place, ", ".join(texts)) for place, texts in found]
+
+
+def _size_scale(axes: Any) -> None:
+    """A log scale with as many ticks as have room for their labels."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    )
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
