@@ -797,6 +797,35 @@ def test_apply_prunes_by_an_exported_dict(main, exported, place, tmp_path, sourc
     assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
 
 
+def test_apply_rounds_to_bits(main, place, tmp_path):
+    """One number completes a bare dict; a policy has its own, for layers that nothing is removed from too."""
+    file, words = tmp_path / "d.json", ["--workload", "./tiny.py:tiny", "--out"]
+    file.write_text('{"conv1.weight": 0.5}')
+    reply = main("apply", file, *words, tmp_path / "out", "--bits", 4)
+    assert reply.code == 0 and " %, 4 bits, MACs" in reply.out and " asked, " not in reply.err, reply.err
+    policy = json.loads((tmp_path / "out" / "policy.json").read_text())
+    assert policy["bits"] == 4 and (tmp_path / "out" / "model.prf").is_file()
+    assert main("verify", tmp_path / "out", *words[:2]).code == 0
+    file.write_text(json.dumps({**policy, "sparsity": {}, "bits": {"conv1.weight": 2}}))
+    reply = main("apply", file, *words, tmp_path / "bits-alone", "--json")
+    assert reply.code == 0 and json.loads(reply.out)["size_encoded"] < 0.6, reply.err
+    one_line_error(main("apply", file, *words, tmp_path / "no", "--bits", 8), 2, "complete policy", "--bits")
+    for bits, said in (
+        ("8", "got '8'; nearest valid: 8"),
+        ({"conv9.weight": 4}, "'conv1.weight'"),
+        (33, "valid: 32"),
+        (3.5, "got 3.5"),
+    ):
+        file.write_text(json.dumps({**policy, "bits": bits}))
+        one_line_error(main("apply", file, *words, tmp_path / "no"), 2, "d.json", said)
+    file.write_text('{"conv1.weight": 0.5}')
+    for bits in ("1", "33", "3.5", "8,6"):
+        one_line_error(main("apply", file, *words, tmp_path / "no", "--bits", bits), 2, "bits must be one of", bits)
+    given = main("apply", file, *words, tmp_path / "no", "--weights", tmp_path / "out" / "model.prf")
+    one_line_error(given, 4, "model.prf are a sparse file", "model.safetensors")
+    assert not (tmp_path / "no").exists()
+
+
 def test_apply_takes_rounds_and_regrowth(main, place, tmp_path):
     file = tmp_path / "sparsity.json"
     file.write_text('{"conv1.weight": 0.5}')

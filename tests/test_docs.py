@@ -97,6 +97,17 @@ def test_policies_are_written_as_printed():
     exec(next(block for block in blocks("python.md", "python") if "removed_count" in block), {})  # noqa: S102
 
 
+def test_rounded_weights_are_written_and_read_as_printed(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model}
+    exec(next(b for b in blocks("python.md", "python") if "read_sparse" in b), names)  # noqa: S102
+    images = torch.randn(2, 16)
+    assert torch.equal(model(images), names["small"](images))
+    assert int((model[0].weight == 0).sum()) >= 96
+
+
 def test_plain_pytorch_restores_masks_as_printed(tmp_path, monkeypatch):
     def network() -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()

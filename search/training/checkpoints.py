@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pruning.channels.structure import Structure, apply_structure
+from pruning.sparse_file import LATER
 from pruning.torch_prune import state_from_torch_prune
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.files import write_durably
@@ -152,7 +153,10 @@ def _require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
 def _read_content(path: Path) -> Mapping[Any, Any]:
     """The mapping in a weights file, its tensors checked to be plain ones."""
     try:
-        return load(path.read_bytes())
+        content = path.read_bytes()
+        if content.startswith(LATER):
+            raise Refused(f"weights {path} are a sparse file: give the model.safetensors that was exported beside it")
+        return load(content)
     except SafetensorError as safetensors_error:
         try:
             with warnings.catch_warnings():

@@ -66,7 +66,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
-    return _reply_to(_write(made, workload, config, arguments), config, Path(arguments.out))
+    return _reply_to(_write(made, workload, config, arguments), made.policy, config, Path(arguments.out))
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
     told: dict[str, Any] = {"dense_accuracy": dense.accuracy, "epochs": trained}
-    reply, first = _reply_to(written, config, Path(arguments.out)), percent(dense.accuracy, 2)
+    reply, first = _reply_to(written, policy, config, Path(arguments.out)), percent(dense.accuracy, 2)
     text = f"Dense accuracy: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
@@ -329,7 +329,7 @@ def _write(made: Export, workload: Workload, config: SearchConfig, arguments: ar
     return write_export(made, workload, options, Path(arguments.out), dense_size, arguments.onnx, arguments.torch_prune)
 
 
-def _reply_to(written: Written, config: SearchConfig, out: Path) -> Reply:
+def _reply_to(written: Written, policy: PruningPolicy, config: SearchConfig, out: Path) -> Reply:
     """What is said of an export that stands.
 
     Raises:
@@ -341,11 +341,11 @@ def _reply_to(written: Written, config: SearchConfig, out: Path) -> Reply:
         ) from written.no_onnx
     manifest = written.manifest
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
-    test = percent(manifest["test_accuracy"], 2)
+    test, bits = percent(manifest["test_accuracy"], 2), f", {policy.bits_label}" if policy.is_rounded else ""
     text = (
         f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
         + (f", test {test}" if test else "")
-        + f", {size} = {percent(manifest['size_encoded'], 2)}, MACs {percent(manifest['macs'])}\n"
+        + f", {size} = {percent(manifest['size_encoded'], 2)}{bits}, MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"
         f"Check: prunefront verify {shlex.quote(str(out))}"
         + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
