@@ -88,14 +88,12 @@ def _bits_in_turn(space: Space, granularity: str, size: float, lap: int, place: 
     """The bits of an allocation: the fewest in every second turn, all others in between.
 
     At small sizes, more weights of few bits lose less than fewer weights of many. Passed over are bits that the
-    granularity cannot have within the limit, and those at which nothing would be removed.
+    granularity cannot have within the limit, and those at which nothing would be removed. Of three bits, every
+    allocator and every size meets all.
     """
     fewest, *others = sorted(space.bits)
     order = [bits for other in others for bits in (fewest, other)] or [fewest]
-    first = (
-        place + 3 * lap
-    ) // 2  # each allocator and each size meets all of three bits so, neighbouring sizes the same
-    turns = [order[(first + n) % len(order)] for n in range(len(order))]
+    turns = [order[((place + 3 * lap) // 2 + n) % len(order)] for n in range(len(order))]
     pruned = (n for n in turns if space.bits_within(granularity, n) == n and size < space.unpruned_size(n))
     return next(pruned, max(space.bits))
 

@@ -19,8 +19,10 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.allocation.two_stage import FLOOR_MARGIN, REMOVAL
 from spaces.cost.effect import achieved, fine_tune_key, kept_units
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost
+from spaces.search_space.base_allocations import BaseAllocations
 from spaces.search_space.initial import UNPRUNED, allocated, initial_points
 from spaces.search_space.limits import LARGEST_TARGET, SIZE_SPAN
+from spaces.search_space.logits import sigmoid
 from spaces.search_space.projection import Projected, Projector
 from spaces.search_space.space import MOST_KNOBS, Draft
 from tests.spaces.search_space.test_projector import linear
@@ -171,6 +173,23 @@ class TestLimits:
         unlike = dict.fromkeys(network.layer_names, 8) | {network.layer_names[-2]: 6}
         assert mixed.bits_within("2:4", unlike) == (6 if mixed.floor("2:4", unlike) > limit else unlike)
 
+    def test_a_mixture_that_is_not_within_the_limit_at_its_bits(self, vgg_graph):
+        network = vgg_graph.network
+        floors = {bits: Target(network, 1.0, "2:4", bits=bits).floor for bits in WIDTHS}
+        space = Space(network, (floors[6] + floors[8]) / 2, ("2:4",), mixed=True, bits=WIDTHS)
+        words = dict.fromkeys(network.layer_names, "2:4")
+        point = fitted(space, space.max_size, words, dict.fromkeys(space.knobs, 0.5), Schedule(), bits=8)
+        assert point.policy.bits == 6 and planned(space, point.policy) <= space.max_size
+
+    def test_a_pattern_joins_mixtures_that_are_small_enough_at_the_fewest_bits(self, vgg_graph):
+        network = vgg_graph.network
+        smallest = min((x for x in network.layers if x.shape[1] % 4 == 0), key=lambda layer: layer.numel).name
+        mixture = dict.fromkeys(network.layer_names, "fine-grained") | {smallest: "2:4"}
+        floors = {bits: Target(network, 1.0, mixture, bits=bits).floor for bits in (8, 4)}
+        limit = sum(floors.values()) / 2
+        for bits, choices in (((8,), ("fine-grained",)), ((8, 4), ("fine-grained", "2:4"))):
+            assert Space(network, limit, ("fine-grained", "2:4"), mixed=True, bits=bits).choices == choices
+
     def test_limits_of_speed_are_met_by_removal(self, vgg_graph, vgg_inputs):
         space = Space(vgg_graph.network, 0.5, ("channel",), max_macs=0.6, bits=(8,))
         point = fitted(space, 0.5, "channel", dict.fromkeys(space.knobs, 0.5), Schedule())
@@ -213,6 +232,19 @@ class TestAllocations:
             removed = planned(space, replace(policy, sparsity={}))
             assert math.log(removed / whole) / math.log(0.03 / whole) == pytest.approx(0.4, abs=0.03)
 
+    def test_each_stage_begins_with_its_allocation_at_the_bits(self, vgg_graph, vgg_inputs):
+        word, network = "channel+fine-grained", vgg_graph.network
+        space = Space(network, 0.3, (word,), bits=(8, 4))
+        for bits in (8, 4):
+            stages = space.two_stage(0.03, word, 0.4, bits)
+            assert stages.least == space.target(1.0, "channel", bits).floor * FLOOR_MARGIN
+            sizes = stages.channel_share, stages.mask_share * space.unpruned_size(bits)
+            found = BaseAllocations(space, vgg_inputs).two_stage_logits("lamp", stages)
+            for part, size, logits in zip(("channel", "fine-grained"), sizes, found, strict=True):
+                wanted = allocate("lamp", Target(network, size, part, bits=bits), vgg_inputs[part])
+                shares = dict(zip(network.layer_names, sigmoid(logits).tolist(), strict=True))
+                assert {name: shares[name] for name in wanted} == pytest.approx(wanted, abs=0.1)
+
     @pytest.mark.parametrize("mixed", [False, True])
     def test_shared_knobs_move_the_allocation_at_the_bits_of_the_point(self, mixed):
         network = linear(MOST_KNOBS + 1)
@@ -240,6 +272,13 @@ class TestAllocations:
             size = 0.6 * space.unpruned_size(unlike)
             params = space.params(size, "fine-grained", even, Schedule(), "lamp", bits=unlike)
             point = Projector(space, inputs).fit(params)
+            for bits in (16, 4):
+                target = Target(network, 0.6 * space.unpruned_size(bits), bits=bits)
+                wanted = allocate("lamp", target, inputs["fine-grained"])
+                own = [name for name in wanted if unlike[name] == bits]
+                assert [point.policy.sparsity[name] for name in own] == pytest.approx(
+                    [wanted[n] for n in own], abs=0.06
+                )
             batch = Projector(space, inputs).project_batch([point.draft])
             assert planned(space, point.policy) <= size and batch.sizes[0] == pytest.approx(size, rel=0.02)
 
