@@ -18,6 +18,7 @@ import optuna
 import pytest
 import torch
 
+import search.study.baselines
 import search.study.finals
 import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
@@ -786,3 +787,39 @@ def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch)
     monkeypatch.setattr("search.study.runner.Tracker", lambda *_: slow)
     result = begin("late", trials=2, timeout=1800.0, seeds=False)
     assert result.counts["complete"] == 2 and result.trials["finished"].max() < 1800
+
+
+def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root, monkeypatch):
+    """Each short fine-tune is on disk before the next; what was done before an interruption is not repeated."""
+    asked, evaluate = [], search.study.baselines.evaluate_policy
+
+    def counted(subject, policy, epochs, seed, *rest, **options):
+        asked.append((policy.digest, epochs, seed))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return evaluate(subject, policy, epochs, seed, *rest, **options)
+
+    monkeypatch.setattr(search.study.baselines, "evaluate_policy", counted)
+    options = {"trials": 2, "bits": (8, 4), "max_size": 0.2, "finalists": 1, "final_repeats": 1, "seed": 5}
+    options |= {"granularity": "fine-grained", "sampler": "random", "warm_start": False}
+    with pytest.raises(KeyboardInterrupt):
+        begin("chosen-bits", **options)
+    journal = Journal(root / "chosen-bits" / "journal")
+    assert len(journal.short_runs()) == 2 and not journal.finals()
+    result = begin("chosen-bits", **options)
+    runs = {run.digest: run for run in journal.short_runs()}
+    assert len(asked) == len(runs) + 1 and {asked[2]} == {one for one in asked if asked.count(one) == 2}
+    assert {one[1:] for one in asked} == {(1, 5)}
+    comparison, best = result.comparison, {}
+    for run in runs.values():
+        assert run.test_accuracy is None and run.result.shares.encoded <= 0.2
+    for name, digest in comparison.baselines.items():
+        assert comparison.bits[name] in (8, 4) and result.finals[digest].bits == comparison.bits[name]
+        best[name] = runs[digest].result.accuracy if digest in runs else None
+    assert max(run.result.accuracy for run in runs.values()) in best.values()
+    begin("chosen-bits", **options)
+    assert len(asked) == len(runs) + 1, "nothing is left to choose"
+    rows = {row.name: row.bits for row in closing_rows(comparison, result.finals, {})}
+    assert {name: rows[name] for name in ("dense", "dense at 8 bits", "dense at 4 bits")} == {
+        "dense": 32, "dense at 8 bits": 8, "dense at 4 bits": 4,
+    }  # fmt: skip
