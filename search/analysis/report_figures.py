@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,15 @@ TITLE_WIDTH = 1.8
 """Inches that the title of a mask takes."""
 
 
-def histogram_pages(layers: Mapping[str, Sequence[Histogram]], stages: Sequence[str]) -> list[bytes]:
+def histogram_pages(
+    layers: Mapping[str, Sequence[Histogram]], stages: Sequence[str], bits: Mapping[str, int] = MappingProxyType({})
+) -> list[bytes]:
     """The weights of each layer: many layers side by side, or, with several stages, one row for each layer.
 
     Args:
         layers: layer -> one histogram for each stage.
         stages: what the histograms show; several get a column each.
+        bits: layer -> bits of its weights in all stages but the first, as far as they are told.
     """
     several = len(stages) > 1
     columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
@@ -52,7 +56,10 @@ def histogram_pages(layers: Mapping[str, Sequence[Histogram]], stages: Sequence[
         figure, panels = new_figure(3.6 * columns, 1.7 * height + 0.6, columns, height, squeeze=False)
         for axes, (layer, stage, histogram) in zip(panels.flat, page, strict=False):
             axes.stairs(histogram.counts, histogram.edges, fill=True, color=STAGE_COLOURS[stage % 3])
-            axes.set_title(f"{short(layer)}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=7)
+            width = f", {bits[layer]} bits" if stage and layer in bits else ""
+            axes.set_title(
+                f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=7
+            )
             axes.tick_params(labelsize=6)
             axes.ticklabel_format(axis="both", scilimits=(-4, 5))
         _hide(panels.flat[len(page) :])

@@ -3,7 +3,8 @@
 Every JSON object has `version` and `picture`, which of these it is:
 
 - `weights`: `stages`, and `layers`: name -> one histogram a stage: `counts` (bins), `edges` (bins + 1), `zeros`, which
-  are in no bin, and `gone`, with removed channels; counts, zeros and gone add up to the dense layer's weights.
+  are in no bin, and `gone`, with removed channels; counts, zeros and gone add up to the dense layer's weights. Where
+  a policy rounds weights, `bits`: name -> bits in all stages but the dense one.
 - `shares`: `criterion`, `rows` (`pruning.analysis.granularity_damage.LayerShare`) and `means`
   (`pruning.analysis.granularity_damage.MeanShare`).
 - `layout`: `layer`, its `shape`, `criterion`, `shown` (outputs and inputs of it that are drawn), `weight` (rows), and
@@ -17,7 +18,7 @@ Every JSON object has `version` and `picture`, which of these it is:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,21 @@ def write_files(folder: Path, files: Files) -> list[str]:
     return [str(folder / name) for name in files]
 
 
-def weight_files(stages: Mapping[str, nn.Module]) -> Files:
+def weight_files(stages: Mapping[str, nn.Module], bits_of: Callable[[str], int] | None = None) -> Files:
     """Histograms of every layer's weights: `weights.png` and further pages, `weights.json`.
 
     Args:
         stages: name of each stage -> its model, the dense one first; later ones may have lost channels.
+        bits_of: layer -> bits of its weights in all but the dense stage; None if no stage rounds any.
     """
     weights = [prunable_weights(model) for model in stages.values()]
     found = {name: layer_histograms([stage[name] for stage in weights]) for name in weights[0]}
-    data = {"stages": list(stages), "layers": {name: list(map(asdict, own)) for name, own in found.items()}}
-    return _pages("weights", histogram_pages(found, list(stages))) | _data("weights", "weights", data)
+    data: dict[str, Any] = {"stages": list(stages)}
+    data["layers"] = {name: list(map(asdict, own)) for name, own in found.items()}
+    bits = {} if bits_of is None else {name: bits_of(name) for name in found}
+    if bits:
+        data["bits"] = bits
+    return _pages("weights", histogram_pages(found, list(stages), bits)) | _data("weights", "weights", data)
 
 
 def share_files(importance: ImportanceScores, granularities: Sequence[str], sparsities: Sequence[float]) -> Files:

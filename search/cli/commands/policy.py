@@ -215,7 +215,8 @@ def _stage_files(prepared: PreparedModel, policy: PruningPolicy, trained: Any, t
         "pruned": pruned.model,
         "fine-tuned" if training == FINE_TUNE else training: trained,
     }
-    return weight_files({stage: model for stage, model in stages.items() if model is not None})
+    found = {stage: model for stage, model in stages.items() if model is not None}
+    return weight_files(found, policy.bits_of if policy.is_rounded else None)
 
 
 def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -> None:

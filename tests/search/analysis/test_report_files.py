@@ -115,6 +115,16 @@ def test_weights_of_all_stages_are_counted(subject):
     conv0, conv1 = data["layers"]["conv0.weight"][1], data["layers"]["conv1.weight"][1]
     assert (conv0["gone"], conv0["zeros"]) == (2 * 9, 0)
     assert (conv1["gone"], conv1["zeros"]) == (2 * 16 * 9, 0.75 * 6 * 16 * 9)
+    assert "bits" not in data
+
+
+def test_histograms_show_the_bits_of_each_layer(subject):
+    policy = PruningPolicy({"conv1.weight": 0.5}, bits={"conv0.weight": 6, "conv1.weight": 3})
+    stages = {"dense": subject.dense, "pruned": prune(subject.dense, policy, graph=subject.graph)}
+    plain, rounded = weight_files(stages), weight_files(stages, policy.bits_of)
+    bits = {"conv0.weight": 6, "conv1.weight": 3, "classifier.weight": 32}
+    assert read(rounded, "weights.json")["bits"] == bits
+    assert rounded["weights.png"] != plain["weights.png"]
 
 
 def test_shares_and_layouts_are_written_for_every_sparsity(subject):
