@@ -9,8 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.structure import Structure
 from pruning.file.limit import Fitted, encode_within
 from pruning.file.stored_form import round_weights_, to_stored_form_
+from pruning.file.unread import silence_unread_
 from pruning.importance.weights import require_finite
 from pruning.modules import prunable_weights
 from search.records import WrittenFile
@@ -41,24 +44,27 @@ class Finished:
     seconds_writing: float = 0.0
 
 
-Finish = Callable[[nn.Module], Finished]
-"""Called once with the trained network, before it is scored; it may change the network in place."""
+Finish = Callable[[nn.Module, Structure], Finished]
+"""Called once with the trained network and what was removed from the dense one, before the network is scored; it may
+change the network in place."""
 
 
-def finish_dense_(model: nn.Module, workload: Workload) -> Finished:
+def finish_dense_(model: nn.Module, structure: Structure, workload: Workload) -> Finished:
     """Average the statistics of a dense model anew, in place."""
     return Finished(refresh_statistics_(model, workload))
 
 
-def finish_(model: nn.Module, policy: PruningPolicy, workload: Workload, network: Network) -> Finished:
+def finish_(
+    model: nn.Module, structure: Structure, policy: PruningPolicy, workload: Workload, graph: ChannelGraph
+) -> Finished:
     """Bring a policy's trained network into its final state, in place: the one to be scored.
 
-    Weights are rounded to the policy's bits, statistics averaged anew with these weights, and the network put into
-    stored form. Where its file is larger than planned, its smallest values are given up. Without rounded weights,
-    statistics are all there is to do.
+    Weights are rounded to the policy's bits, channels that nothing reads any more silenced, statistics averaged anew
+    with these weights, and the network put into stored form. Where its file is larger than planned, its smallest
+    values are given up. Without rounded weights, statistics are all there is to do.
 
     Args:
-        network: the dense one; what the policy is planned to take follows from it.
+        graph: of the dense network; what the policy is planned to take follows from it.
 
     Raises:
         NotFiniteError: a weight to be rounded is NaN or infinite.
@@ -69,10 +75,11 @@ def finish_(model: nn.Module, policy: PruningPolicy, workload: Workload, network
     began = time.perf_counter()
     require_finite(prunable_weights(model))
     round_weights_(model, policy.bits)
+    silence_unread_(model, graph, structure)
     rounding = time.perf_counter() - began
     statistics = refresh_statistics_(model, workload)
     began = time.perf_counter()
-    file = _written_(model, policy, network)
+    file = _written_(model, policy, graph.network)
     return Finished(statistics, file, rounding + time.perf_counter() - began)
 
 

@@ -118,7 +118,7 @@ def fine_tune(
     model = copy_model(dense)
     calibration = Calibration(*workload.calibration, workload.loss)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
-    finish = partial(finish_, policy=policy, workload=workload, network=graph.network)
+    finish = partial(finish_, policy=policy, workload=workload, graph=graph)
     return _train(model, pruner, finish, workload, epochs, workload.recipe.learning_rate, seed, progress)
 
 
@@ -136,7 +136,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     pruner = GradualPruner(copy_model(dense), at_once, 1, graph, calibration)
     pruner.advance(0)
     began = time.perf_counter()
-    done = finish_(pruner.model, policy, workload, graph.network)
+    done = finish_(pruner.model, pruner.structure, policy, workload, graph)
     scores = score(pruner.model, workload.validation, workload)
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} without training")
@@ -184,7 +184,7 @@ def train_fresh(
     fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()
-    finish = partial(finish_, policy=policy, workload=workload, network=graph.network)
+    finish = partial(finish_, policy=policy, workload=workload, graph=graph)
     return _train(pruner.model, pruner, finish, workload, epochs, recipe.dense_learning_rate, seed, progress)
 
 
@@ -281,7 +281,8 @@ def _train(
                 model = pruner.model
             entered = time.perf_counter()
             if step + 1 == steps:
-                done = finish(model)
+                structure = pruner.structure if pruner else Structure({})
+                done = finish(model, structure)
             scores = score(model, workload.validation, workload)
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
@@ -290,7 +291,7 @@ def _train(
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
     model.eval()
-    structure, training = pruner.structure if pruner else Structure({}), time.perf_counter() - began - scoring
+    training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing
     return Trained(
         model, structure, tuple(curve), scores, training, scoring, done.statistics, done.file, done.seconds_writing
