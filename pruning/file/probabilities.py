@@ -46,7 +46,7 @@ def probabilities(log_odds: np.ndarray) -> np.ndarray:
     >>> probabilities(np.array([0, 256, -10_000])).tolist()
     [32768, 43691, 16]
     """
-    return _PROBABILITIES[np.clip(log_odds, -MOST_ODDS, MOST_ODDS) + MOST_ODDS]
+    return _PROBABILITIES[np.minimum(np.maximum(log_odds, -MOST_ODDS), MOST_ODDS) + MOST_ODDS]
 
 
 def log_odds(ones: np.ndarray, zeros: np.ndarray) -> np.ndarray:

@@ -165,6 +165,15 @@ def rounds(rows: int, columns: int, positions: int) -> Iterator[list[np.ndarray]
         yield [np.repeat(row, positions), np.repeat(column, positions), position]
 
 
+def rounds_of(kept: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """The same of the elements kept."""
+    places = np.nonzero(kept)
+    round_of = ROUND_OF[(places[0] + places[1]) % DIAGONALS]
+    for number in range(ROUNDS):
+        mine = round_of == number
+        yield [own[mine] for own in places]
+
+
 def code_places(port: Port, shape: Sequence[int], nonzero: int, kept: np.ndarray | None) -> np.ndarray:
     """Which elements of a tensor (rows, columns, positions) are not zero, bool of its shape."""
     size = int(np.prod(shape))
@@ -220,9 +229,7 @@ def code_values(
     shape, found = kept.shape, np.zeros(kept.shape, np.int64)
     signs = Decisions(shape, memory.of((kind, "sign")))
     magnitudes = Magnitudes(shape, largest, memory, kind)
-    for places in rounds(*shape):
-        inside = kept[tuple(places)]
-        places = [own[inside] for own in places]
+    for places in rounds_of(kept):
         at = tuple(places)
         negative = signs.code(port, places, None if values is None else values[at] < 0)
         size = magnitudes.code(port, places, None if values is None else np.abs(values[at]))
