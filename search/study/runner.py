@@ -151,8 +151,9 @@ class StudyRunner:
     def _profile(self) -> Profile:
         with self.watcher.stage("sensitivity scan") as progress:
             profile = cached_profile(
-                self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress
-            )
+                self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress,
+                self.space.bits,
+            )  # fmt: skip
         if note := recalibration_note(profile):
             self.watcher.note(note)
         return profile

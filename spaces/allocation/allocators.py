@@ -14,6 +14,7 @@ import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, fit_by_shift, fit_to_budget
 from spaces.allocation.importance import AllocationInputs, Ranking
+from spaces.bits import FLOAT_BITS
 from spaces.validation import check_limit, unknown
 
 SPEED_MIX = 0.5
@@ -102,9 +103,10 @@ def scan_for_speed(target: Target, inputs: AllocationInputs) -> dict[str, float]
 
 
 def _least_damage(target: Target, inputs: AllocationInputs, mix: float) -> dict[str, float]:
-    if inputs.tradeoff is None:
+    table = inputs.tradeoff_at(target.bits if target.file else FLOAT_BITS)
+    if table is None:
         raise ValueError("an allocation by the scan needs a profile: scan the model first")
-    rough = inputs.tradeoff.at(target.aim, mix)
+    rough = table.at(target.aim * table.whole, mix)
     try:
         return fit_by_shift(rough, target)
     except Unreachable:

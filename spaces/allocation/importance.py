@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -12,12 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL
-from spaces.allocation.knobs import scan_damages
+from spaces.allocation.knobs import rounding_damages, scan_damages
 from spaces.allocation.lagrangian import LagrangianAllocator
+from spaces.bits import FLOAT_BITS
 from spaces.network import Network
 from spaces.sensitivity import Profile
 
 Worked = TypeVar("Worked")
+MOST_TABLES = 16
+"""Of other bits, kept at once."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class AllocationInputs:
     Attributes:
         scores: layer -> score of each of its units (n,), squared L2 norms; larger is kept. Layers of one
             channel group share their scores. They must not change, since results worked out from them are kept.
-        tradeoff: least damage over size and MACs by a sensitivity scan, if there was one.
+        tradeoff: least damage over size and MACs by a sensitivity scan, if there was one, of weights that are not
+            rounded; `tradeoff_at` has it at other bits.
     """
 
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -45,9 +50,40 @@ class AllocationInputs:
         """The inputs for one granularity: scores, and with a profile its damages as a tradeoff."""
         if profile is None:
             return cls(scores)
-        return cls(
-            scores, LagrangianAllocator(network, granularity, scan_damages(profile, network, granularity), metric)
-        )
+        damages, rounding = scan_damages(profile, network, granularity), rounding_damages(profile, network)
+        return cls(scores, LagrangianAllocator(network, granularity, damages, metric, rounding=rounding))
+
+    def tradeoff_at(self, bits: int | Mapping[str, int] | tuple[int, ...]) -> LagrangianAllocator | None:
+        """Least damage over size and MACs with weights stored in `bits`, by the scan; made when first asked for.
+
+        Args:
+            bits: of all layers, or layer -> bits; or a tuple that each layer chooses from, see `LagrangianAllocator`.
+        """
+        key = frozenset(bits.items()) if isinstance(bits, Mapping) else bits
+        if self.tradeoff is None or key in (FLOAT_BITS, (FLOAT_BITS,), frozenset()):
+            return self.tradeoff
+        if key not in self._tables:
+            if len(self._tables) >= MOST_TABLES:
+                self._tables.pop(next(iter(self._tables)))
+            self._tables[key] = replace(self.tradeoff, bits=bits)
+        return self._tables[key]
+
+    def best_bits(self, size: float, choices: Sequence[int], mix: float = 0.0) -> int:
+        """The one of `choices`, for all layers, that the scan finds least damage with at a size, a share of dense; the
+        most bits of those that do.
+
+        Raises:
+            ValueError: there was no scan, or none of rounding.
+        """
+        if self.tradeoff is None or not self.tradeoff.rounding:
+            raise ValueError("the best bits follow from a profile with rounding: scan the model with bits first")
+        tables = {bits: self.tradeoff_at(bits) for bits in sorted(choices)[::-1]}
+        damages = {bits: table.damage_at(size, mix) for bits, table in tables.items() if table is not None}
+        return min(damages, key=damages.__getitem__) if min(damages.values()) < math.inf else min(damages)
+
+    @cached_property
+    def _tables(self) -> dict[Hashable, LagrangianAllocator]:
+        return {}
 
     @cached_property
     def _kept(self) -> dict[str, tuple[Hashable, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spaces.bits import BITS
 from spaces.counting import in_multiples
 from spaces.granularity import GRANULARITIES, Units, units_of, unpruned_reason
 from spaces.network import Network
@@ -117,6 +118,13 @@ def scan_damages(
         values = _between_scanned(reached, *profile.damage(granularity, name))
         damages[name] = Damage(reached, values * weights.get(name, 1.0))
     return {name: damages[name] for name in knobs if name in damages}
+
+
+def rounding_damages(profile: Profile, network: Network) -> dict[str, dict[int, float]]:
+    """Layer -> bits, all of `BITS` -> damage of rounding it by the scan; layers whose rounding was not scanned are left
+    out."""
+    scanned = [layer for layer in network.by_name if profile.rounding.get(layer)]
+    return {layer: {bits: profile.rounding_damage(layer, bits) for bits in BITS} for layer in scanned}
 
 
 def _between_scanned(levels: np.ndarray, scanned: np.ndarray, damage: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The allocations of least damage for every size and speed at once, where the damages of the knobs add up.
 
-A knob moves one channel group, or one layer when masks do the pruning. Prices come from the solutions: at the
+A knob moves one channel group, or one layer when masks do the pruning. Value bits are a further choice of each layer,
+if the table is given several. Prices come from the solutions: at the
 price where two neighbours on the hull of damage against cost tie, either a third one is found below them, or
 there is none between.
 """
@@ -8,40 +9,27 @@ there is none between.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
-from spaces.allocation.elimination import Knobs, VariableElimination
+from spaces.allocation.elimination import VariableElimination
 from spaces.allocation.knobs import Damage, Knob, knobs_of
-from spaces.cost.container import encoded_entry
+from spaces.allocation.level_costs import LevelCosts, Steps
+from spaces.bits import FLOAT_BITS, check_bits
 from spaces.cost.footprint import SIZE_METRICS, dense_footprint
-from spaces.cost.removal import dimensions_of
-from spaces.network import ITEM_BYTES, Network, StoredTensor
+from spaces.network import Network
 from spaces.validation import unknown
 
 ROUNDS = 4
 """The prices of a mix are tried in this many rounds; later rounds start from what earlier ones found."""
+ROUND_OFF = 1e-9
+"""Of the logarithm of a size."""
 FLAT = 1e-13
 """Three solutions count as lying on one line if the hull bends less than this share of the box around it."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """The levels of a knob that differ: sparsities, damages and units kept (k,)."""
-
-    levels: np.ndarray
-    damage: np.ndarray
-    kept: np.ndarray
-
-    @classmethod
-    def of(cls, knob: Knob, damage: Damage) -> _Steps:
-        removed, first = np.unique(knob.removed(damage.levels), return_index=True)
-        return cls(damage.levels[first], damage.values[first], knob.units.count - removed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +38,17 @@ class Allocation:
 
     Attributes:
         sparsity: knob -> its level.
-        damage: summed over the knobs.
+        damage: summed over the knobs, and over the layers that are rounded.
         size: share of the dense size, without the notes the file's header keeps on encodings.
         macs: share of the dense MACs.
+        bits: layer -> bits of its values, for every prunable layer.
     """
 
     sparsity: Mapping[str, float]
     damage: float
     size: float
     macs: float
+    bits: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +93,15 @@ class LagrangianAllocator:
         metric: of the size, `encoded` or `nonzero`.
         mixes: each a share of the price that is put on MACs, the rest on size; rising within [0, 1].
         prices: prices tried for each mix, >= 1.
+        bits: of the values of all layers, or layer -> bits with 32 for those not named, as of a policy; or a tuple of
+            bits that every layer chooses from by itself, in one solution with the sparsities. Below 32, bytes are the
+            prediction for version 2 of the sparse file.
+        rounding: layer -> bits -> damage of rounding it, see `knobs.rounding_damages`. Where a layer has no choice of
+            bits, a damage that is absent counts as 0: it would be the same for every allocation.
 
     Raises:
-        ValueError: an unknown granularity, metric or knob, mixes that do not rise within [0, 1], no price.
+        ValueError: an unknown granularity, metric or knob, mixes that do not rise within [0, 1], no price, bits below
+            32 with the metric `nonzero`, or a layer that is to choose its bits without the damages.
     """
 
     network: Network
@@ -114,6 +110,8 @@ class LagrangianAllocator:
     metric: str = "encoded"
     mixes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     prices: int = 60
+    bits: int | Mapping[str, int] | tuple[int, ...] = FLOAT_BITS
+    rounding: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         knobs = self._knobs
@@ -126,11 +124,32 @@ class LagrangianAllocator:
         for name in self.damages:
             if name not in knobs:
                 raise ValueError(unknown("knob", name, knobs))
+        if self.is_rounded and self.metric != "encoded":
+            raise ValueError(f"bits {self.bits!r} do not lower the size {self.metric!r}, which counts 32 each")
+        for layer, widths in self._widths.items():
+            lacking = [own for own in widths if own < FLOAT_BITS and own not in self.rounding.get(layer, {})]
+            if len(widths) > 1 and lacking:
+                raise ValueError(f"the scan has no rounding of {layer!r} to {lacking[0]} bits: scan it with bits")
 
     @cached_property
     def choices(self) -> VariableElimination:
-        """The model in numbers; its knobs are those with a damage, in the network's order."""
-        return _choices(self.network, self._moving, self._steps, self.metric, self.granularity)
+        """The model in numbers; its knobs are those with a damage, in the network's order, and behind them the bits of
+        layers that choose them but have no knob of their own."""
+        bits = {layer: widths[0] for layer, widths in self._widths.items()}
+        costs = LevelCosts(self.network, self._steps, self.metric, self.granularity, bits, self.is_rounded)
+        return costs.choices
+
+    @cached_property
+    def is_rounded(self) -> bool:
+        """Whether any layer is rounded, or may be."""
+        return any(width < FLOAT_BITS for widths in self._widths.values() for width in widths)
+
+    @cached_property
+    def whole(self) -> float:
+        """The size with nothing removed, at the most bits; 1.0 of floats."""
+        if not self.is_rounded:
+            return 1.0
+        return float(self.choices.cost_of(np.zeros((1, len(self._steps)), int))[0, 0] / self._dense[0])
 
     @cached_property
     def solutions(self) -> tuple[Allocation, ...]:
@@ -159,22 +178,82 @@ class LagrangianAllocator:
 
         Between neighbouring solutions the logarithm of each share kept is linear in the logarithm of the size, and
         between `mixes` it is linear in the mix, so that nothing jumps. Outside their ranges the nearest solution or
-        mix is taken. `spaces.allocation.budget.fit_by_shift` then meets the size exactly.
+        mix is taken. `spaces.allocation.budget.fit_by_shift` then meets the size exactly. Where layers choose their
+        bits nothing is interpolated: the solution nearest in size says both, the sparsities here and the bits in
+        `bits_at`.
 
         Args:
             size: share of the dense size, > 0.
             mix: share of the price that is on MACs, in [0, 1].
         """
+        self._check_place(size, mix)
+        sparsity = {layer: 0.0 for knob in self._knobs.values() for layer in knob.layers}
+        if self._choose_bits:
+            kept = self._nearest(size, mix)
+            levels = [float(one.levels[level]) for one, level in zip(self._steps, kept, strict=True)]
+        else:
+            levels = (0.0 - np.expm1(self._between(size, mix)[:-1])).tolist()
+        for one, value in zip(self._steps, levels, strict=True):
+            if one.knob is not None:
+                sparsity |= dict.fromkeys(one.knob.layers, float(value))
+        return sparsity
+
+    def bits_at(self, size: float, mix: float = 0.0) -> dict[str, int]:
+        """Layer -> bits that belong to the sparsities of `at`, for every prunable layer."""
+        self._check_place(size, mix)
+        return self._bits(self._nearest(size, mix))
+
+    def damage_at(self, size: float, mix: float = 0.0) -> float:
+        """Least damage at this size, interpolated as in `at`; infinite below the smallest solution."""
+        self._check_place(size, mix)
+        smallest = min(path.log_sizes[0] for path in self._paths.values())
+        if math.log(size) < smallest - ROUND_OFF:
+            return math.inf
+        return float(self._between(size, mix)[-1]) + self._fixed_damage
+
+    def _check_place(self, size: float, mix: float) -> None:
         if not 0 < size < math.inf:
             raise ValueError(f"size must be a share > 0 of the dense model, got {size!r}; nearest valid: 0.01")
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must satisfy 0 <= mix <= 1, got {mix!r}; 0 is all on size, 1 all on MACs")
-        paths = [_between(math.log(size), *path) for path in self._paths.values()]
-        log_kept = _between(mix, np.array([*self._paths]), np.array(paths))
-        sparsity = {layer: 0.0 for knob in self._knobs.values() for layer in knob.layers}
-        for knob, value in zip(self._moving, 0.0 - np.expm1(log_kept), strict=True):
-            sparsity |= dict.fromkeys(knob.layers, float(value))
-        return sparsity
+
+    def _between(self, size: float, mix: float) -> np.ndarray:
+        """Logarithm of the share each of the steps keeps, and behind them the damage (steps + 1,)."""
+        rows = [_between(math.log(size), path.log_sizes, path.values) for path in self._paths.values()]
+        return _between(mix, np.array([*self._paths]), np.array(rows))
+
+    def _nearest(self, size: float, mix: float) -> np.ndarray:
+        """Level numbers (steps,) of the solution nearest in the logarithm of the size, of the nearest mix."""
+        path = self._paths[min(self._paths, key=lambda own: abs(own - mix))]
+        row: np.ndarray = path.rows[int(np.argmin(abs(path.log_sizes - math.log(size))))]
+        return row
+
+    def _bits(self, row: np.ndarray) -> dict[str, int]:
+        bits = {layer: widths[0] for layer, widths in self._widths.items()}
+        for one, level in zip(self._steps, row, strict=True):
+            if one.layer is not None:
+                bits[one.layer] = int(one.bits[level])
+        return bits
+
+    @cached_property
+    def _widths(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> the bits it may have, falling."""
+        given = self.bits
+        if isinstance(given, Mapping):
+            self.network.require(given)
+            return {layer: (check_bits(given.get(layer, FLOAT_BITS)),) for layer in self.network.by_name}
+        every = given if isinstance(given, tuple) else (given,)
+        return dict.fromkeys(self.network.by_name, tuple(sorted({*map(check_bits, every)}, reverse=True)))
+
+    @cached_property
+    def _choose_bits(self) -> bool:
+        return any(one.layer is not None for one in self._steps)
+
+    @cached_property
+    def _fixed_damage(self) -> float:
+        """Of rounding the layers that have no choice."""
+        fixed = {layer: widths[0] for layer, widths in self._widths.items() if len(widths) == 1}
+        return float(sum(self.rounding.get(layer, {}).get(width, 0.0) for layer, width in fixed.items()))
 
     @cached_property
     def _knobs(self) -> dict[str, Knob]:
@@ -185,9 +264,20 @@ class LagrangianAllocator:
         return [knob for name, knob in self._knobs.items() if self.damages.get(name) is not None]
 
     @cached_property
-    def _steps(self) -> list[_Steps]:
-        damages = ((knob, self.damages[knob.name]) for knob in self._moving)
-        return [_Steps.of(knob, damage) for knob, damage in damages if damage is not None]
+    def _steps(self) -> list[Steps]:
+        choices = {
+            layer: {own: self.rounding[layer][own] if own < FLOAT_BITS else 0.0 for own in widths}
+            for layer, widths in self._widths.items()
+            if len(widths) > 1
+        }
+        steps = []
+        for knob in self._moving:
+            damage = self.damages[knob.name]
+            assert damage is not None
+            steps.append(Steps.of(knob, damage))
+            if knob.group is None and knob.name in choices:
+                steps[-1] = steps[-1].at_each(knob.name, choices.pop(knob.name))
+        return steps + [Steps.of_bits(self.network, layer, own) for layer, own in choices.items()]
 
     @cached_property
     def _dense(self) -> np.ndarray:
@@ -239,23 +329,40 @@ class LagrangianAllocator:
                 yield price * weights, (first, second)
 
     @cached_property
-    def _paths(self) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-        """Mix -> logarithms of the sizes on its hull (m,), rising, and of the share each knob keeps (m, knobs)."""
+    def _paths(self) -> dict[float, _Path]:
         paths = {}
         for mix, weights in self._weights.items():
             hull = self._pool.hull(weights)
             sizes = self._pool.shares[hull, 0]
             falls = np.append(True, sizes[1:] < np.minimum.accumulate(sizes)[:-1])
-            rows = self._pool.rows[hull[falls]][::-1]
+            chosen = hull[falls][::-1]
+            rows = self._pool.rows[chosen]
             columns = [np.log1p(-steps.levels)[column] for steps, column in zip(self._steps, rows.T, strict=True)]
-            paths[mix] = np.log(sizes[falls][::-1]), np.array(columns).T.reshape(len(rows), -1)
+            values = np.array([*columns, self._pool.damage[chosen]]).T
+            paths[mix] = _Path(np.log(sizes[falls][::-1]), rows, values)
         return paths
 
     def _allocation(self, row: np.ndarray) -> Allocation:
         size, macs = self.choices.cost_of(row[None])[0] / self._dense
-        levels = zip(self._moving, self._steps, row, strict=True)
-        sparsity = {knob.name: float(steps.levels[level]) for knob, steps, level in levels}
-        return Allocation(sparsity, float(self.choices.damage_of(row[None])[0]), float(size), float(macs))
+        levels = zip(self._steps, row, strict=True)
+        sparsity = {one.knob.name: float(one.levels[level]) for one, level in levels if one.knob is not None}
+        damage = float(self.choices.damage_of(row[None])[0]) + self._fixed_damage
+        return Allocation(sparsity, damage, float(size), float(macs), self._bits(row))
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """The solutions of one mix by rising size, each smaller than those before it on the hull.
+
+    Attributes:
+        log_sizes: logarithms of the sizes (m,).
+        rows: level numbers (m, steps).
+        values: logarithm of the share each of the steps keeps, and behind them the damage (m, steps + 1).
+    """
+
+    log_sizes: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
 
 
 def _between(at: float, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -266,62 +373,16 @@ def _between(at: float, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return rows[below] + (part - below) * (rows[above] - rows[below])
 
 
-def _uniform(steps: Sequence[_Steps]) -> np.ndarray:
-    """Combinations (c, knobs) at one sparsity everywhere, or the next lower level of a knob; the unpruned one first."""
+def _uniform(steps: Sequence[Steps]) -> np.ndarray:
+    """Combinations (c, steps) at one sparsity everywhere, or the next lower level of a knob, for each of the bits that
+    layers choose from; the unpruned one of most bits first."""
     every = np.unique(np.concatenate([[0.0], *(one.levels for one in steps)]))
-    columns = [np.searchsorted(one.levels, every, side="right") - 1 for one in steps]
-    return np.array(columns, dtype=int).reshape(len(steps), len(every)).T
-
-
-def _choices(
-    network: Network, knobs: Sequence[Knob], steps: Sequence[_Steps], metric: str, granularity: str
-) -> VariableElimination:
-    """Size and MACs by level: what no knob changes, what one changes alone, and what several change together."""
-    masked = {knob.name: index for index, knob in enumerate(knobs) if knob.group is None}
-    groups = {knob.group: (index, knob.units.count) for index, knob in enumerate(knobs) if knob.group is not None}
-    terms: dict[Knobs, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    alone = [np.zeros((len(one.kept), 2)) for one in steps]
-    for tensor in network.tensors:
-        unit = np.array([_unit_size(tensor, metric), network.multiplied.get(tensor.name, 0)], dtype=float)
-        if tensor.name in masked:
-            kept = steps[masked[tensor.name]].kept * knobs[masked[tensor.name]].units.elements
-            inputs = network.by_name[tensor.name].inputs
-            entries = (encoded_entry(tensor, tensor.shape, int(n), granularity, inputs) for n in kept)
-            sizes = kept if metric == "nonzero" else [entry.bytes for entry in entries]
-            alone[masked[tensor.name]] += np.column_stack([sizes, np.full(len(kept), unit[1] * tensor.numel)])
-            continue
-        for term, count in _numel_terms(network, tensor, groups).items():
-            terms[term] += count * unit
-    terms[()] += [0, network.other_macs]
-    if metric == "encoded":
-        tensors = sum(tensor.numel * ITEM_BYTES[tensor.dtype] for tensor in network.tensors)
-        terms[()] += [dense_footprint(network).encoded_bytes - tensors, 0]  # the header
-    for term, pair in terms.items():
-        if len(set(term)) == 1:
-            alone[term[0]] += (steps[term[0]].kept ** len(term))[:, None] * pair
-    joint = {term: pair for term, pair in terms.items() if len(set(term)) > 1}
-    every_kept = tuple(one.kept.astype(float) for one in steps)
-    return VariableElimination(tuple(one.damage for one in steps), every_kept, tuple(alone), joint, terms[()])
-
-
-def _unit_size(tensor: StoredTensor, metric: str) -> int:
-    return ITEM_BYTES[tensor.dtype] if metric == "encoded" else int(tensor.parameter)
-
-
-def _numel_terms(network: Network, tensor: StoredTensor, groups: Mapping[int, tuple[int, int]]) -> dict[Knobs, int]:
-    """The tensor's elements as a polynomial in units kept; `groups`: number -> (index of its knob, units)."""
-    terms: dict[Knobs, int] = {(): 1}
-    for dimension in dimensions_of(network, tensor):
-        factors: dict[Knobs, int] = {(): dimension.length}
-        for group, per_unit in dimension.per_unit:
-            if group in groups:
-                knob, units = groups[group]
-                factors[(knob,)] = factors.get((knob,), 0) + per_unit
-                factors[()] -= per_unit * units
-        product: dict[Knobs, int] = defaultdict(int)
-        for knobs, count in terms.items():
-            for more, times in factors.items():
-                if count * times:
-                    product[tuple(sorted(knobs + more))] += count * times
-        terms = dict(product)
-    return terms
+    widths = sorted({int(own) for one in steps for own in one.bits if one.layer is not None}, reverse=True)
+    found = []
+    for width in widths or [FLOAT_BITS]:
+        columns = []
+        for one in steps:
+            own = np.flatnonzero(one.bits == width) if one.layer is not None else np.arange(len(one.levels))
+            columns.append(own[np.searchsorted(one.levels[own], every, side="right") - 1])
+        found.append(np.array(columns, dtype=int).reshape(len(steps), len(every)).T)
+    return np.concatenate(found)

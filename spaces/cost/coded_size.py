@@ -217,13 +217,17 @@ class SizesAtBits:
             numel, kept, channels: elements left, those not masked, and output channels left of the layers (..., n).
             others: bits of all further tensors (2, ...).
         """
-        share, most = kept / np.maximum(numel, 1), self.most * numel
-        bits = np.minimum(place_bits(numel, share) + kept * self.values, most)
-        bits = np.where(share < self.likeliest, bits, most)
+        bits = self.layer_bits(numel, kept)
         every = np.ones(bits.shape[-1])  # products are the fastest sums here
         scales = (np.minimum(channels, kept) * self.is_rounded) @ every
         total = bits @ every + np.multiply.outer(_SCALE_COSTS, scales) + others
         return self.header + coded_bytes((total.T * _FACTORS).T)
+
+    def layer_bits(self, numel: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Bits of places and values of each layer (2, ..., n), of elements left and those not masked (..., n)."""
+        share, most = kept / np.maximum(numel, 1), self.most * numel
+        bits = np.minimum(place_bits(numel, share) + kept * self.values, most)
+        return np.where(share < self.likeliest, bits, most)
 
 
 @once_per_network
