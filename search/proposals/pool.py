@@ -243,15 +243,14 @@ class Pool:
     ) -> tuple[np.ndarray, str] | None:
         """Knobs and base of one of the scan's allocations at a size; None without a scan."""
         parts = parts_of(granularity)
-        tables = [table for part in parts if (table := self._inputs[part].tradeoff) is not None]
+        tables = [table for part in parts if (table := self._inputs[part].tradeoff_at(bits)) is not None]
         if len(tables) < len(parts):
             return None
         if len(self._space.base_names) > 1:
             return np.zeros(len(self._space.knobs)), str(random.choice(SCANNED))
         if len(tables) > 1:
             return self._allocated(str(random.choice(SCANNED)), granularity, size, bits)
-        aim = self._space.target(size, granularity, bits).aim
-        return self._space.logits(tables[0].at(aim, float(random.choice(tables[0].mixes)))), EVEN
+        return self._space.logits(tables[0].at(size, float(random.choice(tables[0].mixes)))), EVEN
 
     @cached_property
     def _grids(self) -> dict[int, np.ndarray]:
