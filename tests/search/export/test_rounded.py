@@ -177,7 +177,8 @@ class TestOnnx:
         model = Net(
             lambda m, x: m.wide(m.last(m.first(m.up(m.depth(m.bn(m.conv(x)).relu())).mean(3).mT).relu()).mT).sum(2),
             conv=nn.Conv2d(3, 16, 3, padding=1, bias=False), bn=nn.BatchNorm2d(16),
-            depth=nn.Conv2d(16, 16, 3, groups=16), up=nn.ConvTranspose2d(16, 16, 2, groups=2), first=first, last=last, wide=nn.Conv1d(16, 5, 1),
+            depth=nn.Conv2d(16, 16, 3, groups=16), up=nn.ConvTranspose2d(16, 16, 2, groups=2),
+            first=first, last=last, wide=nn.Conv1d(16, 5, 1),
         ).eval()  # fmt: skip
         model.bn.weight.data.normal_()
         model.conv.weight.data[3] = 0
