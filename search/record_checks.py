@@ -86,6 +86,8 @@ def _check_result(result: TrialResult) -> None:
         _number("loss", result.loss)
         if result.shares is None:
             raise ValueError("it is complete and has no shares")
+    if result.rate is not None and not (is_number(result.rate) and result.rate > 0):
+        raise ValueError(f"rate must be a number > 0, got {_said(result.rate)}")
     if result.file is not None:
         _check_file(result.file)
     if result.shares is not None:

@@ -80,6 +80,7 @@ class TrialResult:
         cause: why it failed, in one word: `diverged`, `refused`, `out-of-memory`, `error`, ...; None unless failed.
         measuring: the version of how it was measured, see `MEASURING`; 1 in records that do not say.
         file: the written file of a network with rounded weights; None of others.
+        rate: the peak learning rate of the fine-tune; None of other trainings, and in older records.
     """
 
     state: str
@@ -94,6 +95,7 @@ class TrialResult:
     cause: str | None = None
     measuring: int = 1
     file: WrittenFile | None = None
+    rate: float | None = None
 
     @property
     def measured(self) -> Measured:
@@ -210,6 +212,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"cause": result.cause} if result.cause else {}),
         **({"measuring": result.measuring} if result.measuring > 1 else {}),
         **({"file": asdict(result.file)} if result.file else {}),
+        **({"rate": result.rate} if result.rate else {}),
     }
 
 

@@ -14,6 +14,7 @@ from pruning.importance.own_criteria import own_function
 from search.config import SearchConfig
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen
+from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.progress import ProgressReporter
 from search.records import TrialResult
@@ -25,7 +26,7 @@ from search.training.fingerprint import criterion_fingerprint
 from search.training.former_fingerprints import old_criterion_fingerprint
 from search.training.train import FINE_TUNE, score
 from search.user_code.loading import named_criterion
-from search.workloads import Workload, get_workload
+from search.workloads import Workload, get_workload, is_built_in
 from spaces.policy import PruningPolicy
 
 
@@ -84,6 +85,7 @@ def export_of_trial(
     """
     folder, config = view.folder, view.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
+    workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
         return made, workload, config

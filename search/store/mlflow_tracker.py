@@ -310,6 +310,8 @@ def _summary(record: TrialRecord) -> dict[str, float]:
     summary |= {f"guide_{name}": score for name, score in record.scores.items()}
     if record.latency is not None:
         summary["latency"] = record.latency
+    if result.rate is not None:
+        summary["learning_rate"] = result.rate
     if result.state == COMPLETE:
         accuracy, loss, shares = result.measured
         summary |= {"accuracy": accuracy, "loss": loss, "macs": shares.macs}

@@ -11,6 +11,7 @@ from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
+from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.study_identity import study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of
 from search.progress import ProgressReporter
@@ -59,6 +60,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
         _require_criterion(config.criterion)
+        workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
     folder.refuse_orphan()
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
     space = _space(config, workload, root / "cache", watcher, word)

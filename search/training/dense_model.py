@@ -39,7 +39,7 @@ from search.workloads.metric_checks import metric_of
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)
-FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate")
+FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate", "rate")
 """Parts of a recipe the dense model does not depend on."""
 
 

@@ -218,6 +218,7 @@ def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) 
         statistics=trained.statistics,
         measuring=MEASURING,
         file=trained.file,
+        rate=trained.rate,
     )
     return Evaluation(result, trained.model, trained.structure)
 

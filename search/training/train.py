@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,8 +22,10 @@ from pruning.copying import copy_model
 from pruning.gradual import GradualPruner
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
+from pruning.straight_through import StraightThrough, straight_through
 from search.records import CurvePoint, WrittenFile
 from search.training.optimizers import forget_masked_, make_optimizer
+from search.training.rate import peak_rate
 from search.training.stored import Finish, Finished, finish_, finish_dense_
 from search.workloads.base import Workload
 from search.workloads.recipe import one_cycle
@@ -38,6 +40,10 @@ FRESH_SEED = 2**40
 """Added to the seed of fresh weights, so that they never equal the initial weights of a dense model."""
 TRAININGS = (FINE_TUNE, *SCRATCH)
 """How a policy's network gets its weights."""
+UNSEEN = 0.5
+"""Share of a training after which its passes see weights of few bits rounded; seeing them from the first step on costs
+heavily pruned networks up to a point.
+"""
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
 
@@ -59,7 +65,8 @@ class Trained:
     """A trained network: what was removed from the dense one, its loss curve, and its scores on validation data.
 
     `statistics` says which running statistics it is scored with, see `refresh_statistics_`. A network of a policy that
-    rounds weights is in stored form, the one that `file` holds; `file` is None for others.
+    rounds weights is in stored form, the one that `file` holds; `file` is None for others. `rate` is the peak learning
+    rate of a fine-tune.
     """
 
     model: nn.Module
@@ -71,6 +78,7 @@ class Trained:
     statistics: str | None = None
     file: WrittenFile | None = None
     seconds_writing: float = 0.0
+    rate: float | None = None
 
 
 @torch.no_grad()
@@ -97,7 +105,7 @@ def train_dense(workload: Workload, seed: int, progress: Progress | None = None)
     torch.manual_seed(seed)
     model = in_fast_layout(workload.build_model(), workload.example_input)
     recipe, finish = workload.recipe, partial(finish_dense_, workload=workload)
-    return _train(model, None, finish, workload, recipe.dense_epochs, recipe.dense_learning_rate, seed, progress)
+    return _train(model, None, None, finish, workload, recipe.dense_epochs, recipe.dense_learning_rate, seed, progress)
 
 
 def fine_tune(
@@ -119,7 +127,11 @@ def fine_tune(
     calibration = Calibration(*workload.calibration, workload.loss)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
-    return _train(model, pruner, finish, workload, epochs, workload.recipe.learning_rate, seed, progress)
+    seen, began = straight_through(policy.bits), time.perf_counter()
+    rate = peak_rate(dense, policy, workload, graph, calibration)
+    looked = time.perf_counter() - began
+    trained = _train(model, pruner, seen, finish, workload, epochs, rate, seed, progress)
+    return replace(trained, rate=rate, seconds_scoring=trained.seconds_scoring + looked)
 
 
 def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph) -> Trained:
@@ -185,7 +197,8 @@ def train_fresh(
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
-    return _train(pruner.model, pruner, finish, workload, epochs, recipe.dense_learning_rate, seed, progress)
+    seen = straight_through(policy.bits)
+    return _train(pruner.model, pruner, seen, finish, workload, epochs, recipe.dense_learning_rate, seed, progress)
 
 
 def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGraph, training: str) -> float:
@@ -243,6 +256,7 @@ def _subnormals_as_zero() -> Iterator[None]:
 def _train(
     model: nn.Module,
     pruner: GradualPruner | None,
+    seen: StraightThrough | None,
     finish: Finish,
     workload: Workload,
     epochs: float,
@@ -269,7 +283,8 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = one_cycle(*cycle_at(step, steps, schedule), peak, recipe.warmup)
         scales = _norm_scales(model) if recipe.bn_l1 and not (pruner and pruner.settled) else []
-        losses.append(_step(model, optimizer, workload, inputs, targets, step, scales))
+        view = seen.seen_by(model) if seen and step >= UNSEEN * steps else nullcontext()
+        losses.append(_step(model, optimizer, workload, inputs, targets, step, scales, view))
         if pruner:
             pruner.hold()
             if regrow:
@@ -312,14 +327,19 @@ def _step(
     targets: Tensor,
     step: int,
     scales: Sequence[nn.Parameter],
+    view: AbstractContextManager[None],
 ) -> float:
-    """One optimizer step; the gradient includes the recipe's L1 norm of `scales`, the returned loss does not."""
-    loss = workload.loss(model(inputs), targets)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise Diverged(f"training loss is {value} at step {step}")
-    optimizer.zero_grad()
-    loss.backward()
+    """One optimizer step; the gradient includes the recipe's L1 norm of `scales`, the returned loss does not.
+
+    Loss and gradient are those of the model within `view`.
+    """
+    with view:
+        loss = workload.loss(model(inputs), targets)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"training loss is {value} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
     for scale in scales:
         if scale.grad is not None:
             scale.grad.add_(scale.detach().sign(), alpha=workload.recipe.bn_l1)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from spaces.validation import is_number, unknown
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"dense_learning_rate": 0.1, "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.9},
-    "adamw": {"dense_learning_rate": 0.01, "learning_rate": 0.003, "weight_decay": 0.01, "betas": (0.9, 0.999)},
+    "adamw": {"dense_learning_rate": 0.01, "learning_rate": 0.01, "weight_decay": 0.01, "betas": (0.9, 0.999)},
 }
 """Optimizer -> what its recipes have where they say nothing else."""
+BY_DAMAGE, FIXED = "damage", "fixed"
+RATES = (BY_DAMAGE, FIXED)
+FINAL_LENGTH = 3
+"""Epochs of a final run where a recipe says nothing, in trials; from there on curves are flat unless most is lost."""
+FORMER_EPOCHS, FORMER_RATES = 2, {"sgd": 0.05, "adamw": 0.003}
+"""Final epochs, and rates of fine-tunes by optimizer, of recipes with a fixed rate that do not say."""
 _OF_THE_OPTIMIZER: Any = None
 """For a part that is left out and that every optimizer has."""
+_OF_THE_TRIALS: Any = None
+"""For final epochs that are left out."""
 _POSITIVE = ("dense_epochs", "trial_epochs", "final_epochs", "dense_learning_rate", "learning_rate")
-_ADDED = {"bn_l1": 0.0, "optimizer": "sgd", "betas": None, "momentum": None}
+_ADDED = {"bn_l1": 0.0, "optimizer": "sgd", "betas": None, "momentum": None, "rate": FIXED}
 """Fields left out of a stored recipe while they have these values, so that recipes from before these fields keep their
 hash.
 """
@@ -34,9 +43,10 @@ class Recipe:
         batch: examples a step; an incomplete last batch of an epoch is dropped.
         dense_epochs: epochs of the dense model's own training.
         trial_epochs: epochs of a trial's fine-tune; fractions are allowed.
-        final_epochs: epochs of a finalist's fine-tune.
+        final_epochs: epochs of a finalist's fine-tune; 3 times those of a trial, or 2 with a fixed rate.
         dense_learning_rate: peak of the dense training; 0.1 for `sgd`, 0.01 for `adamw`.
-        learning_rate: peak of fine-tunes; 0.05 for `sgd`, 0.003 for `adamw`.
+        learning_rate: peak of fine-tunes of networks that lost most; 0.05 for `sgd`, 0.01 for `adamw` (0.003 with a
+            fixed rate).
         warmup: share of the steps in which the learning rate rises.
         momentum: for `sgd`, in [0, 1); 0.9.
         weight_decay: on every parameter. 5e-4 for `sgd`, where it is part of the gradient; 0.01 for `adamw`, where it
@@ -45,20 +55,22 @@ class Recipe:
             uses 1e-4 or 1e-5), so that the criterion `bn-scale` finds channels that matter little. It acts in the dense
             training, and in fine-tunes until the last channels are chosen; 0 leaves it out.
         optimizer: `sgd` with Nesterov momentum, or `adamw`.
+        rate: `damage` (a fine-tune's peak follows from what pruning and rounding did to the calibration loss, between a
+            thirtieth of `learning_rate` and all of it) or `fixed` (always `learning_rate`).
         betas: for `adamw`: decay of the running means of gradient and squared gradient, each in [0, 1); (0.9, 0.999).
 
     Raises:
-        ValueError: an unknown optimizer (the nearest is named), a field outside its range, or one that the optimizer
-            does not have.
+        ValueError: an unknown optimizer or rate (the nearest is named), a field outside its range, or one that the
+            optimizer does not have.
 
     >>> Recipe(optimizer="adamw").learning_rate, Recipe().learning_rate
-    (0.003, 0.05)
+    (0.01, 0.05)
     """
 
     batch: int = 128
     dense_epochs: float = 10
     trial_epochs: float = 1
-    final_epochs: float = 2
+    final_epochs: float = _OF_THE_TRIALS
     dense_learning_rate: float = _OF_THE_OPTIMIZER
     learning_rate: float = _OF_THE_OPTIMIZER
     warmup: float = 0.2
@@ -67,11 +79,14 @@ class Recipe:
     bn_l1: float = 0.0
     optimizer: str = "sgd"
     betas: tuple[float, float] | None = None
+    rate: str = BY_DAMAGE
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(unknown("recipe optimizer", self.optimizer, OPTIMIZERS))
-        for name, value in OPTIMIZERS[self.optimizer].items():
+        if self.rate not in RATES:
+            raise ValueError(unknown("recipe rate", self.rate, RATES))
+        for name, value in self._defaults().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
@@ -85,6 +100,21 @@ class Recipe:
         if not _is_below_one(self.warmup):
             raise ValueError(f"recipe warmup must satisfy 0 <= warmup < 1, got {self.warmup!r}; the default is 0.2")
         self._check_memory()
+
+    def _defaults(self) -> dict[str, Any]:
+        """Of the optimizer, and of everything else that depends on other fields."""
+        found = dict(OPTIMIZERS[self.optimizer])
+        if self.rate == FIXED:
+            return {**found, "learning_rate": FORMER_RATES[self.optimizer], "final_epochs": FORMER_EPOCHS}
+        ours = is_number(self.trial_epochs)  # else it is refused by itself
+        return {**found, "final_epochs": FINAL_LENGTH * self.trial_epochs if ours else 1}
+
+    def former(self) -> list[Recipe]:
+        """The recipes that the same arguments may have meant before rates followed damage."""
+        fixed = replace(self, rate=FIXED)
+        parts: dict[str, Any] = {"learning_rate": FORMER_RATES[self.optimizer], "final_epochs": FORMER_EPOCHS}
+        left_out = {name: value for name, value in parts.items() if getattr(self, name) == self._defaults()[name]}
+        return [fixed, *(replace(fixed, **{name: left_out[name] for name in names}) for names in _choices(left_out))]
 
     def _check_memory(self) -> None:
         """Check the fields that only one optimizer has: momentum of `sgd`, betas of `adamw`."""
@@ -105,13 +135,19 @@ class Recipe:
         object.__setattr__(self, "betas", pair)
 
     def _usual(self, name: str) -> str:
-        usual = OPTIMIZERS[self.optimizer].get(name)
+        usual = self._defaults().get(name) if name != "final_epochs" else None
         return f"; the default of {self.optimizer} is {usual:g}" if usual else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the fields added later that still have their first value."""
         parts = {key: value for key, value in asdict(self).items() if key not in _ADDED or value != _ADDED[key]}
         return parts | ({"betas": list(self.betas)} if self.betas else {})  # as JSON gives it back
+
+
+def _choices(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Every choice of one or more of the names."""
+    held = tuple(names)
+    return [choice for count in range(1, len(held) + 1) for choice in combinations(held, count)]
 
 
 def _is_below_one(value: object) -> bool:

@@ -140,8 +140,9 @@ class TestRecipe:
             torch.testing.assert_close(tensor - other, torch.full_like(tensor, expected), rtol=1e-4, atol=0)
 
     def test_it_makes_scales_small_until_the_channels_are_chosen(self, workload, subject):
+        workload = replace(workload, recipe=replace(workload.recipe, rate="fixed"))
         strong = replace(workload, recipe=replace(workload.recipe, bn_l1=0.02))
-        pressed = PreparedModel(strong, subject.dense, subject.graph)
+        pressed, subject = (PreparedModel(one, subject.dense, subject.graph) for one in (strong, workload))
 
         def scales(where: PreparedModel, kind: str) -> float:
             policy = PruningPolicy({"conv1.weight": 0.25}, criterion="magnitude-l1", schedule=Schedule(kind, 3.0, 1.0))

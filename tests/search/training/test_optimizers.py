@@ -22,8 +22,10 @@ from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
 RECIPES = {
-    "sgd": Recipe(batch=20, learning_rate=0.2, momentum=0.75, weight_decay=0.125),
-    "adamw": Recipe(batch=20, optimizer="adamw", learning_rate=0.05, betas=(0.75, 0.875), weight_decay=0.25),
+    "sgd": Recipe(batch=20, learning_rate=0.2, momentum=0.75, weight_decay=0.125, rate="fixed"),
+    "adamw": Recipe(
+        batch=20, optimizer="adamw", learning_rate=0.05, betas=(0.75, 0.875), weight_decay=0.25, rate="fixed"
+    ),
 }
 SGD_AS_WRITTEN = {
     "batch": 128, "dense_epochs": 10, "trial_epochs": 1, "final_epochs": 2, "dense_learning_rate": 0.1,
@@ -56,8 +58,9 @@ def take(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, gradients: t
 
 class TestRecipe:
     def test_of_sgd_it_is_written_as_before_there_was_a_choice(self):
-        assert Recipe().to_dict() == SGD_AS_WRITTEN
-        assert Recipe(optimizer="sgd", bn_l1=0.5).to_dict() == {**SGD_AS_WRITTEN, "bn_l1": 0.5}
+        assert Recipe(rate="fixed").to_dict() == SGD_AS_WRITTEN
+        assert Recipe(optimizer="sgd", bn_l1=0.5, rate="fixed").to_dict() == {**SGD_AS_WRITTEN, "bn_l1": 0.5}
+        assert Recipe().to_dict() == {**SGD_AS_WRITTEN, "final_epochs": 3, "rate": "damage"}
 
     def test_of_adamw_it_names_the_optimizer_and_what_it_has(self):
         found = Recipe(optimizer="adamw").to_dict()
