@@ -22,6 +22,9 @@ LARGEST_TARGET = 0.9
 """Largest size target where there is no limit, for at a target of 1 nothing would be removed; larger only where some
 granularity does not go as low. Of rounded weights, what is left by the least pruning that is worth a fine-tune."""
 
+REMEMBERED = 2048
+"""Sizes that are kept before those of layers with different bits begin anew: more than a proposal asks for."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -146,15 +149,16 @@ class Limits:
         return self._known(("removal", granularity), bits, worked_out)
 
     def _known(self, what: Hashable, bits: int | Mapping[str, int], work: Callable[[], float]) -> float:
-        """What `work` finds, kept for later unless layers differ in their bits."""
-        if not isinstance(bits, int):
-            return work()
-        if (what, bits) not in self._sizes:
-            self._sizes[what, bits] = work()
-        return self._sizes[what, bits]
+        """What `work` finds, kept for later."""
+        key = what, bits if isinstance(bits, int) else tuple(bits.items())
+        if key not in self._sizes:
+            if not isinstance(bits, int) and len(self._sizes) >= REMEMBERED:
+                self._sizes.clear()
+            self._sizes[key] = work()
+        return self._sizes[key]
 
     @cached_property
-    def _sizes(self) -> dict[tuple[Hashable, int], float]:
+    def _sizes(self) -> dict[tuple[Hashable, Hashable], float]:
         return {}
 
     @cached_property

@@ -93,13 +93,14 @@ def test_a_study_keeps_counts_to_a_multiple(begin):
 
 
 def test_a_study_of_before_an_option_existed_goes_on(begin, root):
-    begin("older", trials=2)
+    begin("older", trials=2, bits=32)
     path = root / "older" / "study.json"
     record = json.loads(path.read_text())
-    for name in ("schedule", "round_to"):
+    for name in ("schedule", "round_to", "bits"):
         del record["config"][name]
     path.write_text(json.dumps(record))
     assert begin("older", trials=3).counts["complete"] == 3
+    assert not any(trial.policy.is_rounded for trial in records(root, "older"))
 
 
 class Interrupt(ProgressReporter):
