@@ -27,7 +27,8 @@ ORIGIN = "origin"
 SCORES = "scores"
 """Trial attribute: what the guide knew of a trial before it was evaluated."""
 LANDED = "landed"
-"""Trial attribute: granularity, and where it was measured sparsity by layer and shares of size and MACs."""
+"""Trial attribute: granularity, bits below 32, and where it was measured sparsity by layer and shares of size and
+MACs."""
 SQLITE_TIMEOUT = 30  # seconds to wait for another reader's lock
 REBUILT = "delete the file, and the same command rebuilds it from the journal"
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ class Translation:
     def trial(self, record: TrialRecord) -> FrozenTrial:
         """Its parameters are wishes; the attribute `landed` is what came of them."""
         params, distributions = stored_params(record.params, self.axes)
-        landed: dict[str, Any] = {"granularity": record.policy.granularity_label}
+        policy = record.policy
+        landed: dict[str, Any] = {"granularity": policy.granularity_label}
+        if policy.is_rounded:
+            landed["bits"] = policy.bits if isinstance(policy.bits, int) else dict(policy.bits)
         if shares := record.result.shares:
             size, measured = shares.of(self.objectives.metric), dict(record.result.achieved)
             landed |= {"size": size, "macs": shares.macs, "sparsity": measured}
