@@ -18,6 +18,7 @@ from spaces import Network
 from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.effect import fine_tune_key
 from spaces.cost.footprint import footprint, relative_cost
+from spaces.search_space.initial import UNPRUNED
 from spaces.search_space.projection import Projected, Projector
 
 TRIALS = 18
@@ -86,5 +87,5 @@ def test_of_trials_that_finished_before_only_initial_points_are_fitted_again(stu
     trials, _, _ = study("guided", TRIALS)
     longer, fits, _ = study("guided", TRIALS + 2)
     assert len(longer) == TRIALS + 2
-    initial = {values(trial.params) for trial in trials if trial.origin in ALLOCATORS}
+    initial = {values(trial.params) for trial in trials if trial.origin in (*ALLOCATORS, UNPRUNED)}
     assert {values(params) for params, _ in fits} & {values(trial.params) for trial in trials} == initial
