@@ -17,14 +17,14 @@ import numpy as np
 from spaces.allocation.elimination import Knobs, VariableElimination
 from spaces.allocation.knobs import Damage, Knob
 from spaces.bits import FLOAT_BITS
-from spaces.cost.coded_size import LANE_BITS, LANE_BYTES, MARGIN, USUAL_SCALE, SizesAtBits, coded_sizes_of
+from spaces.cost.coded_size import LANE_BITS, LANE_BYTES, USUAL_SCALE, SizesAtBits, coded_sizes_of
 from spaces.cost.container import encoded_entry
 from spaces.cost.footprint import dense_footprint
 from spaces.cost.removal import dimensions_of
 from spaces.network import ITEM_BYTES, Network, StoredTensor
 
-BYTES_A_BIT = MARGIN / 8 * (1 + 8 * LANE_BYTES / LANE_BITS)
-"""Of a predicted file of version 2, for each bit its weights take as usual: with the margin and the coder's states."""
+BYTES_A_BIT = (1 + 8 * LANE_BYTES / LANE_BITS) / 8
+"""Of a predicted file of version 2, for each bit of its weights: with the coder's states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class CodedWeights:
 
     def dense_bytes(self, layer: str, bits: np.ndarray) -> np.ndarray:
         """Of an element (k,) of a weight that has no zeros, at these bits (k,), without its scales."""
-        most: np.ndarray = self._at(bits).most[1, :, self._index[layer]]
+        most: np.ndarray = self._at(bits).most[:, self._index[layer]]
         return most * BYTES_A_BIT
 
     def masked_bytes(self, layer: str, kept: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class CodedWeights:
             return np.zeros(len(kept))
         index = self._index[layer]
         numel = np.array([tensor.numel for tensor in self._sizes.layers])
-        coded = self._at(bits).layer_bits(numel, np.broadcast_to(kept[:, None], (len(kept), len(numel))))[1, :, index]
+        coded = self._at(bits).layer_bits(numel, np.broadcast_to(kept[:, None], (len(kept), len(numel))))[:, index]
         scales = np.minimum(self._sizes.channels[index], kept) * (bits < FLOAT_BITS)
         return (coded + scales * USUAL_SCALE) * BYTES_A_BIT
 

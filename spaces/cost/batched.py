@@ -111,7 +111,7 @@ class Costs:
     @cached_property
     def _others(self) -> tuple[Shapes, np.ndarray, np.ndarray]:
         """All that is no prunable layer: its distinct shapes (s,), what an element of each adds to size and MACs
-        (s, 2), and in the measure `encoded` to version 2 in bits (2, s), at most and as usual."""
+        (s, 2), and in the measure `encoded` to version 2 in bits (s,)."""
         network, names = self._network, set(self._network.layer_names)
         others = [tensor for tensor in network.tensors if tensor.name not in names]
         first, shape = distinct_shapes(others)
@@ -122,10 +122,10 @@ class Costs:
             stored = [int(tensor.parameter) for tensor in others]
         positions = [network.multiplied.get(tensor.name, 0) for tensor in others]
         np.add.at(costs, shape, np.array([stored, positions], dtype=float).T)
-        used, bits = np.flatnonzero(costs.any(axis=1)), np.zeros((2, len(first)))
+        used, bits = np.flatnonzero(costs.any(axis=1)), np.zeros(len(first))
         if self._metric == "encoded":
-            bits = coded_sizes_of(network).per_other[:, 1] @ np.eye(len(first))[shape]
-        return Shapes(network, [first[n] for n in used], float), costs[used], bits[:, used]
+            bits = coded_sizes_of(network).per_other[1, 1] @ np.eye(len(first))[shape]
+        return Shapes(network, [first[n] for n in used], float), costs[used], bits[used]
 
     @cached_property
     def _coded_layers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +156,7 @@ class Costs:
             plain = nonzero if self._metric == "nonzero" else self._encoded(numel, nonzero, requests.words, first_two)
             size = plain.sum(axis=1) + size + self._header
         if rounded.any():
-            size = np.where(rounded, self._coded(requests.bits, numel, nonzero, lengths, bits @ others.T), size)
+            size = np.where(rounded, self._coded(requests.bits, numel, nonzero, lengths, others @ bits), size)
         macs = (numel @ self._positions + macs + self._network.other_macs) / self._dense_macs
         latency = self._latency.share_after(gone.astype(np.int64)) if self._latency else None
         return BatchCosts(size / self._dense, macs, latency)
@@ -169,12 +169,12 @@ class Costs:
         Args:
             bits, numel, nonzero: of the layers (p, layers).
             lengths: of their dimensions (p, m).
-            others: bits of all else, at most and as usual (2, p).
+            others: bits of all else (p,).
         """
         if self._at is None or self._at[0] is not bits:  # a bisection asks for the same points again and again
             self._at = bits, coded_sizes_of(self._network).at(bits[:, self._coded_layers[0]])
         own, outputs = self._coded_layers
-        return self._at[1].bytes(numel[:, own], nonzero[:, own], lengths[:, outputs], others).min(axis=0)
+        return self._at[1].bytes(numel[:, own], nonzero[:, own], lengths[:, outputs], others)
 
     def _left(self, gone: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Elements, and where units need them the first two dimensions, of the layers (p, layers) once groups lost

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spaces.bits import FLOAT_BITS
 from spaces.cost.coded_size import coded_sizes_of
 from spaces.cost.exact import Pruned
 from spaces.cost.removal import Shapes, distinct_shapes
@@ -18,25 +19,21 @@ class CodedFile:
 
     Args:
         bits: of each prunable layer (n,), in the network's order.
+        bound: bytes are those that no file is larger than, whatever its values; else they are predicted, with a margin
+            and never above the bound.
     """
 
-    def __init__(self, network: Network, bits: Sequence[int]) -> None:
+    def __init__(self, network: Network, bits: Sequence[int], bound: bool = False) -> None:
         self._layout, sizes = _layout_of(network), coded_sizes_of(network)
-        self._at = sizes.at(np.asarray(bits, dtype=np.int64)[self._layout.layer])
-        self._per_shape = self._layout.per_shape[:, int(self._at.is_rounded.any())]
+        own = np.asarray(bits, dtype=np.int64)[self._layout.layer]
+        self._at = sizes.at(own, bound)
+        self._per_shape = self._layout.per_shape[int(not bound), int((own < FLOAT_BITS).any())]
 
     def bytes(self, pruned: Pruned) -> int:
-        """Predicted bytes, with a margin, never above the bound; more pruning never makes them more."""
-        return int(self._both(pruned).min())
-
-    def bound(self, pruned: Pruned) -> int:
-        """Bytes that no file is larger than, whatever its values."""
-        return int(self._both(pruned)[0])
-
-    def _both(self, pruned: Pruned) -> np.ndarray:
+        """Of the complete file; more pruning never makes them more."""
         numel = pruned.numel[self._layout.layer_shape]
         channels = pruned.lengths[self._layout.outputs]
-        return self._at.bytes(numel, numel - pruned.zeros, channels, self._per_shape @ pruned.numel)
+        return int(self._at.bytes(numel, numel - pruned.zeros, channels, self._per_shape @ pruned.numel))
 
 
 class _Layout:
@@ -66,6 +63,6 @@ def _layout_of(network: Network) -> _Layout:
     return _Layout(network)
 
 
-def coded_file(network: Network, policy: PruningPolicy) -> CodedFile | None:
+def coded_file(network: Network, policy: PruningPolicy, bound: bool = False) -> CodedFile | None:
     """The file of a policy whose weights are rounded; None for version 1's, of weights that are not."""
-    return CodedFile(network, [policy.bits_of(name) for name in network.by_name]) if policy.is_rounded else None
+    return CodedFile(network, [policy.bits_of(name) for name in network.by_name], bound) if policy.is_rounded else None

@@ -38,9 +38,8 @@ def coded_bound(network: Network, policy: PruningPolicy) -> int:
         ValueError: as of `footprint`.
     """
     _require(network, policy)
-    sizer, file = sizer_of(network), coded_file(network, policy)
-    pruned = sizer.under(policy)
-    return file.bound(pruned) if file else sizer.footprint(pruned).encoded_bytes
+    sizer = sizer_of(network)
+    return sizer.footprint(sizer.under(policy), coded_file(network, policy, bound=True)).encoded_bytes
 
 
 def _require(network: Network, policy: PruningPolicy) -> None:

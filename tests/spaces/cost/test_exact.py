@@ -176,12 +176,12 @@ def coded_by_hand(network: Network, policy: PruningPolicy) -> tuple[float, float
         totals[0] += entropy_by_hand(numel, values, flat) + 8 * scales
         totals[1] += min(each, dense) + 5 * scales
     sizes = coded_size.CodedSizes(network)
-    header = sizes.at(np.array([policy.bits_of(tensor.name) for tensor in sizes.layers])).header
-    found = []
-    for start, bits in zip(header.tolist(), (totals[0], totals[1] * coded_size.MARGIN), strict=True):
+    widths, found = np.array([policy.bits_of(tensor.name) for tensor in sizes.layers]), []
+    for bound, bits in zip((True, False), totals, strict=True):
+        start = float(sizes.at(widths, bound).header)
         lanes = min(bits // (8 * 2048), 4096)
         found.append(start + bits // 8 + 6 * (lanes if lanes >= 8 else 1) + 2)
-    return found[0], min(found)
+    return found[0], found[1]
 
 
 def entropy_by_hand(numel: int, kept: int, value_bits: float) -> float:
