@@ -8,7 +8,7 @@ import torch
 
 from search.workloads import Workload, get_workload
 
-FIT, VALIDATION, DENSE_EPOCHS, TRIAL_EPOCHS = 10_000, 5_000, 12, 2
+FIT, VALIDATION, DENSE_EPOCHS, TRIAL_EPOCHS, FINAL_EPOCHS = 10_000, 5_000, 12, 2, 6
 
 
 def small_fashion(seed: int = 0) -> Workload:
@@ -22,7 +22,7 @@ def small_fashion(seed: int = 0) -> Workload:
     labels = torch.cat([whole.fit[1], whole.calibration[1], whole.validation[1]])
     order = torch.randperm(len(images), generator=generator)[: FIT + VALIDATION + 2_000]
     fit, validation, calibration = ((images[i], labels[i]) for i in order.split([FIT, VALIDATION, 2_000]))
-    recipe = replace(whole.recipe, dense_epochs=DENSE_EPOCHS, trial_epochs=TRIAL_EPOCHS, final_epochs=TRIAL_EPOCHS)
+    recipe = replace(whole.recipe, dense_epochs=DENSE_EPOCHS, trial_epochs=TRIAL_EPOCHS, final_epochs=FINAL_EPOCHS)
     return replace(
         whole,
         name=f"small-fashion-{seed}",

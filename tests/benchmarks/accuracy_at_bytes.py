@@ -1,0 +1,341 @@
+"""Test accuracy at a number of bytes: searched policies, static allocations with bits, and the NNC codec.
+
+    python tests/benchmarks/bytes.py --make-nnc ENVIRONMENT     # once
+    python tests/benchmarks/accuracy_at_bytes.py run small-fashion --seeds 0-2 --nnc ENVIRONMENT/bin/python
+    python tests/benchmarks/accuracy_at_bytes.py run fashion-mnist --seeds 0 --sizes 0.1,0.03 --nnc PYTHON
+    python tests/benchmarks/accuracy_at_bytes.py show
+
+Sizes are bytes of the complete file over those of the dense file in 32-bit floats. All methods of a workload and seed
+start from one dense model, use one recipe, and spend at most `--trials` fine-tunes of a trial's length to choose by
+validation accuracy what is best at each size. What was chosen is fine-tuned again at the recipe's final length with
+fresh seeds, and only these runs are tested:
+
+- `guided`: one study of the default space between the smallest and the largest size, fine-grained masks;
+- `lamp`, `global`: the allocation at each size with each of the same bits;
+- `lamp 32`: LAMP with floats, in the file of version 1;
+- `nnc dense`: the dense weights through NNC, statistics recalibrated; nothing is trained;
+- `nnc lamp`: LAMP with floats at several shares of kept weights, then NNC and recalibration.
+
+Every fine-tune is one line of `accuracy_at_bytes.csv` beside this file; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from bytes import NNC, workload_named
+from raw_rows import Row, append_rows, read_rows, seed_range
+from search_race import guided_in
+from study import hardware
+from torch import nn
+
+from pruning.copying import copy_model
+from pruning.importance.scores import unit_importance
+from pruning.sparse_file import dense_bytes
+from search.cli.text_tables import render, spread
+from search.training.dense_model import DenseModel, dense_model
+from search.training.evaluate import PreparedModel, evaluate_policy
+from search.training.profile_cache import cached_profile
+from search.training.refresh import refresh_statistics_
+from search.training.train import score
+from search.workloads import Workload
+from spaces.allocation.allocators import allocate
+from spaces.allocation.budget import Target, Unreachable
+from spaces.allocation.importance import AllocationInputs
+from spaces.policy import PruningPolicy
+from spaces.search_space.space import SEED_SCHEDULE, Space
+
+SIZES, BITS, TRIALS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01), (8, 6, 4), 24
+FRESH_SEEDS = range(2000, 2003)
+KEPT = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
+"""Shares of parameters that are not zero, of LAMP before NNC."""
+QUALITIES = range(-40, -7, 2)
+"""Quantisation parameters of NNC, from fine to coarse."""
+MASKS = "fine-grained"
+TABLE = Path(__file__).with_suffix(".csv")
+COLUMNS = (
+    "workload", "seed", "method", "stage", "limit", "what", "tune_seed", "size", "accuracy", "test_accuracy", "digest",
+)  # fmt: skip
+CHOOSING, FINAL, DENSE = "choosing", "final", "dense"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that a method has chosen from: what it is, its size, its validation accuracy, and how it is made again
+    with another seed within a size; None where nothing is trained."""
+
+    what: str
+    size: float
+    accuracy: float
+    again: Callable[[int, float], Made] | None = None
+    digest: str = ""
+    made: Made | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished network: its bytes over dense and both accuracies."""
+
+    size: float
+    accuracy: float
+    test_accuracy: float
+
+
+class Arena:
+    """One workload and seed: what all methods share."""
+
+    def __init__(self, workload: str, seed: int, sizes: Sequence[float], trials: int, root: Path, nnc: Path | None):
+        self.name, self.seed, self.sizes, self.trials, self.root, self.nnc = workload, seed, sizes, trials, root, nnc
+        self.bits = BITS
+
+    @cached_property
+    def workload(self) -> Workload:
+        return workload_named(f"{self.name}-{self.seed}" if self.name == "small-fashion" else self.name)
+
+    @cached_property
+    def dense(self) -> DenseModel:
+        return dense_model(self.workload, self.seed, self.root / "cache")
+
+    @cached_property
+    def subject(self) -> PreparedModel:
+        return PreparedModel.of(self.workload, self.dense.model)
+
+    @cached_property
+    def dense_bytes(self) -> int:
+        return dense_bytes(self.dense.model)
+
+    @cached_property
+    def inputs(self) -> AllocationInputs:
+        return AllocationInputs(unit_importance(self.dense.model, self.subject.graph, MASKS))
+
+    def space(self) -> Space:
+        return Space(self.subject.network, max(self.sizes), (MASKS,), min_size=min(self.sizes), bits=self.bits)
+
+    # of search_race.Contest, what `guided_in` needs
+    @property
+    def dense_error(self) -> float:
+        return 1 - self.scores(self.dense.model).accuracy
+
+    def evidence(self) -> Mapping[str, AllocationInputs]:
+        space = self.space()
+        profile = cached_profile(
+            self.subject, self.dense, space.criterion, space.usable, self.root / "cache", bits=self.bits
+        )
+        scores = unit_importance(self.dense.model, self.subject.graph, MASKS)
+        return {MASKS: AllocationInputs.of(self.subject.network, MASKS, scores, profile)}
+
+    def scores(self, model: nn.Module) -> Made:
+        workload = self.workload
+        found = [score(model, split, workload).accuracy for split in (workload.validation, workload.test)]
+        return Made(1.0, *found)
+
+    def tuned(self, policy: PruningPolicy, seed: int, final: bool) -> tuple[Made, nn.Module]:
+        """A policy after its fine-tune."""
+        recipe = self.workload.recipe
+        made = evaluate_policy(self.subject, policy, recipe.final_epochs if final else recipe.trial_epochs, seed)
+        model, _ = made.network
+        found = self.scores(model)
+        return Made(made.result.measured.shares.encoded, found.accuracy, found.test_accuracy), model
+
+    def candidate(self, policy: PruningPolicy, what: str) -> Candidate:
+        made, _ = self.tuned(policy, self.seed, False)
+        return Candidate(
+            what, made.size, made.accuracy, lambda seed, size: self.tuned(policy, seed, True)[0], policy.digest
+        )
+
+
+def guided(arena: Arena) -> Iterator[Candidate]:
+    space = arena.space()
+    for proposed in islice(guided_in(space, arena, arena.evidence()), arena.trials):
+        found = arena.candidate(proposed.policy, f"{proposed.source}, {bits_in(proposed.policy)}")
+        proposed.learn(found)
+        yield found
+
+
+def bits_in(policy: PruningPolicy) -> str:
+    return f"{policy.bits} bits" if isinstance(policy.bits, int) else "mixed bits"
+
+
+def static(allocator: str, widths: Sequence[int] | None = None) -> Callable[[Arena], Iterator[Candidate]]:
+    def propose(arena: Arena) -> Iterator[Candidate]:
+        for bits in widths or arena.bits:
+            for size in arena.sizes:
+                policy = allocated(arena, allocator, Target(arena.subject.network, size, MASKS, bits=bits), bits)
+                if policy is not None:
+                    yield arena.candidate(policy, f"{allocator}, {bits} bits")
+
+    return propose
+
+
+def allocated(arena: Arena, allocator: str, target: Target, bits: int) -> PruningPolicy | None:
+    try:
+        sparsity = allocate(allocator, target, arena.inputs)
+    except Unreachable:
+        return None
+    return PruningPolicy(sparsity, MASKS, schedule=SEED_SCHEDULE, bits=bits)
+
+
+def nnc_dense(arena: Arena) -> Iterator[Candidate]:
+    for quality, made in through_nnc(arena, arena.dense.model, QUALITIES).items():
+        yield Candidate(f"qp {quality}", made.size, made.accuracy, made=made)
+
+
+def nnc_lamp(arena: Arena) -> Iterator[Candidate]:
+    for kept in KEPT:
+        policy = allocated(arena, "lamp", Target(arena.subject.network, kept, MASKS, metric="nonzero"), 32)
+        if policy is None:
+            continue
+        _, model = arena.tuned(policy, arena.seed, False)
+
+        def again(seed: int, size: float, policy: PruningPolicy = policy) -> Made:
+            _, model = arena.tuned(policy, seed, True)
+            within = [m for m in through_nnc(arena, model, QUALITIES).values() if m.size <= size]
+            return max(within, key=lambda one: one.accuracy)
+
+        for quality, made in through_nnc(arena, model, QUALITIES).items():
+            yield Candidate(f"{kept:g} kept, qp {quality}", made.size, made.accuracy, again, policy.digest)
+
+
+def through_nnc(arena: Arena, model: nn.Module, qualities: Sequence[int]) -> dict[int, Made]:
+    """What the decoder gives back at each quantisation parameter, recalibrated."""
+    state = model.state_dict()
+    floats = {name: tensor.numpy() for name, tensor in state.items() if tensor.dtype == torch.float32}
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "state.npz", **floats)
+        script = Path(__file__).with_name("nnc_network.py")
+        command = [str(arena.nnc), str(script), str(folder / "state.npz"), name, *map(str, qualities)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+        sizes = json.loads(said.strip().splitlines()[-1])["bytes"]
+        for quality in qualities:
+            decoded = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{quality}.npz").items()}
+            copy = copy_model(model)
+            copy.load_state_dict(state | decoded)
+            refresh_statistics_(copy, arena.workload)
+            made = arena.scores(copy)
+            found[quality] = Made(sizes[str(quality)] / arena.dense_bytes, made.accuracy, made.test_accuracy)
+    return found
+
+
+METHODS: Mapping[str, Callable[[Arena], Iterator[Candidate]]] = {
+    "guided": guided,
+    "lamp": static("lamp"),
+    "global": static("global"),
+    "lamp 32": static("lamp", (32,)),
+    "nnc dense": nnc_dense,
+    "nnc lamp": nnc_lamp,
+}
+
+
+def run(arena: Arena, methods: Sequence[str]) -> None:
+    done = {(r["workload"], int(r["seed"]), r["method"]) for r in read_rows(TABLE) if r["stage"] != CHOOSING}
+    if (arena.name, arena.seed, DENSE) not in done:
+        made = arena.scores(arena.dense.model)
+        append_rows(TABLE, COLUMNS, [_row(arena, DENSE, DENSE, 1.0, "dense", arena.seed, made)])
+    for method in methods:
+        if (arena.name, arena.seed, method) not in done:
+            append_rows(TABLE, COLUMNS, list(_measured(arena, method)))
+
+
+def _measured(arena: Arena, method: str) -> Iterator[Row]:
+    candidates = list(METHODS[method](arena))
+    for one in candidates:
+        made = Made(one.size, one.accuracy, float("nan"))
+        yield _row(arena, method, CHOOSING, max(arena.sizes), one.what, arena.seed, made, one.digest)
+    known: dict[tuple[str, int], Made] = {}
+    for size in arena.sizes:
+        within = [one for one in candidates if one.size <= size]
+        if not within:
+            continue
+        best = max(within, key=lambda one: one.accuracy)
+        if best.again is None:
+            assert best.made is not None
+            yield _row(arena, method, FINAL, size, best.what, arena.seed, best.made)
+            continue
+        for seed in FRESH_SEEDS:
+            key = (f"{best.digest} {best.what} {size if method == 'nnc lamp' else ''}", seed)
+            known[key] = known.get(key) or best.again(seed, size)
+            yield _row(arena, method, FINAL, size, best.what, seed, known[key], best.digest)
+
+
+def _row(
+    arena: Arena, method: str, stage: str, limit: float, what: str, seed: int, made: Made, digest: str = ""
+) -> Row:
+    numbers = (f"{made.size:.5f}", f"{made.accuracy:.5f}", f"{made.test_accuracy:.5f}")
+    values = (arena.name, str(arena.seed), method, stage, f"{limit:g}", what, str(seed), *numbers, digest)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Test accuracy by size and method, mean over dense seeds of the mean over fresh seeds; then one JSON line."""
+    cells: dict[tuple[str, str, str], dict[int, list[Row]]] = {}
+    for row in rows:
+        if row["stage"] in (FINAL, DENSE):
+            own = cells.setdefault((row["workload"], row["limit"], row["method"]), {})
+            own.setdefault(int(row["seed"]), []).append(row)
+    dense = {
+        (workload, seed): float(own[0]["test_accuracy"])
+        for (workload, _, method), by_seed in cells.items()
+        for seed, own in by_seed.items()
+        if method == DENSE
+    }
+    lines, found = [], []
+    for (workload, limit, method), by_seed in sorted(cells.items(), key=lambda c: (c[0][0], -float(c[0][1]), c[0][2])):
+        means = {seed: float(np.mean([float(r["test_accuracy"]) for r in own])) for seed, own in by_seed.items()}
+        from_dense = [mean - dense[workload, seed] for seed, mean in means.items()]
+        size = float(np.mean([float(r["size"]) for own in by_seed.values() for r in own]))
+        sd = float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None
+        mean, loss = float(np.mean(list(means.values()))), float(np.mean(from_dense))
+        what = "; ".join(sorted({own[0]["what"] for own in by_seed.values()}))
+        lines.append(
+            [workload, limit, method, len(means), f"{size * 100:.2f}", spread(mean, sd), f"{loss * 100:+.2f}", what]
+        )
+        found.append({
+            "workload": workload, "limit": float(limit), "method": method, "n": len(means), "size": round(size, 5),
+            "test": round(mean, 5), "test_by_seed": means, "against_dense": round(loss, 5),
+        })  # fmt: skip
+    columns = ["workload", "limit", "method", "n", "size %", "test %", "against dense, points", "what was chosen"]
+    print(render(columns, lines))
+    versions = {name: version(name) for name in ("prunefront", "torch", "optuna", "numpy")}
+    print(
+        json.dumps({"benchmark": "accuracy_at_bytes", "hardware": hardware(), **versions, "nnc": NNC, "cells": found})
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("workload", help="small-fashion, or as `bytes.py` takes it")
+    running.add_argument("--seeds", type=seed_range, default="0-2", help="first-last, or one")
+    running.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    running.add_argument("--methods", default=",".join(METHODS))
+    running.add_argument("--trials", type=int, default=TRIALS, help="fine-tunes a method may choose by")
+    running.add_argument("--nnc", type=Path, help="a Python that has nncodec; without it NNC is left out")
+    running.add_argument("--root", type=Path, default=Path("mlruns"))
+    commands.add_parser("show")
+    options = parser.parse_args()
+    if options.command == "show":
+        show(read_rows(TABLE))
+        return
+    torch.set_num_threads(1)
+    methods = [m for m in options.methods.split(",") if options.nnc or not m.startswith("nnc")]
+    sizes = [float(size) for size in options.sizes.split(",")]
+    for seed in options.seeds:
+        run(Arena(options.workload, seed, sizes, options.trials, options.root, options.nnc), methods)
+
+
+if __name__ == "__main__":
+    main()
