@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pruning.masks import apply_masks_
 from pruning.policy_masks import masks_inside, policy_masks
 from pruning.schedule import mask_updates
 from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
 
 STATISTICS = ("running_mean", "running_var")
 """Of a BatchNorm's channels: those of a masked channel decay, and come back with it."""
@@ -112,3 +114,12 @@ class GradualPruner:
     def hold(self) -> None:
         """Set masked weights to zero again; call it after every optimizer step."""
         apply_masks_(self.model, self.masks)
+
+
+def pruned_at_once(
+    model: nn.Module, policy: PruningPolicy, graph: ChannelGraph, calibration: Calibration | None = None
+) -> GradualPruner:
+    """A pruner that has carried out all of the policy, whatever its schedule; the arguments are the pruner's."""
+    pruner = GradualPruner(model, replace(policy, schedule=Schedule("one-shot")), 1, graph, calibration)
+    pruner.advance(0)
+    return pruner

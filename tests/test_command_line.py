@@ -104,7 +104,7 @@ def test_an_unreachable_limit_names_the_range_before_any_training(main, place):
     one_line_error(reply, 2, "0.01", "cannot be reached", "--max-size")
     smallest = float(re.search(r"reachable is ([\d.]+) to 0\.", reply.err).group(1))
     needed = float(re.search(r"at least ([\d.]+)", reply.err).group(1))
-    assert 0.01 < smallest < needed < 1
+    assert 0.01 < smallest <= needed < 1
     assert not (root / "cache").exists() and not (root / "tiny").exists()
 
 
@@ -292,7 +292,7 @@ def test_time_left_includes_finals_and_is_never_nothing(finished):
     lines = [line for line in finished.stderr.splitlines() if re.match(r"(trial|final run) \d+", line)]
     trials = [line for line in lines if line.startswith("trial") and "best so far" in line]
     finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+% on validation", line)]
-    assert len(trials) == 8 and len(finals) in range(3 * 3, 3 * 5 + 1)
+    assert len(trials) == 8 and len(finals) in range(3 * 2, 3 * 5 + 1)
     assert all(re.search(r"about [\d.]+ (s|min)", line) for line in trials + finals[:-1])
     assert "left" not in finals[-1] and not any("0.0 s" in line for line in lines)
 
@@ -671,7 +671,7 @@ def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path,
         digest = json.loads((finished.path / "comparison.json").read_text())["baselines"]["uniform"]
         name, origin = "baseline uniform", {"baseline": "uniform"}
         asked = set(json.loads((out / "sparsity.json").read_text()).values())
-        assert len(asked) == 1 and 0 < asked.pop() < 1
+        assert len(asked) == 1  # of all layers the same, or nothing where the bits alone meet the limit
     assert (f"{name} kept no weights" in reply.err) is not kept
     assert manifest["origin"] == {"study": "tiny", **origin, "seed": manifest["origin"]["seed"]}
     runs = [json.loads(p.read_text()) for p in (finished.path / "journal").glob(f"final-{digest}-*.json")]
@@ -694,7 +694,8 @@ def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypa
 
 def trial_of(main, removes_channels: bool) -> int:
     rows = json.loads(main("front", "tiny", "--all", "--format", "json").out)
-    return next(r["trial"] for r in rows if r["state"] == "complete" and (r["macs"] < 1) == removes_channels)
+    pruned = [row for row in rows if row["state"] == "complete" and any(row["sparsity"].values())]
+    return next(row["trial"] for row in pruned if (row["macs"] < 1) == removes_channels)
 
 
 def test_plain_pytorch_restores_the_masks_of_an_export(main, finished, place, tmp_path):

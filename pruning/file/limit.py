@@ -11,6 +11,9 @@ from torch import Tensor
 from pruning.file.container import encode
 from pruning.file.rounding import Rounded, round_weight
 
+NEAR_ENOUGH = 1000
+"""A file that leaves less than this part of its limit is not made larger again: each try encodes all of it."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -38,7 +41,7 @@ def encode_within(
     """The file of a state dict, with as few of its smallest values set to zero as bring it within `limit` bytes.
 
     Smallest are those whose square is, over all weights that may lose some, ties by order in the state dict. One
-    fewer of them would not fit.
+    fewer of them would not fit, or the file is within a part in `NEAR_ENOUGH` of the limit.
 
     Args:
         rounded: as of `encode`; these weights may lose values.
@@ -68,20 +71,25 @@ def encode_within(
                     own_rounded[name] = round_weight(left, rounded[name].bits, dim=rounded[name].dim)
         return Fitted(encode(own, own_rounded), own, own_rounded, count)
 
-    found = after(0)
-    if len(found.content) <= limit:
-        return found
-    found, short = after(len(order)), 0
+    short = after(0)
+    if len(short.content) <= limit:
+        return short
+    found = after(len(order))
     if len(found.content) > limit:
         raise ValueError(
             f"a limit of {limit} bytes is below what the file takes without any weight, {len(found.content)}"
         )
-    while found.given_up - short > 1:
-        middle = after((short + found.given_up) // 2)
+    near, before = limit - limit // NEAR_ENOUGH, 2 * len(order) + 2
+    while (between := found.given_up - short.given_up) > 1 and len(found.content) < near:
+        # bytes fall almost evenly, so a straight line needs few encodings; where the gap stays wide, it is halved
+        excess, all_of_it = len(short.content) - (near + limit) / 2, len(short.content) - len(found.content)
+        step = round(between * excess / all_of_it) if 2 * between <= before else between // 2
+        before = between
+        middle = after(short.given_up + min(max(step, 1), between - 1))
         if len(middle.content) <= limit:
             found = middle
         else:
-            short = middle.given_up
+            short = middle
     return found
 
 

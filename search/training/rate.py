@@ -13,7 +13,9 @@ from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
-from pruning.prune import prune
+from pruning.copying import copy_model
+from pruning.file.stored_form import round_weights_
+from pruning.gradual import pruned_at_once
 from search.training.refresh import refresh_statistics_
 from search.workloads.base import Workload
 from search.workloads.recipe import BY_DAMAGE
@@ -36,12 +38,13 @@ def peak_rate(
     for every policy.
 
     Raises:
-        ValueError, NotFiniteError, RemovalMismatch: as `prune` does.
+        ValueError, NotFiniteError, RemovalMismatch: as `pruned_at_once` does.
     """
     recipe = workload.recipe
     if recipe.rate != BY_DAMAGE:
         return recipe.learning_rate
-    pruned = prune(dense, policy, graph=graph, calibration=calibration)
+    pruned = pruned_at_once(copy_model(dense), policy, graph, calibration).model
+    round_weights_(pruned, policy.bits)
     refresh_statistics_(pruned, workload)
     return recipe.learning_rate * share_of_rate(calibration.mean_loss(dense), calibration.mean_loss(pruned))
 

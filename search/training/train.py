@@ -19,7 +19,7 @@ from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
-from pruning.gradual import GradualPruner
+from pruning.gradual import GradualPruner, pruned_at_once
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
 from pruning.straight_through import StraightThrough, straight_through
@@ -32,7 +32,6 @@ from search.workloads.recipe import one_cycle
 from search.workloads.splits import Split
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
-from spaces.schedule import Schedule
 from spaces.validation import unknown
 
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
@@ -144,9 +143,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
         ValueError: a removal that cannot equal its mask.
     """
     calibration = Calibration(*workload.calibration, workload.loss)
-    at_once = replace(policy, schedule=Schedule("one-shot"))
-    pruner = GradualPruner(copy_model(dense), at_once, 1, graph, calibration)
-    pruner.advance(0)
+    pruner = pruned_at_once(copy_model(dense), policy, graph, calibration)
     began = time.perf_counter()
     done = finish_(pruner.model, pruner.structure, policy, workload, graph)
     scores = score(pruner.model, workload.validation, workload)
@@ -189,9 +186,7 @@ def train_fresh(
     """
     recipe, epochs = workload.recipe, scratch_epochs(workload, policy, graph, training)
     calibration = Calibration(*workload.calibration, workload.loss)
-    at_once = replace(policy, schedule=Schedule("one-shot"))
-    pruner = GradualPruner(copy_model(dense), at_once, step_count(workload, epochs), graph, calibration)
-    pruner.advance(0)
+    pruner = pruned_at_once(copy_model(dense), policy, graph, calibration)
     torch.manual_seed(FRESH_SEED + seed)
     fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
     pruner.model.load_state_dict(fresh.state_dict())
