@@ -294,7 +294,7 @@ def test_time_left_includes_finals_and_is_never_nothing(finished):
     finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+% on validation", line)]
     assert len(trials) == 8 and len(finals) in range(3 * 2, 3 * 5 + 1)
     assert all(re.search(r"about [\d.]+ (s|min)", line) for line in trials + finals[:-1])
-    assert "left" not in finals[-1] and not any("0.0 s" in line for line in lines)
+    assert "left" not in finals[-1] and not any(re.search(r"\b0\.0 s", line) for line in lines)
 
 
 def test_where_a_study_ran_is_on_record(finished):
