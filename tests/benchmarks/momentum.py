@@ -25,7 +25,7 @@ from small_fashion import small_fashion
 from study import hardware
 from torch import nn
 
-from search.training import train
+from search.training import stored
 from search.training.evaluate import PreparedModel
 from search.training.train import fine_tune, score, train_dense
 from search.workloads import Workload, get_workload
@@ -137,17 +137,17 @@ def policy_of(name: str, network: Network) -> PruningPolicy:
 def scored_before_refreshing(workload: Workload) -> Iterator[list[float]]:
     """Collects the validation accuracy of networks just before their statistics are refreshed."""
     came: list[float] = []
-    refresh: Callable[..., Any] = train.refresh_statistics_
+    refresh: Callable[..., Any] = stored.refresh_statistics_
 
     def scoring(model: nn.Module, of: Workload) -> Any:
         came.append(score(model, workload.validation, workload).accuracy)
         return refresh(model, of)
 
-    train.refresh_statistics_ = scoring
+    stored.refresh_statistics_ = scoring
     try:
         yield came
     finally:
-        train.refresh_statistics_ = refresh
+        stored.refresh_statistics_ = refresh
 
 
 def table(rows: list[Row]) -> str:

@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -186,7 +187,7 @@ def compare_steps(width: float, rounds: int, batch: int = BATCH, side: int = SID
         optimizer.param_groups[0]["lr"] = 1e-3
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        _step(model, optimizer, workload, images, targets, 0, [])
+        _step(model, optimizer, workload, images, targets, 0, [], nullcontext())
 
     def held(_: None) -> None:
         step(pruner.model, optimizers[1])
