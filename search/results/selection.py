@@ -21,7 +21,7 @@ def not_dead_at_last(rows: Sequence[TrialRow], chance: float | None) -> list[Tri
 def best_trial(
     front: Sequence[TrialRow], tuned: Sequence[TrialRow], least_accuracy: float | None, chance: float | None
 ) -> int | None:
-    """The trial with the highest `final_accuracy`; without finals, with the highest accuracy on the front.
+    """The trial with the highest `final_accuracy`, of equals the smallest; without finals, the front's most accurate.
 
     Trials whose finals are dead are left out. None if no trial is left on the front.
 
@@ -40,7 +40,7 @@ def best_trial(
         accurate = [row for row, accuracy in candidates if accuracy >= least_accuracy]
         if accurate:
             return smallest_trial(accurate)
-    return max(candidates, key=lambda candidate: candidate[1])[0].trial
+    return max(candidates, key=lambda candidate: (candidate[1], -candidate[0].point.size))[0].trial
 
 
 def smallest_trial(front: Sequence[TrialRow]) -> int | None:

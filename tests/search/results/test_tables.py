@@ -193,6 +193,11 @@ def test_best_goes_by_finals_once_there_are_enough_of_them():
     assert [row["final_accuracy"] for row in plain_rows(found.front)] == [None, 0.85]
 
 
+def test_of_trials_with_equal_finals_the_smallest_is_the_best():
+    trials = [trial(0, 0.8, 0.2), trial(1, 0.7, 0.05), trial(2, 0.9, 0.24)]
+    assert state(trials, [final(1, 0.85, 0.7, each.policy) for each in trials]).best == 1
+
+
 def test_a_finalist_that_a_later_trial_pushed_off_the_front_can_be_the_best():
     first, later = trial(0, 0.8, 0.2), trial(1, 0.9, 0.1)
     found = state([first], [final(1, 0.95, 0.7, first.policy)])
