@@ -579,7 +579,7 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
     monkeypatch.setattr(
         "search.training.latency_cache.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=())
     )
-    options = {"speed": "latency", "granularity": "channel", "finalists": 1, "final_seeds": 2}
+    options = {"speed": "latency", "granularity": "channel", "bits": 32, "finalists": 1, "final_seeds": 2}
     first = begin("timed-finals", trials=4, **options)
     comparison = read_comparison(StudyFolder(root, "timed-finals"))
     compared = {*comparison.finalists, *comparison.baselines.values()}
