@@ -166,6 +166,7 @@ def test_masks_for_pytorch_keep_what_is_not_zero(workload, tmp_path):
     assert failed(tmp_path / "out", workload) == {}
 
 
+@pytest.mark.slow
 class TestOnnx:
     def test_whole_numbers_of_every_kind_of_weight(self, tmp_path):
         """A channel of zeros, negative gains of BatchNorms, one weight of two layers, 16 bits and floats."""

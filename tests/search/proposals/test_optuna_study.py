@@ -60,7 +60,7 @@ def resumed(sampler: str, records: list[TrialRecord]) -> OptunaStudy:
     return study
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "gp", "guided"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", pytest.param("gp", marks=pytest.mark.slow), "guided"])
 @pytest.mark.parametrize("places", [(1, 15), (14, 28)])
 def test_a_study_resumed_anywhere_proposes_what_it_would_have(sampler, places):
     """Also where the trial that was cut off is asked for again by what it was; NSGA-II's generations have 12 trials."""

@@ -425,6 +425,7 @@ class TestLanding:
 class TestRounded:
     """Sizes of rounded weights: of a policy, of targets and of files."""
 
+    @settings.get_profile("few")
     @given(st.data())
     def test_of_any_policy(self, data):
         network = data.draw(
