@@ -147,7 +147,6 @@ class TestPolicies:
 
     GRANULARITIES = ("fine-grained", "channel", "kernel", "*:4")
 
-    @settings(deadline=None, max_examples=25, derandomize=True)
     @settings.get_profile("few")
     @given(
         shares=st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.97]), min_size=4, max_size=4).filter(lambda each: each[1]),
