@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -49,8 +50,11 @@ def test_a_trial_that_died_in_its_finals_has_no_name_either(root):
     lowest = min(
         (row for row in view.state.front if row.final_accuracy is not None), key=lambda row: row.final_accuracy
     )
-    view = with_chance(root, lowest.final_accuracy)
-    assert lowest.trial not in {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
+    view, named = with_chance(root, lowest.final_accuracy), set()
+    for choice in ("smallest", "knee", "best"):
+        with suppress(GoalMissed):  # where the other finalist is as accurate, both have died
+            named.add(choose_trial(view, choice).trial.number)
+    assert lowest.trial not in named
 
 
 def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):

@@ -369,8 +369,9 @@ def plainly_landed(family, network: Network, target: Target) -> dict[str, float]
     dense = dense_written(network)
 
     def fits(t: float) -> bool:
-        policy = PruningPolicy(family(t), target.granularity)
-        return relative_cost(written(network, policy), dense).of(target.metric) <= target.share
+        policy = PruningPolicy(family(t), target.granularity, bits=target.bits)
+        found = footprint(network, policy) if policy.is_rounded else written(network, policy)
+        return relative_cost(found, dense).of(target.metric) <= target.share
 
     if fits(0.0):
         return family(0.0)
