@@ -257,7 +257,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
 
 @pytest.mark.slow
 def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place, monkeypatch):
-    finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1)
+    finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1, bits=(32,))
     with monkeypatch.context() as deadly:
         deadly.setattr(search.study.finals, "evaluate_policy", ends_by(segfault))
         for _ in range(MAX_STARTS):

@@ -751,7 +751,7 @@ def test_signals_end_resumable_with_their_code(running, run, number, code, word)
 @pytest.mark.slow
 def test_a_study_of_removals_before_masks_is_searched_and_resumed(begin, root):
     """Any limit on MACs, which masks alone are not within, holds for them too."""
-    options = {"granularity": "channel,channel+fine-grained,channel+*:4", "max_macs": 0.8}
+    options = {"granularity": "channel,channel+fine-grained,channel+*:4", "max_macs": 0.8, "bits": 32}
     begin("in-turn", trials=5, **options)
     before = proposed(root, "in-turn")
     study = begin("in-turn", trials=10, **options)
