@@ -253,6 +253,7 @@ class TestCommands:
         assert verified.code == 0, verified.out
         assert not own.with_name("trace").exists(), "reading, exporting and verifying run none of the code"
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("without_mlflow")
     def test_a_fine_tune_is_repeated_by_the_code_the_study_began_with(self, main, own, tmp_path, monkeypatch):
         root = tmp_path / "root"

@@ -147,6 +147,7 @@ def drawn(axis, random: np.random.Generator) -> Any:
 
 
 class TestFinds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_more_volume_than_random_proposals(self, seed, world, inputs_of):
         inputs = inputs_of(world.profile())

@@ -467,6 +467,7 @@ class TestRounded:
             assert target.size(shifted(sparsity, data.draw(st.floats(0, 8)))) <= size
             assert replace(target, bits=fewer).size(sparsity) <= size
 
+    @pytest.mark.slow
     @settings.get_profile("few")
     @given(some_layers, targets, widths(CHAIN))
     def test_landing(self, sparsity, target, bits):
