@@ -102,13 +102,21 @@ class Pool:
             size, schedule = self._raised(size, chosen, by_layer), self._schedule(None, random)
             return Draft(FREE, size, chosen, logits, schedule, base, self._fraction(granularity, random), by_layer)
         size = self._raised(size, granularity, bits)
+        logits, base, by_layer = self._allocation(source, granularity, size, bits, random)
+        logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
+        schedule = self._schedule(self._space.seed_schedule, random)
+        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random), by_layer)
+
+    def _allocation(
+        self, source: str, granularity: str, size: float, bits: int, random: np.random.Generator
+    ) -> tuple[np.ndarray, str, Bits]:
+        """Knobs, base and bits of a known allocation, one of the scan's where that is the source."""
+        if source == PRIOR and (both := self._from_joint_table(granularity, size, random)):
+            return both[0], EVEN, both[1]
         found = self._from_table(granularity, size, bits, random) if source == PRIOR else None
         while found is None:
             found = self._allocated(str(random.choice(ALLOCATIONS)), granularity, size, bits)
-        logits, base = found
-        logits = logits + random.normal(0, random.choice(JITTERS), len(logits))
-        schedule, by_layer = self._schedule(self._space.seed_schedule, random), self._bits_of_layers(bits, random)
-        return Draft(source, size, granularity, logits, schedule, base, self._fraction(granularity, random), by_layer)
+        return *found, self._bits_of_layers(bits, random)
 
     def _crossover(self, parents: Sequence[Draft], random: np.random.Generator) -> Draft:
         """Each knob from one of two parents of neighbouring sizes, equal granularity and equal base.
@@ -251,6 +259,26 @@ class Pool:
         if len(tables) > 1:
             return self._allocated(str(random.choice(SCANNED)), granularity, size, bits)
         return self._space.logits(tables[0].at(size, float(random.choice(tables[0].mixes)))), EVEN
+
+    def _from_joint_table(
+        self, granularity: str, size: float, random: np.random.Generator
+    ) -> tuple[np.ndarray, Bits] | None:
+        """Knobs and bits of one of the scan's allocations that trade sparsity against bits, at a size.
+
+        None where layers have no bits of their own or share knobs, without a scan of rounding, and every other time.
+        """
+        space = self._space
+        if not space.mixed or len(space.bits) == 1 or len(space.base_names) > 1 or random.random() < 0.5:
+            return None
+        table = self._inputs[granularity].tradeoff_at(space.bits) if self._rounding_scanned(granularity) else None
+        if table is None:
+            return None
+        mix = float(random.choice(table.mixes))
+        return space.logits(table.at(size, mix)), table.bits_at(size, mix)
+
+    def _rounding_scanned(self, granularity: str) -> bool:
+        table = self._inputs[granularity].tradeoff
+        return table is not None and bool(table.rounding)
 
     @cached_property
     def _grids(self) -> dict[int, np.ndarray]:

@@ -150,17 +150,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} without training")
     scoring = time.perf_counter() - began - done.seconds_writing
-    return Trained(
-        pruner.model.eval(),
-        pruner.structure,
-        (),
-        scores,
-        0.0,
-        scoring,
-        done.statistics,
-        done.file,
-        done.seconds_writing,
-    )
+    return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, scoring, **vars(done))
 
 
 def train_fresh(
@@ -303,9 +293,7 @@ def _train(
     model.eval()
     training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing
-    return Trained(
-        model, structure, tuple(curve), scores, training, scoring, done.statistics, done.file, done.seconds_writing
-    )
+    return Trained(model, structure, tuple(curve), scores, training, scoring, **vars(done))
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:

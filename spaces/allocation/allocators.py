@@ -106,7 +106,7 @@ def _least_damage(target: Target, inputs: AllocationInputs, mix: float) -> dict[
     table = inputs.tradeoff_at(target.bits if target.file else FLOAT_BITS)
     if table is None:
         raise ValueError("an allocation by the scan needs a profile: scan the model first")
-    rough = table.at(target.aim * table.whole, mix)
+    rough = table.at(target.aim * table.unpruned_size, mix)
     try:
         return fit_by_shift(rough, target)
     except Unreachable:

@@ -133,10 +133,10 @@ class Target:
     def aim(self) -> float:
         """The size to allocate for: a share of what is left by the removal and by rounding, or of the dense model if
         there is neither."""
-        return min(self.share / self.whole, 1.0) if self.file else self.share / self.whole
+        return min(self.share / self.unpruned_size, 1.0) if self.file else self.share / self.unpruned_size
 
     @cached_property
-    def whole(self) -> float:
+    def unpruned_size(self) -> float:
         """The share of the dense size with nothing removed but the removal."""
         return self.size({}) if self.removal or self.file else 1.0
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -67,19 +66,6 @@ class AllocationInputs:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[key] = replace(self.tradeoff, bits=bits)
         return self._tables[key]
-
-    def best_bits(self, size: float, choices: Sequence[int], mix: float = 0.0) -> int:
-        """The one of `choices`, for all layers, that the scan finds least damage with at a size, a share of dense; the
-        most bits of those that do.
-
-        Raises:
-            ValueError: there was no scan, or none of rounding.
-        """
-        if self.tradeoff is None or not self.tradeoff.rounding:
-            raise ValueError("the best bits follow from a profile with rounding: scan the model with bits first")
-        tables = {bits: self.tradeoff_at(bits) for bits in sorted(choices)[::-1]}
-        damages = {bits: table.damage_at(size, mix) for bits, table in tables.items() if table is not None}
-        return min(damages, key=damages.__getitem__) if min(damages.values()) < math.inf else min(damages)
 
     @cached_property
     def _tables(self) -> dict[Hashable, LagrangianAllocator]:

@@ -26,8 +26,6 @@ from spaces.validation import unknown
 
 ROUNDS = 4
 """The prices of a mix are tried in this many rounds; later rounds start from what earlier ones found."""
-ROUND_OFF = 1e-9
-"""Of the logarithm of a size."""
 FLAT = 1e-13
 """Three solutions count as lying on one line if the hull bends less than this share of the box around it."""
 
@@ -145,7 +143,7 @@ class LagrangianAllocator:
         return any(width < FLOAT_BITS for widths in self._widths.values() for width in widths)
 
     @cached_property
-    def whole(self) -> float:
+    def unpruned_size(self) -> float:
         """The size with nothing removed, at the most bits; 1.0 of floats."""
         if not self.is_rounded:
             return 1.0
@@ -192,7 +190,7 @@ class LagrangianAllocator:
             kept = self._nearest(size, mix)
             levels = [float(one.levels[level]) for one, level in zip(self._steps, kept, strict=True)]
         else:
-            levels = (0.0 - np.expm1(self._between(size, mix)[:-1])).tolist()
+            levels = (0.0 - np.expm1(self._between(size, mix))).tolist()
         for one, value in zip(self._steps, levels, strict=True):
             if one.knob is not None:
                 sparsity |= dict.fromkeys(one.knob.layers, float(value))
@@ -203,14 +201,6 @@ class LagrangianAllocator:
         self._check_place(size, mix)
         return self._bits(self._nearest(size, mix))
 
-    def damage_at(self, size: float, mix: float = 0.0) -> float:
-        """Least damage at this size, interpolated as in `at`; infinite below the smallest solution."""
-        self._check_place(size, mix)
-        smallest = min(path.log_sizes[0] for path in self._paths.values())
-        if math.log(size) < smallest - ROUND_OFF:
-            return math.inf
-        return float(self._between(size, mix)[-1]) + self._fixed_damage
-
     def _check_place(self, size: float, mix: float) -> None:
         if not 0 < size < math.inf:
             raise ValueError(f"size must be a share > 0 of the dense model, got {size!r}; nearest valid: 0.01")
@@ -218,8 +208,8 @@ class LagrangianAllocator:
             raise ValueError(f"mix must satisfy 0 <= mix <= 1, got {mix!r}; 0 is all on size, 1 all on MACs")
 
     def _between(self, size: float, mix: float) -> np.ndarray:
-        """Logarithm of the share each of the steps keeps, and behind them the damage (steps + 1,)."""
-        rows = [_between(math.log(size), path.log_sizes, path.values) for path in self._paths.values()]
+        """Logarithm of the share each of the steps keeps (steps,)."""
+        rows = [_between(math.log(size), path.log_sizes, path.log_kept) for path in self._paths.values()]
         return _between(mix, np.array([*self._paths]), np.array(rows))
 
     def _nearest(self, size: float, mix: float) -> np.ndarray:
@@ -335,11 +325,10 @@ class LagrangianAllocator:
             hull = self._pool.hull(weights)
             sizes = self._pool.shares[hull, 0]
             falls = np.append(True, sizes[1:] < np.minimum.accumulate(sizes)[:-1])
-            chosen = hull[falls][::-1]
-            rows = self._pool.rows[chosen]
+            rows = self._pool.rows[hull[falls][::-1]]
             columns = [np.log1p(-steps.levels)[column] for steps, column in zip(self._steps, rows.T, strict=True)]
-            values = np.array([*columns, self._pool.damage[chosen]]).T
-            paths[mix] = _Path(np.log(sizes[falls][::-1]), rows, values)
+            log_kept = np.array(columns).T.reshape(len(rows), -1)
+            paths[mix] = _Path(np.log(sizes[falls][::-1]), rows, log_kept)
         return paths
 
     def _allocation(self, row: np.ndarray) -> Allocation:
@@ -357,12 +346,12 @@ class _Path:
     Attributes:
         log_sizes: logarithms of the sizes (m,).
         rows: level numbers (m, steps).
-        values: logarithm of the share each of the steps keeps, and behind them the damage (m, steps + 1).
+        log_kept: logarithm of the share each of the steps keeps (m, steps).
     """
 
     log_sizes: np.ndarray
     rows: np.ndarray
-    values: np.ndarray
+    log_kept: np.ndarray
 
 
 def _between(at: float, points: np.ndarray, rows: np.ndarray) -> np.ndarray:

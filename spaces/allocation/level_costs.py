@@ -103,7 +103,7 @@ class CodedWeights:
         scales = np.minimum(self._sizes.channels[index], kept) * (bits < FLOAT_BITS)
         return (coded + scales * USUAL_SCALE) * BYTES_A_BIT
 
-    def whole_bytes(self, bits: Mapping[str, int]) -> float:
+    def unpruned_bytes(self, bits: Mapping[str, int]) -> float:
         """Of the file with nothing removed."""
         numel = np.array([tensor.numel for tensor in self._sizes.layers])
         return float(self._sizes.predicted(numel, numel, np.array([bits[t.name] for t in self._sizes.layers])))
@@ -161,7 +161,7 @@ class LevelCosts:
         found = VariableElimination(tuple(one.damage for one in steps), every_kept, tuple(alone), joint, terms[()])
         if not self.is_coded:
             return found
-        whole = self._coded.whole_bytes(self.bits) - found.cost_of(np.zeros((1, len(steps)), int))[0, 0]
+        whole = self._coded.unpruned_bytes(self.bits) - found.cost_of(np.zeros((1, len(steps)), int))[0, 0]
         return replace(found, fixed=found.fixed + np.array([whole, 0.0]))
 
     def _terms(self) -> dict[Knobs, np.ndarray]:

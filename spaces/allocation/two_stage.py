@@ -74,7 +74,7 @@ class RemovalTarget(Target):
     @property
     def aim(self) -> float:
         share = self.share if self.fixed is None else min(self.rest.share / (1 - self.fixed), 1.0)
-        return min(share / self.whole, 1.0)
+        return min(share / self.unpruned_size, 1.0)
 
     @cached_property
     def _masks(self) -> np.ndarray:
@@ -123,7 +123,7 @@ class TwoStage:
         """
         if self.fixed is not None:
             return 1.0
-        whole = self.limits.whole
+        whole = self.limits.unpruned_size
         return min(max(whole * (self.limits.share / whole) ** self.part, self.least), 1.0)
 
     @cached_property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from spaces.bits import BITS
 from spaces.cost.coded_file import coded_file
 from spaces.cost.counts import SIZE_METRICS, Footprint, RelativeCost, relative_cost
 from spaces.cost.exact import sizer_of
@@ -12,8 +11,8 @@ from spaces.network import ITEM_BYTES, Network
 from spaces.policy import PruningPolicy
 
 __all__ = [
-    "SIZE_METRICS", "Footprint", "RelativeCost", "coded_bound", "dense_footprint", "dense_shares", "footprint",
-    "relative_cost", "stored_fractions",
+    "SIZE_METRICS", "Footprint", "RelativeCost", "coded_bound", "dense_footprint", "footprint", "relative_cost",
+    "stored_fractions",
 ]  # fmt: skip
 
 
@@ -51,12 +50,6 @@ def _require(network: Network, policy: PruningPolicy) -> None:
 def dense_footprint(network: Network) -> Footprint:
     """Counts of the unpruned network."""
     return sizer_of(network).dense
-
-
-def dense_shares(network: Network) -> dict[int, float]:
-    """Bits -> what the file takes with nothing removed, as a share of the dense file of 32-bit floats; 1.0 of these."""
-    dense = dense_footprint(network).encoded_bytes
-    return {bits: footprint(network, PruningPolicy({}, bits=bits)).encoded_bytes / dense for bits in BITS}
 
 
 def stored_fractions(network: Network) -> dict[str, float]:

@@ -63,12 +63,12 @@ class BaseAllocations:
         if name == EVEN:
             nothing = np.zeros(len(self._space.network.prunable))
             return nothing, nothing
-        bits, whole = stages.limits.bits, stages.limits.whole
+        bits, unpruned = stages.limits.bits, stages.limits.unpruned_size
         if not isinstance(bits, int):
             raise ValueError("two-stage granularities are for layers of the same bits")
-        low, high = (size / whole for size in self._space.pruned_range(bits))
-        ends = low ** REMOVAL[1] * whole, high ** REMOVAL[0] * whole
-        sizes = (stages.removal.aim * whole, stages.mask_share * whole)
+        low, high = (size / unpruned for size in self._space.pruned_range(bits))
+        ends = low ** REMOVAL[1] * unpruned, high ** REMOVAL[0] * unpruned
+        sizes = (stages.removal.aim * unpruned, stages.mask_share * unpruned)
         channel, masks = (
             self._between(name, part, size, bits, ends)
             for part, size in zip(parts_of(stages.granularity), sizes, strict=True)

@@ -190,7 +190,7 @@ class Limits:
 
     def unpruned_size(self, bits: int | Mapping[str, int]) -> float:
         """The share of the dense size where weights are rounded, and nothing is removed."""
-        return self._known(None, bits, lambda: self.target(1.0, "fine-grained", bits).whole)
+        return self._known(None, bits, lambda: self.target(1.0, "fine-grained", bits).unpruned_size)
 
     @cached_property
     def usable(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -45,16 +44,20 @@ def test_no_name_stands_for_a_dead_network(root):
     assert all(accuracies(view)[number] > chance for number in shipped.values())
 
 
-def test_a_trial_that_died_in_its_finals_has_no_name_either(root):
-    view = with_chance(root, 0.0)
-    lowest = min(
-        (row for row in view.state.front if row.final_accuracy is not None), key=lambda row: row.final_accuracy
-    )
-    view, named = with_chance(root, lowest.final_accuracy), set()
-    for choice in ("smallest", "knee", "best"):
-        with suppress(GoalMissed):  # where the other finalist is as accurate, both have died
-            named.add(choose_trial(view, choice).trial.number)
-    assert lowest.trial not in named
+def test_a_trial_that_died_in_its_finals_has_no_name_either(root, monkeypatch):
+    first, second = (row.trial for row in with_chance(root, 0.0).state.front if row.final_accuracy is not None)
+    told, finals = StudyState.row, {first: 0.25, second: 0.5}
+
+    def of_these_finals(state, number):
+        row = told(state, number)
+        return replace(row, final_accuracy=finals[number]) if number in finals else row
+
+    monkeypatch.setattr(StudyState, "row", of_these_finals)
+    for dead, alive in ((first, second), (second, first)):
+        finals |= {dead: 0.25, alive: 0.5}
+        view = with_chance(root, 0.25)
+        named = {choose_trial(view, choice).trial.number for choice in ("smallest", "knee", "best")}
+        assert alive in named and dead not in named
 
 
 def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):

@@ -17,7 +17,7 @@ from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.search_space.logits import centred
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import EXPONENTS, Draft
-from spaces.sensitivity import Profile, ProfilePoint
+from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 
 SCANNED_LEVELS = (0.5, 0.9, 0.99)
 
@@ -310,6 +310,25 @@ class TestBits:
             table, _ = pool._from_table("fine-grained", 0.06, bits, random)
             asked[bits, "scan"] = float(np.mean(1 / (1 + np.exp(-table))))
         assert asked[3] + 0.1 < asked[6] < asked[8] and asked[3, "scan"] + 0.1 < asked[6, "scan"] < asked[8, "scan"]
+
+    @pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
+    def test_of_layers_by_the_scan_where_layers_may_differ(self, vgg, vgg_graph, granularity):
+        """Rounding the third layer hurts, and no other."""
+        network = vgg_graph.network
+        hurt = dict.fromkeys(network.layer_names, 0.0) | {network.layer_names[2]: 9.0}
+        rounding = {
+            name: tuple(RoundingPoint(bits, 0, 0, 0.1 + own * 4.0**-bits, 0) for bits in (8, 6, 3))
+            for name, own in hurt.items()
+        }
+        scores, known = unit_importance(vgg, vgg_graph, granularity), made_up_profile(network)
+        kept_apart = []
+        for profile in (known, replace(known, rounding=rounding)):
+            inputs = {granularity: AllocationInputs.of(network, granularity, scores, profile)}
+            pool = Pool(Space(network, 0.04, (granularity,), mixed=True, bits=BITS), inputs)
+            drafts = [draft for draft in pool.draw(160, [], np.random.default_rng(1)) if draft.source == PRIOR]
+            bits = [list(draft.bits.values()) for draft in drafts if not isinstance(draft.bits, int)]
+            kept_apart.append(sum(own[2] > max(own[:2] + own[3:]) for own in bits))
+        assert len(drafts) == 40 and kept_apart[0] <= 1 and kept_apart[1] > 5
 
     def test_moves_change_them_now_and_then(self, space, inputs_of):
         pool, random = Pool(space, inputs_of("vgg")), np.random.default_rng(0)

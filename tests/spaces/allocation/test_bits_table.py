@@ -136,8 +136,10 @@ class TestOneForAll:
             assert {layer: PruningPolicy({}, bits=given).bits_of(layer) for layer in net.by_name} == found.bits
             part = footprint(net, policy_of(table, found.sparsity, given))
             assert abs(found.size * dense - part.encoded_bytes) <= STATES
-        assert found.size < table.whole and table.solutions[0].size <= table.whole
-        assert table.whole * dense == pytest.approx(footprint(net, policy_of(table, {}, given)).encoded_bytes, abs=1)
+        assert found.size < table.unpruned_size and table.solutions[0].size <= table.unpruned_size
+        assert table.unpruned_size * dense == pytest.approx(
+            footprint(net, policy_of(table, {}, given)).encoded_bytes, abs=1
+        )
 
     @pytest.mark.parametrize("granularity", ["fine-grained", "channel"])
     def test_rounding_adds_its_damage_and_the_least_of_a_choice_is_no_worse(self, granularity):
@@ -154,17 +156,9 @@ class TestOneForAll:
         for bits in ((32,), {}, {"c0.weight": 32}):
             same = replace(plain, bits=bits)
             assert [vars(one) for one in same.solutions] == [vars(one) for one in plain.solutions]
-            assert same.whole == 1.0
+            assert same.unpruned_size == 1.0
             assert same.at(0.2) == plain.at(0.2)
-        assert plain.damage_at(1.0) == 0.0 and set(plain.bits_at(0.3).values()) == {32}
-
-    def test_damage_at_a_size(self):
-        table = random_table("fine-grained", 5, 6)
-        sizes = np.geomspace(table.whole, table.solutions[-1].size, 12)
-        found = [table.damage_at(float(size)) for size in sizes]
-        assert found[0] == pytest.approx(table.solutions[0].damage) == pytest.approx(table.damage_at(1.0))
-        assert (np.diff(found) >= 0).all() and found[-1] == pytest.approx(table.solutions[-1].damage)
-        assert table.damage_at(float(sizes[-1]) / 1.01) == np.inf
+        assert set(plain.bits_at(0.3).values()) == {32}
 
 
 def profile(flat: float, steep: float) -> Profile:
@@ -186,16 +180,6 @@ class TestInputs:
         assert inputs.tradeoff_at((8, 4)).bits == (8, 4)
         assert AllocationInputs({}).tradeoff_at(4) is None
         assert rounding_damages(profile(0.1, 1.0), NET)["c1.weight"][5] == pytest.approx(4.0**-5)
-
-    def test_best_bits_follow_from_what_costs_more(self):
-        """Where rounding is free the fewest bits win, where pruning is free the most; large sizes need neither."""
-        free, dear = (
-            AllocationInputs.of(NET, "fine-grained", {}, profile(*own)) for own in ((1.0, 1e-9), (0.01, 99.0))
-        )
-        assert free.best_bits(0.05, (8, 4, 2)) == 2 and dear.best_bits(0.05, (2, 8, 4)) == 8
-        assert free.best_bits(1e-9, (8, 4)) == 4
-        with pytest.raises(ValueError, match="scan the model with bits first"):
-            AllocationInputs({}).best_bits(0.1, (8, 4))
 
     @pytest.mark.parametrize("bits", [8, 3, {"c0.weight": 8, "c1.weight": 2}])
     def test_the_scans_allocation_meets_its_size_at_bits(self, bits):

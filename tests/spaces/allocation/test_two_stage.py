@@ -327,7 +327,7 @@ class TestAllocations:
 
         def table() -> SimpleNamespace:
             shares = dict.fromkeys(network.layer_names, 0.5)
-            return SimpleNamespace(at=lambda size, mix: asked.append(size) or shares, whole=1.0)
+            return SimpleNamespace(at=lambda size, mix: asked.append(size) or shares, unpruned_size=1.0)
 
         scanned = {name: AllocationInputs(one.scores, table()) for name, one in known.items()}
         policy = allocated(Space(network, 0.25, (word,)), "scan", 0.16, word, scanned)

@@ -33,7 +33,6 @@ from spaces.cost.footprint import (
     Footprint,
     coded_bound,
     dense_footprint,
-    dense_shares,
     footprint,
     relative_cost,
 )
@@ -482,15 +481,6 @@ class TestRounded:
         else:
             TestLanding.check(lambda: fit_by_shift(sparsity, target), family, target)
             TestLanding.check(lambda: fit_to_budget(family, target), family, target)
-
-    def test_dense_shares_fall_with_the_bits(self):
-        shares = dense_shares(BLOCK)
-        assert list(shares) == list(BITS)
-        assert shares[32] == 1
-        assert list(shares.values()) == sorted(shares.values(), reverse=True)
-        assert (
-            shares[4] == footprint(BLOCK, PruningPolicy({}, bits=4)).encoded_bytes / dense_written(BLOCK).encoded_bytes
-        )
 
     def test_unknown_layers(self):
         for ask in (footprint, coded_bound):
