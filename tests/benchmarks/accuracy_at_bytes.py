@@ -16,14 +16,17 @@ fresh seeds, and only these runs are tested:
 - `nnc dense`: the dense weights through NNC, statistics recalibrated; nothing is trained;
 - `nnc lamp`: LAMP with floats at several shares of kept weights, then NNC and recalibration.
 
-Every fine-tune is one line of `accuracy_at_bytes.csv` beside this file; what is there is not run again.
+A policy that several methods propose is fine-tuned once. Every fine-tune is one line of `accuracy_at_bytes.csv` beside
+this file; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +48,7 @@ from pruning.importance.scores import unit_importance
 from pruning.sparse_file import dense_bytes
 from search.cli.text_tables import render, spread
 from search.training.dense_model import DenseModel, dense_model
-from search.training.evaluate import PreparedModel, evaluate_policy
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
 from search.training.refresh import refresh_statistics_
 from search.training.train import score
@@ -56,8 +59,8 @@ from spaces.allocation.importance import AllocationInputs
 from spaces.policy import PruningPolicy
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
-SIZES, BITS, TRIALS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01), (8, 6, 4), 24
-FRESH_SEEDS = range(2000, 2003)
+SIZES, BITS, TRIALS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01), (8, 6, 4, 3), 24
+FRESH_SEEDS = range(2000, 2002)
 KEPT = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
 """Shares of parameters that are not zero, of LAMP before NNC."""
 QUALITIES = range(-40, -7, 2)
@@ -71,25 +74,32 @@ CHOOSING, FINAL, DENSE = "choosing", "final", "dense"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A network that a method has chosen from: what it is, its size, its validation accuracy, and how it is made again
-    with another seed within a size; None where nothing is trained."""
+class Made:
+    """A finished network: its bytes over dense and its accuracies; the one on test data is NaN before the finals."""
 
-    what: str
     size: float
     accuracy: float
-    again: Callable[[int, float], Made] | None = None
-    digest: str = ""
-    made: Made | None = None
+    test_accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished network: its bytes over dense and both accuracies."""
+class Candidate:
+    """A network that a method may choose: what it is, what came of it, and how it is made within a size for the test,
+    with a fresh seed if it is trained."""
 
-    size: float
-    accuracy: float
-    test_accuracy: float
+    what: str
+    made: Made
+    again: Callable[[int, float], Made]
+    digest: str = ""
+    trained: bool = True
+
+    @property
+    def size(self) -> float:
+        return self.made.size
+
+    @property
+    def accuracy(self) -> float:
+        return self.made.accuracy
 
 
 class Arena:
@@ -98,6 +108,11 @@ class Arena:
     def __init__(self, workload: str, seed: int, sizes: Sequence[float], trials: int, root: Path, nnc: Path | None):
         self.name, self.seed, self.sizes, self.trials, self.root, self.nnc = workload, seed, sizes, trials, root, nnc
         self.bits = BITS
+        self._tuned = {
+            (row["digest"], int(row["tune_seed"]), row["stage"] == FINAL): _made(row)
+            for row in read_rows(TABLE)
+            if (row["workload"], row["seed"]) == (workload, str(seed)) and row["method"] in OURS
+        }
 
     @cached_property
     def workload(self) -> Workload:
@@ -125,7 +140,7 @@ class Arena:
     # of search_race.Contest, what `guided_in` needs
     @property
     def dense_error(self) -> float:
-        return 1 - self.scores(self.dense.model).accuracy
+        return 1 - self.scored(self.dense.model).accuracy
 
     def evidence(self) -> Mapping[str, AllocationInputs]:
         space = self.space()
@@ -135,36 +150,37 @@ class Arena:
         scores = unit_importance(self.dense.model, self.subject.graph, MASKS)
         return {MASKS: AllocationInputs.of(self.subject.network, MASKS, scores, profile)}
 
-    def scores(self, model: nn.Module) -> Made:
+    def scored(self, model: nn.Module, size: float = 1, final: bool = False) -> Made:
+        """Accuracies of a network; on test data in the finals only."""
         workload = self.workload
-        found = [score(model, split, workload).accuracy for split in (workload.validation, workload.test)]
-        return Made(1.0, *found)
+        found = [score(model, split, workload).accuracy for split in (workload.validation, workload.test)[: 1 + final]]
+        return Made(size, *found)
 
-    def tuned(self, policy: PruningPolicy, seed: int, final: bool) -> tuple[Made, nn.Module]:
+    def evaluated(self, policy: PruningPolicy, seed: int, final: bool) -> Evaluation:
         """A policy after its fine-tune."""
         recipe = self.workload.recipe
-        made = evaluate_policy(self.subject, policy, recipe.final_epochs if final else recipe.trial_epochs, seed)
-        model, _ = made.network
-        found = self.scores(model)
-        return Made(made.result.measured.shares.encoded, found.accuracy, found.test_accuracy), model
+        return evaluate_policy(self.subject, policy, recipe.final_epochs if final else recipe.trial_epochs, seed)
+
+    def tuned(self, policy: PruningPolicy, seed: int, final: bool) -> Made:
+        """What comes of a policy; the same one is fine-tuned once, whichever methods propose it."""
+        key = policy.digest, seed, final
+        if key not in self._tuned:
+            evaluation = self.evaluated(policy, seed, final)
+            size = evaluation.result.measured.shares.encoded
+            self._tuned[key] = self.scored(evaluation.network[0], size, final)
+        return self._tuned[key]
 
     def candidate(self, policy: PruningPolicy, what: str) -> Candidate:
-        made, _ = self.tuned(policy, self.seed, False)
-        return Candidate(
-            what, made.size, made.accuracy, lambda seed, size: self.tuned(policy, seed, True)[0], policy.digest
-        )
+        made = self.tuned(policy, self.seed, False)
+        return Candidate(what, made, lambda seed, size: self.tuned(policy, seed, True), policy.digest)
 
 
 def guided(arena: Arena) -> Iterator[Candidate]:
     space = arena.space()
     for proposed in islice(guided_in(space, arena, arena.evidence()), arena.trials):
-        found = arena.candidate(proposed.policy, f"{proposed.source}, {bits_in(proposed.policy)}")
+        found = arena.candidate(proposed.policy, f"{proposed.source}, {proposed.policy.bits_label}")
         proposed.learn(found)
         yield found
-
-
-def bits_in(policy: PruningPolicy) -> str:
-    return f"{policy.bits} bits" if isinstance(policy.bits, int) else "mixed bits"
 
 
 def static(allocator: str, widths: Sequence[int] | None = None) -> Callable[[Arena], Iterator[Candidate]]:
@@ -187,8 +203,10 @@ def allocated(arena: Arena, allocator: str, target: Target, bits: int) -> Prunin
 
 
 def nnc_dense(arena: Arena) -> Iterator[Candidate]:
-    for quality, made in through_nnc(arena, arena.dense.model, QUALITIES).items():
-        yield Candidate(f"qp {quality}", made.size, made.accuracy, made=made)
+    coded = CodedByNNC(arena, arena.dense.model)
+    for quality in coded.sizes:
+        again = lambda seed, size, quality=quality: coded.made(quality, final=True)  # noqa: E731
+        yield Candidate(f"qp {quality}", coded.made(quality), again, trained=False)
 
 
 def nnc_lamp(arena: Arena) -> Iterator[Candidate]:
@@ -196,37 +214,46 @@ def nnc_lamp(arena: Arena) -> Iterator[Candidate]:
         policy = allocated(arena, "lamp", Target(arena.subject.network, kept, MASKS, metric="nonzero"), 32)
         if policy is None:
             continue
-        _, model = arena.tuned(policy, arena.seed, False)
 
         def again(seed: int, size: float, policy: PruningPolicy = policy) -> Made:
-            _, model = arena.tuned(policy, seed, True)
-            within = [m for m in through_nnc(arena, model, QUALITIES).values() if m.size <= size]
-            return max(within, key=lambda one: one.accuracy)
+            tuned = CodedByNNC(arena, arena.evaluated(policy, seed, True).network[0])
+            return tuned.made(tuned.best_within(size), final=True)
 
-        for quality, made in through_nnc(arena, model, QUALITIES).items():
-            yield Candidate(f"{kept:g} kept, qp {quality}", made.size, made.accuracy, again, policy.digest)
+        coded = CodedByNNC(arena, arena.evaluated(policy, arena.seed, False).network[0])
+        for quality in coded.sizes:
+            yield Candidate(f"{kept:g} kept, qp {quality}", coded.made(quality), again, policy.digest)
 
 
-def through_nnc(arena: Arena, model: nn.Module, qualities: Sequence[int]) -> dict[int, Made]:
-    """What the decoder gives back at each quantisation parameter, recalibrated."""
-    state = model.state_dict()
-    floats = {name: tensor.numpy() for name, tensor in state.items() if tensor.dtype == torch.float32}
-    found = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        np.savez(folder / "state.npz", **floats)
+class CodedByNNC:
+    """A network as the decoder gives it back at each quantisation parameter, recalibrated."""
+
+    TRIED = 3
+    """Of the qualities within a size, so many of the finest are looked at."""
+
+    def __init__(self, arena: Arena, model: nn.Module) -> None:
+        self._arena, self._model = arena, model
+        floats = {n: tensor.numpy() for n, tensor in model.state_dict().items() if tensor.dtype == torch.float32}
         script = Path(__file__).with_name("nnc_network.py")
-        command = [str(arena.nnc), str(script), str(folder / "state.npz"), name, *map(str, qualities)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
-        sizes = json.loads(said.strip().splitlines()[-1])["bytes"]
-        for quality in qualities:
-            decoded = {key: torch.from_numpy(value) for key, value in np.load(folder / f"{quality}.npz").items()}
-            copy = copy_model(model)
-            copy.load_state_dict(state | decoded)
-            refresh_statistics_(copy, arena.workload)
-            made = arena.scores(copy)
-            found[quality] = Made(sizes[str(quality)] / arena.dense_bytes, made.accuracy, made.test_accuracy)
-    return found
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            np.savez(folder / "state.npz", **floats)
+            command = [str(arena.nnc), str(script), str(folder / "state.npz"), name, *map(str, QUALITIES)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+            found = json.loads(said.strip().splitlines()[-1])["bytes"]
+            self.sizes = {quality: found[str(quality)] / arena.dense_bytes for quality in QUALITIES}
+            self._decoded = {quality: dict(np.load(folder / f"{quality}.npz")) for quality in QUALITIES}
+
+    def made(self, quality: int, final: bool = False) -> Made:
+        decoded = {name: torch.from_numpy(value) for name, value in self._decoded[quality].items()}
+        copy = copy_model(self._model)
+        copy.load_state_dict(self._model.state_dict() | decoded)
+        refresh_statistics_(copy, self._arena.workload)
+        return self._arena.scored(copy, self.sizes[quality], final)
+
+    def best_within(self, size: float) -> int:
+        """The quality of highest validation accuracy."""
+        within = sorted((q for q in self.sizes if self.sizes[q] <= size), key=lambda q: -self.sizes[q])
+        return max(within[: self.TRIED], key=lambda quality: self.made(quality).accuracy)
 
 
 METHODS: Mapping[str, Callable[[Arena], Iterator[Candidate]]] = {
@@ -237,12 +264,14 @@ METHODS: Mapping[str, Callable[[Arena], Iterator[Candidate]]] = {
     "nnc dense": nnc_dense,
     "nnc lamp": nnc_lamp,
 }
+OURS = ("guided", "lamp", "global", "lamp 32")
+"""Methods whose networks a policy and a seed determine."""
 
 
 def run(arena: Arena, methods: Sequence[str]) -> None:
     done = {(r["workload"], int(r["seed"]), r["method"]) for r in read_rows(TABLE) if r["stage"] != CHOOSING}
     if (arena.name, arena.seed, DENSE) not in done:
-        made = arena.scores(arena.dense.model)
+        made = arena.scored(arena.dense.model, final=True)
         append_rows(TABLE, COLUMNS, [_row(arena, DENSE, DENSE, 1.0, "dense", arena.seed, made)])
     for method in methods:
         if (arena.name, arena.seed, method) not in done:
@@ -250,24 +279,20 @@ def run(arena: Arena, methods: Sequence[str]) -> None:
 
 
 def _measured(arena: Arena, method: str) -> Iterator[Row]:
-    candidates = list(METHODS[method](arena))
-    for one in candidates:
-        made = Made(one.size, one.accuracy, float("nan"))
-        yield _row(arena, method, CHOOSING, max(arena.sizes), one.what, arena.seed, made, one.digest)
-    known: dict[tuple[str, int], Made] = {}
+    candidates = []
+    for one in METHODS[method](arena):
+        candidates.append(one)
+        print(arena.name, arena.seed, method, one.what, one.made, file=sys.stderr, flush=True)
+        yield _row(arena, method, CHOOSING, max(arena.sizes), one.what, arena.seed, one.made, one.digest)
     for size in arena.sizes:
         within = [one for one in candidates if one.size <= size]
         if not within:
             continue
         best = max(within, key=lambda one: one.accuracy)
-        if best.again is None:
-            assert best.made is not None
-            yield _row(arena, method, FINAL, size, best.what, arena.seed, best.made)
-            continue
-        for seed in FRESH_SEEDS:
-            key = (f"{best.digest} {best.what} {size if method == 'nnc lamp' else ''}", seed)
-            known[key] = known.get(key) or best.again(seed, size)
-            yield _row(arena, method, FINAL, size, best.what, seed, known[key], best.digest)
+        for seed in FRESH_SEEDS if best.trained else (arena.seed,):
+            made = best.again(seed, size)
+            print(arena.name, arena.seed, method, size, best.what, made, file=sys.stderr, flush=True)
+            yield _row(arena, method, FINAL, size, best.what, seed, made, best.digest)
 
 
 def _row(
@@ -276,6 +301,10 @@ def _row(
     numbers = (f"{made.size:.5f}", f"{made.accuracy:.5f}", f"{made.test_accuracy:.5f}")
     values = (arena.name, str(arena.seed), method, stage, f"{limit:g}", what, str(seed), *numbers, digest)
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _made(row: Row) -> Made:
+    return Made(float(row["size"]), float(row["accuracy"]), float(row["test_accuracy"]))
 
 
 def show(rows: Sequence[Row]) -> None:

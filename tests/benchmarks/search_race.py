@@ -3,6 +3,7 @@
     python tests/benchmarks/search_race.py run digits --seeds 0-9 [--methods guided,tpe+seeds,...]
     python tests/benchmarks/search_race.py run fashion --seeds 0-4 --methods guided,tpe,tpe+seeds,random+seeds
     python tests/benchmarks/search_race.py run digits --seeds 0-4 --methods guided,tpe --trials 72
+    python tests/benchmarks/search_race.py run digits --seeds 0-4 --methods guided,tpe,tpe+seeds,static --bits 8,6,4,3
     python tests/benchmarks/search_race.py show [--figure race.png]
 
 A contest is one workload and one seed: split, dense checkpoint, data order. In it every method spends the same number
@@ -55,6 +56,7 @@ from spaces.search_space.space import SEED_SCHEDULE, Space
 from spaces.sensitivity import Profile
 
 TRIALS, MAX_SIZE = 24, 0.25
+FLOATS = (32,)
 REFERENCE = np.array([0.5, math.log(MAX_SIZE * 1.1), 1.05])
 """Error, log encoded size, MACs: frozen."""
 TARGETS = (0.90, 0.95, 0.98)
@@ -99,10 +101,15 @@ class Tuned:
 class Contest:
     """One workload, split, dense checkpoint and data order, with what all methods may use."""
 
-    def __init__(self, workload: str, seed: int, root: Path) -> None:
-        self.workload, self.seed, self.root = workload, seed, root
+    def __init__(self, workload: str, seed: int, root: Path, bits: Sequence[int] = FLOATS) -> None:
+        self.workload, self.seed, self.root, self.bits = workload, seed, root, tuple(bits)
         self._cache = root / f"race-{workload}-{seed}.json"
         self._tuned = self._stored()
+
+    @property
+    def label(self) -> str:
+        """In the table: the workload, and the bits of the space where it has a choice."""
+        return self.workload if self.bits == FLOATS else f"{self.workload} {'/'.join(map(str, self.bits))} bits"
 
     @cached_property
     def dense(self) -> DenseModel:
@@ -114,11 +121,12 @@ class Contest:
 
     @cached_property
     def space(self) -> Space:
-        return Space(self.subject.network, MAX_SIZE)
+        return Space(self.subject.network, MAX_SIZE, bits=self.bits)
 
     @cached_property
     def profile(self) -> Profile:
-        return cached_profile(self.subject, self.dense, "magnitude-l2", self.space.usable, self.root / "cache")
+        criterion, usable = self.space.criterion, self.space.usable
+        return cached_profile(self.subject, self.dense, criterion, usable, self.root / "cache", bits=self.bits)
 
     @cached_property
     def dense_error(self) -> float:
@@ -197,7 +205,7 @@ def guided(
 
     def propose(contest: Contest) -> Iterator[Proposed]:
         plain = contest.space
-        space = Space(plain.network, MAX_SIZE, (*plain.usable, *further)) if further else plain
+        space = Space(plain.network, MAX_SIZE, (*plain.usable, *further), bits=contest.bits) if further else plain
         return guided_in(space, contest, contest.evidence(scan(contest.profile)), seeded, constants)
 
     return propose
@@ -362,14 +370,13 @@ def _study() -> optuna.Study:
     return optuna.create_study(directions=["maximize", "minimize", "minimize"])
 
 
-def race(workload: str, seeds: Sequence[int], methods: Sequence[str], trials: int, root: Path) -> None:
-    for seed in seeds:
-        contest = Contest(workload, seed, root)
+def race(contests: Iterator[Contest], methods: Sequence[str], trials: int) -> None:
+    for contest in contests:
         for name in methods:
             done = [
                 row
                 for row in read_rows(TABLE)
-                if (row["workload"], row["seed"], row["method"]) == (workload, str(seed), name)
+                if (row["workload"], row["seed"], row["method"]) == (contest.label, str(contest.seed), name)
             ]
             if len(done) < trials:
                 rows = list(_run(contest, name, trials))
@@ -386,7 +393,7 @@ def _run(contest: Contest, name: str, trials: int) -> Iterator[dict[str, Any]]:
         proposing = time.perf_counter() - began
         tuned = contest.tune(proposed.policy)
         yield {
-            "workload": contest.workload,
+            "workload": contest.label,
             "seed": contest.seed,
             "method": name,
             "trial": number,
@@ -414,13 +421,16 @@ def main() -> None:
     running.add_argument("workload", choices=WORKLOADS)
     running.add_argument("--seeds", type=seed_range, default="0-9", help="first-last, or one")
     running.add_argument("--methods", default=",".join(METHODS))
+    running.add_argument("--bits", default="32", help="of weights: choices of the space, such as 8,6,4")
     running.add_argument("--trials", type=int, default=TRIALS)
     running.add_argument("--root", type=Path, default=Path("mlruns"))
     showing = commands.add_parser("show")
     showing.add_argument("--figure", type=Path, help="a PNG to write: shares against fine-tunes and seconds")
     options = parser.parse_args()
     if options.command == "run":
-        race(options.workload, options.seeds, options.methods.split(","), options.trials, options.root)
+        bits = [int(word) for word in options.bits.split(",")]
+        contests = (Contest(options.workload, seed, options.root, bits) for seed in options.seeds)
+        race(contests, options.methods.split(","), options.trials)
     else:
         show(read_rows(TABLE), Rules(TRIALS, REFERENCE, TARGETS), options.figure)
 
