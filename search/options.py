@@ -232,8 +232,8 @@ class SearchOptions(_Fields):
         more="one for a whole policy, or with --mixed one a layer",
     )
     bits: tuple[int, ...] = option(
-        "of a weight that is kept, choices ({default}; of nonzero sizes 32); also 32 (not rounded), 16, 7, 5, 3, 2",
-        default=(8, 6, 4),
+        "of a weight that is kept, choices ({default}; of nonzero sizes 32); also 32 (not rounded), 16, 7, 5, 2",
+        default=(8, 6, 4, 3),
         metavar="B,B",
         more="one for a whole policy, or with --mixed one a layer",
     )
