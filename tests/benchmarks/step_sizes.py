@@ -10,7 +10,8 @@ epochs. Its weights are then rounded in two ways, statistics recalibrated, and n
   the same share everywhere, and no limit on the multiples.
 
 Bytes are those of the coded values and scales; a step a layer takes two. The rise of the loss on validation data is
-interpolated, in the logarithm of the bytes, at the bytes that so many bits a channel take. Prints a table and one JSON line.
+interpolated, in the logarithm of the bytes, at the bytes that so many bits a channel take. Prints a table and one JSON
+line.
 """
 
 from __future__ import annotations
