@@ -729,7 +729,7 @@ def test_a_trial_of_nothing_fails_with_the_reason_before_training():
     assert not steps and evaluate_policy(subject, PruningPolicy({}), 1, 0).result.state == "complete"
 
 
-NO_SHARE = "nothing to remove: it gives no layer a sparsity above 0, such as 0.5"
+NO_SHARE = "nothing to remove: it gives no layer a sparsity above 0, such as 0.5; --bits 8 rounds whole layers"
 POLICIES = {
     "empty": ("{}", NO_SHARE),
     "unknown": ('{"conv0.wieght": 0.5}', "unknown layer 'conv0.wieght': did you mean 'conv0.weight'"),

@@ -10,7 +10,8 @@ start from one dense model, use one recipe, and spend at most `--trials` fine-tu
 validation accuracy what is best at each size. What was chosen is fine-tuned again at the recipe's final length with
 fresh seeds, and only these runs are tested:
 
-- `guided`: one study of the default space between the smallest and the largest size, fine-grained masks;
+- `guided`: one study between the smallest and the largest size, fine-grained masks; proposals take the next of the
+  sizes below what they ask for;
 - `lamp`, `global`: the allocation at each size with each of the same bits;
 - `lamp 32`: LAMP with floats, in the file of version 1;
 - `nnc dense`: the dense weights through NNC, statistics recalibrated; nothing is trained;
@@ -39,7 +40,6 @@ import numpy as np
 import torch
 from bytes import NNC, workload_named
 from raw_rows import Row, append_rows, read_rows, seed_range
-from search_race import guided_in
 from study import hardware
 from torch import nn
 
@@ -47,6 +47,7 @@ from pruning.copying import copy_model
 from pruning.importance.scores import unit_importance
 from pruning.sparse_file import dense_bytes
 from search.cli.text_tables import render, spread
+from search.proposals.guide import GuidedProposer
 from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
@@ -57,6 +58,8 @@ from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
 from spaces.allocation.importance import AllocationInputs
 from spaces.policy import PruningPolicy
+from spaces.search_space.initial import InitialPoint, initial_points
+from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE, Space
 
 SIZES, BITS, TRIALS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01), (8, 6, 4, 3), 24
@@ -137,7 +140,6 @@ class Arena:
     def space(self) -> Space:
         return Space(self.subject.network, max(self.sizes), (MASKS,), min_size=min(self.sizes), bits=self.bits)
 
-    # of search_race.Contest, what `guided_in` needs
     @property
     def dense_error(self) -> float:
         return 1 - self.scored(self.dense.model).accuracy
@@ -177,9 +179,17 @@ class Arena:
 
 def guided(arena: Arena) -> Iterator[Candidate]:
     space = arena.space()
-    for proposed in islice(guided_in(space, arena, arena.evidence()), arena.trials):
-        found = arena.candidate(proposed.policy, f"{proposed.source}, {proposed.policy.bits_label}")
-        proposed.learn(found)
+    projector = Projector(space, arena.evidence())
+    guide = GuidedProposer(projector, arena.dense_error, arena.seed)
+    seeds = list(islice(initial_points(projector), arena.trials // 2))
+    for number in range(arena.trials):
+        asked = seeds[number] if number < len(seeds) else guide.suggest(number)
+        size = max(s for s in arena.sizes if s <= asked.params["size"] or s == min(arena.sizes))
+        params = {**asked.params, "size": size}
+        policy = projector.project(params).policy
+        source = asked.allocator if isinstance(asked, InitialPoint) else asked.source
+        found = arena.candidate(policy, f"{source}, {policy.bits_label}")
+        guide.learn(number, params, 1 - found.accuracy)
         yield found
 
 

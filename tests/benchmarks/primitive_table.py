@@ -149,8 +149,8 @@ PRIMITIVES = tuple(
             ("encoded", "the file on disk", f"{LABS}test_file_on_disk"),
             ("dense file", "safetensors' own, byte for byte", "spaces/cost/test_footprint.py::TestContainer::"
              "test_dense_file_is_byte_for_byte_safetensors_own"),
-            ("dense, 8 bit", "a file with int8 weights", "pruning/test_quantize.py::"
-             "test_bytes_are_those_of_a_file_with_int8_weights"),
+            ("rounded weights", "an independent decoder of the file", "pruning/file/test_version_2.py::TestGolden::"
+             "test_an_independent_decoder_reads_the_same"),
         ],
         "training": [
             ("fine-tune", "ends at the policy's shares, whatever the schedule", "search/training/test_train.py::"

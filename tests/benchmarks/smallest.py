@@ -28,7 +28,9 @@ from search_race import TRIALS, WORKLOADS, Contest, Tuned, guided_in
 from study import hardware
 from torch import nn
 
-from pruning.quantize import quantize_int8
+from pruning.copying import copy_model
+from pruning.file.container import encode
+from pruning.file.stored_form import to_stored_form_
 from pruning.sparse_file import dense_bytes
 from search.cli.text_tables import render, spread
 from search.training.train import score
@@ -125,8 +127,9 @@ def _space(contest: Contest) -> Space:
 
 
 def int8(contest: Contest, least: float) -> Looked:
-    """The dense model with 8-bit weights."""
-    return _untuned(contest, least, "int8", *quantize_int8(contest.subject.dense))
+    """The dense model with 8-bit weights, in the file of version 2."""
+    model = copy_model(contest.subject.dense)
+    return _untuned(contest, least, "int8", model, len(encode(model.state_dict(), to_stored_form_(model, 8))))
 
 
 def dense(contest: Contest, least: float) -> Looked:

@@ -167,7 +167,10 @@ def _check_policy(
     except ValueError as error:
         raise UsageError(f"--curves: {arguments.file}: {error}") from None
     if not (asked_layers(policy) or policy.is_rounded):
-        raise UsageError(f"{arguments.file}: nothing to remove: it gives no layer a sparsity above 0, such as 0.5")
+        raise UsageError(
+            f"{arguments.file}: nothing to remove: it gives no layer a sparsity above 0, such as 0.5; "
+            "--bits 8 rounds whole layers"
+        )
 
 
 def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> list[str]:
