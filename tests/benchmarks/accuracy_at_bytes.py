@@ -10,8 +10,8 @@ start from one dense model, use one recipe, and spend at most `--trials` fine-tu
 validation accuracy what is best at each size. What was chosen is fine-tuned again at the recipe's final length with
 fresh seeds, and only these runs are tested:
 
-- `guided`: one study between the smallest and the largest size, fine-grained masks; proposals take the next of the
-  sizes below what they ask for;
+- `guided`: one study between the smallest and the largest size, fine-grained masks; proposals take the
+  nearest of the sizes;
 - `lamp`, `global`: the allocation at each size with each of the same bits;
 - `lamp 32`: LAMP with floats, in the file of version 1;
 - `nnc dense`: the dense weights through NNC, statistics recalibrated; nothing is trained;
@@ -184,8 +184,8 @@ def guided(arena: Arena) -> Iterator[Candidate]:
     seeds = list(islice(initial_points(projector), arena.trials // 2))
     for number in range(arena.trials):
         asked = seeds[number] if number < len(seeds) else guide.suggest(number)
-        size = max(s for s in arena.sizes if s <= asked.params["size"] or s == min(arena.sizes))
-        params = {**asked.params, "size": size}
+        nearest = min(arena.sizes, key=lambda size: abs(math.log(size / asked.params["size"])))
+        params = {**asked.params, "size": nearest}
         policy = projector.project(params).policy
         source = asked.allocator if isinstance(asked, InitialPoint) else asked.source
         found = arena.candidate(policy, f"{source}, {policy.bits_label}")
