@@ -64,7 +64,7 @@ from spaces.search_space.space import SEED_SCHEDULE, Space
 
 SIZES, BITS, TRIALS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01), (8, 6, 4, 3), 24
 FRESH_SEEDS = range(2000, 2002)
-KEPT = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
+KEPT = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.02, 0.015)
 """Shares of parameters that are not zero, of LAMP before NNC."""
 QUALITIES = range(-40, -7, 2)
 """Quantisation parameters of NNC, from fine to coarse."""
@@ -74,6 +74,7 @@ COLUMNS = (
     "workload", "seed", "method", "stage", "limit", "what", "tune_seed", "size", "accuracy", "test_accuracy", "digest",
 )  # fmt: skip
 CHOOSING, FINAL, DENSE = "choosing", "final", "dense"
+NONE = "nothing this small"
 
 
 @dataclass(frozen=True)
@@ -279,12 +280,16 @@ OURS = ("guided", "lamp", "global", "lamp 32")
 
 
 def run(arena: Arena, methods: Sequence[str]) -> None:
-    done = {(r["workload"], int(r["seed"]), r["method"]) for r in read_rows(TABLE) if r["stage"] != CHOOSING}
-    if (arena.name, arena.seed, DENSE) not in done:
+    done = {
+        (r["method"], float(r["limit"]))
+        for r in read_rows(TABLE)
+        if (r["workload"], r["seed"]) == (arena.name, str(arena.seed)) and r["stage"] != CHOOSING
+    }
+    if (DENSE, 1.0) not in done:
         made = arena.scored(arena.dense.model, final=True)
         append_rows(TABLE, COLUMNS, [_row(arena, DENSE, DENSE, 1.0, "dense", arena.seed, made)])
     for method in methods:
-        if (arena.name, arena.seed, method) not in done:
+        if not {(method, size) for size in arena.sizes} <= done:
             append_rows(TABLE, COLUMNS, list(_measured(arena, method)))
 
 
@@ -297,6 +302,7 @@ def _measured(arena: Arena, method: str) -> Iterator[Row]:
     for size in arena.sizes:
         within = [one for one in candidates if one.size <= size]
         if not within:
+            yield _row(arena, method, FINAL, size, NONE, arena.seed, Made(math.nan, math.nan))
             continue
         best = max(within, key=lambda one: one.accuracy)
         for seed in FRESH_SEEDS if best.trained else (arena.seed,):
@@ -321,7 +327,7 @@ def show(rows: Sequence[Row]) -> None:
     """Test accuracy by size and method, mean over dense seeds of the mean over fresh seeds; then one JSON line."""
     cells: dict[tuple[str, str, str], dict[int, list[Row]]] = {}
     for row in rows:
-        if row["stage"] in (FINAL, DENSE):
+        if row["stage"] in (FINAL, DENSE) and row["what"] != NONE:
             own = cells.setdefault((row["workload"], row["limit"], row["method"]), {})
             own.setdefault(int(row["seed"]), []).append(row)
     dense = {
