@@ -313,29 +313,28 @@ class TestRace:
     @pytest.fixture
     def table(self, contest, monkeypatch, tmp_path):
         monkeypatch.setattr(search_race, "TABLE", tmp_path / "race.csv")
-        monkeypatch.setattr(search_race, "Contest", lambda *_: contest)
         contest.profile = SimpleNamespace(seconds=2.0)
         return lambda: read_rows(search_race.TABLE)
 
-    def test_a_longer_race_adds_to_the_shorter(self, table, contest, tmp_path):
-        search_race.race("digits", [5], ["random", "nsga2"], 3, tmp_path)
+    def test_a_longer_race_adds_to_the_shorter(self, table, contest):
+        search_race.race([contest], ["random", "nsga2"], 3)
         short = table()
-        search_race.race("digits", [5], ["random", "nsga2"], 2, tmp_path)
+        search_race.race([contest], ["random", "nsga2"], 2)
         assert table() == short
-        search_race.race("digits", [5], ["random"], 5, tmp_path)
+        search_race.race([contest], ["random"], 5)
         assert table()[:6] == short
         assert [(r["method"], r["trial"]) for r in table()[6:]] == [("random", "3"), ("random", "4")]
         assert len(contest.tuned) == 5, "the first generation of NSGA-II is random"
 
-    def test_rows_of_another_proposer_are_not_added_to(self, table, contest, monkeypatch, tmp_path):
-        search_race.race("digits", [5], ["random"], 2, tmp_path)
+    def test_rows_of_another_proposer_are_not_added_to(self, table, contest, monkeypatch):
+        search_race.race([contest], ["random"], 2)
         monkeypatch.setitem(search_race.METHODS, "random", search_race.METHODS["static"])
         with pytest.raises(RuntimeError, match="delete those first"):
-            search_race.race("digits", [5], ["random"], 3, tmp_path)
+            search_race.race([contest], ["random"], 3)
 
-    def test_a_method_that_cannot_go_on_is_told(self, table, tmp_path):
+    def test_a_method_that_cannot_go_on_is_told(self, table, contest):
         with pytest.raises(RuntimeError, match="static ended after"):
-            search_race.race("digits", [5], ["static"], 400, tmp_path)
+            search_race.race([contest], ["static"], 400)
 
 
 class TestFixedSize:

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, islice, product
@@ -370,7 +370,7 @@ def _study() -> optuna.Study:
     return optuna.create_study(directions=["maximize", "minimize", "minimize"])
 
 
-def race(contests: Iterator[Contest], methods: Sequence[str], trials: int) -> None:
+def race(contests: Iterable[Contest], methods: Sequence[str], trials: int) -> None:
     for contest in contests:
         for name in methods:
             done = [

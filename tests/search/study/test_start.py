@@ -73,7 +73,7 @@ def test_every_granularity_can_be_searched(begin, mixed):
     assert (trials["size"] <= 0.8).all()
     tried = set(trials["granularity"])
     assert tried >= {"fine-grained", "vector", "kernel", "channel", "2:4"} and ("mixed" in tried) >= mixed
-    assert {"swap", "lamp", "scan"} <= set(trials["origin"])
+    assert {"swap", "unpruned", "scan"} <= set(trials["origin"])
 
 
 def test_a_study_takes_other_schedules(begin):
