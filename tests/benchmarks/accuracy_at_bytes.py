@@ -280,17 +280,16 @@ OURS = ("guided", "lamp", "global", "lamp 32")
 
 
 def run(arena: Arena, methods: Sequence[str]) -> None:
-    done = {
-        (r["method"], float(r["limit"]))
-        for r in read_rows(TABLE)
-        if (r["workload"], r["seed"]) == (arena.name, str(arena.seed)) and r["stage"] != CHOOSING
-    }
+    written = [r for r in read_rows(TABLE) if (r["workload"], r["seed"]) == (arena.name, str(arena.seed))]
+    done = {(r["method"], float(r["limit"])) for r in written if r["stage"] != CHOOSING}
     if (DENSE, 1.0) not in done:
         made = arena.scored(arena.dense.model, final=True)
         append_rows(TABLE, COLUMNS, [_row(arena, DENSE, DENSE, 1.0, "dense", arena.seed, made)])
     for method in methods:
         if not {(method, size) for size in arena.sizes} <= done:
-            append_rows(TABLE, COLUMNS, list(_measured(arena, method)))
+            for row in _measured(arena, method):
+                if row not in written:
+                    append_rows(TABLE, COLUMNS, [row])
 
 
 def _measured(arena: Arena, method: str) -> Iterator[Row]:
