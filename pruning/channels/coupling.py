@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pruning.channels import narrow_attention, narrow_norms
+from pruning.channels.call import PassNotes
 from pruning.channels.following import Follower, followed, settle
 from pruning.channels.labels import Labels
 from pruning.modules import CONVOLUTIONS, is_own, model_tensors, output_dim, prunable_weights, train_containers_
@@ -31,6 +33,8 @@ class Coupling:
         owners: (tensor, dimension) -> index in it -> the unit it leaves with.
         lengths: (tensor, dimension) -> its number of indices.
         hints: number of a group -> the likely cause if its removal goes wrong.
+        sizes: attribute of a module -> index below the number that it holds -> the unit it leaves with.
+        divided: number of a group -> the modules with attention that divide its channels.
         unused: layer in no group -> why its outputs are not known.
         zeroed: buffers that become zero where channels are masked.
     """
@@ -39,20 +43,29 @@ class Coupling:
     owners: Mapping[tuple[str, int], Mapping[int, Unit]]
     lengths: Mapping[tuple[str, int], int]
     hints: Mapping[int, str]
+    sizes: Mapping[tuple[str, int], Mapping[int, Unit]]
+    divided: Mapping[int, frozenset[str]]
     unused: Mapping[str, str]
     zeroed: frozenset[str]
 
 
-def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], auxiliary: bool) -> Coupling:
+def couple(
+    model: nn.Module,
+    example: Tensor,
+    calls: Mapping[nn.Module, int],
+    auxiliary: bool,
+    schemes: Mapping[str, int],
+) -> Coupling:
     """Follow the channels of a model through its pass in eval mode.
 
     Args:
         calls: how often each module runs.
         auxiliary: also follow the training path, which runs more layers.
+        schemes: name of a module -> which part of the dimensions that it divides shrinks (see `pruning.channels.call`).
     """
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in prunable_weights(model)}
     labels = Labels()
-    follower = Follower(model_tensors(model), labels)
+    follower = Follower(model_tensors(model), labels, schemes)
     for training in (False, True) if auxiliary else (False,):
         network = train_containers_(model) if training else model.eval()
         with followed(network, follower), torch.random.fork_rng(devices=[]):
@@ -82,6 +95,7 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
         elif units:
             owners[name, dim] = units
     hints = _by_group(labels.hints(), unit_of)
+    sizes = _sizes(notes, unit_of)
     unequal = _unequal_groups(owners, [units for _, units in members])
     groups = []
     for number, (layers, count) in enumerate(members):
@@ -97,7 +111,30 @@ def couple(model: nn.Module, example: Tensor, calls: Mapping[nn.Module, int], au
         if isinstance(buffer, Tensor) and not rules.is_norm(name) and not notes.tensors.any_of(name, divisors)
     )
     lengths = {(name, dim): len(roots) for name, dim, roots in places}
-    return Coupling(tuple(groups), owners, lengths, hints, unused, zeroed)
+    lengths |= {place: len(units) for place, units in sizes.items()}
+    divided = _divided(notes, unit_of)
+    return Coupling(tuple(groups), owners, lengths, hints, sizes, divided, unused, zeroed)
+
+
+def _sizes(notes: PassNotes, unit_of: Mapping[int, Unit]) -> dict[tuple[str, int], dict[int, Unit]]:
+    """Attributes whose number is the length of dimensions that all lose the same units."""
+    found = {}
+    for name, size in notes.sizes.items():
+        first, *others = (notes.labels.roots(line) for line in size.lines)
+        roots = first.tolist()
+        if all(root in unit_of for root in roots) and all(torch.equal(first, other) for other in others):
+            found[name, 0] = {index: unit_of[root] for index, root in enumerate(roots)}
+    return found
+
+
+def _divided(notes: PassNotes, unit_of: Mapping[int, Unit]) -> dict[int, frozenset[str]]:
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for split in notes.splits:
+        if split.module in notes.attending:
+            for root in np.unique(notes.labels.roots(split.labels).numpy()).tolist():
+                if root in unit_of:
+                    found[unit_of[root][0]].add(split.module)
+    return {number: frozenset(modules) for number, modules in found.items()}
 
 
 def _by_group(reasons: Mapping[int, str], unit_of: Mapping[int, Unit]) -> dict[int, str]:
@@ -191,8 +228,10 @@ class _Rules:
             return attribute == "weight_ih" and dim == 1
         if isinstance(module, nn.Embedding):
             return dim == 1 and module.max_norm is None
-        if isinstance(module, nn.GroupNorm):
-            return module.num_groups == module.num_channels
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+            return narrow_norms.can_narrow(module)
+        if isinstance(module, nn.MultiheadAttention):
+            return attribute == "in_proj_weight" and dim == 1 and narrow_attention.can_narrow(module)
         if isinstance(module, (*_CHANNEL_NORMS, nn.PReLU)):
             return True
         return None if is_own(module) else False

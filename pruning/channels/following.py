@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pruning.channels.call import Call, PassNotes
+from pruning.channels.call import Call, PassNotes, Running
 from pruning.channels.labels import Axes, Labels, varies
 from pruning.channels.operations import FACTORIES, WRITERS, rule_of
 from pruning.channels.rearrangements import beside_channels
@@ -26,9 +27,9 @@ from pruning.channels.rearrangements import beside_channels
 class Follower(TorchDispatchMode):
     """Labels the tensors of what runs inside its context, and keeps notes on the pass."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], labels: Labels) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], labels: Labels, schemes: Mapping[str, int]) -> None:
         super().__init__()
-        self.notes = PassNotes(tensors, labels)
+        self.notes = PassNotes(tensors, labels, schemes)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -39,6 +40,8 @@ class Follower(TorchDispatchMode):
         out = operator(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         whole = operator._schema.name.rpartition("::")[2]
+        if whole == "_softmax" or whole.startswith("_scaled_dot_product"):
+            self.notes.attending.update(running.name for running in self.notes.path)
         if whole in FACTORIES:
             self.notes.known[out] = torch.zeros(out.shape, dtype=torch.int32)
         elif any(tensor in self.notes.known for tensor in given):
@@ -107,6 +110,11 @@ def settle(notes: PassNotes) -> None:
             notes.labels.join_along(split.labels, *varied[:-1])
 
 
+def _enter(notes: PassNotes, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    given = tuple(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    notes.path.append(Running(name, module, given))
+
+
 @contextmanager
 def followed(model: nn.Module, follower: Follower) -> Iterator[Follower]:
     """Label what runs in this context, and note the names of the running modules."""
@@ -114,8 +122,7 @@ def followed(model: nn.Module, follower: Follower) -> Iterator[Follower]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-        handles.append(module.register_forward_pre_hook(lambda *_, label=label: follower.notes.path.append(label)))
+        handles.append(module.register_forward_pre_hook(partial(_enter, follower.notes, name), with_kwargs=True))
         handles.append(module.register_forward_hook(lambda *_: follower.notes.path.pop() and None))
     fast = torch.backends.mha.get_fastpath_enabled()
     try:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.channels.call import Call
 from pruning.channels.labels import Axes, compacted, narrowed, varies
+from pruning.channels.narrow_norms import can_narrow
 from pruning.channels.products import (
     attention,
     batched_product,
@@ -24,6 +25,7 @@ from pruning.channels.products import (
     weight_norm,
 )
 from pruning.channels.rearrangements import (
+    as_strided,
     beside_channels,
     channel_shuffle,
     divided,
@@ -160,7 +162,7 @@ def _reduced(call: Call) -> Any:
     varied = [dim for dim in dims if varies(labels, dim)]
     if varied and not any(varies(labels, dim) for dim in range(labels.dim()) if dim not in dims):
         what = _MIXING.get(call.name)
-        if what:
+        if what and not _narrows(call, nn.RMSNorm):
             call.block(labels, f"'{call.name}' {what} over its channels")
         else:
             call.hint(labels, f"{call.name!r} is taken over its channels")
@@ -205,10 +207,26 @@ def _layer_norm(call: Call) -> list[Tensor] | None:
     if any(varies(labels, dim) for dim in range(kept, labels.dim())):
         parts = narrowed(compacted(call.labels.roots(labels)))
         if parts.unique().numel() < parts.numel() or not any(varies(labels, dim) for dim in range(kept)):
-            call.labels.block(labels, _normalises(call))
-            return [labels]  # what is left was divided: channels into heads, elements of a weight into rows
-        call.labels.hint(labels, _normalises(call))
+            return [_normalised(call, labels)]
+        call.labels.hint(labels, _normalises(call))  # divided: channels into heads, elements of a weight into rows
     return [call.labels.join_along(labels, *range(kept, labels.dim())).expand(labels.shape)]
+
+
+def _normalised(call: Call, labels: Tensor) -> Tensor:
+    """Channels along the last dimension, which go on counting in a norm that can do without them."""
+    if not _narrows(call, nn.LayerNorm, nn.RMSNorm):
+        call.labels.block(labels, _normalises(call))
+        return labels
+    line = call.labels.join_along(labels, *range(labels.dim() - 1))
+    for tensor in call.args[2:4]:
+        if (known := call.of(tensor)) is not None:
+            call.labels.join(line.reshape(-1), known)
+    return line.expand(labels.shape)
+
+
+def _narrows(call: Call, *kinds: type[nn.Module]) -> bool:
+    running = call.notes.running
+    return running is not None and isinstance(running.module, kinds) and can_narrow(running.module)
 
 
 def _group_norm(call: Call) -> list[Tensor] | None:
@@ -216,7 +234,11 @@ def _group_norm(call: Call) -> list[Tensor] | None:
     if labels is None:
         return None
     if channels != groups and varies(labels, 1):
-        call.labels.block(labels, _normalises(call))
+        if _narrows(call, nn.GroupNorm):
+            labels = call.labels.join_along(labels, 0, *range(2, labels.dim())).expand(labels.shape)
+            call.labels.join_along(labels.movedim(1, -1).unflatten(-1, (groups, -1)), -2)
+        else:
+            call.labels.block(labels, _normalises(call))
     for tensor in (scale, shift):
         if (known := call.of(tensor)) is not None:
             call.labels.join(labels.movedim(1, -1), known)
@@ -224,7 +246,7 @@ def _group_norm(call: Call) -> list[Tensor] | None:
 
 
 def _normalises(call: Call) -> str:
-    call_place = call.notes.path[-1] if call.notes.path else call.name
+    call_place = call.notes.path[-1].label if call.notes.path else call.name
     return f"{call_place} normalises over the channels"
 
 
@@ -233,7 +255,7 @@ def _prelu(call: Call) -> Axes | Tensor | None:
 
 
 RULES = {
-    "slice": sliced, "split": divided, "split_with_sizes": divided, "unsafe_split": divided,
+    "as_strided": as_strided, "slice": sliced, "split": divided, "split_with_sizes": divided, "unsafe_split": divided,
     "unsafe_split_with_sizes": divided, "unsafe_chunk": divided, "select": picked, "unbind": picked,
     "index": indexed, "index_select": index_select, "cat": joined_end_to_end, "stack": joined_end_to_end,
     "concat": joined_end_to_end, "repeat": repeated, "unfold": unfolded, "glu": gated, "_softmax": _softmax,
@@ -246,10 +268,10 @@ RULES = {
     "_scaled_dot_product_efficient_attention": attention, "_scaled_dot_product_cudnn_attention": attention,
     "embedding": embedding, "native_batch_norm": _batch_norm, "_native_batch_norm_legit": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm, "cudnn_batch_norm": _batch_norm,
-    "native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "_prelu_kernel": _prelu,
-    "_weight_norm_interface": weight_norm, "hardswish": _pointwise, "mish": _pointwise,
+    "native_layer_norm": _layer_norm, "_fused_rms_norm": _layer_norm, "native_group_norm": _group_norm,
+    "_prelu_kernel": _prelu, "_weight_norm_interface": weight_norm, "hardswish": _pointwise, "mish": _pointwise,
     "log_sigmoid_forward": _pointwise, "threshold": _pointwise, "softshrink": _pointwise, "hardshrink": _pointwise,
     "hardsigmoid": _pointwise, "celu": _pointwise, "lerp": _pointwise, "fill": _like, "zero": _like,
 }  # fmt: skip
-WRITERS = (_pointwise, _like)
+WRITERS = (_pointwise, _like, as_strided)
 """Rules that also hold for the in-place form of an operation."""

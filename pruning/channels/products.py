@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.channels.call import Call
 from pruning.channels.labels import Axes, compacted, narrowed, varies
 
 TWO_KINDS = "a product has two kinds of channels"
+BIASED = "numbers that differ along another dimension are added to its channels"
 COMPUTED = "the weight that its channels meet is computed from other tensors"
 
 
@@ -105,16 +106,24 @@ def _sides(call: Call, value: Tensor, inner: int) -> tuple[Tensor | None, Tensor
     return None, known.select(inner, 0) if varies(known, 1 - inner) else None
 
 
-def _product(call: Call, first: Tensor, second: Tensor) -> Tensor | None:
-    """Labels of a matrix product; summed channels leave together with those they are multiplied by."""
+def _product(call: Call, first: Tensor, second: Tensor, biased: bool = False) -> Tensor | None:
+    """Labels of a matrix product; summed channels leave together with those they are multiplied by.
+
+    Args:
+        biased: a bias is added in the same operation.
+    """
+    running = call.notes.running  # a linear layer may also add its bias later
+    biased |= running is not None and isinstance(running.module, nn.Linear) and running.module.bias is not None
     inner, rows = _sides(call, first, 1)
     of_second, columns = _sides(call, second, 0)
     if inner is not None and of_second is not None:
         call.labels.join(inner, of_second)
     elif inner is not None or of_second is not None:
         call.hint(inner if inner is not None else of_second, "its channels are multiplied by a tensor of fixed size")
+    if rows is not None and columns is not None and biased:
+        call.block(rows, BIASED)
     if rows is not None and columns is not None and call.labels.stays(rows):
-        rows = None  # channels that stay whole, such as those between the layer norms of an MLP-Mixer
+        rows = None  # channels that stay whole, such as those of an MLP-Mixer
     if rows is not None and columns is not None:
         call.block(columns, TWO_KINDS)
         if not isinstance(call.raw(second), Axes):
@@ -131,7 +140,7 @@ def product_of_two(call: Call) -> Tensor | None:
 
 
 def product_and_sum(call: Call) -> Tensor | None:
-    result, bias = _product(call, *call.args[1:3]), call.of(call.args[0])
+    result, bias = _product(call, call.args[1], call.args[2], biased=True), call.of(call.args[0])
     if result is None or bias is None:
         return result if bias is None else bias.expand(call.out.shape)
     if varies(result, 1):
@@ -217,6 +226,8 @@ def attention(call: Call) -> Any:
         call.labels.join(call.labels.join_along(query, -2), call.labels.join_along(key, -2))
     if value is None:
         return None
+    if query is not None and not varies(query, query.dim() - 1) and not varies(value, value.dim() - 1):
+        call.labels.join(query.narrow(-2, 0, 1), value.narrow(-2, 0, 1))  # heads
     return call.labels.join_along(value, -2).expand(
         call.out[0].shape if not isinstance(call.out, Tensor) else call.out.shape
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pruning.channels.call import Call, Split
+from pruning.channels.call import HEADS_OF_INPUTS, LAST, Call, Running, Split
 from pruning.channels.labels import Axes, compacted, narrowed, varies
 
 
@@ -47,13 +47,55 @@ def reshaped(call: Call) -> Axes | Tensor | None:
     for _, divided_into in _parts(before, after):
         dims = tuple(dim for dim in divided_into if after[dim] > 1)
         if len(dims) > 1 and any(varies(labels, dim) for dim in dims):
-            note_split(call, labels, dims, before, after)
+            labels = note_split(call, labels, dims, before, after)
+    for dim in range(labels.dim()):
+        call.notes.note_size(labels, dim)
     return labels
 
 
-def note_split(call: Call, labels: Tensor, dims: Sequence[int], before: Sequence[int], after: Sequence[int]) -> None:
-    call.notes.splits.append(Split(labels, tuple(dims)))
-    call.hint(labels, f"a reshape from {tuple(before)} to {tuple(after)} mixes its channels with others")
+def note_split(call: Call, labels: Tensor, dims: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Channels that a reshape divided along `dims`; returns their labels, joined where it is known what shrinks."""
+    running = call.notes.running
+    name = "" if running is None else running.name
+    scheme, varied = call.notes.schemes.get(name, LAST), [dim for dim in dims if varies(labels, dim)]
+    if len(varied) > 1:
+        call.hint(labels, f"a reshape from {tuple(before)} to {tuple(after)} mixes its channels with others")
+    if running is None or scheme <= LAST or len(varied) < 2:
+        call.notes.splits.append(Split(labels, tuple(dims), name))
+        return labels
+    heads = _heads(running, labels, varied)
+    joined = call.labels.join_along(labels, *(dim for dim in varied if dim != heads))
+    call.notes.splits.append(Split(joined, tuple(dims), name))
+    if scheme == HEADS_OF_INPUTS:
+        _share_inputs(call, running, narrowed(joined).flatten(), prod(labels.shape[dim] for dim in varied))
+    return joined.expand(labels.shape)
+
+
+def _heads(running: Running, labels: Tensor, varied: Sequence[int]) -> int:
+    """The dimension of heads: the last but the very last one, if possible one whose length the module holds."""
+    held = [dim for dim in varied[:-1] if any(running.sizes(labels.shape[dim]))]
+    return (held or varied[:-1])[-1]
+
+
+def _share_inputs(call: Call, running: Running, heads: Tensor, channels: int) -> None:
+    """Let each head leave with its share of the channels that the module takes, which its code takes for the heads'."""
+    for tensor in running.inputs:
+        if (labels := call.of(tensor)) is None:
+            continue
+        for dim in range(labels.dim()):
+            length = labels.shape[dim]
+            if varies(labels, dim) and length % len(heads) == 0 and channels % length == 0:
+                shares = labels.movedim(dim, -1).unflatten(-1, (len(heads), -1))
+                call.labels.join(shares, heads.unsqueeze(-1))
+
+
+def as_strided(call: Call) -> Tensor | None:
+    """As pooling to one position ends, for the sake of the memory format."""
+    labels = call.of(call.args[0])
+    if labels is not None and tuple(labels.shape) != tuple(call.args[1]):
+        raise ValueError("another shape")
+    call.hint(labels, "'as_strided' may move its channels")
+    return labels
 
 
 def _parts(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -118,9 +160,12 @@ def divided(call: Call) -> list[Tensor] | None:
         return None
     dim = call.argument(2, "dim", 0) % labels.dim()
     lengths = [part.shape[call.argument(2, "dim", 0)] for part in call.out]
+    parts = list(labels.split(lengths, dim))
     if len(lengths) > 1 and varies(labels, dim):
         _cut(call, labels, dim, list(accumulate(lengths)))
-    return list(labels.split(lengths, dim))
+        for part in parts:
+            call.notes.note_size(part, dim)
+    return parts
 
 
 def picked(call: Call) -> Any:
@@ -223,7 +268,7 @@ def channel_shuffle(call: Call) -> Tensor | None:
         return None
     groups = call.args[1]
     split = labels.unflatten(1, (groups, -1))
-    note_split(call, split, (1, 2), labels.shape, split.shape)
+    split = note_split(call, split, (1, 2), labels.shape, split.shape)
     return compacted(split.transpose(1, 2).flatten(1, 2))
 
 

@@ -15,12 +15,26 @@ from pruning.channels.removal import NOT_RUNNING, difference_of, mask_removed, o
 from pruning.channels.structure import apply_structure
 from spaces.counting import removed_count
 
-TRIAL_SHARE = 0.25
-"""Share of every group's units that is removed when a traced graph is tried out."""
+TRIAL_SHARES = 0.25, 0.4, 0.15
+"""Shares of units, in turn, that are removed of the groups when a traced graph is tried out. They differ, since groups
+that fit together only where they lose the same share must not pass.
+"""
 INITIAL_SIZE = 1e-4
 """A parameter whose mean |element| is at most this is taken to be near zero since its initialisation, such as a layer
 scale's 1e-6.
 """
+
+
+def fits(model: nn.Module, graph: ChannelGraph) -> bool:
+    """Whether the removal of about a quarter of every usable group's units goes well; changes `model`, and raises, as
+    `find_offenders`.
+    """
+    _perturb_(model)
+    return _Trials(model, graph).failure(_usable(graph)) is None
+
+
+def _usable(graph: ChannelGraph) -> list[int]:
+    return [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
 
 
 def find_offenders(
@@ -28,8 +42,8 @@ def find_offenders(
 ) -> dict[int, str]:
     """Try a traced graph out: usable groups whose removal goes wrong -> how.
 
-    A quarter of every usable group's units is removed at once. If that fails, one pass tries each group inside the
-    module that contains it (see `pruning.channels.containers`); groups that remain doubtful are found by halving.
+    About a quarter of every usable group's units is removed at once. If that fails, one pass tries each group inside
+    the module that contains it (see `pruning.channels.containers`); groups that remain doubtful are found by halving.
 
     Args:
         model: the traced model in eval mode; changed in place: its biases, norms and all-zero tensors are moved off
@@ -42,7 +56,7 @@ def find_offenders(
     """
     _perturb_(model)
     trials = _Trials(model, graph)
-    usable = [number for number, group in enumerate(graph.network.groups) if group.obstacle is None]
+    usable = _usable(graph)
     if trials.failure(usable) is None:
         return {}
     likely_first = sorted(usable, key=lambda number: number not in hints)
@@ -81,9 +95,9 @@ class _Trials:
         """What is removed of these groups."""
         chosen = {}
         for number in numbers:
-            units = self._graph.network.groups[number].units
+            units, share = self._graph.network.groups[number].units, TRIAL_SHARES[number % len(TRIAL_SHARES)]
             shuffled = np.random.default_rng(number).permutation(units)
-            chosen[number] = shuffled[: removed_count(TRIAL_SHARE, units)]
+            chosen[number] = shuffled[: max(removed_count(share, units), 1)]
         return plan_units(self._graph, chosen)
 
     def failure(self, numbers: Sequence[int]) -> str | None:

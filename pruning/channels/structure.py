@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from pruning.channels import narrow_attention, narrow_norms
 from pruning.copying import AnyModule, copy_model
 from pruning.modules import is_depthwise, is_own, model_tensors
 from spaces.validation import unknown
@@ -26,7 +27,8 @@ class Structure:
 
     Attributes:
         kept: state_dict name -> dimension -> sorted kept indices of the dense tensor. Dimensions and tensors that stay
-            whole are absent, so an empty mapping is the dense model.
+            whole are absent, so an empty mapping is the dense model. An attribute of a module that holds the length
+            of such a dimension, like a number of heads, counts as a tensor of that length.
 
     Raises:
         ValueError: a name that is not text, or indices that are not whole numbers >= 0 in strictly rising order, at
@@ -76,28 +78,41 @@ def apply_structure(model: AnyModule, structure: Structure) -> AnyModule:
 
     Raises:
         ValueError: a tensor that the model does not have (nearest match named), a dimension or index out of range, or a
-            module that cannot change its size (only convolutions, transposed ones included, linear layers, batch and
-            instance norms and PReLU can).
+            module that cannot change its size (only convolutions, transposed ones included, linear layers, norms,
+            `nn.MultiheadAttention` between other layers, what takes channels in recurrent layers, and PReLU can).
     """
     state = model_tensors(model)
     for name, dimensions in structure.kept.items():
-        if name not in state:
+        size = None if name in state else _size(model, name)
+        if name not in state and size is None:
             raise ValueError(unknown("tensor", name, state))
-        _check_range(name, tuple(state[name].shape), dimensions)
+        _check_range(name, tuple(state[name].shape) if size is None else (size,), dimensions)
     small = with_indices(model, structure.kept)
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in structure.kept):
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in structure.kept if name in state):
         _update_sizes(small.get_submodule(path))
+    for name, dimensions in structure.kept.items():
+        if name not in state:
+            path, _, attribute = name.rpartition(".")
+            setattr(small.get_submodule(path), attribute, len(dimensions[0]))
     return small
+
+
+def _size(model: nn.Module, name: str) -> int | None:
+    """The whole number that an attribute MODULE.ATTRIBUTE of a user's module holds; None if there is none."""
+    path, _, attribute = name.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    held = None if module is None or not is_own(module) else vars(module).get(attribute)
+    return held if type(held) is int else None
 
 
 def with_indices(model: AnyModule, indices: Mapping[str, Mapping[int, Sequence[int] | np.ndarray]]) -> AnyModule:
     """A copy of `model` whose tensors hold these indices, in this order; the sizes that modules store are not changed.
 
     Args:
-        indices: state_dict name -> dimension -> indices of the tensor, within its range.
+        indices: state_dict name -> dimension -> indices of the tensor, within its range; other names are left out.
     """
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    selected = {id(state[name]): _select(state[name], dimensions) for name, dimensions in indices.items()}
+    selected = {id(state[name]): _select(state[name], dims) for name, dims in indices.items() if name in state}
     return copy_model(model, selected)  # which takes the selected tensors for copies of the dense ones
 
 
@@ -165,6 +180,10 @@ def _update_sizes(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
         module.num_groups = module.num_channels = len(module.weight)
+    elif narrow_norms.can_narrow(module):
+        narrow_norms.narrow_(module)
+    elif isinstance(module, nn.MultiheadAttention) and narrow_attention.can_narrow(module):
+        narrow_attention.narrow_(module)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.RNNBase):

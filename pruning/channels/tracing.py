@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.channels.coupling import Coupling, couple
+from pruning.channels.division import Traced
 from pruning.channels.graph import NEVER_RUNS, ChannelGraph
 from pruning.channels.removal import one_line
-from pruning.channels.self_test import find_offenders
 from pruning.channels.topology import following_norms
 from pruning.copying import copy_model
 from pruning.file.stored_form import foldable
@@ -71,15 +68,8 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         bare = _bare_network(trial, calls, counted)
         all_run = all(layer.positions for layer in bare.prunable)
         training_calls = Counter() if all_run else _observe_training(trial, example)
-        coupling = couple(trial, example, calls | training_calls, bool(training_calls - calls))
         norms = following_norms(trial, example)
-        graph = _build_graph(bare, coupling, example, norms)
-        offenders = find_offenders(trial.eval(), graph, coupling.hints, calls)
-    if not offenders:
-        return graph
-    numbered = enumerate(coupling.groups)
-    groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in numbered)
-    return _build_graph(bare, replace(coupling, groups=groups), example, norms)
+        return Traced(trial, bare, example, norms, calls, training_calls).graph()
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Multiplications]:
@@ -141,29 +131,3 @@ def _bare_network(model: nn.Module, calls: Mapping[nn.Module, int], counted: Mul
 
 def _storage(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
-
-
-def _build_graph(bare: Network, coupling: Coupling, example: Tensor, norms: Mapping[str, str]) -> ChannelGraph:
-    """Add the groups to the bare network; groups with an obstacle own nothing."""
-    group_of = {name: number for number, group in enumerate(coupling.groups) for name in group.layers}
-    layers = tuple(
-        replace(layer, channel_group=group_of[layer.name], obstacle=coupling.groups[group_of[layer.name]].obstacle)
-        if layer.name in group_of
-        else replace(layer, obstacle=(layer.prunable and coupling.unused.get(layer.name)) or layer.obstacle)
-        for layer in bare.layers
-    )
-    owners = {}
-    for place, of_indices in coupling.owners.items():
-        units = {index: unit for index, unit in of_indices.items() if coupling.groups[unit[0]].obstacle is None}
-        if units:
-            owners[place] = np.full((coupling.lengths[place], 2), -1, dtype=np.int64)
-            owners[place][list(units)] = list(units.values())
-    tensors = []
-    for tensor in bare.tensors:
-        counts = []
-        for dim in range(len(tensor.shape)):
-            numbers = owners.get((tensor.name, dim), np.empty((0, 2)))[:, 0]
-            counts.append(tuple(sorted(Counter(numbers[numbers >= 0].tolist()).items())))
-        tensors.append(replace(tensor, owners=tuple(counts)))
-    network = replace(bare, tensors=tuple(tensors), layers=layers, groups=coupling.groups)
-    return ChannelGraph(network, owners, example, coupling.zeroed, norms)

@@ -30,7 +30,7 @@ def silence_unread_(model: nn.Module, graph: ChannelGraph, structure: Structure)
     Returns:
         The number of elements that became zero.
     """
-    owners = _left(graph, structure)
+    owners = {place: units for place, units in _left(graph, structure).items() if place[0] in model_tensors(model)}
     dims = {name: graph.network.output_dim(name) for name, _ in owners}
     buffers = {t.name for t in graph.network.tensors if not t.parameter} - graph.zeroed
     tensors, before = model_tensors(model), copy_model(model)

@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -35,11 +35,14 @@ NO_LAYER = "of no known layer"  # a parameter that the network's own code uses: 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the side of its input, and why its layers stay whole: word of the reason -> layers."""
+    """A network, the side of its input, and why its layers stay whole: word of the reason -> layers.
+
+    Of parameters beside layers, `also` says which layer's channels lie along their last dimension."""
 
     name: str
     whole: dict[str, int]
     pixels: int = 32
+    also: dict[str, str] = field(default_factory=dict)
 
 
 SMALL = (
@@ -63,10 +66,13 @@ LARGE = (
     Case("vgg11_bn", {OUTPUT: 1}),
     Case("efficientnet_v2_s", {OUTPUT: 1}),
     Case("inception_v3", {OUTPUT: 2}, 299),
-    Case("convnext_tiny", {OUTPUT: 1, "LayerNorm": 40, NO_LAYER: 18}),  # layer scales
-    Case("swin_t", {OUTPUT: 1, "LayerNorm": 28, "does not run": 12, NO_LAYER: 12}),  # qkv, tables of relative positions
-    Case("vit_b_16", {OUTPUT: 1, "LayerNorm": 25, "into heads": 12, NO_LAYER: 2}, 224),  # class token, positions
-)
+    Case("convnext_tiny", {OUTPUT: 1, NO_LAYER: 18}),  # layer scales
+    Case("swin_t", {OUTPUT: 1, NO_LAYER: 12}),  # tables of relative positions
+    Case(
+        "vit_b_16", {OUTPUT: 1, "into heads": 12, NO_LAYER: 2}, 224,
+        {"class_token": "conv_proj.weight", "encoder.pos_embedding": "conv_proj.weight"},
+    ),
+)  # fmt: skip
 
 
 def fresh(name: str) -> nn.Module:
@@ -97,8 +103,9 @@ def built(name: str) -> nn.Module:
     return model
 
 
-def hand_masked(model: nn.Module, kept: dict[str, tuple[int, ...]]) -> nn.Module:
-    """A copy that is zero in the rows that do not stay: of each weight named, and of the bias beside it."""
+def hand_masked(model: nn.Module, kept: dict[str, tuple[int, ...]], also: dict[str, str] | None = None) -> nn.Module:
+    """A copy that is zero in the rows that do not stay: of each weight named, and of the bias beside it; and at the
+    same places of the last dimension of what `also` names, tensor -> layer."""
     masked = copy.deepcopy(model)
     for name, rows in kept.items():
         module = masked.get_submodule(name.rpartition(".")[0])
@@ -106,6 +113,9 @@ def hand_masked(model: nn.Module, kept: dict[str, tuple[int, ...]]) -> nn.Module
         module.weight.data[gone] = 0
         if module.bias is not None:
             module.bias.data[gone] = 0
+    for name, layer in (also or {}).items():
+        gone = sorted(set(range(masked.get_parameter(name).shape[-1])) - set(kept[layer]))
+        masked.get_parameter(name).data[..., gone] = 0
     return masked
 
 
@@ -141,7 +151,7 @@ def test_mask_equals_removal(case, tmp_path):
 
     small = shrink(model, plan)
     other = torch.randn(2, 3, case.pixels, case.pixels)
-    wanted, got = outputs(hand_masked(model, plan.kept), other), outputs(small, other)
+    wanted, got = outputs(hand_masked(model, plan.kept, case.also), other), outputs(small, other)
     assert got.shape == (2, 10)
     assert wanted.abs().max() > 0
     assert (wanted - got).abs().max() <= 1e-4 * wanted.abs().max()

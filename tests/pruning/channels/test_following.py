@@ -402,14 +402,15 @@ def test_a_layer_along_time_stays_whole_and_lets_channels_pass():
     assert (shrink(model, plan)(x) - hand_masked(model, plan.kept, {})(x)).abs().max() < 1e-10
 
 
-def test_attention_blocks_what_it_takes_and_no_more():
+def test_attention_lets_the_channels_that_it_takes_go():
     def run(m, x):
         x = F.relu(m.b(F.relu(m.a(x)))).transpose(1, 2)
         return m.fc(F.relu(m.h(m.r(x, x, x)[0])).mean(1))
 
     model = Net(run, a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 12, 3), r=nn.MultiheadAttention(12, 2, batch_first=True),
                 h=nn.Linear(12, 9), fc=nn.Linear(9, 5))  # fmt: skip
-    assert blocked(prepared(model), example(SIGNAL)) == {"b.weight": "MultiheadAttention 'r' is not handled"}
+    small = check(prepared(model), example(SIGNAL), "a b r.out_proj h")
+    assert small.r.in_proj_weight.shape == (36, 7)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +443,7 @@ def test_packed_sequences_keep_their_channels():
 @pytest.mark.parametrize(
     ("middle", "parts", "reason"),
     [
-        (lambda m, x: m.n(x), {"n": nn.GroupNorm(2, 6)}, "GroupNorm 'n' normalises over the channels"),
+        (lambda m, x: m.n(x), {"n": nn.GroupNorm(2, 6, affine=False)}, "GroupNorm 'n' normalises over the channels"),
         (lambda m, x: x.softmax(1), {}, "a softmax normalises over its channels"),
         (lambda m, x: x * x.mean(1, keepdim=True), {}, "'mean' averages over its channels"),
         (lambda m, x: x / x.std(1, keepdim=True), {}, "'std' takes the deviation over its channels"),
@@ -534,8 +535,16 @@ class ClassToken(nn.Module):
         return self.fc((x + self.down(F.gelu(self.up(self.norm(x)))))[:, 0])
 
 
-def test_a_layer_norm_over_channels_is_named_behind_a_class_token():
-    found = blocked(prepared(ClassToken()), example(SIGNAL))
+def test_channels_leave_through_a_layer_norm_behind_a_class_token():
+    also = {"token": ("a.weight", 2), "positions": ("a.weight", 2)}
+    small = check(prepared(ClassToken()), example(SIGNAL), "a up down", also)
+    assert (small.positions.shape, len(small.norm.weight), small.norm.dense_width) == ((1, 17, 4), 4, 6)
+
+
+def test_a_layer_norm_without_a_scale_is_named_behind_a_class_token():
+    model = ClassToken()
+    model.norm = nn.LayerNorm(6, elementwise_affine=False)
+    found = blocked(prepared(model), example(SIGNAL))
     assert found.keys() == {"a.weight", "down.weight"}
     assert set(found.values()) == {"LayerNorm 'norm' normalises over the channels"}
 
@@ -560,6 +569,8 @@ def test_hidden_units_of_mixers_leave_along_tokens_and_along_channels():
 
     model = Net(run, a=nn.Conv2d(3, 6, 4, 4), b=Mixer(4, 6), c=Mixer(4, 6), n=nn.LayerNorm(6), fc=nn.Linear(6, 5))
     check(prepared(model), example(IMAGE), "b.first b.up c.first c.up")
+    reason = "numbers that differ along another dimension are added to its channels in Linear 'b.first'"
+    assert blocked(model, example(IMAGE))["a.weight"] == reason
 
 
 @pytest.mark.parametrize(
