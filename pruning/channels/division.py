@@ -8,7 +8,7 @@ how wide each is, or take the width from the channels that come in. So whatever 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,16 +47,22 @@ class Traced:
     def graph(self) -> ChannelGraph:
         """The groups, each with what goes wrong without some of its units, in the division that lets most leave."""
         first = self._followed({})
-        if fits(self.model.eval(), self._built(first)):
-            if not (stuck := _stuck(first)):
-                return self._built(first)
-        elif not (stuck := {module for modules in first.divided.values() for module in modules}):
-            return self._built(self._tried_out(first))
-        for scheme in (HEADS, HEADS_OF_INPUTS):  # most networks have attention of one kind
-            coupling = _with_sizes(found := self._followed(dict.fromkeys(stuck, scheme)), found.divided.keys())
-            if not _stuck(coupling) and fits(self.model.eval(), graph := self._built(coupling)):
-                return graph
+        fitting = self._fits(first)
+        stuck = _stuck(first) if fitting else {module for modules in first.divided.values() for module in modules}
+        if fitting and not stuck:
+            return self._built(first)
+        for coupling in self._others(first, stuck):
+            if not _stuck(coupling) and self._fits(coupling):
+                return self._built(coupling)
         return self._one_by_one(first)
+
+    def _others(self, first: Coupling, stuck: Collection[str]) -> Iterator[Coupling]:
+        """What may fit as a whole instead: all sizes that modules hold change, and all of `stuck` lose heads."""
+        if not stuck and first.sizes:
+            yield _with_sizes(first, range(len(first.groups)))
+        for scheme in (HEADS, HEADS_OF_INPUTS) if stuck else ():
+            found = self._followed(dict.fromkeys(stuck, scheme))
+            yield _with_sizes(found, range(len(found.groups)))
 
     def _one_by_one(self, coupling: Coupling) -> ChannelGraph:
         """Try the next division of every module whose channels stay, until none stays or none helps."""
@@ -82,6 +88,9 @@ class Traced:
         numbered = enumerate(coupling.groups)
         groups = tuple(replace(group, obstacle=offenders.get(number, group.obstacle)) for number, group in numbered)
         return replace(coupling, groups=groups)
+
+    def _fits(self, coupling: Coupling) -> bool:
+        return fits(self.model.eval(), self._built(coupling))
 
     def _offenders(self, coupling: Coupling) -> dict[int, str]:
         return find_offenders(self.model.eval(), self._built(coupling), coupling.hints, self.calls)

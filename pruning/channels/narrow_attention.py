@@ -67,9 +67,9 @@ def _joint_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Te
     if attn_mask is not None:
         mask = _added(attn_mask, q)
         if mask.dim() == 3:
-            mask = mask.view(len(q), -1, *mask.shape[1:])
+            mask = mask.view(q.shape[0], -1, *mask.shape[1:])
     if key_padding_mask is not None:
-        padding = _added(key_padding_mask, q).view(len(q), 1, 1, k.shape[2])
+        padding = _added(key_padding_mask, q).view(q.shape[0], 1, 1, k.shape[2])
         mask = padding if mask is None else mask + padding
     return mask
 

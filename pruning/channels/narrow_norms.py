@@ -6,6 +6,7 @@ channel divides by as many as before, so that it gives what the norm with the ma
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class NarrowGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         x = _precise(input).unflatten(1, (self.num_groups, -1))
         dims = tuple(range(2, x.dim()))
-        count = self.dense_width // self.num_groups * input[0, 0].numel()
+        count = self.dense_width // self.num_groups * prod(input.shape[2:])
         y = _normalised(x, dims, count, self.eps).flatten(1, 2)
         shape = (-1, *(1,) * (input.dim() - 2))
         return (y * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
@@ -81,7 +82,7 @@ def _precise(x: Tensor) -> Tensor:
 
 def _normalised(x: Tensor, dims: tuple[int, ...], count: int, eps: float) -> Tensor:
     """Brought to mean 0 and variance 1 along `dims`, of which there are `count` elements: those of `x`, and zeros."""
-    lost = count - x[(0,) * (x.dim() - len(dims))].numel()
+    lost = count - prod(x.shape[dim] for dim in dims)
     mean = x.sum(dims, keepdim=True) / count
     centred = x - mean
     variance = (centred.square().sum(dims, keepdim=True) + lost * mean.square()) / count
