@@ -36,7 +36,6 @@ from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import cached_profile, recalibration_note
-from search.workloads import Workload
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import NAMED
@@ -58,13 +57,13 @@ class StudyRunner:
         config: SearchConfig,
         folder: StudyFolder,
         space: Space,
-        workload: Workload,
+        prepared: PreparedModel,
         dense: DenseModel,
         watcher: ProgressReporter,
     ) -> None:
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
-        self.subject = PreparedModel.of(workload, dense.model, config.round_to).scored_by(config.criterion)
+        self.subject, workload = prepared.scored_by(config.criterion), prepared.workload
         self._leave_unseen_whole()
         self.run_here: list[TrialRecord] = []
         self.seconds = {"dense": dense.trained_seconds}

@@ -63,7 +63,8 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
         workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
     folder.refuse_orphan()
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
-    space = _space(config, workload, root / "cache", watcher, word)
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
+    space = _space(config, untrained, root / "cache", watcher, word)
     for granularity, reason in space.left_out.items():
         fate = "only used beside others" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
@@ -86,7 +87,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
         if said := statistics_note(dense.model, workload.example_input):
             watcher.note(said)
         _settle_identity(folder, config, workload, dense, space.network, watcher)
-        return StudyRunner(config, folder, space, workload, dense, watcher).run()
+        return StudyRunner(config, folder, space, untrained.with_weights(dense.model), dense, watcher).run()
 
 
 def _require_criterion(criterion: str) -> None:
@@ -116,13 +117,14 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
-def _space(config: SearchConfig, workload: Workload, cache: Path, watcher: ProgressReporter, knob_word: str) -> Space:
+def _space(
+    config: SearchConfig, untrained: PreparedModel, cache: Path, watcher: ProgressReporter, knob_word: str
+) -> Space:
     """The search space on the untrained network: whether the limits can be reached needs no training."""
-    model = build_model(workload, config.dense_seed)
-    untrained = PreparedModel.of(workload, model, config.round_to).defined_for(config.criterion)
+    model, untrained = untrained.dense, untrained.defined_for(config.criterion)
     network, latency = untrained.network, None
     if config.needs_latency:
-        fast = replace(untrained, dense=in_fast_layout(model, workload.example_input).eval())
+        fast = replace(untrained, dense=in_fast_layout(model, untrained.workload.example_input).eval())
         with watcher.stage("latency table") as progress:
             latency = Predictor(cached_latency_table(fast, model_fingerprint(model), cache, progress), network)
     try:

@@ -70,6 +70,10 @@ class PreparedModel:
         """
         return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
+    def with_weights(self, dense: nn.Module) -> PreparedModel:
+        """The same network with other weights, such as those it has after training, which need not be traced again."""
+        return replace(self, dense=dense, scored=None)
+
     def defined_for(self, criterion: str) -> PreparedModel:
         """Restricted as far as that depends on the architecture alone, as is known before any training: channel groups
         the criterion is not defined for stay unpruned."""

@@ -50,15 +50,15 @@ def scan(arguments: argparse.Namespace) -> Reply:
     bits = BITS if arguments.bits is None else bits_of(arguments.bits)
     check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
-    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed)).defined_for(config.criterion)
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed))
     try:
-        require_subjects(untrained.graph, parts_in(config.granularity))
+        require_subjects(untrained.defined_for(config.criterion).graph, parts_in(config.granularity))
     except ValueError as error:
         raise UsageError(str(error)) from None
     watcher = TerminalReporter()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     scanned = parts_in(config.granularity)
-    prepared = PreparedModel.of(workload, dense.model).scored_by(config.criterion)
+    prepared = untrained.with_weights(dense.model).scored_by(config.criterion)
     if left_out := [layer for layer in prepared.network.prunable if layer.whole]:
         watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
@@ -101,7 +101,8 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     asked = _asked_pictures(arguments)
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
-    network = PreparedModel.of(workload, model).network
+    untrained = PreparedModel.of(workload, model)
+    network = untrained.network
     dense_cost, stored = dense_footprint(network), stored_fractions(network)
     head = (
         f"{workload.name}: {dense_cost.parameters:,} parameters, {dense_cost.encoded_bytes:,} bytes, "
@@ -135,7 +136,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         granularities = parts_in(config.granularity)
         layer = _drawn_layer(arguments.layer, network, granularities)
         dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalReporter()).model
-        importance = PreparedModel.of(workload, dense).importance(config.criterion)
+        importance = untrained.with_weights(dense).importance(config.criterion)
         files = weight_files({"dense": dense}) | share_files(importance, granularities, sparsities)
         files |= layout_files(importance, layer, granularities, sparsities)
         data["pictures"] = write_files(Path(arguments.pictures), files)

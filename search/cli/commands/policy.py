@@ -91,14 +91,15 @@ def apply(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _settle_workload(arguments, watcher)
     config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
-    network = _network_of(workload, config, policy.criterion)
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
+    network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
     _check_files(arguments)
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {reason}")
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    prepared = PreparedModel.of(workload, dense.model, config.round_to).scored_by(policy.criterion)
+    prepared = untrained.with_weights(dense.model).scored_by(policy.criterion)
     for name in asked_layers(policy):
         if why := prepared.network.by_name[name].whole:
             watcher.note(f"{name} stays whole: {why}")
@@ -142,12 +143,6 @@ def _note_dead(name: str, accuracy: float, chance: float | None, watcher: Termin
             f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
             "than chance"
         )
-
-
-def _network_of(workload: Workload, config: SearchConfig, criterion: str) -> Network:
-    """The untrained network, as `config` rounds its channels and as the criterion can score it."""
-    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
-    return untrained.defined_for(criterion).network
 
 
 def _check_policy(
