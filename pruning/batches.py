@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pruning.devices import device_of, forked_rng
 from pruning.multiplications import eager
 
 BATCH_BYTES = 128 * 2**20
@@ -29,16 +30,17 @@ def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES
     only. The model and the random state are not changed.
 
     Args:
-        inputs: (n, ...), of which the first four are tried.
+        inputs: (n, ...), on any device, of which the first four are tried.
     """
     if len(inputs) <= _MORE:
         return max(1, len(inputs))
     largest = inputs[0].nbytes
+    device = device_of(model, inputs)
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eager():
+        with torch.no_grad(), forked_rng(device), eager():
             model.eval()
-            few, more = _made(model, inputs[:_FEW]), _made(model, inputs[:_MORE])
+            few, more = _made(model, inputs[:_FEW].to(device)), _made(model, inputs[:_MORE].to(device))
         if len(few) == len(more):
             largest = max([largest, *((b - a) // (_MORE - _FEW) for a, b in zip(few, more, strict=True))])
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pruning.devices import read_at_once
 from pruning.modules import observed
 
 SCORE_EXAMPLES = 256
@@ -44,6 +45,10 @@ class Calibration:
         for name in ("inputs", "targets"):
             object.__setattr__(self, name, evenly_spaced(getattr(self, name), SCORE_EXAMPLES))
 
+    def on(self, device: torch.device) -> Calibration:
+        """The same examples on a device."""
+        return Calibration(self.inputs.to(device), self.targets.to(device), self.loss)
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of at most `SCORE_BATCH` examples, in order."""
         return zip(self.inputs.split(SCORE_BATCH), self.targets.split(SCORE_BATCH), strict=True)
@@ -51,8 +56,9 @@ class Calibration:
     def mean_loss(self, model: nn.Module) -> float:
         """The loss of the model in eval mode, batches weighted by their examples."""
         with observed(model) as network, torch.no_grad():
-            losses = [float(self.loss(network(inputs), targets)) * len(inputs) for inputs, targets in self.batches()]
-        return sum(losses) / len(self.inputs)
+            losses = read_at_once(self.loss(network(inputs), targets) for inputs, targets in self.batches())
+        counts = [len(inputs) for inputs, _ in self.batches()]
+        return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / len(self.inputs)
 
 
 def evenly_spaced(part: Tensor, most: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pruning.devices import device_of
 from pruning.modules import check_example, check_model, prunable_weights
 from pruning.multiplications import Multiplications, count_multiplications
 from pruning.sparse_file import encode_model
@@ -41,7 +42,7 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
 def multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:
     """What one example multiplies; `ValueError` where the model does not run on the example input."""
     try:
-        return count_multiplications(model, example_input)
+        return count_multiplications(model, example_input.to(device_of(model, example_input)))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

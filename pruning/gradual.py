@@ -64,6 +64,9 @@ class GradualPruner:
         self._graph = defined_groups(graph, policy.criterion)  # once: training changes no architecture
         self._updates = mask_updates(steps, self.schedule)
         self._masked: dict[str, Tensor] = {}
+        self._gone: list[tuple[nn.Parameter, Tensor]] = []
+        self._held: Mapping[str, Tensor] | None = None
+        self._holds: nn.Module | None = None
         self.settled = False
 
     def advance(self, step: int) -> bool:
@@ -113,7 +116,15 @@ class GradualPruner:
 
     def hold(self) -> None:
         """Set masked weights to zero again; call it after every optimizer step."""
-        apply_masks_(self.model, self.masks)
+        if self._held is not self.masks or self._holds is not self.model:
+            apply_masks_(self.model, self.masks)  # which checks them
+            parameters = dict(self.model.named_parameters())
+            self._gone = [(parameters[name], ~mask.to(parameters[name].device)) for name, mask in self.masks.items()]
+            self._held, self._holds = self.masks, self.model
+        else:
+            with torch.no_grad():
+                for parameter, gone in self._gone:
+                    parameter.masked_fill_(gone, 0)
 
 
 def pruned_at_once(

@@ -21,6 +21,7 @@ from pruning.channels.plan import plan_units
 from pruning.channels.removal import one_line
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
+from pruning.devices import device_of
 from pruning.modules import Prunable, output_dim, prunable_weights
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
@@ -91,7 +92,7 @@ def measure_latency_table(
     network = graph.network
     check_fits(model, network)
     dense = copy_model(model).eval()
-    device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
+    device = device_of(dense, example_input)
     example = _filled(example_input, batch, device)
     sizes = _sizes(network, levels)
     tasks = _layer_tasks(network, sizes, _observed_calls(dense, example))
@@ -140,7 +141,7 @@ def time_networks(
     """
     _check_counts(batch=batch, rounds=rounds)
     models = [copy_model(model).eval() for model in (dense, dense, *networks.values())]
-    device = next((tensor.device for tensor in dense.state_dict().values()), example_input.device)
+    device = device_of(dense, example_input)
     example = _filled(example_input, batch, device)
     tasks: dict[_Key, Task] = {number: partial(model, example) for number, model in enumerate(models)}
     taken = _time_in_rounds(tasks, rounds, device, clock, progress)

@@ -69,6 +69,12 @@ def make_mask(
     return expand_units(staying_units(scores, granularity, removed, inputs), weight.shape, granularity, inputs)
 
 
+def mask_of_finite(scores: Tensor, sparsity: float, granularity: str, inputs: Inputs) -> Tensor:
+    """`make_mask` by scores that are known to be finite, which is not checked."""
+    removed = _removed(units(scores.shape, granularity, inputs), sparsity, None)
+    return expand_units(staying_units(scores, granularity, removed, inputs), scores.shape, granularity, inputs)
+
+
 def _removed(found: Units, sparsity: float | None, count: int | None) -> int:
     if (sparsity is None) == (count is None):
         raise ValueError(f"give one of sparsity, 0 <= sparsity < 1, and count, got {sparsity!r} and {count!r}")

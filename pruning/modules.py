@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pruning.copying import copy_model
+from pruning.devices import device_of, forked_rng
 from spaces.network import SECOND, Inputs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -23,7 +24,7 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
 
     Dropout is off and BatchNorm keeps its statistics, so that the same model gives the same scores.
     """
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), forked_rng(device_of(model, torch.empty(0))):
         torch.default_generator.manual_seed(0)
         yield copy_model(model).eval()
 

@@ -46,6 +46,12 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
     return output if parts is None else _rebuilt(output, {k: map_tensors(part, change) for k, part in parts.items()})
 
 
+def on_cpu(output: Any) -> Any:
+    """The output with its tensors on the CPU, where metrics of the user's are computed, which may need NumPy."""
+    away = any(tensor.device.type != "cpu" for tensor in tensors_in(output))
+    return map_tensors(output, lambda tensor: tensor.cpu()) if away else output
+
+
 def describe(output: object) -> str:
     """A description in a few words: the shape of one tensor, or the kind of container and its parts."""
     if isinstance(output, Tensor):

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from pruning.copying import copy_model
+from pruning.devices import device_of, forked_rng
 from pruning.memory import out_of_memory
 
 STATISTICS = ("running_mean", "running_var")
@@ -120,7 +121,7 @@ def left_as_trained(model: nn.Module, example_input: Tensor) -> list[str]:
     trial = copy_model(model)
     modules = {name: trial.get_submodule(name) for name in names}
     before = {name: _statistics(module) for name, module in modules.items()}
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng(device_of(trial, example_input)):
         try:
             trial.train()(example_input)
             moved = {name: module for name, module in modules.items() if _moved(module, before[name])}

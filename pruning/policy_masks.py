@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import removal_masks
 from pruning.channels.structure import Structure
 from pruning.importance.scores import ImportanceScores
-from pruning.masks import make_mask
+from pruning.importance.weights import are_finite
+from pruning.masks import make_mask, mask_of_finite
 from pruning.modules import inputs_of_weights, output_dim, prunable_weights
 from spaces.criteria import criterion_word
 from spaces.granularity import obstacle_to, pattern_of, units_of
@@ -82,6 +84,7 @@ def masks_by_scores(
         if progress < 1 and removals and policy.mask_requests():
             chosen_from = plan_by_scores(policy.channel_requests(), graph, scores).structure
     requests, inputs = policy.mask_requests(), inputs_of_weights(model)
+    asked: dict[str, _Asked] = {}
     for name in weights:
         if name not in requests or name in unpruned:
             continue
@@ -90,13 +93,32 @@ def masks_by_scores(
         inside = weights[name][chosen]
         share, due = share_due(requests[name], word, inside.shape, progress, inputs[name])
         if share:
-            mask = torch.zeros(shape, dtype=torch.bool, device=weights[name].device)
-            mask[stays] = True
-            mask[chosen] = make_mask(
-                inside, share, due, scores=scores.elements(name, word)[chosen], inputs=inputs[name]
-            )
-            masks[name] = mask
-    return masks, plan
+            asked[name] = _Asked(inside, scores.elements(name, word)[chosen], share, due, stays, chosen)
+    on_device = any(weight.device.type != "cpu" for weight in weights.values())
+    looked = on_device and are_finite(one.scores for one in asked.values())  # at all in one wait
+    for name, one in asked.items():
+        mask = torch.zeros(weights[name].shape, dtype=torch.bool, device=weights[name].device)
+        mask[one.stays] = True
+        mask[one.chosen] = (
+            mask_of_finite(one.scores, one.share, one.granularity, inputs[name])
+            if looked
+            else make_mask(one.weight, one.share, one.granularity, scores=one.scores, inputs=inputs[name])
+        )
+        masks[name] = mask
+    tensors = dict(model.named_parameters())
+    return {name: mask.to(tensors[name].device) for name, mask in masks.items()}, plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked of one weight: a share of the units of what is chosen from, by their scores."""
+
+    weight: Tensor
+    scores: Tensor
+    share: float
+    granularity: str
+    stays: tuple[Any, ...]
+    chosen: tuple[Any, ...]
 
 
 def share_due(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pruning.devices import fetched
 from pruning.file.rounding import round_weight
 from pruning.modules import output_dim, prunable_weights
 
@@ -49,7 +50,9 @@ class StraightThrough:
         weights = {name: weight for name, weight in prunable_weights(model).items() if self._rounds(name)}
         if self._model is not model or self._passes % SCALES_STAY == 0:
             self._model, self._passes = model, 0
-            self._scales = {name: _scale(model, name, weight, self._of(name)) for name, weight in weights.items()}
+            on_cpu = fetched(weights)
+            scales = {name: _scale(model, name, on_cpu[name], self._of(name)) for name in weights}
+            self._scales = {name: scale.to(weights[name].device) for name, scale in scales.items()}
         self._passes += 1
         floats = {name: weight.detach().clone() for name, weight in weights.items()}
         try:

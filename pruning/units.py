@@ -57,7 +57,7 @@ def staying_units(scores: Tensor, granularity: str, removed: int, inputs: Inputs
     by_unit = unit_scores(scores, granularity, inputs)
     if removed == 0:
         return torch.ones_like(by_unit, dtype=torch.bool)
-    if by_unit.dim() > 1:
+    if by_unit.dim() > 1 or by_unit.device.type != "cpu":  # no wait for another device
         return unit_ranks(scores, granularity, inputs) >= removed
     by_unit = by_unit.float() if by_unit.dtype == torch.bfloat16 else by_unit  # which NumPy has not
     values = by_unit.detach().cpu().numpy()

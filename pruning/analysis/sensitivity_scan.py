@@ -16,12 +16,13 @@ from pruning.batchnorm import learning_norms, recalibrate_
 from pruning.calibration import Calibration, evenly_spaced
 from pruning.channels.graph import ChannelGraph, check_fits
 from pruning.copying import copy_model
+from pruning.devices import device_of
 from pruning.file.rounding import round_weight
 from pruning.importance.scores import ImportanceScores
 from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
 from pruning.modules import output_dim, prunable_weights
-from pruning.outputs import join_batches
+from pruning.outputs import join_batches, on_cpu
 from spaces.bits import FLOAT_BITS, check_bits
 from spaces.cost.effect import NothingToRemove, achieved, require_removal
 from spaces.granularity import GRANULARITIES, Units, pattern_of, unpruned_reason
@@ -77,8 +78,8 @@ def scan_sensitivity(
     Args:
         model: trained; stays as it is.
         graph: its traced channel groups.
-        data: calibration inputs (n, ...) and targets (n, ...); of more than `SCAN_EXAMPLES`, 1000, that many
-            evenly spaced ones are used.
+        data: calibration inputs (n, ...) and targets (n, ...), on any device; of more than `SCAN_EXAMPLES`, 1000, that
+            many evenly spaced ones are used.
         loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
         levels: sparsities, at least one, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
@@ -97,17 +98,22 @@ def scan_sensitivity(
     _check_scan(granularities, levels, data)
     widths = sorted({check_bits(own) for own in bits} - {FLOAT_BITS}, reverse=True)
     check_fits(model, graph.network)
-    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES) for part in data)
-    dense, calibration = copy_model(model).eval(), Calibration(*data, loss)
+    device = device_of(model, data[0])
+    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES).to(device) for part in data)
+    dense, calibration = copy_model(model).eval(), Calibration(*data, loss).on(device)
     importance = ImportanceScores(dense, criterion, graph, calibration)
     graph = importance.restricted_graph
     require_subjects(graph, granularities)
     parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
     if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
-        mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+        mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(device)
         inputs, targets = inputs[mixed], targets[mixed]
     batches = inputs.tensor_split(parts)
-    scorer = _Scorer(dense, batches, lambda outputs: (float(loss(outputs, targets)), float(metric(outputs, targets))))
+
+    def scores_of(outputs: Any) -> _Scores:
+        return float(loss(outputs, targets)), float(metric(on_cpu(outputs), on_cpu(targets)))
+
+    scorer = _Scorer(dense, batches, scores_of)
     rankings = MaskCache(dense, graph, calibration, importance)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 

@@ -11,6 +11,7 @@ from pruning.channels.graph import check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.structure import apply_structure
 from pruning.copying import copy_model
+from pruning.devices import device_of, forked_rng, read_at_once
 from pruning.memory import out_of_memory
 from pruning.modules import model_tensors
 from pruning.multiplications import eager
@@ -113,8 +114,9 @@ def difference_of(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str |
         return "the network gives no tensors that could be compared"
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return "the shape of the network's outputs changes"
-    for wanted, got in zip(expected, actual, strict=True):
-        largest, error = float(wanted.abs().max()), float((wanted - got).abs().max())
+    pairs = zip(expected, actual, strict=True)
+    found = read_at_once(one for wanted, got in pairs for one in (wanted.abs().max(), (wanted - got).abs().max()))
+    for largest, error in zip(found[::2], found[1::2], strict=True):
         if not error <= TOLERANCE * largest:
             return f"outputs differ by {error:.2g}, the largest is {largest:.2g}"
     return None
@@ -125,9 +127,9 @@ def outputs_of(model: nn.Module, example: Tensor, training: bool = False) -> lis
     model.train(training)
     if example.dtype in (torch.float16, torch.bfloat16):
         model, example = model.float(), example.float()
-    device = next((tensor.device for tensor in model.state_dict().values()), example.device)
+    device = device_of(model, example)
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), exact, eager():
+    with torch.no_grad(), forked_rng(device), exact, eager():
         return comparable(model(example.to(device)))
 
 

@@ -20,6 +20,7 @@ from pruning.channels.graph import NEVER_RUNS, ChannelGraph
 from pruning.channels.removal import one_line
 from pruning.channels.topology import following_norms
 from pruning.copying import copy_model
+from pruning.devices import device_of
 from pruning.file.stored_form import foldable
 from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
@@ -46,7 +47,7 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     groups that differ, or without which training fails, get an obstacle too.
 
     Args:
-        example_input: a batch (N, ...) that the model accepts, on the model's device.
+        example_input: a batch (N, ...) that the model accepts, on any device.
 
     Raises:
         ValueError: not a model, an example input that is not a tensor, is empty or not finite, or on which the model
@@ -57,7 +58,7 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     check_example(example_input)
     check_kind(model)
     with torch.inference_mode(False), eager():
-        example = example_input.detach().clone()
+        example = example_input.detach().clone().to(device_of(model, example_input))
         trial = copy_model(model).eval()
         try:
             calls, counted = _observe(trial, example)

@@ -18,11 +18,22 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
 from pruning.channels.topology import columns_of, readers
+from pruning.devices import fetched
 from pruning.importance.activations import activation_scores
 from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 from pruning.importance.own_criteria import own_function
 from pruning.importance.reconstruction import Reconstruction, reconstruction_obstacle
-from pruning.importance.weights import SUMS_OF_ELEMENTS, checked_scores, element_scores, spread, unit_sums, zeros_first
+from pruning.importance.weights import (
+    SUMS_OF_ELEMENTS,
+    are_finite,
+    checked_scores,
+    element_scores,
+    in_32_bits,
+    scores_of_finite,
+    spread,
+    unit_sums,
+    zeros_first,
+)
 from pruning.modules import inputs_of_weights, module_of, observed, output_dim, prunable_weights
 from pruning.units import unit_scores
 from spaces.criteria import check_criterion, criterion_word
@@ -94,6 +105,8 @@ class ImportanceScores:
         weight = self._weights[name]
         if not self._needs_data:
             generator = torch.Generator().manual_seed(self._seed + self._numbers[name])
+            if self._known_finite and self._own is None:
+                return scores_of_finite(in_32_bits(weight), self.criterion, generator, granularity)
             return element_scores(weight, self.criterion, generator, granularity)
         element_scores(weight, "magnitude-l1")  # refuses weights that are not finite
         terms = self._terms(name)
@@ -189,6 +202,20 @@ class ImportanceScores:
         return self._calibration
 
     @cached_property
+    def _on_cpu(self) -> dict[str, Tensor]:
+        """The parameters on the CPU, where scores of channel groups are worked out; fetched at once."""
+        return fetched(dict(self.model.named_parameters()))
+
+    @cached_property
+    def _known_finite(self) -> bool:
+        """Whether all weights were found to be finite in one look; on a CPU each is looked at by itself."""
+        weights = list(self._weights.values())
+        if all(weight.device.type == "cpu" for weight in weights):
+            return False
+        fetched_already = "_on_cpu" in vars(self)
+        return are_finite([self._on_cpu[name] for name in self._weights] if fetched_already else weights)
+
+    @cached_property
     def _reconstruction(self) -> Reconstruction:
         return Reconstruction(self.model, self.graph, self.calibration)
 
@@ -221,13 +248,13 @@ class ImportanceScores:
         dim = graph.network.output_dim(name)
         units = graph.owners[name, dim][:, 1]
         if self.criterion == "bn-scale":
-            scale = self.model.get_parameter(f"{self.graph.norms[name]}.weight").detach().abs().double().cpu()
+            scale = self._on_cpu[f"{self.graph.norms[name]}.weight"].abs().double()
             return _by_unit(scale, graph.owners[f"{self.graph.norms[name]}.weight", 0][:, 1], count)
         if self._needs_data:
             sums = np.stack([self._unit_terms(name, batch, count) for batch in range(len(self._terms(name)))])
             return (sums**2 if self.criterion == "taylor-group" else sums).sum(0)
         try:
-            weight = self.model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
+            weight = self._on_cpu[name].double().movedim(dim, 0)
             elements = element_scores(weight, self.criterion, generator, "channel")
         except ValueError as error:
             raise type(error)(f"{name}: {error}") from None
@@ -248,7 +275,7 @@ class ImportanceScores:
 
     def _slice_norms(self, number: int, reader: str) -> np.ndarray:
         """Frobenius norm of the reader's input slice of each unit (units,)."""
-        weight = self.model.get_parameter(reader).detach().cpu().double()
+        weight = self._on_cpu[reader].double()
         weight = weight.movedim(self.graph.network.by_name[reader].input_dim, 1)
         units = columns_of(self.graph, number, reader, tuple(weight.shape))
         squares = weight.flatten(1).square().sum(0)[units >= 0]
@@ -260,7 +287,7 @@ class ImportanceScores:
         left, graph = np.zeros(len(scores)), self.graph
         for name in graph.network.groups[number].layers:
             dim = graph.network.output_dim(name)
-            weight = self.model.get_parameter(name).detach().cpu().double().movedim(dim, 0)
+            weight = self._on_cpu[name].double().movedim(dim, 0)
             left += _by_unit(weight.abs(), graph.owners[name, dim][:, 1], len(scores))
         return np.where(left > 0, np.maximum(scores, np.finfo(np.float64).tiny), 0.0)
 
@@ -321,7 +348,7 @@ def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> 
         }
     inputs = inputs_of_weights(model)
     return {
-        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().numpy()
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().cpu().numpy()
         for name, weight in prunable_weights(model).items()
         if not (graph.network.by_name[name].whole or obstacle_to(granularity, weight.shape, inputs[name]))
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from pruning.devices import read_at_once
 from pruning.importance.own_criteria import own_function
 from pruning.units import expand_units, unit_scores
 from spaces.criteria import SPELLINGS, criterion_word
@@ -57,7 +58,14 @@ def element_scores(
         raise ValueError(
             f"criterion {criterion!r} needs more than a weight: prune a model with {needed}, or give scores"
         )
-    values = _checked_weight(weight)
+    return scores_of_finite(_checked_weight(weight), criterion, generator, granularity)
+
+
+def scores_of_finite(
+    values: Tensor, criterion: str, generator: torch.Generator | None = None, granularity: str = "fine-grained"
+) -> Tensor:
+    """`element_scores` of a detached weight in 32 bits or more that is known to be finite, which is not checked."""
+    own = own_function(criterion)
     if criterion == "magnitude-l1":
         return values.abs()
     if criterion == "magnitude-l2":
@@ -155,6 +163,13 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether `all_finite` holds for all of them, in one wait for their device where it does."""
+    found = list(tensors)
+    sums = read_at_once(tensor.detach().sum().float() for tensor in found)
+    return all(map(math.isfinite, sums)) or all(map(all_finite, found))
+
+
 def require_finite(weights: Mapping[str, Tensor]) -> None:
     """Raise `NotFiniteError`, naming the layer, if a weight holds NaN or infinite elements."""
     for name, weight in weights.items():
@@ -165,6 +180,12 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
             )
 
 
+def in_32_bits(weight: Tensor) -> Tensor:
+    """The detached values in at least 32 bit."""
+    values = weight.detach()
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
 def _checked_weight(weight: Tensor) -> Tensor:
     """The detached values in at least 32 bit; raises `ValueError` as `element_scores` does."""
     if not isinstance(weight, Tensor):
@@ -173,9 +194,7 @@ def _checked_weight(weight: Tensor) -> Tensor:
         raise ValueError(f"weight must be real, got {weight.dtype}: prune its real and imaginary parts as two weights")
     if weight.numel() == 0:
         raise ValueError("weight is empty: nothing to score")
-    values = weight.detach()
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.float()
+    values = in_32_bits(weight)
     if not all_finite(values):
         bad = int((~torch.isfinite(values)).sum())
         raise NotFiniteError(
