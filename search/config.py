@@ -35,6 +35,8 @@ from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"
 NONZERO = "nonzero"
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
+"""What a device can be named by; CUDA's others have their number."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
 MOST_STUDY_FILE = 2**20
@@ -200,12 +202,21 @@ class SearchConfig(_Fields):
     def _criterion_exists(cls, word: str) -> str:
         return check_criterion(word)
 
-    @field_validator("sampler", mode="before")
+    @field_validator("sampler", "precision", mode="before")
     @classmethod
-    def _sampler_exists(cls, word: Any) -> Any:
-        known = OPTIONS["sampler"].kinds
+    def _word_exists(cls, word: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        known = OPTIONS[name].kinds
         if isinstance(word, str) and word not in known:
-            raise ValueError(unknown("sampler", word, known))
+            raise ValueError(unknown(name, word, known))
+        return word
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_a_word(cls, word: str) -> str:
+        """Whether it is here is found where it is used."""
+        if word not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", word):
+            raise ValueError(unknown("device", word, DEVICES))
         return word
 
     @property

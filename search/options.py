@@ -298,6 +298,34 @@ class SearchOptions(_Fields):
         at_most=20,
         former="final_seeds",
     )
+    device: str = option(
+        "where networks train, are scanned and timed: {default} (default: cuda, else mps, else cpu), cpu, cuda:1, ...",
+        default="auto",
+        metavar="D",
+        may_change=True,
+        more="with a limit on latency or --cost latency it stays; exports are made and verified on the CPU",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "in which training computes: {default} (default), bf16 or fp16",
+        default="fp32",
+        metavar="P",
+        more="by PyTorch's autocast; weights, masks and scores are fp32",
+    )
+    deterministic: bool = option(
+        "compute with operations only that repeat bit for bit",
+        default=False,
+        may_change=True,
+        more="those of a CPU do; with it fine-tunes on CUDA do too, slower",
+    )
+    threads: int | None = option(
+        "PyTorch's threads on the CPU",
+        default=None,
+        metavar="N",
+        at_least=1,
+        at_most=1024,
+        example=4,
+        may_change=True,
+    )
     root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
 
 
@@ -310,6 +338,8 @@ FORMER = {one.former: one.name for one in OPTIONS.values() if one.former}
 """Former name -> name."""
 WORKLOAD_OPTIONS = ("workload", "data", "weights", "width", "dense_seed")
 """What a workload and its dense model are made from."""
+PLACEMENT_OPTIONS = ("device", "precision", "deterministic", "threads")
+"""Where networks are trained, scanned and timed, and how."""
 MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)
 """Names of options that may change when a study is resumed."""
 

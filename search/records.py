@@ -16,6 +16,8 @@ them, and only the MACs of convolutions and linear layers called as modules. Ver
 and the MACs of every multiplication the dispatcher sees. `search.identity.measuring` says by what earlier results may
 differ.
 """
+FLOAT32 = "fp32"
+"""The precision of trainings that say no other, and that scores always have."""
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 SAMPLED = "sampler"
@@ -81,6 +83,8 @@ class TrialResult:
         measuring: the version of how it was measured, see `MEASURING`; 1 in records that do not say.
         file: the written file of a network with rounded weights; None of others.
         rate: the peak learning rate of the fine-tune; None of other trainings, and in older records.
+        device: the name of the device that trained and scored it; None of a CPU.
+        precision: of the training's forward passes, `fp32`, `bf16` or `fp16`.
     """
 
     state: str
@@ -96,6 +100,8 @@ class TrialResult:
     measuring: int = 1
     file: WrittenFile | None = None
     rate: float | None = None
+    device: str | None = None
+    precision: str = FLOAT32
 
     @property
     def measured(self) -> Measured:
@@ -213,6 +219,8 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"measuring": result.measuring} if result.measuring > 1 else {}),
         **({"file": asdict(result.file)} if result.file else {}),
         **({"rate": result.rate} if result.rate else {}),
+        **({"device": result.device} if result.device else {}),
+        **({"precision": result.precision} if result.precision != FLOAT32 else {}),
     }
 
 

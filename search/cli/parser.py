@@ -12,7 +12,17 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar, overload
 
-from search.options import FORMER, MASKS, OPTIONS, WORKLOAD_FORMS, WORKLOAD_OPTIONS, key_of, study_file, unknown_option
+from search.options import (
+    FORMER,
+    MASKS,
+    OPTIONS,
+    PLACEMENT_OPTIONS,
+    WORKLOAD_FORMS,
+    WORKLOAD_OPTIONS,
+    key_of,
+    study_file,
+    unknown_option,
+)
 
 Space = TypeVar("Space")
 """What `argparse` puts values into."""
@@ -191,7 +201,7 @@ def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any] | None:
 def _add_workload_options(parser: argparse.ArgumentParser, workload: str | None = None) -> None:
     """What a workload and its dense model are made from; `workload` is the help of that option."""
     _add(parser, "workload", workload)
-    for name in WORKLOAD_OPTIONS[1:]:
+    for name in (*WORKLOAD_OPTIONS[1:], *PLACEMENT_OPTIONS):
         _add(parser, name)
 
 

@@ -16,6 +16,7 @@ from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen
 from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
+from search.placement import placement_of
 from search.progress import ProgressReporter
 from search.records import TrialResult
 from search.results.view import StudyView
@@ -27,6 +28,7 @@ from search.training.former_fingerprints import old_criterion_fingerprint
 from search.training.train import FINE_TUNE, score
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.base import placed
 from spaces.policy import PruningPolicy
 
 
@@ -75,7 +77,8 @@ def export_of_trial(
 ) -> tuple[Export, Workload, SearchConfig]:
     """The network chosen: of a finalist or baseline its full-length run of median validation accuracy.
 
-    Weights kept by the study are loaded; without them the fine-tune is repeated and said so.
+    Weights kept by the study are loaded; without them the fine-tune is repeated, where the study runs, and said so.
+    The network is on the CPU, whatever trained it.
 
     Raises:
         UsageError: the study's model, data, recipe or code changed, as when it is resumed.
@@ -91,19 +94,28 @@ def export_of_trial(
         return made, workload, config
     _require_code(view, chosen)
     watcher.note(f"{chosen.name} kept no weights: repeating its fine-tune")
-    dense = dense_model(workload, config.dense_seed, folder.root / "cache", config.weights, watcher)
-    refuse_changes_of(folder.read_record(), folder, workload, dense, watcher)
-    prepared = PreparedModel.of(workload, dense.model, config.round_to)
     recipe, final = workload.recipe, chosen.final
     epochs, seed = (recipe.final_epochs, final.seed) if final else (recipe.trial_epochs, config.seed)
-    evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
+    placement = placement_of(config.device, config.precision, config.deterministic, config.threads)
+    with placement.running():
+        there = placed(workload, placement)
+        dense = dense_model(there, config.dense_seed, folder.root / "cache", config.weights, watcher)
+        refuse_changes_of(folder.read_record(), folder, there, dense, watcher)
+        prepared = PreparedModel.of(there, dense.model, config.round_to)
+        evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
     found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy
-    if not as_recorded(found, recorded, workload):
+    if not as_recorded(found, chosen.result, workload):
         watcher.note(
             f"the repeated fine-tune has validation accuracy {found:.2%}, the study recorded "
             f"{recorded:.2%}: another machine, or other versions or threads, round differently"
         )
-    return _made(view, chosen, *evaluation.network, evaluation.result, seed), workload, config
+    return _made(view, chosen, *moved_to_cpu(evaluation), evaluation.result, seed), workload, config
+
+
+def moved_to_cpu(evaluation: Evaluation) -> tuple[nn.Module, Structure]:
+    """Network and structure of an evaluation, where exports are made; the network is moved in place."""
+    model, structure = evaluation.network
+    return model.to("cpu"), structure
 
 
 def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
@@ -122,7 +134,7 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
     except Refused as error:
         raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
     found, recorded = score(model, workload.validation, workload).accuracy, result.measured.accuracy
-    if not as_recorded(found, recorded, workload):
+    if not as_recorded(found, result, workload):
         raise Refused(
             f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {recorded:.2%}: "
             "they are not what was measured; delete them, and the export repeats the fine-tune"

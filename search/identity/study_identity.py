@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.config import SearchConfig
+from search.placement import Placement
 from search.training.dense_model import DenseModel
 from search.training.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
 from search.training.former_fingerprints import (
@@ -16,6 +17,8 @@ from search.training.former_fingerprints import (
 from search.workloads.base import SPLITS, Workload
 
 ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"
+LATENCY_DEVICE = "device that latency is measured on"
+"""Recorded where latency plays a part, as seconds of two devices are two objectives; not by earlier versions."""
 DATA = "data"
 """Key of the one fingerprint over all splits that studies used to record."""
 
@@ -37,6 +40,11 @@ def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) 
     }
     code = criterion_fingerprint(config.criterion)
     return identity | ({CRITERION: code} if code else {})
+
+
+def latency_device(config: SearchConfig, placement: Placement) -> dict[str, str]:
+    """What the identity of a study holds besides, if latency plays a part in it: the device's name."""
+    return {LATENCY_DEVICE: placement.name} if config.needs_latency else {}
 
 
 def in_todays_words(

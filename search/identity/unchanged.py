@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from pruning.importance.own_criteria import own_function
-from search.identity.study_identity import CRITERION, in_todays_words, of_split, study_identity
+from search.identity.study_identity import (
+    CRITERION,
+    LATENCY_DEVICE,
+    in_todays_words,
+    latency_device,
+    of_split,
+    study_identity,
+)
 from search.progress import ProgressReporter
+from search.records import TrialResult
 from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
@@ -17,6 +25,8 @@ from search.workloads.base import SPLITS, Workload
 
 TOLERANCE_EXAMPLES = 1.0
 """How many validation examples may be classified differently on another CPU."""
+TOLERANCE_SHARE = 0.002
+"""And which share of them on another kind of device, whose convolutions may round to TF32."""
 
 
 def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: ProgressReporter) -> None:
@@ -44,10 +54,11 @@ def refuse_changes_of(
 ) -> dict[str, Any]:
     """The study's identity; a `UsageError` if it is not the recorded one.
 
-    The test split may change as long as no final run has been scored on it. The code of the user's own criterion is
-    compared if it is registered.
+    The device that latency is measured on is left to `refuse_other_latency_device`. The test split may change as long
+    as no final run has been scored on it. The code of the user's own criterion is compared if it is registered.
     """
     config, stored = folder.config, dict(record["identity"])
+    device = {LATENCY_DEVICE: stored.pop(LATENCY_DEVICE)} if LATENCY_DEVICE in stored else {}
     code = stored.pop(CRITERION, None) if not _is_here(config.criterion) else None
     config = config.model_copy(update={"criterion": "magnitude-l2"}) if code else config
     identity = study_identity(config, workload, dense)
@@ -56,7 +67,18 @@ def refuse_changes_of(
         watcher.note("the test split is not the one the study began with: no result depends on it so far")
         before[test] = identity[test]
     refuse_changes(before, identity, folder.name)
-    return identity | ({CRITERION: code} if code else {})
+    return identity | device | ({CRITERION: code} if code else {})
+
+
+def refuse_other_latency_device(record: Mapping[str, Any], folder: StudyFolder, workload: Workload) -> dict[str, str]:
+    """The part of an identity that is about latency; a `UsageError` where that was measured on another device.
+
+    Exports of a study do not ask: they time nothing.
+    """
+    now = latency_device(folder.config, workload.placement)
+    before = {key: value for key, value in record["identity"].items() if key == LATENCY_DEVICE}
+    refuse_changes(before, now if before else {}, folder.name)
+    return now
 
 
 def _is_here(criterion: str) -> bool:
@@ -67,6 +89,9 @@ def _is_here(criterion: str) -> bool:
     return True
 
 
-def as_recorded(found: float, recorded: float, workload: Workload) -> bool:
-    """Whether two accuracies on validation data differ by rounding alone."""
-    return abs(found - recorded) <= TOLERANCE_EXAMPLES / len(workload.validation[1]) + 1e-9
+def as_recorded(found: float, recorded: TrialResult, workload: Workload) -> bool:
+    """Whether an accuracy on validation data, found on a CPU, differs from a recorded one by rounding alone."""
+    share = TOLERANCE_EXAMPLES / len(workload.validation[1])
+    if recorded.device is not None:
+        share = max(share, TOLERANCE_SHARE)
+    return abs(found - recorded.measured.accuracy) <= share + 1e-9

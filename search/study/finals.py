@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from pruning.latency import describe_device
 from search.config import SearchConfig
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
@@ -143,7 +142,7 @@ def _timed(
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
-    before, here = comparison.latency, (describe_device(torch.device("cpu")), torch.get_num_threads())
+    before, here = comparison.latency, (subject.workload.placement.name, torch.get_num_threads())
     if before and (before.device, before.threads) == here and before.networks.keys() >= kept.keys():
         return before
     dense = build_model(subject.workload, config.dense_seed)

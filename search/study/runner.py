@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pruning.importance.scores import unit_importance
-from pruning.latency import describe_device
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.placement import Placement
 from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
 from search.proposals.optuna_study import Objectives, OptunaStudy
@@ -170,7 +170,7 @@ class StudyRunner:
         }
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.config.stored() | environment()
+        settings = self.config.stored() | environment(self.subject.workload.placement)
         return {key: value for key, value in settings.items() if value is not None}
 
     def _pending(self) -> dict[int, PendingTrial]:
@@ -350,7 +350,7 @@ class StudyRunner:
         self.tracker.log_summary(metrics, files)
 
 
-def environment() -> dict[str, Any]:
+def environment(placement: Placement) -> dict[str, Any]:
     """What a study was last run in; no part of its identity, but results may differ between environments.
 
     `threads` is PyTorch's number of threads, which changes sums in their last digits.
@@ -359,7 +359,7 @@ def environment() -> dict[str, Any]:
         "prunefront": version("prunefront"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": describe_device(torch.device("cpu")),
+        "device": placement.name,
         "threads": torch.get_num_threads(),
     }
 

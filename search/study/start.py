@@ -12,8 +12,9 @@ from search.errors import UsageError
 from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.recorded_recipe import with_recorded_recipe
-from search.identity.study_identity import study_identity
-from search.identity.unchanged import refuse_changed_study, refuse_changes_of
+from search.identity.study_identity import latency_device, study_identity
+from search.identity.unchanged import refuse_changed_study, refuse_changes_of, refuse_other_latency_device
+from search.placement import Placement, placement_of
 from search.progress import ProgressReporter
 from search.results.view import SearchResult
 from search.storage import check_database_path, write_problem
@@ -29,6 +30,7 @@ from search.training.refresh import statistics_note
 from search.training.train import in_fast_layout, step_count
 from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.base import placed
 from search.workloads.overlap import overlaps
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
@@ -53,6 +55,12 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     """
     watcher = watcher or ProgressReporter()
     config = _with_stored_options(config)
+    placement = placement_of(config.device, config.precision, config.deterministic, config.threads)
+    with placement.running():
+        return _run(config, placement, watcher)
+
+
+def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) -> SearchResult:
     root = open_root(config.root)
     _require_criterion(config.criterion)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
@@ -61,6 +69,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
         config = resumed_config(config, folder.read_record(), folder.name)
         _require_criterion(config.criterion)
         workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    workload = placed(workload, placement)
     folder.refuse_orphan()
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
@@ -183,20 +192,27 @@ def _settle_identity(
 
     Its test split may change as long as no final run has been scored on it.
     """
-    now = environment()
+    now = environment(workload.placement)
     if folder.exists:
         record = folder.read_record()
+        if (ran_on := record.get("environment", now).get("device")) and ran_on != now["device"]:
+            watcher.note(
+                f"the study last ran on {ran_on} and runs on {now['device']} now: fine-tunes may differ from those "
+                "before; each trial keeps the device that it came from"
+            )
         if (before := record.get("environment", now)["threads"]) != now["threads"]:
             watcher.note(
                 f"PyTorch had {before} threads when the study last ran and has {now['threads']} now: fine-tunes may "
                 f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
             )
-        record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher)
+        device = refuse_other_latency_device(record, folder, workload)
+        record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device
         folder.journal.require_layers(network)
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
         record["config"] = config.stored()
     else:
-        record = new_record(config, study_identity(config, workload, dense))
+        identity = study_identity(config, workload, dense) | latency_device(config, workload.placement)
+        record = new_record(config, identity)
     if place := criterion_place(config.criterion):  # shown by `status`, never run
         record["criterion_place"] = place
     folder.write_record({**record, "environment": now})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.calibration import evenly_spaced
+from pruning.outputs import on_cpu
 from search.training.fingerprint import weights_fingerprint
 from search.training.train import predict
 from search.workloads.base import Workload
@@ -32,7 +33,7 @@ def outperforms_shuffled(workload: Workload, model: nn.Module, metric: Callable[
     inputs, targets = (evenly_spaced(part, EXAMPLES) for part in workload.calibration)
 
     def share(network: nn.Module) -> float:
-        found = metric(predict(network, inputs), targets)
+        found = metric(on_cpu(predict(network, inputs, workload.placement)), targets)
         return found if found == found else 0.0
 
     own = share(model)

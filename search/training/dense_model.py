@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pruning.batchnorm import learning_norms
 from pruning.channels.structure import Structure
 from pruning.masks import achieved_sparsity
-from pruning.outputs import tensors_in
+from pruning.outputs import on_cpu, tensors_in
 from search.errors import Refused, UsageError
 from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
+from search.records import FLOAT32
 from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.training.checkpoints import load_model, load_user_weights, save_model
 from search.training.fingerprint import (
@@ -30,7 +31,9 @@ from search.training.fingerprint import (
     weights_fingerprint,
 )
 from search.training.former_fingerprints import old_dense_key
-from search.training.train import Diverged, Trained, in_fast_layout, predict, train_dense
+from search.training.losses import Diverged
+from search.training.memory import within_memory
+from search.training.train import Trained, in_fast_layout, predict, train_dense
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
 from search.workloads.base import SPLITS, Workload
@@ -103,12 +106,18 @@ def dense_model(
     Raises:
         UsageError: the model cannot be built, does not run on its data, diverges in training, or has a metric outside
             [0, 1].
-        EnvironmentProblem, Refused: from reading weights.
+        EnvironmentProblem: no such weights, or too little memory.
+        Refused: from reading weights.
     """
+    with within_memory(workload, "the dense model"):
+        return _dense_model(workload, seed, cache, weights or workload.weights, watcher or ProgressReporter(), train)
+
+
+def _dense_model(
+    workload: Workload, seed: int, cache: Path, source: str | Path | None, watcher: ProgressReporter, train: bool
+) -> DenseModel | None:
     model = build_model(workload, seed)
     architecture = model_fingerprint(model)
-    source = weights or workload.weights
-    watcher = watcher or ProgressReporter()
     seconds = 0.0
     if source == AS_BUILT:
         pass
@@ -123,7 +132,10 @@ def dense_model(
                 return None
             model, seconds = found
     model = in_fast_layout(model, workload.example_input).eval()
-    outputs = call_user(f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0])
+    outputs = call_user(
+        f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0], workload.placement
+    )
+    outputs = on_cpu(outputs)
     _require_numbers(workload, model, outputs, source)
     accuracy = metric_of(workload, outputs, workload.validation[1], "of the dense model on validation data")
     data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
@@ -159,9 +171,11 @@ def _cached_or_trained(
     of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
     architecture, code, fit = model_fingerprint(model), training_fingerprint(workload), split_fingerprint(workload.fit)
     refreshed = ["refreshed"] if learning_norms(model) else []
-    path = cache / f"dense-{digest(architecture, code, fit, of_training, seed, start, *refreshed)}.safetensors"
+    precision = [] if workload.placement.precision == FLOAT32 else [workload.placement.precision]
+    key = digest(architecture, code, fit, of_training, seed, start, *refreshed, *precision)
+    path = cache / f"dense-{key}.safetensors"
     cached = _cached(model, path)
-    if cached is None and (old := old_dense_key(architecture, workload, of_training, seed)):
+    if cached is None and not precision and (old := old_dense_key(architecture, workload, of_training, seed)):
         cached = _cached(model, cache / f"dense-{old}.safetensors")
     if cached is not None:
         return cached, 0.0
@@ -234,7 +248,7 @@ def _cached(model: nn.Module, path: Path) -> nn.Module | None:
 
 
 def build_model(workload: Workload, seed: int) -> nn.Module:
-    """An untrained model of the workload that is known to run on all splits and to suit its loss and metric.
+    """An untrained model of the workload, on its device, that runs on all splits and suits loss and metric.
 
     Raises:
         UsageError: it does not, or the metric is outside [0, 1]; the cause is named.
@@ -250,4 +264,4 @@ def _built(workload: Workload, seed: int) -> nn.Module:
         model = call_user(f"workload {workload.name!r}: build_model", workload.build_model)
     check_model(workload, model)
     model_fingerprint(model)  # as it is before it runs
-    return model
+    return model.to(workload.placement.device)

@@ -10,7 +10,6 @@ from functools import cached_property
 
 from torch import nn
 
-from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, round_groups
 from pruning.channels.removal import RemovalMismatch
 from pruning.channels.structure import Structure
@@ -33,8 +32,11 @@ from search.records import (
     cause_of,
 )
 from search.training.attempts import TIMED_OUT, reached
+from search.training.examples import calibration_of
+from search.training.losses import Diverged
+from search.training.memory import within_memory
 from search.training.stored import BrokenPromise
-from search.training.train import FINE_TUNE, Diverged, Progress, Trained, fine_tune, prune_only, train_fresh
+from search.training.train import FINE_TUNE, Progress, Trained, fine_tune, prune_only, train_fresh
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload
@@ -68,7 +70,8 @@ class PreparedModel:
         Raises:
             ValueError: as `pruning.trace_channels` and `pruning.channels.graph.round_groups` do.
         """
-        return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
+        with within_memory(workload, "a pass of the example input"):
+            return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
     def with_weights(self, dense: nn.Module) -> PreparedModel:
         """The same network with other weights, such as those it has after training, which need not be traced again."""
@@ -91,8 +94,7 @@ class PreparedModel:
 
     def importance(self, criterion: str) -> ImportanceScores:
         """Scores of the network's units; what data-driven criteria look at is calibration data."""
-        calibration = Calibration(*self.workload.calibration, self.workload.loss)
-        return ImportanceScores(self.dense, criterion, self.graph, calibration)
+        return ImportanceScores(self.dense, criterion, self.graph, calibration_of(self.workload))
 
     @property
     def network(self) -> Network:
@@ -170,15 +172,20 @@ def evaluate_untrained(prepared: PreparedModel, policy: PruningPolicy) -> Evalua
 def _evaluated(
     prepared: PreparedModel, policy: PruningPolicy, trained: Callable[[PreparedModel], Trained]
 ) -> Evaluation:
+    placement = prepared.workload.placement
     try:
         prepared = prepared.scored_by(policy.criterion)
         require_removal(asked_layers(policy), unpruned_layers(prepared.network, policy))
-        return _measured(prepared, policy, trained(prepared))
+        found = _measured(prepared, policy, trained(prepared))
     except TimedOut:
         raise
     except BaseException as error:
         pass_signals_on(error)
-        return failed(_reason(error))
+        found = failed(_reason(error))
+    if found.result.cause == OUT_OF_MEMORY:  # now that the error, and with it what it held, is gone
+        placement.give_back_memory()
+    device = None if placement.on_cpu else placement.name
+    return replace(found, result=replace(found.result, device=device, precision=placement.precision))
 
 
 def _reason(error: BaseException) -> str:

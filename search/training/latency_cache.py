@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pruning.devices import device_of
 from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
 from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
@@ -71,7 +72,7 @@ def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: 
     """Where the table is kept, by the model's architecture, layout and input, the device, threads and PyTorch."""
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
-    device = next((tensor.device for tensor in tensors), example.device)
+    device = device_of(subject.dense, example)
     key = digest(
         architecture,
         [(str(tensor.dtype), tensor.stride()) for tensor in tensors],

@@ -16,6 +16,7 @@ from search.process.kept_work import kept_so_far
 from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
 from search.training.fingerprint import criterion_fingerprint, digest, training_fingerprint
+from search.training.memory import within_memory
 from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
 from search.workloads.base import Workload
@@ -63,20 +64,21 @@ def cached_profile(
 
     with KeptPoints(path) as points, kept_so_far(say):
         try:
-            profile = scan_sensitivity(
-                subject.dense,
-                subject.graph,
-                workload.calibration,
-                workload.loss,
-                workload.metric,
-                granularities=granularities,
-                criterion=criterion,
-                fingerprint=dense.weights,
-                progress=follow,
-                known=before | points.known,
-                keep=points.keep,
-                bits=[*{*bits} | scanned],
-            )
+            with within_memory(workload, "the sensitivity scan"):
+                profile = scan_sensitivity(
+                    subject.dense,
+                    subject.graph,
+                    workload.calibration,
+                    workload.loss,
+                    workload.metric,
+                    granularities=granularities,
+                    criterion=criterion,
+                    fingerprint=dense.weights,
+                    progress=follow,
+                    known=before | points.known,
+                    keep=points.keep,
+                    bits=[*{*bits} | scanned],
+                )
         except BaseException as error:
             blame(error, workload.name, "the sensitivity scan")
         profile = replace(profile, seconds=points.seconds + profile.seconds + (kept.seconds if kept else 0.0))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.batchnorm import refresh_
-from pruning.calibration import Calibration
+from pruning.devices import forked_rng
 from pruning.own_norms import left_as_trained
+from search.training.examples import calibration_of
 from search.workloads.base import Workload
 from spaces.cost.effect import NAMED
 
@@ -31,8 +32,8 @@ def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
     Returns:
         Which statistics the model has now, `refreshed` or `as trained`; None if it has none that training moves.
     """
-    calibration = Calibration(*workload.calibration, workload.loss)
-    with torch.random.fork_rng(devices=[]):
+    calibration = calibration_of(workload)
+    with forked_rng(workload.placement.device):
         refreshed = refresh_(model, fit_batches(workload), lambda: calibration.mean_loss(model))
     return {True: REFRESHED, False: AS_TRAINED, None: None}[refreshed]
 
@@ -58,11 +59,11 @@ def fit_batches(workload: Workload) -> Iterator[Tensor]:
     only. A batch has at least two examples if there are that many, since BatchNorm may have no variance of a single
     one.
     """
-    inputs = workload.fit[0]
+    inputs, _ = workload.placement.keep(workload.fit)
     generator = torch.Generator().manual_seed(0)
     count = min(len(inputs), REFRESH_EXAMPLES)
     within = torch.rand(count, generator=generator, dtype=torch.float64)
     drawn = ((torch.arange(count) + within) * len(inputs) / count).long().clamp_max(len(inputs) - 1)
-    order = drawn[torch.randperm(count, generator=generator)]
+    order = drawn[torch.randperm(count, generator=generator)].to(inputs.device)
     for part in order.tensor_split(max(1, count // max(2, workload.recipe.batch))):
-        yield inputs[part]
+        yield workload.placement.put(inputs[part])

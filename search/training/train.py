@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.batches import examples_at_once
-from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
@@ -23,7 +23,10 @@ from pruning.gradual import GradualPruner, pruned_at_once
 from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
 from pruning.straight_through import StraightThrough, straight_through
+from search.placement import CPU, Placement
 from search.records import CurvePoint, WrittenFile
+from search.training.examples import batches, calibration_of, epoch_steps, metric_on_cpu
+from search.training.losses import Diverged, StepLosses
 from search.training.optimizers import forget_masked_, make_optimizer
 from search.training.rate import peak_rate
 from search.training.stored import Finish, Finished, finish_, finish_dense_
@@ -45,10 +48,6 @@ heavily pruned networks up to a point.
 """
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
-
-
-class Diverged(Exception):
-    """The loss became NaN or infinite; the message names the step."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,17 @@ class Trained:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor) -> Any:
-    """Outputs of all examples of a split in eval mode, joined; the model's training flags are unchanged."""
+def predict(model: nn.Module, inputs: Tensor, placement: Placement = CPU) -> Any:
+    """Outputs of all examples of a split in eval mode, joined; the model's training flags are unchanged.
+
+    Args:
+        placement: the model's, to which batches are copied; outputs stay there.
+    """
     was_training = model.training
     model.eval()
     try:
         batches = inputs.split(examples_at_once(model, inputs))
-        return join_batches([model(batch) for batch in batches], [len(batch) for batch in batches])
+        return join_batches([model(placement.put(batch)) for batch in batches], [len(batch) for batch in batches])
     finally:
         model.train(was_training)
 
@@ -95,14 +98,15 @@ def predict(model: nn.Module, inputs: Tensor) -> Any:
 @torch.no_grad()
 def score(model: nn.Module, split: Split, workload: Workload) -> Metrics:
     """Loss and metric on a split."""
-    outputs = predict(model, split[0])
-    return Metrics(float(workload.loss(outputs, split[1])), float(workload.metric(outputs, split[1])))
+    inputs, targets = workload.placement.keep(split)
+    outputs, wanted = predict(model, inputs, workload.placement), workload.placement.put(targets)
+    return Metrics(float(workload.loss(outputs, wanted)), metric_on_cpu(workload, outputs, split[1]))
 
 
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
     """Train the workload's model from fresh weights on fit data; `seed` decides weights, order and augmentation."""
     torch.manual_seed(seed)
-    model = in_fast_layout(workload.build_model(), workload.example_input)
+    model = _built(workload)
     recipe, finish = workload.recipe, partial(finish_dense_, workload=workload)
     return _train(model, None, None, finish, workload, recipe.dense_epochs, recipe.dense_learning_rate, seed, progress)
 
@@ -123,7 +127,7 @@ def fine_tune(
         ValueError: a removal that cannot equal its mask.
     """
     model = copy_model(dense)
-    calibration = Calibration(*workload.calibration, workload.loss)
+    calibration = calibration_of(workload)
     pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
     seen, began = straight_through(policy.bits), time.perf_counter()
@@ -142,7 +146,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
         Diverged: the validation loss is NaN or infinite.
         ValueError: a removal that cannot equal its mask.
     """
-    calibration = Calibration(*workload.calibration, workload.loss)
+    calibration = calibration_of(workload)
     pruner = pruned_at_once(copy_model(dense), policy, graph, calibration)
     began = time.perf_counter()
     done = finish_(pruner.model, pruner.structure, policy, workload, graph)
@@ -175,10 +179,10 @@ def train_fresh(
         ValueError: a removal that cannot equal its mask.
     """
     recipe, epochs = workload.recipe, scratch_epochs(workload, policy, graph, training)
-    calibration = Calibration(*workload.calibration, workload.loss)
+    calibration = calibration_of(workload)
     pruner = pruned_at_once(copy_model(dense), policy, graph, calibration)
     torch.manual_seed(FRESH_SEED + seed)
-    fresh = apply_structure(in_fast_layout(workload.build_model(), workload.example_input), pruner.structure)
+    fresh = apply_structure(_built(workload), pruner.structure)
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
@@ -196,15 +200,20 @@ def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGrap
     return workload.recipe.dense_epochs * dense_footprint(graph.network).macs / max(left, 1)
 
 
-def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
-    """The model in channels_last, in which convolutions on a CPU run faster; moved in place.
+def _built(workload: Workload) -> nn.Module:
+    """Fresh weights, drawn on the CPU wherever they go."""
+    return in_fast_layout(workload.build_model().to(workload.placement.device), workload.example_input)
 
-    Models that do not run in this layout (a `view` may need the default one) stay as they are. So do models with a
-    strided 1x1 convolution: after channels are removed, its backward pass in channels_last writes outside its memory
-    for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
+
+def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
+    """The model in channels_last, in which convolutions run faster; moved in place.
+
+    Models that do not run in this layout (a `view` may need the default one) stay as they are. On a CPU, so do models
+    with a strided 1x1 convolution: after channels are removed, its backward pass in channels_last writes outside its
+    memory for odd channel counts (PyTorch 2.14 with oneDNN 3.12).
     """
     strided = any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 for m in model.modules())
-    if strided or not _runs(copy_model(model), example_input):
+    if (strided and example_input.device.type == "cpu") or not _runs(copy_model(model), example_input):
         return model
     return model.to(memory_format=torch.channels_last)
 
@@ -220,11 +229,7 @@ def _runs(model: nn.Module, example_input: Tensor) -> bool:
 
 def step_count(workload: Workload, epochs: float) -> int:
     """The number of optimizer steps in that many epochs, at least 1."""
-    return max(1, round(epochs * _epoch_steps(workload)))
-
-
-def _epoch_steps(workload: Workload) -> int:
-    return max(1, len(workload.fit[0]) // workload.recipe.batch)
+    return max(1, round(epochs * epoch_steps(workload)))
 
 
 @contextmanager
@@ -249,19 +254,19 @@ def _train(
     seed: int,
     progress: Progress | None,
 ) -> Trained:
-    recipe, per_epoch = workload.recipe, _epoch_steps(workload)
+    recipe, per_epoch = workload.recipe, epoch_steps(workload)
     steps = step_count(workload, epochs)
     torch.manual_seed(seed)  # dropout and the like
     schedule = pruner.schedule if pruner else None
     regrow = schedule is not None and schedule.regrow
     optimizer = make_optimizer(model, recipe, regrow)
     curve: list[CurvePoint] = []
-    losses: list[float] = []
+    losses, scaler = StepLosses(at_once=workload.placement.on_cpu), workload.placement.scaler()
     scores: Metrics | None = None
     scoring, done = 0.0, Finished()
     began = time.perf_counter()
     for step, (inputs, targets) in enumerate(batches(workload, steps, seed)):
-        if pruner and pruner.advance(step):
+        if pruner and _advanced(pruner, step, losses):
             model = pruner.model
             optimizer = make_optimizer(model, recipe, regrow)
         model.train()
@@ -269,7 +274,7 @@ def _train(
             group["lr"] = one_cycle(*cycle_at(step, steps, schedule), peak, recipe.warmup)
         scales = _norm_scales(model) if recipe.bn_l1 and not (pruner and pruner.settled) else []
         view = seen.seen_by(model) if seen and step >= UNSEEN * steps else nullcontext()
-        losses.append(_step(model, optimizer, workload, inputs, targets, step, scales, view))
+        _step(model, optimizer, workload, inputs, targets, losses, scales, view, scaler)
         if pruner:
             pruner.hold()
             if regrow:
@@ -277,6 +282,7 @@ def _train(
         if progress:
             progress(step + 1, steps)
         if (step + 1) % per_epoch == 0 or step + 1 == steps:
+            mean = losses.mean()
             if pruner and step + 1 == steps and pruner.advance(steps):
                 model = pruner.model
             entered = time.perf_counter()
@@ -285,8 +291,7 @@ def _train(
                 done = finish(model, structure)
             scores = score(model, workload.validation, workload)
             scoring += time.perf_counter() - entered
-            curve.append(CurvePoint((step + 1) / per_epoch, sum(losses) / len(losses), scores.loss, scores.accuracy))
-            losses = []
+            curve.append(CurvePoint((step + 1) / per_epoch, mean, scores.loss, scores.accuracy))
     assert scores is not None  # of the last step
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
@@ -294,6 +299,15 @@ def _train(
     training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing
     return Trained(model, structure, tuple(curve), scores, training, scoring, **vars(done))
+
+
+def _advanced(pruner: GradualPruner, step: int, losses: StepLosses) -> bool:
+    """`pruner.advance(step)`; weights it refuses are told by the step at which the loss was lost, if that was first."""
+    try:
+        return pruner.advance(step)
+    except ValueError:
+        losses.look()
+        raise
 
 
 def _norm_scales(model: nn.Module) -> list[nn.Parameter]:
@@ -308,39 +322,30 @@ def _step(
     workload: Workload,
     inputs: Tensor,
     targets: Tensor,
-    step: int,
+    losses: StepLosses,
     scales: Sequence[nn.Parameter],
     view: AbstractContextManager[None],
-) -> float:
-    """One optimizer step; the gradient includes the recipe's L1 norm of `scales`, the returned loss does not.
+    scaler: GradScaler | None,
+) -> None:
+    """One optimizer step; the gradient includes the recipe's L1 norm of `scales`, the loss that is added does not.
 
-    Loss and gradient are those of the model within `view`.
+    Loss and gradient are those of the model within `view`. A `scaler` leaves out steps whose gradients overflowed.
     """
+    placement = workload.placement
     with view:
-        loss = workload.loss(model(inputs), targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise Diverged(f"training loss is {value} at step {step}")
+        with placement.autocast():
+            outputs = model(inputs)
+        loss = workload.loss(placement.widened(outputs), targets)
+        losses.add(loss)
         optimizer.zero_grad()
-        loss.backward()
+        (scaler.scale(loss) if scaler else loss).backward()
+    if scaler:
+        scaler.unscale_(optimizer)
     for scale in scales:
         if scale.grad is not None:
             scale.grad.add_(scale.detach().sign(), alpha=workload.recipe.bn_l1)
-    optimizer.step()
-    return value
-
-
-def batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in the same order, with the same augmentation, for the same seed, whatever is trained."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs, targets = workload.fit
-    per_epoch = _epoch_steps(workload)
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(inputs), generator=generator)
-        place = step % per_epoch * workload.recipe.batch
-        picked = order[place : place + workload.recipe.batch]
-        batch = inputs[picked]
-        if workload.augment is not None:
-            batch = workload.augment(batch, generator)
-        yield batch, targets[picked]
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()

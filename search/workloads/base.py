@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from search.placement import CPU, Placement
 from search.workloads.metrics import accuracy, default_metric
 from search.workloads.recipe import Recipe
 from search.workloads.splits import Split, as_tensors
@@ -49,7 +51,9 @@ class Workload:
             well.
         train_dense: train the dense model even if it is trained already, as when fine-tuning a pretrained network.
         example_input: a batch for tracing; default the first two fit inputs.
-        augment: (inputs, generator) -> inputs, applied to each training batch.
+        augment: (inputs, generator) -> inputs, applied to each training batch, on the placement's device; the generator
+            is the CPU's, so that draws are equal everywhere.
+        placement: where its networks are trained and scored; commands set it by their `--device`, see `placed`.
 
     Raises:
         ValueError: an empty split, or one whose inputs and targets differ in length.
@@ -68,6 +72,7 @@ class Workload:
     train_dense: bool = False
     example_input: Tensor = _FIRST_TWO
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    placement: Placement = CPU
 
     if TYPE_CHECKING:  # a split is held as tensors, however it was given, and there is always an example input
 
@@ -86,6 +91,7 @@ class Workload:
             train_dense: bool = False,
             example_input: Tensor | None = None,
             augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+            placement: Placement = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -112,3 +118,17 @@ class Workload:
             object.__setattr__(self, "metric", default_metric(self.loss))
         if self.example_input is None:
             object.__setattr__(self, "example_input", self.fit[0][:2].clone())
+
+
+def placed(workload: Workload, placement: Placement) -> Workload:
+    """The workload whose networks are made, trained and scored there; its splits stay where they are until used.
+
+    A loss that is a module, such as one with weights of classes, goes with them; metrics are computed on the CPU.
+    """
+    if placement == workload.placement:
+        return workload
+    loss = workload.loss
+    if isinstance(loss, nn.Module):
+        loss = deepcopy(loss).to(placement.device)
+    example = placement.put(workload.example_input)
+    return replace(workload, placement=placement, loss=loss, example_input=example)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pruning.calibration import evenly_spaced
-from pruning.outputs import describe, join_batches, map_tensors, tensors_in
+from pruning.outputs import describe, join_batches, map_tensors, on_cpu, tensors_in
 from pruning.unsupported import check_kind
 from search.errors import UsageError
 from search.user_code.loading import call_user
@@ -76,7 +76,8 @@ def check_run(workload: Workload, model: nn.Module) -> None:
         for split in SCORED:
             targets = getattr(workload, split)[1]
             targets = evenly_spaced(targets, _most_rows(outputs) // len(workload.example_input))
-            try_metric(workload, _of_rows(len(targets), outputs, first, len(workload.example_input)), targets, split)
+            whole = _of_rows(len(targets), outputs, first, len(workload.example_input))
+            try_metric(workload, on_cpu(whole), targets, split)
     finally:
         model.train(training)
 
@@ -84,7 +85,7 @@ def check_run(workload: Workload, model: nn.Module) -> None:
 def _outputs(workload: Workload, model: nn.Module, inputs: Tensor, of: str) -> Any:
     what = f"workload {workload.name!r}: the network on {of} of shape {tuple(inputs.shape)}"
     with torch.no_grad():
-        outputs = call_user(what, model, inputs)
+        outputs = call_user(what, model, workload.placement.put(inputs))
     if not any(True for _ in tensors_in(outputs)):
         raise UsageError(f"{what} returns {describe(outputs)}, which holds no tensor")
     return outputs
@@ -108,7 +109,7 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
             check()
         except ValueError as error:
             raise UsageError(f"{where} and its {part}: {error}") from None
-    some, their = evenly_spaced(inputs, TRIED), evenly_spaced(targets, TRIED)
+    some, their = workload.placement.put((evenly_spaced(inputs, TRIED), evenly_spaced(targets, TRIED)))
     with torch.enable_grad() if split == "fit" else torch.no_grad():
         found = call_user(f"{where}: the network on inputs of shape {tuple(some.shape)}", model, some)
         loss = _loss(workload, found, their, where)
@@ -118,7 +119,8 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
         with torch.no_grad():  # every example's target, against outputs that are at hand
             rows = min(workload.recipe.batch, _most_rows(found) // len(found))
             for batch in targets.split(rows):
-                _loss(workload, found[torch.arange(len(batch)) % len(found)], batch, where)
+                wanted = workload.placement.put(batch)
+                _loss(workload, found[torch.arange(len(batch)) % len(found)], wanted, where)
 
 
 def _most_rows(outputs: Any) -> int:

@@ -17,6 +17,7 @@ from pruning.channels.removal import RemovalMismatch
 from search import run_search
 from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed
+from search.placement import Placement
 from search.proposals.sampler import make_sampler
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
 from search.training.evaluate import PreparedModel, evaluate_policy, failed
@@ -48,7 +49,8 @@ def test_every_failure_has_its_cause(monkeypatch, vgg, vgg_graph, error, cause):
 
     monkeypatch.setattr(search.training.evaluate, "fine_tune", raises)
     images = torch.ones(2, 1, 8, 8)
-    workload = SimpleNamespace(example_input=images, calibration=(images, torch.tensor([0, 1])), loss=None)
+    split = images, torch.tensor([0, 1])
+    workload = SimpleNamespace(example_input=images, calibration=split, loss=None, placement=Placement())
     result = evaluate_policy(PreparedModel(workload, vgg, vgg_graph), POLICY, 1, 0).result
     assert (result.state, result.cause) == ("failed", cause) and result.reason.startswith(cause)
 

@@ -22,7 +22,7 @@ from search.analysis.report_files import (
     weight_files,
     write_files,
 )
-from search.cli.commands.options import bits_of, sparsities_of, workload_of
+from search.cli.commands.options import bits_of, placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
 from search.cli.device_support import STATEMENTS
 from search.cli.text_tables import layer_table, percent, profile_table, rounding_table, target_table, whole_table
@@ -37,6 +37,7 @@ from search.training.profile_cache import cached_profile, profile_path, recalibr
 from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
 from search.workloads import Workload
+from search.workloads.base import placed
 from search.workloads.splits import only_few
 from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
@@ -50,6 +51,14 @@ def scan(arguments: argparse.Namespace) -> Reply:
     bits = BITS if arguments.bits is None else bits_of(arguments.bits)
     check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
+    placement = placement_asked(config)
+    with placement.running():
+        return _scanned(arguments, config, root, placed(workload, placement), bits)
+
+
+def _scanned(
+    arguments: argparse.Namespace, config: SearchConfig, root: Path, workload: Workload, bits: Sequence[int]
+) -> Reply:
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed))
     try:
         require_subjects(untrained.defined_for(config.criterion).graph, parts_in(config.granularity))
@@ -101,6 +110,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     asked = _asked_pictures(arguments)
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
+    placement = placement_asked(config)
     untrained = PreparedModel.of(workload, model)
     network = untrained.network
     dense_cost, stored = dense_footprint(network), stored_fractions(network)
@@ -135,7 +145,10 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     if arguments.pictures:
         granularities = parts_in(config.granularity)
         layer = _drawn_layer(arguments.layer, network, granularities)
-        dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, TerminalReporter()).model
+        there = placed(workload, placement)
+        with placement.running():
+            trained = dense_model(there, config.dense_seed, root / "cache", config.weights, TerminalReporter()).model
+        dense = trained.to("cpu")
         importance = untrained.with_weights(dense).importance(config.criterion)
         files = weight_files({"dense": dense}) | share_files(importance, granularities, sparsities)
         files |= layout_files(importance, layer, granularities, sparsities)

@@ -10,7 +10,8 @@ from search.cli.parser import given_options
 from search.config import SearchConfig, make_config
 from search.errors import UsageError
 from search.files import open_root
-from search.options import WORKLOAD_OPTIONS
+from search.options import PLACEMENT_OPTIONS, WORKLOAD_OPTIONS
+from search.placement import Placement, placement_of
 from search.workloads import Workload, get_workload
 from spaces.bits import check_bits
 from spaces.validation import check_sparsity
@@ -18,11 +19,18 @@ from spaces.validation import check_sparsity
 
 def workload_of(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig, Path, Workload]:
     """Config, root and workload of a command that runs outside a study."""
-    options = given_options(arguments, WORKLOAD_OPTIONS) | {k: v for k, v in more.items() if v is not None}
+    options = given_options(arguments, (*WORKLOAD_OPTIONS, *PLACEMENT_OPTIONS)) | {
+        k: v for k, v in more.items() if v is not None
+    }
     config = make_config(root=arguments.root, **options)
     root = open_root(config.root)
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
     return config, root, workload
+
+
+def placement_asked(config: SearchConfig) -> Placement:
+    """Where a command's networks are trained, scanned and timed."""
+    return placement_of(config.device, config.precision, config.deterministic, config.threads)
 
 
 def bits_of(text: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from pruning.importance.own_criteria import own_function
 from pruning.sparse_file import dense_bytes
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
-from search.cli.commands.options import sparsities_of, workload_of
+from search.cli.commands.options import placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
 from search.cli.text_tables import percent, render
 from search.config import SearchConfig, make_config
@@ -22,7 +22,7 @@ from search.export.choose import choose_trial
 from search.export.folder_swap import check_folder
 from search.export.manifest import MANIFEST, ONNX, largest_files, read_manifest
 from search.export.onnx_file import require_onnx
-from search.export.rebuild import Export, export_of_trial, fine_tuned, take_criterion
+from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_cpu, take_criterion
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
@@ -36,6 +36,7 @@ from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrain
 from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.base import placed
 from spaces.allocation.scaling import scaled
 from spaces.bits import FLOAT_BITS
 from spaces.cost.effect import as_removed, asked_layers, require_removal, unpruned_layers
@@ -91,6 +92,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _settle_workload(arguments, watcher)
     config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
+    placement = placement_asked(config)
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
@@ -98,14 +100,31 @@ def apply(arguments: argparse.Namespace) -> Reply:
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {reason}")
-    dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
-    prepared = untrained.with_weights(dense.model).scored_by(policy.criterion)
+    with placement.running():
+        there = placed(workload, placement)
+        dense = dense_model(there, config.dense_seed, root / "cache", config.weights, watcher)
+        prepared = replace(untrained, workload=there).with_weights(dense.model).scored_by(policy.criterion)
+        return _applied(arguments, config, workload, prepared, dense.accuracy, policy, levels, watcher)
+
+
+def _applied(
+    arguments: argparse.Namespace,
+    config: SearchConfig,
+    workload: Workload,
+    prepared: PreparedModel,
+    dense_accuracy: float,
+    policy: PruningPolicy,
+    levels: Sequence[float],
+    watcher: TerminalReporter,
+) -> Reply:
+    """`apply` where the policy fits: it is carried out and trained where `prepared` is, and exported on the CPU."""
+    network = prepared.network
     for name in asked_layers(policy):
         if why := prepared.network.by_name[name].whole:
             watcher.note(f"{name} stays whole: {why}")
     asked, policy = policy, as_removed(prepared.network, policy)
     chance = chance_accuracy(workload)
-    _note_dead("the dense model", dense.accuracy, chance, watcher)
+    _note_dead("the dense model", dense_accuracy, chance, watcher)
     epochs = workload.recipe.final_epochs
     tuned = fine_tuned(prepared, policy, epochs, config.seed, watcher, arguments.training)
     if arguments.training == FINE_TUNE:
@@ -114,12 +133,12 @@ def apply(arguments: argparse.Namespace) -> Reply:
         trained = scratch_epochs(workload, policy, prepared.graph, arguments.training)
         how = "trained from fresh weights"
     how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
-    if not is_dead(dense.accuracy, chance):
+    if not is_dead(dense_accuracy, chance):
         _note_dead(f"the pruned network, {how},", tuned.result.measured.accuracy, chance, watcher)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
-        policy, *tuned.network, tuned.result, None, None,
+        policy, *moved_to_cpu(tuned), tuned.result, None, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     written = _write(made, workload, config, arguments)
@@ -129,8 +148,8 @@ def apply(arguments: argparse.Namespace) -> Reply:
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
-    told: dict[str, Any] = {"dense_accuracy": dense.accuracy, "epochs": trained}
-    reply, first = _reply_to(written, policy, config, Path(arguments.out)), percent(dense.accuracy, 2)
+    told: dict[str, Any] = {"dense_accuracy": dense_accuracy, "epochs": trained}
+    reply, first = _reply_to(written, policy, config, Path(arguments.out)), percent(dense_accuracy, 2)
     text = f"Dense accuracy: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"

@@ -1,0 +1,147 @@
+"""Devices and precisions: which there are, how they are asked for, and what goes to them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_device import DEVICE, OnDevice, traffic
+from torch import nn
+
+from search import placement
+from search.config import SearchConfig
+from search.errors import EnvironmentProblem, UsageError
+from search.placement import CPU, Placement, devices, placement_of
+from search.workloads.base import Workload, placed
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with so many CUDA cards, and an MPS device or none; the real CPU computes."""
+
+    def has(cards: int, mps: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("cards", "mps", "asked", "got"),
+    [
+        (0, False, "auto", "cpu"), (0, True, "auto", "mps"), (2, True, "auto", "cuda:0"), (2, True, "cuda", "cuda:0"),
+        (2, False, "cuda:1", "cuda:1"), (1, True, "mps", "mps"), (3, False, "cpu", "cpu"),
+    ],
+)  # fmt: skip
+def test_auto_takes_cuda_then_mps_then_the_cpu(machine, cards, mps, asked, got):
+    machine(cards, mps)
+    assert placement_of(asked, "fp32", False, None) == Placement(torch.device(got))
+
+
+@pytest.mark.parametrize(
+    ("cards", "asked", "said"),
+    [
+        (0, "cuda", ["'cuda' is not here", "sees cpu (", "give --device cpu"]),
+        (2, "cuda:7", ["'cuda:7'", "cuda:0 (Card 0), cuda:1 (Card 1), cpu (", "give --device cuda:0"]),
+        (1, "mps", ["'mps'", "cuda:0 (Card 0)"]),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(machine, cards, asked, said):
+    machine(cards)
+    with pytest.raises(EnvironmentProblem) as refused:
+        placement_of(asked, "fp32", False, None)
+    assert [part for part in said if part not in str(refused.value)] == []
+    assert "\n" not in str(refused.value)
+
+
+def test_a_precision_that_a_device_does_not_compute_in_is_refused(monkeypatch):
+    real = torch.autocast
+
+    def without_fp16(device, dtype):
+        return real(device, dtype=dtype, enabled=dtype != torch.float16)
+
+    monkeypatch.setattr(torch, "autocast", without_fp16)
+    with pytest.raises(UsageError, match=r"'fp16' is not computed by cpu \(.*\): give fp32 or bf16$"):
+        placement_of("cpu", "fp16", False, None)
+    assert placement_of("cpu", "bf16", False, None).precision == "bf16"
+
+
+def test_options_are_words_before_any_device_is_looked_for():
+    for options, said in (
+        ({"device": "cuda:x"}, "unknown device 'cuda:x': did you mean 'cuda:0'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"precision": "bf61"}, "unknown precision 'bf61': did you mean 'bf16'"),
+        ({"threads": 0}, "threads must be a whole number, >= 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SearchConfig(**options)
+    assert SearchConfig(device="cuda:7").device == "cuda:7"
+
+
+def test_on_a_cpu_nothing_is_copied():
+    split = torch.zeros(3, 2), torch.zeros(3)
+    assert CPU.put(split) is split and CPU.keep(split) is split
+
+
+def test_splits_stay_on_the_device_where_they_fit(monkeypatch):
+    there = Placement(DEVICE)
+    split, large = (torch.arange(12.0), torch.arange(3)), (torch.arange(13.0), torch.arange(3))
+    monkeypatch.setattr(Placement, "free_bytes", property(lambda _: (12 * 4 + 3 * 8) / placement.RESIDENT_SHARE))
+    with traffic() as seen:
+        kept = there.keep(split)
+        assert all(one is again for one, again in zip(kept, there.keep(split), strict=True))  # copied once
+    assert sum(seen.copies.values()) == 2 and all(isinstance(one, OnDevice) for one in kept)
+    assert torch.equal(kept[0].cpu(), split[0])
+    assert there.keep(large) is large and there.keep(kept) is kept
+    monkeypatch.setattr(Placement, "free_bytes", property(lambda _: float("inf")))
+    assert there.keep(large) is large  # decided once
+
+
+def test_what_was_kept_goes_with_its_split():
+    before = len(placement._resident)
+    split = torch.zeros(5), torch.zeros(5)
+    Placement(DEVICE).keep(split)
+    assert len(placement._resident) == before + 2
+    del split
+    assert len(placement._resident) == before
+
+
+def test_copies_to_cuda_start_from_pinned_memory_and_are_not_waited_for():
+    called = []
+    pinned = SimpleNamespace(to=lambda device, non_blocking: called.append((device, non_blocking)))
+    batch = SimpleNamespace(device=torch.device("cpu"), pin_memory=lambda: pinned)
+    Placement(torch.device("cuda:1"))._put(batch)
+    assert called == [(torch.device("cuda:1"), True)]
+
+
+def test_threads_and_determinism_last_as_long_as_the_work(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv(placement.WORKSPACE[0], raising=False)
+    before = torch.get_num_threads()
+    with Placement(deterministic=True, threads=before + 2).running():
+        assert torch.get_num_threads() == before + 2
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert placement.os.environ[placement.WORKSPACE[0]] == ":4096:8"
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+
+
+def test_a_loss_with_tensors_of_its_own_goes_with_the_network():
+    def workload(**changes) -> Workload:
+        splits = dict.fromkeys(("fit", "calibration", "validation", "test"), (torch.zeros(4, 3), torch.arange(4) % 2))
+        return Workload("task", lambda: nn.Linear(3, 2), **splits, **changes)
+
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+    there = placed(workload(loss=weighted), Placement(DEVICE))
+    assert isinstance(there.loss.weight, OnDevice) and not isinstance(weighted.weight, OnDevice)
+    assert isinstance(there.example_input, OnDevice) and not isinstance(there.fit[0], OnDevice)
+    plain = workload()
+    assert placed(plain, CPU) is plain
+
+
+def test_all_devices_are_named_the_best_first(machine):
+    machine(2, mps=True)
+    assert devices() == ["cuda:0", "cuda:1", "mps", "cpu"]
