@@ -8,12 +8,30 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Kinds of devices that hold no float64."""
+
 
 def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
     """The device of a model's tensors, or of another tensor where the model has none."""
     return next(
         (tensor.device for tensor in model.state_dict().values() if isinstance(tensor, Tensor)), otherwise.device
     )
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device holds float64."""
+    return device.type not in WITHOUT_FLOAT64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, in which long sums are exact enough; on the CPU where the tensor's device has none."""
+    return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
+
+
+def back(values: Tensor, like: Tensor) -> Tensor:
+    """What was computed from `wide` values, on the device of a tensor; in float32 where that has no float64."""
+    return values if has_float64(like.device) else values.float().to(like.device)
 
 
 def forked_rng(device: torch.device) -> AbstractContextManager[None]:

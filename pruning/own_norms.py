@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from pruning.copying import copy_model
-from pruning.devices import device_of, forked_rng
+from pruning.devices import device_of, forked_rng, wide
 from pruning.memory import out_of_memory
 
 STATISTICS = ("running_mean", "running_var")
@@ -72,7 +72,7 @@ class OwnStatistics:
     def _after(self, norm: nn.Module, args: object, kwargs: object, output: object) -> None:
         self._calls += 1
         for name, found in self._now().items():
-            self._sums[name] = self._sums.get(name, 0) + found.double() / HALF
+            self._sums[name] = self._sums.get(name, 0) + wide(found) / HALF
 
     def _start(self, value: float) -> None:
         self._norm.momentum = HALF

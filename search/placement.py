@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pruning.devices import has_float64
 from pruning.latency import describe_device
 from pruning.outputs import map_tensors
 from search.errors import EnvironmentProblem, UsageError
@@ -59,6 +60,11 @@ class Placement:
     def name(self) -> str:
         """The device's name, as tables and records have it."""
         return describe_device(self.device)
+
+    def refuse_types(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Raise `UsageError` if the device cannot hold one of the tensors."""
+        if not has_float64(self.device) and any(tensor.dtype == torch.float64 for tensor in tensors):
+            raise UsageError(f"{what} is float64, which {self.device} does not hold: use float32, or give --device cpu")
 
     def put(self, tree: Any) -> Any:
         """Every tensor of a tree on the device; the tree itself on a CPU.

@@ -11,7 +11,7 @@ from pruning.channels.graph import check_fits
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.structure import apply_structure
 from pruning.copying import copy_model
-from pruning.devices import device_of, forked_rng, read_at_once
+from pruning.devices import device_of, forked_rng, read_at_once, wide
 from pruning.memory import out_of_memory
 from pruning.modules import model_tensors
 from pruning.multiplications import eager
@@ -135,7 +135,7 @@ def outputs_of(model: nn.Module, example: Tensor, training: bool = False) -> lis
 
 def comparable(output: object) -> list[Tensor]:
     """The nonempty tensors of an output as float64."""
-    return [tensor.double() for tensor in tensors_in(output) if tensor.numel()]
+    return [wide(tensor) for tensor in tensors_in(output) if tensor.numel()]
 
 
 def raise_lack(error: Exception) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.devices import wide
 from pruning.file.precision import rounded_floats
 from pruning.file.rounding import Rounded, round_weight
 from pruning.modules import module_of, output_dim, prunable_weights
@@ -107,8 +108,8 @@ def fold_norms_(model: nn.Module, mantissa: int = NORM_FORM.mantissa, distance: 
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None
         assert variance is not None
-        gain = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
-        shift = norm.bias.double() - mean.double() * gain
+        gain = wide(norm.weight) / torch.sqrt(wide(variance) + norm.eps)
+        shift = wide(norm.bias) - wide(mean) * gain
         norm.weight.copy_(rounded_floats((gain * (1 + norm.eps) ** 0.5).float(), mantissa, distance))
         norm.bias.copy_(rounded_floats(shift.float(), mantissa, distance))
         mean.zero_()

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.batches import examples_at_once
 from pruning.calibration import SCORE_BATCH, Calibration
+from pruning.devices import wide
 from pruning.modules import Prunable, module_of, observed, prunable_weights
 from pruning.multiplications import eager
 
@@ -89,10 +90,10 @@ def activation_scores(model: nn.Module, calibration: Calibration) -> dict[str, T
     Returns layer -> tensor of the weight's shape; 0 where the forward pass does not multiply it.
     """
     weights = prunable_weights(model)
-    energies = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    energies = {name: torch.zeros_like(wide(weight.detach())) for name, weight in weights.items()}
 
     def see(name: str, module: Prunable, inputs: Tensor) -> None:
-        energies[name] += input_energy(module, inputs)
+        energies[name] += wide(input_energy(module, inputs))
 
     observe_inputs(model, list(weights), calibration, see, in_parts=True)
     return {name: weights[name].detach().abs() * energies[name].sqrt().to(weights[name]) for name in weights}

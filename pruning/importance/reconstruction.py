@@ -17,6 +17,7 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.plan import RemovalPlan
 from pruning.channels.topology import columns_of, readers
 from pruning.copying import copy_model
+from pruning.devices import wide
 from pruning.importance.activations import Patches, observe_inputs
 from pruning.importance.weights import NotFiniteError
 from pruning.modules import Prunable
@@ -111,7 +112,7 @@ def _contributions(module: Prunable, inputs: Tensor, units: Tensor, count: int, 
     drawn = torch.arange(every)
     if every > OUTPUTS_A_BATCH:
         drawn = torch.randint(every, (OUTPUTS_A_BATCH,), generator=generator)
-    products = (patches.rows(drawn // len(weight)) * weight[drawn % len(weight)]).double().cpu()
+    products = (patches.rows(drawn // len(weight)) * weight[drawn % len(weight)]).cpu().double()
     mine = units >= 0
     return torch.zeros(len(drawn), count, dtype=torch.float64).index_add_(1, units[mine], products[:, mine])
 
@@ -144,9 +145,9 @@ def refit_next_layers(dense: nn.Module, small: nn.Module, plan: RemovalPlan, cal
         kept = slice(None) if rows is None else torch.tensor(rows)
         before, now = (_rows(model, reader, calibration) for model in (dense, fitted))
         weight = fitted.get_parameter(reader)
-        wanted = before @ dense.get_parameter(reader).detach().flatten(1).double()[kept].T
+        wanted = before @ wide(dense.get_parameter(reader).detach().flatten(1))[kept].T
         with torch.no_grad():
-            weight.copy_(_ridge(now, wanted, weight.flatten(1).double()).reshape(weight.shape))
+            weight.copy_(_ridge(now, wanted, wide(weight.flatten(1))).reshape(weight.shape))
     return fitted
 
 
@@ -166,7 +167,7 @@ def _rows(model: nn.Module, reader: str, calibration: Calibration) -> Tensor:
         numbers = torch.arange(patches.count)
         if patches.count > share:
             numbers = torch.randperm(patches.count, generator=generator)[:share]
-        rows.append(patches.rows(numbers).double())
+        rows.append(wide(patches.rows(numbers)))
 
     observe_inputs(model, [reader], calibration, see)
     return torch.cat(rows)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, leave_whole, refuse_groups
 from pruning.channels.topology import columns_of, readers
-from pruning.devices import fetched
+from pruning.devices import back, fetched, wide
 from pruning.importance.activations import activation_scores
 from pruning.importance.gradients import obd_fisher, obd_hutchinson, taylor_products, taylor_squares
 from pruning.importance.own_criteria import own_function
@@ -114,8 +114,8 @@ class ImportanceScores:
             return element_scores(weight, "magnitude-l1")
         if self.criterion == "taylor-group":
             dim = output_dim(module_of(self.model, name)) if granularity == "channel" else 0
-            of_batches = (unit_sums(of_batch.double().movedim(dim, 0), granularity) for of_batch in terms)
-            units = reduce(add, (sums.square() for sums in of_batches))
+            of_batches = (unit_sums(wide(of_batch).movedim(dim, 0), granularity) for of_batch in terms)
+            units = back(reduce(add, (sums.square() for sums in of_batches)), weight)
             units = checked_scores(units, self.criterion, units.shape)
             return spread(units, weight.detach().movedim(dim, 0), granularity).movedim(0, dim)
         return zeros_first(checked_scores(terms.sum(0), self.criterion, weight.shape), weight.detach())
@@ -264,13 +264,13 @@ class ImportanceScores:
     def _unit_terms(self, name: str, batch: int, count: int) -> np.ndarray:
         """Terms (count,) of one batch by unit, with all that leaves with a layer's output channels."""
         dim, owners = self.graph.network.output_dim(name), self.graph.owners
-        total = _by_unit(self._terms(name)[batch].double().movedim(dim, 0), owners[name, dim][:, 1], count)
+        total = _by_unit(wide(self._terms(name)[batch]).movedim(dim, 0), owners[name, dim][:, 1], count)
         norm = self.graph.norms.get(name) if self.criterion in _OF_PARAMETERS else None
         partners = [f"{name.rpartition('.')[0]}.bias".lstrip(".")]
         partners += [f"{norm}.weight", f"{norm}.bias"] if norm is not None else []
         for partner in partners if self.criterion in _OF_PARAMETERS else ():
             if partner in self._of_data and (partner, 0) in owners:  # not of a bias that nothing is computed from
-                total += _by_unit(self._of_data[partner][batch].double(), owners[partner, 0][:, 1], count)
+                total += _by_unit(wide(self._of_data[partner][batch]), owners[partner, 0][:, 1], count)
         return total
 
     def _slice_norms(self, number: int, reader: str) -> np.ndarray:

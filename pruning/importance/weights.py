@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from pruning.devices import read_at_once
+from pruning.devices import back, read_at_once, wide
 from pruning.importance.own_criteria import own_function
 from pruning.units import expand_units, unit_scores
 from spaces.criteria import SPELLINGS, criterion_word
@@ -98,11 +98,11 @@ def lamp_scores(squares: Tensor) -> Tensor:
     >>> lamp_scores(torch.tensor([3.0, 1.0, 4.0])).tolist()
     [0.42857142857142855, 0.125, 1.0]
     """
-    ordered, order = torch.sort(squares.double(), stable=True)
+    ordered, order = torch.sort(wide(squares), stable=True)
     not_smaller = ordered.flip(0).cumsum(0).flip(0)
     scores = torch.empty_like(ordered)
     scores[order] = torch.where(not_smaller > 0, ordered / not_smaller, 0.0)
-    return scores
+    return back(scores, squares)
 
 
 def fpgm_scores(weight: Tensor) -> Tensor:
@@ -111,10 +111,10 @@ def fpgm_scores(weight: Tensor) -> Tensor:
     The filter nearest to the others can be replaced by them and goes first. Filters are taken as they are: moved by
     the same amount, all of them score the same.
     """
-    filters = weight.double().flatten(1)
+    filters = wide(weight).flatten(1)
     filters = filters - filters.mean(0)  # distances stay; squares of long common parts would cancel badly
     distances = torch.cdist(filters, filters)
-    return distances.fill_diagonal_(0.0).sum(1)
+    return back(distances.fill_diagonal_(0.0).sum(1), weight)
 
 
 def unit_sums(elements: Tensor, granularity: str) -> Tensor:

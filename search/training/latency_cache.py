@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from pruning.devices import device_of
-from pruning.latency import KERNEL_STEP, LEVELS, REPEATS, describe_device, measure_latency_table, time_networks
+from pruning.latency import (
+    KERNEL_STEP,
+    LEAST_SECONDS,
+    LEVELS,
+    REPEATS,
+    describe_device,
+    measure_latency_table,
+    time_networks,
+)
 from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
 from search.training.evaluate import PreparedModel
@@ -69,7 +77,9 @@ def cached_latency_table(
 
 
 def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> Path:
-    """Where the table is kept, by the model's architecture, layout and input, the device, threads and PyTorch."""
+    """Where the table is kept, by the model's architecture, layout and input, the device, threads and PyTorch; on CUDA
+    by its version and cuDNN's too.
+    """
     tensors = subject.dense.state_dict().values()
     example = subject.workload.example_input
     device = device_of(subject.dense, example)
@@ -79,6 +89,7 @@ def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: 
         [tuple(example.shape[1:]), str(example.dtype)],
         [describe_device(device), torch.get_num_threads(), torch.__version__],
         [batch, LEVELS, KERNEL_STEP, REPEATS],
+        *([torch.version.cuda, torch.backends.cudnn.version(), LEAST_SECONDS] if device.type == "cuda" else []),
     )
     return cache / f"latency-{key}.json"
 

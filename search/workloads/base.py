@@ -130,5 +130,6 @@ def placed(workload: Workload, placement: Placement) -> Workload:
     loss = workload.loss
     if isinstance(loss, nn.Module):
         loss = deepcopy(loss).to(placement.device)
+    placement.refuse_types(f"workload {workload.name!r}: the example input", [workload.example_input])
     example = placement.put(workload.example_input)
     return replace(workload, placement=placement, loss=loss, example_input=example)

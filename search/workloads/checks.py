@@ -47,6 +47,8 @@ def check_model(workload: Workload, model: object) -> None:
         )
     if meta := [tensor for tensor, value in tensors if value.is_meta]:
         raise UsageError(f"workload {name!r}: {meta[0]!r} of the network is on the device meta and holds no numbers")
+    for tensor, value in tensors:
+        workload.placement.refuse_types(f"workload {name!r}: {tensor!r} of the network", [value])
     try:
         check_kind(model)
     except ValueError as error:
@@ -97,6 +99,7 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
     if inputs.dtype != workload.fit[0].dtype:
         raise UsageError(f"{where} has inputs of type {inputs.dtype}, split 'fit' of {workload.fit[0].dtype}")
     for part, tensor in (("inputs", inputs), ("targets", targets)):
+        workload.placement.refuse_types(f"{where}: one of its {part}", [tensor])
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
             raise UsageError(f"{where} holds NaN or infinite {part}: leave such examples out")
     problems: list[tuple[str, Callable[[], None]]] = []
@@ -115,6 +118,9 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
         loss = _loss(workload, found, their, where)
     if split == "fit" and not loss.requires_grad:
         raise UsageError(f"workload {workload.name!r}: its loss has no gradient, so nothing can be trained with it")
+    if split == "fit" and workload.placement.deterministic:  # PyTorch refuses what has no such form
+        call_user(f"workload {workload.name!r}: the gradient of its loss under --deterministic", loss.backward)
+        model.zero_grad()
     if isinstance(found, Tensor) and len(found) == len(their):
         with torch.no_grad():  # every example's target, against outputs that are at hand
             rows = min(workload.recipe.batch, _most_rows(found) // len(found))

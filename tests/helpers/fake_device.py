@@ -1,7 +1,8 @@
 """A second device that is not the CPU as far as PyTorch can tell, and computes on it: what assumes a CPU fails here.
 
 As on CUDA, tensors of two devices do not mix, but for single numbers and CPU indices; a CPU generator draws nothing
-here, and NumPy sees nothing. What would make a program wait for a real device, and what is copied to it, is counted.
+here, and NumPy sees nothing. Like MPS, it holds no float64 while its name is in `WITHOUT_FLOAT64`. What would make a
+program wait for a real device, and what is copied to it, is counted.
 
 Importing this registers the device for the process; nothing else of PyTorch changes.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 import torch
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
+
+from pruning.devices import WITHOUT_FLOAT64
 
 NAME = "fake"
 ROOT = Path(__file__).parents[2]
@@ -75,6 +78,8 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> OnDevice:
+        if raw.dtype == torch.float64 and NAME in WITHOUT_FLOAT64:
+            raise TypeError("Cannot convert a fake Tensor to float64 dtype as the framework doesn't support float64.")
         made = torch.Tensor._make_wrapper_subclass(
             cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=DEVICE
         )

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import fake_device
 import pytest
 import torch
 from fake_device import DEVICE, OnDevice, traffic
 
+from pruning import devices
 from pruning.gradual import GradualPruner
 from pruning.policy_masks import policy_masks
+from search.errors import UsageError
 from search.placement import Placement
 from search.records import OUT_OF_MEMORY
 from search.training import examples, train
-from search.training.dense_model import dense_model
+from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.fingerprint import weights_fingerprint
 from search.training.losses import LOOK, Diverged, StepLosses
@@ -85,6 +88,29 @@ def test_a_trial_has_the_same_result_bit_for_bit(pair, policy):
     assert away.device == "fake" and here.device is None
     assert replace(away, device=None) == here
     assert weights_fingerprint(found[0].model) == weights_fingerprint(found[1].model)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [fine(bits=3), fine(criterion="lamp"), channels(criterion="activation"), channels(criterion="reconstruction")],
+    ids=["3 bits", "lamp", "activation", "reconstruction"],
+)
+def test_a_device_without_float64_is_enough(pair, policy, monkeypatch):
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", devices.WITHOUT_FLOAT64 | {"fake"})
+    monkeypatch.setattr(fake_device, "WITHOUT_FLOAT64", devices.WITHOUT_FLOAT64)
+    here, away = (evaluate_policy(prepared, policy, 1, seed=5).result for prepared in pair)
+    assert away.reason is None
+    assert away.loss == pytest.approx(here.loss, rel=1e-3)
+
+
+def test_float64_is_refused_where_there_is_none(pair, monkeypatch):
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {"fake"})
+    workload = pair[1].workload
+    twice = replace(workload, build_model=lambda: workload.build_model().double())
+    with pytest.raises(UsageError, match=r"'conv0\.weight' of the network is float64, which fake:0 does not hold"):
+        build_model(twice, 0)
+    with pytest.raises(UsageError, match="the example input is float64"):
+        there(replace(pair[0].workload, example_input=pair[0].workload.example_input.double()))
 
 
 @pytest.mark.parametrize("granularity", ["fine-grained", "vector", "kernel", "2:4", "*:4", "channel"])
