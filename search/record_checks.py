@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from search.records import COMPLETE, FINISHED_STATES, FinalRecord, PendingTrial, TrialRecord, TrialResult, WrittenFile
+from search.records import (
+    COMPLETE,
+    FINISHED_STATES,
+    PRECISIONS,
+    FinalRecord,
+    PendingTrial,
+    TrialRecord,
+    TrialResult,
+    WrittenFile,
+)
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number, unknown
 
@@ -69,6 +78,10 @@ def _check_result(result: TrialResult) -> None:
         raise ValueError(unknown("state", result.state, FINISHED_STATES))
     if result.reason is not None:
         _text("reason", result.reason)
+    if result.device is not None:
+        _text("device", result.device)
+    if result.precision not in PRECISIONS:
+        raise ValueError(unknown("precision", result.precision, PRECISIONS))
     _whole("measuring", result.measuring, MOST_TRIALS)
     if result.measuring < 1:
         raise ValueError(f"measuring must be at least 1, got {result.measuring}")

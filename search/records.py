@@ -18,6 +18,7 @@ differ.
 """
 FLOAT32 = "fp32"
 """The precision of trainings that say no other, and that scores always have."""
+PRECISIONS = (FLOAT32, "bf16", "fp16")
 COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 SAMPLED = "sampler"

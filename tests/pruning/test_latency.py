@@ -18,6 +18,7 @@ from pruning.latency import (
     KERNEL_STEP,
     NETWORK_RUNS,
     WARM_UP_ROUNDS,
+    _timed_by_events,
     describe_device,
     measure_latency_table,
     time_networks,
@@ -254,6 +255,36 @@ def test_real_clock_on_cuda(vgg, images):
     table = measure_latency_table(model, graph, images.cuda(), repeats=2)
     assert table.device == torch.cuda.get_device_name()
     assert table.dense_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"), [(0.5e-3, [1]), (60e-6, [1, 4]), (90e-6, [1, 3]), (1e-9, [1, 1024])]
+)  # fmt: skip
+def test_calls_on_cuda_are_timed_in_rows_that_last(monkeypatch, seconds, calls):
+    """By events that advance with each call, as the card's clock does."""
+    made, ran, rows = [0.0], [0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at, self.calls = made[0], ran[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, last):
+            rows.append(last.calls - self.calls)
+            return (last.at - self.at) * 1000
+
+    def task():
+        made[0] += seconds
+        ran[0] += 1
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert _timed_by_events(task) == pytest.approx(seconds)
+    assert rows == calls
 
 
 class FixedBatch(nn.Module):

@@ -12,7 +12,11 @@ from torch import nn
 from search import placement
 from search.config import SearchConfig
 from search.errors import EnvironmentProblem, UsageError
+from search.identity.study_identity import latency_device
+from search.identity.unchanged import refuse_other_latency_device
+from search.options import PLACEMENT_OPTIONS
 from search.placement import CPU, Placement, devices, placement_of
+from search.store.study_record import new_record, resumed_config
 from search.workloads.base import Workload, placed
 
 
@@ -145,3 +149,40 @@ def test_a_loss_with_tensors_of_its_own_goes_with_the_network():
 def test_all_devices_are_named_the_best_first(machine):
     machine(2, mps=True)
     assert devices() == ["cuda:0", "cuda:1", "mps", "cpu"]
+
+
+def folder(**options) -> SimpleNamespace:
+    return SimpleNamespace(config=SearchConfig(**options), name="mine")
+
+
+def test_where_latency_plays_a_part_a_study_stays_on_its_device():
+    there, here = (SimpleNamespace(placement=Placement(device)) for device in (DEVICE, torch.device("cpu")))
+    for options in ({"cost": "latency"}, {"max_latency": 0.5}):
+        asked = folder(**options)
+        part = latency_device(asked.config, there.placement)
+        assert list(part.values()) == ["fake"]
+        assert refuse_other_latency_device({"identity": part}, asked, there) == part
+        with pytest.raises(UsageError, match="device that latency is measured on was 'fake', is"):
+            refuse_other_latency_device({"identity": part}, asked, here)
+        assert refuse_other_latency_device({"identity": {}}, asked, there) == part  # of an earlier version
+    assert latency_device(folder().config, there.placement) == {}
+    assert refuse_other_latency_device({"identity": {}}, folder(), here) == {}
+
+
+def test_a_study_keeps_its_precision_and_may_change_its_device():
+    record = new_record(SearchConfig(device="cpu", root="r"), {})
+    with pytest.raises(UsageError, match="precision was 'fp32', is 'bf16'"):
+        resumed_config(SearchConfig(precision="bf16", root="r"), record, "mine")
+    assert resumed_config(SearchConfig(device="cuda:1", threads=3, root="r"), record, "mine").device == "cuda:1"
+    earlier = record | {"config": {k: v for k, v in record["config"].items() if k not in PLACEMENT_OPTIONS}}
+    found = resumed_config(SearchConfig(root="r"), earlier, "mine")
+    assert [getattr(found, name) for name in PLACEMENT_OPTIONS] == ["auto", "fp32", False, None]
+
+
+@pytest.mark.parametrize("command", ["search", "scan"])
+def test_commands_refuse_a_device_in_one_line_before_any_work(main, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("search.training.train._train", lambda *a: pytest.fail("trained"))
+    ended = main(command, "--device", "cuda", "--root", tmp_path / "r")
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err.startswith("prunefront: --device 'cuda' is not here, PyTorch ") and ended.err.count("\n") == 1
