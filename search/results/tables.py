@@ -49,6 +49,8 @@ class TrialRow:
         rung: always None.
         started: running seconds since the dense model was ready, pauses left out.
         finished: likewise.
+        device: the name of the device it came from; None of a CPU.
+        precision: in which its forward passes trained.
     """
 
     trial: int
@@ -76,6 +78,8 @@ class TrialRow:
     rung: int | None = None
     started: float | None = None
     finished: float | None = None
+    device: str | None = None
+    precision: str | None = None
 
     @property
     def point(self) -> Point:
@@ -184,6 +188,8 @@ def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> Tria
         cause=result.cause,
         started=trial.started,
         finished=trial.finished,
+        device=result.device,
+        precision=result.precision,
     )
 
 
