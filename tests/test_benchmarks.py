@@ -20,6 +20,7 @@ from scipy.stats import binom
 sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
 
 import fixed_size
+import gpu_check
 import granularities
 import momentum
 import primitive_table
@@ -665,3 +666,33 @@ class TestMomentum:
             momentum.table(rows).splitlines()[2]
             == "| digits | p | 0.01 | 2 | 25.0 (25.0 to 25.0) | 62.5 (50.0 to 75.0) |"
         )
+
+
+class TestGpuCheck:
+    def test_without_a_card_it_is_one_line(self, monkeypatch, capsys):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(gpu_check, "PARTS", ())
+        assert gpu_check.main([]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("gpu_check: skipped, ") and out.count("\n") == 1
+
+    def test_a_part_that_fails_is_told_and_the_next_goes_on(self, monkeypatch, capsys):
+        def broken(check):
+            raise RuntimeError("no kernel image\nis available")
+
+        def two_laws(check):
+            return {"same groups": True, "apart": 0.03125}
+
+        monkeypatch.setattr(gpu_check, "PARTS", (broken, two_laws))
+        assert gpu_check.main(["--dry-run"]) == 0
+        *table, last = capsys.readouterr().out.splitlines()
+        found = json.loads(last)["parts"]
+        assert found["broken"]["failed"] == "RuntimeError: no kernel image"
+        assert (found["two laws"]["same groups"], found["two laws"]["apart"]) == (True, 0.03125)
+        assert [line.split(" | ")[-1] for line in table if line.startswith("two laws")][:2] == ["True", "0.03125"]
+
+    def test_what_there_is_no_time_for_is_left_out(self, monkeypatch, capsys):
+        monkeypatch.setattr(gpu_check, "PARTS", (lambda check: pytest.fail("ran"),))
+        gpu_check.main(["--dry-run", "--minutes", "0"])
+        (part,) = json.loads(capsys.readouterr().out.splitlines()[-1])["parts"].values()
+        assert part == {"skipped": "no time left"}

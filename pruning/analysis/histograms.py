@@ -52,7 +52,7 @@ def layer_histograms(stages: Sequence[Tensor], bins: int = BINS) -> tuple[Histog
     >>> dense.counts, dense.edges, pruned.counts, pruned.zeros, pruned.gone
     ((1, 1, 1), (-1.0, 0.0, 1.0, 2.0), (0, 0, 1), 1, 1)
     """
-    values = [stage.detach().double().cpu().numpy().ravel() for stage in stages]
+    values = [stage.detach().cpu().double().numpy().ravel() for stage in stages]
     if not all(np.isfinite(stage).all() for stage in values):
         raise NotFiniteError("weights hold NaN or infinite values: a histogram needs finite ones")
     nonzero = [stage[stage != 0] for stage in values]

@@ -203,7 +203,7 @@ def _settle_identity(
         if (before := record.get("environment", now)["threads"]) != now["threads"]:
             watcher.note(
                 f"PyTorch had {before} threads when the study last ran and has {now['threads']} now: fine-tunes may "
-                f"differ in their last digits from those before; OMP_NUM_THREADS={before} avoids it"
+                f"differ in their last digits from those before; --threads {before} avoids it"
             )
         device = refuse_other_latency_device(record, folder, workload)
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device

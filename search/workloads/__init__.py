@@ -12,9 +12,10 @@ from torch import Tensor
 from pruning.modules import check_example
 from search.errors import PrunefrontError, UsageError
 from search.options import BUILT_IN_WORKLOADS
+from search.placement import CPU
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
-from search.workloads.base import Workload
+from search.workloads.base import Workload, placed
 from search.workloads.metrics import accuracy
 from search.workloads.recipe import Recipe
 from search.workloads.splits import SEED, Split
@@ -70,7 +71,7 @@ def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) 
     if not isinstance(workload, Workload):
         raise UsageError(f"workload {spec!r}: its factory must return a search.Workload, got {type(workload).__name__}")
     _check_parts(spec, workload)
-    return workload
+    return placed(workload, CPU)  # where it is used is for commands to say
 
 
 def _check_parts(spec: str, workload: Workload) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pruning.outputs import on_cpu
 from search.placement import CPU, Placement
 from search.workloads.metrics import accuracy, default_metric
 from search.workloads.recipe import Recipe
@@ -100,7 +101,7 @@ class Workload:
         drawn = []
         for split in SPLITS:
             tensors, changes = as_tensors(getattr(self, split), split)
-            object.__setattr__(self, split, tensors)
+            object.__setattr__(self, split, on_cpu(tensors))  # the placement says where they are used
             drawn += [split] if changes else []
         if drawn:
             log.warning(
@@ -125,11 +126,11 @@ def placed(workload: Workload, placement: Placement) -> Workload:
 
     A loss that is a module, such as one with weights of classes, goes with them; metrics are computed on the CPU.
     """
-    if placement == workload.placement:
+    if placement == workload.placement and workload.example_input.device == placement.device:
         return workload
     loss = workload.loss
     if isinstance(loss, nn.Module):
         loss = deepcopy(loss).to(placement.device)
     placement.refuse_types(f"workload {workload.name!r}: the example input", [workload.example_input])
-    example = placement.put(workload.example_input)
+    example = workload.example_input.to(placement.device)
     return replace(workload, placement=placement, loss=loss, example_input=example)

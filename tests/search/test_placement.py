@@ -17,6 +17,8 @@ from search.identity.unchanged import refuse_other_latency_device
 from search.options import PLACEMENT_OPTIONS
 from search.placement import CPU, Placement, devices, placement_of
 from search.store.study_record import new_record, resumed_config
+from search.training.dense_model import build_model
+from search.workloads import get_workload
 from search.workloads.base import Workload, placed
 
 
@@ -133,6 +135,38 @@ def test_threads_and_determinism_last_as_long_as_the_work(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
 
 
+class Unsteady(torch.autograd.Function):
+    """As kernels are whose gradient has no form that repeats itself."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("unsteady_backward does not have a deterministic implementation")
+        return gradient
+
+
+class UnsteadyNet(nn.Linear):
+    def forward(self, inputs):
+        return Unsteady.apply(super().forward(inputs))
+
+
+def test_what_cannot_repeat_itself_is_refused_before_any_training():
+    splits = dict.fromkeys(("fit", "calibration", "validation", "test"), (torch.zeros(4, 3), torch.arange(4) % 2))
+    workload = Workload("task", lambda: UnsteadyNet(3, 2), **splits)
+    assert build_model(workload, 0).weight.grad is None
+    steady = Placement(deterministic=True)
+    said = "gradient of its loss under --deterministic raised RuntimeError: unsteady_backward does not have"
+    with steady.running(), pytest.raises(UsageError, match=said):
+        build_model(placed(workload, steady), 0)
+    workload = Workload("task", lambda: nn.Linear(3, 2), **splits)
+    with steady.running():
+        assert build_model(placed(workload, steady), 0).weight.grad is None
+
+
 def test_a_loss_with_tensors_of_its_own_goes_with_the_network():
     def workload(**changes) -> Workload:
         splits = dict.fromkeys(("fit", "calibration", "validation", "test"), (torch.zeros(4, 3), torch.arange(4) % 2))
@@ -144,6 +178,22 @@ def test_a_loss_with_tensors_of_its_own_goes_with_the_network():
     assert isinstance(there.example_input, OnDevice) and not isinstance(there.fit[0], OnDevice)
     plain = workload()
     assert placed(plain, CPU) is plain
+
+
+def test_tensors_from_another_device_are_taken_where_the_placement_says(tmp_path):
+    (tmp_path / "away.py").write_text(
+        "import torch\nfrom fake_device import DEVICE\nfrom search import Workload\n"
+        "from search.placement import Placement\n"
+        "def away():\n"
+        "    pair = torch.zeros(4, 3).to(DEVICE), (torch.arange(4) % 2).to(DEVICE)\n"
+        "    splits = dict.fromkeys(('fit', 'calibration', 'validation', 'test'), pair)\n"
+        "    build = lambda: torch.nn.Linear(3, 2).to(DEVICE)\n"
+        "    return Workload('away', build, **splits, example_input=pair[0][:2], placement=Placement(DEVICE))\n"
+    )
+    workload = get_workload(f"{tmp_path / 'away.py'}:away")
+    assert workload.placement == CPU
+    used = [*workload.fit, workload.example_input, *build_model(workload, 0).parameters()]
+    assert not any(isinstance(tensor, OnDevice) for tensor in used)
 
 
 def test_all_devices_are_named_the_best_first(machine):
