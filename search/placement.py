@@ -87,8 +87,8 @@ class Placement:
             return tensors
         if any(self.device not in _resident.get(tensor, {}) for tensor in tensors):
             fits = sum(tensor.nbytes for tensor in tensors) <= RESIDENT_SHARE * self.free_bytes
-            for tensor in tensors:
-                _resident.setdefault(tensor, {})[self.device] = self._put(tensor) if fits else None
+            for tensor in tensors:  # not by way of pinned memory, which would take as much again
+                _resident.setdefault(tensor, {})[self.device] = tensor.to(self.device) if fits else None
         kept = [_resident[tensor][self.device] for tensor in tensors]
         return tensors if any(one is None for one in kept) else tuple(kept)
 

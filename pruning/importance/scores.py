@@ -204,7 +204,7 @@ class ImportanceScores:
     @cached_property
     def _on_cpu(self) -> dict[str, Tensor]:
         """The parameters on the CPU, where scores of channel groups are worked out; fetched at once."""
-        return fetched(dict(self.model.named_parameters()))
+        return fetched(dict(self.model.named_parameters(remove_duplicate=False)))
 
     @cached_property
     def _known_finite(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -104,18 +104,28 @@ def export_of_trial(
         prepared = PreparedModel.of(there, dense.model, config.round_to)
         evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
     found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy
-    if not as_recorded(found, chosen.result, workload):
+    if not as_recorded(found, recorded, workload, chosen.result.device is not None):
         watcher.note(
             f"the repeated fine-tune has validation accuracy {found:.2%}, the study recorded "
             f"{recorded:.2%}: another machine, or other versions or threads, round differently"
         )
-    return _made(view, chosen, *moved_to_cpu(evaluation), evaluation.result, seed), workload, config
+    return _made(view, chosen, *moved_to_cpu(evaluation, workload), seed), workload, config
 
 
-def moved_to_cpu(evaluation: Evaluation) -> tuple[nn.Module, Structure]:
-    """Network and structure of an evaluation, where exports are made; the network is moved in place."""
+def moved_to_cpu(evaluation: Evaluation, workload: Workload) -> tuple[nn.Module, Structure, TrialResult]:
+    """Network, structure and result of an evaluation as they are exported; the network is moved in place.
+
+    What was scored on another device is scored again.
+    """
     model, structure = evaluation.network
-    return model.to("cpu"), structure
+    return model.to("cpu"), structure, _scored_on_cpu(model, evaluation.result, workload)
+
+
+def _scored_on_cpu(model: nn.Module, result: TrialResult, workload: Workload) -> TrialResult:
+    if result.device is None:
+        return result
+    scores = score(model, workload.validation, workload)
+    return replace(result, accuracy=scores.accuracy, loss=scores.loss)
 
 
 def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
@@ -134,12 +144,12 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
     except Refused as error:
         raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
     found, recorded = score(model, workload.validation, workload).accuracy, result.measured.accuracy
-    if not as_recorded(found, result, workload):
+    if not as_recorded(found, recorded, workload, result.device is not None):
         raise Refused(
             f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {recorded:.2%}: "
             "they are not what was measured; delete them, and the export repeats the fine-tune"
         )
-    return _made(view, chosen, model, structure, result, seed, tested)
+    return _made(view, chosen, model, structure, _scored_on_cpu(model, result, workload), seed, tested)
 
 
 def _made(

@@ -16,7 +16,6 @@ from search.identity.study_identity import (
     study_identity,
 )
 from search.progress import ProgressReporter
-from search.records import TrialResult
 from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
@@ -89,9 +88,9 @@ def _is_here(criterion: str) -> bool:
     return True
 
 
-def as_recorded(found: float, recorded: TrialResult, workload: Workload) -> bool:
-    """Whether an accuracy on validation data, found on a CPU, differs from a recorded one by rounding alone."""
-    share = TOLERANCE_EXAMPLES / len(workload.validation[1])
-    if recorded.device is not None:
-        share = max(share, TOLERANCE_SHARE)
-    return abs(found - recorded.measured.accuracy) <= share + 1e-9
+def as_recorded(found: float, recorded: float, workload: Workload, away: bool = False) -> bool:
+    """Whether two accuracies on validation data differ by rounding alone; `away` says that one of them was not found on
+    a CPU.
+    """
+    share = max(TOLERANCE_EXAMPLES / len(workload.validation[1]), TOLERANCE_SHARE if away else 0.0)
+    return abs(found - recorded) <= share + 1e-9

@@ -138,7 +138,7 @@ def _applied(
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
-        policy, *moved_to_cpu(tuned), tuned.result, None, None,
+        policy, *moved_to_cpu(tuned, workload), None, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     written = _write(made, workload, config, arguments)

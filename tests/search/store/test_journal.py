@@ -176,7 +176,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
         read_comparison(folder)
 
 
-LATER = {"statistics", "measuring", "file", "bits", "rate"}
+LATER = {"statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads"}
 """Keys that records did not have at first: optional on reading."""
 
 
