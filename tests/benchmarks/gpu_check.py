@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning.analysis.sensitivity_scan import scan_sensitivity
 from pruning.importance.scores import ImportanceScores
 from pruning.latency import describe_device, time_networks
 from pruning.policy_masks import policy_masks
@@ -97,7 +98,7 @@ def channels(prepared: PreparedModel, share: float = 0.5) -> PruningPolicy:
 
 
 def laws(check: Check) -> dict[str, Any]:
-    """Groups and masks as on the CPU; the share of elements that differ, for sums may round otherwise."""
+    """Groups, masks and a scan as on the CPU; by how much they differ, for sums may round otherwise."""
     here, away = check.prepared(Placement()), check.prepared()
     found: dict[str, Any] = {"same groups": here.network == away.network}
     for word in GRANULARITIES:
@@ -108,7 +109,20 @@ def laws(check: Check) -> dict[str, Any]:
         found[f"{word}: share of mask elements apart"] = apart / sum(mask.numel() for mask in one.values())
     scores = [ImportanceScores(p.dense, "magnitude-l2", p.graph).group(0) for p in (here, away)]
     found["largest difference of channel scores"] = float(abs(scores[0] - scores[1]).max())
+    one, other = (scanned(prepared) for prepared in (here, away))
+    found["scan: largest relative difference of a loss"] = max(abs(other[n] / loss - 1) for n, loss in one.items())
     return found
+
+
+def scanned(prepared: PreparedModel) -> dict[tuple[str, int], float]:
+    """Layer and number of the level -> loss with the layer pruned to it alone."""
+    workload = prepared.workload
+    profile = scan_sensitivity(
+        prepared.dense, prepared.graph, workload.calibration, workload.loss, workload.metric, ("fine-grained",),
+        levels=(0.5, 0.9),
+    )  # fmt: skip
+    rows = profile.points["fine-grained"].items()
+    return {(name, number): point.loss for name, row in rows for number, point in enumerate(row)}
 
 
 def repeats(check: Check) -> dict[str, Any]:
