@@ -56,7 +56,7 @@ class Calibration:
     def mean_loss(self, model: nn.Module) -> float:
         """The loss of the model in eval mode, batches weighted by their examples."""
         with observed(model) as network, torch.no_grad():
-            losses = read_at_once(self.loss(network(inputs), targets) for inputs, targets in self.batches())
+            losses = read_at_once([self.loss(network(inputs), targets) for inputs, targets in self.batches()])
         counts = [len(inputs) for inputs, _ in self.batches()]
         return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / len(self.inputs)
 
