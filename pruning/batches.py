@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from pruning.devices import device_of, forked_rng
 from pruning.multiplications import eager
+from pruning.trees import NetworkInputs, run
 
 BATCH_BYTES = 128 * 2**20
 """The most bytes that the largest tensor of a pass takes for a batch; the pass as a whole takes a few times that.
@@ -22,7 +23,7 @@ _FEW, _MORE = 2, 4
 """Examples in the two passes whose tensors differ by what an example adds; not 1, which some networks refuse."""
 
 
-def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES) -> int:
+def examples_at_once(model: nn.Module, inputs: NetworkInputs, most: int = MOST_EXAMPLES) -> int:
     """As many examples as `BATCH_BYTES`, 128 MiB, hold of the largest tensor, at least 1 and at most `most`.
 
     That tensor is the input, or any that the model makes of it in eval mode, seen in passes of two and of four
@@ -34,7 +35,7 @@ def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES
     """
     if len(inputs) <= _MORE:
         return max(1, len(inputs))
-    largest = inputs[0].nbytes
+    largest = inputs[:1].nbytes
     device = device_of(model, inputs)
     training = {module: module.training for module in model.modules()}
     try:
@@ -53,10 +54,10 @@ def examples_at_once(model: nn.Module, inputs: Tensor, most: int = MOST_EXAMPLES
     return max(1, min(most, BATCH_BYTES // max(1, largest)))
 
 
-def _made(model: nn.Module, inputs: Tensor) -> list[int]:
+def _made(model: nn.Module, inputs: NetworkInputs) -> list[int]:
     """Bytes of every tensor made in a pass, in order."""
     with _Sizes() as sizes:
-        model(inputs)
+        run(model, inputs)
     return sizes.found
 
 

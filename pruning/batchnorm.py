@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase  # of BatchNorm, Sy
 from torch.nn.parameter import is_lazy
 
 from pruning.own_norms import OwnNorm, OwnStatistics, has_own_statistics
+from pruning.trees import NetworkInputs, run
 
 LearningNorm = _NormBase | OwnNorm
 
@@ -48,7 +49,7 @@ def _mean_and_var(norm: _NormBase) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
     """Replace the running statistics of all `learning_norms` by their plain average over `batches`, in place.
 
     Weights do not change, dropout stays off, momentum and training flags are restored. A norm that no pass moves (in a
@@ -103,7 +104,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 other.train()
             reset = norm_statistics(norms)
             for batch in chain([first], batches):
-                model(batch)
+                run(model, batch)
         moved = [norm for norm in norms if calls[norm] and not _equal(norm, reset[norm])]
         for norm, found_here in averages.items():
             if norm in moved:
@@ -157,7 +158,7 @@ def restore_statistics_(statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def refresh_(model: nn.Module, batches: Iterable[Tensor], loss: Callable[[], float]) -> bool | None:
+def refresh_(model: nn.Module, batches: Iterable[NetworkInputs], loss: Callable[[], float]) -> bool | None:
     """Recalibrate, but keep the former statistics if they give the smaller loss.
 
     A running average with a small momentum has hardly moved after a short fine-tune; but the average over a few

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
@@ -14,6 +14,7 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.scores import ImportanceScores
 from pruning.importance.weights import require_finite
 from pruning.modules import check_model, prunable_weights
+from pruning.trees import NetworkInputs
 from spaces.cost.effect import kept_units, require_removal, skipped_layers
 from spaces.criteria import check_criterion
 from spaces.validation import check_sparsity
@@ -22,7 +23,7 @@ from spaces.validation import check_sparsity
 def plan_removal(
     model: nn.Module,
     request: Mapping[str, float],
-    example_input: Tensor,
+    example_input: NetworkInputs,
     criterion: str = "magnitude-l2",
     graph: ChannelGraph | None = None,
     *,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.devices import device_of
 from pruning.modules import check_example, check_model, prunable_weights
 from pruning.multiplications import Multiplications, count_multiplications
 from pruning.sparse_file import encode_model
+from pruning.trees import NetworkInputs
 from spaces.cost.footprint import Footprint
 
 
-def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
+def measure_cost(model: nn.Module, example_input: NetworkInputs) -> Footprint:
     """Count a model's costs from its own tensors and one forward pass in eval mode.
 
     These are the counts that `spaces.cost.footprint.footprint` computes from a policy before training, here read back
@@ -39,7 +40,7 @@ def measure_cost(model: nn.Module, example_input: Tensor) -> Footprint:
     return Footprint(parameters, parameters - sum(zeros.values()), len(encode_model(model)), macs, macs_nonzero)
 
 
-def multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:
+def multiplications(model: nn.Module, example_input: NetworkInputs) -> Multiplications:
     """What one example multiplies; `ValueError` where the model does not run on the example input."""
     try:
         return count_multiplications(model, example_input.to(device_of(model, example_input)))

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from pruning.trees import NetworkInputs
+
 WITHOUT_FLOAT64 = {"mps"}
 """Kinds of devices that hold no float64."""
 
 
-def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
-    """The device of a model's tensors, or of another tensor where the model has none."""
+def device_of(model: nn.Module, otherwise: NetworkInputs) -> torch.device:
+    """The device of a model's tensors, or of its inputs where the model has none."""
     return next(
         (tensor.device for tensor in model.state_dict().values() if isinstance(tensor, Tensor)), otherwise.device
     )

@@ -25,6 +25,7 @@ from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
 from pruning.devices import device_of
 from pruning.modules import Prunable, output_dim, prunable_weights
+from pruning.trees import NetworkInputs, run
 from spaces.cost.latency_predictor import remaining, timed_layers
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 from spaces.cost.removal import shapes_after
@@ -63,7 +64,7 @@ Task = Callable[[], object]
 def measure_latency_table(
     model: nn.Module,
     graph: ChannelGraph,
-    example_input: Tensor,
+    example_input: NetworkInputs,
     batch: int = 1,
     levels: Sequence[float] = LEVELS,
     repeats: int = REPEATS,
@@ -122,7 +123,7 @@ def measure_latency_table(
 def time_networks(
     dense: nn.Module,
     networks: Mapping[str, nn.Module],
-    example_input: Tensor,
+    example_input: NetworkInputs,
     batch: int = 1,
     rounds: int = NETWORK_ROUNDS,
     progress: Callable[[int, int], None] | None = None,
@@ -150,7 +151,7 @@ def time_networks(
     models = [copy_model(model).eval() for model in (dense, dense, *networks.values())]
     device = device_of(dense, example_input)
     example = _filled(example_input, batch, device)
-    tasks: dict[_Key, Task] = {number: partial(model, example) for number, model in enumerate(models)}
+    tasks: dict[_Key, Task] = {number: partial(run, model, example) for number, model in enumerate(models)}
     taken = _time_in_rounds(tasks, rounds, device, clock, progress)
     fastest = [np.reshape(taken[number], (rounds, NETWORK_RUNS)).min(axis=1).tolist() for number in tasks]
     first, again, *others = (timed_network(seconds, fastest[0]) for seconds in fastest)
@@ -171,7 +172,7 @@ def _check_counts(**counts: object) -> None:
             raise ValueError(f"{word} must be a whole number >= 1, got {value!r}; nearest valid: 1")
 
 
-def _filled(example_input: Tensor, batch: int, device: torch.device) -> Tensor:
+def _filled(example_input: NetworkInputs, batch: int, device: torch.device) -> NetworkInputs:
     return example_input.detach()[torch.arange(batch) % len(example_input)].to(device)
 
 
@@ -232,7 +233,7 @@ class _Call:
     input: Tensor
 
 
-def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]:
+def _observed_calls(model: nn.Module, example: NetworkInputs) -> dict[str, list[_Call]]:
     """Layer -> every call of its module in one forward pass."""
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
     calls: defaultdict[str, list[_Call]] = defaultdict(list)
@@ -244,7 +245,7 @@ def _observed_calls(model: nn.Module, example: Tensor) -> dict[str, list[_Call]]
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
     try:
         with torch.no_grad():
-            model(example)
+            run(model, example)
     except Exception as error:
         raise ValueError(f"the model does not run on a batch of {len(example)}: {one_line(error)}") from error
     finally:
@@ -296,11 +297,11 @@ def _layout(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Tensor) -> Task:
+def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: NetworkInputs) -> Task:
     """Run the whole network with the first units of each group kept."""
     gone = {number: range(units, graph.network.groups[number].units) for number, units in kept.items()}
     small = apply_structure(dense, plan_units(graph, gone).structure)
-    return lambda: small(example)
+    return lambda: run(small, example)
 
 
 @torch.no_grad()

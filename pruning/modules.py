@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from pruning.copying import copy_model
 from pruning.devices import device_of, forked_rng
+from pruning.outputs import describe, tensors_in
+from pruning.trees import Tree, contents
 from spaces.network import SECOND, Inputs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -65,11 +67,12 @@ def check_model(model: object) -> None:
 
 def check_example(example_input: object) -> None:
     """Raise `ValueError` unless it is a batch of at least one example, all of it finite."""
-    if not isinstance(example_input, Tensor):
+    if not isinstance(example_input, Tensor | Tree):
         raise ValueError(f"the example input must be a tensor (N, ...), got {type(example_input).__name__}")
-    if example_input.dim() == 0 or example_input.numel() == 0:
-        raise ValueError(f"the example input has shape {tuple(example_input.shape)}: it needs at least one example")
-    if not torch.isfinite(example_input).all():
+    tensors = list(tensors_in(contents(example_input)))
+    if not len(tensors) or all(tensor.dim() == 0 or tensor.numel() == 0 for tensor in tensors):
+        raise ValueError(f"the example input is {describe(contents(example_input))}: it needs at least one example")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise ValueError("the example input holds NaN or infinite values: give a finite one")
 
 

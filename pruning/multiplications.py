@@ -22,6 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from pruning.outputs import tensors_in
+from pruning.trees import NetworkInputs, run
+
 PRODUCTS = {
     "mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "_scaled_mm": (0, 1), "convolution": (0, 1),
     "_convolution": (0, 1), "cudnn_convolution": (0, 1), "convolution_overrideable": (0, 1),
@@ -55,7 +58,7 @@ class Multiplications:
     uncounted: tuple[str, ...] = ()
 
 
-def count_multiplications(model: nn.Module, example_input: Tensor) -> Multiplications:
+def count_multiplications(model: nn.Module, example_input: NetworkInputs) -> Multiplications:
     """Watch one forward pass in eval mode, without compilation and fused attention; the model is not changed.
 
     Args:
@@ -68,9 +71,9 @@ def count_multiplications(model: nn.Module, example_input: Tensor) -> Multiplica
         with eager(), torch.no_grad():
             try:
                 with counter:
-                    model(example_input)
+                    run(model, example_input)
             except Exception as error:
-                model(example_input)  # fails again, unless it is the watching that it cannot bear
+                run(model, example_input)  # fails again, unless it is the watching that it cannot bear
                 counter = _Counter(model, example_input)
                 counter.missed[f"anything, as it cannot be watched: {type(error).__name__}"] = None
     finally:
@@ -100,7 +103,7 @@ class _Counter(TorchDispatchMode):
     It is storages that are fixed or not, so that views and in-place writes are followed.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_input: NetworkInputs) -> None:
         super().__init__()
         self._fixed: dict[int, Tensor] = {}  # by storage; holding a tensor keeps its storage's identity unique
         self._origins: dict[tuple[int, int], tuple[str, int]] = {}
@@ -109,9 +112,8 @@ class _Counter(TorchDispatchMode):
             self._fix(tensor)
         for name, parameter in model.named_parameters():
             self._fix(parameter, name)
-        for tensor in tree_leaves(example_input):
-            if isinstance(tensor, Tensor):
-                self._fixed.pop(_storage(tensor), None)
+        for tensor in tensors_in(example_input):
+            self._fixed.pop(_storage(tensor), None)
         self._by_weight: Counter[str] = Counter()
         self._total = 0
         self.missed: dict[str, None] = {}

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from pruning.copying import copy_model
 from pruning.devices import device_of, forked_rng, wide
 from pruning.memory import out_of_memory
+from pruning.trees import NetworkInputs, run
 
 STATISTICS = ("running_mean", "running_var")
 HALF = 0.5
@@ -106,7 +107,7 @@ def _apart_by_half(from_nothing: Tensor, from_one: Tensor) -> bool:
 
 
 @torch.no_grad()
-def left_as_trained(model: nn.Module, example_input: Tensor) -> list[str]:
+def left_as_trained(model: nn.Module, example_input: NetworkInputs) -> list[str]:
     """Names of modules with statistics that training moves and `OwnStatistics` cannot average; `model` is not changed.
 
     Statistics are buffers with those names in classes that are not PyTorch's norms. A model that fails in training mode
@@ -123,10 +124,10 @@ def left_as_trained(model: nn.Module, example_input: Tensor) -> list[str]:
     before = {name: _statistics(module) for name, module in modules.items()}
     with forked_rng(device_of(trial, example_input)):
         try:
-            trial.train()(example_input)
+            run(trial.train(), example_input)
             moved = {name: module for name, module in modules.items() if _moved(module, before[name])}
             watched = {name: OwnStatistics(module) for name, module in moved.items() if has_own_statistics(module)}
-            trial(example_input)
+            run(trial, example_input)
         except Exception as error:
             if out_of_memory(error):
                 raise

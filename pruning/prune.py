@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph, check_fits
@@ -16,6 +16,7 @@ from pruning.importance.weights import require_finite
 from pruning.masks import apply_masks_
 from pruning.modules import check_model, inputs_of_weights, output_dim, prunable_weights
 from pruning.policy_masks import masks_by_scores, masks_inside, require_layers
+from pruning.trees import NetworkInputs
 from spaces.cost.effect import asked_layers, mask_obstacle, require_removal, unpruned_layers
 from spaces.policy import PruningPolicy
 
@@ -23,7 +24,7 @@ from spaces.policy import PruningPolicy
 def prune(
     model: nn.Module,
     policy: PruningPolicy,
-    example_input: Tensor | None = None,
+    example_input: NetworkInputs | None = None,
     graph: ChannelGraph | None = None,
     calibration: Calibration | None = None,
 ) -> nn.Module:

@@ -23,6 +23,7 @@ from pruning.mask_cache import MaskCache
 from pruning.masks import apply_masks_
 from pruning.modules import output_dim, prunable_weights
 from pruning.outputs import join_batches, on_cpu
+from pruning.trees import NetworkInputs, contents, run
 from spaces.bits import FLOAT_BITS, check_bits
 from spaces.cost.effect import NothingToRemove, achieved, require_removal
 from spaces.granularity import GRANULARITIES, Units, pattern_of, unpruned_reason
@@ -53,9 +54,9 @@ _Scores = tuple[float, float]
 def scan_sensitivity(
     model: nn.Module,
     graph: ChannelGraph,
-    data: tuple[Tensor, Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    metric: Callable[[Tensor, Tensor], float],
+    data: tuple[NetworkInputs, Any],
+    loss: Callable[[Any, Any], Tensor],
+    metric: Callable[[Any, Any], float],
     granularities: Sequence[str] = ("fine-grained", "channel"),
     criterion: str = "magnitude-l2",
     levels: Sequence[float] = LEVELS,
@@ -78,8 +79,8 @@ def scan_sensitivity(
     Args:
         model: trained; stays as it is.
         graph: its traced channel groups.
-        data: calibration inputs (n, ...) and targets (n, ...), on any device; of more than `SCAN_EXAMPLES`, 1000, that
-            many evenly spaced ones are used.
+        data: calibration inputs (n, ...) and targets (n, ...), each a tensor or a `Tree`, on any device; of more than
+            `SCAN_EXAMPLES`, 1000, that many evenly spaced ones are used.
         loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
         levels: sparsities, at least one, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
@@ -109,9 +110,10 @@ def scan_sensitivity(
         mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(device)
         inputs, targets = inputs[mixed], targets[mixed]
     batches = inputs.tensor_split(parts)
+    wanted = contents(targets)
 
     def scores_of(outputs: Any) -> _Scores:
-        return float(loss(outputs, targets)), float(metric(on_cpu(outputs), on_cpu(targets)))
+        return float(loss(outputs, wanted)), float(metric(on_cpu(outputs), on_cpu(wanted)))
 
     scorer = _Scorer(dense, batches, scores_of)
     rankings = MaskCache(dense, graph, calibration, importance)
@@ -171,7 +173,7 @@ class _Scorer:
         too_few: whether the examples are too few to recalibrate by, so that it is left out.
     """
 
-    def __init__(self, dense: nn.Module, batches: Sequence[Tensor], score: Callable[[Any], _Scores]) -> None:
+    def __init__(self, dense: nn.Module, batches: Sequence[NetworkInputs], score: Callable[[Any], _Scores]) -> None:
         self._model, self._batches, self._score = dense, batches, score
         self.dense = self._plainly(copy_model(dense))
         self.recalibrated, self.too_few = self._recalibrated_dense()
@@ -201,7 +203,7 @@ class _Scorer:
         return self._score(self._joined(self._forward(candidate)))
 
     def _forward(self, candidate: nn.Module) -> list[Any]:
-        return [candidate(batch) for batch in self._batches]
+        return [run(candidate, batch) for batch in self._batches]
 
     def _joined(self, outputs: Sequence[Any]) -> Any:
         return join_batches(outputs, [len(batch) for batch in self._batches])
@@ -248,7 +250,7 @@ def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 
 
-def _check_scan(granularities: Sequence[str], levels: Sequence[float], data: tuple[Tensor, Tensor]) -> None:
+def _check_scan(granularities: Sequence[str], levels: Sequence[float], data: tuple[NetworkInputs, Any]) -> None:
     if isinstance(granularities, str) or not granularities:
         raise ValueError(f"granularities must be one or more words in a sequence, got {granularities!r}")
     for word in granularities:

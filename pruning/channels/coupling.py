@@ -17,6 +17,7 @@ from pruning.channels.following import Follower, followed, settle
 from pruning.channels.labels import Labels
 from pruning.modules import CONVOLUTIONS, is_own, model_tensors, output_dim, prunable_weights, train_containers_
 from pruning.outputs import tensors_in
+from pruning.trees import NetworkInputs, run
 from spaces.network import ChannelGroup
 
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -51,7 +52,7 @@ class Coupling:
 
 def couple(
     model: nn.Module,
-    example: Tensor,
+    example: NetworkInputs,
     calls: Mapping[nn.Module, int],
     auxiliary: bool,
     schemes: Mapping[str, int],
@@ -69,7 +70,7 @@ def couple(
     for training in (False, True) if auxiliary else (False,):
         network = train_containers_(model) if training else model.eval()
         with followed(network, follower), torch.random.fork_rng(devices=[]):
-            output = network(example)
+            output = run(network, example)
         for tensor in tensors_in(output):
             known = follower.notes.elements_of(tensor)
             if known is not None:

@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.channels.call import HEADS, HEADS_OF_INPUTS, LAST
 from pruning.channels.coupling import Coupling, couple
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.self_test import find_offenders, fits
+from pruning.trees import NetworkInputs
 from spaces.network import Network
 
 _NONE_HELPS = -1
@@ -39,7 +40,7 @@ class Traced:
 
     model: nn.Module
     bare: Network
-    example: Tensor
+    example: NetworkInputs
     norms: Mapping[str, str]
     calls: Counter[nn.Module]
     training_calls: Counter[nn.Module]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from pruning.trees import NetworkInputs
 from spaces.network import Network
 
 NEVER_RUNS = "no call of its module was seen in the forward pass"
@@ -30,7 +31,7 @@ class ChannelGraph:
 
     network: Network
     owners: Mapping[tuple[str, int], np.ndarray]
-    example_input: Tensor
+    example_input: NetworkInputs
     zeroed: frozenset[str] = frozenset()
     norms: Mapping[str, str] = field(default_factory=dict)
 

@@ -15,11 +15,13 @@ from pruning.devices import device_of, forked_rng, read_at_once, wide
 from pruning.memory import out_of_memory
 from pruning.modules import model_tensors
 from pruning.multiplications import eager
-from pruning.outputs import tensors_in
+from pruning.outputs import map_tensors, tensors_in
+from pruning.trees import NetworkInputs, run
 
 TOLERANCE = 1e-4
 """Largest accepted difference between mask and removal, relative to the largest |output|."""
 NOT_RUNNING = "the new network does not run"
+HALF = (torch.float16, torch.bfloat16)
 
 
 class RemovalMismatch(ValueError):
@@ -91,7 +93,7 @@ def _staying_outputs(plan: RemovalPlan) -> Iterator[tuple[str, int, Tensor]]:
             yield tensor.name, dim, stays
 
 
-def output_difference(first: nn.Module, second: nn.Module, example: Tensor) -> str | None:
+def output_difference(first: nn.Module, second: nn.Module, example: NetworkInputs) -> str | None:
     """How the second model's outputs differ from the first's in eval mode, in one line; None if they agree.
 
     They agree within 1e-4 of the largest |output| of the first. Both models are put into eval mode. A lack of memory is
@@ -122,15 +124,16 @@ def difference_of(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str |
     return None
 
 
-def outputs_of(model: nn.Module, example: Tensor, training: bool = False) -> list[Tensor]:
+def outputs_of(model: nn.Module, example: NetworkInputs, training: bool = False) -> list[Tensor]:
     """The nonempty output tensors as float64, computed in at least 32-bit precision; changes the mode of `model`."""
     model.train(training)
-    if example.dtype in (torch.float16, torch.bfloat16):
-        model, example = model.float(), example.float()
+    if any(tensor.dtype in HALF for tensor in tensors_in(example)):
+        model = model.float()
+        example = map_tensors(example, lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)
     device = device_of(model, example)
     exact = torch.backends.cudnn.flags(enabled=False)  # cuDNN may compute in TF32, too coarse for TOLERANCE
     with torch.no_grad(), forked_rng(device), exact, eager():
-        return comparable(model(example.to(device)))
+        return comparable(run(model, example.to(device)))
 
 
 def comparable(output: object) -> list[Tensor]:

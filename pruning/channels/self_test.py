@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.channels.containers import try_in_containers
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.plan import RemovalPlan, plan_units
 from pruning.channels.removal import NOT_RUNNING, difference_of, mask_removed, one_line, outputs_of, raise_lack
 from pruning.channels.structure import apply_structure
+from pruning.trees import NetworkInputs
 from spaces.counting import removed_count
 
 TRIAL_SHARES = 0.25, 0.4, 0.15
@@ -135,9 +136,9 @@ class _Trials:
         return _training_failure(masked, small, example)
 
 
-def _training_failure(masked: nn.Module, small: nn.Module, example: Tensor) -> str | None:
+def _training_failure(masked: nn.Module, small: nn.Module, example: NetworkInputs) -> str | None:
     """How the smaller network fails in training mode, if the dense one does not; None if it runs."""
-    pair = torch.cat([example, example])
+    pair = example[torch.arange(2 * len(example)) % len(example)]
     try:
         outputs_of(masked, pair, training=True)
     except Exception as error:

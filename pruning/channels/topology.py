@@ -9,9 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pruning.channels.graph import ChannelGraph
 from pruning.modules import observed, prunable_weights
 from pruning.outputs import tensors_in
+from pruning.trees import NetworkInputs, run
 
 
-def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
+def following_norms(model: nn.Module, example_input: NetworkInputs) -> dict[str, str]:
     """Layer -> name of the BatchNorm with a scale whose input is the layer's output, in one forward pass.
 
     A layer whose output goes through something else first, such as a sum or an activation that makes a new tensor, has
@@ -34,7 +35,7 @@ def following_norms(model: nn.Module, example_input: Tensor) -> dict[str, str]:
         for name, module in network.named_modules():
             if isinstance(module, _BatchNorm) and module.affine:
                 module.register_forward_pre_hook(lambda _, inputs, name=name: meet(name, inputs))
-        network(example_input)
+        run(network, example_input)
     return found
 
 

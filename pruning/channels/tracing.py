@@ -26,6 +26,7 @@ from pruning.memory import out_of_memory
 from pruning.modules import check_example, check_model, prunable_weights, train_containers_
 from pruning.multiplications import Multiplications, count_multiplications, eager
 from pruning.sparse_file import DTYPE_CODES
+from pruning.trees import NetworkInputs, run
 from pruning.unprunable import unprunable_weights
 from pruning.unsupported import check_kind
 from spaces.network import Layer, Network, StoredTensor
@@ -38,7 +39,7 @@ _KINDS = {
 _NOT_REACHED = "no operation takes its weight as it is"
 
 
-def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
+def trace_channels(model: nn.Module, example_input: NetworkInputs) -> ChannelGraph:
     """Find the groups of output channels that can only be removed together, and try them out.
 
     Works on a copy in eval mode, so frozen and training models are fine too, and `model` is not changed. Groups that
@@ -47,7 +48,7 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
     groups that differ, or without which training fails, get an obstacle too.
 
     Args:
-        example_input: a batch (N, ...) that the model accepts, on any device.
+        example_input: a batch (N, ...) that the model accepts, or several inputs as `ModelInputs`; on any device.
 
     Raises:
         ValueError: not a model, an example input that is not a tensor, is empty or not finite, or on which the model
@@ -73,17 +74,17 @@ def trace_channels(model: nn.Module, example_input: Tensor) -> ChannelGraph:
         return Traced(trial, bare, example, norms, calls, training_calls).graph()
 
 
-def _observe(model: nn.Module, example: Tensor) -> tuple[Counter[nn.Module], Multiplications]:
+def _observe(model: nn.Module, example: NetworkInputs) -> tuple[Counter[nn.Module], Multiplications]:
     """How often each module runs in one forward pass, and what is multiplied in it."""
     with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]):
         return calls, count_multiplications(model, example)
 
 
-def _observe_training(model: nn.Module, example: Tensor) -> Counter[nn.Module]:
+def _observe_training(model: nn.Module, example: NetworkInputs) -> Counter[nn.Module]:
     """How often each module runs when the model takes its training path; empty if it fails there."""
     with _counted_calls(model) as calls, torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            train_containers_(model)(example)
+            run(train_containers_(model), example)
         except Exception as error:
             if out_of_memory(error):
                 raise

@@ -22,6 +22,7 @@ from pruning.calibration import SCORE_BATCH, Calibration
 from pruning.devices import wide
 from pruning.modules import Prunable, module_of, observed, prunable_weights
 from pruning.multiplications import eager
+from pruning.trees import run
 
 _GRADIENTS_OF_WEIGHTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 See = Callable[[str, Prunable, Tensor], None]
@@ -56,14 +57,14 @@ def observe_inputs(
         modules = {name: module_of(network, name) for name in layers}
         hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
         for part in parts:
-            network(part)
+            run(network, part)
         for hook in hooks:
             hook.remove()
         rest = {name: m for name, m in modules.items() if name not in called and isinstance(m, nn.Linear)}
         if rest:
             with _Products(rest, see):
                 for part in parts:
-                    network(part)
+                    run(network, part)
 
 
 class _Products(TorchDispatchMode):

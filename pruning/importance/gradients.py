@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.batches import examples_at_once
 from pruning.calibration import SCORE_BATCH, Calibration
 from pruning.modules import observed
+from pruning.trees import NetworkInputs, contents, run_with
 
 HUTCHINSON_PROBES = 2
 """Random vectors a batch; each costs a pass forward and two back."""
@@ -29,8 +30,8 @@ GRADIENT_ELEMENTS = 2**26
 """Elements of single examples' gradients held at once: as many examples as fit are differentiated together."""
 
 Parameters = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
-_Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+Batch = tuple[NetworkInputs, Any]
+_Loss = Callable[[Mapping[str, Tensor], NetworkInputs, Any], Tensor]
 
 
 def taylor_squares(model: nn.Module, calibration: Calibration) -> Parameters:
@@ -100,8 +101,8 @@ def _differentiable(model: nn.Module, calibration: Calibration) -> Iterator[tupl
     """
     with observed(model) as network, torch.enable_grad():
 
-        def loss(values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            return calibration.loss(functional_call(network, dict(values), (inputs,)), targets)
+        def loss(values: Mapping[str, Tensor], inputs: NetworkInputs, targets: Any) -> Tensor:
+            return calibration.loss(run_with(network, values, inputs), contents(targets))
 
         yield (
             loss,
@@ -130,7 +131,7 @@ def _batch_gradients(loss: _Loss, parameters: Parameters, batch: Batch, at_once:
     return {name: reduce(add, (n / count * found[name] for n, found in every)) for name in parameters}
 
 
-def _gradients(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor, **options: Any) -> Parameters:
+def _gradients(loss: _Loss, parameters: Parameters, inputs: NetworkInputs, targets: Any, **options: Any) -> Parameters:
     return _derivatives(loss(parameters, inputs, targets), parameters, **options)
 
 
@@ -142,10 +143,10 @@ def _derivatives(value: Tensor, parameters: Parameters, **options: Any) -> Param
     return dict(zip(parameters, found, strict=True))
 
 
-def _sums_of_squares(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Parameters:
+def _sums_of_squares(loss: _Loss, parameters: Parameters, inputs: NetworkInputs, targets: Any) -> Parameters:
     """Sum over the examples of each one's squared gradient (which is not the square of the batch's mean gradient)."""
 
-    def of_one(values: Mapping[str, Tensor], one_input: Tensor, one_target: Tensor) -> Tensor:
+    def of_one(values: Mapping[str, Tensor], one_input: NetworkInputs, one_target: Any) -> Tensor:
         return loss(values, one_input[None], one_target[None])
 
     values = {name: w.detach() for name, w in parameters.items()}
@@ -156,7 +157,7 @@ def _sums_of_squares(loss: _Loss, parameters: Parameters, inputs: Tensor, target
         return _sums_of_squares_one_by_one(loss, parameters, inputs, targets)
 
 
-def _sums_of_squares_one_by_one(loss: _Loss, parameters: Parameters, inputs: Tensor, targets: Tensor) -> Parameters:
+def _sums_of_squares_one_by_one(loss: _Loss, parameters: Parameters, inputs: NetworkInputs, targets: Any) -> Parameters:
     totals = {name: torch.zeros_like(w) for name, w in parameters.items()}
     for one in zip(inputs.split(1), targets.split(1), strict=True):
         for name, g in _gradients(loss, parameters, *one).items():
