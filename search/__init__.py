@@ -15,9 +15,11 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from search.results.view import SearchResult, load_front
     from search.study.start import run_search
     from search.workloads import Workload, get_workload
+    from search.workloads.metric import Metric
     from search.workloads.recipe import Recipe
 
 _PLACES = {
+    "Metric": "search.workloads.metric",
     "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
     "SearchResult": "search.results.view",
@@ -27,7 +29,7 @@ _PLACES = {
     "run_search": "search.study.start",
 }
 __all__ = [
-    "Recipe", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
+    "Metric", "Recipe", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
 ]  # fmt: skip
 
 

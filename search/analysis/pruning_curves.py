@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from search.progress import ProgressReporter
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained
-from search.training.train import score, step_count
+from search.training.scoring import score
+from search.training.train import step_count
 from spaces.allocation.scaling import scaled
 from spaces.cost.effect import as_removed
 from spaces.policy import PruningPolicy

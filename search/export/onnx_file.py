@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pruning.copying import copy_model
 from pruning.file.rounding import Rounded
 from pruning.outputs import output_names, tensors_in
+from pruning.trees import ModelInputs, NetworkInputs, contents, run
 from search.errors import EnvironmentProblem, GoalMissed
 from search.export.onnx_integers import hold_integers_, name_after_weights
 
@@ -24,7 +25,7 @@ TOLERANCE = 1e-4
 
 
 def write_onnx(
-    model: nn.Module, example_input: Tensor, path: Path, rounded: Mapping[str, Rounded] = MappingProxyType({})
+    model: nn.Module, example_input: NetworkInputs, path: Path, rounded: Mapping[str, Rounded] = MappingProxyType({})
 ) -> None:
     """Write `model.onnx` with a free batch dimension and compare it with PyTorch on the example input.
 
@@ -51,21 +52,25 @@ def write_onnx(
         )
 
 
-def _write(model: nn.Module, example_input: Tensor, path: Path, rounded: Mapping[str, Rounded]) -> None:
+def _write(model: nn.Module, example_input: NetworkInputs, path: Path, rounded: Mapping[str, Rounded]) -> None:
     network = copy_model(model).eval()  # tracing leaves tensors without values in a network that keeps its inputs
     with torch.no_grad():
-        outputs = copy_model(network)(example_input)
+        outputs = run(copy_model(network), example_input)
     hold_integers_(network, rounded)
     network = _unwrapped(network)
-    names = None if isinstance(outputs, Tensor) and not _takes_any_number(network) else output_names(outputs)
+    batch, tensors = torch.export.Dim("batch"), _inputs(example_input)
+    plain = isinstance(example_input, Tensor) and isinstance(outputs, Tensor) and not _takes_any_number(network)
+    several = None if isinstance(example_input, Tensor) else example_input
+    shapes = [{0: batch} if tensor.ndim else {} for tensor in tensors]
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(
-            network if names is None else _Flat(network).eval(),
-            (example_input.contiguous(),),
+            network if plain else (_Flat(network) if several is None else _FlatBoth(network, several)).eval(),
+            tensors,
             str(path),
             dynamo=True,
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=None if several is None else output_names(several.tree),
+            output_names=None if plain else output_names(outputs),
+            dynamic_shapes=shapes if several is None else [shapes],
             external_data=False,
             verbose=False,
         )
@@ -99,6 +104,22 @@ class _Flat(nn.Module):
         return tuple(tensors_in(self.network(inputs)))
 
 
+class _FlatBoth(nn.Module):
+    """The network with all tensors of its inputs one after the other, and its output tensors in one tuple."""
+
+    def __init__(self, network: nn.Module, like: ModelInputs) -> None:
+        super().__init__()
+        self.network, self._like = network, like
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        return tuple(tensors_in(run(self.network, self._like.map(lambda _: next(given)))))
+
+
+def _inputs(example: NetworkInputs) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors_in(contents(example)))
+
+
 def _root_cause(error: BaseException) -> str:
     """The first line of the original error; torch.onnx wraps the one that names the operator."""
     while error.__cause__:
@@ -106,7 +127,7 @@ def _root_cause(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> float:
+def onnx_difference(model: nn.Module, example_input: NetworkInputs, path: Path) -> float:
     """Largest difference of outputs relative to the largest output, after onnx's own checker accepted the file."""
     require_onnx()
     import onnx
@@ -114,9 +135,10 @@ def onnx_difference(model: nn.Module, example_input: Tensor, path: Path) -> floa
 
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {session.get_inputs()[0].name: example_input.contiguous().numpy()})
+    given = zip(session.get_inputs(), _inputs(example_input), strict=True)
+    found = session.run(None, {of.name: tensor.numpy() for of, tensor in given})
     with torch.no_grad():
-        expected = list(tensors_in(model.eval()(example_input)))
+        expected = list(tensors_in(run(model.eval(), example_input)))
     pairs = zip((torch.from_numpy(array).double() for array in found), expected, strict=True)
     return worst(_difference(got, to) for got, to in pairs)
 

@@ -25,7 +25,8 @@ from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
 from search.training.fingerprint import criterion_fingerprint
 from search.training.former_fingerprints import old_criterion_fingerprint
-from search.training.train import FINE_TUNE, score
+from search.training.scoring import score
+from search.training.train import FINE_TUNE
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed

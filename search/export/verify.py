@@ -41,7 +41,7 @@ from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
 from search.training.former_fingerprints import old_model_fingerprints
-from search.training.train import predict, score
+from search.training.scoring import predict, score
 from search.workloads import Workload
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened

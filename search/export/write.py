@@ -40,7 +40,7 @@ from search.export.manifest import (
 from search.export.onnx_file import require_onnx, write_onnx
 from search.export.rebuild import Export
 from search.training.fingerprint import model_fingerprint, tensors_of
-from search.training.train import predict
+from search.training.scoring import predict
 from search.workloads import Workload
 from spaces.policy import PruningPolicy
 

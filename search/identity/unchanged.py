@@ -19,8 +19,8 @@ from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
-from search.training.fingerprint import model_fingerprint, split_fingerprint
-from search.workloads.base import SPLITS, Workload
+from search.training.fingerprint import SplitFingerprints, model_fingerprint
+from search.workloads.base import Workload
 
 TOLERANCE_EXAMPLES = 1.0
 """How many validation examples may be classified differently on another CPU."""
@@ -42,9 +42,9 @@ def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Progr
     dense = dense_model(workload, config.dense_seed, cache, config.weights, ProgressReporter(), train=False)
     if dense is None:
         model = build_model(workload, config.dense_seed)
-        data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
+        data = SplitFingerprints(workload)
         weights = record["identity"].get("dense model")
-        dense = DenseModel(model, model_fingerprint(model), data, weights, math.nan, 0.0)
+        dense = DenseModel(model, model_fingerprint(model), data, weights, math.nan, 0.0, workload)
     refuse_changes_of(record, folder, workload, dense, watcher)
 
 
@@ -92,5 +92,6 @@ def as_recorded(found: float, recorded: float, workload: Workload, away: bool = 
     """Whether two accuracies on validation data differ by rounding alone; `away` says that one of them was not found on
     a CPU.
     """
-    share = max(TOLERANCE_EXAMPLES / len(workload.validation[1]), TOLERANCE_SHARE if away else 0.0)
+    examples = workload.examples("validation").counted()
+    share = max(TOLERANCE_EXAMPLES / examples, TOLERANCE_SHARE if away else 0.0)
     return abs(found - recorded) <= share + 1e-9

@@ -30,7 +30,8 @@ from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained, failed
 from search.training.latency_cache import time_finals
-from search.training.train import Metrics, Progress, score
+from search.training.scoring import Metrics, score
+from search.training.train import Progress
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from spaces.cost.timing import TimedNetworks
@@ -80,7 +81,7 @@ def compare_finals(
         granularity=projector.space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
-        test_examples=len(subject.workload.test[1]),
+        test_examples=subject.workload.examples("test").counted(),
         bits={name: policy.bits for name, policy in baselines.items() if isinstance(policy.bits, int)},
     )
     if config.needs_latency:

@@ -32,6 +32,7 @@ from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed
 from search.workloads.overlap import overlaps
+from search.workloads.steadiness import unsteady
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network
@@ -90,8 +91,9 @@ def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) 
         for place in (folder.path, folder.path / "journal", folder.path / "checkpoints"):
             remove_temporaries(place)
         remove_temporaries(root / "cache", of_dead_only=True)
-        if said := overlaps(workload):
-            watcher.note(said)
+        for said in (overlaps(workload), unsteady(workload)):
+            if said:
+                watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
         if said := statistics_note(dense.model, workload.example_input):
             watcher.note(said)

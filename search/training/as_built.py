@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruning.calibration import evenly_spaced
 from pruning.outputs import on_cpu
+from pruning.trees import contents
 from search.training.fingerprint import weights_fingerprint
-from search.training.train import predict
+from search.training.scoring import predict
 from search.workloads.base import Workload
 
 AS_BUILT = "as built"
@@ -30,10 +30,10 @@ def outperforms_shuffled(workload: Workload, model: nn.Module, metric: Callable[
     Args:
         metric: the workload's metric; NaN where it is undefined.
     """
-    inputs, targets = (evenly_spaced(part, EXAMPLES) for part in workload.calibration)
+    inputs, targets = workload.examples("calibration").some(EXAMPLES)
 
     def share(network: nn.Module) -> float:
-        found = metric(on_cpu(predict(network, inputs, workload.placement)), targets)
+        found = metric(on_cpu(predict(network, inputs, workload.placement)), contents(targets))
         return found if found == found else 0.0
 
     own = share(model)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from search.workloads.base import Workload
-from search.workloads.metrics import DEFAULT_METRICS, DISTRIBUTION_SLACK, IGNORED, accuracy
+from search.workloads.metrics import DISTRIBUTION_SLACK, IGNORED, accuracy, is_default
 
+SEEN = 1000
+"""Targets that are looked at where validation data is not in memory."""
 DEVIATIONS = 2.0
 """How many standard deviations (of a share of that many examples) an accuracy must be above chance to tell anything."""
 
@@ -20,8 +21,10 @@ def chance_accuracy(workload: Workload) -> float | None:
     This is the share of the most frequent class, plus `DEVIATIONS` standard deviations of that share. None if nothing
     can be said: the metric is the user's own, or the targets may not be classes.
     """
-    targets = workload.validation[1] if isinstance(workload.validation, tuple) else None
-    if workload.metric not in DEFAULT_METRICS or not isinstance(targets, torch.Tensor):
+    if not is_default(workload.metric):
+        return None
+    targets = workload.examples("validation").held(SEEN)[1]
+    if not isinstance(targets, Tensor):
         return None
     labels = _class_numbers(targets, binary=workload.metric is not accuracy)
     if labels is None or not len(labels):

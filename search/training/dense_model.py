@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from search.records import FLOAT32
 from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
 from search.training.checkpoints import load_model, load_user_weights, save_model
 from search.training.fingerprint import (
+    SplitFingerprints,
     digest,
     model_fingerprint,
     split_fingerprint,
@@ -33,12 +34,14 @@ from search.training.fingerprint import (
 from search.training.former_fingerprints import old_dense_key
 from search.training.losses import Diverged
 from search.training.memory import within_memory
-from search.training.train import Trained, in_fast_layout, predict, train_dense
+from search.training.scoring import passes
+from search.training.train import Trained, in_fast_layout, train_dense
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
-from search.workloads.base import SPLITS, Workload
+from search.workloads.base import Workload
 from search.workloads.checks import check_model, check_run
-from search.workloads.metric_checks import metric_of
+from search.workloads.metric import Gathering, Metric, computed, share_of, tally
+from search.workloads.metric_checks import checked_value, metric_of
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)
@@ -52,8 +55,9 @@ class DenseModel:
 
     Attributes:
         data: split -> fingerprint of its examples.
-        accuracy: the metric on validation data, in [0, 1].
+        accuracy: the metric on validation data, as a share, 0 to 1.
         trained_seconds: what training it took in this process; 0.0 if it was loaded.
+        workload: the one it belongs to; its metric knows the dense network's value if it has no range.
     """
 
     model: nn.Module
@@ -62,6 +66,7 @@ class DenseModel:
     weights: str
     accuracy: float
     trained_seconds: float
+    workload: Workload
 
 
 @overload
@@ -105,7 +110,7 @@ def dense_model(
 
     Raises:
         UsageError: the model cannot be built, does not run on its data, diverges in training, or has a metric outside
-            [0, 1].
+            its range.
         EnvironmentProblem: no such weights, or too little memory.
         Refused: from reading weights.
     """
@@ -132,14 +137,32 @@ def _dense_model(
                 return None
             model, seconds = found
     model = in_fast_layout(model, workload.example_input).eval()
-    outputs = call_user(
-        f"workload {workload.name!r}: the dense model", predict, model, workload.validation[0], workload.placement
-    )
-    outputs = on_cpu(outputs)
-    _require_numbers(workload, model, outputs, source)
-    accuracy = metric_of(workload, outputs, workload.validation[1], "of the dense model on validation data")
-    data = {split: split_fingerprint(getattr(workload, split)) for split in SPLITS}
-    return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds)
+    value = _value(workload, model, source)
+    if isinstance(workload.metric, Metric) and not workload.metric.has_range:
+        workload = replace(workload, metric=replace(workload.metric, dense=value))
+    data, accuracy = SplitFingerprints(workload), share_of(workload.metric, value)
+    return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds, workload)
+
+
+def _value(workload: Workload, model: nn.Module, source: str | Path | None) -> float:
+    """The metric on validation data, in its own unit."""
+    counted, of = tally(workload.metric), "of the dense model on validation data"
+    name = f"workload {workload.name!r}: the dense model"
+
+    def look() -> bool:
+        """Whether there are NaN among the outputs."""
+        found = False
+        for one in passes(model, workload.examples("validation"), workload):
+            outputs = on_cpu(one.outputs)
+            found = found or holds_nan(outputs)
+            counted.add(outputs, one.targets)
+        return found
+
+    if call_user(name, look):
+        _refuse_nan(workload, model, source)
+    if isinstance(counted, Gathering):
+        return metric_of(workload, *counted.joined(), of)
+    return checked_value(workload, call_user(f"workload {workload.name!r}: metric {of}", counted.value), of)
 
 
 def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
@@ -150,7 +173,7 @@ def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressRep
     if workload.train_dense:
         return first
     said = f"{workload.name}: build_model returns the same weights under every seed"
-    if outperforms_shuffled(workload, model, lambda *given: _number(workload.metric, *given)):
+    if outperforms_shuffled(workload, model, lambda *given: _share(workload.metric, *given)):
         watcher.note(
             f"{said}, and they do the task: they are taken as the dense model; train_dense=True in the workload would "
             "train them further"
@@ -169,7 +192,11 @@ def _cached_or_trained(
     """The dense model and the seconds it took to train; None if it would have to be trained and may not be."""
     recipe = workload.recipe.to_dict()
     of_training = {k: v for k, v in recipe.items() if k not in FINE_TUNING}
-    architecture, code, fit = model_fingerprint(model), training_fingerprint(workload), split_fingerprint(workload.fit)
+    architecture, code, fit = (
+        model_fingerprint(model),
+        training_fingerprint(workload),
+        split_fingerprint(workload, "fit"),
+    )
     refreshed = ["refreshed"] if learning_norms(model) else []
     precision = [] if workload.placement.precision == FLOAT32 else [workload.placement.precision]
     key = digest(architecture, code, fit, of_training, seed, start, *refreshed, *precision)
@@ -189,11 +216,7 @@ def _cached_or_trained(
 def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> Trained:
     """Train this model on fit data; its metric may be undefined before that."""
     what = f"training the dense model of {workload.name!r}"
-    tolerant = replace(
-        workload,
-        build_model=lambda: model,
-        metric=lambda outputs, targets: _number(workload.metric, outputs, targets),
-    )
+    tolerant = replace(workload, build_model=lambda: model, metric=_NoMetric())
     try:
         with (
             kept_so_far(lambda: "no step of the dense model's training is kept"),
@@ -206,17 +229,32 @@ def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressR
         raise
 
 
-def _number(metric: Callable[[Any, Tensor], float], outputs: Any, targets: Tensor) -> float:
+class _NoMetric:
+    """In place of a metric that may be undefined for a network that is not trained yet."""
+
+    def reset(self) -> None: ...
+
+    def update(self, outputs: Any, targets: Any) -> None: ...
+
+    def compute(self) -> float:
+        return math.nan
+
+
+def _share(metric: Any, outputs: Any, targets: Any) -> float:
+    """The metric as a share; NaN where it is undefined."""
     try:
-        return float(metric(outputs, targets))
+        return share_of(metric, computed(metric, outputs, targets))
     except Exception:
         return math.nan
 
 
-def _require_numbers(workload: Workload, model: nn.Module, outputs: Any, source: str | Path | None) -> None:
-    """Refuse a dense model that returns NaN; the usual cause is a negative variance among its weights."""
-    if not any(tensor.isnan().any() for tensor in tensors_in(outputs) if tensor.is_floating_point()):
-        return
+def holds_nan(outputs: Any) -> bool:
+    """Whether a network's outputs hold NaN."""
+    return any(bool(tensor.isnan().any()) for tensor in tensors_in(outputs) if tensor.is_floating_point())
+
+
+def _refuse_nan(workload: Workload, model: nn.Module, source: str | Path | None) -> NoReturn:
+    """The usual cause of a dense model that returns NaN is a negative variance among its weights."""
     of = f"weights {Path(source).name}: " if source else ""
     causes = [
         f"{name!r} holds {float(buffer.min()):g}, a negative variance"
@@ -251,7 +289,7 @@ def build_model(workload: Workload, seed: int) -> nn.Module:
     """An untrained model of the workload, on its device, that runs on all splits and suits loss and metric.
 
     Raises:
-        UsageError: it does not, or the metric is outside [0, 1]; the cause is named.
+        UsageError: it does not, or the metric is outside its range; the cause is named.
     """
     training_fingerprint(workload)  # before its functions have run
     model = _built(workload, seed)

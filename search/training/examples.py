@@ -3,46 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from itertools import islice
 
 import torch
-from torch import Tensor
 
+from pruning.analysis.sensitivity_scan import SCAN_EXAMPLES
 from pruning.calibration import Calibration
-from pruning.outputs import on_cpu
+from pruning.outputs import map_tensors
+from pruning.trees import ModelInputs
+from search.user_code.randomness import seed_of
 from search.workloads.base import Workload
+from search.workloads.batch_form import Batch, tensors_of
+from search.workloads.examples import Examples, InMemory
 
 
 def epoch_steps(workload: Workload) -> int:
     """Optimizer steps in one epoch."""
-    return max(1, len(workload.fit[0]) // workload.recipe.batch)
+    return workload.examples("fit").epoch_steps(workload.recipe.batch)
 
 
-def batches(workload: Workload, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def kept(workload: Workload, examples: Examples) -> Examples:
+    """The examples, on the device of the workload's networks if they are in memory and fit there."""
+    whole = examples.whole
+    if whole is None or workload.placement.on_cpu:
+        return examples
+    there = iter(workload.placement.keep(tuple(tensors_of(whole))))
+    inputs, targets = (map_tensors(part, lambda _: next(there)) for part in whole)
+    return InMemory(examples.name, inputs, targets)
+
+
+def batches(workload: Workload, steps: int, seed: int) -> Iterator[Batch]:
     """Batches in the same order, with the same augmentation, for the same seed, whatever is trained and wherever.
 
     Order and draws are the CPU's. Examples are picked on the device where fit data is kept there; else each batch is
-    copied to it.
+    copied to it. Data sets that draw at random draw anew in every epoch, by a seed that follows from this one and the
+    epoch.
     """
     generator, placement = torch.Generator().manual_seed(seed), workload.placement
-    inputs, targets = placement.keep(workload.fit)
-    per_epoch = epoch_steps(workload)
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        place = step % per_epoch * workload.recipe.batch
-        picked = order[place : place + workload.recipe.batch]
-        batch, wanted = placement.put((inputs[picked], targets[picked]))
-        if workload.augment is not None:
-            batch = workload.augment(batch, generator)
-        yield batch, wanted
+    fit, per_epoch = kept(workload, workload.examples("fit")), epoch_steps(workload)
+    for epoch in range(-(-steps // per_epoch)):
+        taken = fit.epoch(workload.recipe.batch, generator, seed_of(seed, epoch))
+        for batch in islice(taken, steps - epoch * per_epoch):
+            inputs, targets = placement.put(batch)
+            if workload.augment is None:
+                yield inputs, targets
+            elif isinstance(inputs, ModelInputs):
+                yield replace(inputs, tree=workload.augment(inputs.tree, generator)), targets
+            else:
+                yield workload.augment(inputs, generator), targets
+
+
+def calibration_data(workload: Workload) -> Batch:
+    """Calibration data in memory: all of it, or of a split that is not there as many examples as a scan uses."""
+    return workload.examples("calibration").held(SCAN_EXAMPLES)
 
 
 def calibration_of(workload: Workload) -> Calibration:
     """What data-driven criteria look at."""
-    return Calibration(*workload.calibration, workload.loss).on(workload.placement.device)
-
-
-def metric_on_cpu(workload: Workload, outputs: Any, targets: Tensor) -> float:
-    """The workload's metric of outputs from anywhere; metrics are the user's, and may need NumPy."""
-    return float(workload.metric(on_cpu(outputs), on_cpu(targets)))
+    return Calibration(*calibration_data(workload), workload.loss).on(workload.placement.device)

@@ -9,18 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.importance.own_criteria import own_function
+from pruning.outputs import output_names, tensors_in
+from pruning.trees import ModelInputs, Tree, contents
 from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.workloads.base import SPLITS, Workload
-from search.workloads.splits import Split
+from search.workloads.examples import Examples, Indexed
+from search.workloads.metric import Metric, function_of
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING = "_training_fingerprint"
+SAMPLED = 64
+"""How many examples of a split stand for it where reading all would take long, or gives others each time."""
 
 
 def digest(*parts: Any) -> str:
@@ -42,13 +48,17 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def training_fingerprint(workload: Workload) -> str:
-    """Of everything else that decides a result: the code of loss, metric and augmentation.
+    """Of everything else that decides a result: the code of loss, metric, augmentation and `forward`.
 
     It is computed once, on the first call; attributes that these functions change later play no part.
     """
     kept = vars(workload)
     if _TRAINING not in kept:
-        kept[_TRAINING] = digest(code_of([workload.loss, workload.metric, workload.augment]))
+        forward = [] if workload.forward is None else [workload.forward]
+        metric = workload.metric
+        said: list[Any] = [] if workload.steps_per_epoch is None else [workload.steps_per_epoch]
+        said += [[metric.best, metric.low, metric.high]] if isinstance(metric, Metric) else []
+        kept[_TRAINING] = digest(code_of([workload.loss, function_of(metric), workload.augment, *forward]), *said)
     return kept[_TRAINING]
 
 
@@ -77,24 +87,55 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(workload: Workload) -> str:
-    """Of every example of every split."""
+    """Of all splits, as studies used to record it."""
     hasher = hashlib.blake2b(digest_size=8)
     for split in SPLITS:
-        _update_split(hasher, split, getattr(workload, split))
+        _update_split(hasher, split, workload.examples(split))
     return hasher.hexdigest()
 
 
-def split_fingerprint(split: Split) -> str:
-    """Of every example of one split."""
+def split_fingerprint(workload: Workload, split: str) -> str:
+    """Of one split: of every example of tensors and of small data sets that do not change; of anything else, of some
+    that are spread over it, or the first of a stream, and of their number where it is known. Examples that differ each
+    time count by their shapes. The workload's `data_version` counts if it has one.
+    """
     hasher = hashlib.blake2b(digest_size=8)
-    _update_split(hasher, "", split)
+    if workload.data_version is not None:
+        hasher.update(f"version {workload.data_version!r}".encode())
+    _update_split(hasher, "", workload.examples(split))
     return hasher.hexdigest()
 
 
-def _update_split(hasher: Any, name: str, split: Split) -> None:
-    for tensor in split:
-        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        _update(hasher, tensor)
+class SplitFingerprints(Mapping[str, str]):
+    """Split -> fingerprint, each found when it is first asked for, since data is read for it."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._found: dict[str, str] = {}
+
+    def __getitem__(self, split: str) -> str:
+        if split not in self._found:
+            self._found[split] = split_fingerprint(self._workload, split)
+        return self._found[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SPLITS)
+
+    def __len__(self) -> int:
+        return len(SPLITS)
+
+
+def _update_split(hasher: Any, name: str, examples: Examples) -> None:
+    if (batch := examples.whole) is None:
+        batch = examples.some(SAMPLED)
+        hasher.update(f"{SAMPLED} of {examples.count if isinstance(examples, Indexed) else 'a stream'}".encode())
+    for part in batch:
+        if isinstance(part, ModelInputs | Tree):
+            hasher.update(" ".join(output_names(part.tree)).encode())
+        for tensor in tensors_in(contents(part)):
+            hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            if examples.repeats_itself:
+                _update(hasher, tensor)
 
 
 def _update(hasher: Any, tensor: Tensor) -> None:

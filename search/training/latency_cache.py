@@ -19,6 +19,8 @@ from pruning.latency import (
     measure_latency_table,
     time_networks,
 )
+from pruning.outputs import tensors_in
+from pruning.trees import contents
 from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
 from search.training.evaluate import PreparedModel
@@ -86,7 +88,7 @@ def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: 
     key = digest(
         architecture,
         [(str(tensor.dtype), tensor.stride()) for tensor in tensors],
-        [tuple(example.shape[1:]), str(example.dtype)],
+        [part for one in tensors_in(contents(example)) for part in (tuple(one.shape[1:]), str(one.dtype))],
         [describe_device(device), torch.get_num_threads(), torch.__version__],
         [batch, LEVELS, KERNEL_STEP, REPEATS],
         *([torch.version.cuda, torch.backends.cudnn.version(), LEAST_SECONDS] if device.type == "cuda" else []),

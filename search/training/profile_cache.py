@@ -15,11 +15,13 @@ from search.files import read_text, write_durably
 from search.process.kept_work import kept_so_far
 from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
+from search.training.examples import calibration_data
 from search.training.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.training.memory import within_memory
 from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
 from search.workloads.base import Workload
+from search.workloads.metric import computed_share
 from spaces.criteria import criterion_word
 from spaces.printable import printable
 from spaces.sensitivity import Profile, RoundingPoint
@@ -68,9 +70,9 @@ def cached_profile(
                 profile = scan_sensitivity(
                     subject.dense,
                     subject.graph,
-                    workload.calibration,
+                    calibration_data(workload),
                     workload.loss,
-                    workload.metric,
+                    computed_share(workload.metric),
                     granularities=granularities,
                     criterion=criterion,
                     fingerprint=dense.weights,

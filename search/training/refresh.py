@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.batchnorm import refresh_
 from pruning.devices import forked_rng
 from pruning.own_norms import left_as_trained
-from search.training.examples import calibration_of
+from pruning.trees import NetworkInputs
+from search.training.examples import calibration_of, kept
 from search.workloads.base import Workload
+from search.workloads.examples import Indexed
 from spaces.cost.effect import NAMED
 
 REFRESH_EXAMPLES = 1024
@@ -38,7 +40,7 @@ def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
     return {True: REFRESHED, False: AS_TRAINED, None: None}[refreshed]
 
 
-def statistics_note(model: nn.Module, example_input: Tensor) -> str | None:
+def statistics_note(model: nn.Module, example_input: NetworkInputs) -> str | None:
     """What the user should know about statistics that are never averaged anew; None if there are none."""
     names = left_as_trained(model, example_input)
     if not names:
@@ -51,19 +53,24 @@ def statistics_note(model: nn.Module, example_input: Tensor) -> str | None:
     )
 
 
-def fit_batches(workload: Workload) -> Iterator[Tensor]:
+def fit_batches(workload: Workload) -> Iterator[NetworkInputs]:
     """Fit inputs of at most `REFRESH_EXAMPLES` examples: one drawn from each of that many equal stretches, then
     shuffled.
 
     Every class is therefore included whether examples are sorted by class or alternate, and no batch holds one class
     only. A batch has at least two examples if there are that many, since BatchNorm may have no variance of a single
-    one.
+    one. Of a stream they are the first ones, and its own order is kept.
     """
-    inputs, _ = workload.placement.keep(workload.fit)
+    fit = kept(workload, workload.examples("fit"))
+    if not isinstance(fit, Indexed):
+        parts = max(1, REFRESH_EXAMPLES // max(2, workload.recipe.batch))
+        for part in fit.some(REFRESH_EXAMPLES)[0].tensor_split(parts):
+            yield workload.placement.put(part)
+        return
     generator = torch.Generator().manual_seed(0)
-    count = min(len(inputs), REFRESH_EXAMPLES)
+    count = min(fit.count, REFRESH_EXAMPLES)
     within = torch.rand(count, generator=generator, dtype=torch.float64)
-    drawn = ((torch.arange(count) + within) * len(inputs) / count).long().clamp_max(len(inputs) - 1)
-    order = drawn[torch.randperm(count, generator=generator)].to(inputs.device)
-    for part in order.tensor_split(max(1, count // max(2, workload.recipe.batch))):
-        yield workload.placement.put(inputs[part])
+    drawn = ((torch.arange(count) + within) * fit.count / count).long().clamp_max(fit.count - 1)
+    order = drawn[torch.randperm(count, generator=generator)]
+    for batch in fit.read_all(list(order.tensor_split(max(1, count // max(2, workload.recipe.batch))))):
+        yield workload.placement.put(batch[0])

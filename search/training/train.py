@@ -1,4 +1,4 @@
-"""Training and scoring of one network: the only loops over data."""
+"""Training of one network."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pruning.batches import examples_at_once
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
 from pruning.gradual import GradualPruner, pruned_at_once
-from pruning.outputs import join_batches
 from pruning.schedule import cycle_at
 from pruning.straight_through import StraightThrough, straight_through
-from search.placement import CPU, Placement
+from pruning.trees import NetworkInputs, contents, run
 from search.records import CurvePoint, WrittenFile
-from search.training.examples import batches, calibration_of, epoch_steps, metric_on_cpu
+from search.training.examples import batches, calibration_of, epoch_steps
 from search.training.losses import Diverged, StepLosses
 from search.training.optimizers import forget_masked_, make_optimizer
 from search.training.rate import peak_rate
+from search.training.scoring import Metrics, score
 from search.training.stored import Finish, Finished, finish_, finish_dense_
 from search.workloads.base import Workload
 from search.workloads.recipe import one_cycle
-from search.workloads.splits import Split
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
@@ -48,14 +46,6 @@ heavily pruned networks up to a point.
 """
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Mean loss and metric of a model on a split."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -77,30 +67,6 @@ class Trained:
     file: WrittenFile | None = None
     seconds_writing: float = 0.0
     rate: float | None = None
-
-
-@torch.no_grad()
-def predict(model: nn.Module, inputs: Tensor, placement: Placement = CPU) -> Any:
-    """Outputs of all examples of a split in eval mode, joined; the model's training flags are unchanged.
-
-    Args:
-        placement: the model's, to which batches are copied; outputs stay there.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        batches = inputs.split(examples_at_once(model, inputs))
-        return join_batches([model(placement.put(batch)) for batch in batches], [len(batch) for batch in batches])
-    finally:
-        model.train(was_training)
-
-
-@torch.no_grad()
-def score(model: nn.Module, split: Split, workload: Workload) -> Metrics:
-    """Loss and metric on a split."""
-    inputs, targets = workload.placement.keep(split)
-    outputs, wanted = predict(model, inputs, workload.placement), workload.placement.put(targets)
-    return Metrics(float(workload.loss(outputs, wanted)), metric_on_cpu(workload, outputs, split[1]))
 
 
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
@@ -205,7 +171,7 @@ def _built(workload: Workload) -> nn.Module:
     return in_fast_layout(workload.build_model().to(workload.placement.device), workload.example_input)
 
 
-def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
+def in_fast_layout(model: nn.Module, example_input: NetworkInputs) -> nn.Module:
     """The model in channels_last, in which convolutions run faster; moved in place.
 
     Models that do not run in this layout (a `view` may need the default one) stay as they are. On a CPU, so do models
@@ -219,9 +185,9 @@ def in_fast_layout(model: nn.Module, example_input: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _runs(model: nn.Module, example_input: Tensor) -> bool:
+def _runs(model: nn.Module, example_input: NetworkInputs) -> bool:
     try:
-        model.eval().to(memory_format=torch.channels_last)(example_input)
+        run(model.eval().to(memory_format=torch.channels_last), example_input)
         return True
     except RuntimeError:
         return False
@@ -320,8 +286,8 @@ def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     workload: Workload,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: NetworkInputs,
+    targets: Any,
     losses: StepLosses,
     scales: Sequence[nn.Parameter],
     view: AbstractContextManager[None],
@@ -334,8 +300,8 @@ def _step(
     placement = workload.placement
     with view:
         with placement.autocast():
-            outputs = model(inputs)
-        loss = workload.loss(placement.widened(outputs), targets)
+            outputs = run(model, inputs)
+        loss = workload.loss(placement.widened(outputs), contents(targets))
         losses.add(loss)
         optimizer.zero_grad()
         (scaler.scale(loss) if scaler else loss).backward()

@@ -10,18 +10,21 @@ from typing import Any
 from torch import Tensor
 
 from pruning.modules import check_example
+from pruning.trees import ModelInputs
 from search.errors import PrunefrontError, UsageError
 from search.options import BUILT_IN_WORKLOADS
 from search.placement import CPU
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
 from search.workloads.base import Workload, placed
+from search.workloads.examples import SEED
+from search.workloads.metric import Metric, is_metric
 from search.workloads.metrics import accuracy
 from search.workloads.recipe import Recipe
-from search.workloads.splits import SEED, Split
+from search.workloads.splits import Split
 from spaces.validation import unknown
 
-__all__ = ["Split", "Workload", "accuracy", "get_workload", "is_built_in"]
+__all__ = ["Metric", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]
 
 
 def is_built_in(spec: str) -> bool:
@@ -78,9 +81,11 @@ def _check_parts(spec: str, workload: Workload) -> None:
     """Refuse parts that would otherwise fail only after something was trained."""
     for name in ("build_model", "loss", "metric", "augment"):
         part = getattr(workload, name)
+        if name == "metric" and is_metric(part):
+            continue
         if not callable(part) and not (name == "augment" and part is None):
             raise UsageError(f"workload {spec!r}: {name} must be a function, got {part!r}")
-    for name, kind, word in (("recipe", Recipe, "search.Recipe"), ("example_input", Tensor, "tensor")):
+    for name, kind, word in (("recipe", Recipe, "search.Recipe"), ("example_input", (Tensor, ModelInputs), "tensor")):
         if not isinstance(part := getattr(workload, name), kind):
             raise UsageError(f"workload {spec!r}: {name} must be a {word}, got {type(part).__name__}")
     try:

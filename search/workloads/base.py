@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from pruning.outputs import on_cpu
+from pruning.outputs import tensors_in
+from pruning.trees import NetworkInputs
 from search.placement import CPU, Placement
+from search.workloads.batch_form import BatchForm, Forward
+from search.workloads.examples import Examples
 from search.workloads.metrics import accuracy, default_metric
 from search.workloads.recipe import Recipe
-from search.workloads.splits import Split, as_tensors
+from search.workloads.splits import Split, as_examples, split_of
 
-AnySplit = Split | Dataset[Any] | DataLoader[Any]
-"""How a split may be given: a pair of tensors, a map-style data set of pairs, or a `DataLoader` over one."""
-log = logging.getLogger(__name__)
+AnySplit = tuple[Any, ...] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any] | Callable[[], Iterable[Any]] | Examples
+"""How a split may be given, see `Workload`."""
 SPLITS = ("fit", "calibration", "validation", "test")
 _FIRST_TWO: Any = None
 """For `example_input`: the first two fit inputs."""
@@ -34,18 +35,22 @@ class Workload:
     Attributes:
         name: short; letters, digits, `.`, `_` and `-`.
         build_model: makes the untrained model; two calls give the same names and shapes.
-        fit: data that weights are trained on: (inputs (n, ...), targets (n, ...)), or a map-style dataset of such
-            pairs, or a `DataLoader` over one, which is read once, in order, into tensors.
+        fit: data that weights are trained on: (inputs (n, ...), targets (n, ...)), a map-style dataset of such pairs, a
+            `DataLoader`, or a function that returns the batches of one pass. Batches may also be (several, inputs,
+            targets) or mappings, see `forward` and `targets`. Networks are trained in an order, and in batches, of our
+            own, but those of a stream (a function, an iterable dataset, a loader with a sampler of its own) are taken
+            as they come. Datasets are read where they are needed; small ones that do not change are kept in memory.
         calibration: the data that scans and data-driven criteria use.
         validation: the data that trials are compared on.
         test: read once for each finalist, and by nothing else.
         recipe: how networks are trained and fine-tuned.
-        loss: (outputs, targets) -> scalar tensor; default cross-entropy. Outputs are what the network returns: a
-            tensor, or tensors in dicts, tuples, lists and dataclasses.
-        metric: (outputs, targets) of all examples of a split -> float in [0, 1], larger is better. The default is
-            accuracy; with a binary cross-entropy, that of one output. Outputs of batches are joined along their first
-            dimension. The metric is tried before any training: one outside [0, 1], or undefined for every kind of
-            outputs, is refused.
+        loss: (outputs, targets) -> scalar tensor, the mean over examples; default cross-entropy. Outputs are what the
+            network returns: a tensor, or tensors in dicts, tuples, lists and dataclasses.
+        metric: (outputs, targets) of all examples of a split -> float in [0, 1], larger is better; or an object with
+            `update(outputs, targets)`, `compute()` and `reset()`; or either in a `Metric` that says unit and range. The
+            default is accuracy; with a binary cross-entropy, that of one output. Outputs of batches are joined along
+            their first dimension, on the CPU. The metric is tried before any training: one outside its range, or
+            undefined for every kind of outputs, is refused.
         weights: a file of trained weights (`.safetensors`, or `.pt` that loads with weights_only), or `as built` if
             `build_model` returns the trained network. Without it the dense model is trained once, on `fit` only, and
             cached, unless it turns out to be trained already: the same weights under every seed, which do the task
@@ -55,27 +60,38 @@ class Workload:
         augment: (inputs, generator) -> inputs, applied to each training batch, on the placement's device; the generator
             is the CPU's, so that draws are equal everywhere.
         placement: where its networks are trained and scored; commands set it by their `--device`, see `placed`.
+        forward: (model, batch) -> outputs, where the network is not called on the inputs as they are: by a mapping's
+            entries as named arguments, by several inputs in their order. It is given whole batches, targets included.
+        targets: the name of the targets, or names of several, in batches that are mappings; default `labels`, `label`,
+            `targets`, `target` or `y`. Of several, loss and metric get a mapping.
+        steps_per_epoch: batches that count as one epoch where `fit` is a stream without a length.
+        data_version: any word that is changed when the data behind the splits does. Of tensors and small datasets every
+            example is compared on resuming, of everything else 64 examples, or the first of a stream, and this word.
 
     Raises:
-        ValueError: an empty split, or one whose inputs and targets differ in length.
+        ValueError: an empty split, one whose inputs and targets differ in length, or batches of no known form.
     """
 
     name: str
     build_model: Callable[[], nn.Module]
-    fit: Split
-    calibration: Split
-    validation: Split
-    test: Split
+    fit: Split | Examples
+    calibration: Split | Examples
+    validation: Split | Examples
+    test: Split | Examples
     recipe: Recipe = field(default_factory=Recipe)
-    loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
-    metric: Callable[[Any, Tensor], float] = accuracy
+    loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy
+    metric: Any = accuracy
     weights: str | Path | None = None
     train_dense: bool = False
-    example_input: Tensor = _FIRST_TWO
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    example_input: NetworkInputs = _FIRST_TWO
+    augment: Callable[[Any, torch.Generator], Any] | None = None
     placement: Placement = CPU
+    forward: Forward | None = None
+    targets: str | tuple[str, ...] | None = None
+    steps_per_epoch: int | None = None
+    data_version: str | None = None
 
-    if TYPE_CHECKING:  # a split is held as tensors, however it was given, and there is always an example input
+    if TYPE_CHECKING:  # a split is held in one of two ways, however it was given, and there is always an example input
 
         def __init__(
             self,
@@ -86,30 +102,26 @@ class Workload:
             validation: AnySplit,
             test: AnySplit,
             recipe: Recipe = ...,
-            loss: Callable[[Any, Tensor], Tensor] = ...,
-            metric: Callable[[Any, Tensor], float] = ...,
+            loss: Callable[[Any, Any], Tensor] = ...,
+            metric: Any = ...,
             weights: str | Path | None = None,
             train_dense: bool = False,
-            example_input: Tensor | None = None,
-            augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+            example_input: Any = None,
+            augment: Callable[[Any, torch.Generator], Any] | None = None,
             placement: Placement = ...,
+            forward: Forward | None = None,
+            targets: str | tuple[str, ...] | None = None,
+            steps_per_epoch: int | None = None,
+            data_version: str | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
             raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
-        drawn = []
+        form = self._form()
         for split in SPLITS:
-            tensors, changes = as_tensors(getattr(self, split), split)
-            object.__setattr__(self, split, on_cpu(tensors))  # the placement says where they are used
-            drawn += [split] if changes else []
-        if drawn:
-            log.warning(
-                "workload %r: examples of %s change each time they are read; they are read once, under fixed seeds, "
-                "and stay as they are then: give random changes of training inputs as augment=",
-                self.name,
-                ", ".join(drawn),
-            )
+            steps = self.steps_per_epoch if split == "fit" else None
+            object.__setattr__(self, split, split_of(getattr(self, split), split, form, steps))
         if self.train_dense and self.weights is not None:
             raise ValueError(
                 f"train_dense trains what build_model returns, so weights {str(self.weights)!r} have no use: leave one "
@@ -117,8 +129,32 @@ class Workload:
             )
         if self.metric is accuracy:
             object.__setattr__(self, "metric", default_metric(self.loss))
-        if self.example_input is None:
-            object.__setattr__(self, "example_input", self.fit[0][:2].clone())
+        example: Any = self.example_input
+        if example is None:
+            example = self.fit[0][:2].clone() if isinstance(self.fit, tuple) else self.fit.example()
+        elif self.forward is not None or (
+            isinstance(example, tuple | list | Mapping) and any(True for _ in tensors_in(example))
+        ):
+            example = form.inputs(example)
+        object.__setattr__(self, "example_input", example)
+
+    def _form(self) -> BatchForm:
+        """How its batches are taken apart, after a look at what says so."""
+        if self.forward is not None and not callable(self.forward):
+            raise ValueError(f"forward must be a function (model, batch) -> outputs, got {self.forward!r}")
+        names = self.targets if isinstance(self.targets, tuple | list) else (self.targets,)
+        if self.targets is not None and not (names and all(isinstance(name, str) and name for name in names)):
+            raise ValueError(f"targets must name entries of mappings, such as 'labels', got {self.targets!r}")
+        steps, version = self.steps_per_epoch, self.data_version
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"steps_per_epoch must be a whole number >= 1, got {steps!r}")
+        if version is not None and not isinstance(version, str):
+            raise ValueError(f"data_version must be a word, such as '2026-11', got {version!r}")
+        return BatchForm(self.forward, tuple(names) if isinstance(self.targets, list) else self.targets)
+
+    def examples(self, split: str) -> Examples:
+        """The examples of one of `SPLITS`."""
+        return as_examples(getattr(self, split), split)
 
 
 def placed(workload: Workload, placement: Placement) -> Workload:

@@ -12,15 +12,20 @@ from torch.nn.parameter import is_lazy
 
 from pruning.calibration import evenly_spaced
 from pruning.outputs import describe, join_batches, map_tensors, on_cpu, tensors_in
+from pruning.trees import NetworkInputs, contents, run
 from pruning.unsupported import check_kind
 from search.errors import UsageError
 from search.user_code.loading import call_user
 from search.workloads.base import SPLITS, Workload
-from search.workloads.metric_checks import try_metric
-from search.workloads.metrics import DEFAULT_METRICS, check_cross_entropy, check_default_metric, is_cross_entropy
+from search.workloads.batch_form import Batch
+from search.workloads.metric_checks import shape_of, try_metric
+from search.workloads.metrics import check_cross_entropy, check_default_metric, is_cross_entropy, is_default
+from search.workloads.splits import may_be_read
 
 SCORED = ("validation", "calibration", "test")
 """The splits that the metric is computed on."""
+LOOKED_AT = 64
+"""How many examples of a split are looked at that is not in memory."""
 TRIED = 8
 """How many examples of each split the untrained network is run on."""
 MOST_ELEMENTS = 2**25
@@ -65,48 +70,66 @@ def check_model(workload: Workload, model: object) -> None:
 def check_run(workload: Workload, model: nn.Module) -> None:
     """Run the untrained network and its loss on examples of each split, and its metric on all splits but fit.
 
+    Of a split that is not in memory, and not to be, `LOOKED_AT` examples stand for all. Within `only_the_example`,
+    splits that would have to be read are left out.
+
     Raises:
-        UsageError: any of these fails, or the metric is outside [0, 1]; the split and the cause are named.
+        UsageError: any of these fails, or the metric is outside its range; the split and the cause are named.
     """
     training = model.training
     model.eval()
     try:
         outputs = _outputs(workload, model, workload.example_input, "the example input")
         first = _outputs(workload, model, workload.example_input[:1], "the first example input")
-        for split in SPLITS:
-            _check_split(workload, model, split, outputs)
+        looked_at = [split for split in SPLITS if may_be_read(getattr(workload, split))]
+        held = {split: _held(workload, split) for split in looked_at}
+        for split in looked_at:
+            _check_split(workload, model, split, held[split], outputs)
         for split in SCORED:
-            targets = getattr(workload, split)[1]
-            targets = evenly_spaced(targets, _most_rows(outputs) // len(workload.example_input))
-            whole = _of_rows(len(targets), outputs, first, len(workload.example_input))
-            try_metric(workload, on_cpu(whole), targets, split)
+            if split in held:
+                targets = evenly_spaced(held[split][1], _most_rows(outputs) // len(workload.example_input))
+                like = _of_rows(len(targets), outputs, first, len(workload.example_input))
+                try_metric(workload, on_cpu(like), contents(targets), split)
     finally:
         model.train(training)
 
 
-def _outputs(workload: Workload, model: nn.Module, inputs: Tensor, of: str) -> Any:
-    what = f"workload {workload.name!r}: the network on {of} of shape {tuple(inputs.shape)}"
+def _held(workload: Workload, split: str) -> Batch:
+    examples = workload.examples(split)
+    try:
+        return call_user(f"workload {workload.name!r}: split {split!r}", examples.held, LOOKED_AT)
+    except UsageError as error:
+        if isinstance(error.__cause__, ValueError) and str(error.__cause__).startswith("split "):
+            raise UsageError(f"workload {workload.name!r}: {error.__cause__}") from None
+        raise
+
+
+def _outputs(workload: Workload, model: nn.Module, inputs: NetworkInputs, of: str) -> Any:
+    what = f"workload {workload.name!r}: the network on {of} {shape_of(inputs)}"
     with torch.no_grad():
-        outputs = call_user(what, model, workload.placement.put(inputs))
+        outputs = call_user(what, run, model, workload.placement.put(inputs))
     if not any(True for _ in tensors_in(outputs)):
         raise UsageError(f"{what} returns {describe(outputs)}, which holds no tensor")
     return outputs
 
 
-def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any) -> None:
-    inputs, targets = getattr(workload, split)
+def _check_split(workload: Workload, model: nn.Module, split: str, batch: Batch, outputs: Any) -> None:
+    inputs, targets = batch
     where = f"workload {workload.name!r}: split {split!r}"
-    if inputs.dtype != workload.fit[0].dtype:
-        raise UsageError(f"{where} has inputs of type {inputs.dtype}, split 'fit' of {workload.fit[0].dtype}")
-    for part, tensor in (("inputs", inputs), ("targets", targets)):
+    wanted = [tensor.dtype for tensor in tensors_in(contents(workload.example_input))]
+    for tensor, dtype in zip(tensors_in(contents(inputs)), wanted, strict=False):
+        if tensor.dtype != dtype:
+            raise UsageError(f"{where} has inputs of type {tensor.dtype}, split 'fit' of {dtype}")
+    named = [(name, x) for name, part in (("inputs", inputs), ("targets", targets)) for x in tensors_in(contents(part))]
+    for part, tensor in named:
         workload.placement.refuse_types(f"{where}: one of its {part}", [tensor])
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
             raise UsageError(f"{where} holds NaN or infinite {part}: leave such examples out")
     problems: list[tuple[str, Callable[[], None]]] = []
     if is_cross_entropy(workload.loss):
-        problems.append(("loss", lambda: check_cross_entropy(outputs, targets)))
-    if workload.metric in DEFAULT_METRICS:
-        problems.append(("metric accuracy", lambda: check_default_metric(workload.metric, outputs, targets)))
+        problems.append(("loss", lambda: check_cross_entropy(outputs, contents(targets))))
+    if is_default(workload.metric):
+        problems.append(("metric accuracy", lambda: check_default_metric(workload.metric, outputs, contents(targets))))
     for part, check in problems:
         try:
             check()
@@ -114,8 +137,8 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
             raise UsageError(f"{where} and its {part}: {error}") from None
     some, their = workload.placement.put((evenly_spaced(inputs, TRIED), evenly_spaced(targets, TRIED)))
     with torch.enable_grad() if split == "fit" else torch.no_grad():
-        found = call_user(f"{where}: the network on inputs of shape {tuple(some.shape)}", model, some)
-        loss = _loss(workload, found, their, where)
+        found = call_user(f"{where}: the network on inputs {shape_of(some)}", run, model, some)
+        loss = _loss(workload, found, contents(their), where)
     if split == "fit" and not loss.requires_grad:
         raise UsageError(f"workload {workload.name!r}: its loss has no gradient, so nothing can be trained with it")
     if split == "fit" and workload.placement.deterministic:  # PyTorch refuses what has no such form
@@ -125,7 +148,7 @@ def _check_split(workload: Workload, model: nn.Module, split: str, outputs: Any)
         with torch.no_grad():  # every example's target, against outputs that are at hand
             rows = min(workload.recipe.batch, _most_rows(found) // len(found))
             for batch in targets.split(rows):
-                wanted = workload.placement.put(batch)
+                wanted = workload.placement.put(contents(batch))
                 _loss(workload, found[torch.arange(len(batch)) % len(found)], wanted, where)
 
 
@@ -148,8 +171,8 @@ def _of_rows(rows: int, outputs: Any, first: Any, given: int) -> Any:
     return join_batches(copies, [given] * whole + [1] * left)
 
 
-def _loss(workload: Workload, outputs: Any, targets: Tensor, where: str) -> Tensor:
-    what = f"{where}: its loss of {describe(outputs)} and targets of shape {tuple(targets.shape)}"
+def _loss(workload: Workload, outputs: Any, targets: Any, where: str) -> Tensor:
+    what = f"{where}: its loss of {describe(outputs)} and targets {shape_of(targets)}"
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         loss = call_user(what, workload.loss, outputs, targets)

@@ -1,4 +1,4 @@
-"""Whether a search can use a metric: a number from 0 to 1 for every network's outputs."""
+"""Whether a search can use a metric: a number within its range, for every network's outputs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch
 from torch import Tensor
 
 from pruning.outputs import describe, map_tensors
+from pruning.trees import contents
 from search.errors import UsageError
 from search.user_code.loading import call_user
 from search.workloads.base import Workload
+from search.workloads.metric import SLACK, Metric, OutOfRange, computed
 
-SLACK = 1e-6
-"""How far a metric may leave [0, 1], since single precision rounds."""
 CERTAIN = 10.0
 """The output for the right class in outputs that give the targets away; other classes get its negative."""
 
 
-def try_metric(workload: Workload, outputs: Any, targets: Tensor, split: str) -> None:
-    """Refuse a metric that is outside [0, 1] for these outputs of an untrained network.
+def try_metric(workload: Workload, outputs: Any, targets: Any, split: str) -> None:
+    """Refuse a metric that is outside its range for these outputs of an untrained network.
 
     If it is undefined for them, as a correlation is for constant outputs, random outputs and outputs that give the
     targets away are tried. A metric that is undefined for those too is refused; any other is checked again on the
     trained network.
 
     Raises:
-        UsageError: it is outside [0, 1], or undefined for all of these; tells what it did with the untrained network's.
+        UsageError: it is outside its range, or undefined for all of these; tells what it did with the untrained
+            network's.
     """
     first = None
     of = f"of the untrained network on {split} data"
@@ -37,43 +38,75 @@ def try_metric(workload: Workload, outputs: Any, targets: Tensor, split: str) ->
             return
         except Undefined as undefined:
             first = first or undefined
-    raise UsageError(f"{first}; random outputs and correct ones give no share either")
+    what = "number" if isinstance(workload.metric, Metric) else "share"
+    raise UsageError(f"{first}; random outputs and correct ones give no {what} either")
+
+
+def shape_of(part: Any) -> str:
+    """`of shape (2, 3)`, or what a tree holds."""
+    return f"of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"of {describe(contents(part))}"
 
 
 class Undefined(UsageError):
     """A metric raised an error, or returned no finite number."""
 
 
-def metric_of(workload: Workload, outputs: Any, targets: Tensor, of: str) -> float:
-    """The metric of these outputs; the search takes 1 - metric as the error.
+def metric_of(workload: Workload, outputs: Any, targets: Any, of: str) -> float:
+    """The metric of these outputs, in its own unit.
 
     Args:
         of: whose outputs they are, such as `of the dense model on validation data`.
 
     Raises:
         Undefined: it raises, or is not a finite number.
-        UsageError: it is a number outside [0, 1].
+        UsageError: it is a number outside its range.
     """
-    metric = f"workload {workload.name!r}: metric"
     with torch.no_grad():
         try:
-            said = f"{metric} {of}, whose output is {describe(outputs)}, with targets of shape {tuple(targets.shape)},"
-            returned = call_user(said, workload.metric, outputs, targets)
+            said = f"{_told(workload)} {of}, whose output is {describe(outputs)}, with targets {shape_of(targets)},"
+            returned = call_user(said, computed, workload.metric, outputs, targets)
         except UsageError as error:
-            raise Undefined(f"{error}; it must return a share, 0 to 1") from error
+            wanted = "a number" if isinstance(workload.metric, Metric) else "a share, 0 to 1"
+            raise Undefined(f"{error}; it must return {wanted}") from error
+    return checked_value(workload, returned, of)
+
+
+def checked_value(workload: Workload, returned: Any, of: str) -> float:
+    """What the metric returned, as a number in its own unit.
+
+    Raises:
+        Undefined: no finite number.
+        UsageError: a number outside its range.
+    """
+    try:
+        value = float(returned)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        value, got = math.nan, f"a {type(returned).__name__}"
+    else:
+        got = f"{value:.9g}"
+    if isinstance(workload.metric, Metric):
+        if not math.isfinite(value):
+            raise Undefined(f"{_told(workload)} must return a finite number, got {got} {of}")
         try:
-            share = float(returned)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            share, got = math.nan, f"a {type(returned).__name__}"
-        else:
-            got = f"{share:.9g}"
-    if -SLACK <= share <= 1 + SLACK:
-        return share
-    kind = UsageError if math.isfinite(share) else Undefined
+            workload.metric.share(value)
+        except OutOfRange as error:
+            raise UsageError(
+                f"workload {workload.name!r}: {error}, {of}: give it the low and high that it can have, or leave "
+                "them out"
+            ) from None
+        return value
+    if -SLACK <= value <= 1 + SLACK:
+        return value
+    kind = UsageError if math.isfinite(value) else Undefined
     raise kind(
-        f"{metric} must return a share, 0 to 1, larger is better, got {got} {of}: "
-        "divide percent by 100, rescale a value without bounds, such as an error to 1 / (1 + error)"
+        f"{_told(workload)} must return a share, 0 to 1, larger is better, got {got} {of}: "
+        "divide percent by 100, and give any other unit as metric=search.Metric(name, function, best=, low=, high=)"
     )
+
+
+def _told(workload: Workload) -> str:
+    name = f" {workload.metric.name!r}" if isinstance(workload.metric, Metric) else ""
+    return f"workload {workload.name!r}: metric{name}"
 
 
 def _random(outputs: Any) -> Any:
@@ -88,8 +121,11 @@ def _random(outputs: Any) -> Any:
     return map_tensors(outputs, drawn)
 
 
-def _telling(outputs: Any, targets: Tensor) -> Any:
+def _telling(outputs: Any, targets: Any) -> Any:
     """Outputs of the same form that equal the targets if the shapes agree, and otherwise name their class."""
+
+    if not isinstance(targets, Tensor):
+        return outputs
 
     def told(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or not tensor.ndim or tensor.is_complex():

@@ -65,6 +65,11 @@ def default_metric(loss: Callable[..., Any]) -> Callable[[Tensor, Tensor], float
 DEFAULT_METRICS = (accuracy, accuracy_of_logits, accuracy_of_probabilities)
 
 
+def is_default(metric: object) -> bool:
+    """Whether it is one of the default metrics; by identity, since objects of torchmetrics equal anything."""
+    return any(metric is one for one in DEFAULT_METRICS)
+
+
 def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
     """The targets as class numbers, integers of shape (n, ...), which may include `IGNORED`.
 
@@ -75,8 +80,10 @@ def class_labels(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: tells what they are instead, and the remedy.
     """
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"the network returns {describe(outputs)}, not a single tensor: {REMEDY} that takes it apart")
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        what = "the network returns" if isinstance(targets, Tensor) else "targets are"
+        held = outputs if isinstance(targets, Tensor) else targets
+        raise ValueError(f"{what} {describe(held)}, not a single tensor: {REMEDY} that takes it apart")
     if outputs.ndim < 2:
         raise ValueError(f"outputs of shape {tuple(outputs.shape)} have no class dimension: {REMEDY}")
     classes, places = outputs.shape[1], (len(targets), *outputs.shape[2:])
@@ -170,10 +177,11 @@ def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tens
 
 def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
     """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type."""
-    if not isinstance(outputs, Tensor):
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        what = "the network returns" if isinstance(targets, Tensor) else "targets are"
+        held = outputs if isinstance(targets, Tensor) else targets
         raise ValueError(
-            f"the network returns {describe(outputs)}, not a single tensor: give the workload a loss= and a metric= "
-            "that take it apart"
+            f"{what} {describe(held)}, not a single tensor: give the workload a loss= and a metric= that take it apart"
         )
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise ValueError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
 
+from pruning.outputs import tensors_in
+from pruning.trees import contents
 from search.workloads.base import Workload
+from search.workloads.batch_form import Batch
 
 PAIRS = (
     ("fit", "validation"), ("fit", "test"), ("validation", "test"), ("calibration", "validation"),
@@ -19,10 +21,13 @@ FEW = 0.01
 
 
 def overlaps(workload: Workload) -> str | None:
-    """One line that says which splits hold the same inputs, and how many; None if hardly any do."""
+    """One line that says which splits hold the same inputs, and how many; None if hardly any do.
+
+    Only splits that are in memory are compared.
+    """
     known: dict[str, list[bytes]] = {}
     for split in {name for pair in PAIRS for name in pair}:
-        known[split] = _digests(getattr(workload, split)[0])
+        known[split] = _digests(workload.examples(split).whole)
     found = []
     for first, second in PAIRS:
         held = set(known[first])
@@ -32,8 +37,13 @@ def overlaps(workload: Workload) -> str | None:
     return f"splits overlap: {'; '.join(found)}: accuracies on them come out too high" if found else None
 
 
-def _digests(inputs: Tensor) -> list[bytes]:
-    rows = inputs.detach().cpu().contiguous().reshape(len(inputs), -1)
+def _digests(whole: Batch | None) -> list[bytes]:
+    """One for each example; none where the examples are not in memory."""
+    if whole is None:
+        return []
+    tensors = [tensor for tensor in tensors_in(contents(whole[0])) if tensor.ndim]
+    parts = [tensor.detach().cpu().contiguous().reshape(len(tensor), -1).view(torch.uint8) for tensor in tensors]
+    rows = torch.cat(parts, 1)
     if not rows.shape[1]:
         return []
-    return [hashlib.blake2b(row, digest_size=8).digest() for row in rows.view(torch.uint8).numpy()]
+    return [hashlib.blake2b(row, digest_size=8).digest() for row in rows.numpy()]

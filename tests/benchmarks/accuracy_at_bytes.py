@@ -52,7 +52,7 @@ from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
 from search.training.refresh import refresh_statistics_
-from search.training.train import score
+from search.training.scoring import score
 from search.workloads import Workload
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable

@@ -32,7 +32,7 @@ from study import hardware
 
 from pruning.importance.scores import unit_importance
 from search.cli.text_tables import percent, render, spread
-from search.training.train import score
+from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
 from spaces.allocation.importance import AllocationInputs

@@ -46,7 +46,8 @@ from search.cli.text_tables import render
 from search.proposals.pool import Pool
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
-from search.training.train import batches, score
+from search.training.examples import batches
+from search.training.scoring import score
 from search.workloads import Workload
 from search.workloads.recipe import one_cycle
 from spaces.allocation.importance import AllocationInputs

@@ -27,7 +27,8 @@ from torch import nn
 
 from search.training import stored
 from search.training.evaluate import PreparedModel
-from search.training.train import fine_tune, score, train_dense
+from search.training.scoring import score
+from search.training.train import fine_tune, train_dense
 from search.workloads import Workload, get_workload
 from spaces.network import Network
 from spaces.policy import PruningPolicy

@@ -43,7 +43,7 @@ from search.proposals.surrogate import Surrogate
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
-from search.training.train import score
+from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable, shifted
 from spaces.allocation.importance import AllocationInputs

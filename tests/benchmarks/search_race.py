@@ -44,7 +44,7 @@ from search.proposals.sampler import make_sampler
 from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.profile_cache import cached_profile
-from search.training.train import score
+from search.training.scoring import score
 from search.workloads import Workload, get_workload
 from spaces.allocation.budget import Unreachable, fit_to_budget
 from spaces.allocation.importance import AllocationInputs

@@ -33,7 +33,7 @@ from pruning.file.container import encode
 from pruning.file.stored_form import to_stored_form_
 from pruning.sparse_file import dense_bytes
 from search.cli.text_tables import render, spread
-from search.training.train import score
+from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.policy import PruningPolicy
 from spaces.search_space.space import SEED_SCHEDULE, Space

@@ -35,7 +35,7 @@ from pruning.file.stored_form import round_weights_
 from pruning.modules import prunable_weights
 from search.cli.text_tables import render
 from search.training.refresh import refresh_statistics_
-from search.training.train import score
+from search.training.scoring import score
 from search.workloads import Workload
 
 BITS = (6, 5, 4, 3)

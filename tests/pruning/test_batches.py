@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pruning import batches
 from pruning.batches import examples_at_once
-from search.training.train import predict
+from search.training.scoring import predict
 
 
 @pytest.fixture

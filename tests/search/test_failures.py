@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -14,10 +13,9 @@ import torch
 import search.study.runner
 import search.training.evaluate
 from pruning.channels.removal import RemovalMismatch
-from search import run_search
+from search import Workload, run_search
 from search.config import make_config
 from search.errors import EnvironmentProblem, GoalMissed
-from search.placement import Placement
 from search.proposals.sampler import make_sampler
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
 from search.training.evaluate import PreparedModel, evaluate_policy, failed
@@ -49,8 +47,7 @@ def test_every_failure_has_its_cause(monkeypatch, vgg, vgg_graph, error, cause):
 
     monkeypatch.setattr(search.training.evaluate, "fine_tune", raises)
     images = torch.ones(2, 1, 8, 8)
-    split = images, torch.tensor([0, 1])
-    workload = SimpleNamespace(example_input=images, calibration=split, loss=None, placement=Placement())
+    workload = Workload("w", lambda: vgg, *[(images, torch.tensor([0, 1]))] * 4)
     result = evaluate_policy(PreparedModel(workload, vgg, vgg_graph), POLICY, 1, 0).result
     assert (result.state, result.cause) == ("failed", cause) and result.reason.startswith(cause)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +18,14 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     TensorDataset,
-    WeightedRandomSampler,
 )
 
-from search import Workload
-from search.training.fingerprint import data_fingerprint
+from search import Recipe, Workload
+from search.training.examples import batches
+from search.training.fingerprint import data_fingerprint, split_fingerprint
 from search.workloads import get_workload
 from search.workloads.overlap import overlaps
-from search.workloads.splits import only_few
+from search.workloads.steadiness import unsteady
 
 INPUTS, TARGETS = torch.randn(70, 3, generator=torch.Generator().manual_seed(0)), torch.arange(70) % 4
 SPLITS = ("fit", "calibration", "validation", "test")
@@ -74,19 +76,58 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("draw", DRAWS)
-def test_a_data_set_that_draws_is_read_alike_each_time_and_said_so(draw, caplog):
+def is_even(split, name="fit"):
+    """Whether examples change is found without a trace in the global generators."""
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    first = task(fit=Drawn(DRAWS[draw]()))
+    found = task(**{name: split}).examples(name)
+    changes = found.changes
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
     assert np.random.get_state()[1].tolist() == states[1]
-    (said,) = caplog.messages
-    assert "examples of fit change each time" in said and "augment=" in said
+    return not changes
+
+
+def epochs(split, seed, steps=14):
+    """Inputs of the batches of two epochs and a half."""
+    workload = task(fit=split)
+    return [inputs for inputs, _ in batches(replace(workload, recipe=Recipe(batch=10)), steps, seed)]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_data_set_that_draws_gives_new_draws_every_epoch_and_the_same_again_under_the_same_seed(draw):
+    """One with a generator of its own goes on from wherever that is; all others draw from generators with a seed."""
+    assert not is_even(Drawn(DRAWS[draw]()))
+    torch.manual_seed(9)
+    before = torch.rand(3)
+    torch.manual_seed(9)
+    first, again, other = (epochs(Drawn(DRAWS[draw]()), seed) for seed in (5, 5, 6))
+    assert torch.equal(torch.rand(3), before)  # dropout's draws are apart from the data's
+    order = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(70, generator=order) for _ in range(2)]
+    moves = [
+        torch.cat([x - INPUTS[o] for x, o in zip(first[7 * n : 7 * n + 7], orders[n].split(10), strict=True)])
+        for n in range(2)
+    ]
+    for n in range(2):  # by place
+        moves[n] = moves[n][orders[n].argsort()]
+    assert not torch.allclose(moves[0], moves[1]) and len(first) == 14
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_data_set_that_draws_is_the_same_data_in_every_command(draw, caplog):
+    first, second = (task(fit=Drawn(DRAWS[draw]()), test=Drawn(DRAWS[draw]())) for _ in range(2))
     torch.rand(5), np.random.rand(5), random.random()
-    second = task(fit=Drawn(DRAWS[draw]()))
-    assert data_fingerprint(first) == data_fingerprint(second)
-    moves = first.fit[0] - INPUTS
-    assert len({tuple(row) for row in moves.tolist()}) > 1 and torch.equal(first.fit[1], TARGETS)
+    assert split_fingerprint(first, "fit") == split_fingerprint(second, "fit")
+    one, other = (first.examples("test") for _ in range(2))
+    if draw != "its own":
+        batches = [[x for x, _ in of.in_order(16)] for of in (one, other)]
+        assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True)) and len(batches[0]) == 5
+        moved = task(fit=Drawn(lambda: DRAWS[draw]()() + 1))
+        assert split_fingerprint(moved, "fit") != split_fingerprint(first, "fit")
+    said = unsteady(first)
+    assert ("examples of test change each time" in said) == (draw != "its own")
+    assert ("fit, test draw from generators of their own" in said) == (draw == "its own")
 
 
 FACTORY = """
@@ -94,7 +135,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset, random_split
-from search import Workload
+from search import Recipe, Workload
 
 ORDER = torch.randperm(70)
 INPUTS = torch.arange(210.0).reshape(70, 3)
@@ -114,29 +155,50 @@ def test_splits_that_a_workload_draws_are_the_same_each_time(tmp_path):
     assert torch.equal(torch.get_rng_state(), states[0]) and bit_generator.randbits is states[1]
     torch.rand(5), np.random.rand(5)
     assert data_fingerprint(first) == data_fingerprint(get_workload(f"{tmp_path / 'drawing.py'}:task"))
-    assert first.fit[0].tolist() != sorted(first.fit[0].tolist())  # they are drawn
+    inputs = first.examples("fit").whole[0]
+    assert inputs.tolist() != sorted(inputs.tolist())  # they are drawn
 
 
-def test_a_data_set_in_random_order_is_said(caplog):
-    class Shuffled(Dataset):
-        def __len__(self):
-            return 70
-
-        def __getitem__(self, place):
-            return INPUTS[(other := random.randrange(70))], int(TARGETS[other])
-
-    one, other = (task(fit=Shuffled(), test=Shuffled()) for _ in range(2))
-    assert data_fingerprint(one) == data_fingerprint(other) and "examples of fit, test change" in caplog.messages[0]
+def test_a_data_set_that_draws_in_its_second_half_or_its_order_is_found_to():
+    assert not is_even(Items(lambda i: (INPUTS[i] + (random.random() if i > 30 else 0), 0), 70), "test")
+    assert not is_even(Items(lambda i: (INPUTS[random.randrange(70)], 0), 70))
 
 
-def test_a_data_set_that_draws_in_its_second_half_is_said_so(caplog):
-    task(test=Items(lambda i: (INPUTS[i] + (random.random() if i > 30 else 0), 0), 70))
-    assert "examples of test change" in caplog.messages[0]
+def test_a_data_set_that_draws_nothing_is_read_once():
+    data = Counted(70)
+    made = task(fit=data, test=Subset(TensorDataset(INPUTS, TARGETS), range(5, 70)))
+    assert data.read == [0, 1] and unsteady(made) is None  # for the example input
+    whole = made.examples("fit").whole
+    assert torch.equal(whole[0][:, 0], torch.arange(70.0)) and torch.equal(made.examples("test").whole[0], INPUTS[5:])
+    count = len(data.read)
+    for _ in batches(replace(made, recipe=Recipe(batch=10)), 20, 0):
+        pass
+    assert [*made.examples("fit").in_order(9)] and split_fingerprint(made, "fit") and len(data.read) == count < 70 * 3
 
 
-def test_a_data_set_that_draws_nothing_is_not_spoken_of(caplog):
-    made = task(fit=Drawn(lambda: 0.0), test=Subset(TensorDataset(INPUTS, TARGETS), range(5, 70)))
-    assert torch.equal(made.fit[0], INPUTS) and torch.equal(made.test[0], INPUTS[5:]) and not caplog.messages
+def test_a_large_data_set_is_read_where_it_is_needed(monkeypatch):
+    monkeypatch.setattr("search.workloads.datasets.MOST_BYTES", 70 * 3 * 4)  # of the inputs alone
+    data = Counted(70)
+    made = replace(task(fit=data, test=Counted(70)), recipe=Recipe(batch=16))
+    wanted = replace(task(fit=made.examples("fit").some(70)), recipe=Recipe(batch=16))
+    pairs = zip(batches(made, 9, 3), batches(wanted, 9, 3), strict=True)
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+    data.read.clear()
+    inputs, targets = made.examples("fit").some(7)
+    assert data.read == inputs[:, 0].tolist() == list(range(0, 70, 10)) and len(targets) == 7
+    assert [len(x) for x, _ in made.examples("test").in_order(32)] == [32, 32, 6]
+    assert split_fingerprint(made, "fit") != split_fingerprint(wanted, "fit")  # of 64 of 70
+    assert split_fingerprint(made, "fit") == split_fingerprint(made, "test")
+    assert split_fingerprint(made, "fit") != split_fingerprint(replace(made, data_version="2"), "fit")
+
+
+@pytest.mark.slow
+def test_workers_of_a_loader_read_the_same_batches():
+    data = Drawn(DRAWS["numpy"]())
+    alone = epochs(DataLoader(data, batch_size=3), 4)
+    before = torch.get_rng_state()
+    assert all(torch.equal(a, b) for a, b in zip(alone, epochs(DataLoader(data, num_workers=2), 4), strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +210,8 @@ def test_a_data_set_that_draws_nothing_is_not_spoken_of(caplog):
     ],
 )
 def test_a_loader_is_read_in_order(options, places):
-    made = task(fit=DataLoader(TensorDataset(INPUTS, TARGETS), **options))
-    assert torch.equal(made.fit[0], INPUTS[list(places)]) and torch.equal(made.fit[1], TARGETS[list(places)])
+    inputs, targets = task(fit=DataLoader(TensorDataset(INPUTS, TARGETS), **options)).examples("fit").whole
+    assert torch.equal(inputs, INPUTS[list(places)]) and torch.equal(targets, TARGETS[list(places)])
 
 
 class Stream(IterableDataset):
@@ -169,50 +231,60 @@ class Items(Dataset):
 
 
 REFUSED = {
-    "stream": (Stream(), "is a stream (Stream): give a map-style dataset"),
-    "loader of a stream": (DataLoader(Stream()), "a DataLoader over a stream"),
-    "loader with weights": (
-        DataLoader(TensorDataset(INPUTS, TARGETS), sampler=WeightedRandomSampler([1.0] * 70, 70)),
-        "a sampler of its own (WeightedRandomSampler)",
-    ),
+    "a stream of unknown length": (Stream(), "has no length: give the workload steps_per_epoch="),
+    "a loader of one": (DataLoader(Stream()), "has no length: give the workload steps_per_epoch="),
+    "a function": (lambda: [(INPUTS, TARGETS)], "has no length: give the workload steps_per_epoch="),
+    "an iterator": (iter([(INPUTS, TARGETS)]), "is a list_iterator, which can be gone through only once"),
     "loader of no length": (DataLoader(NoLength()), "over a NoLength that has no length: give it a __len__"),
-    "mappings": (Items(lambda i: {"pixel_values": INPUTS[i], "labels": 0}), "yields mappings of 'pixel_values', 'la"),
-    "two inputs": (Items(lambda i: (INPUTS[i], INPUTS[i], 0)), "yields items of 3 parts: an item must be"),
-    "a pair of inputs": (Items(lambda i: ((INPUTS[i], INPUTS[i]), 0)), "must yield pairs (inputs, target) of tensors"),
-    "a mapping": ({"x": INPUTS, "y": TARGETS}, "must be a pair of tensors or a map-style dataset, got dict"),
+    "mappings": (
+        Items(lambda i: {"pixels": INPUTS[i], "kind": 0}),
+        "yields mappings of 'pixels', 'kind', with no targets among them: name the targets, such as targets='kind'",
+    ),
+    "an empty mapping": ({}, "yields mappings of nothing, with no targets among them"),
     "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
     "sizes": (Items(lambda i: (torch.ones(3 + i), 0)), "cannot be put together to tensors: stack expects each tensor"),
-    "a later size": (
-        Items(lambda i: (torch.ones(3 if i < 64 else 1), 0), 70),
-        "different shapes or types, (3,) of torch.float32 and (1,",
-    ),
-    "a later type": (
-        Items(lambda i: (INPUTS[0], 1 if i < 64 else 0.25), 70),
-        "() of torch.int64 and () of torch.float64",
-    ),
-    "inputs alone": (Items(lambda i: INPUTS[i]), "must yield pairs (inputs, target) of tensors"),
-    "collated to three": (
-        DataLoader(TensorDataset(INPUTS, TARGETS), collate_fn=lambda items: (INPUTS, INPUTS, TARGETS)),
-        "must yield pairs (inputs, target) of tensors",
-    ),
-    "loader without batches": (
+    "inputs alone": (Items(lambda i: INPUTS[i]), "must yield pairs (inputs, targets) of tensors"),
+    "words": (Items(lambda i: ("a", "b")), "yields inputs that hold no tensor of examples"),
+    "examples, not batches": (
         DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=None),
-        "give its dataset, or a torch.utils.data.Subset",
+        "yields targets that hold no tensor of examples",
     ),
     "objects": (Items(lambda i: (object(), 0)), "cannot be put together to tensors"),
     "more inputs": ((INPUTS, TARGETS[:60]), "as many inputs as targets, got 70 and 60"),
+    "more of one input": ((INPUTS, INPUTS[:60], TARGETS), "yields tensors of 70 and of 60 examples in one batch"),
     "nothing": ((INPUTS[:0], TARGETS[:0]), "got 0 and 0"),
+    "no examples": ((INPUTS[:0], INPUTS[:0], TARGETS[:0]), "is empty"),
     "one number": ((torch.tensor(0.5), TARGETS), "as many inputs as targets, got a single number and 70"),
+    "a number": (5, "must be a pair of tensors, a map-style dataset, a DataLoader, or a function"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.parametrize("name", ["fit", "test"])
-def test_what_is_no_split_is_told_in_one_line(case, name):
+def test_what_is_no_split_is_told_in_one_line(case):
     split, said = REFUSED[case]
-    with pytest.raises(ValueError, match=f"^split '{name}'") as raised:
-        task(**{name: split})
+    with pytest.raises(ValueError, match=r"^split 'fit'") as raised:
+        task(fit=split)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+LATER = {
+    "a later size": (
+        Items(lambda i: (torch.ones(3 if i < 64 else 1), 0), 70),
+        "its items cannot be put together to tensors: stack expects each tensor to be equal size, but got [3] at",
+    ),
+    "a later type": (
+        Items(lambda i: (INPUTS[0], 1 if i < 64 else 0.25), 70),
+        "() of torch.int64 and (3,) of torch.float32 and () of torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_items_that_do_not_go_together_are_told_when_they_are_read(case):
+    split, said = LATER[case]
+    with pytest.raises(ValueError, match=r"^split 'test'") as raised:
+        task(test=split).examples("test").held(70)
+    assert said in str(raised.value)
 
 
 def apart(**changes) -> Workload:
@@ -255,33 +327,11 @@ class Counted(Dataset):
         return torch.full((3,), float(place)), place * 4 // self.n
 
 
-@pytest.mark.parametrize("n", [2, 64, 65, 100, 5000])
-@pytest.mark.parametrize(
-    "make", [lambda d: d, lambda d: DataLoader(d, batch_size=8, shuffle=True)], ids=["set", "loader"]
-)
-def test_a_few_items_evenly_spaced_are_read_where_no_more_are_needed(n, make):
-    data = Counted(n)
-    with only_few():
-        some = task(fit=make(data))
-    inputs, targets = some.fit
-    places = inputs[:, 0].long().tolist()
-    assert len(places) == min(n, 64) == len(set(places)) and places == sorted(places)
-    assert len(data.read) <= 128 and torch.equal(some.example_input, torch.stack([data[0][0], data[1][0]]))
-    assert max(b - a for a, b in zip(places, [*places[1:], n], strict=True)) <= n / 60 + 1
-    assert targets.unique().tolist() == sorted({place * 4 // n for place in range(n)})
-    assert len(task(fit=make(data)).fit[0]) == n
-
-
-def test_tensors_stay_whole_where_a_few_items_are_read():
-    with only_few():
-        assert len(task().fit[0]) == 70
-
-
 MANY = """
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from search import Workload
+from search import Recipe, Workload
 
 READ = []
 
@@ -307,25 +357,11 @@ def task(**more):
     return Workload("many", net, fit=few, calibration=small, validation=more.get("validation", small), test=small,
                     metric=share)
 
-
-def rare():
-    from torch.utils.data import Subset
-    return task(validation=Subset(Many(), range(3000)))
 """
 
 
-def test_inspect_reads_a_few_of_many_items(main, place):
+def test_inspect_reads_one_batch(main, place):
     (place / "many.py").write_text(MANY)
-    (place / "counted.py").write_text(
-        "from many import READ, task as made\n\n\n"
-        "def task():\n    made_now = made()\n    assert len(READ) < 150\n    return made_now\n"
-    )
-    shown = main("inspect", "./counted.py:task")
+    shown = main("inspect", "./many.py:task")
     assert shown.code == 0 and "many: " in shown.out, shown.err
-
-
-def test_what_a_few_items_refuse_is_judged_by_all(main, place):
-    """No positive is among the few."""
-    (place / "rare.py").write_text(MANY.replace("40_000", "3000"))
-    shown = main("inspect", "./rare.py:rare")
-    assert shown.code == 0, shown.err
+    assert sys.modules["prunefront_workload_many"].READ == [0, 1]

@@ -49,7 +49,8 @@ class Pairs(Dataset):
 def test_a_dataset_is_the_same_split_as_its_tensors():
     inputs, targets = split(7)
     made = workload(fit=Pairs(inputs, targets))
-    assert torch.equal(made.fit[0], inputs) and torch.equal(made.fit[1], targets)
+    whole = made.examples("fit").whole
+    assert torch.equal(whole[0], inputs) and torch.equal(whole[1], targets)
     assert torch.equal(made.example_input, inputs[:2])
 
 
@@ -58,7 +59,7 @@ def test_a_dataset_is_the_same_split_as_its_tensors():
     [
         ((torch.zeros(0, 3), torch.zeros(0)), "0 and 0"), ((torch.zeros(4, 3), torch.zeros(5)), "4 and 5"),
         ((torch.zeros(4, 3),), "pair of tensors"), ((torch.zeros(4, 3), [1, 2, 3, 4]), "pair of tensors"),
-        (Pairs(torch.zeros(0, 3), torch.zeros(0)), "empty"), (iter([1]), "map-style"), (5, "map-style"),
+        (Pairs(torch.zeros(0, 3), torch.zeros(0)), "empty"), (iter([1]), "only once"), (5, "map-style"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["fit", "test"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
 from search.workloads import Workload
 from search.workloads.base import placed
-from search.workloads.splits import only_few
+from search.workloads.splits import only_the_example
 from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
 from spaces.granularity import GRANULARITIES, parts_in, unpruned_reason
@@ -161,13 +160,12 @@ def inspect(arguments: argparse.Namespace) -> Reply:
 def _task_and_network(
     arguments: argparse.Namespace, asked: Mapping[str, Any]
 ) -> tuple[SearchConfig, Path, Workload, nn.Module]:
-    """Config, root, workload and untrained network; of data sets a few items are read where nothing needs more."""
+    """Config, root, workload and untrained network; of data sets only the example input is read if that is enough."""
 
     if not arguments.pictures:
-        with only_few():
+        with only_the_example():
             config, root, workload = workload_of(arguments, **asked)
-            with suppress(UsageError):  # what a few refuse, such as a metric that needs a rare class, all may allow
-                return config, root, workload, build_model(workload, config.dense_seed)
+            return config, root, workload, build_model(workload, config.dense_seed)
     config, root, workload = workload_of(arguments, **asked)
     return config, root, workload, build_model(workload, config.dense_seed)
 

@@ -24,7 +24,7 @@ from search.store.folder import StudyFolder
 from search.study.start import _dense_model, _settle_identity
 from search.training.checkpoints import save_model
 from search.training.dense_model import dense_model
-from search.training.fingerprint import model_fingerprint, split_fingerprint, training_fingerprint, weights_fingerprint
+from search.training.fingerprint import SplitFingerprints, model_fingerprint, training_fingerprint, weights_fingerprint
 from search.training.former_fingerprints import BUILT_IN, old_model_fingerprints, old_training_fingerprints
 from search.training.train import train_dense
 from search.workloads import get_workload
@@ -177,8 +177,13 @@ def test_what_decides_results_counts(prints):
 
 
 def of(**parts) -> str:
-    parts = {"loss": nn.functional.cross_entropy, "metric": accuracy, "augment": None} | parts
-    return training_fingerprint(SimpleNamespace(**parts))
+    return training_fingerprint(code(**parts))
+
+
+def code(**parts) -> SimpleNamespace:
+    """What a workload has besides its data."""
+    usual = {"loss": nn.functional.cross_entropy, "metric": accuracy}
+    return SimpleNamespace(**usual | dict.fromkeys(("augment", "forward", "steps_per_epoch")) | parts)
 
 
 def test_lambdas_of_one_line_are_told_apart():
@@ -203,7 +208,7 @@ def test_functions_without_source_and_weights_of_a_loss_count():
 
 def test_a_function_that_notes_things_down_keeps_its_fingerprint():
     seen = []
-    workload = SimpleNamespace(loss=lambda o, t: seen.append(o), metric=accuracy, augment=None)
+    workload = code(loss=lambda o, t: seen.append(o))
     first = training_fingerprint(workload)
     seen.append(5)
     assert training_fingerprint(workload) == first
@@ -260,9 +265,7 @@ def test_built_in_workloads_keep_their_fingerprints_and_know_their_old_ones(name
     other."""
     golden = recorded()[name]
     model = VGG9(width=1 / 8, inputs=1, pools=3 if name == "digits" else 4)
-    task = SimpleNamespace(
-        loss=nn.functional.cross_entropy, metric=accuracy, augment=shift_and_flip if name == "fashion-mnist" else None
-    )
+    task = code(augment=shift_and_flip if name == "fashion-mnist" else None)
     new = model_fingerprint(model), training_fingerprint(task)
     assert new == (golden["architecture"], golden["training"])
     assert golden["old architecture"] in old_model_fingerprints(model, new[0]) & set(BUILT_IN.values())
@@ -326,8 +329,7 @@ def test_a_test_split_may_change_until_a_final_run_depends_on_it(finished, place
         if split:
             inputs, targets = getattr(workload, split)
             changed = dataclasses.replace(workload, **{split: (inputs, targets.flip(0))})
-        data = {name: split_fingerprint(getattr(changed, name)) for name in SPLITS}
-        found = dataclasses.replace(dense, data=data)
+        found = dataclasses.replace(dense, data=SplitFingerprints(changed))
         network = trace_channels(dense.model, workload.example_input).network
         _settle_identity(folder, folder.config, changed, found, network, SimpleNamespace(note=notes.append))
 

@@ -14,7 +14,8 @@ from search.study.finals import _rounded
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy, evaluate_untrained
 from search.training.refresh import AS_TRAINED, REFRESHED, fit_batches, refresh_statistics_, statistics_note
-from search.training.train import score, train_dense
+from search.training.scoring import score
+from search.training.train import train_dense
 from search.workloads import Workload, get_workload
 from search.workloads.recipe import Recipe
 from spaces.policy import PruningPolicy

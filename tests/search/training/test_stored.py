@@ -15,7 +15,7 @@ from search.training import stored
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy, evaluate_untrained
-from search.training.train import predict
+from search.training.scoring import predict
 from search.workloads import get_workload
 from spaces.cost.footprint import footprint
 from spaces.policy import PruningPolicy

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from search import Recipe, Workload
 from search.errors import UsageError
 from search.training.dense_model import build_model, dense_model
-from search.training.train import predict
+from search.training.scoring import predict
 from search.workloads.metric_checks import try_metric
 
 INPUTS = torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
