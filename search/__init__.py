@@ -12,14 +12,14 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from typing import Any
 
     from search.config import SearchConfig
+    from search.metric import Metric
     from search.results.view import SearchResult, load_front
     from search.study.start import run_search
     from search.workloads import Workload, get_workload
-    from search.workloads.metric import Metric
     from search.workloads.recipe import Recipe
 
 _PLACES = {
-    "Metric": "search.workloads.metric",
+    "Metric": "search.metric",
     "Recipe": "search.workloads.recipe",
     "SearchConfig": "search.config",
     "SearchResult": "search.results.view",

@@ -19,15 +19,15 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ROOMS = {
-    "__init__": {"config", "namesakes", "results", "study", "workloads"},
+    "__init__": {"config", "metric", "namesakes", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
     "progress": {"process"},
     "user_code": {"errors", "process"},
     "placement": {"errors", "records"},
-    "workloads": {"errors", "options", "placement", "user_code"},
+    "workloads": {"errors", "metric", "options", "placement", "user_code"},
     "training": {
-        "checksum", "errors", "files", "placement", "process", "progress", "records", "storage", "user_code",
+        "checksum", "errors", "files", "metric", "placement", "process", "progress", "records", "storage", "user_code",
         "workloads",
     },
     "proposals": {"records"},
@@ -35,20 +35,20 @@ ROOMS = {
         "config", "errors", "files", "options", "process", "progress", "proposals", "record_checks", "records",
         "storage",
     },
-    "results": {"config", "errors", "files", "proposals", "record_checks", "records", "storage", "store"},
+    "results": {"config", "errors", "files", "metric", "proposals", "record_checks", "records", "storage", "store"},
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "progress", "results", "training"},
     "export": {
-        "config", "errors", "files", "identity", "placement", "progress", "records", "results", "store", "training",
-        "user_code", "workloads",
+        "config", "errors", "files", "identity", "metric", "placement", "progress", "records", "results", "store",
+        "training", "user_code", "workloads",
     },
     "study": {
-        "config", "errors", "files", "identity", "placement", "progress", "proposals", "records", "results", "storage",
-        "store", "training", "user_code", "workloads",
+        "config", "errors", "files", "identity", "metric", "placement", "progress", "proposals", "records", "results",
+        "storage", "store", "training", "user_code", "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "namesakes", "options", "placement", "process", "progress",
-        "results", "store", "study", "training", "user_code", "workloads",
+        "analysis", "config", "errors", "export", "files", "metric", "namesakes", "options", "placement", "process",
+        "progress", "results", "store", "study", "training", "user_code", "workloads",
     },
     "config": {"errors", "files", "options", "record_checks"},
     "dense": {"training"},

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.cli.device_support import STATEMENTS
+from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.bits import FLOAT_BITS
@@ -53,16 +54,9 @@ def percent(share: float | None, digits: int = 1) -> str | None:
     return None if share is None else f"{share * 100:.{digits}f} %"
 
 
-def spread(mean: float | None, sd: float | None) -> str | None:
-    """Mean and standard deviation in percent."""
-    if mean is None:
-        return None
-    return f"{mean * 100:.2f} %" if sd is None else f"{mean * 100:.2f} ± {sd * 100:.2f} %"
-
-
-def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
+def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric = SHARE) -> str:
     """The front, or with `with_state` all trials and why they are not complete."""
-    columns = ["trial", "accuracy", "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
+    columns = ["trial", unit.name, "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
     body, predicted = [], any(row.latency is not None for row in rows)
     rounded = any(row.bits not in (None, FLOAT_BITS) for row in rows)
     if rounded:
@@ -74,7 +68,8 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False) -> str:
         if row.exponent is not None:
             schedule = ("" if schedule == "polynomial" else f"{schedule}, ") + f"E = {row.exponent:.2g}"
         cells = [
-            row.trial, percent(row.accuracy, 2), percent(row.final_accuracy, 2), spread(row.test_accuracy, row.test_sd),
+            row.trial, unit.shown(row.accuracy), unit.shown(row.final_accuracy),
+            unit.spread(row.test_accuracy, row.test_sd),
             percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs), row.granularity, schedule,
             row.origin,
         ]  # fmt: skip
@@ -92,14 +87,14 @@ def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
     return MIXED if isinstance(bits, Mapping) else None if bits is None else str(bits)
 
 
-def closing_table(rows: Sequence[ClosingRow]) -> str:
+def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
     columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
     timed = any(row.latency for row in rows)
     body = [
         [
-            row.name, bits_cell(row.bits), _runs_cell(row), spread(row.validation, row.validation_sd),
-            spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
+            row.name, bits_cell(row.bits), _runs_cell(row), unit.spread(row.validation, row.validation_sd),
+            unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
             *([_latency_cell(row.latency, row.within_noise)] if timed else []),
         ]
         for row in rows
@@ -173,7 +168,7 @@ def target_table() -> str:
     )
 
 
-def profile_table(profile: Profile, granularity: str) -> str:
+def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> str:
     """Calibration accuracy by layer and sparsity, after BatchNorm recalibration where there is one.
 
     Few units round to other sparsities in one layer than in another; then each cell names its own.
@@ -186,18 +181,22 @@ def profile_table(profile: Profile, granularity: str) -> str:
     columns = reached[0] if alike and reached else [f"level {n + 1}" for n in range(max(map(len, reached), default=0))]
     rows = []
     for (layer, points), shares in zip(layers.items(), reached, strict=True):
-        cells = [percent(point.recalibrated_accuracy) for point in points]
+        cells = [_cell(point.recalibrated_accuracy, unit) for point in points]
         cells = cells if alike else [f"{share}: {cell}" for share, cell in zip(shares, cells, strict=True)]
         rows.append([layer, *cells, *[None] * (len(columns) - len(cells))])
     return render([granularity, *columns], rows)
 
 
-def rounding_table(profile: Profile) -> str:
+def _cell(share: float, unit: Metric) -> str | None:
+    return percent(share) if unit.is_share else unit.shown(share)
+
+
+def rounding_table(profile: Profile, unit: Metric = SHARE) -> str:
     """Calibration accuracy by layer and value bits, as `profile_table` has it by sparsity."""
     bits = sorted({point.bits for points in profile.rounding.values() for point in points}, reverse=True)
     rows = []
     for layer, points in profile.rounding.items():
-        found = {point.bits: percent(point.recalibrated_accuracy) for point in points}
+        found = {point.bits: _cell(point.recalibrated_accuracy, unit) for point in points}
         rows.append([layer, *map(found.get, bits)])
     return render(["rounding", *(f"{own} bits" for own in bits)], rows)
 

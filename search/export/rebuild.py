@@ -29,7 +29,7 @@ from search.training.scoring import score
 from search.training.train import FINE_TUNE
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
-from search.workloads.base import placed
+from search.workloads.base import placed, with_dense_value
 from spaces.policy import PruningPolicy
 
 
@@ -90,6 +90,7 @@ def export_of_trial(
     folder, config = view.folder, view.config
     workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
     workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    workload = with_dense_value(workload, view.state.unit)
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
         return made, workload, config
@@ -102,6 +103,7 @@ def export_of_trial(
         there = placed(workload, placement)
         dense = dense_model(there, config.dense_seed, folder.root / "cache", config.weights, watcher)
         refuse_changes_of(folder.read_record(), folder, there, dense, watcher)
+        there = with_dense_value(dense.workload, view.state.unit)
         prepared = PreparedModel.of(there, dense.model, config.round_to)
         evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
     found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy

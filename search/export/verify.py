@@ -37,12 +37,14 @@ from search.export.onnx_file import onnx_difference, worst
 from search.export.write import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
 from search.identity.unchanged import as_recorded
+from search.metric import metric_from_plain
 from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
 from search.training.former_fingerprints import old_model_fingerprints
 from search.training.scoring import predict, score
 from search.workloads import Workload
+from search.workloads.base import with_dense_value
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
@@ -90,6 +92,7 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], most: Mapping[str, i
 
 def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workload) -> list[Check]:
     """Reload both weight files and compare policy, size, outputs and validation accuracy with the manifest."""
+    workload = with_dense_value(workload, metric_from_plain(manifest.get("metric")))
     dense = build_model(workload, seed=0)
     most = largest_files(dense)
     loaded = _tried("reload", lambda: _loaded(folder, manifest, dense, most))

@@ -39,6 +39,7 @@ from search.export.manifest import (
 )
 from search.export.onnx_file import require_onnx, write_onnx
 from search.export.rebuild import Export
+from search.metric import Metric, metric_to_plain
 from search.training.fingerprint import model_fingerprint, tensors_of
 from search.training.scoring import predict
 from search.workloads import Workload
@@ -168,6 +169,7 @@ def _manifest(
         "architecture": model_fingerprint(workload.build_model()),
         "origin": dict(export.origin),
         "accuracy": measured.accuracy,
+        **({"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}),
         "loss": measured.loss,
         "test_accuracy": export.test_accuracy,
         "dense_bytes": dense_bytes,

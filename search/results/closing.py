@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from search.metric import MAX, SHARE, Metric
 from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
@@ -74,7 +75,11 @@ def _final_row(name: str, score: FinalScore, timed: TimedNetworks | None) -> Clo
 
 
 def verdict(
-    comparison: Comparison, finals: Mapping[str, FinalScore], max_size: float, metric: str = "encoded"
+    comparison: Comparison,
+    finals: Mapping[str, FinalScore],
+    max_size: float,
+    metric: str = "encoded",
+    unit: Metric = SHARE,
 ) -> str | None:
     """What the finals come to on test data: whether the most accurate finalist is above the most accurate static
     baseline or differs by noise, and whether rounding the dense model would do as well.
@@ -83,20 +88,22 @@ def verdict(
 
     Args:
         max_size: the limit, a share of the dense size by the measure `metric`.
+        unit: in which differences are told; what is known of the spread of shares holds of accuracies only.
 
     Returns:
         One or two sentences; None if there is nothing to compare.
     """
+    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
     found = [finals[d] for d in comparison.finalists if d in finals]
     if not found:
         return None
     top = max(found, key=lambda f: f.final_accuracy)
     static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
-    said = [_against_static(comparison, top, static), _against_rounding(comparison, top, max_size, metric)]
+    said = [_against_static(comparison, top, static, unit), _against_rounding(comparison, top, max_size, metric, unit)]
     return " ".join(filter(None, said)) or None
 
 
-def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str, FinalScore]) -> str:
+def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str, FinalScore], unit: Metric) -> str:
     if not static:
         return ""
     name = max(static, key=lambda n: static[n].final_accuracy)
@@ -105,16 +112,16 @@ def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str
     if top.digest == other.digest:
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
     difference = top.test_accuracy - other.test_accuracy
-    points = f"{abs(difference) * 100:.2f} points"
+    points = unit.distance(top.test_accuracy, other.test_accuracy)
     seeds = "one seed each" if top.test_sd is None or other.test_sd is None else f"{top.n} seeds"
     remarks = "; ".join([seeds, *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
     error = _difference_error(top, other, comparison.test_examples)
     if error is not None and abs(difference) <= NOISE_FACTOR * error:
         return f"{finalist} and '{name}' differ by {points} on test, within noise ({remarks})."
-    return f"{finalist} is {points} {'above' if difference > 0 else 'below'} '{name}' on test ({remarks})."
+    return f"{finalist} is {points} {_side(difference, unit)} '{name}' on test ({remarks})."
 
 
-def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str) -> str:
+def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str, unit: Metric) -> str:
     """Names the smallest dense network of few bits within the limit that is not below the finalist by more than noise;
     empty if there is none.
     """
@@ -124,13 +131,19 @@ def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, 
         difference = top.test_accuracy - one.test_accuracy
         if difference > noise:
             continue
-        fares = "does as well, within noise" if difference >= -noise else f"is {-difference * 100:.2f} points above it"
+        apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)} {_side(-difference, unit)}"
+        fares = "does as well, within noise" if difference >= -noise else f"is {apart} it"
         size, own = one.size(metric), top.size(metric)
         gain = "gains nothing at this limit"
         if own < (1 - ALIKE) * size:
             gain = f"gains size at this limit, {own * 100:.1f} % against {size * 100:.1f} %, and no accuracy"
         return f"{name.capitalize()} ({size * 100:.1f} %) {fares}: pruning {gain}."
     return ""
+
+
+def _side(difference: float, unit: Metric) -> str:
+    """Where a value is whose share is larger by this difference."""
+    return "above" if (difference > 0) == (unit.best == MAX) else "below"
 
 
 def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:

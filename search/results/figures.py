@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from search.metric import SHARE, Metric
 from search.records import COMPLETE
 from search.results.comparison import BITS_OF, Comparison
 from search.results.tables import FinalScore, TrialRow
@@ -39,6 +40,7 @@ def front_png(
     comparison: Comparison | None = None,
     finals: Mapping[str, FinalScore] = MappingProxyType({}),
     metric: str = "encoded",
+    unit: Metric = SHARE,
 ) -> bytes:
     """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line; with a
     comparison also the dense model as it is and rounded, and the means of the finals of finalists and static baselines.
@@ -46,6 +48,7 @@ def front_png(
     Args:
         finals: scores by policy digest.
         metric: of the sizes, `encoded` or `nonzero`. Rounding changes only the first.
+        unit: in which the axis of accuracies is labelled; better is up, whatever its direction.
     """
     figure, axes = new_figure(8, 5)
     complete = [row for row in trials if row.state == COMPLETE]
@@ -71,7 +74,9 @@ def front_png(
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
     _size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
-    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylabel(f"validation {unit.name}" + (", %" if unit.is_share else ""))
+    if not unit.is_share:
+        axes.yaxis.set_major_formatter(lambda height, _: unit.shown(height / 100) or "")
     _zoom(axes, _points(complete)[1], _points(front)[1], marks)
     axes.legend(frameon=False, loc="best", fontsize=8)
     return png_bytes(figure)

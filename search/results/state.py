@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from search.config import SearchConfig
+from search.metric import SHARE, Metric
 from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord
 from search.results.comparison import Comparison
 from search.results.front import Front
@@ -31,6 +32,7 @@ class StudyState:
         least_accuracy: the validation accuracy asked for, if one was.
         chance: accuracy up to which networks are dead, and on no front, see `search.training.chance`; None if unknown.
         comparison: dense model, also rounded, and static baselines; None before the finals.
+        unit: the metric that accuracies, which are shares, are shown in.
         records: finished trials by number.
         finals: full-length fine-tunes.
         scores: of the finals, by policy digest.
@@ -46,11 +48,12 @@ class StudyState:
         least_accuracy: float | None = None,
         chance: float | None = None,
         comparison: Comparison | None = None,
+        unit: Metric = SHARE,
     ) -> None:
         self.config, self.recipe = config, recipe
         self.max_size = config.max_size if max_size is None else max_size
         self.dense_accuracy, self.least_accuracy, self.chance = dense_accuracy, least_accuracy, chance
-        self.comparison = comparison
+        self.comparison, self.unit = comparison, unit
         self.records: dict[int, TrialRecord] = {}
         self.finals: list[FinalRecord] = []
         self.scores: dict[str, FinalScore] = {}

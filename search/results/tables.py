@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from search.metric import SHARE, Metric
 from search.records import COMPLETE, FinalRecord, TrialRecord
 from spaces.bits import FLOAT_BITS
 from spaces.policy import PruningPolicy
@@ -193,23 +194,40 @@ def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> Tria
     )
 
 
-def plain_rows(rows: Iterable[TrialRow], columns: Sequence[str] = TRIAL_COLUMNS) -> list[dict[str, Any]]:
-    """Rows as data for JSON."""
-    return [{name: getattr(row, name) for name in columns} for row in rows]
+VALUES = {"accuracy": "value", "final_accuracy": "final_value", "test_accuracy": "test_value"}
+"""A share that rows have -> the column of the value that it stands for, in the unit of the study's own metric."""
 
 
-def csv_text(rows: Iterable[TrialRow], columns: Sequence[str], mapping: Callable[[Any], str]) -> str:
+def plain_rows(
+    rows: Iterable[TrialRow], columns: Sequence[str] = TRIAL_COLUMNS, unit: Metric = SHARE
+) -> list[dict[str, Any]]:
+    """Rows as data for JSON; by a metric with a unit, the values that their accuracies stand for are added."""
+    found = [{name: getattr(row, name) for name in columns} for row in rows]
+    if unit != SHARE:
+        for row in found:
+            row["metric"] = unit.name
+            row |= {name: None if row[share] is None else unit.value(row[share]) for share, name in VALUES.items()}
+    return found
+
+
+def _with_values(columns: Sequence[str], unit: Metric) -> list[str]:
+    return [*columns, *(["metric", *VALUES.values()] if unit != SHARE else [])]
+
+
+def csv_text(
+    rows: Iterable[TrialRow], columns: Sequence[str], mapping: Callable[[Any], str], unit: Metric = SHARE
+) -> str:
     """Rows as CSV with a header; `mapping` writes what maps layers to values."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    for row in plain_rows(rows, columns):
+    writer.writerow(_with_values(columns, unit))
+    for row in plain_rows(rows, columns, unit):
         writer.writerow(mapping(cell) if isinstance(cell, Mapping) else cell for cell in row.values())
     return file.getvalue()
 
 
-def data_frame(rows: Iterable[TrialRow], columns: Sequence[str]) -> pd.DataFrame:
+def data_frame(rows: Iterable[TrialRow], columns: Sequence[str], unit: Metric = SHARE) -> pd.DataFrame:
     """Rows as pandas has them; every column is of dtype object, so that None stays None."""
     import pandas as pd  # takes a third of a second, and most commands do without
 
-    return pd.DataFrame(plain_rows(rows, columns), columns=list(columns), dtype=object)
+    return pd.DataFrame(plain_rows(rows, columns, unit), columns=_with_values(columns, unit), dtype=object)

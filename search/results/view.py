@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from search.config import SearchConfig
 from search.errors import UsageError
+from search.metric import metric_from_plain
 from search.record_checks import MOST_TRIALS
 from search.results.comparison import Comparison, shown_comparison
 from search.results.state import StudyState
@@ -48,12 +49,12 @@ class SearchResult:
     @cached_property
     def front(self) -> pd.DataFrame:
         """The non-dominated trials within the limit; columns as `prunefront front --format json`."""
-        return data_frame(self.state.front, FRONT_COLUMNS)
+        return data_frame(self.state.front, FRONT_COLUMNS, self.state.unit)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """All trials by number, with `state` and `reason`."""
-        return data_frame(self.state.rows, TRIAL_COLUMNS)
+        return data_frame(self.state.rows, TRIAL_COLUMNS, self.state.unit)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -150,6 +151,7 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
         least_accuracy=record.get("least_accuracy"),
         chance=_share(record.get("chance")),
         comparison=shown_comparison(folder),
+        unit=metric_from_plain(record.get("metric")),
     )
     state.add_all(trials, finals)
     return StudyView(folder, config, state, begun, running, record.get("criterion_place"))
@@ -157,7 +159,8 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
 
 def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:
     """The Pareto set of a study, as `prunefront front` shows it; `max_size` re-slices it."""
-    return data_frame(open_study(root, study, max_size).state.front, FRONT_COLUMNS)
+    state = open_study(root, study, max_size).state
+    return data_frame(state.front, FRONT_COLUMNS, state.unit)
 
 
 def _share(value: object) -> float | None:

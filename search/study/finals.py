@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from search.config import SearchConfig
+from search.metric import Metric, told_share
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
 from search.results.comparison import (
@@ -72,7 +73,7 @@ def compare_finals(
         attempt.finish()
         state.add_final(record)
         left = (clock.seconds - began) / number * (len(missing) - number)
-        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left))
+        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left, state.unit))
     _tell_failures(folder.journal, state.finals, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
@@ -152,8 +153,12 @@ def _timed(
         return time_finals(subject, networks, progress)
 
 
-def _headline(run: str, result: TrialResult, left: float) -> str:
-    what = f"{result.accuracy:.2%} on validation" if result.state == COMPLETE else f"{result.state}: {result.reason}"
+def _headline(run: str, result: TrialResult, left: float, unit: Metric) -> str:
+    what = (
+        f"{told_share(unit, result.measured.accuracy)} on validation"
+        if result.state == COMPLETE
+        else f"{result.state}: {result.reason}"
+    )
     return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
 

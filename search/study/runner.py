@@ -15,6 +15,7 @@ import torch
 from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.metric import Metric, metric_to_plain, told_share
 from search.placement import Placement
 from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
@@ -36,6 +37,7 @@ from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import cached_profile, recalibration_note
+from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import NAMED
@@ -73,10 +75,11 @@ class StudyRunner:
         if (chance := self._chance(chance_accuracy(workload))) is not None:
             known["chance"] = chance
         record = folder.read_record()
-        if any(record.get(key) != value for key, value in known.items()):
-            folder.write_record({**record, **known})
+        unit = {"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}
+        if any(record.get(key) != value for key, value in (known | unit).items()):
+            folder.write_record({**record, **known, **unit})
         recipe, compared = workload.recipe.to_dict(), known_comparison(folder)
-        self.state = StudyState(config, recipe, comparison=compared, **known)
+        self.state = StudyState(config, recipe, comparison=compared, unit=named(workload.metric), **known)
         self._drop_weights(self.state.add_all(self.journal.trials(), self.journal.finals()))
 
     def _chance(self, chance: float | None) -> float | None:
@@ -310,7 +313,7 @@ class StudyRunner:
 
     def _point(self, record: TrialRecord) -> str:
         accuracy, _, shares = record.result.measured
-        return f"{accuracy:.2%} at {shares.of(self.config.size_metric):.1%}"
+        return f"{told_share(self.state.unit, accuracy)} at {shares.of(self.config.size_metric):.1%}"
 
     def _finals(self) -> Comparison | None:
         """None if there is no finalist to compare with anything."""
@@ -334,9 +337,15 @@ class StudyRunner:
         """Front table and pictures on MLflow's parent run."""
         state, front = self.state, self.state.front
         files = {
-            "front.csv": csv_text(front, FRONT_COLUMNS, str).encode(),
+            "front.csv": csv_text(front, FRONT_COLUMNS, str, self.state.unit).encode(),
             "front.png": front_png(
-                state.rows, front, self.config.max_size, state.comparison, state.scores, self.config.size_metric
+                state.rows,
+                front,
+                self.config.max_size,
+                state.comparison,
+                state.scores,
+                self.config.size_metric,
+                state.unit,
             ),
         }
         if profile is not None:

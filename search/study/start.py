@@ -14,6 +14,7 @@ from search.identity.measuring import settle_measuring
 from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.study_identity import latency_device, study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of, refuse_other_latency_device
+from search.metric import metric_from_plain
 from search.placement import Placement, placement_of
 from search.progress import ProgressReporter
 from search.results.view import SearchResult
@@ -30,7 +31,7 @@ from search.training.refresh import statistics_note
 from search.training.train import in_fast_layout, step_count
 from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
-from search.workloads.base import placed
+from search.workloads.base import placed, with_dense_value
 from search.workloads.overlap import overlaps
 from search.workloads.steadiness import unsteady
 from spaces.allocation.budget import Unreachable
@@ -97,8 +98,10 @@ def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) 
         dense = _dense_model(folder, config, workload, watcher)
         if said := statistics_note(dense.model, workload.example_input):
             watcher.note(said)
+        known = metric_from_plain(folder.read_record().get("metric")) if folder.exists else None
         _settle_identity(folder, config, workload, dense, space.network, watcher)
-        return StudyRunner(config, folder, space, untrained.with_weights(dense.model), dense, watcher).run()
+        prepared = untrained.with_weights(dense.model, with_dense_value(dense.workload, known))
+        return StudyRunner(config, folder, space, prepared, dense, watcher).run()
 
 
 def _require_criterion(criterion: str) -> None:

@@ -18,6 +18,7 @@ from pruning.channels.structure import Structure
 from pruning.masks import achieved_sparsity
 from pruning.outputs import on_cpu, tensors_in
 from search.errors import Refused, UsageError
+from search.metric import Metric
 from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
 from search.records import FLOAT32
@@ -38,10 +39,10 @@ from search.training.scoring import passes
 from search.training.train import Trained, in_fast_layout, train_dense
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
-from search.workloads.base import Workload
+from search.workloads.base import Workload, with_dense_value
 from search.workloads.checks import check_model, check_run
-from search.workloads.metric import Gathering, Metric, computed, share_of, tally
 from search.workloads.metric_checks import checked_value, metric_of
+from search.workloads.tally import Gathering, computed, share_of, tally
 from spaces.printable import printable
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _dense_model(
     model = in_fast_layout(model, workload.example_input).eval()
     value = _value(workload, model, source)
     if isinstance(workload.metric, Metric) and not workload.metric.has_range:
-        workload = replace(workload, metric=replace(workload.metric, dense=value))
+        workload = with_dense_value(workload, replace(workload.metric, dense=value))
     data, accuracy = SplitFingerprints(workload), share_of(workload.metric, value)
     return DenseModel(model, architecture, data, weights_fingerprint(model), accuracy, seconds, workload)
 

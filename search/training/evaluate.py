@@ -73,9 +73,12 @@ class PreparedModel:
         with within_memory(workload, "a pass of the example input"):
             return cls(workload, dense, round_groups(trace_channels(dense, workload.example_input), round_to))
 
-    def with_weights(self, dense: nn.Module) -> PreparedModel:
-        """The same network with other weights, such as those it has after training, which need not be traced again."""
-        return replace(self, dense=dense, scored=None)
+    def with_weights(self, dense: nn.Module, workload: Workload | None = None) -> PreparedModel:
+        """The same network with other weights, such as those it has after training, which need not be traced again.
+
+        A `workload` is the same task with what is known by then, such as its place or the dense value of its metric.
+        """
+        return replace(self, dense=dense, workload=workload or self.workload, scored=None)
 
     def defined_for(self, criterion: str) -> PreparedModel:
         """Restricted as far as that depends on the architecture alone, as is known before any training: channel groups

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from pruning.importance.own_criteria import own_function
 from pruning.outputs import output_names, tensors_in
 from pruning.trees import ModelInputs, Tree, contents
+from search.metric import Metric
 from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.workloads.base import SPLITS, Workload
 from search.workloads.examples import Examples, Indexed
-from search.workloads.metric import Metric, function_of
+from search.workloads.tally import function_of
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING = "_training_fingerprint"

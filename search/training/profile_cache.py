@@ -21,7 +21,7 @@ from search.training.memory import within_memory
 from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
 from search.workloads.base import Workload
-from search.workloads.metric import computed_share
+from search.workloads.tally import computed_share
 from spaces.criteria import criterion_word
 from spaces.printable import printable
 from spaces.sensitivity import Profile, RoundingPoint

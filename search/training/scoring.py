@@ -17,8 +17,8 @@ from search.placement import CPU, Placement
 from search.training.examples import kept
 from search.workloads.base import Workload
 from search.workloads.examples import Examples
-from search.workloads.metric import comes_in_parts, share_of, tally
 from search.workloads.splits import Split, as_examples
+from search.workloads.tally import comes_in_parts, share_of, tally
 
 TRIED = 8
 """Examples by which it is found how many are scored at once, where they are not in memory."""

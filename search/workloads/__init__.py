@@ -12,16 +12,17 @@ from torch import Tensor
 from pruning.modules import check_example
 from pruning.trees import ModelInputs
 from search.errors import PrunefrontError, UsageError
+from search.metric import Metric
 from search.options import BUILT_IN_WORKLOADS
 from search.placement import CPU
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
 from search.workloads.base import Workload, placed
 from search.workloads.examples import SEED
-from search.workloads.metric import Metric, is_metric
 from search.workloads.metrics import accuracy
 from search.workloads.recipe import Recipe
 from search.workloads.splits import Split
+from search.workloads.tally import is_metric
 from spaces.validation import unknown
 
 __all__ = ["Metric", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]

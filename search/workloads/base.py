@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pruning.outputs import tensors_in
 from pruning.trees import NetworkInputs
+from search.metric import Metric
 from search.placement import CPU, Placement
 from search.workloads.batch_form import BatchForm, Forward
 from search.workloads.examples import Examples
@@ -155,6 +156,16 @@ class Workload:
     def examples(self, split: str) -> Examples:
         """The examples of one of `SPLITS`."""
         return as_examples(getattr(self, split), split)
+
+
+def with_dense_value(workload: Workload, metric: object) -> Workload:
+    """The workload whose metric compares with the dense network's value that another metric knows, if it needs one."""
+    own = workload.metric
+    if not (isinstance(own, Metric) and isinstance(metric, Metric)) or own.has_range or metric.dense is None:
+        return workload
+    made = replace(workload, metric=replace(own, dense=metric.dense))
+    vars(made).update({key: value for key, value in vars(workload).items() if key not in vars(made)})
+    return made
 
 
 def placed(workload: Workload, placement: Placement) -> Workload:

@@ -11,9 +11,10 @@ from torch import Tensor
 from pruning.outputs import describe, map_tensors
 from pruning.trees import contents
 from search.errors import UsageError
+from search.metric import SLACK, Metric, OutOfRange
 from search.user_code.loading import call_user
 from search.workloads.base import Workload
-from search.workloads.metric import SLACK, Metric, OutOfRange, computed
+from search.workloads.tally import computed
 
 CERTAIN = 10.0
 """The output for the right class in outputs that give the targets away; other classes get its negative."""

@@ -38,6 +38,7 @@ from search.user_code.loading import named_criterion
 from search.workloads import Workload
 from search.workloads.base import placed
 from search.workloads.splits import only_the_example
+from search.workloads.tally import named
 from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
 from spaces.granularity import GRANULARITIES, parts_in, unpruned_reason
@@ -66,7 +67,8 @@ def _scanned(
     watcher = TerminalReporter()
     dense = dense_model(workload, config.dense_seed, root / "cache", config.weights, watcher)
     scanned = parts_in(config.granularity)
-    prepared = untrained.with_weights(dense.model).scored_by(config.criterion)
+    workload, unit = dense.workload, named(dense.workload.metric)
+    prepared = untrained.with_weights(dense.model, workload).scored_by(config.criterion)
     if left_out := [layer for layer in prepared.network.prunable if layer.whole]:
         watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
@@ -78,8 +80,8 @@ def _scanned(
         write_durably(target, profile.to_json().encode())
     write_durably(target.with_suffix(".png"), profile_png(profile))
     drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers"))
-    tables = [profile_table(profile, granularity) for granularity in profile.points]
-    tables += [rounding_table(profile)] if profile.rounding else []
+    tables = [profile_table(profile, granularity, unit) for granularity in profile.points]
+    tables += [rounding_table(profile, unit)] if profile.rounding else []
     changed = "pruned to a sparsity or rounded to bits" if profile.rounding else "pruned to a sparsity"
     how = again = ""
     if profile.is_recalibrated:

@@ -26,6 +26,7 @@ from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
+from search.metric import metric_from_plain
 from search.options import WORKLOAD_FORMS
 from search.progress import TerminalReporter
 from search.results.selection import is_dead
@@ -36,7 +37,8 @@ from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrain
 from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
-from search.workloads.base import placed
+from search.workloads.base import placed, with_dense_value
+from search.workloads.tally import named
 from spaces.allocation.scaling import scaled
 from spaces.bits import FLOAT_BITS
 from spaces.cost.effect import as_removed, asked_layers, require_removal, unpruned_layers
@@ -103,7 +105,8 @@ def apply(arguments: argparse.Namespace) -> Reply:
     with placement.running():
         there = placed(workload, placement)
         dense = dense_model(there, config.dense_seed, root / "cache", config.weights, watcher)
-        prepared = replace(untrained, workload=there).with_weights(dense.model).scored_by(policy.criterion)
+        prepared = untrained.with_weights(dense.model, dense.workload).scored_by(policy.criterion)
+        workload = with_dense_value(workload, dense.workload.metric)
         return _applied(arguments, config, workload, prepared, dense.accuracy, policy, levels, watcher)
 
 
@@ -148,9 +151,10 @@ def _applied(
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
         paths = write_files(Path(arguments.pictures), files)
+    unit = named(workload.metric)
     told: dict[str, Any] = {"dense_accuracy": dense_accuracy, "epochs": trained}
-    reply, first = _reply_to(written, policy, config, Path(arguments.out)), percent(dense_accuracy, 2)
-    text = f"Dense accuracy: {first} on validation data; {how}\n{reply.text}"
+    reply, first = _reply_to(written, policy, config, Path(arguments.out)), unit.shown(dense_accuracy)
+    text = f"Dense {unit.name}: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
     return replace(reply, data={**told, **reply.data}, text=text)
@@ -359,9 +363,10 @@ def _reply_to(written: Written, policy: PruningPolicy, config: SearchConfig, out
         ) from written.no_onnx
     manifest = written.manifest
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
-    test, bits = percent(manifest["test_accuracy"], 2), f", {policy.bits_label}" if policy.is_rounded else ""
+    unit = metric_from_plain(manifest.get("metric"))
+    test, bits = unit.shown(manifest["test_accuracy"]), f", {policy.bits_label}" if policy.is_rounded else ""
     text = (
-        f"{out}: validation accuracy {percent(manifest['accuracy'], 2)}"
+        f"{out}: validation {unit.name} {unit.shown(manifest['accuracy'])}"
         + (f", test {test}" if test else "")
         + f", {size} = {percent(manifest['size_encoded'], 2)}{bits}, MACs {percent(manifest['macs'])}\n"
         f"Files: {', '.join(manifest['files'])}, manifest.json\n"

@@ -19,6 +19,7 @@ from search.cli.text_tables import bits_cell, closing_table, counts_line, front_
 from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
+from search.metric import MAX
 from search.progress import TerminalReporter, duration
 from search.results.closing import ClosingRow, closing_rows, verdict
 from search.results.state import StudyState
@@ -51,7 +52,7 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "dense_accuracy": result.dense_accuracy,
         "trials": dict(result.counts),
         "best": result.best,
-        "front": plain_rows(result.state.front, FRONT_COLUMNS),
+        "front": plain_rows(result.state.front, FRONT_COLUMNS, result.state.unit),
         "finals": [asdict(row) for row in _closing(result.state)],
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
         "verdict": _verdict(result),
@@ -63,14 +64,14 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
 def _search_text(result: SearchResult, root: str) -> str:
     dead, found = result.state.dead_within(1.0), result.state.front
     parts = [
-        f"Study {result.study}: dense accuracy {percent(result.dense_accuracy, 2)} on validation data; "
+        f"Study {result.study}: dense {_told(result.state, result.dense_accuracy)} on validation data; "
         f"{counts_line(result.counts)}; front of {len(found)}" + (f"; {_dead_line(dead)}" if dead else "")
     ]
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
-    parts.append(front_table(found))
+    parts.append(front_table(found, unit=result.state.unit))
     if result.comparison:
-        parts.append(closing_table(_closing(result.state)))
+        parts.append(closing_table(_closing(result.state), result.state.unit))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [_verdict(result) or ""]
     parts.append(_files_line(result.state))
@@ -91,19 +92,33 @@ def _search_text(result: SearchResult, root: str) -> str:
 def _verdict(result: SearchResult) -> str | None:
     config = result.state.config
     compared = result.comparison
-    return verdict(compared, result.finals, config.max_size, config.size_metric) if compared else None
+    if not compared:
+        return None
+    return verdict(compared, result.finals, config.max_size, config.size_metric, result.state.unit)
 
 
 def _accuracy_remark(result: SearchResult) -> str:
     best = result.best
     if result.least_accuracy is None or best is None:
         return ""
-    wanted = f"an accuracy of at least {result.least_accuracy:.2%} on validation data"
+    unit = result.state.unit
+    least = f"{result.least_accuracy:.2%}" if unit.is_share else unit.shown(result.least_accuracy)
+    bound = "at least" if unit.best == MAX else "at most"
+    wanted = f"{_article(unit.name)} {unit.name} of {bound} {least} on validation data"
     if not _is_accurate(result):
         remedy = "give the study more --trials or a larger limit"
         return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
     size = result.state.row(best).size
     return f"The smallest network found with {wanted}: trial {best}, {size:.2%} of the dense size."
+
+
+def _article(name: str) -> str:
+    return "an" if name[:1].lower() in "aeiou" else "a"
+
+
+def _told(state: StudyState, share: float | None, word: str = "") -> str:
+    """`final accuracy 97.25 %`, or the same in the unit of the study's own metric."""
+    return f"{word}{state.unit.name} {state.unit.shown(share)}"
 
 
 def _is_accurate(result: SearchResult) -> bool:
@@ -145,15 +160,15 @@ def front(arguments: argparse.Namespace) -> Reply:
     view = open_study(arguments.root, arguments.study, arguments.max_size)
     state, columns = view.state, TRIAL_COLUMNS if arguments.all else FRONT_COLUMNS
     rows = view.rows if arguments.all else state.front
-    data = plain_rows(rows, columns)
+    data = plain_rows(rows, columns, state.unit)
     if arguments.format == "json":
         text = json.dumps(data, allow_nan=False)
     elif arguments.format == "csv":
-        text = csv_text(rows, columns, json.dumps).rstrip("\n")
+        text = csv_text(rows, columns, json.dumps, state.unit).rstrip("\n")
     else:
-        text = front_table(rows, with_state=arguments.all) if rows else "no feasible trial yet"
+        text = front_table(rows, arguments.all, state.unit) if rows else "no feasible trial yet"
         if state.dense_accuracy is not None:
-            text = f"Dense accuracy: {percent(state.dense_accuracy, 2)} on validation data\n\n{text}"
+            text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):
             text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
@@ -180,16 +195,20 @@ def status(arguments: argparse.Namespace) -> Reply:
         "reasons": reasons,
         "running": view.running,
         "front_size": state.front_length,
-        "best": row and plain_rows([row])[0],
+        "best": row and plain_rows([row], unit=state.unit)[0],
         "seconds_left": left,
         "files": _files_data(state),
     }
     lines = [
         f"Study {arguments.study}: {counts_line(view.counts)} of {config.trials} asked; "
         + ("running" if view.running else "not running"),
-        *([f"Dense accuracy: {percent(state.dense_accuracy, 2)}"] if state.dense_accuracy is not None else []),
+        *(
+            [f"Dense {state.unit.name}: {state.unit.shown(dense)}"]
+            if (dense := state.dense_accuracy) is not None
+            else []
+        ),
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
-        _best_line(row),
+        _best_line(row, state),
         f"Front: {state.front_length} trials",
         *filter(None, [_files_line(state)]),
     ]
@@ -206,15 +225,15 @@ def _resume_line(config: SearchConfig, place: str | None) -> str:
     return f"Resume: {resume_command(config, place)}"
 
 
-def _best_line(row: TrialRow | None) -> str:
+def _best_line(row: TrialRow | None, state: StudyState) -> str:
     """The trial that `export --trial best` writes: best so far until its finals are done."""
     if row is None:
         return "Best so far: none yet"
     bits = "" if row.bits in (None, FLOAT_BITS) else f", {bits_cell(row.bits)} bits"
     place = f"at {percent(row.size)} of the size{bits}"
     if row.final_accuracy is None:
-        return f"Best so far: trial {row.trial}, accuracy {percent(row.accuracy, 2)} {place}"
-    return f"Best: trial {row.trial}, final accuracy {percent(row.final_accuracy, 2)} {place}"
+        return f"Best so far: trial {row.trial}, {_told(state, row.accuracy)} {place}"
+    return f"Best: trial {row.trial}, {_told(state, row.final_accuracy, 'final ')} {place}"
 
 
 def view(arguments: argparse.Namespace) -> Reply:

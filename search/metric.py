@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from pruning.outputs import join_batches
-from pruning.trees import Tree, contents, joined
 from spaces.validation import is_number
 
 MAX, MIN = "max", "min"
@@ -73,6 +71,7 @@ class Metric:
 
     @property
     def has_range(self) -> bool:
+        """Whether both ends are known."""
         return self.low is not None and self.high is not None
 
     def share(self, value: float) -> float:
@@ -101,6 +100,31 @@ class Metric:
         worse = SLOPE / share - 1 if share < SLOPE else (1 - DENSE_ERROR / (1 - share)) * DENSE_ERROR / SLOPE
         return self.dense + worse * self._size * (1 if self.best == MIN else -1)
 
+    def shown(self, share: float | None) -> str | None:
+        """The value that a share stands for, as tables show it: a share itself in percent; None stays None."""
+        if share is None:
+            return None
+        return f"{share * 100:.2f} %" if self.is_share else f"{self.value(share):.5g}"
+
+    def spread(self, mean: float | None, sd: float | None) -> str | None:
+        """Mean and standard deviation of shares, as tables show them."""
+        if mean is None or sd is None:
+            return self.shown(mean)
+        if self.is_share:
+            return f"{mean * 100:.2f} ± {sd * 100:.2f} %"
+        return f"{self.shown(mean)} ± {abs(self.value(mean) - self.value(mean - sd)):.2g}"
+
+    def distance(self, first: float, second: float) -> str:
+        """How far the values of two shares are apart, in words."""
+        if self.is_share:
+            return f"{abs(first - second) * 100:.2f} points"
+        return f"{abs(self.value(first) - self.value(second)):.3g} {self.name}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of which more is better, by whatever name, which is shown in percent."""
+        return (self.low, self.high, self.best) == (0, 1, MAX)
+
     @property
     def _size(self) -> float:
         """What differences from the dense network's value are measured in."""
@@ -119,91 +143,21 @@ SHARE = Metric("accuracy", low=0, high=1)
 """What any other metric is taken for: a share, of which more is better."""
 
 
-def named(metric: Any) -> Metric:
-    """The metric with its name and range."""
-    return metric if isinstance(metric, Metric) else SHARE
+def told_share(unit: Metric, share: float) -> str:
+    """A share in a line of progress: `97.25%`, or `mAP 31.2`."""
+    return f"{share:.2%}" if unit.is_share else f"{unit.name} {unit.shown(share)}"
 
 
-def function_of(metric: Any) -> Any:
-    """The function or object that computes it."""
-    return metric.function if isinstance(metric, Metric) else metric
+def metric_to_plain(metric: Metric) -> dict[str, Any]:
+    """What a study writes down of its metric."""
+    return {key: value for key, value in asdict(replace(metric, function=None)).items() if key != "function"}
 
 
-def comes_in_parts(metric: Any) -> bool:
-    """Whether it is an object that sees one batch after the other."""
-    return all(callable(getattr(function_of(metric), name, None)) for name in ("update", "compute", "reset"))
-
-
-def is_metric(metric: Any) -> bool:
-    """Whether it can be computed."""
-    return callable(function_of(metric)) or comes_in_parts(metric)
-
-
-def computed(metric: Any, outputs: Any, targets: Any) -> Any:
-    """What it returns for all outputs of a split."""
-    found = tally(metric)
-    found.add(outputs, targets)
-    return found.value()
-
-
-def share_of(metric: Any, value: Any) -> float:
-    """The share that what it returned stands for.
-
-    Raises:
-        OutOfRange: a value outside its range.
-        TypeError, ValueError: no number.
-    """
-    return named(metric).share(float(value))
-
-
-def computed_share(metric: Any) -> Callable[[Any, Any], float]:
-    """(outputs, targets) -> the share that the metric gives them."""
-    return lambda outputs, targets: share_of(metric, computed(metric, outputs, targets))
-
-
-class Tally(Protocol):
-    """Takes batch after batch of a split."""
-
-    def add(self, outputs: Any, targets: Any) -> None: ...
-    def value(self) -> Any: ...
-
-
-def tally(metric: Any) -> Tally:
-    """What collects a metric over batches: the user's own object, or all outputs for the user's function."""
-    function = function_of(metric)
-    return _Running(function) if comes_in_parts(metric) else Gathering(function)
-
-
-class _Running:
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
-        metric.reset()
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        self._metric.update(outputs, targets)
-
-    def value(self) -> Any:
-        return self._metric.compute()
-
-
-class Gathering:
-    """Keeps all outputs and targets for a function of all of them."""
-
-    def __init__(self, metric: Callable[[Any, Any], Any]) -> None:
-        self._metric = metric
-        self._outputs: list[Any] = []
-        self._targets: list[Any] = []
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        self._outputs.append(outputs)
-        self._targets.append(targets)
-
-    def value(self) -> Any:
-        return self._metric(*self.joined())
-
-    def joined(self) -> tuple[Any, Any]:
-        """Outputs and targets of all batches."""
-        if len(self._outputs) == 1:
-            return self._outputs[0], self._targets[0]
-        trees = [Tree(targets) for targets in self._targets]
-        return join_batches(self._outputs, [len(tree) for tree in trees]), contents(joined(trees))
+def metric_from_plain(data: object) -> Metric:
+    """The metric of a study's record; `SHARE` if it has none that can be read."""
+    if not isinstance(data, Mapping):
+        return SHARE
+    try:
+        return Metric(data["name"], None, *(data[key] for key in ("best", "low", "high", "dense")))
+    except (KeyError, TypeError, ValueError):  # of a damaged record, or a later version
+        return SHARE

@@ -1,0 +1,207 @@
+"""Metrics in their own unit: the shares that a search works on, and what is shown of them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from search import Metric, Workload
+from search.errors import UsageError
+from search.metric import SHARE, OutOfRange, metric_from_plain, metric_to_plain
+from search.results.tables import TrialRow, csv_text, plain_rows
+from search.training.dense_model import build_model, dense_model
+from search.training.fingerprint import training_fingerprint
+from search.training.scoring import score
+
+METRICS = [
+    Metric("mAP", low=0, high=100), Metric("error", best="min", low=-1, high=3), Metric("RMSE", best="min", dense=2.5),
+    Metric("dB", dense=-3.25), Metric("perplexity", best="min", low=1, dense=21.0), Metric("gain", dense=0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+@given(first=st.floats(0, 1), other=st.floats(0, 1))
+def test_shares_rise_as_values_get_better_and_can_be_turned_back(metric, first, other):
+    low = -40.0 if metric.low is None else metric.low
+    high = low + 60 if metric.high is None else metric.high
+    values = [low + share * (high - low) for share in (first, other)]
+    shares = [metric.share(value) for value in values]
+    assert all(0 <= share <= 1 for share in shares)
+    for value, share in zip(values, shares, strict=True):
+        assert metric.value(share) == pytest.approx(value, rel=1e-9, abs=1e-7)
+    if abs(values[0] - values[1]) > 1e-6:
+        better = (values[0] > values[1]) == (metric.best == "max")
+        assert (shares[0] > shares[1]) == better
+
+
+def test_the_dense_network_has_an_error_of_a_tenth_where_a_metric_has_no_range():
+    """A value that is worse by a hundredth of the dense network's adds about as much to the error."""
+    for metric in METRICS[2:5]:
+        worse = metric.dense + abs(metric.dense) / 100 * (1 if metric.best == "min" else -1)
+        assert metric.share(metric.dense) == 0.9 and metric.share(worse) == pytest.approx(0.9 - 0.009, abs=1e-4)
+    assert math.isnan(Metric("x").share(3.0)) and math.isnan(METRICS[0].share(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "said"),
+    [
+        (101.5, METRICS[0], "metric 'mAP' is 101.5, outside its range, 0 to 100"),
+        (0.5, METRICS[4], "metric 'perplexity' is 0.5, outside its range, 1 to any"),
+        (1.5, SHARE, "metric 'accuracy' is 1.5, outside its range, 0 to 1"),
+    ],
+)
+def test_a_value_outside_its_range_is_told(value, metric, said):
+    with pytest.raises(OutOfRange) as raised:
+        metric.share(value)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": ""}, "must be a word or two"), ({"name": "a", "best": "most"}, "best must be 'max' or 'min'"),
+        ({"name": "a", "low": 1, "high": 1}, "low must be below high"), ({"name": "a", "low": "0"}, "must be numbers"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_cannot_be_meant_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        Metric(**given)
+
+
+def test_what_a_study_writes_down_gives_the_metric_back():
+    for metric in METRICS:
+        assert metric_from_plain(json.loads(json.dumps(metric_to_plain(metric)))) == metric
+    for damaged in (None, {}, {"name": 3}, {"name": "a", "best": "b", "low": 0, "high": 1, "dense": None}):
+        assert metric_from_plain(damaged) == SHARE
+
+
+def test_tables_add_the_values_of_a_metric_with_a_unit():
+    row = TrialRow(3, accuracy=0.25, final_accuracy=0.5)
+    columns = ("trial", "accuracy", "final_accuracy", "test_accuracy")
+    assert plain_rows([row], columns) == [{"trial": 3, "accuracy": 0.25, "final_accuracy": 0.5, "test_accuracy": None}]
+    (found,) = plain_rows([row], columns, METRICS[0])
+    assert (found["metric"], found["value"], found["final_value"], found["test_value"]) == ("mAP", 25.0, 50.0, None)
+    header, line = csv_text([row], columns, str, METRICS[0]).splitlines()
+    assert header.endswith(",metric,value,final_value,test_value") and line == "3,0.25,0.5,,mAP,25.0,50.0,"
+
+
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.tensor([0.5, -1.0, 2.0]) + 0.25
+
+
+class Deviation:
+    """The root of the mean square error, batch by batch."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.total, self.count = 0.0, 0
+
+    def update(self, outputs, targets):
+        self.total += float((outputs[:, 0] - targets).square().sum())
+        self.count += len(targets)
+
+    def compute(self):
+        return math.sqrt(self.total / self.count)
+
+
+def deviation(outputs, targets):
+    return float((outputs[:, 0] - targets).square().mean().sqrt())
+
+
+def task(metric, **changes):
+    parts = dict.fromkeys(("fit", "calibration", "validation", "test"), (X, Y)) | changes
+    loss = lambda outputs, targets: (outputs[:, 0] - targets).square().mean()  # noqa: E731
+    return Workload("regression", lambda: nn.Linear(3, 1), loss=loss, metric=metric, weights="as built", **parts)
+
+
+FORMS = {
+    "function": deviation, "object": Deviation(), "function, streamed": deviation, "object, streamed": Deviation(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_metric_without_a_range_is_compared_with_the_dense_network(form, tmp_path):
+    def stream():
+        return zip(X.split(12), Y.split(12), strict=True)
+
+    changes = dict.fromkeys(("validation", "test"), stream) if "streamed" in form else {}
+    workload = task(Metric("RMSE", FORMS[form], best="min", low=0), **changes)
+    dense = dense_model(workload, 3, tmp_path)
+    value = deviation(dense.model(X).detach(), Y)
+    assert dense.workload.metric.dense == pytest.approx(value) and dense.accuracy == 0.9
+    worse = nn.Linear(3, 1)
+    found = score(worse, dense.workload.validation, dense.workload)
+    shown = dense.workload.metric.value(found.accuracy)
+    assert shown == pytest.approx(deviation(worse(X).detach(), Y), rel=1e-5)
+    assert training_fingerprint(dense.workload) == training_fingerprint(workload)
+
+
+def test_range_and_direction_count_and_the_name_does_not():
+    prints = [
+        training_fingerprint(task(metric))
+        for metric in (
+            deviation, Metric("a", deviation), Metric("b", deviation), Metric("a", deviation, best="min"),
+            Metric("a", deviation, low=0),
+        )
+    ]  # fmt: skip
+    assert prints[1] == prints[2] and len(set(prints)) == 4
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (Metric("RMSE", deviation, best="min", low=0, high=0.01), "'RMSE' is .*, outside its range, 0 to 0.01, of the"),
+        (
+            Metric("x", lambda o, t: math.nan),
+            "metric 'x' must return a finite number, got nan of the untrained",
+        ),
+        (Metric("x", lambda o, t: "many"), "metric 'x' must return a finite number, got a str"),
+        (lambda o, t: 30.25, r"divide percent by 100, and give any other unit as metric=search.Metric\("),
+    ],
+)
+def test_a_metric_is_tried_before_training(metric, said):
+    with pytest.raises(UsageError, match=said) as raised:
+        build_model(task(metric), 0)
+    assert "\n" not in str(raised.value)
+
+
+UNITS = """
+import torch
+from search import Metric, Recipe, Workload
+from tiny import changed
+
+
+def deviation(outputs, targets):
+    return float((outputs.softmax(1).gather(1, targets[:, None]) - 1).square().mean().sqrt())
+
+
+def task():
+    return changed(name="units", metric=Metric("RMSE", deviation, best="min"))
+"""
+
+
+@pytest.mark.slow
+def test_a_study_shows_values_and_searches_shares(main, place):
+    (place / "units.py").write_text(UNITS)
+    options = ("--workload", "./units.py:task", "--max-size", "0.5", "--finalists", "1", "--final-seeds", "2")
+    first = main("search", *options, "--trials", "4")
+    assert first.code == 0 and "RMSE" in first.out and "accuracy" not in first.out.partition("Masks")[0], first.out
+    resumed = main("search", *options, "--trials", "5", "--json")
+    assert resumed.code == 0, resumed.err
+    front = json.loads(main("front", "units", "--json").out)["front"]
+    record = json.loads((place / "mlruns/units/study.json").read_text())
+    dense = record["metric"]["dense"]
+    for row in front:
+        assert row["metric"] == "RMSE" and 0 < row["value"] < 3
+        assert (row["value"] < dense) == (row["accuracy"] > 0.9)
+    assert main("export", "units", "--out", "out").code == 0
+    verified = main("verify", "out", "--workload", "./units.py:task")
+    assert verified.code == 0, verified.out
