@@ -7,6 +7,7 @@ does no more than that takes both.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -70,8 +71,8 @@ class ModelInputs(Tree):
     """What a network is called on.
 
     Attributes:
-        forward: (model, tree) -> outputs; None calls the network with a mapping's entries as named arguments, and with
-            those of a tuple or list in their order.
+        forward: (model, tree) -> outputs; None calls the network with a mapping's entries as named arguments (with the
+            only one as it is, if the network has no such argument), and with those of a tuple or list in their order.
     """
 
     forward: Callable[[nn.Module, Any], Any] | None = None
@@ -92,19 +93,17 @@ def run(model: nn.Module, inputs: NetworkInputs) -> Any:
         return model(inputs)
     if inputs.forward is not None:
         return inputs.forward(model, inputs.tree)
-    named, in_order = arguments_of(inputs)
-    return model(*in_order, **named)
+    tree = inputs.tree
+    if isinstance(tree, Mapping):
+        only = next(iter(tree)) if len(tree) == 1 else None
+        return model(*tree.values()) if only is not None and not _takes(model, only) else model(**tree)
+    return model(*tree) if isinstance(tree, (tuple, list)) else model(tree)
 
 
-def arguments_of(inputs: NetworkInputs) -> tuple[Mapping[str, Any], tuple[Any, ...]]:
-    """The named arguments that a network is called with, and those in order, where no `forward` decides."""
-    if isinstance(inputs, ModelInputs):
-        if isinstance(inputs.tree, Mapping):
-            return inputs.tree, ()
-        if isinstance(inputs.tree, (tuple, list)):
-            return {}, tuple(inputs.tree)
-        return {}, (inputs.tree,)
-    return {}, (inputs,)
+def _takes(model: nn.Module, name: str) -> bool:
+    """Whether its forward function has an argument of this name, or takes any."""
+    parameters = inspect.signature(model.forward).parameters
+    return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
 
 
 class CalledWith(nn.Module):

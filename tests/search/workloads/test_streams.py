@@ -301,3 +301,12 @@ def test_a_data_version_counts_and_trees_are_told_apart():
 def test_targets_of_several_parts_are_a_mapping():
     _, targets = FORMS["several targets"].examples("fit").some(4)
     assert isinstance(targets, Tree) and set(targets.tree) == {"kind", "even"} and len(targets) == 4
+
+
+def test_the_only_input_of_a_mapping_needs_no_name_that_the_network_knows():
+    """A Sequential names it `input`."""
+    workload = Workload(
+        "task", lambda: nn.Sequential(nn.Linear(3, 3)), *[Items(lambda i: {"pixels": X[i], "y": int(Y[i])})] * 4
+    )
+    model = build_model(workload, 0)
+    assert torch.equal(run(model, workload.example_input), model(X[:2]))
