@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pruning.outputs import tensors_in
-from pruning.trees import NetworkInputs
+from pruning.trees import NetworkInputs, contents
 from search.metric import Metric
 from search.placement import CPU, Placement
 from search.workloads.batch_form import BatchForm, Forward
@@ -178,6 +178,8 @@ def placed(workload: Workload, placement: Placement) -> Workload:
     loss = workload.loss
     if isinstance(loss, nn.Module):
         loss = deepcopy(loss).to(placement.device)
-    placement.refuse_types(f"workload {workload.name!r}: the example input", [workload.example_input])
+    placement.refuse_types(
+        f"workload {workload.name!r}: the example input", tensors_in(contents(workload.example_input))
+    )
     example = workload.example_input.to(placement.device)
     return replace(workload, placement=placement, loss=loss, example_input=example)
