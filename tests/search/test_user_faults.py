@@ -233,7 +233,7 @@ def test_a_limit_that_is_none_is_refused(value):
 
 
 def dense_of(subject: PreparedModel) -> DenseModel:
-    return DenseModel(subject.dense, "architecture", {"calibration": "data"}, "weights", 0.5, 0.0)
+    return DenseModel(subject.dense, "architecture", {"calibration": "data"}, "weights", 0.5, 0.0, subject.workload)
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), KeyError("cat")])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
+from search import Workload
 from search.config import make_config
 from search.records import TrialRecord, TrialResult
 from search.results.state import StudyState
@@ -103,8 +102,8 @@ def test_dead_networks_are_counted_and_on_no_front():
     assert (seeing.dead_within(0.5), seeing.dead_within(1.0), blind.dead_within(1.0)) == (2, 3, 0)
 
 
-def task(targets, metric=accuracy) -> SimpleNamespace:
-    return SimpleNamespace(metric=metric, validation=(torch.ones(len(targets), 1), targets))
+def task(targets, metric=accuracy) -> Workload:
+    return Workload("task", torch.nn.Identity, *[(torch.ones(len(targets), 1), targets)] * 4, metric=metric)
 
 
 def test_chance_is_the_most_frequent_class_and_what_chance_does_to_its_share():
