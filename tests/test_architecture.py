@@ -24,11 +24,13 @@ ROOMS = {
     "files": {"errors", "storage"},
     "progress": {"process"},
     "user_code": {"errors", "process"},
+    "networks": {"errors"},
+    "weights": {"errors", "files", "networks"},
     "placement": {"errors", "records"},
-    "workloads": {"errors", "metric", "options", "placement", "user_code"},
+    "workloads": {"errors", "metric", "networks", "options", "placement", "user_code", "weights"},
     "training": {
         "checksum", "errors", "files", "metric", "placement", "process", "progress", "records", "storage", "user_code",
-        "workloads",
+        "weights", "workloads",
     },
     "proposals": {"records"},
     "store": {
@@ -40,7 +42,7 @@ ROOMS = {
     "analysis": {"files", "progress", "results", "training"},
     "export": {
         "config", "errors", "files", "identity", "metric", "placement", "progress", "records", "results", "store",
-        "training", "user_code", "workloads",
+        "training", "user_code", "weights", "workloads",
     },
     "study": {
         "config", "errors", "files", "identity", "metric", "placement", "progress", "proposals", "records", "results",

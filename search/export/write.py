@@ -40,8 +40,9 @@ from search.export.manifest import (
 from search.export.onnx_file import require_onnx, write_onnx
 from search.export.rebuild import Export
 from search.metric import Metric, metric_to_plain
-from search.training.fingerprint import model_fingerprint, tensors_of
+from search.training.fingerprint import model_fingerprint
 from search.training.scoring import predict
+from search.weights.tensors import tensors_of
 from search.workloads import Workload
 from spaces.policy import PruningPolicy
 

@@ -23,7 +23,7 @@ from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
 from search.records import FLOAT32
 from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
-from search.training.checkpoints import load_model, load_user_weights, save_model
+from search.training.checkpoints import load_model, save_model
 from search.training.fingerprint import (
     SplitFingerprints,
     digest,
@@ -39,6 +39,7 @@ from search.training.scoring import passes
 from search.training.train import Trained, in_fast_layout, train_dense
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
+from search.weights.loading import load_user_weights
 from search.workloads.base import Workload, with_dense_value
 from search.workloads.checks import check_model, check_run
 from search.workloads.metric_checks import checked_value, metric_of

@@ -20,6 +20,7 @@ from pruning.outputs import output_names, tensors_in
 from pruning.trees import ModelInputs, Tree, contents
 from search.metric import Metric
 from search.user_code.source import ADDRESS, code_of, code_of_network
+from search.weights.tensors import tensors_of
 from search.workloads.base import SPLITS, Workload
 from search.workloads.examples import Examples, Indexed
 from search.workloads.tally import function_of
@@ -71,11 +72,6 @@ def criterion_fingerprint(criterion: str) -> list[str]:
     """
     function = own_function(criterion)
     return [digest(code_of([function]))] if function else []
-
-
-def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The tensors of a state dict, without its other entries."""
-    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -17,8 +17,8 @@ from pruning.file.unread import silence_unread_
 from pruning.importance.weights import require_finite
 from pruning.modules import prunable_weights
 from search.records import WrittenFile
-from search.training.fingerprint import tensors_of
 from search.training.refresh import refresh_statistics_
+from search.weights.tensors import tensors_of
 from search.workloads.base import Workload
 from spaces.cost.footprint import coded_bound, footprint
 from spaces.network import Network

@@ -27,7 +27,8 @@ from search.export.manifest import read_manifest
 from search.results.comparison import read_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
-from search.training.checkpoints import load_model, load_user_weights, save_model
+from search.training.checkpoints import load_model, save_model
+from search.weights.loading import load_user_weights
 from spaces.cost.latency_table import LatencyTable
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.sensitivity import Profile

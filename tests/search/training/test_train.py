@@ -22,10 +22,11 @@ from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.progress import ProgressReporter
-from search.training.checkpoints import load_model, load_user_weights
+from search.training.checkpoints import load_model
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.train import FRESH_SEED, step_count, train_dense
+from search.weights.loading import load_user_weights
 from search.workloads import get_workload
 from search.workloads.recipe import Recipe, one_cycle
 from spaces.cost.effect import achieved

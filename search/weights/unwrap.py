@@ -29,12 +29,14 @@ class Unwrapped:
     Attributes:
         fits: whether it has everything the model needs, in the right shapes, and nothing else.
         matched: how many tensors of the model it has in the right shape.
+        entry: the dotted place in the file it was at; empty for the file itself.
         said: where in the file it was and what its names began with; empty if it needed no unwrapping.
     """
 
     state: Mapping[str, Tensor]
     fits: bool
     matched: int
+    entry: str
     said: str
 
 
@@ -56,9 +58,10 @@ def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrap
         for other in fitting[1:]:
             if not all(torch.equal(first.state[name], other.state[name]) for name in first.state):
                 places = " and ".join(repr(form.said or "its own names") for form in (first, other))
-                raise Ambiguous(f"hold several state dicts that fit, {places}: save the right one by itself")
+                remedy = f"name one, as in FILE#{other.entry}" if other.entry else "save the right one by itself"
+                raise Ambiguous(f"hold several state dicts that fit, {places}: {remedy}")
         return first
-    return max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, ""))
+    return max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, "", ""))
 
 
 def _states(content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -86,7 +89,7 @@ def _forms(path: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
         lacking = [name for name in expected if name not in mapped and not name.endswith(COUNTER)]
         matched = sum(name in mapped and mapped[name].shape == tensor.shape for name, tensor in expected.items())
         fits = not lacking and mapped.keys() <= expected.keys() and matched == len(mapped)
-        yield Unwrapped(mapped, fits, matched, _said(path, had, given, plain.keys() != state.keys()))
+        yield Unwrapped(mapped, fits, matched, path, _said(path, had, given, plain.keys() != state.keys()))
 
 
 def _said(path: str, had: str, given: str, compiled: bool) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
+import zipfile
+from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import resnet18, resnet34
 
 from pruning.channels.structure import Structure
-from search.errors import Refused, UsageError
-from search.training.checkpoints import load_model, load_user_weights, save_model
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.training.checkpoints import load_model, save_model
+from search.weights.loading import load_user_weights
 
 
 class Net(nn.Module):
@@ -130,11 +137,25 @@ def test_several_that_fit_are_refused(tmp_path):
     ):
         torch.save(content, tmp_path / "two.pt")
         places = "its own names.* and .*entry 'model'" if "conv.weight" in content else ".* and .*"
-        with pytest.raises(
-            UsageError, match=rf"several state dicts that fit, .*{places}.*: save the right one"
-        ) as raised:
+        nested = "model" in content
+        remedy = ("FILE#ema" if "ema" in content else "FILE#model") if nested else "save the right one by itself"
+        with pytest.raises(UsageError, match=rf"several state dicts that fit, .*{places}.*: .*{remedy}$") as raised:
             load_user_weights(Net(1), tmp_path / "two.pt")
         assert "\n" not in str(raised.value)
+
+
+def test_an_entry_can_be_named(tmp_path):
+    other = Net(6).state_dict()
+    torch.save({"model": STATE, "more": {"ema": named("module.", other)}, "epoch": 3}, tmp_path / "two.pt")
+    torch.save(other, tmp_path / "odd#model")
+    for name, state in (("two.pt#model", STATE), ("two.pt#more.ema", other), ("odd#model", other)):
+        model = Net(1)
+        load_user_weights(model, tmp_path / name)
+        assert torch.equal(model.conv.weight, state["conv.weight"]), name
+    with pytest.raises(UsageError, match="unknown entry 'modle': did you mean 'model'"):
+        load_user_weights(Net(1), tmp_path / "two.pt#modle")
+    with pytest.raises(EnvironmentProblem, match=r"no weights file '.*absent\.pt'"):
+        load_user_weights(Net(1), tmp_path / "absent.pt#model")
 
 
 MISFITS = {
@@ -142,9 +163,22 @@ MISFITS = {
     "lacking, nested": (
         {"model": named("module.", {k: v for k, v in STATE.items() if k != "norm.bias"})}, "lack the tensor 'norm.bias'"
     ),
-    "misspelt": ({k.replace("head.0.bias", "head.0.bais"): v for k, v in STATE.items()}, "did you mean 'head.0.bias'"),
+    "misspelt": (
+        {k.replace("head.0.bias", "head.0.bais"): v for k, v in STATE.items()},
+        ": 1 of the file's 9 tensors is unknown ('head.0.bais'; did you mean 'head.0.bias'?), "
+        "1 of the network's 9 is lacking ('head.0.bias')",
+    ),
+    "three shapes": (
+        {k: torch.ones(5, *v.shape[1:]) if v.ndim and "norm" not in k else v for k, v in STATE.items()},
+        "4 of another shape ('conv.weight' has shape (5, 1, 3, 3), the model needs (3, 1, 3, 3), "
+        "'conv.bias' has shape (5,), the model needs (3,), ...)",
+    ),
     "more": ({**STATE, "head.1.weight": torch.ones(2, 2)}, "'head.1.weight'"),
-    "another network": ({"layer1.0.kernel": torch.ones(3)}, "layer1.0.kernel"),
+    "another network": (
+        {f"layer{n}.0.kernel": torch.ones(3) for n in (2, 3, 4)},
+        "wrong.pt do not fit: 3 of the file's 3 tensors are unknown ('layer2.0.kernel', 'layer3.0.kernel', ...; did "
+        "you mean 'head.0.weight'?), 8 of the network's 9 are lacking ('conv.weight', 'conv.bias', ...)",
+    ),
     "shape": (named("module.", STATE | {"conv.weight": torch.ones(3, 1, 5, 5)}), "the model needs (3, 1, 3, 3)"),
     "imaginary": (STATE | {"conv.weight": STATE["conv.weight"] * 1j}, "has type torch.complex64, the model needs"),
     "whole numbers": (STATE | {"conv.weight": torch.ones(3, 1, 3, 3).to(torch.int8)}, "has type torch.int8"),
@@ -212,3 +246,41 @@ def test_state_that_is_no_tensor_is_left_as_the_model_has_it(tmp_path):
     other = Extra(1)
     load_user_weights(other, tmp_path / "user.pt")
     assert torch.equal(other.conv.weight, model.conv.weight)
+
+
+def test_the_network_that_the_weights_are_of_is_named(tmp_path):
+    torch.save({"state_dict": named("module.", resnet34(num_classes=7).state_dict())}, tmp_path / "trained.pth")
+    with pytest.raises(UsageError, match=r"; they are those of torchvision:resnet34$"):
+        load_user_weights(resnet18(num_classes=7), tmp_path / "trained.pth")
+
+
+class Arguments:
+    """A class that a program of the user's keeps beside its weights."""
+
+
+def test_harmless_things_beside_the_weights_are_read(tmp_path):
+    beside = {
+        "hyper_parameters": {"args": Namespace(lr=0.1, out=Path("runs"))}, "epoch": np.int64(3),
+        "callbacks": {"best": np.float32(0.5), "dirpath": Path("/somewhere")},
+    }  # fmt: skip
+    torch.save({"state_dict": named("model."), **beside}, tmp_path / "last.ckpt")
+    model = Net(1)
+    load_user_weights(model, tmp_path / "last.ckpt")
+    assert torch.equal(model.conv.weight, STATE["conv.weight"])
+
+
+def test_what_runs_code_is_refused_with_its_conversion(tmp_path):
+    torch.save({"state_dict": STATE, "args": Arguments()}, tmp_path / "args.ckpt")
+    torch.save(Net(5), tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "traced.pt", "w") as archive:  # as torch.jit.save names what it packs
+        archive.writestr("traced/constants.pkl", pickle.dumps(()))
+        archive.writestr("traced/data.pkl", pickle.dumps({}))
+    for name, why, how in (
+        ("args.ckpt", "test_unwrap.Arguments would run code", "torch.save(found['state_dict'], 'weights.pt')"),
+        ("whole.pt", "test_unwrap.Net would run code", "found['model'].state_dict() of a whole network"),
+        ("traced.pt", "a scripted network, which holds code", "torch.jit.load('traced.pt').state_dict()"),
+    ):
+        with pytest.raises(Refused) as raised:
+            load_user_weights(Net(1), tmp_path / name)
+        said = str(raised.value)
+        assert why in said and how in said and "\n" not in said, said

@@ -1,0 +1,1 @@
+"""Weight files as they are found: read without running code, and fitted to a network."""

@@ -1,0 +1,156 @@
+"""Reading what a weights file holds, without running any code."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pruning.sparse_file import LATER
+from search.errors import EnvironmentProblem, Refused, UsageError
+from search.weights.unwrap import DEEPEST
+from spaces.printable import LONGEST_WORD, shortened
+from spaces.validation import unknown
+
+ENTRY = "#"
+"""Between a file and the entry of it that is meant, as in `last.pt#ema`."""
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""Makes a number of NumPy's from its bytes."""
+HARMLESS: list[type | Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+]
+"""What checkpoints often hold beside their tensors, and runs no code when it is made: arguments, paths, a best
+accuracy.
+"""
+_UNKNOWN_TO_PYTORCH = re.compile(r"GLOBAL (\S+) was not an allowed global")
+
+
+def read_checkpoint(path: Path) -> Mapping[Any, Any]:
+    """The mapping in a weights file, or in the entry of it that `FILE#ENTRY` names, its tensors checked to be plain.
+
+    Args:
+        path: safetensors, or a torch file that loads without running code.
+
+    Raises:
+        EnvironmentProblem: no such file.
+        Refused: a damaged file, or one that cannot be read without running code.
+        UsageError: no such entry.
+    """
+    file, entry = _file_and_entry(path)
+    if not file.is_file():
+        raise EnvironmentProblem(f"no weights file {str(file)!r}: check --weights")
+    content = _content_of(file)
+    if not isinstance(content, Mapping):
+        raise Refused(f"weights {file} hold a {type(content).__name__}, not a state dict: save model.state_dict()")
+    _require_plain(content, file, DEEPEST)
+    if not any(True for _ in _tensors_in(content, DEEPEST)):
+        raise Refused(f"weights {file} hold no named tensor: save model.state_dict()")
+    return _entry_of(content, entry, file) if entry else content
+
+
+def _file_and_entry(path: Path) -> tuple[Path, str]:
+    """A file whose own name has a `#` is meant as a whole."""
+    file, mark, entry = str(path).rpartition(ENTRY)
+    return (Path(file), entry) if mark and not path.is_file() else (path, "")
+
+
+def _entry_of(content: Mapping[Any, Any], entry: str, file: Path) -> Mapping[Any, Any]:
+    """The mapping at a dotted place in a checkpoint."""
+    found: Any = content
+    for word in entry.split("."):
+        known = [key for key, value in found.items() if isinstance(key, str) and isinstance(value, Mapping)]
+        if word not in known:
+            raise UsageError(f"weights {file.name}: {unknown('entry', word, known)}")
+        found = found[word]
+    return found
+
+
+def _content_of(path: Path) -> Any:
+    try:
+        content = path.read_bytes()
+        if content.startswith(LATER):
+            raise Refused(f"weights {path} are a sparse file: give the model.safetensors that was exported beside it")
+        return load(content)
+    except SafetensorError as safetensors_error:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # garbage makes readers raise anything
+            if remedy := _conversion(path, str(error)):
+                raise Refused(remedy) from None
+            raise Refused(
+                f"weights {path} are neither safetensors ({first_line(safetensors_error)}) nor a torch file that "
+                f"loads without running code ({first_line(error)}); save model.state_dict() with safetensors"
+            ) from None
+
+
+def _conversion(path: Path, said: str) -> str | None:
+    """How to convert a file that PyTorch reads only by running code; None where it is none of PyTorch's."""
+    if _is_scripted(path):
+        return (
+            f"weights {path} are a scripted network, which holds code: where you trust it, save its weights by "
+            f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
+        )
+    found = _UNKNOWN_TO_PYTORCH.search(said)
+    if not found:
+        return None
+    return (
+        f"weights {path} hold more than tensors, and reading {shortened(found[1], LONGEST_WORD)} would run code: where "
+        f"you trust the file, convert it by found = torch.load({path.name!r}, weights_only=False); "
+        "torch.save(found['state_dict'], 'weights.pt'), or found['model'].state_dict() of a whole network"
+    )
+
+
+def _is_scripted(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # no archive, or a damaged one
+        return False
+
+
+def _tensors_in(content: Any, depth: int) -> Iterator[Tensor]:
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor) and isinstance(key, str):
+            yield value
+        elif depth:
+            yield from _tensors_in(value, depth - 1)
+
+
+def _require_plain(content: Mapping[Any, Any], path: Path, depth: int) -> None:
+    for tensor in _tensors_in(content, depth):
+        kind = (
+            "on the device meta, without numbers" if tensor.is_meta
+            else "quantized" if tensor.is_quantized
+            else "sparse" if tensor.layout != torch.strided
+            else "a view of more elements than it stores"
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+            else None
+        )  # fmt: skip
+        if kind:
+            raise Refused(
+                f"weights {path} hold a tensor of shape {tuple(tensor.shape)} that is {kind}: save plain ones"
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, in at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
