@@ -23,7 +23,7 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
-from search.options import FORMER, OPTIONS, Option, SearchOptions, key_of, unknown_option
+from search.options import FACTORY_OPTIONS, FORMER, OPTIONS, UNSTORED, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
 from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
@@ -177,6 +177,15 @@ class SearchConfig(_Fields):
         return self
 
     @model_validator(mode="after")
+    def _weights_are_trained_or_begun_with(self) -> SearchConfig:
+        if self.weights is not None and self.pretrained is not None:
+            raise ValueError(
+                f"weights {self.weights!r} are the trained network, and pretrained {self.pretrained!r} what training "
+                "begins with: give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nonzero_sizes_count_32_bits(self) -> SearchConfig:
         if self.size_metric == NONZERO and self.bits != (FLOAT_BITS,):
             if "bits" in self.model_fields_set:
@@ -232,9 +241,14 @@ class SearchConfig(_Fields):
         below = asked.removeprefix("dense-")
         return dense_accuracy - float(below) if below != asked else float(below)
 
+    @property
+    def factory_options(self) -> dict[str, Any]:
+        """What `get_workload` makes the workload from, besides its name and the cache."""
+        return {name: getattr(self, name) for name in FACTORY_OPTIONS}
+
     def stored(self) -> dict[str, Any]:
-        """All but the root as plain data, by the names that study.json and MLflow have had from the first."""
-        data = self.model_dump(mode="json", exclude={"root"})
+        """What a study remembers, as plain data, by the names that study.json and MLflow have had from the first."""
+        data = self.model_dump(mode="json", exclude={*UNSTORED})
         return {OPTIONS[name].former or name: value for name, value in data.items()}
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, dataclass_transform, get_args
 BUILT_IN_WORKLOADS = {
     "digits": "search.workloads.digits:digits",
     "fashion-mnist": "search.workloads.fashion_mnist:fashion_mnist",
+    "cifar10": "search.workloads.cifar10:cifar10",
 }
 """Name -> the factory in `search/workloads/`, which needs torch and is only imported for a workload that is used."""
 WORKLOAD_FORMS = (*BUILT_IN_WORKLOADS, "package.module:factory", "./file.py:factory")
@@ -139,12 +140,28 @@ class SearchOptions(_Fields):
         more="without them the dense model is trained once and cached",
     )
     width: float | None = option(
-        "width factor of a built-in network (its own default: 1/8 of digits and fashion-mnist)",
+        "width factor of a built-in network (its own default: 1/8 of digits and fashion-mnist, 1 of cifar10)",
         default=None,
         metavar="F",
         above=0,
         example=0.25,
     )
+    network: str | None = option(
+        "torchvision:NAME or timm:NAME in place of the workload's own network",
+        default=None,
+        metavar="N",
+        example="torchvision:mobilenet_v2",
+        more="for its classes and images; timm is an extra",
+    )
+    pretrained: str | None = option(
+        "weights that the network begins with: a file, cache, or hub:OWNER/REPO:ENTRY",
+        default=None,
+        metavar="P",
+        example="cache",
+        more="cache is where torchvision, timm and torch.hub keep downloads; hub:FOLDER:ENTRY is on this machine; the "
+        "dense model is trained from what fits, unless that does the task already",
+    )
+    trust_remote_code: bool = option("run the code of the hub that --pretrained names", default=False)
     trials: int = option(
         "finished trials in total ({default})",
         default=24,
@@ -336,10 +353,16 @@ OPTIONS = {
 """Name -> option, in order."""
 FORMER = {one.former: one.name for one in OPTIONS.values() if one.former}
 """Former name -> name."""
-WORKLOAD_OPTIONS = ("workload", "data", "weights", "width", "dense_seed")
+WORKLOAD_OPTIONS = (
+    "workload", "data", "weights", "width", "network", "pretrained", "trust_remote_code", "dense_seed",
+)  # fmt: skip
 """What a workload and its dense model are made from."""
+FACTORY_OPTIONS = ("data", "width", "network", "pretrained", "trust_remote_code")
+"""What `search.workloads.get_workload` takes."""
 PLACEMENT_OPTIONS = ("device", "precision", "deterministic", "threads")
 """Where networks are trained, scanned and timed, and how."""
+UNSTORED = ("root", "trust_remote_code")
+"""What a study does not remember: each command says it again."""
 MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)
 """Names of options that may change when a study is resumed."""
 

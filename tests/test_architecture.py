@@ -25,7 +25,7 @@ ROOMS = {
     "progress": {"process"},
     "user_code": {"errors", "process"},
     "networks": {"errors"},
-    "weights": {"errors", "files", "networks"},
+    "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},
     "workloads": {"errors", "metric", "networks", "options", "placement", "user_code", "weights"},
     "training": {
@@ -49,8 +49,8 @@ ROOMS = {
         "storage", "store", "training", "user_code", "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "metric", "namesakes", "options", "placement", "process",
-        "progress", "results", "store", "study", "training", "user_code", "workloads",
+        "analysis", "config", "errors", "export", "files", "metric", "namesakes", "networks", "options", "placement",
+        "process", "progress", "results", "store", "study", "training", "user_code", "weights", "workloads",
     },
     "config": {"errors", "files", "options", "record_checks"},
     "dense": {"training"},

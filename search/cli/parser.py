@@ -333,3 +333,4 @@ def _add_verify(commands: Any) -> None:
     _add(parser, "workload", "needed where the export is of a workload of your own")
     _add(parser, "data", "the only folder that data is read from; the one that the manifest names never is")
     _add(parser, "width", "width factor of a built-in network; one above 2 is not taken from the manifest")
+    _add(parser, "network", "in place of the workload's own; a manifest's is taken if it is torchvision's and no giant")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from search.config import SearchConfig
+from search.options import FACTORY_OPTIONS
 
 
 def resume_command(config: SearchConfig, place: str | None = None) -> str:
@@ -14,9 +15,9 @@ def resume_command(config: SearchConfig, place: str | None = None) -> str:
     `/folder/file.py:function`, or where that is unknown by its name.
     """
     parts = ["prunefront", "search", "--workload", config.workload]
-    for option in ("study", "data", "width"):  # what finds the study, and what its workload is made from
+    for option in ("study", *FACTORY_OPTIONS):  # what finds the study, and what its workload is made from
         value = getattr(config, option)
-        parts += [f"--{option}", str(value)] if value is not None else []
+        parts += [f"--{option}", str(value)] if value not in (None, False) else []
     if ":" in config.criterion:
         parts += ["--criterion", place or config.criterion]
     if config.root != "mlruns":

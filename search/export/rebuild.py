@@ -88,7 +88,7 @@ def export_of_trial(
         GoalMissed: the repeated fine-tune failed.
     """
     folder, config = view.folder, view.config
-    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(folder.root / "cache"))
+    workload = get_workload(config.workload, **config.factory_options, cache=str(folder.root / "cache"))
     workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
     workload = with_dense_value(workload, view.state.unit)
     refuse_changed_study(folder, workload, watcher)

@@ -14,6 +14,8 @@ from spaces.printable import LONGEST_WORD, shortened
 
 SOURCES = ("torchvision", "timm")
 """The libraries, as they stand before the `:`."""
+LARGEST = 100_000_000
+"""Parameters of a network up to which its name is taken from a file that others wrote."""
 NEAREST = 3
 """How many names are offered for one that does not exist."""
 
@@ -68,6 +70,16 @@ def find_network(spec: str) -> tuple[Library, str]:
         offered = ", ".join(f"{source}:{one}" for one in near)
         raise UsageError(f"unknown network {said}: the nearest of {len(known)} are {offered}")
     return library, name
+
+
+def is_ordinary(spec: str) -> bool:
+    """Whether a text names a network of torchvision's that everybody has, and that is not so large as to do harm."""
+    from search.networks import torchvision_networks
+
+    source, _, name = spec.partition(":")
+    if source != torchvision_networks.SOURCE or name not in torchvision_networks.names():
+        return False
+    return torchvision_networks.published_parameters(name) <= LARGEST
 
 
 def build_network(spec: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:

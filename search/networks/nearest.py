@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-LIKE = 0.15
-"""Networks whose number of parameters differs by a larger share are not looked at."""
+LIKE = 0.5
+"""Networks whose number of parameters differs by a larger share are not looked at; that much may be in an output layer.
+"""
 ENOUGH = 0.9
 """Share of the tensors that have to agree in name and shape."""
 
@@ -25,7 +26,7 @@ def nearest_network(state: Mapping[str, Tensor]) -> str | None:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     best, found = ENOUGH, None
     for name in library.classifiers():
-        if abs(library.published_parameters(name) - held) > LIKE * held:
+        if abs(library.published_parameters(name) - held) > LIKE * library.published_parameters(name):
             continue
         classes, shape = library.own_task(name)
         try:

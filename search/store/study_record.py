@@ -10,7 +10,7 @@ from typing import Any
 
 from search.config import SearchConfig
 from search.errors import Refused, UsageError
-from search.options import MAY_CHANGE, key_of
+from search.options import MAY_CHANGE, UNSTORED, key_of
 from spaces.bits import FLOAT_BITS
 from spaces.search_space.space import PREFERENCE
 
@@ -55,13 +55,14 @@ def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -
         UsageError: an option given differs and may not change; the difference is shown.
     """
     stored = stored_config(record, asked.root)
-    given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", "root"}}
+    given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", *UNSTORED}}
     refuse_changes(
         {key: getattr(stored, key) for key in given if key not in MAY_CHANGE},
         {key: value for key, value in given.items() if key not in MAY_CHANGE},
         study,
     )
-    return stored.model_copy(update={key: value for key, value in given.items() if key in MAY_CHANGE})
+    changed = {key: value for key, value in given.items() if key in MAY_CHANGE}
+    return stored.model_copy(update={**changed, **{key: getattr(asked, key) for key in UNSTORED}})
 
 
 def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:

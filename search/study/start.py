@@ -65,7 +65,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
 def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) -> SearchResult:
     root = open_root(config.root)
     _require_criterion(config.criterion)
-    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
+    workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
     folder = StudyFolder(root, _study_name(config, workload))
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)
@@ -126,7 +126,7 @@ def _study_name(config: SearchConfig, workload: Workload) -> str:
 
 def _with_stored_options(config: SearchConfig) -> SearchConfig:
     """When the name given is a stored study's, its workload need not be given again."""
-    name = config.study or (config.workload if is_built_in(config.workload) else None)
+    name = config.study or (config.workload if is_built_in(config.workload) and config.network is None else None)
     folder = StudyFolder(Path(config.root), name) if name else None
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 

@@ -14,8 +14,6 @@ from search.training.fingerprint import weights_fingerprint
 from search.training.scoring import predict
 from search.workloads.base import Workload
 
-AS_BUILT = "as built"
-"""Given in place of a weights file: the network that `build_model` returns is already trained."""
 EXAMPLES = 128
 SHUFFLES = 5
 AHEAD, LESS_ERROR = 0.5, 0.8

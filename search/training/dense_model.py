@@ -22,7 +22,7 @@ from search.metric import Metric
 from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
 from search.records import FLOAT32
-from search.training.as_built import AS_BUILT, outperforms_shuffled, same_weights
+from search.training.as_built import outperforms_shuffled, same_weights
 from search.training.checkpoints import load_model, save_model
 from search.training.fingerprint import (
     SplitFingerprints,
@@ -42,6 +42,7 @@ from search.user_code.randomness import seeded
 from search.weights.loading import load_user_weights
 from search.workloads.base import Workload, with_dense_value
 from search.workloads.checks import check_model, check_run
+from search.workloads.choices import AS_BUILT
 from search.workloads.metric_checks import checked_value, metric_of
 from search.workloads.tally import Gathering, computed, share_of, tally
 from spaces.printable import printable

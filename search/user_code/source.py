@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from search.user_code.blame import is_others
 
 BUILT_IN = {
-    "VGG9": 1, "accuracy": 1, "accuracy_of_logits": 1, "accuracy_of_probabilities": 1, "shift_and_flip": 1,
+    "VGG9": 1, "accuracy": 1, "accuracy_of_logits": 1, "accuracy_of_probabilities": 1, "moved_and_mirrored": 1,
+    "shift_and_flip": 1,
 }  # fmt: skip
 """Name of what a built-in workload is made of -> version of its code: raised when what it computes changes."""
 _OURS = ("spaces", "pruning", "search")

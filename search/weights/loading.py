@@ -14,7 +14,7 @@ from search.errors import UsageError
 from search.weights.misfit import misfit
 from search.weights.reading import read_checkpoint
 from search.weights.tensors import tensors_of
-from search.weights.unwrap import DEEPEST, Ambiguous, Unwrapped, unwrap
+from search.weights.unwrap import COUNTER, DEEPEST, Ambiguous, Unwrapped, unwrap
 
 
 def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] | None = None) -> Mapping[str, Tensor]:
@@ -39,12 +39,45 @@ def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] 
     expected = dict(tensors_of(model))
     found, masks = _found(path, expected)
     if said := misfit(found.state, expected):
-        raise UsageError(f"weights {path.name}{said}")
+        remedy = "; to train from what fits, give them as --pretrained" if _is_mostly(found.state, expected) else ""
+        raise UsageError(f"weights {path.name}{said}{remedy}")
     _require_numbers(found.state, expected, path)
     _take_(model, found.state)
     if found.said and note:
         note(f"weights {path.name}: taken from {found.said}")
     return masks
+
+
+def begin_with_(model: nn.Module, path: Path) -> list[str]:
+    """Load what fits in name and shape of a file that `load_user_weights` could read; the rest of the model stays.
+
+    Returns:
+        The names of the model's tensors that the file has nothing for, such as those of an output layer of another
+        size, without BatchNorm's counters.
+
+    Raises:
+        EnvironmentProblem, Refused: as `load_user_weights`.
+        UsageError: less than half of the model's tensors are in the file, or more than a fifth of the file's are
+            unknown.
+    """
+    expected = dict(tensors_of(model))
+    found, _ = _found(path, expected)
+    if not _is_mostly(found.state, expected):
+        raise UsageError(f"weights {path.name}{misfit(found.state, expected)}")
+    fitting = _fitting(found.state, expected)
+    _require_numbers(fitting, expected, path)
+    _take_(model, fitting)
+    return [name for name in expected if name not in fitting and not name.endswith(COUNTER)]
+
+
+def _fitting(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: given for name, given in state.items() if name in expected and given.shape == expected[name].shape}
+
+
+def _is_mostly(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is of the network but for an output layer and the like."""
+    unknown = sum(name not in expected for name in state)
+    return 2 * len(_fitting(state, expected)) >= len(expected) and 5 * unknown <= len(state)
 
 
 def _found(path: Path, expected: Mapping[str, Tensor]) -> tuple[Unwrapped, Mapping[str, Tensor]]:

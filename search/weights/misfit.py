@@ -38,12 +38,10 @@ def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     if shapes:
         named = ", ".join(_shape(name, state, expected) for name in shapes[:SHOWN])
         parts.append(f"{len(shapes)} of another shape ({named}{', ...' if len(shapes) > SHOWN else ''})")
-    return f" do not fit: {', '.join(parts)}{_remedy(more, lacking, state)}"
+    return f" do not fit: {', '.join(parts)}{_whose(state) if more or lacking else ''}"
 
 
-def _remedy(more: Sequence[str], lacking: Sequence[str], state: Mapping[str, Tensor]) -> str:
-    if not more and not lacking:
-        return ""
+def _whose(state: Mapping[str, Tensor]) -> str:
     found = nearest_network(state)
     return f"; they are those of {found}" if found else ""
 

@@ -55,7 +55,7 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
     """
     file, entry = _file_and_entry(path)
     if not file.is_file():
-        raise EnvironmentProblem(f"no weights file {str(file)!r}: check --weights")
+        raise EnvironmentProblem(f"no weights file {str(file)!r}: check --weights, or --pretrained")
     content = _content_of(file)
     if not isinstance(content, Mapping):
         raise Refused(f"weights {file} hold a {type(content).__name__}, not a state dict: save model.state_dict()")

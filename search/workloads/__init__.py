@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ from pruning.modules import check_example
 from pruning.trees import ModelInputs
 from search.errors import PrunefrontError, UsageError
 from search.metric import Metric
+from search.networks.names import find_network, is_network
 from search.options import BUILT_IN_WORKLOADS
 from search.placement import CPU
 from search.user_code.loading import load_function, pass_signals_on
 from search.user_code.randomness import seeded
 from search.workloads.base import Workload, placed
+from search.workloads.choices import pretrained_file, with_network, with_pretrained
 from search.workloads.examples import SEED
 from search.workloads.metrics import accuracy
 from search.workloads.recipe import Recipe
 from search.workloads.splits import Split
 from search.workloads.tally import is_metric
+from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import unknown
 
+DEFAULT_CACHE = "mlruns/cache"
 __all__ = ["Metric", "Split", "Workload", "accuracy", "get_workload", "is_built_in"]
 
 
@@ -41,17 +45,42 @@ def get_workload(spec: str, **options: Any) -> Workload:
     Args:
         spec: a name of `BUILT_IN_WORKLOADS`, `package.module:factory` or `./file.py:factory`. Only ever pass what the
             user wrote: the factory's code is imported and run.
-        options: `data`, `width`, `cache`; those that are None are left out. `cache` is dropped if the factory does not
-            take it.
+        options: `data`, `width`, `network`, `pretrained`, `trust_remote_code` and `cache`, as the command line has
+            them; those that are None are left out. A factory that takes a `network` or `pretrained` is given it, and
+            they are carried out here for any other. `cache` is dropped if the factory does not take it.
 
     Raises:
-        UsageError: unknown name, factory or option, or a factory that does not return a `Workload`.
-        EnvironmentProblem: its module cannot be imported, or its data is missing.
+        UsageError: unknown name, factory, network or option, or a factory that does not return a `Workload`.
+        EnvironmentProblem: its module cannot be imported, or its data or weights are missing.
+        Refused: the code of a hub would have to run, and `trust_remote_code` does not say so.
     """
     if not isinstance(spec, str):
         raise UsageError(f"a workload must be named by a string such as 'digits' or './file.py:factory', got {spec!r}")
+    if is_network(spec):
+        raise UsageError(
+            f"{shortened(repr(spec), LONGEST_WORD)} is a network without data, which only `inspect` takes: name a "
+            f"--workload, such as {next(iter(BUILT_IN_WORKLOADS))}, and give it as --network"
+        )
+    cache, trusted = Path(options.get("cache") or DEFAULT_CACHE), bool(options.pop("trust_remote_code", False))
     with seeded(SEED):
-        return _made(spec, _factory(BUILT_IN_WORKLOADS.get(spec, spec)), options)
+        factory = _factory(BUILT_IN_WORKLOADS.get(spec, spec))
+        ours = {"network", "pretrained"} - inspect.signature(factory).parameters.keys()
+        network, pretrained = (options.pop(key, None) if key in ours else None for key in ("network", "pretrained"))
+        if network is not None:
+            _check_network(spec, network, options)
+        with seeded(SEED):
+            begun = pretrained and pretrained_file(pretrained, spec, network, cache, trusted)
+        workload = _made(spec, factory, options)
+        if network is not None:
+            workload = with_network(workload, network)
+        return with_pretrained(workload, begun) if begun else workload
+
+
+def _check_network(spec: str, network: str, options: Mapping[str, Any]) -> None:
+    """Refuse, before data is read, a network that does not exist or that leaves another option without effect."""
+    find_network(network)
+    if options.get("width") is not None and is_built_in(spec):
+        raise UsageError(f"width is of the network that {network} takes the place of: leave one of them out")
 
 
 def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) -> Workload:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from search.errors import EnvironmentProblem
+from search.workloads.augment import moved_and_mirrored
 from search.workloads.base import Workload
 from search.workloads.recipe import Recipe
 from search.workloads.vgg import VGG9
@@ -66,16 +67,9 @@ def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move each image by up to `SHIFT` pixels along each axis (edges filled with black) and mirror half of them at
     random.
 
-    (n, channels, height, width) -> the same shape; one gather for the whole batch.
+    (n, channels, height, width) -> the same shape.
     """
-    n, _, height, width = images.shape
-    rows = torch.arange(height) + torch.randint(-SHIFT, SHIFT + 1, (n, 1), generator=generator)
-    columns = torch.arange(width) + torch.randint(-SHIFT, SHIFT + 1, (n, 1), generator=generator)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = torch.nn.functional.pad(images, [SHIFT] * 4, value=-MEAN / DEVIATION)
-    picked = padded[torch.arange(n)[:, None, None], :, rows[:, :, None] + SHIFT, columns[:, None, :] + SHIFT]
-    return picked.permute(0, 3, 1, 2)
+    return moved_and_mirrored(images, generator, SHIFT, -MEAN / DEVIATION)
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def test_stored_studies_keep_the_names_they_have():
     options = {"speed": "latency", "seeds": False, "final_seeds": 2, "max_size": 0.3}
     stored = new_record(SearchConfig(**options, root="elsewhere"), {})["config"]
     # Options added since the golden record was written: a new one joins them. Records without it get its default.
-    later = {"trial_timeout", "bits", "device", "precision", "deterministic", "threads"}
+    later = {"trial_timeout", "bits", "device", "precision", "deterministic", "threads", "network", "pretrained"}
     assert set(stored) - set(GOLDEN) == later and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options
     config = stored_config({"config": stored}, "here")

@@ -21,13 +21,14 @@ from search.analysis.report_files import (
     weight_files,
     write_files,
 )
-from search.cli.commands.options import bits_of, placement_asked, sparsities_of, workload_of
+from search.cli.commands.options import bits_of, placement_asked, sparsities_of, task_or_network, workload_of
 from search.cli.commands.reply import Reply, written_line
 from search.cli.device_support import STATEMENTS
 from search.cli.text_tables import layer_table, percent, profile_table, rounding_table, target_table, whole_table
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
+from search.networks.names import is_network
 from search.progress import TerminalReporter
 from search.results.figures import profile_png
 from search.training.dense_model import build_model, dense_model
@@ -102,12 +103,17 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     """Layers, costs, channel groups, and what stays unpruned and why."""
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as an argument or with --workload")
-    if arguments.weights and not arguments.pictures:
-        raise UsageError(
-            "--weights has no effect without --pictures DIR, which draws them: leave it out, or add --pictures"
-        )
+    for name in ("weights", "pretrained"):
+        if getattr(arguments, name) and not arguments.pictures:
+            raise UsageError(
+                f"--{name} has no effect without --pictures DIR, which draws them: leave it out, or add --pictures"
+            )
     check_writable(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
+    if arguments.pictures and is_network(arguments.workload or "") and not (arguments.weights or arguments.pretrained):
+        raise UsageError(
+            "--pictures draws trained weights, which a network alone has not: give --weights or --pretrained"
+        )
     asked = _asked_pictures(arguments)
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
@@ -166,9 +172,9 @@ def _task_and_network(
 
     if not arguments.pictures:
         with only_the_example():
-            config, root, workload = workload_of(arguments, **asked)
+            config, root, workload = task_or_network(arguments, **asked)
             return config, root, workload, build_model(workload, config.dense_seed)
-    config, root, workload = workload_of(arguments, **asked)
+    config, root, workload = task_or_network(arguments, **asked)
     return config, root, workload, build_model(workload, config.dense_seed)
 
 

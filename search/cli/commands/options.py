@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,40 @@ from search.cli.parser import given_options
 from search.config import SearchConfig, make_config
 from search.errors import UsageError
 from search.files import open_root
+from search.networks.names import is_network
 from search.options import PLACEMENT_OPTIONS, WORKLOAD_OPTIONS
 from search.placement import Placement, placement_of
 from search.workloads import Workload, get_workload
+from search.workloads.choices import network_alone
 from spaces.bits import check_bits
 from spaces.validation import check_sparsity
 
 
 def workload_of(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig, Path, Workload]:
     """Config, root and workload of a command that runs outside a study."""
+    config, root = _config_and_root(arguments, more)
+    workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
+    return config, root, workload
+
+
+def task_or_network(arguments: argparse.Namespace, **more: Any) -> tuple[SearchConfig, Path, Workload]:
+    """The same of a command that takes a network of a library alone, without data."""
+    if not is_network(arguments.workload or ""):
+        return workload_of(arguments, **more)
+    for name in ("data", "width", "network"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} has no effect on {arguments.workload}, a network alone: leave it out")
+    config, root = _config_and_root(arguments, more)
+    alone = network_alone(config.workload, config.pretrained, root / "cache", config.trust_remote_code)
+    return config, root, alone
+
+
+def _config_and_root(arguments: argparse.Namespace, more: Mapping[str, Any]) -> tuple[SearchConfig, Path]:
     options = given_options(arguments, (*WORKLOAD_OPTIONS, *PLACEMENT_OPTIONS)) | {
         k: v for k, v in more.items() if v is not None
     }
     config = make_config(root=arguments.root, **options)
-    root = open_root(config.root)
-    workload = get_workload(config.workload, data=config.data, width=config.width, cache=str(root / "cache"))
-    return config, root, workload
+    return config, open_root(config.root)
 
 
 def placement_asked(config: SearchConfig) -> Placement:

@@ -27,6 +27,7 @@ from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
 from search.metric import metric_from_plain
+from search.networks.names import LARGEST, is_ordinary
 from search.options import WORKLOAD_FORMS
 from search.progress import TerminalReporter
 from search.results.selection import is_dead
@@ -252,7 +253,7 @@ def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -
         )
     read = read_manifest(manifest.parent)
     arguments.workload = _named_workload(read)
-    arguments.width = _width(arguments, read)
+    arguments.width, arguments.network = _width(arguments, read), _network(arguments, read)
     watcher.note(f"workload {arguments.workload}, as {manifest} names it; {_data_used(arguments, read)}")
 
 
@@ -263,7 +264,9 @@ def verify(arguments: argparse.Namespace) -> Reply:
     spec, width = arguments.workload or _named_workload(manifest), _width(arguments, manifest)
     used = _data_used(arguments, manifest)
     try:
-        workload = get_workload(spec, data=arguments.data, width=width, cache=str(Path(arguments.root, "cache")))
+        network = _network(arguments, manifest)
+        cache = str(Path(arguments.root, "cache"))
+        workload = get_workload(spec, data=arguments.data, width=width, network=network, cache=cache)
     except (UsageError, EnvironmentProblem) as error:
         raise type(error)(str(error) if arguments.data else f"{error}; {used}") from error
     checks = verify_files(folder, manifest, largest_files(build_model(workload, seed=0)))
@@ -298,6 +301,19 @@ def _width(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> float 
             "file: give it yourself with --width"
         )
     return width
+
+
+def _network(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> str | None:
+    """The network asked for, else the manifest's, which is not believed to be of a giant."""
+    network = manifest["workload"].get("network")
+    if arguments.network is not None or network is None:
+        return arguments.network
+    if not (isinstance(network, str) and is_ordinary(network)):
+        raise UsageError(
+            f"the export names network {shortened(repr(network), LONGEST_WORD)}, and none but torchvision's of up to "
+            f"{LARGEST:,} parameters are taken from a file: give it yourself with --network"
+        )
+    return network
 
 
 def _named_workload(manifest: Mapping[str, Any]) -> str:
@@ -348,6 +364,7 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
 def _write(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Written:
     dense_size = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
+    options |= {"network": config.network} if config.network else {}
     return write_export(made, workload, options, Path(arguments.out), dense_size, arguments.onnx, arguments.torch_prune)
 
 

@@ -171,7 +171,7 @@ MISFITS = {
     "three shapes": (
         {k: torch.ones(5, *v.shape[1:]) if v.ndim and "norm" not in k else v for k, v in STATE.items()},
         "4 of another shape ('conv.weight' has shape (5, 1, 3, 3), the model needs (3, 1, 3, 3), "
-        "'conv.bias' has shape (5,), the model needs (3,), ...)",
+        "'conv.bias' has shape (5,), the model needs (3,), ...); to train from what fits, give them as --pretrained",
     ),
     "more": ({**STATE, "head.1.weight": torch.ones(2, 2)}, "'head.1.weight'"),
     "another network": (
