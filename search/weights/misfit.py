@@ -38,7 +38,8 @@ def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     if shapes:
         named = ", ".join(_shape(name, state, expected) for name in shapes[:SHOWN])
         parts.append(f"{len(shapes)} of another shape ({named}{', ...' if len(shapes) > SHOWN else ''})")
-    return f" do not fit: {', '.join(parts)}{_whose(state) if more or lacking else ''}"
+    is_another = more or lacking or 2 * len(shapes) > len(expected)
+    return f" do not fit: {', '.join(parts)}{_whose(state) if is_another else ''}"
 
 
 def _whose(state: Mapping[str, Tensor]) -> str:

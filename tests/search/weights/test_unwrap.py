@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import resnet18, resnet34
+from torchvision.models import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 
 from pruning.channels.structure import Structure
 from search.errors import EnvironmentProblem, Refused, UsageError
@@ -249,9 +249,11 @@ def test_state_that_is_no_tensor_is_left_as_the_model_has_it(tmp_path):
 
 
 def test_the_network_that_the_weights_are_of_is_named(tmp_path):
-    torch.save({"state_dict": named("module.", resnet34(num_classes=7).state_dict())}, tmp_path / "trained.pth")
-    with pytest.raises(UsageError, match=r"; they are those of torchvision:resnet34$"):
-        load_user_weights(resnet18(num_classes=7), tmp_path / "trained.pth")
+    torch.save(
+        {"state_dict": named("module.", shufflenet_v2_x1_0(num_classes=7).state_dict())}, tmp_path / "trained.pth"
+    )
+    with pytest.raises(UsageError, match=r"; they are those of torchvision:shufflenet_v2_x1_0$"):
+        load_user_weights(shufflenet_v2_x0_5(num_classes=7), tmp_path / "trained.pth")
 
 
 class Arguments:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cifar_files import write_cifar
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -19,6 +20,7 @@ from search.progress import ProgressReporter
 from search.store.study_record import new_record, resumed_config
 from search.training.dense_model import dense_model
 from search.workloads import get_workload
+from search.workloads.choices import network_alone
 
 SMALL = "torchvision:squeezenet1_1"
 OTHERS = """
@@ -71,9 +73,10 @@ def test_a_network_is_built_for_the_classes_and_images_of_the_data(others):
     own = get_workload(f"{others}:images")
     assert found.name == "images-squeezenet1_1" and torch.equal(found.fit[0], own.fit[0])
     assert found.build_model()(found.example_input).shape == (2, 4)
-    digits = get_workload("digits", network="torchvision:shufflenet_v2_x0_5")
+    digits = get_workload("digits", network=SMALL)
     assert digits.recipe == get_workload("digits").recipe
-    assert digits.build_model()(digits.example_input).shape == (2, 10)
+    first, last = (digits.build_model().get_parameter(name) for name in ("features.0.weight", "classifier.1.weight"))
+    assert first.shape[1] == 1 and last.shape[0] == 10
 
 
 def test_a_factory_with_a_network_of_its_own_is_given_it(others):
@@ -204,41 +207,39 @@ def test_a_network_alone_is_inspected(main, place, tmp_path):
         assert refused.code == 2 and said in refused.err and refused.err.count("\n") == 1, refused.err
     refused = main("inspect", "torchvision:squeezenet", "--root", tmp_path)
     assert refused.code == 2 and "the nearest of 86 are torchvision:squeezenet1_" in refused.err
-    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "w.pth")
-    drawn = main("inspect", SMALL, "--pretrained", tmp_path / "w.pth", "--pictures", tmp_path / "p", "--granularity",
-                 "fine-grained", "--sparsities", "0.5", "--root", tmp_path)  # fmt: skip
-    assert drawn.code == 0 and (tmp_path / "p").is_dir(), drawn.err
 
 
-def narrow(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in state.items()}
+def test_a_network_alone_has_the_weights_it_is_given(tmp_path):
+    torch.manual_seed(9)
+    published = models.squeezenet1_1()
+    torch.save(published.state_dict(), tmp_path / "w.pth")
+    found = network_alone(SMALL, str(tmp_path / "w.pth"), tmp_path, trusted=False)
+    assert found.weights == "as built" and found.example_input.shape == (2, 3, 224, 224)
+    assert all(torch.equal(a, b) for a, b in zip(found.build_model().parameters(), published.parameters(), strict=True))
 
 
 @pytest.mark.slow
-def test_an_export_of_another_network_is_verified(main, tmp_path, place):
+def test_an_export_of_another_network_is_verified(main, tmp_path):
     """A manifest's network is taken if it is torchvision's and of ordinary size."""
-    name = "torchvision:shufflenet_v2_x0_5"
-    torch.manual_seed(0)
-    workload = get_workload("digits", network=name)
-    torch.save(narrow(workload.build_model().state_dict()), tmp_path / "w.pt")
-    (tmp_path / "sparsity.json").write_text('{"conv5.0.weight": 0.5}')
-    out, root = tmp_path / "out", tmp_path / "root"
-    done = main("apply", tmp_path / "sparsity.json", "--workload", "digits", "--network", name, "--weights",
-                tmp_path / "w.pt", "--schedule", "one-shot", "--out", out, "--root", root)  # fmt: skip
+    data, out, root = (["--data", tmp_path / "data"], tmp_path / "out", ["--root", tmp_path / "root"])
+    write_cifar(tmp_path / "data")
+    workload = get_workload("cifar10", data=tmp_path / "data", network=SMALL)
+    torch.save(workload.build_model().state_dict(), tmp_path / "w.pt")
+    (tmp_path / "sparsity.json").write_text('{"features.3.squeeze.weight": 0.5}')
+    done = main("apply", tmp_path / "sparsity.json", "--workload", "cifar10", "--network", SMALL, *data, "--weights",
+                tmp_path / "w.pt", "--schedule", "one-shot", "--out", out, *root)  # fmt: skip
     assert done.code == 0, done.err
-    checked = main("verify", out, "--root", root)
+    checked = main("verify", out, *data, *root)
     assert checked.code == 0, checked.out + checked.err
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["workload"]["network"] == name
-    for other, said in (
-        ("torchvision:regnet_y_128gf", "none but torchvision's of up to 100,000,000"),
-        (5, "names network 5"),
-    ):
+    assert manifest["workload"]["network"] == SMALL
+    refusals = {"torchvision:regnet_y_128gf": "none but torchvision's of up to 100,000,000", 5: "names network 5"}
+    for other, said in refusals.items():
         manifest["workload"]["network"] = other
         (out / "manifest.json").write_text(json.dumps(manifest))
-        refused = main("verify", out, "--root", root)
+        refused = main("verify", out, *data, *root)
         assert refused.code == 2 and said in refused.err and "give it yourself with --network" in refused.err
-    assert main("verify", out, "--network", name, "--root", root).code == 0
+    assert main("verify", out, "--network", SMALL, *data, *root).code == 0
 
 
 def test_the_network_that_trains_is_the_one_that_was_named(others):

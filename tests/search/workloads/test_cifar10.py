@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from cifar_files import EACH, FORMS, NAMES, as_python_2, write_cifar
 from torchvision.datasets import CIFAR10
 
 from search.errors import EnvironmentProblem, Refused, UsageError
@@ -19,57 +19,9 @@ from search.workloads.augment import moved_and_mirrored
 from search.workloads.cifar10 import cifar10
 from search.workloads.vgg import VGG9
 
-NAMES = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
-EACH = 20
-
-
-def as_python_2(pixels: np.ndarray, labels: list[int]) -> bytes:
-    """The bytes that Python 2 and its NumPy pickled, as the published files are: text is bytes, arrays are text."""
-
-    def text(word: str) -> bytes:
-        return b"U" + bytes([len(word)]) + word.encode()
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    raw = pixels.tobytes()
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text("b") + b"tR"
-    kind = b"cnumpy\ndtype\n(" + text("u1") + b"K\x00K\x01tR(K\x03" + text("|") + b"NNNJ" + b"\xff" * 4
-    kind += b"J" + b"\xff" * 4 + b"K\x00tb"
-    state = b"(K\x01(" + b"".join(map(number, pixels.shape)) + b"t" + kind + b"I00\nT" + struct.pack("<i", len(raw))
-    listed = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    names = b"](" + text("leptodactylus_pentadactylus_s_000004.png") + b"e"
-    return (
-        b"\x80\x02}(" + text("batch_label") + text("training batch 1 of 5") + text("labels") + listed
-        + text("data") + array + state + raw + b"tb" + text("filenames") + names + b"u."
-    )  # fmt: skip
-
-
-FORMS = {
-    "cifar-10-batches-py": ("", as_python_2),
-    "again": ("", lambda pixels, labels: pickle.dumps({"data": pixels, "labels": labels}, protocol=2)),
-    "bytes": ("", lambda pixels, labels: pickle.dumps({b"data": pixels, b"labels": labels}, protocol=4)),
-    "cifar-10-batches-bin": (
-        ".bin",
-        lambda pixels, labels: b"".join(bytes([n]) + row.tobytes() for row, n in zip(pixels, labels, strict=True)),
-    ),
-}  # fmt: skip
-"""Layout, named by its folder where it has one -> how its files end, and what is in one."""
-
-
-def write(folder: Path, form: str = "cifar-10-batches-py", each: int = EACH) -> dict[str, tuple[np.ndarray, list[int]]]:
-    random, (ending, written) = np.random.default_rng(7), FORMS[form]
-    folder.mkdir(parents=True, exist_ok=True)
-    made = {}
-    for name in NAMES:
-        pixels, labels = random.integers(0, 256, (each, 3072), np.uint8), random.integers(0, 10, each).tolist()
-        (folder / f"{name}{ending}").write_bytes(written(pixels, labels))
-        made[name] = (pixels, labels)
-    return made
-
 
 def test_the_files_made_here_are_what_numpy_reads(tmp_path):
-    made = write(tmp_path)
+    made = write_cifar(tmp_path)
     with (tmp_path / "data_batch_3").open("rb") as file:
         read = pickle.load(file, encoding="latin1")  # noqa: S301 - what the workload does without
     assert np.array_equal(read["data"], made["data_batch_3"][0]) and read["labels"] == made["data_batch_3"][1]
@@ -80,7 +32,7 @@ def test_the_files_made_here_are_what_numpy_reads(tmp_path):
     [(form, "") for form in FORMS] + [(form, form) for form in ("cifar-10-batches-py", "cifar-10-batches-bin")],
 )
 def test_every_layout_is_read(tmp_path, form, below):
-    made = write(tmp_path / below, form)
+    made = write_cifar(tmp_path / below, form)
     found = cifar10(data=tmp_path, width=1 / 16)
     sizes = {split: len(getattr(found, split)[1]) for split in ("fit", "calibration", "validation", "test")}
     assert sizes == {"fit": 86, "calibration": 4, "validation": 10, "test": 20}
@@ -102,7 +54,7 @@ def test_every_layout_is_read(tmp_path, form, below):
 
 
 def test_the_network_is_the_labs_own(tmp_path):
-    write(tmp_path)
+    write_cifar(tmp_path)
     found = cifar10(data=tmp_path)
     assert sum(p.numel() for p in found.build_model().parameters()) == 9_228_362
     images = torch.ones(500, 3, 9, 6)
@@ -138,7 +90,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("how", DAMAGED)
 def test_a_damaged_file_is_named(tmp_path, how):
-    write(tmp_path)
+    write_cifar(tmp_path)
     (tmp_path / "data_batch_4").write_bytes(DAMAGED[how])
     with pytest.raises(EnvironmentProblem, match=r"data_batch_4 is no file of CIFAR-10 images \(.*unpack it") as raised:
         cifar10(data=tmp_path)
@@ -146,7 +98,7 @@ def test_a_damaged_file_is_named(tmp_path, how):
 
 
 def test_damaged_records_are_named(tmp_path):
-    write(tmp_path, "cifar-10-batches-bin")
+    write_cifar(tmp_path, "cifar-10-batches-bin")
     for damage in (lambda raw: raw[:-1], lambda raw: b"", lambda raw: b"\x0a" + raw[1:]):
         path = tmp_path / "test_batch.bin"
         whole = path.read_bytes()
@@ -157,7 +109,7 @@ def test_damaged_records_are_named(tmp_path):
 
 
 def test_nothing_that_a_file_names_is_run(tmp_path):
-    write(tmp_path)
+    write_cifar(tmp_path)
     for evil in (Canary(tmp_path / "canary"), {"data": WHOLE, "labels": Canary(tmp_path / "canary")}):
         (tmp_path / "test_batch").write_bytes(pickle.dumps(evil))
         with pytest.raises(EnvironmentProblem, match=r"it names posix\.mkdir, which is not run"):
@@ -168,10 +120,10 @@ def test_nothing_that_a_file_names_is_run(tmp_path):
 def test_missing_files_and_few_images_are_told(tmp_path):
     with pytest.raises(EnvironmentProblem, match=r"no CIFAR-10 batches in .*--data"):
         cifar10(data=tmp_path / "nowhere")
-    write(tmp_path / "few", each=4)
+    write_cifar(tmp_path / "few", each=4)
     with pytest.raises(EnvironmentProblem, match="at least 25 training images, got 20"):
         cifar10(data=tmp_path / "few")
-    write(tmp_path / "lacking")
+    write_cifar(tmp_path / "lacking")
     for name in ("data_batch_2", "test_batch"):
         (tmp_path / "lacking" / name).unlink()
     with pytest.raises(EnvironmentProblem, match="lacks data_batch_2, test_batch: unpack"):
@@ -183,7 +135,7 @@ def test_without_data_it_is_downloaded_once(tmp_path, monkeypatch):
 
     def download(url, root, filename, md5):
         asked.append((url, filename, md5))
-        write(Path(root) / "cifar-10-batches-py")
+        write_cifar(Path(root) / "cifar-10-batches-py")
 
     def fail(*_, **__):
         raise URLError("no route")
@@ -259,7 +211,7 @@ def hub(tmp_path, monkeypatch):
     state = VGG9(width=1 / 16).state_dict()
     torch.save({"state_dict": state}, folder / "w.pth")
     monkeypatch.setenv("RAN", str(tmp_path / "ran"))
-    write(tmp_path / "data")
+    write_cifar(tmp_path / "data")
     options = {"data": tmp_path / "data", "width": 1 / 16, "cache": str(tmp_path / "cache")}
     return folder, state, options, tmp_path / "ran"
 
