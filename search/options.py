@@ -133,11 +133,11 @@ class SearchOptions(_Fields):
         example="folder",
     )
     weights: str | None = option(
-        "trained weights, .safetensors or .pt without code",
+        "trained weights, .safetensors or .pt, .pth, .ckpt without code",
         default=None,
         metavar="FILE",
         example="trained.safetensors",
-        more="without them the dense model is trained once and cached",
+        more="FILE#ENTRY names one of several in it; without them the dense model is trained once and cached",
     )
     width: float | None = option(
         "width factor of a built-in network (its own default: 1/8 of digits and fashion-mnist, 1 of cifar10)",
