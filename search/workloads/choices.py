@@ -38,15 +38,14 @@ def with_network(workload: Workload, spec: str) -> Workload:
     example, name = workload.example_input, workload.name
     if not isinstance(example, Tensor) or example.ndim != 4:
         raise UsageError(
-            f"workload {name!r}: --network takes images (n, channels, rows, columns), got {_said(example)}"
+            f"workload {name!r}: --network takes images (n, channels, rows, columns), got {_kind(example)}"
         )
     model = call_user(f"workload {name!r}: build_model", workload.build_model).eval()
     with torch.no_grad():
         outputs = call_user(f"workload {name!r}: its own network", model, example)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        raise UsageError(
-            f"workload {name!r}: --network takes the place of a classifier (n, classes), got {_said(outputs)}"
-        )
+        got = _kind(outputs)
+        raise UsageError(f"workload {name!r}: --network takes the place of a classifier (n, classes), got {got}")
     shape = (example.shape[1], example.shape[2], example.shape[3])
     return replace(
         workload,
@@ -56,8 +55,8 @@ def with_network(workload: Workload, spec: str) -> Workload:
     )
 
 
-def _said(found: object) -> str:
-    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+def _kind(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def network_alone(spec: str, pretrained: str | None, cache: Path, trusted: bool) -> Workload:
