@@ -176,7 +176,10 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
         read_comparison(folder)
 
 
-LATER = {"statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads"}
+LATER = {
+    "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
+    "pretrained",
+}  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 
 
