@@ -106,10 +106,14 @@ class TestRounding:
         assert np.array_equal(one.weight().numpy(), by_hand)
         assert one.scales.dtype == torch.bfloat16
 
-    @pytest.mark.parametrize("bits", [1, 17, 33, 3.5, "8", True])
-    def test_impossible_bits(self, bits):
-        with pytest.raises(ValueError, match=r"^bits of a rounded weight must be a whole number from 2 to 16, got "):
+    @pytest.mark.parametrize(("bits", "nearest"), [(1, 2), (17, 16), (33, 16), (3.5, 4), ("8" * 300, 16), (True, 16)])
+    def test_impossible_bits(self, bits, nearest):
+        said = rf"^bits of a rounded weight must be a whole number from 2 to 16, got .{{1,210}}; nearest valid: {nearest};"
+        with pytest.raises(ValueError, match=said):
             round_weight(torch.ones(2, 2), bits)
+
+    def test_bits_of_another_library_are_bits(self):
+        assert type(round_weight(torch.ones(2, 2), np.int64(5)).bits) is int
 
     def test_what_is_not_finite_is_refused(self):
         with pytest.raises(ValueError, match="cannot be rounded"):
