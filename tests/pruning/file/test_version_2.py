@@ -218,6 +218,8 @@ class TestDamage:
             Constant("w", (2**40,), "BOOL", 1),
             Floats("w", (2**20, 2**10), "F64", FloatForm(0, 0, 1023, 0)),
             Integers("w", (2**16, 2**16), "F32", 4, 0, FloatForm(0, 0, 0)),
+            Integers("w", (2**31, 0), "F32", 4, 0, FloatForm(0, 0, 0)),
+            Floats("w", (0, 2**31), "F32", FloatForm(0, 0, 0, 0)),
         ],
     )
     def test_a_huge_claim_is_refused_before_anything_is_made_of_it(self, record, monkeypatch):
