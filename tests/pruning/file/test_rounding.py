@@ -108,8 +108,10 @@ class TestRounding:
 
     @pytest.mark.parametrize(("bits", "nearest"), [(1, 2), (17, 16), (33, 16), (3.5, 4), ("8" * 300, 16), (True, 16)])
     def test_impossible_bits(self, bits, nearest):
-        said = rf"^bits of a rounded weight must be a whole number from 2 to 16, got .{{1,210}}; nearest valid: {nearest};"
-        with pytest.raises(ValueError, match=said):
+        said = (
+            rf"^bits of a rounded weight must be a whole number from 2 to 16, got .{{1,210}}; nearest valid: {nearest}"
+        )
+        with pytest.raises(ValueError, match=f"{said};"):
             round_weight(torch.ones(2, 2), bits)
 
     def test_bits_of_another_library_are_bits(self):
