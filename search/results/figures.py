@@ -89,11 +89,13 @@ class Mark(NamedTuple):
         label: what all of them are.
         style: as matplotlib's format strings.
         points: (size, validation accuracy), shares -> what stands beside the point.
+        offset: of these texts from their points, to the right and up, in points of type.
     """
 
     label: str
     style: str
     points: Mapping[tuple[float, float], str]
+    offset: tuple[int, int] = (6, 4)
 
 
 def _marks(comparison: Comparison, finals: Mapping[str, FinalScore], metric: str) -> list[Mark]:
@@ -107,7 +109,7 @@ def _marks(comparison: Comparison, finals: Mapping[str, FinalScore], metric: str
     static = _by_point((point(digest), name) for name, digest in comparison.baselines.items() if digest in finals)
     finalists = {point(digest): "" for digest in comparison.finalists if digest in finals}
     found = [
-        Mark("dense, rounded only", "kx", references),
+        Mark("dense, rounded only", "kx", references, (3, -13)),  # below: above are baselines of about that size
         Mark("static baselines, mean of finals", "ks", static),
         Mark("finalists, mean of finals", "k*", finalists),
     ]
@@ -182,15 +184,15 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark
         axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
     count = int((trials < low).sum())
     below = [f"{count} trial{'s' * (count > 1)}"] if count else []
-    named: list[tuple[tuple[float, float], str]] = []
     for mark in marks:
+        named: list[tuple[tuple[float, float], str]] = []
         for (size, accuracy), text in mark.points.items():
             if accuracy * 100 >= low:
                 named += [((size * 100, accuracy * 100), text)] if text else []
             else:
                 below.append(f"{mark.label.partition(',')[0]} {text}".strip())
-    for place, text in _side_by_side(axes, named):
-        axes.annotate(text, place, (6, 4), textcoords="offset points", fontsize=8, zorder=5)
+        for place, text in _side_by_side(axes, named):
+            axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
     if below:
         axes.annotate(f"below: {', '.join(below)}", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 
