@@ -1,0 +1,75 @@
+"""Masks that hold in a training loop of anybody's, by hooks on the optimizers' steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from pruning.masks import apply_masks_
+
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments of an optimizer's `step`, the optimizer itself first."""
+Before = Callable[[Optimizer, Given], Given | None]
+"""Called before a step with its arguments; may return others."""
+After = Callable[[Optimizer], None]
+"""Called after a step."""
+
+
+@contextmanager
+def held_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Masked weights are zero within this context: when it begins, and after every step of an optimizer that moves one.
+
+    Any loop may run inside: with momentum, weight decay, accumulated gradients, autocast and a `GradScaler`, closures
+    or several optimizers. Not seen are optimizers that do not derive from `torch.optim.Optimizer`; and what the loop
+    loads into the model stays as it is until the next step.
+
+    Args:
+        model: the one that is trained; its parameters stay the same objects.
+        masks: parameter name -> bool mask of its shape, True = kept.
+
+    Raises:
+        ValueError: from `apply_masks_`.
+    """
+    apply_masks_(model, masks)
+    with around_steps(model, after=lambda _: apply_masks_(model, masks)):
+        yield
+
+
+@contextmanager
+def around_steps(model: nn.Module, before: Before | None = None, after: After | None = None) -> Iterator[None]:
+    """Within this context, call functions around each step of every optimizer that holds a parameter of the model.
+
+    A step that another one takes within itself is a part of that: nothing is called for it. PyTorch's hooks are those
+    of the process; none is left behind.
+    """
+    inside: list[Optimizer] = []
+
+    def moves_it(optimizer: Optimizer) -> bool:
+        own = {id(parameter) for parameter in model.parameters()}
+        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+
+    def begin(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+        if not moves_it(optimizer):
+            return None
+        if optimizer in inside:  # of a step that raised
+            inside.clear()
+        inside.append(optimizer)
+        return before(optimizer, (args, kwargs)) if before and len(inside) == 1 else None
+
+    def end(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer in inside:
+            del inside[inside.index(optimizer) :]
+            if after and not inside:
+                after(optimizer)
+
+    hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
