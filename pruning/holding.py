@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,25 +49,28 @@ def around_steps(model: nn.Module, before: Before | None = None, after: After | 
     A step that another one takes within itself is a part of that: nothing is called for it. PyTorch's hooks are those
     of the process; none is left behind.
     """
-    inside: list[Optimizer] = []
 
     def moves_it(optimizer: Optimizer) -> bool:
         own = {id(parameter) for parameter in model.parameters()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
+    def is_inner(step: FrameType) -> bool:
+        """Whether the call of a step comes out of another one's."""
+        above = step.f_back
+        while above is not None:
+            if above.f_code is step.f_code and moves_it(above.f_locals["args"][0]):
+                return True
+            above = above.f_back
+        return False
+
     def begin(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
-        if not moves_it(optimizer):
+        if before is None or not moves_it(optimizer) or is_inner(sys._getframe(1)):
             return None
-        if optimizer in inside:  # of a step that raised
-            inside.clear()
-        inside.append(optimizer)
-        return before(optimizer, (args, kwargs)) if before and len(inside) == 1 else None
+        return before(optimizer, (args, kwargs))
 
     def end(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if optimizer in inside:
-            del inside[inside.index(optimizer) :]
-            if after and not inside:
-                after(optimizer)
+        if after is not None and moves_it(optimizer) and not is_inner(sys._getframe(1)):
+            after(optimizer)
 
     hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
     try:

@@ -265,7 +265,7 @@ class _NoMetric:
 
 def _unscored(model: nn.Module, split: str, run: Run) -> dict[str, float]:
     """In place of an `evaluate`, likewise."""
-    return {SHARE.name: math.nan, LOSS: 0.0}
+    return {SHARE.name: 0.0, LOSS: 0.0}
 
 
 def _share(metric: Any, outputs: Any, targets: Any) -> float:

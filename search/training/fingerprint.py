@@ -59,7 +59,7 @@ def training_fingerprint(workload: Workload) -> str:
     kept = vars(workload)
     if _TRAINING not in kept:
         forward = [] if workload.forward is None else [workload.forward]
-        own = {name: code for name in OWN_CODE if (code := getattr(workload, name, None)) is not None}
+        own = {name: getattr(workload, name) for name in OWN_CODE if getattr(workload, name) is not None}
         metric = workload.metric
         said: list[Any] = [] if workload.steps_per_epoch is None else [workload.steps_per_epoch]
         said += [[metric.best, metric.low, metric.high]] if isinstance(metric, Metric) else []

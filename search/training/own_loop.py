@@ -22,9 +22,10 @@ from pruning.straight_through import StraightThrough
 from search.errors import OwnCodeProblem
 from search.records import CurvePoint
 from search.training.examples import given_batches, given_in_order, step_count
-from search.training.losses import Diverged, StepLosses
+from search.training.losses import StepLosses
 from search.training.optimizers import forget_masked_
 from search.training.own_checks import Begun, restored_
+from search.training.own_scores import require_finite
 from search.training.scoring import score
 from search.training.stored import Finish
 from search.training.trained import UNSEEN, Progress, Trained, subnormals_as_zero
@@ -282,8 +283,7 @@ def trained_by_user(
     training = time.perf_counter() - began
     done = finish(model, structure)
     scores = score(model, "validation", workload)
-    if not math.isfinite(scores.loss):
-        raise Diverged(f"validation loss is {scores.loss} after {loop.taken} steps")
+    require_finite(scores, workload, f"after {loop.taken} steps")
     scoring = time.perf_counter() - began - training - done.seconds_writing
     mean = losses.mean() if loop.reported else math.nan
     curve = (CurvePoint(epochs, mean, scores.loss, scores.accuracy),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pruning.outputs import describe
 from search.errors import OwnCodeProblem
 from search.records import FLOAT32
 from search.training.examples import given_in_order
+from search.training.losses import Diverged
 from search.user_code.randomness import seeded
 from search.workloads.base import Workload
 from search.workloads.run import SCORE, Run
@@ -44,6 +46,14 @@ def scored_by_user(model: nn.Module, split: str, workload: Workload) -> Metrics:
     value, loss = evaluated(model, split, workload)
     accuracy = share_of(workload.metric, value)
     return Metrics(1 - accuracy if loss is None else loss, accuracy)
+
+
+def require_finite(scores: Metrics, workload: Workload, when: str) -> None:
+    """Raise `Diverged` where the loss on validation data, or what `evaluate` says of it, is not finite."""
+    if workload.evaluate is not None and not math.isfinite(scores.accuracy):
+        raise Diverged(f"evaluate returned {scores.accuracy} {when}")
+    if not math.isfinite(scores.loss):
+        raise Diverged(f"validation loss is {scores.loss} {when}")
 
 
 def evaluated(model: nn.Module, split: str, workload: Workload) -> tuple[float, float | None]:

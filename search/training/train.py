@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,10 +24,10 @@ from pruning.straight_through import StraightThrough, straight_through
 from pruning.trees import NetworkInputs, contents, run
 from search.records import CurvePoint
 from search.training.examples import batches, calibration_of, epoch_steps, step_count
-from search.training.losses import Diverged, StepLosses
+from search.training.losses import StepLosses
 from search.training.optimizers import forget_masked_, make_optimizer
 from search.training.own_loop import PARTS, trained_by_user
-from search.training.own_scores import Metrics
+from search.training.own_scores import Metrics, require_finite
 from search.training.rate import peak_rate
 from search.training.scoring import score
 from search.training.stored import Finish, Finished, finish_, finish_dense_
@@ -100,8 +99,7 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     began = time.perf_counter()
     done = finish_(pruner.model, pruner.structure, policy, workload, graph)
     scores = score(pruner.model, "validation", workload)
-    if not math.isfinite(scores.loss):
-        raise Diverged(f"validation loss is {scores.loss} without training")
+    require_finite(scores, workload, "without training")
     scoring = time.perf_counter() - began - done.seconds_writing
     return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, scoring, **vars(done))
 
@@ -260,8 +258,7 @@ def _train_ourselves(
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, mean, scores.loss, scores.accuracy))
     assert scores is not None  # of the last step
-    if not math.isfinite(scores.loss):
-        raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
+    require_finite(scores, workload, f"after {steps} steps")
     model.eval()
     training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing
