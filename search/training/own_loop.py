@@ -41,8 +41,8 @@ PARTS = 1000
 class OwnLoop:
     """Follows a loop that is not ours, step by step.
 
-    How far it is, is what `progress` says, or else counted: in batches of `run.loader("fit")` if it takes them, and in
-    optimizer steps otherwise, where several optimizers that take turns count as one.
+    How far it is, is what `progress` says, or else counted: in batches of `run.loader("fit")` if it takes them and did
+    not call `begin`, and in optimizer steps otherwise, where several optimizers that take turns count as one.
 
     Args:
         pruner: with masks in place; None in the dense model's training.
@@ -67,7 +67,7 @@ class OwnLoop:
         self._losses, self._progress = losses, progress
         self.taken, self._done, self._drawn = 0, 0, 0
         self._share: float | None = None
-        self._draws, self.reported = False, False
+        self._draws, self._counts, self.reported = False, False, False
         self._turn: set[int] = set()
         self._view = ExitStack()
         self.versions: dict[str, int] = {}
@@ -90,7 +90,7 @@ class OwnLoop:
             raise self._problem(f"run.begin(steps=) takes a whole number >= 1, got {steps!r}")
         if self.taken:
             raise self._problem("run.begin(steps=) comes before the first optimizer step, and one was taken")
-        self._steps, self._draws = steps, False
+        self._steps, self._counts, self._draws = steps, True, False
         if self.pruner:
             self.pruner.of_length(steps)
 
@@ -121,7 +121,7 @@ class OwnLoop:
 
     def drawn(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches, counted as they are taken."""
-        self._draws, self._drawn = self._steps is not None, 0
+        self._draws, self._drawn = self._steps is not None and not self._counts, 0
         for batch in batches:
             self._drawn += 1
             yield batch

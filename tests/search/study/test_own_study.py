@@ -83,6 +83,7 @@ def folder(place) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_study_is_killed_resumed_exported_and_verified(run, program, folder):
     steps = folder / "steps"
     environment = {**os.environ, "STEPS": str(steps)}
