@@ -82,7 +82,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
     def average(norm: _NormBase, given: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
         norm.momentum = share = 1 / calls[norm]  # the average so far; None would do with a counter only
-        if given and _has_own_forward(norm):
+        if given and has_own_forward(norm):
             dims = [dim for dim in range(given[0].dim()) if dim != 1]
             var, mean = torch.var_mean(given[0].float(), dims)
             old = averages.setdefault(norm, [mean, var])
@@ -93,7 +93,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
         with _flags_restored(model):
             model.eval()
             for norm in norms:
-                if not _has_own_forward(norm):  # which may always use the statistics that it has
+                if not has_own_forward(norm):  # which may always use the statistics that it has
                     mean, var = _mean_and_var(norm)
                     mean.zero_()
                     var.fill_(1)
@@ -135,7 +135,7 @@ def _put_back_(norm: nn.Module, buffers: dict[str, Tensor | None]) -> None:
             norm._buffers[name] = tensor.copy_(now)
 
 
-def _has_own_forward(norm: nn.Module) -> bool:
+def has_own_forward(norm: nn.Module) -> bool:
     """Whether its forward method is the user's, which may update statistics by a momentum of its own."""
     return isinstance(norm, _BatchNorm) and not type(norm).forward.__module__.startswith("torch.")
 

@@ -156,17 +156,21 @@ def _check_claims(file: Any, notes: Mapping[str, str], like: Mapping[str, Tensor
     if like is not None and (held | aliases) != like.keys():
         other = min((held | aliases) ^ like.keys())
         raise ValueError(f"tensor {other!r} is {'missing' if other in like else 'none of the network'}")
-    claimed = 0
+    claimed, promised = 0, {}
     for name in held:
         if name in notes:
-            code, shape = _claim(notes[name])
+            promised[name] = code, shape = _claim(notes[name])
             claimed += prod(shape) * _DTYPES[code].itemsize
         else:
-            code, shape = file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())
-        if like is not None and (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (code, shape):
-            raise ValueError(f"tensor {name!r} is of {code} and shape {shape}, the network's is not")
+            promised[name] = file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())
     if claimed > MAX_DECODED_BYTES:
         raise ValueError(f"it claims more than {MAX_DECODED_BYTES} bytes, namely {claimed}")
+    if like is None:
+        return
+    promised |= {name: promised[notes[name].removeprefix("same ")] for name in aliases}
+    for name, (code, shape) in promised.items():
+        if (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (code, shape):
+            raise ValueError(f"tensor {name!r} is of {code} and shape {shape}, the network's is not")
 
 
 def _claim(note: str) -> tuple[str, tuple[int, ...]]:

@@ -113,6 +113,8 @@ def _check_result(result: TrialResult) -> None:
 def _check_file(file: WrittenFile) -> None:
     for part, value in vars(file).items():
         _whole(f"file's {part}", value, MOST_BYTES)
+    if not file.bytes:
+        raise ValueError("file's bytes must be at least 1, got 0")
     if not file.bytes <= file.planned <= file.bound:
         said = f"{file.bytes}, {file.planned}, {file.bound}"
         raise ValueError(f"file's bytes, planned and bound must be in rising order, got {said}")

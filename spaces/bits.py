@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from numbers import Integral
 
 from spaces.printable import LONGEST_WORD, shortened
@@ -24,7 +25,8 @@ def check_bits(value: object, where: str = "bits") -> int:
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and value in BITS:
         return int(value)
-    number = float(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    digits = re.search(r"\d+(\.\d+)?", value) if isinstance(value, str) else None  # of "3.5", or "int8"
+    number = float(digits[0]) if digits else value
     nearest = min(BITS, key=lambda bits: abs(bits - float(number))) if is_number(number) else FLOAT_BITS
     valid, said = ", ".join(map(str, BITS)), shortened(repr(value), LONGEST_WORD)
     raise ValueError(f"{where} must be one of {valid}, got {said}; nearest valid: {nearest}")

@@ -610,6 +610,7 @@ COMMANDS = {
     "bits, no whole number": (["search", "--bits", "3.5"], "got 3.5; nearest valid: 4"),
     "bits, no number": (["search", "--bits", "x"], "got 'x'; nearest valid: 32"),
     "no bits": (["search", "--bits", ""], "got ''; nearest valid: 32"),
+    "bits in a word": (["search", "--bits", "int8"], "got 'int8'; nearest valid: 8"),
     "bits of nonzero sizes": (
         ["search", "--size-metric", "nonzero", "--bits", "8"],
         "bits must be 32 where size-metric is nonzero, which counts no fewer, got 8: leave bits out",

@@ -67,19 +67,18 @@ def encode(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded] | None = 
     rounded = rounded or {}
     writer = CodedWriter()
     records: list[Record] = []
-    seen: dict[tuple[object, ...], str] = {}
     names: dict[str, int] = {}
-    norms = _norms(state, rounded)
+    first = _first_names(state)
+    norms = _norms(state, rounded, first)
     inside = {path + ending for path in norms for ending in NORM_ENDINGS}
     for name, tensor in state.items():
         if name in inside:
             if name.endswith(NORM_ENDINGS[0]):
                 records.append(_write_norm(writer, name.removesuffix(NORM_ENDINGS[0]), state))
+        elif first[name] != name:
+            records.append(Same(name, names[first[name]]))
         else:
-            storage = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            target = seen.setdefault(storage, name) if tensor.numel() else name
-            known = target != name and target in names
-            records.append(Same(name, names[target]) if known else _write_tensor(writer, name, tensor, rounded))
+            records.append(_write_tensor(writer, name, tensor, rounded))
         for own in names_of(records[-1]):
             names.setdefault(own, len(names))
     lanes, coded = writer.coded()
@@ -88,8 +87,17 @@ def encode(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded] | None = 
     return MAGIC + VERSION + zlib.crc32(content).to_bytes(4, "little") + content
 
 
-def _norms(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded]) -> set[str]:
-    """Paths of BatchNorms that are stored as one record: see `Norm`."""
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of each tensor the first name that its storage has; its own where it has no elements."""
+    found: dict[tuple[object, ...], str] = {}
+    return {
+        name: found.setdefault((t.data_ptr(), tuple(t.shape), t.stride(), t.dtype), name) if t.numel() else name
+        for name, t in state.items()
+    }
+
+
+def _norms(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded], first: Mapping[str, str]) -> set[str]:
+    """Paths of BatchNorms that are stored as one record: see `Norm`. None shares a tensor with an earlier one."""
     order, found = list(state), set()
     for place, name in enumerate(order):
         path = name.removesuffix(NORM_ENDINGS[0])
@@ -98,7 +106,7 @@ def _norms(state: Mapping[str, Tensor], rounded: Mapping[str, Rounded]) -> set[s
             continue
         *floats, batches = (state[own] for own in names)
         alike = all(t.dtype == torch.float32 and t.dim() == 1 and t.shape == floats[0].shape for t in floats)
-        apart = len({t.data_ptr() for t in floats}) == len(floats)
+        apart = all(first[own] == own for own in names)
         counted = batches.dtype == torch.int64 and batches.dim() == 0 and 0 <= int(batches) < LARGEST_CONSTANT
         if alike and apart and counted and not floats[2].any() and bool((floats[3] == 1).all()):
             found.add(path)
@@ -211,7 +219,7 @@ def _check(records: Sequence[Record], size: int, bits_left: int, like: Mapping[s
     if like is not None and set(names) != like.keys():
         other = min(set(names) ^ like.keys())
         raise ValueError(f"tensor {other!r} is {'missing' if other in like else 'none of the network'}")
-    claimed = sum(decoded_bytes(record) for record in records)
+    claimed = sum(decoded_bytes(_without_zeros(record)) for record in records)
     if claimed > MOST_GROWTH * size + SPARE_BYTES:
         raise ValueError(f"of {size} bytes, it claims to be {claimed} bytes")
     at_most = sum(plain_bits(record) for record in records)
@@ -220,16 +228,25 @@ def _check(records: Sequence[Record], size: int, bits_left: int, like: Mapping[s
         raise ValueError(f"it promises {at_least} to {at_most} plain bits, and {bits_left} are there")
     if like is None:
         return
+    promised: dict[str, tuple[str, tuple[int, ...]]] = {}
     for record in records:
-        for name, (dtype, shape) in _promised(record).items():
-            if (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (dtype, shape):
-                raise ValueError(f"tensor {name!r} is of {dtype} and shape {shape}, the network's is not")
+        promised |= _promised(record, promised)
+    for name, (dtype, shape) in promised.items():
+        if (DTYPE_CODES.get(like[name].dtype), tuple(like[name].shape)) != (dtype, shape):
+            raise ValueError(f"tensor {name!r} is of {dtype} and shape {shape}, the network's is not")
 
 
-def _promised(record: Record) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape by name; nothing of `Same`, which an earlier record's are."""
+def _without_zeros(record: Record) -> Record:
+    """A dimension of 0 empties a tensor, but reading it takes room by all the others."""
+    return record if isinstance(record, Same) else replace(record, shape=tuple(max(size, 1) for size in record.shape))
+
+
+def _promised(
+    record: Record, earlier: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape by name, given those of all earlier records."""
     if isinstance(record, Same):
-        return {}
+        return {record.name: earlier[list(earlier)[record.target]]}
     if isinstance(record, Norm):
         kinds = [("F32", record.shape)] * 4 + [("I64", ())]
         return dict(zip(names_of(record), kinds, strict=True))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from pruning.file.precision import rounded_floats
+from spaces.printable import LONGEST_WORD, shortened
+from spaces.validation import is_number
 
 LEAST_BITS, MOST_BITS = 2, 16
 SCALE_MANTISSA, SCALE_DISTANCE = 3, 4
@@ -62,11 +65,7 @@ def round_weight(weight: Tensor, bits: int, mask: Tensor | None = None, dim: int
     Raises:
         ValueError: bits that are no such number, or a weight that is not finite.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not LEAST_BITS <= bits <= MOST_BITS:
-        raise ValueError(
-            f"bits of a rounded weight must be a whole number from {LEAST_BITS} to {MOST_BITS}, got {bits!r}; "
-            "32 leaves it as it is"
-        )
+    bits = _checked(bits)
     own = weight.detach().cpu().to(torch.float64)
     if not torch.isfinite(own).all():
         raise ValueError("a weight with NaN or infinite values cannot be rounded")
@@ -81,6 +80,16 @@ def round_weight(weight: Tensor, bits: int, mask: Tensor | None = None, dim: int
     integers = _to_integers(flat, scales, largest)
     held = integers.reshape(rows.shape).movedim(0, dim).contiguous().to(torch.int8 if bits <= 8 else torch.int16)
     return Rounded(held, scales.to(torch.bfloat16), bits, dim)
+
+
+def _checked(bits: object) -> int:
+    if isinstance(bits, Integral) and not isinstance(bits, bool) and LEAST_BITS <= int(bits) <= MOST_BITS:
+        return int(bits)
+    nearest = min(max(round(bits), LEAST_BITS), MOST_BITS) if is_number(bits) else MOST_BITS
+    raise ValueError(
+        f"bits of a rounded weight must be a whole number from {LEAST_BITS} to {MOST_BITS}, "
+        f"got {shortened(repr(bits), LONGEST_WORD)}; nearest valid: {nearest}; 32 leaves it as it is"
+    )
 
 
 def _to_integers(flat: Tensor, scales: Tensor, largest: int) -> Tensor:

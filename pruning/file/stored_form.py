@@ -6,12 +6,14 @@ say all that its four vectors do. What is written is the network in this form, b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.batchnorm import has_own_forward
 from pruning.devices import wide
 from pruning.file.precision import rounded_floats
 from pruning.file.rounding import Rounded, round_weight
@@ -81,13 +83,26 @@ def _round_vectors_(model: nn.Module) -> None:
 
 
 def foldable(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorms, by path, whose evaluation is a gain and a shift: with weight, bias and statistics in float32."""
-    found = {}
+    """The BatchNorms, by path, whose evaluation is a gain and a shift, and whose tensors say nothing else.
+
+    They have weight, bias and statistics in float32, PyTorch's own forward method, and no tensor that is computed from
+    others (as parametrized ones are) or belongs to another module as well.
+    """
+    found, holders = {}, Counter(t.data_ptr() for module in model.modules() for t in _own_tensors(module).values())
     for path, norm in model.named_modules():
-        tensors = [getattr(norm, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
-        if isinstance(norm, _BatchNorm) and all(t is not None and t.dtype == torch.float32 for t in tensors):
+        if not isinstance(norm, _BatchNorm) or has_own_forward(norm):
+            continue
+        own = _own_tensors(norm)
+        tensors = [own.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+        if all(t is not None and t.dtype == torch.float32 and holders[t.data_ptr()] == 1 for t in tensors):
             found[path] = norm
     return found
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that the module itself holds."""
+    own = (module.named_parameters, module.named_buffers)
+    return {name: tensor for named in own for name, tensor in named(recurse=False, remove_duplicate=False)}
 
 
 @torch.no_grad()

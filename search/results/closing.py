@@ -108,7 +108,7 @@ def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str
         return ""
     name = max(static, key=lambda n: static[n].final_accuracy)
     other = static[name]
-    finalist = "The most accurate finalist"
+    finalist, rule = "The most accurate finalist", f"'{name}', the most accurate static rule on validation data,"
     if top.digest == other.digest:
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
     difference = top.test_accuracy - other.test_accuracy
@@ -117,8 +117,8 @@ def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str
     remarks = "; ".join([seeds, *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
     error = _difference_error(top, other, comparison.test_examples)
     if error is not None and abs(difference) <= NOISE_FACTOR * error:
-        return f"{finalist} and '{name}' differ by {points} on test, within noise ({remarks})."
-    return f"{finalist} is {points} {_side(difference, unit)} '{name}' on test ({remarks})."
+        return f"{finalist} and {rule} differ by {points} on test, within noise ({remarks})."
+    return f"{finalist} is {points} {_side(difference, unit)} {rule} on test ({remarks})."
 
 
 def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str, unit: Metric) -> str:
@@ -188,4 +188,4 @@ def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:
 def _examples_remark(examples: int | None) -> list[str]:
     if not examples or examples > MANY_EXAMPLES:
         return []
-    return [f"one of the {examples} test examples is {100 / examples:.2g} points"]
+    return [f"one of the {examples} test examples is {100 / examples:.2f} points"]

@@ -124,8 +124,16 @@ class StudyState:
 
     @property
     def best(self) -> int | None:
-        """The trial `export --trial best` ships, see `search.results.selection.best_trial`."""
-        tuned = [self.row(number) for number in sorted(self.records) if self._is_tuned(self.records[number])]
+        """The trial `export --trial best` ships, see `search.results.selection.best_trial`.
+
+        A trial that has finals only because a static baseline has its policy is none that the study found good.
+        """
+        compared = set(self.comparison.baselines.values()) - set(self.comparison.finalists) if self.comparison else ()
+        tuned = [
+            self.row(number)
+            for number, record in sorted(self.records.items())
+            if self._is_tuned(record) and (record.policy.digest not in compared or number in self._front.numbers)
+        ]
         return best_trial(self.front, tuned, self.least_accuracy, self.chance)
 
     def _is_tuned(self, record: TrialRecord) -> bool:

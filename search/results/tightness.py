@@ -48,13 +48,13 @@ def tightness_line(found: Tightness) -> str:
     """In one line.
 
     >>> tightness_line(Tightness(24, (0.81, 0.93), (0.95, 1.0), 2, 35))
-    'Files: 24, of 81 to 93 % of their bound and 95 to 100 % of the planned bytes; 2 gave up values to fit, at most 35'
+    'Files: 24, 95 to 100 % of the predicted bytes, 81 to 93 % of the bound; 2 had values set to 0 to fit, at most 35'
     """
-    lost = "none gave up values to fit"
+    lost = "none had values set to 0 to fit"
     if found.shortened:
-        lost = f"{found.shortened} gave up values to fit, at most {found.most_given_up:,}"
+        lost = f"{found.shortened} had values set to 0 to fit, at most {found.most_given_up:,}"
     bound, planned = (_range(shares) for shares in (found.of_bound, found.of_planned))
-    return f"Files: {found.files}, of {bound} of their bound and {planned} of the planned bytes; {lost}"
+    return f"Files: {found.files}, {planned} of the predicted bytes, {bound} of the bound; {lost}"
 
 
 def _range(shares: tuple[float, float]) -> str:

@@ -260,17 +260,34 @@ def _bits_of_others(network: Network, others: Sequence[StoredTensor], rounded: b
 def _header_bytes(network: Network, rounded: bool, usual: bool) -> int:
     """Bytes in front of the coded ones: at most, or as they usually are."""
     records: list[Record] = []
-    inside, folded = _inside_norms(network), set(network.folded_norms)
+    inside, as_one = _inside_norms(network), _norms_of_one_record(network)
+    inside_one = {path + ending for path in as_one for ending in NORM_ENDINGS}
     for tensor in network.tensors:
-        path = tensor.name.removesuffix(NORM_ENDINGS[0])
-        if tensor.name not in inside:
+        name, path = tensor.name, tensor.name.removesuffix(NORM_ENDINGS[0])
+        form = replace(EXACT_FORM, top=127 if usual else 255, nonzero=tensor.numel - (not usual))
+        if path in as_one:
+            records.append(Norm(path, tensor.shape, form, form, 100 if usual else 2**31))
+        elif name not in inside:
             records.append(_largest_record(network, tensor, rounded))
-        elif path in folded:
-            forms = replace(EXACT_FORM, top=127 if usual else 255, nonzero=tensor.numel - (not usual))
-            records.append(Norm(path, tensor.shape, forms, forms, 100 if usual else 2**31))
+        elif name not in inside_one and name.endswith(NORM_ENDINGS[:2]):
+            records.append(Floats(name, tensor.shape, tensor.dtype, form))
+        elif name not in inside_one:
+            records.append(Constant(name, tensor.shape, tensor.dtype, 1))
     records += [Same(name, len(network.tensors)) for name in network.aliases]
     header = len(write_header(records)) if usual else most_header_bytes(records)
     return 8 + len(varint(header)) + header + len(varint(MOST_LANES)) + 6
+
+
+def _norms_of_one_record(network: Network) -> set[str]:
+    """Folded norms whose five tensors follow each other, which the file needs to store them as one."""
+    names, folded = [tensor.name for tensor in network.tensors], set(network.folded_norms)
+    found = set()
+    for place, name in enumerate(names):
+        path = name.removesuffix(NORM_ENDINGS[0])
+        own = [path + ending for ending in NORM_ENDINGS]
+        if path in folded and names[place : place + len(own)] == own:
+            found.add(path)
+    return found
 
 
 def _largest_record(network: Network, tensor: StoredTensor, rounded: bool) -> Record:

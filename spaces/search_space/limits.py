@@ -76,9 +76,10 @@ class Limits:
         speeds = {"MACs": (self.max_macs, self._macs_floors), "latency": (self.max_latency, self._latency_floors)}
         for name, (limit, floors) in speeds.items():
             if (smallest := min(floors.values())) > limit:
+                least = f"{ceil(smallest * 1e4) / 1e4:.4f}"
                 raise Unreachable(
-                    f"{name} limit {limit:g} cannot be reached by {names}: reachable is {smallest:.4f} to 1, and only "
-                    f"removed channels lower it; set --max-{name.lower()} to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+                    f"{name} limit {limit:g} cannot be reached by {names}: reachable is {least} to 1, and only "
+                    f"removed channels lower it; set --max-{name.lower()} to at least {least}"
                 )
         if not self.usable:
             raise Unreachable(self._why_unreachable())
@@ -93,11 +94,12 @@ class Limits:
         if not fast:
             reasons = "; ".join(f"{granularity}: {reason}" for granularity, reason in self.left_out.items())
             return f"no granularity is within all limits ({reasons}): raise one of them"
-        smallest, largest = min(self.floors[g] for g in fast), self.unpruned_size(max(self.bits))
+        least = f"{ceil(min(self.floors[g] for g in fast) * 1e4) / 1e4:.4f}"
+        largest = self.unpruned_size(max(self.bits))
         return (
             f"size limit {self.max_size:g} cannot be reached by {self.metric} size, {', '.join(fast)}"
-            f"{self._at_fewest_bits}: reachable is {smallest:.4f} to {1 if largest == 1 else f'{largest:.4f}'}; "
-            f"set --max-size to at least {ceil(smallest * 1e4) / 1e4:.4f}"
+            f"{self._at_fewest_bits}: reachable is {least} to {1 if largest == 1 else f'{largest:.4f}'}; "
+            f"set --max-size to at least {least}"
         )
 
     @property

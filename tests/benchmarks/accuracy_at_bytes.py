@@ -46,7 +46,8 @@ from torch import nn
 from pruning.copying import copy_model
 from pruning.importance.scores import unit_importance
 from pruning.sparse_file import dense_bytes
-from search.cli.text_tables import render, spread
+from search.cli.text_tables import render
+from search.metric import SHARE
 from search.proposals.guide import GuidedProposer
 from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy
@@ -343,9 +344,8 @@ def show(rows: Sequence[Row]) -> None:
         sd = float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None
         mean, loss = float(np.mean(list(means.values()))), float(np.mean(from_dense))
         what = "; ".join(sorted({own[0]["what"] for own in by_seed.values()}))
-        lines.append(
-            [workload, limit, method, len(means), f"{size * 100:.2f}", spread(mean, sd), f"{loss * 100:+.2f}", what]
-        )
+        accuracy = SHARE.spread(mean, sd)
+        lines.append([workload, limit, method, len(means), f"{size * 100:.2f}", accuracy, f"{loss * 100:+.2f}", what])
         found.append({
             "workload": workload, "limit": float(limit), "method": method, "n": len(means), "size": round(size, 5),
             "test": round(mean, 5), "test_by_seed": means, "against_dense": round(loss, 5),

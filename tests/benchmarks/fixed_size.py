@@ -27,7 +27,8 @@ from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import MAX_SIZE, TRIALS, WORKLOADS, Contest, guided_in
 from study import hardware
 
-from search.cli.text_tables import render, spread
+from search.cli.text_tables import render
+from search.metric import SHARE
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.two_stage import FLOOR_MARGIN
@@ -224,7 +225,7 @@ def _line(workload: str, cell: str, seed: int, outcome: Outcome) -> list[object]
     for side in (GUIDED, ALLOCATED):
         values = outcome.tests[side]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        sides += [outcome.sources[side], spread(float(np.mean(values)), sd)]
+        sides += [outcome.sources[side], SHARE.spread(float(np.mean(values)), sd)]
     return [workload, cell, seed, *sides, str(outcome.difference)]
 
 

@@ -31,7 +31,8 @@ from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
 from pruning.importance.scores import unit_importance
-from search.cli.text_tables import percent, render, spread
+from search.cli.text_tables import percent, render
+from search.metric import SHARE
 from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
@@ -229,7 +230,7 @@ def _by_schedule(found: Mapping[Cell, Measured]) -> Iterator[list[object]]:
 
 
 def _tests(one: Measured) -> list[object]:
-    return [len(one.tests), spread(one.mean, one.sd)]
+    return [len(one.tests), SHARE.spread(one.mean, one.sd)]
 
 
 def points(mean: float, sd: float | None) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 from raw_rows import Row
 from study import hardware
 
-from search.cli.text_tables import render, spread
+from search.cli.text_tables import render
+from search.metric import SHARE
 from search.proposals.hypervolume import hypervolume, non_dominated
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
@@ -261,7 +262,9 @@ def _shares(runs: Runs) -> _Section:
         shares = _aligned(by_seed.values())
         found = {count: _mean_and_sd(shares[:, count - 1]) for count in counts if count <= shares.shape[1]}
         values[method] = {count: [_rounded(v) for v in pair] for count, pair in found.items()}
-        body.append([method, len(shares), *(spread(*found[count]) if count in found else None for count in counts)])
+        body.append(
+            [method, len(shares), *(SHARE.spread(*found[count]) if count in found else None for count in counts)]
+        )
     columns = ["method", "n", *(f"{count} fine-tunes" for count in counts)]
     title = "share of the reference hypervolume (test accuracy; front chosen on validation), mean ± sd over seeds"
     return _Section("share", title, columns, body, values)
@@ -332,7 +335,9 @@ def _variants(runs: Runs, rules: Rules) -> _Section:
         own, whole = (np.array([runs[name][seed].shares[at] for seed in seeds]) for name in (method, GUIDED))
         paired = Paired.of(own - whole)
         points = f"{paired.mean * 100:+.2f}{_bracket(paired.low, paired.high, 2, 100)}"
-        body.append([method, len(seeds), *(spread(*_mean_and_sd(v)) for v in (own, whole)), points, f"{paired.p:.3f}"])
+        body.append(
+            [method, len(seeds), *(SHARE.spread(*_mean_and_sd(v)) for v in (own, whole)), points, f"{paired.p:.3f}"]
+        )
         values[method] = {k: _rounded(v) for k, v in asdict(paired).items()}
     columns = ["method", "n", f"share at {rules.trials}", "guided", "difference, points", "p"]
     title = "guided without or with a part: share of the reference hypervolume, same contests and fine-tunes"

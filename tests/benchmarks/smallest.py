@@ -32,7 +32,8 @@ from pruning.copying import copy_model
 from pruning.file.container import encode
 from pruning.file.stored_form import to_stored_form_
 from pruning.sparse_file import dense_bytes
-from search.cli.text_tables import render, spread
+from search.cli.text_tables import render
+from search.metric import SHARE
 from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.policy import PruningPolicy
@@ -200,7 +201,7 @@ def show(rows: Sequence[Row]) -> None:
         mean, sd = float(np.mean(tests)), float(np.std(tests, ddof=1)) if len(tests) > 1 else None
         size, below = float(finals[0]["size"]), float(np.mean(whole)) - mean
         source = finals[0]["source"]
-        body.append([*head, f"{size * 100:.2f}", source, spread(mean, sd), f"{below * 100:.2f}"])
+        body.append([*head, f"{size * 100:.2f}", source, SHARE.spread(mean, sd), f"{below * 100:.2f}"])
         numbers = {"size": size, "n": len(tests), "test": round(mean, 5), "below_dense": round(below, 5)}
         values.append(dict(zip(COLUMNS[:4], head, strict=True)) | {"source": source} | numbers)
     columns = ["workload", "seed", "points", "method", "encoded %", "from", "test", "points below dense"]

@@ -72,6 +72,7 @@ HAND_EDITS = {
     "file of text": ("result/file", "x", "damaged record"),
     "file without bound": ("result/file", {"bytes": 5, "planned": 6}, "damaged record"),
     "file of parts": ("result/file", {"bytes": 5.5, "planned": 6, "bound": 7}, "file's bytes must be a whole number"),
+    "empty file": ("result/file", {"bytes": 0, "planned": 0, "bound": 0}, "file's bytes must be at least 1"),
     "file too large": ("result/file", {"bytes": 8, "planned": 6, "bound": 7}, "rising order, got 8, 6, 7"),
     "given up": ("result/file", {"bytes": 5, "planned": 6, "bound": 7, "given_up": -1}, "file's given_up must be"),
     "sparsity": ("policy/sparsity", {"conv0.weight": 1.25}, "0 <= sparsity < 1, got 1.25"),

@@ -132,7 +132,8 @@ class TestShares:
 
 class TestBits:
     @pytest.mark.parametrize(
-        ("value", "nearest"), [(1, 2), (33, 32), (3.5, 4), (0, 2), (-4, 2), (12, 16), ("8", 8), (True, 32), (None, 32)]
+        ("value", "nearest"),
+        [(1, 2), (33, 32), (3.5, 4), (0, 2), (-4, 2), (12, 16), ("8", 8), ("3.5", 4), (True, 32), (None, 32)],
     )
     def test_refused_with_the_nearest(self, value, nearest):
         said = f"must be one of 32, 16, 8, 7, 6, 5, 4, 3, 2, got {value!r}; nearest valid: {nearest}"

@@ -70,7 +70,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
-    return _reply_to(_write(made, workload, config, arguments), made.policy, config, Path(arguments.out))
+    return _reply_to(_write(made, workload, config, arguments), made, config, Path(arguments.out), chosen.name)
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _applied(
         paths = write_files(Path(arguments.pictures), files)
     unit = named(workload.metric)
     told: dict[str, Any] = {"dense_accuracy": dense_accuracy, "epochs": trained}
-    reply, first = _reply_to(written, policy, config, Path(arguments.out)), unit.shown(dense_accuracy)
+    reply, first = _reply_to(written, made, config, Path(arguments.out)), unit.shown(dense_accuracy)
     text = f"Dense {unit.name}: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
@@ -368,8 +368,8 @@ def _write(made: Export, workload: Workload, config: SearchConfig, arguments: ar
     return write_export(made, workload, options, Path(arguments.out), dense_size, arguments.onnx, arguments.torch_prune)
 
 
-def _reply_to(written: Written, policy: PruningPolicy, config: SearchConfig, out: Path) -> Reply:
-    """What is said of an export that stands.
+def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, name: str = "") -> Reply:
+    """What is said of an export that stands; `name` is what was chosen of a study.
 
     Raises:
         GoalMissed: without the ONNX file that was asked for.
@@ -380,14 +380,24 @@ def _reply_to(written: Written, policy: PruningPolicy, config: SearchConfig, out
         ) from written.no_onnx
     manifest = written.manifest
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
+    policy, file, seed = made.policy, made.result.file, made.origin.get("seed")
     unit = metric_from_plain(manifest.get("metric"))
     test, bits = unit.shown(manifest["test_accuracy"]), f", {policy.bits_label}" if policy.is_rounded else ""
+    which = f"{name}{'' if seed is None else f', seed {seed}'}: " if name else ""
+    zeroed = (
+        f"{file.given_up:,} small values were set to 0 to fit its predicted bytes\n" if file and file.given_up else ""
+    )
     text = (
-        f"{out}: validation {unit.name} {unit.shown(manifest['accuracy'])}"
+        f"{out}: {which}validation {unit.name} {unit.shown(manifest['accuracy'])}"
         + (f", test {test}" if test else "")
         + f", {size} = {percent(manifest['size_encoded'], 2)}{bits}, MACs {percent(manifest['macs'])}\n"
-        f"Files: {', '.join(manifest['files'])}, manifest.json\n"
+        f"{zeroed}"
+        f"Files: {', '.join(_sized(manifest['files']))}, manifest.json\n"
         f"Check: prunefront verify {shlex.quote(str(out))}"
         + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
     )
     return Reply({"out": str(out), **manifest}, text)
+
+
+def _sized(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{name} ({described['bytes']:,} bytes)" for name, described in files.items()]

@@ -181,6 +181,35 @@ class TestPolicies:
         assert 0.95 * bound < written <= bound
         assert coded_bound(replace(graph.network, folded_norms=()), half) > bound + 6 * 4
 
+    def test_no_file_is_larger_where_one_norm_has_many_names(self):
+        model, example = normed([nn.BatchNorm2d(3)] * 24), torch.randn(2, 3, 4, 4)
+        bound = coded_bound(trace_channels(model, example).network, PruningPolicy({}, bits=2))
+        content = encode(model.state_dict(), to_stored_form_(model, 2))
+        assert len(content) <= bound
+        found = decode(content, model.state_dict()).state
+        assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+    def test_norms_without_a_counter_are_planned_as_they_are_written(self):
+        def sizes_of(model: nn.Module) -> np.ndarray:
+            network = trace_channels(model, torch.randn(2, 3, 4, 4)).network
+            planned = footprint(network, PruningPolicy({}, bits=2)).encoded_bytes
+            return np.array([planned, len(encode(model.state_dict(), to_stored_form_(model, 2)))])
+
+        model, bare = (normed([nn.BatchNorm2d(3) for _ in range(24)]) for _ in range(2))
+        for part in bare[1::2]:
+            part.num_batches_tracked = None
+        planned, written = sizes_of(bare) - sizes_of(model)
+        assert planned == pytest.approx(written, abs=24)
+        assert written > 24 * 5
+
+
+def normed(norms: list[nn.BatchNorm2d]) -> nn.Sequential:
+    torch.manual_seed(5)
+    for norm in norms:
+        norm.weight.data, norm.bias.data = torch.randn(2, 3) * torch.exp(2 * torch.randn(2, 3))
+        norm.num_batches_tracked.fill_(100)
+    return nn.Sequential(*(part for norm in norms for part in (nn.Conv2d(3, 3, 1, bias=False), norm))).eval()
+
 
 class TestLimit:
     @pytest.mark.parametrize(

@@ -106,10 +106,16 @@ class TestRounding:
         assert np.array_equal(one.weight().numpy(), by_hand)
         assert one.scales.dtype == torch.bfloat16
 
-    @pytest.mark.parametrize("bits", [1, 17, 33, 3.5, "8", True])
-    def test_impossible_bits(self, bits):
-        with pytest.raises(ValueError, match=r"^bits of a rounded weight must be a whole number from 2 to 16, got "):
+    @pytest.mark.parametrize(("bits", "nearest"), [(1, 2), (17, 16), (33, 16), (3.5, 4), ("8" * 300, 16), (True, 16)])
+    def test_impossible_bits(self, bits, nearest):
+        said = (
+            rf"^bits of a rounded weight must be a whole number from 2 to 16, got .{{1,210}}; nearest valid: {nearest}"
+        )
+        with pytest.raises(ValueError, match=f"{said};"):
             round_weight(torch.ones(2, 2), bits)
+
+    def test_bits_of_another_library_are_bits(self):
+        assert type(round_weight(torch.ones(2, 2), np.int64(5)).bits) is int
 
     def test_what_is_not_finite_is_refused(self):
         with pytest.raises(ValueError, match="cannot be rounded"):
@@ -162,6 +168,15 @@ def trained() -> SomeNet:
     return net.eval()
 
 
+class Wider(nn.BatchNorm1d):
+    """Adds its epsilon to the deviation, not to the variance."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(x)
+        return (x - self.running_mean) / (self.running_var.sqrt() + 0.25) * self.weight + self.bias
+
+
 class TestStoredForm:
     def test_folding_alone_changes_rounding_alone(self):
         net, x = trained(), torch.randn(6, 3, 9, 9)
@@ -171,6 +186,39 @@ class TestStoredForm:
         assert torch.allclose(net(x), before, rtol=1e-4, atol=1e-5)
         assert not net.norm.running_mean.any()
         assert (net.norm.running_var == 1).all()
+
+    @pytest.mark.parametrize("case", ["weight", "statistics", "bias of a layer", "storage", "computed", "own forward"])
+    def test_norms_whose_tensors_say_something_else_stay_as_they_are(self, case):
+        first, other, layer = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        if case == "weight":
+            other.weight = first.weight
+        elif case == "statistics":
+            other.running_mean, other.running_var = first.running_mean, first.running_var
+        elif case == "bias of a layer":
+            layer.bias, other = first.bias, nn.Identity()
+        elif case == "storage":
+            other.bias.data = first.bias.data
+        elif case == "computed":
+            nn.utils.parametrize.register_parametrization(first, "weight", nn.Softplus())
+            other = nn.Identity()
+        else:
+            first, other = Wider(4), nn.Identity()
+        torch.manual_seed(3)
+        net, x = nn.Sequential(first, nn.ReLU(), layer, other).train(), torch.randn(9, 4)
+        for _ in range(4):
+            net(x * torch.tensor([1.0, 2.0, 3.0, 9.0]) + 1)
+        before = net.eval()(x)
+        assert fold_norms_(net, 23, 8) == 0
+        assert torch.equal(net(x), before)
+
+    def test_a_norm_under_two_names_is_folded_once(self):
+        torch.manual_seed(4)
+        norm, x = nn.BatchNorm1d(4), torch.randn(9, 4)
+        net = nn.Sequential(norm, nn.Linear(4, 4), norm).train()
+        net(x * 2 + 1)
+        before = net.eval()(x)
+        assert fold_norms_(net, 23, 8) == 1
+        assert torch.allclose(net(x), before, rtol=1e-4, atol=1e-5)
 
     def test_gains_and_shifts_are_within_their_error(self):
         net = trained()

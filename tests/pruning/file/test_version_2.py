@@ -26,7 +26,7 @@ from pruning.file.probabilities import PARTS, bits_of, log2_steps, probabilities
 from pruning.file.rounding import Rounded, round_weight
 from pruning.file.stored_form import to_stored_form_
 from pruning.file.versions import write_sparse
-from pruning.sparse_file import DamagedFile, read_version_1
+from pruning.sparse_file import DamagedFile, encode_state, read_version_1
 from spaces.cost.coded_header import Constant, FloatForm, Floats, Integers, write_header
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "model-v2.sparse"
@@ -218,6 +218,8 @@ class TestDamage:
             Constant("w", (2**40,), "BOOL", 1),
             Floats("w", (2**20, 2**10), "F64", FloatForm(0, 0, 1023, 0)),
             Integers("w", (2**16, 2**16), "F32", 4, 0, FloatForm(0, 0, 0)),
+            Integers("w", (2**31, 0), "F32", 4, 0, FloatForm(0, 0, 0)),
+            Floats("w", (0, 2**31), "F32", FloatForm(0, 0, 0, 0)),
         ],
     )
     def test_a_huge_claim_is_refused_before_anything_is_made_of_it(self, record, monkeypatch):
@@ -234,6 +236,16 @@ class TestDamage:
             decode(content, {name: t for name, t in state.items() if name != "flags"})
         with pytest.raises(ValueError, match="tensor 'steps' is of I64 and shape"):
             decode(content, state | {"steps": torch.zeros(4)})
+
+    def test_a_name_of_a_tensor_that_the_networks_is_not(self, tmp_path):
+        """Of either version; only the network may say which of its tensors are one."""
+        shared = nn.Parameter(torch.ones(3, 2))
+        like = {"a": torch.ones(3, 2), "b": torch.ones(2, 3)}
+        for write in (encode, encode_state):
+            (tmp_path / "m").write_bytes(write({"a": shared, "b": shared}))
+            assert torch.equal(read(tmp_path / "m", dict.fromkeys("ab", shared)).state["b"], shared)
+            with pytest.raises(DamagedFile, match="tensor 'b' is of F32 and shape"):
+                read(tmp_path / "m", like)
 
     def test_a_name_twice(self):
         header = write_header([Constant("w", (1,), "U8", 1), Constant("w", (2,), "U8", 1)])

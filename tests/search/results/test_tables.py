@@ -15,6 +15,7 @@ from search.cli.text_tables import front_table
 from search.config import make_config
 from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult, WrittenFile
+from search.results.comparison import Comparison, Reference
 from search.results.selection import knee_trial, smallest_trial
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, data_frame, plain_rows, score_runs
@@ -205,6 +206,17 @@ def test_a_finalist_that_a_later_trial_pushed_off_the_front_can_be_the_best():
     assert found.best == 0 and state([first, later], found.finals, max_size=0.15).best == 1
 
 
+def test_a_trial_that_has_finals_as_a_static_baseline_alone_is_not_the_best():
+    """Trial 0, beaten in size by a trial that is as accurate; its policy is LAMP's, and its finals come out higher."""
+    beaten, better = trial(0, 0.8, size=0.2), trial(1, 0.8, size=0.1)
+    found = state([beaten, better], [final(1, 0.9, 0.7, beaten.policy), final(1, 0.85, 0.7, better.policy)])
+    references, lamp = {"dense": Reference(0.9, 0.9, 1.0, 1.0)}, {"lamp": beaten.policy.digest}
+    found.comparison = Comparison(references, lamp, "fine-grained", (better.policy.digest,))
+    assert found.best == 1
+    found.comparison = replace(found.comparison, finalists=(better.policy.digest, beaten.policy.digest))
+    assert found.best == 0
+
+
 def test_the_smallest_accurate_enough_is_the_best_where_an_accuracy_is_asked_for():
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1), trial(2, 0.7, 0.05)]
     assert [state(trials, least=least).best for least in (None, 0.75, 0.9, 0.95)] == [0, 1, 0, 0]
@@ -252,11 +264,12 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
     found = state(own, [tuned]).tightness
     assert found == Tightness(3, (90 / 120, 60 / 66), (70 / 80, 1.0), 2, 1234)
     assert tightness_line(found) == (
-        "Files: 3, of 75 to 91 % of their bound and 88 to 100 % of the planned bytes; "
-        "2 gave up values to fit, at most 1,234"
+        "Files: 3, 88 to 100 % of the predicted bytes, 75 to 91 % of the bound; "
+        "2 had values set to 0 to fit, at most 1,234"
     )
-    assert tightness_line(state(own[:1]).tightness).endswith("75 % of their bound and 90 % of the planned bytes; none "
-                                                             "gave up values to fit")  # fmt: skip
+    assert tightness_line(state(own[:1]).tightness).endswith(
+        "90 % of the predicted bytes, 75 % of the bound; none had values set to 0 to fit"
+    )
     assert state(own[2:]).tightness is None
 
 

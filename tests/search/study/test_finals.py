@@ -84,14 +84,17 @@ EQUAL = SCORES | {"two": replace(SCORES["two"], size_encoded=0.2475)}
 """`two` at the size of `static`, but for a hundredth of it."""
 
 
+RULE = "'lamp', the most accurate static rule on validation data,"
+
+
 def test_the_verdict_is_on_the_most_accurate_finalist_by_validation():
     """`two`, though `one` tests better; three seeds of sd 0.02 make 0.06 points of test more than noise."""
     said = verdict(COMPARISON, EQUAL, 0.25)
-    assert said == "The most accurate finalist is 6.00 points above 'lamp' on test (3 seeds)."
+    assert said == "The most accurate finalist is 6.00 points above " + RULE + " on test (3 seeds)."
     close = EQUAL | {"static": replace(EQUAL["static"], test_accuracy=0.85)}
     assert verdict(COMPARISON, close, 0.25).endswith("differ by 1.00 points on test, within noise (3 seeds).")
     alone = {name: replace(score, n=1, test_sd=None) for name, score in close.items()}
-    assert verdict(COMPARISON, alone, 0.25).endswith("is 1.00 points above 'lamp' on test (one seed each).")
+    assert verdict(COMPARISON, alone, 0.25).endswith("is 1.00 points above " + RULE + " on test (one seed each).")
     same = replace(COMPARISON, baselines={"lamp": "two"})
     assert "is the static policy 'lamp'" in verdict(same, SCORES, 0.25)
     assert verdict(COMPARISON, {}, 0.25) is None
@@ -109,7 +112,7 @@ def test_networks_of_other_sizes_or_macs_are_not_compared_without_saying_so():
     ("examples", "end"),
     [
         (360, "within noise (3 seeds; one of the 360 test examples is 0.28 points)."),
-        (1000, "on test (3 seeds; one of the 1000 test examples is 0.1 points)."),
+        (1000, "on test (3 seeds; one of the 1000 test examples is 0.10 points)."),
         (1001, "on test (3 seeds)."),
         (None, "on test (3 seeds)."),
     ],

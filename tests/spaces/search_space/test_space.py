@@ -139,7 +139,7 @@ class TestLimits:
         with pytest.raises(Unreachable) as caught:
             Space(vgg_graph.network, 0.001, ("fine-grained",))
         advised = math.ceil(floor * 1e4) / 1e4
-        assert f"reachable is {floor:.4f} to 1; set --max-size to at least {advised:.4f}" in str(caught.value)
+        assert f"reachable is {advised:.4f} to 1; set --max-size to at least {advised:.4f}" in str(caught.value)
         assert Space(vgg_graph.network, advised, ("fine-grained",)).usable == ("fine-grained",)
 
     def test_each_granularity_goes_as_low_as_it_can(self, vgg_graph):
