@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -285,6 +284,5 @@ def trained_by_user(
     scores = score(model, "validation", workload)
     require_finite(scores, workload, f"after {loop.taken} steps")
     scoring = time.perf_counter() - began - training - done.seconds_writing
-    mean = losses.mean() if loop.reported else math.nan
-    curve = (CurvePoint(epochs, mean, scores.loss, scores.accuracy),)
+    curve = (CurvePoint(epochs, losses.mean(), scores.loss, scores.accuracy),) if loop.reported else ()
     return Trained(model.eval(), structure, curve, scores, training, scoring, restored=restored, **vars(done))
