@@ -16,6 +16,7 @@ from pruning.channels.tracing import trace_channels
 from pruning.cost import measure_cost
 from pruning.file.stored_form import to_stored_form_
 from pruning.file.versions import read_sparse, write_sparse
+from pruning.holding import held_masks
 from pruning.importance.own_criteria import register_criterion
 from pruning.importance.reconstruction import refit_next_layers
 from pruning.importance.scores import ImportanceScores
@@ -27,8 +28,8 @@ from pruning.torch_prune import from_torch_prune, method_choice, policy_of_masks
 
 __all__ = [
     "Calibration", "ImportanceScores", "RemovalMismatch", "RemovalPlan", "Structure", "apply_masks_", "apply_structure",
-    "channel_order", "encode_model", "first_channels", "from_torch_prune", "make_mask", "measure_cost", "method_choice",
-    "plan_removal", "policy_of_masks", "prune", "read_sparse", "recalibrate_", "refit_next_layers",
+    "channel_order", "encode_model", "first_channels", "from_torch_prune", "held_masks", "make_mask", "measure_cost",
+    "method_choice", "plan_removal", "policy_of_masks", "prune", "read_sparse", "recalibrate_", "refit_next_layers",
     "register_criterion", "reorder_channels", "scan_sensitivity", "shrink", "sparsity_at", "to_stored_form_",
     "to_torch_prune", "trace_channels", "write_sparse",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
+from pruning.channels.plan import RemovalPlan
 from pruning.channels.removal import shrink
 from pruning.channels.structure import Structure
 from pruning.copying import copy_model
@@ -41,6 +42,11 @@ class GradualPruner:
     again at every mask update, those of data-driven criteria on the `SCORE_EXAMPLES` examples of `calibration`. With
     `reconstruction`, the next layers are refitted when the channels go.
 
+    Args:
+        steps: of the training.
+        in_place: once training has begun, the model stays the same object: channels of a ramp are masked at its end,
+            and removed by `remove`. Nothing is refitted then.
+
     Attributes:
         schedule: the policy's.
         model: the model to train now; another object after channels were removed.
@@ -56,6 +62,7 @@ class GradualPruner:
         steps: int,
         graph: ChannelGraph,
         calibration: Calibration | None = None,
+        in_place: bool = False,
     ) -> None:
         self.schedule, self.model = policy.schedule, model
         self.masks: Mapping[str, Tensor] = {}
@@ -63,6 +70,8 @@ class GradualPruner:
         self._policy, self._calibration = policy, calibration
         self._graph = defined_groups(graph, policy.criterion)  # once: training changes no architecture
         self._updates = mask_updates(steps, self.schedule)
+        self._in_place, self._last = in_place, -1
+        self._plan: RemovalPlan | None = None
         self._masked: dict[str, Tensor] = {}
         self._gone: list[tuple[nn.Parameter, Tensor]] = []
         self._held: Mapping[str, Tensor] | None = None
@@ -76,23 +85,46 @@ class GradualPruner:
         """
         if step not in self._updates or self.settled:
             return False
-        progress = self._updates[step]
+        progress, self._last = self._updates[step], step
         self.settled = step == max(self._updates)
         self._regrow()
-        before = copy_model(self.model) if self._refits and self.settled else self.model
+        removes = self.settled and not (self._in_place and step > 0)
+        before = copy_model(self.model) if self._refits and removes else self.model
         chosen, plan = policy_masks(self.model, self._policy, progress, self._graph, self._calibration)
         self.masks = chosen if self.schedule.regrow else _kept_by_both(self.masks, chosen)
         self._remember()
         self.hold()
         if not self.settled or plan is None or not plan.structure.kept:
             return False
-        self.model = shrink(self.model, plan)
-        self.structure = plan.structure
-        self.masks = masks_inside(self.masks, self._policy, plan)
+        self._plan = plan
+        if not removes:
+            return False
+        self.remove()
         if self._refits and self._calibration is not None:
             self.model = refit_next_layers(before, self.model, plan, self._calibration)
             self.hold()
         return True
+
+    def catch_up(self, step: int) -> bool:
+        """`advance` to the last update that is due by a step, for a loop that may pass over some."""
+        due = [update for update in self._updates if self._last < update <= step]
+        return self.advance(max(due)) if due else False
+
+    def of_length(self, steps: int) -> None:
+        """Take another number of steps for the training's; before its first step only."""
+        self._updates = mask_updates(steps, self.schedule)
+
+    def remove(self) -> None:
+        """Take out the channels that are chosen and only masked so far; `model` is a new object if there are any.
+
+        Raises:
+            RemovalMismatch: a removal that does not equal its mask.
+        """
+        if self._plan is not None:
+            self.model = shrink(self.model, self._plan)
+            self.structure = self._plan.structure
+            self.masks = masks_inside(self.masks, self._policy, self._plan)
+            self._plan = None
 
     @torch.no_grad()
     def _regrow(self) -> None:

@@ -46,7 +46,10 @@ class StraightThrough:
 
     @contextmanager
     def seen_by(self, model: nn.Module) -> Iterator[None]:
-        """Within it, weights of the model are rounded, each as `round_weight` does; zeros are zeros in either form."""
+        """Within it, weights of the model are rounded, each as `round_weight` does; zeros are zeros in either form.
+
+        A weight that the code inside has changed in place stays as that left it.
+        """
         weights = {name: weight for name, weight in prunable_weights(model).items() if self._rounds(name)}
         if self._model is not model or self._passes % SCALES_STAY == 0:
             self._model, self._passes = model, 0
@@ -55,15 +58,18 @@ class StraightThrough:
             self._scales = {name: scale.to(weights[name].device) for name, scale in scales.items()}
         self._passes += 1
         floats = {name: weight.detach().clone() for name, weight in weights.items()}
+        versions: dict[str, int] = {}
         try:
             with torch.no_grad():
                 for name, weight in weights.items():
                     weight.copy_(_by_scale(weight, self._scales[name], 2 ** (self._of(name) - 1) - 1))
+            versions.update({name: weight._version for name, weight in weights.items()})
             yield
         finally:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    weight.copy_(floats[name])
+                    if weight._version == versions.get(name, weight._version):
+                        weight.copy_(floats[name])
 
     def _of(self, name: str) -> int:
         return self._bits if isinstance(self._bits, int) else self._bits[name]

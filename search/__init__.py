@@ -17,10 +17,12 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from search.study.start import run_search
     from search.workloads import Workload, get_workload
     from search.workloads.recipe import Recipe
+    from search.workloads.run import Run
 
 _PLACES = {
     "Metric": "search.metric",
     "Recipe": "search.workloads.recipe",
+    "Run": "search.workloads.run",
     "SearchConfig": "search.config",
     "SearchResult": "search.results.view",
     "Workload": "search.workloads",
@@ -29,7 +31,7 @@ _PLACES = {
     "run_search": "search.study.start",
 }
 __all__ = [
-    "Metric", "Recipe", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
+    "Metric", "Recipe", "Run", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
 ]  # fmt: skip
 
 

@@ -21,6 +21,10 @@ class UsageError(PrunefrontError):
     exit_code = 2
 
 
+class OwnCodeProblem(UsageError):
+    """A `train` or `evaluate` of the user's did something after which its result cannot be used."""
+
+
 class EnvironmentProblem(PrunefrontError):
     """Missing data, storage, disk or extra."""
 

@@ -83,6 +83,7 @@ def _check_result(result: TrialResult) -> None:
     if result.precision not in PRECISIONS:
         raise ValueError(unknown("precision", result.precision, PRECISIONS))
     _whole("measuring", result.measuring, MOST_TRIALS)
+    _whole("restored", result.restored, MOST_BYTES)
     if result.measuring < 1:
         raise ValueError(f"measuring must be at least 1, got {result.measuring}")
     for part in ("achieved", "seconds"):

@@ -86,6 +86,7 @@ class TrialResult:
         rate: the peak learning rate of the fine-tune; None of other trainings, and in older records.
         device: the name of the device that trained and scored it; None of a CPU.
         precision: of the training's forward passes, `fp32`, `bf16` or `fp16`.
+        restored: pruned weights that the user's own training loop left other than zero, and that were set to zero.
     """
 
     state: str
@@ -103,6 +104,7 @@ class TrialResult:
     rate: float | None = None
     device: str | None = None
     precision: str = FLOAT32
+    restored: int = 0
 
     @property
     def measured(self) -> Measured:
@@ -222,6 +224,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"rate": result.rate} if result.rate else {}),
         **({"device": result.device} if result.device else {}),
         **({"precision": result.precision} if result.precision != FLOAT32 else {}),
+        **({"restored": result.restored} if result.restored else {}),
     }
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ROOMS = {
+    "adapters": {"errors", "workloads"},
     "__init__": {"config", "metric", "namesakes", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},

@@ -54,7 +54,7 @@ _Scores = tuple[float, float]
 def scan_sensitivity(
     model: nn.Module,
     graph: ChannelGraph,
-    data: tuple[NetworkInputs, Any],
+    data: tuple[NetworkInputs, Any] | None,
     loss: Callable[[Any, Any], Tensor],
     metric: Callable[[Any, Any], float],
     granularities: Sequence[str] = ("fine-grained", "channel"),
@@ -65,6 +65,7 @@ def scan_sensitivity(
     known: Mapping[PointKey, Point] | None = None,
     keep: Callable[[PointKey, Point], None] | None = None,
     bits: Sequence[int] = (),
+    score: Callable[[nn.Module], tuple[float, float]] | None = None,
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration; with `bits`,
     round each prunable layer alone to each of them too.
@@ -80,7 +81,8 @@ def scan_sensitivity(
         model: trained; stays as it is.
         graph: its traced channel groups.
         data: calibration inputs (n, ...) and targets (n, ...), each a tensor or a `Tree`, on any device; of more than
-            `SCAN_EXAMPLES`, 1000, that many evenly spaced ones are used.
+            `SCAN_EXAMPLES`, 1000, that many evenly spaced ones are used. None, with a `score` and a criterion of
+            weights alone: nothing is recalibrated then.
         loss: (outputs, targets) -> scalar; of all the examples used at once.
         metric: (outputs, targets) -> float in [0, 1].
         levels: sparsities, at least one, each in [0, 1); the achieved ones are reported, of patterns `N:M` each once.
@@ -89,6 +91,7 @@ def scan_sensitivity(
         known: points of the same scan, interrupted before; they are not scored again.
         keep: called with every point that is scored, before `progress`.
         bits: of a value, each one of `spaces.bits.BITS` in any order; 32, which rounds nothing, is no point.
+        score: (model) -> loss and metric, in place of those of `data`, which then serves to recalibrate alone.
 
     Raises:
         ValueError: unknown words, a level outside [0, 1) or none, bits that no weight can have, NaN or infinite
@@ -96,23 +99,21 @@ def scan_sensitivity(
         NothingToRemove: nothing of any layer can go in these granularities; the first are named with their reasons.
     """
     began = time.perf_counter()
-    _check_scan(granularities, levels, data)
+    _check_scan(granularities, levels, data, score is not None)
     widths = sorted({check_bits(own) for own in bits} - {FLOAT_BITS}, reverse=True)
     check_fits(model, graph.network)
-    device = device_of(model, data[0])
-    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES).to(device) for part in data)
-    dense, calibration = copy_model(model).eval(), Calibration(*data, loss).on(device)
+    dense = copy_model(model).eval()
+    calibration = None if data is None else Calibration(*data, loss).on(device_of(model, data[0]))
     importance = ImportanceScores(dense, criterion, graph, calibration)
     graph = importance.restricted_graph
     require_subjects(graph, granularities)
-    parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
-    if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
-        mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(device)
-        inputs, targets = inputs[mixed], targets[mixed]
-    batches = inputs.tensor_split(parts)
+    batches, targets = _batches(dense, data)
     wanted = contents(targets)
 
-    def scores_of(outputs: Any) -> _Scores:
+    def scores_of(candidate: nn.Module) -> _Scores:
+        if score is not None:
+            return score(candidate)
+        outputs = join_batches([run(candidate, batch) for batch in batches], [len(batch) for batch in batches])
         return float(loss(outputs, wanted)), float(metric(on_cpu(outputs), on_cpu(wanted)))
 
     scorer = _Scorer(dense, batches, scores_of)
@@ -159,7 +160,7 @@ def scan_sensitivity(
     seconds = time.perf_counter() - began
     (loss_before, metric_before), (loss_after, metric_after) = scorer.dense, scorer.recalibrated or (None, None)
     return Profile(
-        fingerprint, len(targets), loss_before, metric_before, points, seconds,
+        fingerprint, sum(map(len, batches)), loss_before, metric_before, points, seconds,
         loss_after, metric_after, scorer.too_few, rounding,
     )  # fmt: skip
 
@@ -173,7 +174,9 @@ class _Scorer:
         too_few: whether the examples are too few to recalibrate by, so that it is left out.
     """
 
-    def __init__(self, dense: nn.Module, batches: Sequence[NetworkInputs], score: Callable[[Any], _Scores]) -> None:
+    def __init__(
+        self, dense: nn.Module, batches: Sequence[NetworkInputs], score: Callable[[nn.Module], _Scores]
+    ) -> None:
         self._model, self._batches, self._score = dense, batches, score
         self.dense = self._plainly(copy_model(dense))
         self.recalibrated, self.too_few = self._recalibrated_dense()
@@ -182,7 +185,7 @@ class _Scorer:
     def _recalibrated_dense(self) -> tuple[_Scores | None, bool]:
         """Its scores, and whether recalibration hurts it."""
         model, examples = copy_model(self._model), sum(map(len, self._batches))
-        if not learning_norms(model):
+        if not learning_norms(model) or not examples:
             return None, False
         if examples == 1:  # of which a norm may know no variance
             return None, True
@@ -200,16 +203,23 @@ class _Scorer:
 
     @torch.no_grad()
     def _plainly(self, candidate: nn.Module) -> _Scores:
-        return self._score(self._joined(self._forward(candidate)))
-
-    def _forward(self, candidate: nn.Module) -> list[Any]:
-        return [run(candidate, batch) for batch in self._batches]
-
-    def _joined(self, outputs: Sequence[Any]) -> Any:
-        return join_batches(outputs, [len(batch) for batch in self._batches])
+        return self._score(candidate)
 
     def _recalibrate(self, candidate: nn.Module) -> int:
         return recalibrate_(candidate, self._batches)
+
+
+def _batches(dense: nn.Module, data: tuple[NetworkInputs, Any] | None) -> tuple[Sequence[NetworkInputs], Any]:
+    """Inputs in batches, and all their targets; none of no data."""
+    if data is None:
+        return (), ()
+    device = device_of(dense, data[0])
+    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES).to(device) for part in data)
+    parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
+    if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
+        mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(device)
+        inputs, targets = inputs[mixed], targets[mixed]
+    return inputs.tensor_split(parts), targets
 
 
 @torch.no_grad()
@@ -250,7 +260,9 @@ def require_subjects(graph: ChannelGraph, granularities: Sequence[str]) -> None:
         raise NothingToRemove("nothing to remove: the network has no convolution and no linear layer")
 
 
-def _check_scan(granularities: Sequence[str], levels: Sequence[float], data: tuple[NetworkInputs, Any]) -> None:
+def _check_scan(
+    granularities: Sequence[str], levels: Sequence[float], data: tuple[NetworkInputs, Any] | None, scored: bool
+) -> None:
     if isinstance(granularities, str) or not granularities:
         raise ValueError(f"granularities must be one or more words in a sequence, got {granularities!r}")
     for word in granularities:
@@ -260,7 +272,10 @@ def _check_scan(granularities: Sequence[str], levels: Sequence[float], data: tup
         raise ValueError(f"levels must be one or more sparsities, got none; the default is {LEVELS}")
     for level in levels:
         check_sparsity(level, "level")
-    if len(data[0]) != len(data[1]) or not len(data[0]):
+    if data is None:
+        if not scored:
+            raise ValueError("data is None: give inputs and targets, or a score= that needs none")
+    elif len(data[0]) != len(data[1]) or not len(data[0]):
         raise ValueError(f"data needs as many inputs as targets, at least 1, got {len(data[0])} and {len(data[1])}")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from search.progress import ProgressReporter
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained
+from search.training.examples import step_count
 from search.training.scoring import score
-from search.training.train import step_count
 from spaces.allocation.scaling import scaled
 from spaces.cost.effect import as_removed
 from spaces.policy import PruningPolicy
@@ -49,13 +49,13 @@ class Curves:
         policy: gives the layers, granularities and criterion of all points.
         schedules: method -> the schedule of its fine-tunes; `prune only` trains nothing.
         epochs, steps: of each fine-tune, the same for both methods that have one; an iterative one is divided into
-            rounds.
+            rounds. Only the user's own loop may know the steps.
     """
 
     policy: PruningPolicy
     schedules: Mapping[str, Schedule]
     epochs: float
-    steps: int
+    steps: int | None
     seed: int
     dense_accuracy: float
     dense_loss: float
@@ -102,7 +102,7 @@ def pruning_curves(
                 with watcher.stage(f"{method}, sparsity {level:g}") as progress:
                     found = evaluate_policy(subject, at_level, epochs, seed, progress)
             points.append(_point(method, level, at_level, found))
-    dense = score(subject.dense, subject.workload.validation, subject.workload)
+    dense = score(subject.dense, "validation", subject.workload)
     steps = step_count(subject.workload, epochs)
     return Curves(policy, schedules, epochs, steps, seed, dense.accuracy, dense.loss, tuple(points))
 

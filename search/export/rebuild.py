@@ -30,6 +30,7 @@ from search.training.train import FINE_TUNE
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
+from search.workloads.run import FINAL, TRIAL
 from spaces.policy import PruningPolicy
 
 
@@ -105,7 +106,7 @@ def export_of_trial(
         refuse_changes_of(folder.read_record(), folder, there, dense, watcher)
         there = with_dense_value(dense.workload, view.state.unit)
         prepared = PreparedModel.of(there, dense.model, config.round_to)
-        evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher)
+        evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher, stage=FINAL if final else TRIAL)
     found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy
     if not as_recorded(found, recorded, workload, chosen.result.device is not None):
         watcher.note(
@@ -127,7 +128,7 @@ def moved_to_cpu(evaluation: Evaluation, workload: Workload) -> tuple[nn.Module,
 def _scored_on_cpu(model: nn.Module, result: TrialResult, workload: Workload) -> TrialResult:
     if result.device is None:
         return result
-    scores = score(model, workload.validation, workload)
+    scores = score(model, "validation", workload)
     return replace(result, accuracy=scores.accuracy, loss=scores.loss)
 
 
@@ -146,7 +147,7 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
         model, structure = load_model(build_model(workload, config.dense_seed), path)
     except Refused as error:
         raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
-    found, recorded = score(model, workload.validation, workload).accuracy, result.measured.accuracy
+    found, recorded = score(model, "validation", workload).accuracy, result.measured.accuracy
     if not as_recorded(found, recorded, workload, result.device is not None):
         raise Refused(
             f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {recorded:.2%}: "
@@ -186,6 +187,7 @@ def fine_tuned(
     seed: int,
     watcher: ProgressReporter,
     training: str = FINE_TUNE,
+    stage: str = FINAL,
 ) -> Evaluation:
     """An evaluation that must succeed.
 
@@ -194,7 +196,7 @@ def fine_tuned(
     """
     stage = "fine-tuning" if training == FINE_TUNE else f"training from fresh weights ({training})"
     with watcher.stage(stage) as progress:
-        evaluation = evaluate_policy(prepared, policy, epochs, seed, progress, training)
+        evaluation = evaluate_policy(prepared, policy, epochs, seed, progress, training, stage=stage)
     if evaluation.model is None:
         raise GoalMissed(f"the fine-tune failed: {evaluation.result.reason}")
     return evaluation

@@ -201,7 +201,7 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
 
 
 def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
-    found, recorded = score(model, workload.validation, workload).accuracy, manifest["accuracy"]
+    found, recorded = score(model, "validation", workload).accuracy, manifest["accuracy"]
     return Check("validation accuracy", as_recorded(found, recorded, workload), f"{found:.4f}, recorded {recorded:.4f}")
 
 

@@ -17,7 +17,7 @@ from search.errors import UsageError
 from search.progress import ProgressReporter
 from search.records import COMPLETE, MEASURING, FinalRecord, TrialRecord
 from search.store.folder import StudyFolder
-from search.training.train import step_count
+from search.training.examples import step_count
 from search.workloads.base import Workload
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network
@@ -112,6 +112,8 @@ def _scored_as_trained(
     if not trials and not finals:
         return
     steps = step_count(workload, workload.recipe.trial_epochs)
+    if steps is None:  # of a loop of the user's own, which versions that old had not
+        return
     left = max(share_left(norm, steps) for norm in norms)
     before = "scored before BatchNorm's running statistics were averaged anew for every score"
     if left <= MOST_LEFT:

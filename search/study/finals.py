@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -31,10 +32,12 @@ from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained, failed
 from search.training.latency_cache import time_finals
-from search.training.scoring import Metrics, score
-from search.training.train import Progress
+from search.training.own_scores import Metrics
+from search.training.scoring import score
+from search.training.trained import Progress
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
+from search.workloads.run import FINAL
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.search_space.projection import Projector
@@ -82,7 +85,7 @@ def compare_finals(
         granularity=projector.space.usable[0],
         finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
-        test_examples=subject.workload.examples("test").counted(),
+        test_examples=subject.workload.examples("test").counted() if subject.workload.reads("test") else None,
         bits={name: policy.bits for name, policy in baselines.items() if isinstance(policy.bits, int)},
     )
     if config.needs_latency:
@@ -122,14 +125,19 @@ def _evaluated(
         limit *= max(recipe.final_epochs / recipe.trial_epochs, 1)
     give_up = give_up_on(attempt, "a final run", limit)
     with attempt.running(progress) as step:
-        evaluation = evaluate_policy(subject, policy, recipe.final_epochs, seed, step, seconds=limit, give_up=give_up)
+        evaluation = evaluate_policy(
+            subject, policy, recipe.final_epochs, seed, step, seconds=limit, give_up=give_up, stage=FINAL
+        )
         if evaluation.model is None:
             return evaluation, None
         try:
-            return evaluation, score(evaluation.model, subject.workload.test, subject.workload)
+            tested = score(evaluation.model, "test", subject.workload)
         except BaseException as error:
             pass_signals_on(error)
             return failed(f"error on test data: {told(error)}"), None
+        if not math.isfinite(tested.accuracy):
+            return failed(f"error on test data: the metric is {tested.accuracy}"), None
+        return evaluation, tested
 
 
 def _timed(
@@ -176,14 +184,13 @@ def _references(
             watcher.note(f"{name} is left out of the comparison: {evaluation.result.reason}")
         else:
             accuracy, _, shares = evaluation.result.measured
-            tested = score(evaluation.model, subject.workload.test, subject.workload).accuracy
+            tested = score(evaluation.model, "test", subject.workload).accuracy
             found[name] = Reference(accuracy, tested, shares.encoded, shares.nonzero)
     return found
 
 
 def _dense(subject: PreparedModel) -> Reference:
-    workload = subject.workload
-    validation, test = (score(subject.dense, s, workload).accuracy for s in (workload.validation, workload.test))
+    validation, test = (score(subject.dense, split, subject.workload).accuracy for split in ("validation", "test"))
     return Reference(validation, test, 1.0, 1.0)
 
 

@@ -47,6 +47,10 @@ from spaces.search_space.projection import Projected, Projector
 from spaces.search_space.space import Space
 from spaces.sensitivity import Profile
 
+RESTORED = (
+    "pruned weights were not zero when train ended, and are set to zero again: an average of weights, and those from "
+    "before the masks were final (run.settled), hold such"
+)
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
 
@@ -232,6 +236,8 @@ class StudyRunner:
         evaluation = self._evaluate(number, proposal, attempt)
         if evaluation.model is not None:
             save_model(*evaluation.network, self.folder.trial_weights(number))
+        if restored := evaluation.result.restored:
+            self.watcher.note(f"trial {number}: {restored} {RESTORED}")
         record = TrialRecord(
             number=number,
             origin=trial.origin,

@@ -25,10 +25,11 @@ from search.store.study_record import KNOB_WORD, new_record, resumed_config
 from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.evaluate import PreparedModel
+from search.training.examples import step_count
 from search.training.fingerprint import model_fingerprint
 from search.training.latency_cache import cached_latency_table
-from search.training.refresh import statistics_note
-from search.training.train import in_fast_layout, step_count
+from search.training.refresh import statistics_note, unread_note
+from search.training.train import in_fast_layout
 from search.user_code.loading import criterion_place
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
@@ -81,7 +82,8 @@ def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) 
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
     if space.network.uncounted:
         watcher.note(f"MACs leave out {'; '.join(space.network.uncounted)}")
-    if (steps := step_count(workload, workload.recipe.trial_epochs)) < FEW_STEPS:
+    steps = step_count(workload, workload.recipe.trial_epochs)
+    if steps is not None and steps < FEW_STEPS:
         watcher.note(
             f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "
             "recipe with more trial_epochs or a smaller batch"
@@ -96,8 +98,9 @@ def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) 
             if said:
                 watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
-        if said := statistics_note(dense.model, workload.example_input):
-            watcher.note(said)
+        for said in (statistics_note(dense.model, workload.example_input), unread_note(workload, dense.model)):
+            if said:
+                watcher.note(said)
         known = metric_from_plain(folder.read_record().get("metric")) if folder.exists else None
         _settle_identity(folder, config, workload, dense, space.network, watcher)
         prepared = untrained.with_weights(dense.model, with_dense_value(dense.workload, known))

@@ -21,7 +21,7 @@ def chance_accuracy(workload: Workload) -> float | None:
     This is the share of the most frequent class, plus `DEVIATIONS` standard deviations of that share. None if nothing
     can be said: the metric is the user's own, or the targets may not be classes.
     """
-    if not is_default(workload.metric):
+    if workload.evaluate is not None or not is_default(workload.metric):
         return None
     targets = workload.examples("validation").held(SEEN)[1]
     if not isinstance(targets, Tensor):

@@ -18,7 +18,7 @@ from pruning.channels.structure import Structure
 from pruning.masks import achieved_sparsity
 from pruning.outputs import on_cpu, tensors_in
 from search.errors import Refused, UsageError
-from search.metric import Metric
+from search.metric import SHARE, Metric
 from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
 from search.records import FLOAT32
@@ -35,8 +35,10 @@ from search.training.fingerprint import (
 from search.training.former_fingerprints import old_dense_key
 from search.training.losses import Diverged
 from search.training.memory import within_memory
+from search.training.own_scores import LOSS, evaluated
 from search.training.scoring import passes
-from search.training.train import Trained, in_fast_layout, train_dense
+from search.training.train import in_fast_layout, train_dense
+from search.training.trained import Trained
 from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
 from search.weights.loading import load_user_weights
@@ -44,6 +46,7 @@ from search.workloads.base import Workload, with_dense_value
 from search.workloads.checks import check_model, check_run
 from search.workloads.choices import AS_BUILT
 from search.workloads.metric_checks import checked_value, metric_of
+from search.workloads.run import Run
 from search.workloads.tally import Gathering, computed, share_of, tally
 from spaces.printable import printable
 
@@ -151,6 +154,8 @@ def _value(workload: Workload, model: nn.Module, source: str | Path | None) -> f
     """The metric on validation data, in its own unit."""
     counted, of = tally(workload.metric), "of the dense model on validation data"
     name = f"workload {workload.name!r}: the dense model"
+    if workload.evaluate is not None:
+        return checked_value(workload, _evaluated(workload, model, "validation"), of)
 
     def look() -> bool:
         """Whether there are NaN among the outputs."""
@@ -166,6 +171,19 @@ def _value(workload: Workload, model: nn.Module, source: str | Path | None) -> f
     if isinstance(counted, Gathering):
         return metric_of(workload, *counted.joined(), of)
     return checked_value(workload, call_user(f"workload {workload.name!r}: metric {of}", counted.value), of)
+
+
+def _evaluated(workload: Workload, model: nn.Module, split: str) -> float:
+    what = f"workload {workload.name!r}: evaluate on {split!r}"
+    return call_user(what, evaluated, model, split, workload)[0]
+
+
+def _try_evaluate(workload: Workload, model: nn.Module) -> None:
+    """Refuse, before a training, an `evaluate` that raises or leaves its range; it may be undefined so far."""
+    for split in ("validation", "test") if workload.evaluate is not None else ():
+        value = _evaluated(workload, model, split)
+        if math.isfinite(value):
+            checked_value(workload, value, f"of the untrained network on {split} data")
 
 
 def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
@@ -211,6 +229,7 @@ def _cached_or_trained(
         return cached, 0.0
     if not train:
         return None
+    _try_evaluate(workload, model)
     trained = _trained(workload, copy.deepcopy(model), seed, watcher)
     save_model(trained.model, Structure({}), path)
     return trained.model, trained.seconds_training + trained.seconds_scoring
@@ -219,7 +238,8 @@ def _cached_or_trained(
 def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> Trained:
     """Train this model on fit data; its metric may be undefined before that."""
     what = f"training the dense model of {workload.name!r}"
-    tolerant = replace(workload, build_model=lambda: model, metric=_NoMetric())
+    unscored = _unscored if workload.evaluate else None
+    tolerant = replace(workload, build_model=lambda: model, metric=_NoMetric(), evaluate=unscored)
     try:
         with (
             kept_so_far(lambda: "no step of the dense model's training is kept"),
@@ -241,6 +261,11 @@ class _NoMetric:
 
     def compute(self) -> float:
         return math.nan
+
+
+def _unscored(model: nn.Module, split: str, run: Run) -> dict[str, float]:
+    """In place of an `evaluate`, likewise."""
+    return {SHARE.name: 0.0, LOSS: 0.0}
 
 
 def _share(metric: Any, outputs: Any, targets: Any) -> float:

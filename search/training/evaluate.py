@@ -19,6 +19,7 @@ from pruning.importance.scores import ImportanceScores, defined_groups
 from pruning.importance.weights import NotFiniteError
 from pruning.memory import out_of_memory
 from pruning.modules import prunable_weights
+from search.errors import OwnCodeProblem, UsageError
 from search.process.time_limit import TimedOut, limited
 from search.records import (
     COMPLETE,
@@ -36,12 +37,15 @@ from search.training.examples import calibration_of
 from search.training.losses import Diverged
 from search.training.memory import within_memory
 from search.training.stored import BrokenPromise
-from search.training.train import FINE_TUNE, Progress, Trained, fine_tune, prune_only, train_fresh
+from search.training.train import FINE_TUNE, fine_tune, prune_only, train_fresh
+from search.training.trained import Progress, Trained
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload
+from search.workloads.run import TRIAL
 from spaces.cost.effect import NothingToRemove, asked_layers, require_removal, unpruned_layers
 from spaces.cost.footprint import Footprint, dense_footprint, footprint, relative_cost
+from spaces.criteria import criterion_word
 from spaces.network import Network
 from spaces.policy import PruningPolicy
 
@@ -82,7 +86,16 @@ class PreparedModel:
 
     def defined_for(self, criterion: str) -> PreparedModel:
         """Restricted as far as that depends on the architecture alone, as is known before any training: channel groups
-        the criterion is not defined for stay unpruned."""
+        the criterion is not defined for stay unpruned.
+
+        Raises:
+            UsageError: it looks at calibration data, and the workload has none.
+        """
+        if criterion_word(criterion).needs_data and not self.workload.has("calibration"):
+            raise UsageError(
+                f"criterion {criterion!r} looks at calibration data, and workload {self.workload.name!r} has none: "
+                "give it calibration=, or take a criterion of weights alone, such as magnitude-l2"
+            )
         return replace(self, graph=defined_groups(self.graph, criterion))
 
     def scored_by(self, criterion: str) -> PreparedModel:
@@ -133,12 +146,13 @@ def evaluate_policy(
     training: str = FINE_TUNE,
     seconds: float | None = None,
     give_up: Callable[[], None] | None = None,
+    stage: str = TRIAL,
 ) -> Evaluation:
     """Prune and fine-tune from the dense checkpoint, then measure; a failure is a result with a reason.
 
     With another `training`, the policy's network is trained from fresh weights instead, for as many epochs as that
     training takes. An evaluation longer than `seconds` fails; if it cannot be interrupted, `give_up` is called, see
-    `search.process.time_limit.limited`.
+    `search.process.time_limit.limited`. A training loop of the user's own is told the `stage`.
 
     Reasons: `diverged: ...` (NaN or infinite loss or weights), `out-of-memory` (wherever it happened), `refused: ...`
     (a policy that asks for a layer of which nothing can be removed, a removal that does not equal its mask, or a
@@ -155,8 +169,8 @@ def evaluate_policy(
                 progress(done, total)
 
         if training == FINE_TUNE:
-            return fine_tune(prepared.dense, policy, prepared.workload, prepared.graph, epochs, seed, step)
-        return train_fresh(prepared.dense, policy, prepared.workload, prepared.graph, training, seed, step)
+            return fine_tune(prepared.dense, policy, prepared.workload, prepared.graph, epochs, seed, step, stage)
+        return train_fresh(prepared.dense, policy, prepared.workload, prepared.graph, training, seed, step, stage)
 
     try:
         with limited(seconds, give_up) as due:
@@ -198,6 +212,8 @@ def _reason(error: BaseException) -> str:
         return f"{DIVERGED}: {error}"
     if isinstance(error, RemovalMismatch | NothingToRemove | BrokenPromise):
         return f"{REFUSED}: {error}"
+    if isinstance(error, OwnCodeProblem):
+        return f"{ERROR}: {error}"
     return f"{ERROR}: {told(error)}"
 
 
@@ -233,6 +249,7 @@ def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) 
         measuring=MEASURING,
         file=trained.file,
         rate=trained.rate,
+        restored=trained.restored,
     )
     return Evaluation(result, trained.model, trained.structure)
 

@@ -22,11 +22,12 @@ from search.metric import Metric
 from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.weights.tensors import tensors_of
 from search.workloads.base import SPLITS, Workload
-from search.workloads.examples import Examples, Indexed
+from search.workloads.examples import Examples, Indexed, InMemory
 from search.workloads.tally import function_of
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _TRAINING = "_training_fingerprint"
+OWN_CODE = ("train", "evaluate")
 SAMPLED = 64
 """How many examples of a split stand for it where reading all would take long, or gives others each time."""
 
@@ -50,17 +51,21 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def training_fingerprint(workload: Workload) -> str:
-    """Of everything else that decides a result: the code of loss, metric, augmentation and `forward`.
+    """Of everything else that decides a result: the code of loss, metric, augmentation and `forward`, and of the user's
+    own `train` and `evaluate`.
 
     It is computed once, on the first call; attributes that these functions change later play no part.
     """
     kept = vars(workload)
     if _TRAINING not in kept:
         forward = [] if workload.forward is None else [workload.forward]
+        own = {name: getattr(workload, name) for name in OWN_CODE if getattr(workload, name) is not None}
         metric = workload.metric
         said: list[Any] = [] if workload.steps_per_epoch is None else [workload.steps_per_epoch]
         said += [[metric.best, metric.low, metric.high]] if isinstance(metric, Metric) else []
-        kept[_TRAINING] = digest(code_of([workload.loss, function_of(metric), workload.augment, *forward]), *said)
+        said += [[*own]] if own else []
+        code = code_of([workload.loss, function_of(metric), workload.augment, *forward, *own.values()])
+        kept[_TRAINING] = digest(code, *said)
     return kept[_TRAINING]
 
 
@@ -87,19 +92,20 @@ def data_fingerprint(workload: Workload) -> str:
     """Of all splits, as studies used to record it."""
     hasher = hashlib.blake2b(digest_size=8)
     for split in SPLITS:
-        _update_split(hasher, split, workload.examples(split))
+        _update_split(hasher, split, workload, split)
     return hasher.hexdigest()
 
 
 def split_fingerprint(workload: Workload, split: str) -> str:
     """Of one split: of every example of tensors and of small data sets that do not change; of anything else, of some
     that are spread over it, or the first of a stream, and of their number where it is known. Examples that differ each
-    time count by their shapes. The workload's `data_version` counts if it has one.
+    time count by their shapes. The workload's `data_version` counts if it has one. A split that was not given is told
+    by this alone; one that only the user's own code looks at, by one batch of it.
     """
     hasher = hashlib.blake2b(digest_size=8)
     if workload.data_version is not None:
         hasher.update(f"version {workload.data_version!r}".encode())
-    _update_split(hasher, "", workload.examples(split))
+    _update_split(hasher, "", workload, split)
     return hasher.hexdigest()
 
 
@@ -122,7 +128,14 @@ class SplitFingerprints(Mapping[str, str]):
         return len(SPLITS)
 
 
-def _update_split(hasher: Any, name: str, examples: Examples) -> None:
+def _update_split(hasher: Any, name: str, workload: Workload, split: str) -> None:
+    if not workload.has(split):
+        hasher.update(f"{name} not given".encode())
+        return
+    examples = workload.examples(split)
+    if not workload.reads(split) and not isinstance(examples, InMemory):
+        _update_given(hasher, name, examples)
+        return
     if (batch := examples.whole) is None:
         batch = examples.some(SAMPLED)
         hasher.update(f"{SAMPLED} of {examples.count if isinstance(examples, Indexed) else 'a stream'}".encode())
@@ -133,6 +146,19 @@ def _update_split(hasher: Any, name: str, examples: Examples) -> None:
             hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             if examples.repeats_itself:
                 _update(hasher, tensor)
+
+
+def _update_given(hasher: Any, name: str, examples: Examples) -> None:
+    """By the tensors of one batch as the user's code makes it, and their number."""
+    one, other = ([*tensors_in(examples.some_given(SAMPLED))] for _ in range(2))
+    same = len(one) == len(other) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
+    hasher.update(f"{SAMPLED} of {examples.count if isinstance(examples, Indexed) else 'a stream'} as given".encode())
+    for tensor in one:
+        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if same:
+            _update(hasher, tensor)
 
 
 def _update(hasher: Any, tensor: Tensor) -> None:

@@ -46,7 +46,11 @@ def old_model_fingerprints(model: nn.Module, architecture: str) -> set[str]:
 
 
 def old_training_fingerprints(workload: Workload) -> set[str]:
-    """The fingerprints that the workload's loss, metric and augmentation may have been recorded with."""
+    """The fingerprints that the workload's loss, metric and augmentation may have been recorded with; none where it has
+    a `train` or `evaluate` of its own, which they did not tell.
+    """
+    if workload.train is not None or workload.evaluate is not None:
+        return set()
     found = {digest(_codes([workload.loss, workload.metric, workload.augment]))}
     return found | {BUILT_IN[new] for new in [training_fingerprint(workload)] if new in BUILT_IN}
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, known_points, scan_sensitivity
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
@@ -18,6 +20,7 @@ from search.training.evaluate import PreparedModel
 from search.training.examples import calibration_data
 from search.training.fingerprint import criterion_fingerprint, digest, training_fingerprint
 from search.training.memory import within_memory
+from search.training.own_scores import scored_by_user
 from search.training.scan_points import KeptPoints
 from search.user_code.loading import blame
 from search.workloads.base import Workload
@@ -70,7 +73,7 @@ def cached_profile(
                 profile = scan_sensitivity(
                     subject.dense,
                     subject.graph,
-                    calibration_data(workload),
+                    calibration_data(workload) if workload.has("calibration") else None,
                     workload.loss,
                     computed_share(workload.metric),
                     granularities=granularities,
@@ -80,6 +83,7 @@ def cached_profile(
                     known=before | points.known,
                     keep=points.keep,
                     bits=[*{*bits} | scanned],
+                    score=_by_user(workload) if workload.evaluate else None,
                 )
         except BaseException as error:
             blame(error, workload.name, "the sensitivity scan")
@@ -87,6 +91,16 @@ def cached_profile(
         write_durably(path, sealed(profile.to_json()).encode())
         points.drop()
     return profile
+
+
+def _by_user(workload: Workload) -> Callable[[nn.Module], tuple[float, float]]:
+    """Loss and share of a network by the workload's own `evaluate` on calibration data."""
+
+    def score(network: nn.Module) -> tuple[float, float]:
+        found = scored_by_user(network, "calibration", workload)
+        return found.loss, found.accuracy
+
+    return score
 
 
 def _kept_profile(path: Path, granularities: Sequence[str], layers: Collection[str]) -> Profile | None:

@@ -30,18 +30,18 @@ LEAST_SHARE = 1 / 30
 
 
 def peak_rate(
-    dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph, calibration: Calibration
+    dense: nn.Module, policy: PruningPolicy, workload: Workload, graph: ChannelGraph, calibration: Calibration | None
 ) -> float:
     """The peak learning rate of a policy's fine-tune, at most the recipe's, which is that of full damage.
 
     Whatever the schedule, the damage is that of the whole policy at once. A recipe with `rate="fixed"` has its own rate
-    for every policy.
+    for every policy, and so has any recipe without calibration data to see the damage on.
 
     Raises:
         ValueError, NotFiniteError, RemovalMismatch: as `pruned_at_once` does.
     """
     recipe = workload.recipe
-    if recipe.rate != BY_DAMAGE:
+    if recipe.rate != BY_DAMAGE or calibration is None:
         return recipe.learning_rate
     pruned = pruned_at_once(copy_model(dense), policy, graph, calibration).model
     round_weights_(pruned, policy.bits)

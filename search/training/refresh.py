@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from pruning.batchnorm import refresh_
+from pruning.batchnorm import learning_norms, refresh_
 from pruning.devices import forked_rng
 from pruning.own_norms import left_as_trained
 from pruning.trees import NetworkInputs
@@ -32,9 +32,12 @@ def refresh_statistics_(model: nn.Module, workload: Workload) -> str | None:
     The same examples are used every time, and no random state changes.
 
     Returns:
-        Which statistics the model has now, `refreshed` or `as trained`; None if it has none that training moves.
+        Which statistics the model has now, `refreshed` or `as trained`; None if it has none that training moves. They
+        are as trained where the workload leaves fit or calibration data to the user's own code.
     """
     calibration = calibration_of(workload)
+    if calibration is None or not workload.has("fit"):
+        return AS_TRAINED if learning_norms(model) else None
     with forked_rng(workload.placement.device):
         refreshed = refresh_(model, fit_batches(workload), lambda: calibration.mean_loss(model))
     return {True: REFRESHED, False: AS_TRAINED, None: None}[refreshed]
@@ -50,6 +53,17 @@ def statistics_note(model: nn.Module, example_input: NetworkInputs) -> str | Non
     return (
         f"running statistics of {some}{more} are taken as training leaves them: buffers running_mean and running_var "
         "that a number momentum moves as BatchNorm's does would be averaged anew before every score"
+    )
+
+
+def unread_note(workload: Workload, model: nn.Module) -> str | None:
+    """What the user should know about statistics that cannot be averaged anew for lack of data; None if nothing."""
+    missing = [f"{split}=" for split in ("fit", "calibration") if not workload.has(split)]
+    if not missing or not learning_norms(model):
+        return None
+    return (
+        f"BatchNorm's statistics stay as train leaves them: they would be averaged anew before every score, and the "
+        f"scan would do so too, if the workload had {' and '.join(missing)} as well"
     )
 
 

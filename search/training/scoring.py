@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from pruning.outputs import join_batches, on_cpu
 from pruning.trees import NetworkInputs, contents, run
 from search.placement import CPU, Placement
 from search.training.examples import kept
+from search.training.own_scores import Metrics, evaluating, scored_by_user
 from search.workloads.base import Workload
 from search.workloads.examples import Examples
 from search.workloads.splits import Split, as_examples
@@ -22,14 +22,6 @@ from search.workloads.tally import comes_in_parts, share_of, tally
 
 TRIED = 8
 """Examples by which it is found how many are scored at once, where they are not in memory."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Mean loss of a model on a split, and its metric as a share, 0 to 1."""
-
-    loss: float
-    accuracy: float
 
 
 @torch.no_grad()
@@ -45,14 +37,23 @@ def predict(model: nn.Module, inputs: NetworkInputs, placement: Placement = CPU)
 
 
 @torch.no_grad()
-def score(model: nn.Module, split: Split | Examples, workload: Workload) -> Metrics:
+def score(model: nn.Module, split: str | Split | Examples, workload: Workload) -> Metrics:
     """Loss and metric on a split: the loss of all examples at once if they are in memory, else the mean over batches
     weighted by their examples. Metrics are computed on the CPU, since they are the user's, and may need NumPy.
 
+    Args:
+        split: the name of one, which the workload's own `evaluate` scores if it has one, or examples, which it does not
+            see.
+
     Raises:
         OutOfRange: the metric is outside its range.
+        OwnCodeProblem: `evaluate` returned no number.
         ValueError: a stream that ended early.
     """
+    if isinstance(split, str):
+        if workload.evaluate is not None:
+            return scored_by_user(model, split, workload)
+        split = workload.examples(split)
     counted = tally(workload.metric)
     losses: list[tuple[float, int]] = []
     for one in passes(model, as_examples(split, "scored"), workload):
@@ -96,14 +97,3 @@ def passes(model: nn.Module, examples: Examples, workload: Workload) -> Iterator
         with torch.no_grad(), evaluating(model):
             outputs = run(model, inputs)
         yield Pass(outputs, contents(batch[1]), contents(wanted), len(inputs))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; its training flag is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

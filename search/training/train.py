@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pruning.calibration import Calibration
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.structure import Structure, apply_structure
 from pruning.copying import copy_model
@@ -22,15 +22,19 @@ from pruning.gradual import GradualPruner, pruned_at_once
 from pruning.schedule import cycle_at
 from pruning.straight_through import StraightThrough, straight_through
 from pruning.trees import NetworkInputs, contents, run
-from search.records import CurvePoint, WrittenFile
-from search.training.examples import batches, calibration_of, epoch_steps
-from search.training.losses import Diverged, StepLosses
+from search.records import CurvePoint
+from search.training.examples import batches, calibration_of, epoch_steps, step_count
+from search.training.losses import StepLosses
 from search.training.optimizers import forget_masked_, make_optimizer
+from search.training.own_loop import PARTS, trained_by_user
+from search.training.own_scores import Metrics, require_finite
 from search.training.rate import peak_rate
-from search.training.scoring import Metrics, score
+from search.training.scoring import score
 from search.training.stored import Finish, Finished, finish_, finish_dense_
+from search.training.trained import UNSEEN, Progress, Trained, subnormals_as_zero
 from search.workloads.base import Workload
 from search.workloads.recipe import one_cycle
+from search.workloads.run import DENSE, TRIAL
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
@@ -40,33 +44,6 @@ FRESH_SEED = 2**40
 """Added to the seed of fresh weights, so that they never equal the initial weights of a dense model."""
 TRAININGS = (FINE_TUNE, *SCRATCH)
 """How a policy's network gets its weights."""
-UNSEEN = 0.5
-"""Share of a training after which its passes see weights of few bits rounded; seeing them from the first step on costs
-heavily pruned networks up to a point.
-"""
-Progress = Callable[[int, int], None]
-"""Called with (steps done, total steps)."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network: what was removed from the dense one, its loss curve, and its scores on validation data.
-
-    `statistics` says which running statistics it is scored with, see `refresh_statistics_`. A network of a policy that
-    rounds weights is in stored form, the one that `file` holds; `file` is None for others. `rate` is the peak learning
-    rate of a fine-tune.
-    """
-
-    model: nn.Module
-    structure: Structure
-    curve: tuple[CurvePoint, ...]
-    scores: Metrics
-    seconds_training: float
-    seconds_scoring: float
-    statistics: str | None = None
-    file: WrittenFile | None = None
-    seconds_writing: float = 0.0
-    rate: float | None = None
 
 
 def train_dense(workload: Workload, seed: int, progress: Progress | None = None) -> Trained:
@@ -74,7 +51,8 @@ def train_dense(workload: Workload, seed: int, progress: Progress | None = None)
     torch.manual_seed(seed)
     model = _built(workload)
     recipe, finish = workload.recipe, partial(finish_dense_, workload=workload)
-    return _train(model, None, None, finish, workload, recipe.dense_epochs, recipe.dense_learning_rate, seed, progress)
+    epochs, rate = recipe.dense_epochs, recipe.dense_learning_rate
+    return _train(model, None, None, finish, workload, epochs, rate, seed, progress, DENSE, None)
 
 
 def fine_tune(
@@ -85,8 +63,12 @@ def fine_tune(
     epochs: float,
     seed: int,
     progress: Progress | None = None,
+    stage: str = TRIAL,
 ) -> Trained:
     """Prune a copy of `dense` along the policy's schedule while fine-tuning it on fit data.
+
+    Args:
+        stage: what a training loop of the user's own is told it is for.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -94,12 +76,12 @@ def fine_tune(
     """
     model = copy_model(dense)
     calibration = calibration_of(workload)
-    pruner = GradualPruner(model, policy, step_count(workload, epochs), graph, calibration)
+    pruner = _pruner(model, policy, epochs, workload, graph, calibration)
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
     seen, began = straight_through(policy.bits), time.perf_counter()
     rate = peak_rate(dense, policy, workload, graph, calibration)
     looked = time.perf_counter() - began
-    trained = _train(model, pruner, seen, finish, workload, epochs, rate, seed, progress)
+    trained = _train(model, pruner, seen, finish, workload, epochs, rate, seed, progress, stage, dense)
     return replace(trained, rate=rate, seconds_scoring=trained.seconds_scoring + looked)
 
 
@@ -116,9 +98,8 @@ def prune_only(dense: nn.Module, policy: PruningPolicy, workload: Workload, grap
     pruner = pruned_at_once(copy_model(dense), policy, graph, calibration)
     began = time.perf_counter()
     done = finish_(pruner.model, pruner.structure, policy, workload, graph)
-    scores = score(pruner.model, workload.validation, workload)
-    if not math.isfinite(scores.loss):
-        raise Diverged(f"validation loss is {scores.loss} without training")
+    scores = score(pruner.model, "validation", workload)
+    require_finite(scores, workload, "without training")
     scoring = time.perf_counter() - began - done.seconds_writing
     return Trained(pruner.model.eval(), pruner.structure, (), scores, 0.0, scoring, **vars(done))
 
@@ -131,6 +112,7 @@ def train_fresh(
     training: str,
     seed: int,
     progress: Progress | None = None,
+    stage: str = TRIAL,
 ) -> Trained:
     """Train the network that a policy makes of `dense` from fresh weights, with the recipe of the dense training.
 
@@ -139,6 +121,7 @@ def train_fresh(
     Args:
         training: `scratch-e` trains for as many epochs as the dense model; `scratch-b` for as much compute, so for more
             epochs in proportion as the network has fewer MACs (Liu et al., arXiv 1810.05270). Masks save no MACs.
+        stage: as of `fine_tune`.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -152,8 +135,8 @@ def train_fresh(
     pruner.model.load_state_dict(fresh.state_dict())
     pruner.hold()
     finish = partial(finish_, policy=policy, workload=workload, graph=graph)
-    seen = straight_through(policy.bits)
-    return _train(pruner.model, pruner, seen, finish, workload, epochs, recipe.dense_learning_rate, seed, progress)
+    seen, rate = straight_through(policy.bits), recipe.dense_learning_rate
+    return _train(pruner.model, pruner, seen, finish, workload, epochs, rate, seed, progress, stage, dense)
 
 
 def scratch_epochs(workload: Workload, policy: PruningPolicy, graph: ChannelGraph, training: str) -> float:
@@ -193,23 +176,39 @@ def _runs(model: nn.Module, example_input: NetworkInputs) -> bool:
         return False
 
 
-def step_count(workload: Workload, epochs: float) -> int:
-    """The number of optimizer steps in that many epochs, at least 1."""
-    return max(1, round(epochs * epoch_steps(workload)))
+def _pruner(
+    model: nn.Module,
+    policy: PruningPolicy,
+    epochs: float,
+    workload: Workload,
+    graph: ChannelGraph,
+    calibration: Calibration | None,
+) -> GradualPruner:
+    steps, theirs = step_count(workload, epochs), workload.train is not None
+    return GradualPruner(model, policy, steps or PARTS, graph, calibration, in_place=theirs)
 
 
-@contextmanager
-def _subnormals_as_zero() -> Iterator[None]:
-    """Treat subnormal numbers as zero: decayed weights near zero slow CPU kernels down many times."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
-@_subnormals_as_zero()
 def _train(
+    model: nn.Module,
+    pruner: GradualPruner | None,
+    seen: StraightThrough | None,
+    finish: Finish,
+    workload: Workload,
+    epochs: float,
+    peak: float,
+    seed: int,
+    progress: Progress | None,
+    stage: str,
+    dense: nn.Module | None,
+) -> Trained:
+    """Train by our loop, or by the user's own."""
+    if workload.train is None:
+        return _train_ourselves(model, pruner, seen, finish, workload, epochs, peak, seed, progress)
+    return trained_by_user(model, pruner, seen, finish, workload, epochs, peak, seed, progress, stage, dense)
+
+
+@subnormals_as_zero()
+def _train_ourselves(
     model: nn.Module,
     pruner: GradualPruner | None,
     seen: StraightThrough | None,
@@ -221,7 +220,7 @@ def _train(
     progress: Progress | None,
 ) -> Trained:
     recipe, per_epoch = workload.recipe, epoch_steps(workload)
-    steps = step_count(workload, epochs)
+    steps = max(1, round(epochs * per_epoch))
     torch.manual_seed(seed)  # dropout and the like
     schedule = pruner.schedule if pruner else None
     regrow = schedule is not None and schedule.regrow
@@ -255,12 +254,11 @@ def _train(
             if step + 1 == steps:
                 structure = pruner.structure if pruner else Structure({})
                 done = finish(model, structure)
-            scores = score(model, workload.validation, workload)
+            scores = score(model, "validation", workload)
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, mean, scores.loss, scores.accuracy))
     assert scores is not None  # of the last step
-    if not math.isfinite(scores.loss):
-        raise Diverged(f"validation loss is {scores.loss} after {steps} steps")
+    require_finite(scores, workload, f"after {steps} steps")
     model.eval()
     training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing

@@ -111,7 +111,7 @@ def _check_parts(spec: str, workload: Workload) -> None:
     """Refuse parts that would otherwise fail only after something was trained."""
     for name in ("build_model", "loss", "metric", "augment"):
         part = getattr(workload, name)
-        if name == "metric" and is_metric(part):
+        if name == "metric" and (is_metric(part) or (workload.evaluate is not None and isinstance(part, Metric))):
             continue
         if not callable(part) and not (name == "augment" and part is None):
             raise UsageError(f"workload {spec!r}: {name} must be a function, got {part!r}")

@@ -20,13 +20,21 @@ from search.workloads.batch_form import BatchForm, Forward
 from search.workloads.examples import Examples
 from search.workloads.metrics import accuracy, default_metric
 from search.workloads.recipe import Recipe
+from search.workloads.run import Run
 from search.workloads.splits import Split, as_examples, split_of
+from spaces.validation import unknown
 
 AnySplit = tuple[Any, ...] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any] | Callable[[], Iterable[Any]] | Examples
 """How a split may be given, see `Workload`."""
 SPLITS = ("fit", "calibration", "validation", "test")
+Train = Callable[[nn.Module, Run], nn.Module | None]
+"""A training loop of the user's, see `Workload.train`."""
+Evaluate = Callable[[nn.Module, str, Run], Any]
+"""(model, split, run) -> a number, or a mapping of names to numbers."""
 _FIRST_TWO: Any = None
 """For `example_input`: the first two fit inputs."""
+_THEIRS: Any = None
+"""For a split that only the user's own `train` and `evaluate` know."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,30 @@ class Workload:
         steps_per_epoch: batches that count as one epoch where `fit` is a stream without a length.
         data_version: any word that is changed when the data behind the splits does. Of tensors and small datasets every
             example is compared on resuming, of everything else 64 examples, or the first of a stream, and this word.
+        train: a training loop of the user's own, `train(model, run)`, in place of the one here. It trains the network
+            that it is given, in place, as a `Run` says, and returns None or a copy of that network, such as an average
+            of its weights. Pruned weights stay zero by themselves, after every step of a `torch.optim.Optimizer`.
+        evaluate: the user's own scoring, `evaluate(model, split, run)`, in place of `metric`'s function: the value of
+            the metric, in its unit, or a mapping that holds it under the metric's name and may hold `loss`. It is
+            called with `validation`, `test` and, by the scan, `calibration`.
+
+    Who brings `train` need not give `fit`, and who brings `evaluate` none of the others: what is None is theirs to
+    read. Without `fit` or `calibration`, BatchNorm's statistics stay as the loop leaves them. What is given of
+    `calibration` is looked at here too, by data-driven criteria and for the rate of fine-tunes, and then both it and
+    `fit` hold inputs and targets as `loss` takes them; splits that nobody else looks at may hold anything, and are
+    handed on by `run.loader`.
 
     Raises:
-        ValueError: an empty split, one whose inputs and targets differ in length, or batches of no known form.
+        ValueError: an empty split, one whose inputs and targets differ in length, batches of no known form, or a split
+            that is missing.
     """
 
     name: str
     build_model: Callable[[], nn.Module]
-    fit: Split | Examples
-    calibration: Split | Examples
-    validation: Split | Examples
-    test: Split | Examples
+    fit: Split | Examples = _THEIRS
+    calibration: Split | Examples = _THEIRS
+    validation: Split | Examples = _THEIRS
+    test: Split | Examples = _THEIRS
     recipe: Recipe = field(default_factory=Recipe)
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy
     metric: Any = accuracy
@@ -91,6 +112,8 @@ class Workload:
     targets: str | tuple[str, ...] | None = None
     steps_per_epoch: int | None = None
     data_version: str | None = None
+    train: Train | None = None
+    evaluate: Evaluate | None = None
 
     if TYPE_CHECKING:  # a split is held in one of two ways, however it was given, and there is always an example input
 
@@ -98,10 +121,10 @@ class Workload:
             self,
             name: str,
             build_model: Callable[[], nn.Module],
-            fit: AnySplit,
-            calibration: AnySplit,
-            validation: AnySplit,
-            test: AnySplit,
+            fit: AnySplit | None = None,
+            calibration: AnySplit | None = None,
+            validation: AnySplit | None = None,
+            test: AnySplit | None = None,
             recipe: Recipe = ...,
             loss: Callable[[Any, Any], Tensor] = ...,
             metric: Any = ...,
@@ -114,15 +137,20 @@ class Workload:
             targets: str | tuple[str, ...] | None = None,
             steps_per_epoch: int | None = None,
             data_version: str | None = None,
+            train: Train | None = None,
+            evaluate: Evaluate | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
             raise ValueError(f"workload name may hold letters, digits, '.', '_' and '-', got {self.name!r}")
         form = self._form()
+        self._require_splits()
         for split in SPLITS:
             steps = self.steps_per_epoch if split == "fit" else None
-            object.__setattr__(self, split, split_of(getattr(self, split), split, form, steps))
+            if (given := getattr(self, split)) is not None:
+                found = split_of(given, split, form, steps, endless=self.train is not None)
+                object.__setattr__(self, split, found)
         if self.train_dense and self.weights is not None:
             raise ValueError(
                 f"train_dense trains what build_model returns, so weights {str(self.weights)!r} have no use: leave one "
@@ -131,6 +159,11 @@ class Workload:
         if self.metric is accuracy:
             object.__setattr__(self, "metric", default_metric(self.loss))
         example: Any = self.example_input
+        if example is None and not self.reads("fit"):
+            raise ValueError(
+                "example_input= is missing: a batch of inputs as the network takes them, since nothing is read of fit "
+                "data that only train= looks at"
+            )
         if example is None:
             example = self.fit[0][:2].clone() if isinstance(self.fit, tuple) else self.fit.example()
         elif self.forward is not None or (
@@ -153,8 +186,41 @@ class Workload:
             raise ValueError(f"data_version must be a word, such as '2026-11', got {version!r}")
         return BatchForm(self.forward, tuple(names) if isinstance(self.targets, list) else self.targets)
 
+    def _require_splits(self) -> None:
+        """Raise `ValueError` for a split that is missing and that nobody of the user's reads in its place."""
+        for name, given in (("train", self.train), ("evaluate", self.evaluate)):
+            if given is not None and not callable(given):
+                raise ValueError(f"{name} must be a function, got {given!r}")
+        owners = {"fit": "train", **dict.fromkeys(SPLITS[1:], "evaluate")}
+        for split, owner in owners.items():
+            if getattr(self, split) is None and getattr(self, owner) is None:
+                raise ValueError(f"split {split!r} is missing: give {split}=, or leave it to {owner}= of your own")
+        if self.fit is None and self.steps_per_epoch is not None:
+            raise ValueError(
+                f"steps_per_epoch={self.steps_per_epoch} is for a stream in fit=, and there is none: leave it out, and "
+                "let train call run.begin(steps=)"
+            )
+
+    def has(self, split: str) -> bool:
+        """Whether a split was given."""
+        return getattr(self, split) is not None
+
+    def reads(self, split: str) -> bool:
+        """Whether a split was given and anything but the user's own `train` and `evaluate` looks at its examples."""
+        if split == "fit":
+            return self.has(split) and (self.train is None or self.has("calibration"))
+        return self.has(split) and (self.evaluate is None or split == "calibration")
+
     def examples(self, split: str) -> Examples:
-        """The examples of one of `SPLITS`."""
+        """The examples of one of `SPLITS`.
+
+        Raises:
+            ValueError: it was not given, or there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(unknown("split", split, SPLITS))
+        if not self.has(split):
+            raise ValueError(f"workload {self.name!r} has no split {split!r}: give it {split}=")
         return as_examples(getattr(self, split), split)
 
 

@@ -132,9 +132,16 @@ class FromDataset(Indexed):
                 return self._collate(items)
             except (TypeError, RuntimeError) as error:
                 said = " ".join(str(error).split())[:200]
-                raise ValueError(f"split {self.name!r}: its items cannot be put together to tensors: {said}") from None
+                raise ValueError(
+                    f"split {self.name!r}: its items cannot be put together to tensors, give a DataLoader with a "
+                    f"collate_fn that can: {said}"
+                ) from None
 
     def _fetched(self, batches: list[Tensor], seed: int) -> Iterator[Batch]:
+        for batch in self.given_at(batches, seed):
+            yield self._form.parts(batch, self.name)
+
+    def given_at(self, batches: list[Tensor], seed: int) -> Iterator[Any]:
         """Batches in their order, read ahead by the loader's workers if it has any."""
         ahead = _Batches(self._collated, batches, seed)
         if self._loader is None or not self._loader.num_workers:
@@ -149,8 +156,7 @@ class FromDataset(Indexed):
                 multiprocessing_context=self._loader.multiprocessing_context,
                 generator=torch.Generator(),  # of its own: the global one belongs to training
             )
-        for batch in collated:
-            yield self._form.parts(batch, self.name)
+        yield from collated
 
 
 class _Batches(Dataset[Any]):

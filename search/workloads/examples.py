@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.calibration import evenly_spaced
-from pruning.trees import NetworkInputs
+from pruning.trees import NetworkInputs, Tree, contents
 from search.workloads.batch_form import Batch
 
 SEED = 0
@@ -75,6 +75,16 @@ class Examples(ABC):
             seed: the user's code draws from global generators that have this seed.
         """
 
+    @abstractmethod
+    def given(self, size: int, generator: torch.Generator | None = None, seed: int = SEED) -> Iterator[Any]:
+        """The batches of `epoch`, or without a generator those of `in_order`, as the user's code makes them."""
+
+    @abstractmethod
+    def some_given(self, most: int) -> Any:
+        """One batch of at most that many examples that are spread over the split, or the first batch of a stream, as
+        the user's code makes it; drawn under the same seed each time.
+        """
+
 
 class Indexed(Examples):
     """Examples that can be read by their places."""
@@ -100,6 +110,19 @@ class Indexed(Examples):
         order = torch.randperm(self.count, generator=generator)
         yield from self.read_all(list(order.split(size))[: self.epoch_steps(size)], seed)
 
+    def given(self, size: int, generator: torch.Generator | None = None, seed: int = SEED) -> Iterator[Any]:
+        if generator is None:
+            return self.given_at(list(torch.arange(self.count).split(size)), seed)
+        order = torch.randperm(self.count, generator=generator)
+        return self.given_at(list(order.split(size))[: self.epoch_steps(size)], seed)
+
+    def some_given(self, most: int) -> Any:
+        return next(self.given_at([spaced(self.count, most)], SEED))
+
+    @abstractmethod
+    def given_at(self, batches: list[Tensor], seed: int) -> Iterator[Any]:
+        """The examples at the places of each batch, as the user's code makes them."""
+
     def read_all(self, batches: list[Tensor], seed: int = SEED) -> Iterator[Batch]:
         """The examples at the places of each batch."""
         for number, places in enumerate(batches):
@@ -107,11 +130,16 @@ class Indexed(Examples):
 
 
 class InMemory(Indexed):
-    """Tensors, or trees of tensors, with all examples of a split."""
+    """Tensors, or trees of tensors, with all examples of a split.
 
-    def __init__(self, name: str, inputs: NetworkInputs, targets: Any) -> None:
+    Args:
+        as_given: the tree that the user gave; left out for a pair of inputs and targets.
+    """
+
+    def __init__(self, name: str, inputs: NetworkInputs, targets: Any, as_given: Any = None) -> None:
         super().__init__(name)
         self._whole: Batch = (inputs, targets)
+        self._as_given = (contents(inputs), contents(targets)) if as_given is None else as_given
 
     @property
     def count(self) -> int:
@@ -128,6 +156,11 @@ class InMemory(Indexed):
     def read(self, places: Tensor, seed: int = SEED) -> Batch:
         inputs, targets = self._whole
         return inputs[places], targets[places]
+
+    def given_at(self, batches: list[Tensor], seed: int) -> Iterator[Any]:
+        held = Tree(self._as_given)
+        for places in batches:
+            yield held[places.to(held.device)].tree
 
     def read_all(self, batches: list[Tensor], seed: int = SEED) -> Iterator[Batch]:
         device = self._whole[0].device  # to which places are copied once, not batch by batch

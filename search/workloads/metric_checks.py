@@ -106,6 +106,8 @@ def checked_value(workload: Workload, returned: Any, of: str) -> float:
 
 
 def _told(workload: Workload) -> str:
+    if workload.evaluate is not None:
+        return f"workload {workload.name!r}: evaluate"
     name = f" {workload.metric.name!r}" if isinstance(workload.metric, Metric) else ""
     return f"workload {workload.name!r}: metric{name}"
 

@@ -54,13 +54,16 @@ def as_examples(split: Split | Examples, name: str) -> Examples:
     return split if isinstance(split, Examples) else InMemory(name, *split)
 
 
-def split_of(given: Any, name: str, form: BatchForm, steps_per_epoch: int | None = None) -> Split | Examples:
+def split_of(
+    given: Any, name: str, form: BatchForm, steps_per_epoch: int | None = None, endless: bool = False
+) -> Split | Examples:
     """A split as a workload holds it: tensors of inputs and targets as they are given, and `Examples` of anything else.
 
     Nothing is read.
 
     Args:
         steps_per_epoch: of a stream that networks are trained on, how many batches count as an epoch.
+        endless: whether nobody has to know that.
 
     Raises:
         ValueError: something else, or an empty data set; tells what it is and what to do.
@@ -70,7 +73,7 @@ def split_of(given: Any, name: str, form: BatchForm, steps_per_epoch: int | None
         raise ValueError(
             f"steps_per_epoch={steps_per_epoch} is for a stream, and split {name!r} has a length: leave it out"
         )
-    if isinstance(found, Stream) and name == "fit":
+    if isinstance(found, Stream) and name == "fit" and not endless:
         found.require_length()
     return found
 
@@ -83,7 +86,7 @@ def _split_of(given: Any, name: str, form: BatchForm, steps: int | None) -> Spli
     if isinstance(given, tuple):
         return _in_memory(given, name, form)
     if isinstance(given, Mapping):
-        return InMemory(name, *form.parts(given, name))
+        return InMemory(name, *form.parts(given, name), given)
     if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, type):
         return FromDataset(name, given, range(len(given)), default_collate, form)
     if callable(given):
@@ -109,7 +112,7 @@ def _in_memory(given: tuple[Any, ...], name: str, form: BatchForm) -> Split | Ex
         return inputs.contiguous(), targets
     if not len(inputs):
         raise ValueError(f"split {name!r} is empty: it needs at least one example")
-    return InMemory(name, inputs, targets)
+    return InMemory(name, inputs, targets, given)
 
 
 def _of_loader(loader: DataLoader[Any], name: str, form: BatchForm, steps: int | None) -> Examples:

@@ -13,12 +13,12 @@ def unsteady(workload: Workload) -> str | None:
 
     Examples that networks are trained on may well change, if a seed makes them the same again.
     """
-    found = {split: workload.examples(split) for split in SPLITS}
+    found = {split: workload.examples(split) for split in SPLITS if workload.reads(split)}
     own = [split for split, examples in found.items() if not examples.repeats_itself]
     drawn = [
         split
         for split in SCORED
-        if split not in own and isinstance(examples := found[split], FromDataset) and examples.changes
+        if split not in own and isinstance(examples := found.get(split), FromDataset) and examples.changes
     ]
     parts = []
     if own:

@@ -94,14 +94,37 @@ class Stream(Examples):
         for batch in islice(self._pass(size, seed), steps):
             done += 1
             yield batch
+        self._check_epoch(done, steps)
+
+    def given(self, size: int, generator: torch.Generator | None = None, seed: int = SEED) -> Iterator[Any]:
+        steps = self.epoch_steps(size) if generator is not None and self.has_length else None
+        done = 0
+        for batch in islice(self._given(size, seed), steps):
+            done += 1
+            yield batch
+        if generator is None and self._promised is not None and not self._by_examples:
+            steps = max(self._promised, done)
+        self._check_epoch(done, steps or done)
+
+    def some_given(self, most: int) -> Any:
+        found = next(self._given(most, SEED), self)
+        self._require(found is not self, "is empty: it needs at least one example")
+        return found
+
+    def _check_epoch(self, done: int, steps: int) -> None:
         said = f"steps_per_epoch={done}" if self._steps is not None else "a len that is true"
         self._require(done > 0, "is empty: it needs at least one batch in every epoch")
         self._require(done == steps, f"ended early: after {done} of the {steps} batches of an epoch; give it {said}")
 
+    @property
+    def has_length(self) -> bool:
+        """Whether anybody says how many batches an epoch of training takes."""
+        return self._steps is not None or self._promised is not None
+
     def require_length(self) -> None:
-        """Raise `ValueError` if nobody says how many batches an epoch of training takes."""
+        """Raise `ValueError` if nobody does."""
         self._require(
-            self._steps is not None or self._promised is not None,
+            self.has_length,
             "has no length: give the workload steps_per_epoch=, the number of batches that count as one epoch",
         )
 
@@ -121,6 +144,10 @@ class Stream(Examples):
             self._require(bool(self._begun), "is empty: it needs at least one example")
 
     def _pass(self, size: int, seed: int) -> Iterator[Batch]:
+        for batch in self._given(size, seed):
+            yield self._form.parts(batch, self.name)
+
+    def _given(self, size: int, seed: int) -> Iterator[Any]:
         draws = OwnDraws(seed)
         with draws.drawn_from():
             stream = self._iterator(size, seed)
@@ -129,7 +156,7 @@ class Stream(Examples):
                 batch = next(stream, self)
             if batch is self:
                 return
-            yield self._form.parts(default_convert(batch), self.name)
+            yield default_convert(batch)
 
     def _iterator(self, size: int, seed: int) -> Iterator[Any]:
         stream = self._opened(size, seed)

@@ -51,6 +51,22 @@ def there(workload):
     return placed(workload, Placement(DEVICE))
 
 
+def theirs(model, run):
+    """A training loop of a user's own."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9)
+    for inputs, targets in run.loader("fit"):
+        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.report(loss)
+
+
+def right(model, split, run):
+    found = [float((model(inputs).argmax(1) == targets).float().sum()) for inputs, targets in run.loader(split)]
+    return sum(found) / 200
+
+
 def unplaced(workload):
     """The same examples, which no device has seen."""
     return replace(workload, fit=tuple(part.clone() for part in workload.fit))
@@ -63,6 +79,15 @@ def pair(place):
     here, away = train_dense(workload, 0), train_dense(there(workload), 0)
     assert weights_fingerprint(here.model) == weights_fingerprint(away.model) and here.scores == away.scores
     return PreparedModel.of(workload, here.model), PreparedModel.of(there(workload), away.model)
+
+
+@pytest.mark.parametrize("policy", [fine(), fine(bits=3), channels()], ids=["fine", "3 bits", "channel"])
+def test_a_loop_of_the_users_own_has_the_same_result_bit_for_bit(pair, policy):
+    own = [replace(one, workload=replace(one.workload, train=theirs, evaluate=right)) for one in pair]
+    found = [evaluate_policy(prepared, policy, 1, seed=5) for prepared in own]
+    here, away = (replace(one.result, seconds={}) for one in found)
+    assert here.reason is None and replace(away, device=None) == here
+    assert weights_fingerprint(found[0].model) == weights_fingerprint(found[1].model)
 
 
 def test_networks_live_on_the_device(pair):

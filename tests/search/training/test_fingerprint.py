@@ -183,7 +183,9 @@ def of(**parts) -> str:
 def code(**parts) -> SimpleNamespace:
     """What a workload has besides its data."""
     usual = {"loss": nn.functional.cross_entropy, "metric": accuracy}
-    return SimpleNamespace(**usual | dict.fromkeys(("augment", "forward", "steps_per_epoch")) | parts)
+    return SimpleNamespace(
+        **usual | dict.fromkeys(("augment", "forward", "steps_per_epoch", "train", "evaluate")) | parts
+    )
 
 
 def test_lambdas_of_one_line_are_told_apart():

@@ -1,0 +1,1 @@
+"""Training loops of other libraries as a workload's `train=`; each needs an extra."""

@@ -1,0 +1,74 @@
+"""Lightning's `Trainer` as a workload's own training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from search.errors import EnvironmentProblem
+from search.workloads.base import Train
+from search.workloads.run import Run
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+QUIET = {
+    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "limit_val_batches": 0,
+}  # fmt: skip
+
+
+def from_lightning(
+    module: Callable[[nn.Module, Run], Any], data: Callable[[Run], Any] | None = None, **options: Any
+) -> Train:
+    """A `train=` that fits a `LightningModule`.
+
+    Its length, device and precision are the run's; the loss of each step is reported. Nothing is validated, logged or
+    saved unless `options` say so.
+
+    Args:
+        module: (network, run) -> the `LightningModule` that holds the network, which is the workload's own one, or is
+            the network itself; the rate that its optimizer takes is `run.learning_rate`.
+        data: (run) -> a `LightningDataModule` or loaders; left out, batches of the workload's fit split.
+        options: of `lightning.Trainer`, instead of the run's.
+    """
+    return partial(_train, module=module, data=data, options=options)
+
+
+def _train(
+    network: nn.Module,
+    run: Run,
+    *,
+    module: Callable[[nn.Module, Run], Any],
+    data: Callable[[Run], Any] | None,
+    options: dict[str, Any],
+) -> None:
+    try:
+        import lightning
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"from_lightning() needs Lightning ({error}): pip install 'prunefront[lightning]'"
+        ) from None
+
+    class Follower(lightning.Callback):  # type: ignore[misc, unused-ignore]
+        """Tells the run how long the training is, and its losses."""
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            if math.isfinite(steps := trainer.estimated_stepping_batches):  # batches are read ahead, so steps count
+                run.begin(int(steps))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+            if outputs is not None:
+                run.report(outputs["loss"] if isinstance(outputs, dict) else outputs)
+
+    steps, on_cpu = run.steps, run.device.type == "cpu"
+    length = {"max_epochs": max(1, round(run.epochs))} if steps is None else {"max_steps": steps, "max_epochs": -1}
+    place = {"accelerator": {"cuda": "gpu"}.get(run.device.type, run.device.type)}
+    devices = {"devices": 1 if on_cpu or run.device.index is None else [run.device.index]}
+    own = {**QUIET, **length, **place, **devices, "precision": PRECISIONS[run.precision], **options}
+    own["callbacks"] = [Follower(), *own.get("callbacks", ())]
+    task = module(network, run)
+    lightning.Trainer(**own).fit(task, run.loader("fit") if data is None else data(run))
+    task.trainer = None  # which a copy of the network would take along

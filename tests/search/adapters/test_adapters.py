@@ -1,0 +1,136 @@
+"""Loops of other libraries: masks hold in them, a ramp is followed to its end, and the run's wishes reach them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.channels.tracing import trace_channels
+from search import Recipe, Workload
+from search.adapters.hugging_face import from_hf
+from search.adapters.lightning_trainer import from_lightning
+from search.errors import EnvironmentProblem
+from search.training.evaluate import PreparedModel, evaluate_policy
+from search.training.fingerprint import training_fingerprint
+from spaces.policy import PruningPolicy
+from spaces.schedule import Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, which change them with every version
+X, Y = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(96) % 3
+POLICY = PruningPolicy({"net.1.weight": 0.6, "net.3.weight": 0.4}, schedule=Schedule("polynomial", 1, ramp=0.5))
+ASKED = {"net.1.weight": 0.6, "net.3.weight": 0.4}
+
+
+class Net(nn.Module):
+    """Answers with a loss where it is given labels, as networks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 3))
+        self.seen = []
+
+    def forward(self, pixels, labels=None):
+        if self.training:
+            self.seen.append(float((self.net[1].weight == 0).float().mean()))
+        outputs = self.net(pixels)
+        return outputs if labels is None else {"loss": nn.functional.cross_entropy(outputs, labels), "logits": outputs}
+
+
+def evaluate(model, split, run):
+    return float((model(X).argmax(1) == Y).float().mean())
+
+
+def task(train, **more):
+    recipe = Recipe(batch=16, optimizer="adamw", learning_rate=0.004)
+    return Workload("task", Net, example_input=X[:2], train=train, evaluate=evaluate, recipe=recipe, **more)
+
+
+def followed(workload, steps, monkeypatch):
+    """A fine-tune of two epochs; the network saw the ramp rise in this many steps, and ended with what was asked."""
+    torch.manual_seed(4)
+    dense = Net()
+    seen = []
+    monkeypatch.setattr(Net, "__deepcopy__", lambda self, memo: copied(self, seen), raising=False)
+    prepared = PreparedModel(workload, dense, trace_channels(dense, workload.example_input))
+    found = evaluate_policy(prepared, POLICY, 2, seed=7)
+    assert found.result.reason is None
+    assert found.result.achieved == pytest.approx(ASKED, abs=0.01)
+    assert found.result.restored == 0
+    assert len(seen) == steps
+    half = steps // 2
+    assert seen[: half + 1] == pytest.approx([0.6 * step / half for step in range(half + 1)], abs=0.01)
+    assert seen[half:] == pytest.approx([0.6] * (steps - half), abs=0.01)
+    assert found.result.curve[0].train_loss < 1.3
+    return found
+
+
+def copied(network, seen):
+    twin = Net()
+    twin.load_state_dict(network.state_dict())
+    twin.train(network.training)
+    twin.seen = seen
+    return twin
+
+
+@pytest.mark.parametrize("own_data", [False, True])
+def test_lightning(own_data, monkeypatch):
+    lightning = pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    rates = []
+
+    class Lit(lightning.LightningModule):
+        def __init__(self, network, rate):
+            super().__init__()
+            self.network, self.rate = network, rate
+
+        def training_step(self, batch, number):
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            rates.append(self.rate)
+            return torch.optim.AdamW(self.parameters(), self.rate)
+
+    def loader(run):
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16, shuffle=True)
+
+    train = from_lightning(lambda network, run: Lit(network, run.learning_rate), loader if own_data else None)
+    followed(task(train) if own_data else task(train, fit=(X, Y)), 12, monkeypatch)
+    assert rates == [0.004]
+
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, number):
+        return {"pixels": X[number], "labels": int(Y[number])}
+
+
+def test_hugging_face(monkeypatch):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is missing: pip install 'prunefront[transformers]'"
+    )
+    transformers.utils.logging.set_verbosity_error()
+    followed(task(from_hf(Items, {"logging_steps": 4})), 12, monkeypatch)
+
+
+def test_the_code_behind_an_adapter_counts():
+    tasks = [
+        task(from_lightning(lambda network, run: network)), task(from_lightning(lambda network, run: None)),
+        task(from_lightning(lambda network, run: network, max_epochs=7)), task(from_hf(Items)),
+        task(from_hf(Items, {"weight_decay": 0.25})),
+    ]  # fmt: skip
+    assert len({training_fingerprint(one) for one in tasks}) == len(tasks)
+
+
+@pytest.mark.parametrize(
+    ("library", "train"), [("lightning", from_lightning(lambda *_: None)), ("transformers", from_hf(Items))]
+)
+def test_a_library_that_is_missing_is_asked_for(library, train, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(EnvironmentProblem, match=rf"pip install 'prunefront\[{library}\]'"):
+        train(Net(), None)
