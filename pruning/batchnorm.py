@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def _mean_and_var(norm: _NormBase) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
+def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs], see: Callable[[Any], None] | None = None) -> int:
     """Replace the running statistics of all `learning_norms` by their plain average over `batches`, in place.
 
     Weights do not change, dropout stays off, momentum and training flags are restored. A norm that no pass moves (in a
@@ -57,6 +58,7 @@ def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
 
     Args:
         batches: inputs with at least two values for each channel, from fit or calibration data.
+        see: called with the outputs of each pass, in which every norm knows the statistics of that batch alone.
 
     Returns:
         The number of norms recalibrated.
@@ -104,7 +106,9 @@ def recalibrate_(model: nn.Module, batches: Iterable[NetworkInputs]) -> int:
                 other.train()
             reset = norm_statistics(norms)
             for batch in chain([first], batches):
-                run(model, batch)
+                outputs = run(model, batch)
+                if see:
+                    see(outputs)
         moved = [norm for norm in norms if calls[norm] and not _equal(norm, reset[norm])]
         for norm, found_here in averages.items():
             if norm in moved:

@@ -23,7 +23,8 @@ class ProfilePoint:
     """Loss and accuracy on calibration data with one layer pruned and nothing trained.
 
     The `recalibrated` pair is measured after BatchNorm recalibration; if nothing is recalibrated (see
-    `Profile.is_recalibrated`), it repeats the other pair. `sparsity` is the achieved one.
+    `Profile.is_recalibrated`), it repeats the other pair. A brief scan that recalibrates measures the `recalibrated`
+    pair alone, and the other is NaN. `sparsity` is the achieved one.
     """
 
     sparsity: float
@@ -65,6 +66,7 @@ class Profile:
         too_few: there are too few examples for a recalibration, which alone hurts the dense model; the points are
             measured without it.
         rounding: layer -> points by falling bits; empty in profiles of no bits.
+        brief: made by a brief scan, on few examples and usually at few levels.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Profile:
     dense_recalibrated_accuracy: float | None = None
     too_few: bool = False
     rounding: Mapping[str, tuple[RoundingPoint, ...]] = field(default_factory=dict)
+    brief: bool = False
 
     @property
     def is_recalibrated(self) -> bool:
@@ -139,7 +142,7 @@ class Profile:
     def to_json(self) -> str:
         """JSON text; the inverse of `from_json`. Losses that are not finite become null, and NaN when read."""
         data = asdict(self)
-        for name in ("dense_recalibrated_loss", "dense_recalibrated_accuracy", "too_few"):
+        for name in ("dense_recalibrated_loss", "dense_recalibrated_accuracy", "too_few", "brief"):
             if data[name] is None or data[name] is False:
                 del data[name]
         if not data["rounding"]:
@@ -185,8 +188,9 @@ class Profile:
         again = (self.dense_recalibrated_loss, self.dense_recalibrated_accuracy)
         if again != (None, None) and not (is_number(again[1]) and (is_number(again[0]) or again[0] is math.nan)):
             raise ValueError(f"dense_recalibrated_loss and _accuracy must be numbers, got {again!r}")
-        if not isinstance(self.too_few, bool):
-            raise ValueError(f"too_few must be true or false, got {self.too_few!r}")
+        for name, flag in (("too_few", self.too_few), ("brief", self.brief)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be true or false, got {flag!r}")
         for by in self.points.values():
             for layer, points in by.items():
                 levels = [0.0, *(p.sparsity for p in points), 1.0]

@@ -386,6 +386,28 @@ def test_scan_writes_profile_and_picture(main, finished, tmp_path):
     assert {layer["layer"]: layer["parameters"] for layer in layers}["conv1.weight"] == 16 * 8 * 9
 
 
+def test_scan_of_a_deep_network_is_brief_and_draws_its_layers_when_asked(main, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("search.training.profile_cache.DEEP", 1)
+    monkeypatch.setattr("search.cli.commands.network.DEEP", 1)
+    words = ("scan", "--workload", "./tiny.py:tiny", "--json", "--granularity", "channel", "--out")
+    reply = main(*words, tmp_path / "brief")
+    data = json.loads(reply.out)
+    assert data["brief"] is True and {len(points) for points in data["points"]["channel"].values()} == {4}
+    assert data["pictures"] == [str(tmp_path / "brief" / name) for name in ("profile.png", "profile-layers.json")]
+    assert "brief scan" in reply.err and "--whole" in reply.err and "--pictures" in reply.err
+    assert (
+        data["profile"].endswith("profile.json") and '"accuracy": null' in (tmp_path / "brief/profile.json").read_text()
+    )
+    drawn = json.loads(main(*words, tmp_path / "drawn", "--pictures").out)
+    assert str(tmp_path / "drawn" / "profile-layers.png") in drawn["pictures"] and drawn["points"] == data["points"]
+    reply = main(*words, tmp_path / "whole", "--whole")
+    whole = json.loads(reply.out)
+    assert "brief" not in whole and {len(points) for points in whole["points"]["channel"].values()} == {7}
+    assert "brief scan" not in reply.err
+    shown = main("scan", "--workload", "./tiny.py:tiny", "--granularity", "channel")
+    assert shown.code == 0 and "brief" not in shown.err
+
+
 def test_scan_of_bits(main, finished, tmp_path):
     words = ("scan", "--workload", "./tiny.py:tiny", "--granularity", "channel", "--bits")
     shown = main(*words, "6,3").out

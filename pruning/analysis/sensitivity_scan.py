@@ -33,6 +33,8 @@ from spaces.validation import check_sparsity, unknown
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99)
 """Sparsities scanned: even steps in the logarithm of what is kept, where damage begins to bend."""
+BRIEF_LEVELS = LEVELS[1], LEVELS[3], LEVELS[4], LEVELS[6]
+"""Of a brief scan: the four between which damage at the others is interpolated best."""
 BITS = (8, 6, 4, 3, 2)
 """Value bits scanned where none are asked for: those between lose between."""
 SCAN_EXAMPLES = 1000
@@ -40,6 +42,13 @@ SCAN_EXAMPLES = 1000
 SCAN_BATCH = 500
 """Examples a forward pass at most, and fewer of large ones (see `examples_at_once`); the data is cut into equal parts,
 each one BatchNorm statistic."""
+DEEP = 32
+"""Layers above which a brief scan is enough to begin with: the time a whole one takes grows with their square."""
+BRIEF_PASSES = 20_000
+"""Examples that a brief scan passes through the network, over all its points: fewer than seven epochs of training on
+1,000 examples do, where a step counts as three passes."""
+LEAST_EXAMPLES = 32
+"""In a brief scan, of however many points."""
 HARM = 0.01
 """Accuracy that recalibrating the dense model may cost, or one example's if that is more: else examples are too few."""
 
@@ -66,9 +75,13 @@ def scan_sensitivity(
     keep: Callable[[PointKey, Point], None] | None = None,
     bits: Sequence[int] = (),
     score: Callable[[nn.Module], tuple[float, float]] | None = None,
+    brief: bool = False,
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration; with `bits`,
     round each prunable layer alone to each of them too.
+
+    A brief scan takes as many examples as make `BRIEF_PASSES` in all, where each layer is rounded once, and scores each
+    point in the pass that recalibrates; `BRIEF_LEVELS` are enough for it.
 
     The dense model is scored both ways too. Where recalibrating already hurts it, by more than `HARM`, the examples
     are too few, and the points are scored without.
@@ -92,6 +105,7 @@ def scan_sensitivity(
         keep: called with every point that is scored, before `progress`.
         bits: of a value, each one of `spaces.bits.BITS` in any order; 32, which rounds nothing, is no point.
         score: (model) -> loss and metric, in place of those of `data`, which then serves to recalibrate alone.
+        brief: whether to scan briefly.
 
     Raises:
         ValueError: unknown words, a level outside [0, 1) or none, bits that no weight can have, NaN or infinite
@@ -107,22 +121,26 @@ def scan_sensitivity(
     importance = ImportanceScores(dense, criterion, graph, calibration)
     graph = importance.restricted_graph
     require_subjects(graph, granularities)
-    batches, targets = _batches(dense, data)
+    subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
+    pruning_points = sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
+    most = SCAN_EXAMPLES
+    if brief:  # as many examples, however many bits are asked for
+        most = min(most, max(LEAST_EXAMPLES, BRIEF_PASSES // (pruning_points + len(graph.network.layer_names))))
+    batches, targets = _batches(dense, data, most)
     wanted = contents(targets)
 
-    def scores_of(candidate: nn.Module) -> _Scores:
-        if score is not None:
-            return score(candidate)
-        outputs = join_batches([run(candidate, batch) for batch in batches], [len(batch) for batch in batches])
+    def of_outputs(parts: list[Any]) -> _Scores:
+        outputs = join_batches(parts, [len(batch) for batch in batches])
         return float(loss(outputs, wanted)), float(metric(on_cpu(outputs), on_cpu(wanted)))
 
-    scorer = _Scorer(dense, batches, scores_of)
+    def scores_of(candidate: nn.Module) -> _Scores:
+        return of_outputs([run(candidate, batch) for batch in batches]) if score is None else score(candidate)
+
+    scorer = _Scorer(dense, batches, scores_of, of_outputs if score is None else None, brief)
     rankings = MaskCache(dense, graph, calibration, importance)
-    subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
 
     rounded_layers = graph.network.layer_names if widths else ()
-    done, points_in_all = 0, sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
-    points_in_all += len(rounded_layers) * len(widths)
+    done, points_in_all = 0, pruning_points + len(rounded_layers) * len(widths)
 
     def point_of(key: PointKey, score: Callable[[], Point]) -> Any:
         nonlocal done
@@ -161,7 +179,7 @@ def scan_sensitivity(
     (loss_before, metric_before), (loss_after, metric_after) = scorer.dense, scorer.recalibrated or (None, None)
     return Profile(
         fingerprint, sum(map(len, batches)), loss_before, metric_before, points, seconds,
-        loss_after, metric_after, scorer.too_few, rounding,
+        loss_after, metric_after, scorer.too_few, rounding, brief,
     )  # fmt: skip
 
 
@@ -175,9 +193,15 @@ class _Scorer:
     """
 
     def __init__(
-        self, dense: nn.Module, batches: Sequence[NetworkInputs], score: Callable[[nn.Module], _Scores]
+        self,
+        dense: nn.Module,
+        batches: Sequence[NetworkInputs],
+        score: Callable[[nn.Module], _Scores],
+        of_outputs: Callable[[list[Any]], _Scores] | None,
+        brief: bool,
     ) -> None:
-        self._model, self._batches, self._score = dense, batches, score
+        self._model, self._batches, self._score, self._brief = dense, batches, score, brief
+        self._of_outputs = of_outputs if brief else None
         self.dense = self._plainly(copy_model(dense))
         self.recalibrated, self.too_few = self._recalibrated_dense()
         self._recalibrates = self.recalibrated is not None and not self.too_few
@@ -189,32 +213,47 @@ class _Scorer:
             return None, False
         if examples == 1:  # of which a norm may know no variance
             return None, True
-        if not self._recalibrate(model):
+        scores, least = self._recalibrated_scores(model), self.dense[1] - max(HARM, 1.5 / examples)
+        if scores is None:
             return None, False
-        scores, least = self._plainly(model), self.dense[1] - max(HARM, 1.5 / examples)
         return scores, not (math.isfinite(scores[0]) and scores[1] >= least)
 
     def scores(self, change_: Callable[[nn.Module], None]) -> tuple[_Scores, _Scores]:
-        """Loss and metric of a copy that `change_` changed, without recalibration and with."""
+        """Loss and metric of a copy that `change_` changed, without recalibration, of which a brief scan does without,
+        and with."""
         candidate = copy_model(self._model)
         change_(candidate)
+        if not self._recalibrates:
+            plain = self._plainly(candidate)
+            return plain, plain
+        if self._brief:
+            return (math.nan, math.nan), self._recalibrated_scores(candidate) or self._plainly(candidate)
         plain = self._plainly(candidate)
-        return plain, self._plainly(candidate) if self._recalibrates and self._recalibrate(candidate) else plain
+        return plain, self._recalibrated_scores(candidate) or plain
 
     @torch.no_grad()
     def _plainly(self, candidate: nn.Module) -> _Scores:
         return self._score(candidate)
 
-    def _recalibrate(self, candidate: nn.Module) -> int:
-        return recalibrate_(candidate, self._batches)
+    @torch.no_grad()
+    def _recalibrated_scores(self, candidate: nn.Module) -> _Scores | None:
+        """After recalibrating it; None if that moves nothing. A brief scan scores the outputs of the same pass, unless the
+        user scores networks.
+        """
+        outputs: list[Any] = []
+        if not recalibrate_(candidate, self._batches, outputs.append if self._of_outputs else None):
+            return None
+        return self._of_outputs(outputs) if self._of_outputs else self._plainly(candidate)
 
 
-def _batches(dense: nn.Module, data: tuple[NetworkInputs, Any] | None) -> tuple[Sequence[NetworkInputs], Any]:
-    """Inputs in batches, and all their targets; none of no data."""
+def _batches(
+    dense: nn.Module, data: tuple[NetworkInputs, Any] | None, most: int
+) -> tuple[Sequence[NetworkInputs], Any]:
+    """Inputs of at most so many examples in batches, and all their targets; none of no data."""
     if data is None:
         return (), ()
     device = device_of(dense, data[0])
-    inputs, targets = (evenly_spaced(part, SCAN_EXAMPLES).to(device) for part in data)
+    inputs, targets = (evenly_spaced(part, most).to(device) for part in data)
     parts = math.ceil(len(inputs) / examples_at_once(dense, inputs, SCAN_BATCH))
     if parts > 1:  # mixed, so that no batch is of one class where examples are sorted by it
         mixed = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(device)

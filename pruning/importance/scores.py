@@ -6,7 +6,7 @@ calibration data) is known here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, reduce
 from operator import add
 from typing import Any
@@ -35,9 +35,10 @@ from pruning.importance.weights import (
     zeros_first,
 )
 from pruning.modules import inputs_of_weights, module_of, observed, output_dim, prunable_weights
-from pruning.units import unit_scores
+from pruning.units import unit_scores, units
+from spaces.allocation.histogram import ScoreHistogram, UnitScores
 from spaces.criteria import check_criterion, criterion_word
-from spaces.granularity import obstacle_to
+from spaces.granularity import obstacle_to, pattern_of
 from spaces.validation import unknown
 
 _OF_PARAMETERS = {
@@ -49,6 +50,10 @@ _OF_PARAMETERS = {
 """Criteria with terms of every parameter, (batches, *shape): a channel's bias and norm count with its weights."""
 _OF_NEIGHBOURS = ("bn-scale", "next-layer", "reconstruction")
 """Criteria that look at the layers next to a channel group, and are not defined for every group."""
+MOST_SORTED = 2**24
+"""Units of a network that allocators compare one by one; of more, 17 million, they compare histograms."""
+PIECE = 2**21
+"""Weights counted at once, so that no layer's scores are in memory as a whole."""
 
 
 class ImportanceScores:
@@ -330,8 +335,9 @@ def _obstacle(criterion: str, graph: ChannelGraph, number: int) -> str | None:
     return None
 
 
-def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, np.ndarray]:
-    """Layer -> squared L2 norm of each of its units (n,); of patterns `N:M`, of each of its weights.
+def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> dict[str, UnitScores]:
+    """Layer -> squared L2 norm of each of its units (n,); of patterns `N:M`, of each of its weights. Of more than
+    `MOST_SORTED` units in all, layer -> their histogram.
 
     With granularity `channel`, all layers of a group get the group's scores, which `plan_removal` ranks by
     (norms over their layer's mean, so LAMP and global thresholds compare layers on one scale); layers that
@@ -347,8 +353,22 @@ def unit_importance(model: nn.Module, graph: ChannelGraph, granularity: str) -> 
             for name in group.layers
         }
     inputs = inputs_of_weights(model)
-    return {
-        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().cpu().numpy()
+    weights = {
+        name: weight
         for name, weight in prunable_weights(model).items()
         if not (graph.network.by_name[name].whole or obstacle_to(granularity, weight.shape, inputs[name]))
     }
+    runs = "fine-grained" if pattern_of(granularity) else granularity
+    if sum(units(weight.shape, runs).count for weight in weights.values()) > MOST_SORTED:
+        return {name: ScoreHistogram.of(_squares(weight, runs)) for name, weight in weights.items()}
+    return {
+        name: unit_scores(element_scores(weight, "magnitude-l2"), granularity, inputs[name]).flatten().cpu().numpy()
+        for name, weight in weights.items()
+    }
+
+
+def _squares(weight: Tensor, granularity: str) -> Iterator[np.ndarray]:
+    """Squared L2 norms of a weight's units of runs, a few rows of it at a time."""
+    rows = max(1, PIECE * len(weight) // weight.numel())
+    for part in weight.detach().split(rows):
+        yield unit_scores(element_scores(part, "magnitude-l2"), granularity).flatten().cpu().numpy()

@@ -212,7 +212,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[b
         parameters: layer -> its number of weights.
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
-    plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated
+    plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated and not profile.brief
     pages = []
     for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
         columns = min(SENSITIVITY_COLUMNS, len(page))

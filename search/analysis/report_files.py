@@ -140,8 +140,9 @@ def default_layer(network: Network, granularities: Sequence[str]) -> str:
     return max(network.prunable, key=lambda layer: layer.numel).name
 
 
-def sensitivity_files(profile: Profile, network: Network, stem: str) -> Files:
-    """Accuracy and loss against sparsity, one panel for each layer: `STEM.png` and further pages, `STEM.json`."""
+def sensitivity_files(profile: Profile, network: Network, stem: str, draws: bool = True) -> Files:
+    """Accuracy and loss against sparsity, one panel for each layer: `STEM.png` and further pages, `STEM.json`; without
+    pages unless it `draws`."""
     parameters = {layer.name: layer.numel for layer in network.prunable}
     curves = {
         name: {word: _curve(profile, word, name) for word, by_layer in profile.points.items() if name in by_layer}
@@ -156,7 +157,8 @@ def sensitivity_files(profile: Profile, network: Network, stem: str) -> Files:
     }
     if profile.rounding:
         data["rounding"] = {name: [asdict(point) for point in points] for name, points in profile.rounding.items()}
-    return _pages(stem, sensitivity_pages(profile, parameters)) | _data(stem, "sensitivity", data)
+    pages = sensitivity_pages(profile, parameters) if draws else []
+    return _pages(stem, pages) | _data(stem, "sensitivity", data)
 
 
 def _curve(profile: Profile, granularity: str, layer: str) -> dict[str, list[float]]:

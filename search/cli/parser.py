@@ -221,6 +221,12 @@ def _add_scan(commands: Any) -> None:
     _add(parser, "granularity", f"what to scan (fine-grained,channel); {MASKS}")
     _add(parser, "criterion", "which units go first (magnitude-l2), as for search")
     parser.add_argument("--bits", metavar="B,B", help="value bits that layers are rounded to (8,6,4,3,2); 32: none")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="scan a network of more than 32 layers as others are: at every level, on up to 1,000 examples",
+    )
+    parser.add_argument("--pictures", action="store_true", help="draw the curves of each layer there too")
     parser.add_argument("--out", metavar="DIR", help="where profile.json and the pictures go (ROOT/cache)")
 
 

@@ -163,10 +163,10 @@ def _profile_curves(
     for layer, (places, points) in curves.items():
         recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
         (line,) = axes.plot(places, np.array(recalibrated) * 100, marker=".", label=short(layer))
-        if profile.is_recalibrated:
+        if profile.is_recalibrated and not profile.brief:
             plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
-    dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated else ""
+    dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated and not profile.brief else ""
     axes.set_title(f"{title}{dashed}", fontsize=9)
     axes.set_ylabel("calibration accuracy, %")
     if len(curves) <= NAMED_LINES:

@@ -36,7 +36,7 @@ from search.training.chance import chance_accuracy
 from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
-from search.training.profile_cache import cached_profile, recalibration_note
+from search.training.profile_cache import brief_note, cached_profile, recalibration_note
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
@@ -160,8 +160,9 @@ class StudyRunner:
                 self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress,
                 self.space.bits,
             )  # fmt: skip
-        if note := recalibration_note(profile):
-            self.watcher.note(note)
+        for note in (recalibration_note(profile), brief_note(profile)):
+            if note:
+                self.watcher.note(note)
         return profile
 
     def _allocation_inputs(self, profile: Profile | None) -> dict[str, AllocationInputs]:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
-from pruning.analysis.sensitivity_scan import LEVELS, SCAN_EXAMPLES, known_points, scan_sensitivity
+from pruning.analysis.sensitivity_scan import (
+    BRIEF_LEVELS,
+    BRIEF_PASSES,
+    DEEP,
+    LEAST_EXAMPLES,
+    LEVELS,
+    SCAN_EXAMPLES,
+    known_points,
+    scan_sensitivity,
+)
 from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from search.checksum import sealed, unsealed
@@ -41,18 +50,29 @@ def cached_profile(
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
     bits: Sequence[int] = (),
+    whole: bool = False,
 ) -> Profile:
     """The profile of this model and data from the cache, or from a scan on calibration data.
+
+    Of networks of more than `DEEP` layers it is brief, unless it is to be `whole`, or a whole one is in the cache. A
+    brief scan rounds to the fewest of the bits alone, from which the damage at others is interpolated.
 
     The points of a scan are kept as they are found, so an interrupted scan continues in the next call. A profile that
     lacks the rounding to some of `bits` is completed; one that has more keeps them.
     """
     multiples = tuple(group.multiple for group in subject.network.groups)
-    path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples)
+    where = subject.workload, dense, criterion, granularities, cache, multiples
+    path = profile_path(*where)
     kept = _kept_profile(path, granularities, subject.network.by_name)
+    brief = kept is None and not whole and len(subject.network.prunable) > DEEP
+    if brief:
+        path = profile_path(*where, brief=True)
+        kept = _kept_profile(path, granularities, subject.network.by_name)
+        bits = sorted(bits)[:1]
+    levels = BRIEF_LEVELS if brief else LEVELS
     if kept is not None and not kept.lacks_rounding(subject.network.by_name, bits):
         return kept
-    before = known_points(kept) if kept else {}
+    before = known_points(kept, levels) if kept else {}
     scanned = {point.bits for point in before.values() if isinstance(point, RoundingPoint)}
     workload = subject.workload
     total = 0
@@ -78,12 +98,14 @@ def cached_profile(
                     computed_share(workload.metric),
                     granularities=granularities,
                     criterion=criterion,
+                    levels=levels,
                     fingerprint=dense.weights,
                     progress=follow,
                     known=before | points.known,
                     keep=points.keep,
                     bits=[*{*bits} | scanned],
                     score=_by_user(workload) if workload.evaluate else None,
+                    brief=brief,
                 )
         except BaseException as error:
             blame(error, workload.name, "the sensitivity scan")
@@ -115,6 +137,16 @@ def _kept_profile(path: Path, granularities: Sequence[str], layers: Collection[s
         return None
 
 
+def brief_note(profile: Profile) -> str | None:
+    """What the user should know of a brief scan."""
+    if not profile.brief:
+        return None
+    return (
+        f"brief scan of a network of more than {DEEP} layers: {len(BRIEF_LEVELS)} levels of {len(LEVELS)}, "
+        f"{profile.examples} examples; prunefront scan --whole makes the whole one, which searches then use"
+    )
+
+
 def recalibration_note(profile: Profile) -> str | None:
     """What the user should know if a profile had too few examples to recalibrate BatchNorm."""
     if not profile.too_few:
@@ -133,6 +165,7 @@ def profile_path(
     granularities: Sequence[str],
     cache: Path,
     multiples: Sequence[int] = (),
+    brief: bool = False,
 ) -> Path:
     """Where the profile of this model is kept; `multiples` are those that the channel groups keep."""
     scoring = [SCORE_EXAMPLES, SCORE_BATCH] if criterion_word(criterion).needs_data else []
@@ -149,5 +182,6 @@ def profile_path(
         *criterion_fingerprint(criterion),
         *(["dense recalibrated"] if learning_norms(dense.model) else []),
         *([list(multiples)] if any(multiple > 1 for multiple in multiples) else []),
+        *(["brief", BRIEF_LEVELS, BRIEF_PASSES, LEAST_EXAMPLES] if brief else []),
     )
     return cache / f"profile-{key}.json"

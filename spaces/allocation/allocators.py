@@ -13,6 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL, Target, Unreachable, fit_by_shift, fit_to_budget
+from spaces.allocation.histogram import HistogramRanking, ScoreHistogram
 from spaces.allocation.importance import AllocationInputs, Ranking
 from spaces.bits import FLOAT_BITS
 from spaces.validation import check_limit, unknown
@@ -38,7 +39,12 @@ def global_magnitude(target: Target, inputs: AllocationInputs) -> dict[str, floa
             return squares * (len(squares) / numel)
         return squares / max(float(squares.mean()), np.finfo(float).tiny)
 
-    return _by_threshold("global", score, target, inputs)
+    def logarithms(squares: ScoreHistogram, numel: int) -> np.ndarray:
+        if target.granularity != "channel":
+            return squares.logarithms(squares.units / numel)
+        return squares.logarithms(1 / max(squares.mean, np.finfo(float).tiny))
+
+    return _by_threshold("global", score, logarithms, target, inputs)
 
 
 def lamp(target: Target, inputs: AllocationInputs) -> dict[str, float]:
@@ -52,7 +58,7 @@ def lamp(target: Target, inputs: AllocationInputs) -> dict[str, float]:
         tail = np.cumsum(ascending[::-1])[::-1]
         return ascending / np.maximum(tail, np.finfo(float).tiny)
 
-    return _by_threshold("lamp", score, target, inputs)
+    return _by_threshold("lamp", score, lambda squares, _: squares.lamp_logarithms(), target, inputs)
 
 
 def erdos_renyi_kernel(target: Target, inputs: AllocationInputs) -> dict[str, float]:
@@ -114,21 +120,32 @@ def _least_damage(target: Target, inputs: AllocationInputs, mix: float) -> dict[
 
 
 def _by_threshold(
-    name: str, score: Callable[[np.ndarray, int], np.ndarray], target: Target, inputs: AllocationInputs
+    name: str,
+    score: Callable[[np.ndarray, int], np.ndarray],
+    logarithms: Callable[[ScoreHistogram, int], np.ndarray],
+    target: Target,
+    inputs: AllocationInputs,
 ) -> dict[str, float]:
     """Remove all units that score below one threshold, the same for all layers.
 
     Args:
         name: of the allocator; its ranking is kept under it.
         score: scores of a layer's units (n,) from their squared norms (n,) and the number of its weights.
+        logarithms: of histograms in place of the squared norms, the logarithms of these scores where bins end (m, 2).
     """
 
-    def rank() -> Ranking:
+    def rank() -> Ranking | HistogramRanking:
         names = inputs.scores if target.removal else [layer.name for layer in target.layers]
         numel = {name: target.network.by_name[name].numel for name in names}
-        return Ranking.of({name: score(inputs.scores[name], numel[name]) for name in names}, numel)
+        if histograms := {name: own for name in names if isinstance(own := inputs.scores[name], ScoreHistogram)}:
+            places = {name: logarithms(own, numel[name]) for name, own in histograms.items()}
+            return HistogramRanking.of(histograms, places)
+        arrays = {name: own for name in names if isinstance(own := inputs.scores[name], np.ndarray)}
+        return Ranking.of({name: score(own, numel[name]) for name, own in arrays.items()}, numel)
 
     ranking = inputs.worked_out(name, target.kind, rank)
+    if isinstance(ranking, HistogramRanking):
+        return fit_to_budget(ranking.sparsity, target)
     at = cache(ranking.sparsity)
     return fit_to_budget(lambda t: at(ranking.index(t)), target)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spaces.allocation.budget import ALMOST_ALL
+from spaces.allocation.histogram import UnitScores
 from spaces.allocation.knobs import rounding_damages, scan_damages
 from spaces.allocation.lagrangian import LagrangianAllocator
 from spaces.bits import FLOAT_BITS
@@ -28,13 +29,14 @@ class AllocationInputs:
     """What allocators know of the trained weights.
 
     Attributes:
-        scores: layer -> score of each of its units (n,), squared L2 norms; larger is kept. Layers of one
-            channel group share their scores. They must not change, since results worked out from them are kept.
+        scores: layer -> score of each of its units (n,), squared L2 norms, or of very many the histogram; larger is
+            kept. Layers of one channel group share their scores. They must not change, since results worked out from
+            them are kept.
         tradeoff: least damage over size and MACs by a sensitivity scan, if there was one, of weights that are not
             rounded; `tradeoff_at` has it at other bits.
     """
 
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scores: Mapping[str, UnitScores] = field(default_factory=dict)
     tradeoff: LagrangianAllocator | None = None
 
     @classmethod
@@ -42,7 +44,7 @@ class AllocationInputs:
         cls,
         network: Network,
         granularity: str,
-        scores: Mapping[str, np.ndarray],
+        scores: Mapping[str, UnitScores],
         profile: Profile | None = None,
         metric: str = "encoded",
     ) -> AllocationInputs:

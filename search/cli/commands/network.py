@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from pruning.analysis.granularity_damage import FINE_TO_COARSE
-from pruning.analysis.sensitivity_scan import BITS, require_subjects
+from pruning.analysis.sensitivity_scan import BITS, DEEP, require_subjects
 from search.analysis.report_files import (
     default_layer,
     layout_files,
@@ -33,7 +33,7 @@ from search.progress import TerminalReporter
 from search.results.figures import profile_png
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import PreparedModel
-from search.training.profile_cache import cached_profile, profile_path, recalibration_note
+from search.training.profile_cache import brief_note, cached_profile, profile_path, recalibration_note
 from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
 from search.workloads import Workload
@@ -73,14 +73,17 @@ def _scanned(
     if left_out := [layer for layer in prepared.network.prunable if layer.whole]:
         watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
-        profile = cached_profile(prepared, dense, config.criterion, scanned, root / "cache", progress, bits)
-    stored = profile_path(workload, dense, config.criterion, scanned, root / "cache")
+        profile = cached_profile(
+            prepared, dense, config.criterion, scanned, root / "cache", progress, bits, arguments.whole
+        )
+    stored = profile_path(workload, dense, config.criterion, scanned, root / "cache", brief=profile.brief)
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
     if arguments.out:
         write_durably(target, profile.to_json().encode())
     write_durably(target.with_suffix(".png"), profile_png(profile))
-    drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers"))
+    draws = arguments.pictures or len(prepared.network.prunable) <= DEEP
+    drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers", draws))
     tables = [profile_table(profile, granularity, unit) for granularity in profile.points]
     tables += [rounding_table(profile, unit)] if profile.rounding else []
     changed = "pruned to a sparsity or rounded to bits" if profile.rounding else "pruned to a sparsity"
@@ -91,9 +94,12 @@ def _scanned(
         f"{workload.name}: dense {percent(profile.dense_accuracy, 2)}{again} on {profile.examples} calibration "
         f"examples; below, accuracy with one layer {changed}, {how}nothing trained"
     )
-    for note in (recalibration_note(profile), statistics_note(dense.model, workload.example_input)):
+    notes = recalibration_note(profile), brief_note(profile), statistics_note(dense.model, workload.example_input)
+    for note in notes:
         if note:
             watcher.note(note)
+    if not draws:
+        watcher.note(f"the network has more than {DEEP} layers: --pictures draws the curves of each")
     pictures = [str(target.with_suffix(".png")), *drawn]
     data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
     return Reply(data, "\n\n".join([head, *tables, written_line([str(target), *pictures])]))

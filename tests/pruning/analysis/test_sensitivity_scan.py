@@ -104,6 +104,53 @@ def test_profile_survives_its_file(scanned):
     assert Profile.from_json(scanned[0].to_json()) == scanned[0]
 
 
+def test_a_brief_scan_scores_points_in_the_pass_that_recalibrates(residual, residual_graph, data, monkeypatch):
+    """Masked by hand, run once with the statistics of the batch; 12 + 4 points share the passes."""
+    monkeypatch.setattr(sensitivity_scan, "BRIEF_PASSES", 16 * 120 + 14)
+    passed, kept, done = [], {}, []
+    hook = residual.register_forward_pre_hook(lambda model, given: passed.append(len(given[0])))
+    levels = (0.5, 0.85)
+    how = (residual, residual_graph, data, cross_entropy, accuracy, ("fine-grained", "channel"), "magnitude-l2", levels)
+    profile = scan_sensitivity(
+        *how, bits=(3, 4), brief=True, keep=kept.__setitem__, progress=lambda *counts: done.append(counts)
+    )
+    hook.remove()
+    points = 2 * (4 + 2) + 2 * 4
+    assert profile.brief and profile.examples == 120 and done[-1] == (points, points)
+    assert passed[2:] == [120] * (points + 2)  # after two for their memory
+    assert {level for word, _, level in kept if word != "rounding"} == {0.5, 0.85}
+    assert [[p.bits for p in own] for own in profile.rounding.values()] == [[4, 3]] * 4
+    count = profile.examples
+    inputs, targets = (part[[620 * i // count for i in range(count)]] for part in data)
+    for layer, masked in (("first.weight", True), ("classifier.weight", True), ("first.weight", False)):
+        model = copy.deepcopy(residual)
+        weight = model.get_parameter(layer).data
+        if masked:
+            weight.view(-1)[weight.abs().flatten().sort().indices[: math.floor(0.85 * weight.numel() + 0.5)]] = 0.0
+        with torch.no_grad():
+            expected = model.train()(inputs)
+        point = profile.points["fine-grained"][layer][1]
+        found = (point.recalibrated_loss, point.recalibrated_accuracy) if masked else profile.reference
+        assert found == pytest.approx((float(cross_entropy(expected, targets)), accuracy(expected, targets)), rel=1e-4)
+        assert math.isnan(point.loss) and math.isnan(point.accuracy)
+    with torch.no_grad():
+        assert profile.dense_loss == pytest.approx(float(cross_entropy(residual(inputs), targets)), rel=1e-5)
+    assert repr(Profile.from_json(profile.to_json())) == repr(profile)
+    assert kept.items() <= known_points(profile, levels).items()
+    again = scan_sensitivity(*how, brief=True)
+    assert again.points == profile.points and again.examples == count and again.rounding == {}
+
+
+def test_a_brief_scan_of_many_points_has_some_examples(residual, residual_graph, data, monkeypatch):
+    monkeypatch.setattr(sensitivity_scan, "BRIEF_PASSES", 1)
+    monkeypatch.setattr(sensitivity_scan, "LEAST_EXAMPLES", 40)
+    given = (residual, residual_graph, data, cross_entropy, accuracy, ("fine-grained", "2:4"))
+    profile = scan_sensitivity(*given, levels=(0.6,), brief=True)
+    assert profile.examples == 40
+    assert [p.sparsity for p in profile.points["fine-grained"]["classifier.weight"]] == pytest.approx([0.6], abs=0.01)
+    assert {p.sparsity for own in profile.points["2:4"].values() for p in own} == {0.5}
+
+
 def test_without_norms_the_pairs_are_equal():
     torch.manual_seed(0)
     model, inputs = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(30, 5)

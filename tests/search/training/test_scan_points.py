@@ -18,9 +18,10 @@ from search.checksum import unsealed
 from search.errors import UsageError
 from search.process.kept_work import begin_anew, kept_so_far, what_is_kept
 from search.progress import TerminalReporter
+from search.training import profile_cache
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel
-from search.training.profile_cache import cached_profile, recalibration_note
+from search.training.profile_cache import brief_note, cached_profile, recalibration_note
 from search.training.scan_points import KeptPoints
 from search.workloads import get_workload
 from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
@@ -165,6 +166,33 @@ def test_a_profile_without_rounding_is_completed_and_an_interruption_of_that_goe
     assert {tuple(p.bits for p in points) for points in more.rounding.values()} == {(8, 4, 3)}
     assert all(points[:2] == profile.rounding[layer] for layer, points in more.rounding.items())
     assert Profile.from_json(unsealed(only(tmp_path, ".json").read_text())) == more
+
+
+def test_a_deep_network_is_scanned_briefly_until_it_was_scanned_wholly(scanned, tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_cache, "DEEP", len(scanned.subject.network.prunable) - 1)
+
+    def profile(*bits: int, whole: bool = False) -> tuple[Profile, int]:
+        before = scanned.dense.model.count.calls
+        how = (scanned.subject, scanned.dense, "magnitude-l2", ["fine-grained", "channel"], tmp_path)
+        return cached_profile(*how, bits=bits, whole=whole), scanned.dense.model.count.calls - before
+
+    brief, calls = profile()
+    assert brief.brief and 0 < calls < scanned.calls / 3
+    assert {len(points) for by_layer in brief.points.values() for points in by_layer.values()} == {4}
+    assert "brief scan of a network of more than" in brief_note(brief) and brief_note(scanned.profile) is None
+    rounded = profile(8, 4)[0]
+    assert {tuple(p.bits for p in points) for points in rounded.rounding.values()} == {(4,)}
+    assert repr(rounded.points) == repr(brief.points) and rounded.reference == brief.reference
+    assert [profile(*bits)[1] for bits in ((8, 4), (4, 6, 32), (32,))] == [0, 0, 0]
+    both = profile(3)[0]
+    assert {tuple(p.bits for p in points) for points in both.rounding.values()} == {(4, 3)}
+    assert all(points[:1] == rounded.rounding[layer] for layer, points in both.rounding.items())
+    whole = profile(whole=True)[0]
+    assert replace(whole, seconds=0) == replace(scanned.profile, seconds=0)
+    assert profile() == profile(whole=True) == (whole, 0)
+    assert len([*tmp_path.glob("profile-*.json")]) == 2
+    monkeypatch.undo()
+    assert profile() == (whole, 0)
 
 
 def scanned_points(profile: Profile) -> int:
