@@ -40,7 +40,7 @@ COLUMNS = (
     "task", "lines", "parameters", "layers", "removable", "masked", "whole", "reasons", "metric", "dense", "best",
     "size", "trials", "kept", "resumed", "verified",
 )  # fmt: skip
-COLUMNS_SHOWN = tuple(name for name in COLUMNS if name != "reasons")
+COLUMNS_SHOWN = tuple(name for name in COLUMNS if name not in ("reasons", "parameters", "trials"))
 TRIALS, KILL_AT = 6, 2
 POLL = 0.02
 PROGRAM = shutil.which("prunefront", path=Path(sys.executable).parent) or "prunefront"
@@ -188,8 +188,8 @@ def show() -> None:
     """The table, why layers do not lose channels, and one JSON line."""
     rows = read_rows(TABLE)
     print(
-        f"Layers that can lose channels, that masks alone prune, and that stay whole. A study of {TRIALS} trials at no "
-        f"more than half of the bytes was killed after `kept` trials, and resumed\n"
+        "Lines that a user writes; layers that can lose channels, that masks alone prune, and that stay whole. A\n"
+        f"study of {TRIALS} trials at no more than half of the bytes was killed once it had `kept`, and resumed.\n"
     )
     print(render(COLUMNS_SHOWN, [[row[name] for name in COLUMNS_SHOWN] for row in rows]))
     print("\nwhy layers keep their channels\n")
