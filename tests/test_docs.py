@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from garments_as_cifar import write_garments
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,12 +20,14 @@ from pruning import apply_masks_, make_mask, to_torch_prune
 from search.cli.parser import make_parser
 from search.export.manifest import FILES
 from search.options import FORMER, MAY_CHANGE, OPTIONS, key_of, study_file
+from search.workloads.fashion_mnist import DEBIAN_FOLDER
 from spaces.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEVER_ENDS = {"view"}
 SHORTER = ["--trials", "4", "--finalists", "1"]
+NARROW = ["--width", "0.0625"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -39,15 +42,29 @@ def commands(page: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["tutorial.md", "labs.md"])
 def test_commands_run_from_top_to_bottom(page, main, monkeypatch, tmp_path):
-    """Each in a folder with nothing in it but what the page tells to write; searches are shortened."""
+    """Each in a folder with nothing in it but what the page tells to write; searches are shortened, and the labs'
+    network is a sixteenth as wide, on garments in CIFAR-10's files.
+    """
     monkeypatch.chdir(tmp_path)
     for dictionary in blocks(page, "json"):
         (tmp_path / "sparsity.json").write_text(dictionary)
+    if page == "labs.md":
+        if not DEBIAN_FOLDER.is_dir():
+            pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
+        write_garments(tmp_path / "data", each=120)
     found = [command for command in commands(page) if command[0] not in NEVER_ENDS]
     assert len(found) >= 8
     for command in found:
-        done = main(*command, *(SHORTER if command[0] == "search" else []))
+        done = main(
+            *command, *(SHORTER if command[0] == "search" else []), *(NARROW if "cifar10" in command else [])
+        )  # fmt: skip
         assert done.code == 0, (command, done.err)
+    if page == "labs.md":
+        (program,) = blocks(page, "python")
+        names: dict[str, object] = {}
+        exec(program.replace('data="data"', f'data="data", width={NARROW[1]}'), names)  # noqa: S102
+        small = names["networks"]["sorted, first channels"], names["networks"]["fine-tuned"]
+        assert [p.shape for p in small[0].parameters()] == [p.shape for p in small[1].parameters()]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -237,8 +237,8 @@ class _Scorer:
 
     @torch.no_grad()
     def _recalibrated_scores(self, candidate: nn.Module) -> _Scores | None:
-        """After recalibrating it; None if that moves nothing. A brief scan scores the outputs of the same pass, unless the
-        user scores networks.
+        """After recalibrating it; None if that moves nothing. A brief scan scores the outputs of the same pass,
+        unless the user scores networks.
         """
         outputs: list[Any] = []
         if not recalibrate_(candidate, self._batches, outputs.append if self._of_outputs else None):
