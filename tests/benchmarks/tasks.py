@@ -93,6 +93,7 @@ TASKS: Mapping[str, Task] = {
     "text, transformer": Task("language_model.py:language_model"),
     "segmentation, U-Net": Task("unet.py:unet"),
     "segmentation, LR-ASPP": Task("segmentation.py:segmentation"),
+    "detection, SSD": Task("detection.py:detection"),
 }
 
 
