@@ -43,8 +43,8 @@ given = Workload(
     name="task", build_model=lambda: nn.Linear(6, 3), fit=DataLoader(rows, 2), calibration=rows, validation=rows,
     test=(batch, torch.arange(5)), recipe=Recipe(optimizer="adamw"),
 )
-held: tuple[torch.Tensor, torch.Tensor] = given.fit
-example: torch.Tensor = given.example_input
+examples: int | None = given.examples("fit").count
+inputs: int = len(given.example_input)
 rate: float = given.recipe.learning_rate
 name: str = get_workload("digits").name
 

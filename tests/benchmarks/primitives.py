@@ -32,6 +32,7 @@ from pruning.channels.tracing import trace_channels
 from pruning.gradual import GradualPruner
 from pruning.masks import apply_masks_, make_mask
 from search.cli.text_tables import render
+from search.training.losses import StepLosses
 from search.training.optimizers import make_optimizer
 from search.training.train import _step, in_fast_layout
 from search.workloads import get_workload
@@ -187,7 +188,7 @@ def compare_steps(width: float, rounds: int, batch: int = BATCH, side: int = SID
         optimizer.param_groups[0]["lr"] = 1e-3
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        _step(model, optimizer, workload, images, targets, 0, [], nullcontext())
+        _step(model, optimizer, workload, images, targets, StepLosses(at_once=True), [], nullcontext(), None)
 
     def held(_: None) -> None:
         step(pruner.model, optimizers[1])

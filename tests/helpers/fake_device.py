@@ -4,7 +4,7 @@ As on CUDA, tensors of two devices do not mix, but for single numbers and CPU in
 here, and NumPy sees nothing. Like MPS, it holds no float64 while its name is in `WITHOUT_FLOAT64`. What would make a
 program wait for a real device, and what is copied to it, is counted.
 
-Importing this registers the device for the process; nothing else of PyTorch changes.
+Importing this registers the device for the process, and as what `torch.accelerator` finds; it has no random state.
 """
 
 from __future__ import annotations
@@ -217,6 +217,10 @@ def _copy_from(source, target, non_blocking=False):
 
 backend_registration._setup_privateuseone_for_python_backend(NAME)
 DEVICE = torch.device(NAME, 0)
+_module = sys.modules[f"torch.{NAME}"]
+_module.__name__ = f"torch.{NAME}"
+_module.get_rng_state = lambda device=0: torch.empty(0, dtype=torch.uint8)  # for `fork_rng` without devices
+_module.set_rng_state = lambda state, device=0: None
 _every = torch.library.Library("_", "IMPL")
 _every.fallback(lambda function, *args, **kwargs: _run(function, args, kwargs), "PrivateUse1")
 _few = torch.library.Library("aten", "IMPL")

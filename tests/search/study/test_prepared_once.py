@@ -39,6 +39,7 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_study_traces_its_network_once(place, tmp_path, counted):
     spec = f"{place / 'tiny.py'}:tiny"
     run_search(

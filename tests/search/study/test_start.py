@@ -772,6 +772,7 @@ def test_a_word_for_whole_policies_is_refused_for_mixed_layers(begin):
         begin("no", granularity="channel+kernal")
 
 
+@pytest.mark.slow
 def test_finalists_and_baselines_of_removals_before_masks(begin):
     study = begin("in-turn-finals", granularity="channel+fine-grained", trials=3, finalists=1, final_seeds=1)
     assert study.comparison.granularity == "channel+fine-grained" and study.comparison.baselines
@@ -792,6 +793,7 @@ def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch)
     assert result.counts["complete"] == 2 and result.trials["finished"].max() < 1800
 
 
+@pytest.mark.slow
 def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root, monkeypatch):
     """Each short fine-tune is on disk before the next; what was done before an interruption is not repeated."""
     asked, evaluate = [], search.study.baselines.evaluate_policy
