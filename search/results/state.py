@@ -126,7 +126,7 @@ class StudyState:
     def best(self) -> int | None:
         """The trial `export --trial best` ships, see `search.results.selection.best_trial`.
 
-        A trial that has finals only because a static baseline has its policy is none that the study found good.
+        A trial that has finals only because a static baseline has its policy is left out: the study did not choose it.
         """
         compared = set(self.comparison.baselines.values()) - set(self.comparison.finalists) if self.comparison else ()
         tuned = [

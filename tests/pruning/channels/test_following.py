@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from networks import Net
+from networks import Net, prepared
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -35,20 +35,6 @@ def example(shape: torch.Size) -> torch.Tensor:
     if shape == TOKENS:
         return torch.randint(20, shape, generator=generator)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def prepared(model: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with parameters and statistics that a wrong removal cannot hide behind."""
-    generator = torch.Generator().manual_seed(0)
-    model = model.double().eval()
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.25)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.add_(1)
-    return model
 
 
 def hand_masked(model: nn.Module, kept: dict[str, tuple[int, ...]], also: dict[str, tuple[str, int]]) -> nn.Module:
