@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,20 +120,17 @@ class Placement:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Threads and determinism as they are asked for; as they were before at the end."""
-        threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-        benchmark = torch.backends.cudnn.benchmark
-        if self.deterministic:
-            os.environ.setdefault(*WORKSPACE)
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        try:
+        with ExitStack() as before:
+            if self.threads is not None:
+                before.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(self.threads)
+            if self.deterministic:
+                before.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+                before.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+                os.environ.setdefault(*WORKSPACE)
+                torch.use_deterministic_algorithms(True)
+                torch.backends.cudnn.benchmark = False
             yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_deterministic_debug_mode(mode)
-            torch.backends.cudnn.benchmark = benchmark
 
     def give_back_memory(self) -> None:
         """Free what is no longer used, in circles of references too, for whoever allocates next."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import multiprocessing
 import os
 import signal
 import sys
 import time
+import traceback
 
 import pytest
+import torch
 
 import search.study.finals
 import search.study.runner
@@ -36,11 +40,11 @@ def dies(act) -> int:
     """What a child process that does this ends with, as `os.waitstatus_to_exitcode` has it."""
     child = os.fork()
     if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             act()
-        finally:
-            os._exit(97)
+        except BaseException:
+            traceback.print_exc()  # what a failing test shows
+        os._exit(97)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -204,12 +208,25 @@ def config(place, study: str, trials: int, **options) -> SearchConfig:
     )
 
 
-def ends_by(act):
+def study_dies(config: SearchConfig, part: str, act) -> int:
+    """What a process ends with that runs a study whose evaluations, in `part` of `search.study`, end it after 7 steps.
+
+    A new process, since PyTorch's autograd refuses a forked one where a device was registered.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=run_deadly, args=(config, part, act))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def run_deadly(config: SearchConfig, part: str, act) -> None:
     def evaluate(_subject, _policy, _epochs, _seed, step, **_limits):
         step(7, 20)
         act()
 
-    return evaluate
+    torch.set_num_threads(1)
+    importlib.import_module(f"search.study.{part}").evaluate_policy = evaluate
+    run_search(config)
 
 
 class Noted(ProgressReporter):
@@ -222,14 +239,12 @@ class Noted(ProgressReporter):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", [segfault, be_killed])
-def test_a_trial_that_ended_its_process_four_times(place, monkeypatch, act):
+def test_a_trial_that_ended_its_process_four_times(place, act):
     """Failed if it did so itself; else it is as good as any other."""
     own, name = act is segfault, f"deadly-{act.__name__}"
     run_search(config(place, name, 1))
-    with monkeypatch.context() as deadly:
-        deadly.setattr(search.study.runner, "evaluate_policy", ends_by(act))
-        for _ in range(MAX_STARTS):
-            dies(lambda: run_search(config(place, name, 2)))
+    for _ in range(MAX_STARTS):
+        assert study_dies(config(place, name, 2), "runner", act) == (-signal.SIGSEGV if own else -signal.SIGKILL)
     watcher = Noted()
     result = run_search(config(place, name, 3), watcher)
     assert list(result.trials["state"]) == ["complete", "failed" if own else "complete", "complete"]
@@ -256,12 +271,10 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place, monkeypatch):
+def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place):
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1, bits=(32,))
-    with monkeypatch.context() as deadly:
-        deadly.setattr(search.study.finals, "evaluate_policy", ends_by(segfault))
-        for _ in range(MAX_STARTS):
-            assert dies(lambda: run_search(finals)) == -signal.SIGSEGV
+    for _ in range(MAX_STARTS):
+        assert study_dies(finals, "finals", segfault) == -signal.SIGSEGV
     watcher = Noted()
     result = run_search(finals, watcher)
     assert len(result.finals) == 3 and result.comparison is not None  # four of one seed: finalist and baselines

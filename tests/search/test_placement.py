@@ -135,6 +135,12 @@ def test_threads_and_determinism_last_as_long_as_the_work(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
 
 
+def test_threads_that_are_not_asked_for_are_never_set(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: pytest.fail(f"set to {threads}"))
+    with Placement().running():
+        pass
+
+
 class Unsteady(torch.autograd.Function):
     """As kernels are whose gradient has no form that repeats itself."""
 
