@@ -51,6 +51,9 @@ LEAST_EXAMPLES = 32
 """In a brief scan, of however many points."""
 HARM = 0.01
 """Accuracy that recalibrating the dense model may cost, or one example's if that is more: else examples are too few."""
+BRIEF_HARM = 0.1
+"""Likewise in a brief scan, on whose few examples a point of accuracy is chance: what layers lose without recalibration
+is several times what they lose with it, and ranks them differently."""
 
 ROUNDING = "rounding"
 PointKey = tuple[str, str, float]
@@ -83,8 +86,8 @@ def scan_sensitivity(
     A brief scan takes as many examples as make `BRIEF_PASSES` in all, where each layer is rounded once, and scores each
     point in the pass that recalibrates; `BRIEF_LEVELS` are enough for it.
 
-    The dense model is scored both ways too. Where recalibrating already hurts it, by more than `HARM`, the examples
-    are too few, and the points are scored without.
+    The dense model is scored both ways too. Where recalibrating already hurts it, by more than `HARM` or `BRIEF_HARM`,
+    the examples are too few, and the points are scored without.
 
     Channels are masked, not removed: the outputs are the same. Channel groups are scanned once, as a whole,
     and reported for each of their layers; layers that cannot be pruned in a granularity are left out of it.
@@ -213,7 +216,8 @@ class _Scorer:
             return None, False
         if examples == 1:  # of which a norm may know no variance
             return None, True
-        scores, least = self._recalibrated_scores(model), self.dense[1] - max(HARM, 1.5 / examples)
+        bearable = max(BRIEF_HARM if self._brief else HARM, 1.5 / examples)
+        scores, least = self._recalibrated_scores(model), self.dense[1] - bearable
         if scores is None:
             return None, False
         return scores, not (math.isfinite(scores[0]) and scores[1] >= least)

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from pruning.analysis.sensitivity_scan import (
+    BRIEF_HARM,
     BRIEF_LEVELS,
     BRIEF_PASSES,
     DEEP,
@@ -182,6 +183,6 @@ def profile_path(
         *criterion_fingerprint(criterion),
         *(["dense recalibrated"] if learning_norms(dense.model) else []),
         *([list(multiples)] if any(multiple > 1 for multiple in multiples) else []),
-        *(["brief", BRIEF_LEVELS, BRIEF_PASSES, LEAST_EXAMPLES] if brief else []),
+        *(["brief", BRIEF_LEVELS, BRIEF_PASSES, LEAST_EXAMPLES, BRIEF_HARM] if brief else []),
     )
     return cache / f"profile-{key}.json"

@@ -226,15 +226,19 @@ def test_without_recalibration_where_it_hurts_the_dense_model_already(count):
     assert profile.damage("fine-grained", "0.weight")[1][0] == 0
 
 
-@pytest.mark.parametrize(("lost", "few"), [(0, False), (1, False), (2, True)])
-def test_one_example_lost_by_recalibration_is_not_too_few(lost, few, monkeypatch):
-    """Of 40 examples one is 2.5 points, above the harm that counts of many."""
+@pytest.mark.parametrize(
+    ("lost", "few", "brief"),
+    [(0, False, False), (1, False, False), (2, True, False), (4, False, True), (5, True, True)],
+)
+def test_one_example_lost_by_recalibration_is_not_too_few(lost, few, brief):
+    """Of 40 examples one is 2.5 points, above the harm that counts of many; a brief scan bears ten points."""
     model, (inputs, targets) = told_by_its_offset(40)
     calls = iter([1.0, 1.0 - lost / 40])
     graph = trace_channels(model, inputs[:2])
     profile = scan_sensitivity(
-        model, graph, (inputs, targets), cross_entropy, lambda o, t: next(calls, 1.0), levels=(0.3,)
-    )
+        model, graph, (inputs, targets), cross_entropy, lambda o, t: next(calls, 1.0), levels=(0.3,),
+        brief=brief,
+    )  # fmt: skip
     assert profile.too_few is few
 
 
