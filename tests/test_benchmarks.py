@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import math
 import sys
@@ -23,6 +24,7 @@ import fixed_size
 import gpu_check
 import granularities
 import momentum
+import one_pass_scan
 import primitive_table
 import primitives
 import race_table
@@ -33,6 +35,7 @@ from primitive_table import PRIMITIVES, Case, Outcome, Primitive
 from race_table import Cost, Paired, Ratio, Rules, Run, interval, runs_of, scored_volume, sign_flip_p, upper_median
 from raw_rows import read_rows, seed_range
 
+from search.training.evaluate import PreparedModel
 from search.training.train import TRAININGS
 from search.workloads import get_workload
 from spaces.allocation.allocators import ALLOCATORS
@@ -696,3 +699,24 @@ class TestGpuCheck:
         gpu_check.main(["--dry-run", "--minutes", "0"])
         (part,) = json.loads(capsys.readouterr().out.splitlines()[-1])["parts"].values()
         assert part == {"skipped": "no time left"}
+
+
+@pytest.mark.parametrize("layer", ["backbone.conv1", "backbone.conv6", "classifier"])
+def test_gradients_times_output_change_are_the_change_of_the_loss(layer):
+    """Of weights that are 1e-5 smaller in places; double precision, as activations bend."""
+    workload = get_workload("digits")
+    torch.manual_seed(2)
+    prepared = PreparedModel.of(workload, workload.build_model().eval())
+    model = copy.deepcopy(prepared.dense).double()
+    inputs, targets = workload.calibration[0].double(), workload.calibration[1]
+    site = one_pass_scan.sites_of(prepared.with_weights(model), inputs, targets, one_pass_scan.MOVING)[
+        f"{layer}.weight"
+    ]
+    changed, losses = copy.deepcopy(model), []
+    weight = changed.get_parameter(f"{layer}.weight").data
+    weight[weight.abs() < weight.abs().median()] *= 1 - 1e-5
+    estimate = one_pass_scan.estimates(changed, [site])["first order"]
+    for one in (model, changed):
+        with torch.no_grad():
+            losses.append(float(torch.nn.functional.cross_entropy(one.train()(inputs), targets)))
+    assert estimate == pytest.approx(losses[1] - losses[0], rel=0.001) and abs(estimate) > 1e-8
