@@ -94,6 +94,8 @@ TASKS: Mapping[str, Task] = {
     "segmentation, U-Net": Task("unet.py:unet"),
     "segmentation, LR-ASPP": Task("segmentation.py:segmentation"),
     "detection, SSD": Task("detection.py:detection"),
+    "Lightning": Task("lightning_module.py:digits"),
+    "Hugging Face": Task("hugging_face.py:digits"),
 }
 
 

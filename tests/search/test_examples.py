@@ -29,12 +29,17 @@ LAYERS = {  # layers that can lose channels; why others cannot: reason -> those 
     "segmentation, U-Net": (12, {OUTPUT: (1, 0)}),
     "segmentation, LR-ASPP": (64, {OUTPUT: (2, 0)}),
     "detection, SSD": (36, {OUTPUT: (4, 0)}),
+    "Lightning": (4, {OUTPUT: (1, 0)}),
+    "Hugging Face": (19, {OUTPUT: (1, 0), "it is a parameter of ViTEmbeddings, of no known layer": (0, 2)}),
 }
 PLACES = {"speech, 1-D": Path("/usr/share/asterisk/sounds"), "own": Path("/usr/share/datasets/fashion-mnist")}
 """Where Debian's packages put the data of tasks that need one."""
+LIBRARIES = {"Lightning": "lightning", "Hugging Face": "transformers"}
 
 
 def needed(name: str) -> None:
+    if library := LIBRARIES.get(name):
+        pytest.importorskip(library, reason=f"{library} is missing: pip install 'prunefront[{library}]'")
     place = PLACES.get(name) or (PLACES["own"] if name.startswith("own") else None)
     if place and not place.is_dir():
         pytest.skip(f"no data in {place}: install the Debian packages that .ci/run names")
@@ -59,7 +64,9 @@ def test_layers_of_the_examples_are_found_and_those_that_stay_have_their_reasons
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["speech, 1-D", "text, transformer", "segmentation, U-Net", "detection, SSD"])
+@pytest.mark.parametrize(
+    "name", ["speech, 1-D", "text, transformer", "segmentation, U-Net", "detection, SSD", *LIBRARIES]
+)
 def test_a_study_of_each_is_killed_resumed_exported_and_verified(name, tmp_path, program):
     needed(name)
     row = measure(name, tmp_path)
