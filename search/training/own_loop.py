@@ -193,7 +193,7 @@ class OwnLoop:
         left to do.
         """
         unseen = self._seen is not None and self._done <= UNSEEN * self._length
-        return self._done / self._length if self._done < self._length and (unseen or not self.settled) else None
+        return self._done / self._length if unseen or not self.settled else None
 
     def complete(self, model: nn.Module) -> nn.Module:
         """The network that the loop left, with the rest of the schedule carried out and all chosen channels removed."""

@@ -258,11 +258,12 @@ def test_weights_that_the_loop_loads_last_are_the_ones_that_count(tiny, dense, a
     [
         (fine(schedule=RAMP), 7, 0.35),
         (fine(schedule=RAMP), 13, None),
+        (fine(schedule=Schedule("polynomial", 3, ramp=1.0)), 20, None),
         (fine(bits=3), 10, 0.5),
         (fine(bits=3), 11, None),
         (fine(), 2, None),
     ],
-    ids=["on the ramp", "after it", "before rounding", "while rounding", "one-shot"],
+    ids=["on the ramp", "after it", "with it", "before rounding", "while rounding", "one-shot"],
 )
 def test_a_loop_that_ends_before_its_schedule_is_told(tiny, dense, policy, after, share):
     found = by(tiny, dense, ending(after), policy)
