@@ -271,7 +271,10 @@ class StudyRunner:
         told = f"{HOPELESS} trials in a row and none before them: failed with {reasons.pop()!r}"
         if cause == OUT_OF_MEMORY:
             raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
-        raise GoalMissed(f"{told}: repair what raised it and run the same command, or name a new --study")
+        raise GoalMissed(
+            f"{told}: repair what raised it and run the same command, with a new --study if that changed the code of "
+            "train, evaluate, loss, metric or augment"
+        )
 
     def _evaluate(self, number: int, proposal: Projected, attempt: Attempt) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often."""
