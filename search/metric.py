@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from search.errors import OwnCodeProblem
 from spaces.validation import is_number
 
 MAX, MIN = "max", "min"
@@ -18,8 +19,16 @@ SLOPE = 1 - DENSE_ERROR
 """The rise of that error for a value that is worse by a small part of the dense network's."""
 
 
-class OutOfRange(ValueError):
-    """A metric's value is outside the range that it is said to have."""
+class OutOfRange(OwnCodeProblem, ValueError):
+    """A metric's value is outside the range that it is said to have.
+
+    Attributes:
+        said: which value, and which range.
+    """
+
+    def __init__(self, said: str, remedy: str = "give it the low and high that it can have, or leave them out") -> None:
+        super().__init__(f"{said}: {remedy}")
+        self.said = said
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def _check_result(result: TrialResult) -> None:
         raise ValueError(unknown("precision", result.precision, PRECISIONS))
     _whole("measuring", result.measuring, MOST_TRIALS)
     _whole("restored", result.restored, MOST_BYTES)
+    if result.ended_at is not None:
+        _share("ended_at", result.ended_at)
     if result.measuring < 1:
         raise ValueError(f"measuring must be at least 1, got {result.measuring}")
     for part in ("achieved", "seconds"):

@@ -87,6 +87,8 @@ class TrialResult:
         device: the name of the device that trained and scored it; None of a CPU.
         precision: of the training's forward passes, `fp32`, `bf16` or `fp16`.
         restored: pruned weights that the user's own training loop left other than zero, and that were set to zero.
+        ended_at: the share of its training after which the user's own loop ended, where that was before its schedule
+            did, so that the rest was done at once; else None.
     """
 
     state: str
@@ -105,6 +107,7 @@ class TrialResult:
     device: str | None = None
     precision: str = FLOAT32
     restored: int = 0
+    ended_at: float | None = None
 
     @property
     def measured(self) -> Measured:
@@ -225,6 +228,7 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"device": result.device} if result.device else {}),
         **({"precision": result.precision} if result.precision != FLOAT32 else {}),
         **({"restored": result.restored} if result.restored else {}),
+        **({"ended_at": result.ended_at} if result.ended_at is not None else {}),
     }
 
 

@@ -25,6 +25,7 @@ ROOMS = {
     "files": {"errors", "storage"},
     "progress": {"process"},
     "user_code": {"errors", "process"},
+    "metric": {"errors"},
     "networks": {"errors"},
     "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},

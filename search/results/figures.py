@@ -68,7 +68,7 @@ def front_png(
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
     marks = _marks(comparison, finals, metric) if comparison is not None else []
-    if comparison is not None:
+    if comparison is not None and comparison.dense is not None:
         axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from search.config import SearchConfig
+from search.metric import told_share
 from search.progress import ProgressReporter
 from search.records import COMPLETE, FinalRecord
 from search.results.comparison import BASELINES
@@ -72,6 +73,7 @@ class ShortRuns:
     ) -> None:
         self._config, self._folder, self._subject = config, folder, subject
         self._clock, self._watcher, self._trials = clock, watcher, state.records
+        self._unit = state.unit
         self._done = {run.digest: run for run in folder.journal.short_runs()}
         self._of_trials: dict[str, float] | None = None
 
@@ -109,6 +111,8 @@ class ShortRuns:
         self._done[policy.digest] = record
         result = record.result
         said = (
-            f"{result.accuracy:.2%} on validation" if result.state == COMPLETE else f"{result.state}: {result.reason}"
+            f"{told_share(self._unit, result.measured.accuracy)} on validation"
+            if result.state == COMPLETE
+            else f"{result.state}: {result.reason}"
         )
         self._watcher.headline(f"{what}: {said}")

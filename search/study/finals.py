@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from search.config import SearchConfig
+from search.errors import OwnCodeProblem
 from search.metric import Metric, told_share
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
@@ -27,6 +29,7 @@ from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.baselines import ShortRuns, baseline_policies
 from search.study.clock import StudyClock
+from search.study.loop_remarks import LoopRemarks
 from search.training.attempts import Attempt, give_up_on
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import build_model
@@ -61,7 +64,7 @@ def compare_finals(
     seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
     runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
     missing = {run: what for run, what in runs.items() if run not in done}
-    began = clock.seconds
+    began, remarks = clock.seconds, LoopRemarks(watcher)
     for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
         attempt = Attempt(folder.journal.folder, f"{digest}-{seed}")
         if attempt.deaths and not attempt.failure:
@@ -70,6 +73,7 @@ def compare_finals(
             evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
         if evaluation.model is not None:
             save_model(*evaluation.network, folder.final_weights(digest, seed))
+        remarks.tell(f"the final run of {name} with seed {seed}", evaluation.result)
         accuracy, loss = (tested.accuracy, tested.loss) if tested else (None, None)
         record = FinalRecord(digest, seed, policy, evaluation.result, accuracy, loss, clock.seconds)
         folder.journal.write_final(record)
@@ -130,14 +134,18 @@ def _evaluated(
         )
         if evaluation.model is None:
             return evaluation, None
-        try:
-            tested = score(evaluation.model, "test", subject.workload)
-        except BaseException as error:
-            pass_signals_on(error)
-            return failed(f"error on test data: {told(error)}"), None
-        if not math.isfinite(tested.accuracy):
-            return failed(f"error on test data: the metric is {tested.accuracy}"), None
-        return evaluation, tested
+        tested = _tested(evaluation.model, subject)
+        return (failed(tested), None) if isinstance(tested, str) else (evaluation, tested)
+
+
+def _tested(model: nn.Module, subject: PreparedModel) -> Metrics | str:
+    """The scores of a network on test data, or why it has none."""
+    try:
+        found = score(model, "test", subject.workload)
+    except BaseException as error:
+        pass_signals_on(error)
+        return f"error on test data: {error if isinstance(error, OwnCodeProblem) else told(error)}"
+    return found if math.isfinite(found.accuracy) else f"error on test data: the metric is {found.accuracy}"
 
 
 def _timed(
@@ -174,24 +182,32 @@ def _references(
     subject: PreparedModel, known: Mapping[str, Reference], watcher: ProgressReporter
 ) -> dict[str, Reference]:
     """The dense model and its roundings, as far as they are not known; one that fails is told and left out."""
-    found = {DENSE: known.get(DENSE) or _dense(subject)}
-    for bits in REFERENCE_BITS:
-        name = rounded_name(bits)
-        evaluation = None if name in known else _rounded(subject, bits)
-        if evaluation is None:
-            found[name] = known[name]
-        elif evaluation.model is None:
-            watcher.note(f"{name} is left out of the comparison: {evaluation.result.reason}")
+    found = {}
+    for name, bits in {DENSE: None, **{rounded_name(bits): bits for bits in REFERENCE_BITS}}.items():
+        reference = known.get(name) or (_dense(subject) if bits is None else _rounded_dense(subject, bits))
+        if isinstance(reference, str):
+            watcher.note(f"{name} is left out of the comparison: {reference}")
         else:
-            accuracy, _, shares = evaluation.result.measured
-            tested = score(evaluation.model, "test", subject.workload).accuracy
-            found[name] = Reference(accuracy, tested, shares.encoded, shares.nonzero)
+            found[name] = reference
     return found
 
 
-def _dense(subject: PreparedModel) -> Reference:
-    validation, test = (score(subject.dense, split, subject.workload).accuracy for split in ("validation", "test"))
-    return Reference(validation, test, 1.0, 1.0)
+def _dense(subject: PreparedModel) -> Reference | str:
+    tested = _tested(subject.dense, subject)
+    if isinstance(tested, str):
+        return tested
+    return Reference(score(subject.dense, "validation", subject.workload).accuracy, tested.accuracy, 1.0, 1.0)
+
+
+def _rounded_dense(subject: PreparedModel, bits: int) -> Reference | str:
+    evaluation = _rounded(subject, bits)
+    if evaluation.model is None:
+        return str(evaluation.result.reason)
+    tested = _tested(evaluation.model, subject)
+    if isinstance(tested, str):
+        return tested
+    accuracy, _, shares = evaluation.result.measured
+    return Reference(accuracy, tested.accuracy, shares.encoded, shares.nonzero)
 
 
 def _rounded(subject: PreparedModel, bits: int) -> Evaluation:

@@ -31,6 +31,7 @@ from search.store.mlflow_tracker import Tracker
 from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
+from search.study.loop_remarks import LoopRemarks
 from search.training.attempts import Attempt, give_up_on
 from search.training.chance import chance_accuracy
 from search.training.checkpoints import save_model
@@ -47,10 +48,6 @@ from spaces.search_space.projection import Projected, Projector
 from spaces.search_space.space import Space
 from spaces.sensitivity import Profile
 
-RESTORED = (
-    "pruned weights were not zero when train ended, and are set to zero again: an average of weights, and those from "
-    "before the masks were final (run.settled), hold such"
-)
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
 
@@ -72,6 +69,7 @@ class StudyRunner:
         self.subject, workload = prepared.scored_by(config.criterion), prepared.workload
         self._leave_unseen_whole()
         self.run_here: list[TrialRecord] = []
+        self.remarks = LoopRemarks(watcher)
         self.seconds = {"dense": dense.trained_seconds}
         known: dict[str, Any] = {"dense_accuracy": dense.accuracy}
         if config.min_accuracy is not None:
@@ -237,8 +235,7 @@ class StudyRunner:
         evaluation = self._evaluate(number, proposal, attempt)
         if evaluation.model is not None:
             save_model(*evaluation.network, self.folder.trial_weights(number))
-        if restored := evaluation.result.restored:
-            self.watcher.note(f"trial {number}: {restored} {RESTORED}")
+        self.remarks.tell(f"trial {number}", evaluation.result)
         record = TrialRecord(
             number=number,
             origin=trial.origin,
@@ -274,7 +271,10 @@ class StudyRunner:
         told = f"{HOPELESS} trials in a row and none before them: failed with {reasons.pop()!r}"
         if cause == OUT_OF_MEMORY:
             raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
-        raise GoalMissed(f"{told}: repair what raised it and run the same command, or name a new --study")
+        raise GoalMissed(
+            f"{told}: repair what raised it and run the same command, with a new --study if that changed the code of "
+            "train, evaluate, loss, metric or augment"
+        )
 
     def _evaluate(self, number: int, proposal: Projected, attempt: Attempt) -> Evaluation:
         """Evaluate a trial, unless evaluating it has ended this process too often."""

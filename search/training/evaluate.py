@@ -250,6 +250,7 @@ def _measured(prepared: PreparedModel, policy: PruningPolicy, trained: Trained) 
         file=trained.file,
         rate=trained.rate,
         restored=trained.restored,
+        ended_at=trained.ended_at,
     )
     return Evaluation(result, trained.model, trained.structure)
 

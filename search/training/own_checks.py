@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from pruning.devices import read_at_once, wide
 from search.errors import OwnCodeProblem
 from search.training.losses import Diverged
-from spaces.validation import unknown
 
 BROKEN = 0.5
 """Where more than this share of the pruned weights is not zero after the loop, it has loaded other weights."""
@@ -35,11 +35,27 @@ class Begun:
     def of(cls, model: nn.Module) -> Begun:
         return cls(model, _shapes(model), _sums(model))
 
-    def checked(self, returned: object, taken: int) -> nn.Module:
+    def renamed(self, model: nn.Module) -> str | None:
+        """What to say of a network with other names; None of one with the same."""
+        found = _shapes(model)
+        new, gone = (
+            [name for name in one if name not in other] for one, other in ((found, self.shapes), (self.shapes, found))
+        )
+        if not new and not gone:
+            return None
+        nearest = difflib.get_close_matches(new[0], gone, n=1, cutoff=0.0)[:1] if new else gone[:1]
+        said = [f"{new[0]!r} is new" if new else "", f"{nearest[0]!r} is gone" if nearest else ""]
+        return (
+            f"train() changed names in the network: {' and '.join(filter(None, said))} ({len(new)} and {len(gone)} in "
+            "all); train it as it is, and return None, or of what wraps it the network inside, such as average.module"
+        )
+
+    def checked(self, returned: object, taken: int, due: int | None) -> nn.Module:
         """The network that `train` left or returned.
 
         Args:
             taken: optimizer steps that were seen.
+            due: how many there were to be, if anybody knows.
 
         Raises:
             OwnCodeProblem: it is not the given network or a copy of it, or nothing was trained.
@@ -49,17 +65,9 @@ class Begun:
             raise OwnCodeProblem(
                 f"train() must return None or the network, got a {type(returned).__name__}: leave the return out"
             )
+        if renamed := self.renamed(returned):
+            raise OwnCodeProblem(renamed)
         found = _shapes(returned)
-        if foreign := [name for name in found if name not in self.shapes]:
-            raise OwnCodeProblem(
-                f"train() left other names in the network: {unknown('tensor', foreign[0], self.shapes)}; return the "
-                "network that was given, or the one inside of what wraps it, such as average.module"
-            )
-        if missing := [name for name in self.shapes if name not in found]:
-            raise OwnCodeProblem(
-                f"train() left a network without {missing[0]!r}: {len(missing)} of {len(self.shapes)} tensors are "
-                "missing; return the network that was given"
-            )
         for name, shape in self.shapes.items():
             if found[name] != shape:
                 raise OwnCodeProblem(
@@ -72,8 +80,13 @@ class Begun:
         moved = _sums(returned) != self.sums
         if not taken:
             raise OwnCodeProblem(
-                "train() took no step of a torch.optim.Optimizer that holds a parameter of the network"
-                + (": after each step of another kind of optimizer, call run.hold()" if moved else "")
+                f"train() took no step{f' of {due}' if due else ''} by a torch.optim.Optimizer that holds a parameter "
+                "of the network: "
+                + (
+                    "after each step of another kind of optimizer, call run.hold()"
+                    if moved
+                    else "make the optimizer of the given network's parameters(), and call its step()"
+                )
             )
         if not moved:
             raise OwnCodeProblem(

@@ -47,6 +47,7 @@ class OwnLoop:
         pruner: with masks in place; None in the dense model's training.
         seen: what rounds weights for the last half; None if nothing does.
         steps: that the training is to take; None if nobody knows.
+        begun: the network as it was given.
 
     Attributes:
         taken: optimizer steps so far.
@@ -61,8 +62,9 @@ class OwnLoop:
         steps: int | None,
         losses: StepLosses,
         progress: Progress | None,
+        begun: Begun,
     ) -> None:
-        self.model, self.pruner, self._seen, self._steps = model, pruner, seen, steps
+        self.model, self.pruner, self._seen, self._steps, self._begun = model, pruner, seen, steps, begun
         self._losses, self._progress = losses, progress
         self.taken, self._done, self._drawn = 0, 0, 0
         self._share: float | None = None
@@ -156,7 +158,8 @@ class OwnLoop:
         self._after_step(optimizer)
 
     def _after_step(self, optimizer: Optimizer | None) -> None:
-        self._require_length()
+        if self.taken == 1:
+            self._require_plain()
         if self._share is None:
             self._done = min(self._drawn if self._draws else self.taken, self._length)
         else:
@@ -184,6 +187,14 @@ class OwnLoop:
             self._losses.look()  # which tells the step at which the loss was lost, if that was first
             raise
 
+    @property
+    def ended_at(self) -> float | None:
+        """The share of the training after which the loop ended, if something of its schedule or all of its rounding was
+        left to do.
+        """
+        unseen = self._seen is not None and self._done <= UNSEEN * self._length
+        return self._done / self._length if unseen or not self.settled else None
+
     def complete(self, model: nn.Module) -> nn.Module:
         """The network that the loop left, with the rest of the schedule carried out and all chosen channels removed."""
         if self.pruner is None:
@@ -194,13 +205,15 @@ class OwnLoop:
         self.pruner.remove()
         return self.pruner.model
 
-    def _require_length(self) -> None:
-        needed = self._seen is not None or not self.settled
-        if needed and self._steps is None and self._share is None:
+    def _require_plain(self) -> None:
+        """Refuse, at the first step of a dense training already, what no trial could be trained by."""
+        if self._steps is None and self._share is None:
             raise self._problem(
-                "nobody says how long the training is, which its schedule depends on: let train() call "
-                "run.begin(steps=) before the first optimizer step, or run.progress(share) before each"
+                "nobody says how long the training is, which schedules depend on: let train() call run.begin(steps=) "
+                "before the first optimizer step, or run.progress(share) before each"
             )
+        if renamed := self._begun.renamed(self.model):
+            raise self._problem(renamed)
 
     def _problem(self, said: str) -> OwnCodeProblem:
         """Remembered, in case the loop catches it."""
@@ -257,7 +270,8 @@ def trained_by_user(
     if pruner:
         pruner.catch_up(0)
         model = pruner.model
-    loop = OwnLoop(model, pruner, seen, steps, losses, progress)
+    begun = Begun.of(model.train())
+    loop = OwnLoop(model, pruner, seen, steps, losses, progress, begun)
 
     def loader(split: str) -> Iterable[Any]:
         if split != "fit":
@@ -266,7 +280,6 @@ def trained_by_user(
         return loop.drawn(given_batches(workload, epochs, seed))
 
     run = Run(stage, epochs, seed, peak, workload.recipe.batch, workload.placement, loop, loader, _Teacher(dense))
-    begun = Begun.of(model.train())
     with forked_rng(workload.placement.device), seeded(seed):
         torch.manual_seed(seed)
         with loop.followed():
@@ -274,10 +287,10 @@ def trained_by_user(
     if loop.problem is not None:
         raise loop.problem
     losses.look()
-    model = begun.checked(model if returned is None else returned, loop.taken)
+    model = begun.checked(model if returned is None else returned, loop.taken, loop.steps)
     model = model.to(workload.placement.device)
     restored = restored_(model, pruner.masks, begun, loop.versions) if pruner else 0
-    model = loop.complete(model)
+    ended_at, model = loop.ended_at, loop.complete(model)
     structure = pruner.structure if pruner else Structure({})
     training = time.perf_counter() - began
     done = finish(model, structure)
@@ -285,4 +298,6 @@ def trained_by_user(
     require_finite(scores, workload, f"after {loop.taken} steps")
     scoring = time.perf_counter() - began - training - done.seconds_writing
     curve = (CurvePoint(epochs, losses.mean(), scores.loss, scores.accuracy),) if loop.reported else ()
-    return Trained(model.eval(), structure, curve, scores, training, scoring, restored=restored, **vars(done))
+    return Trained(
+        model.eval(), structure, curve, scores, training, scoring, restored=restored, ended_at=ended_at, **vars(done)
+    )

@@ -51,7 +51,7 @@ def scored_by_user(model: nn.Module, split: str, workload: Workload) -> Metrics:
 def require_finite(scores: Metrics, workload: Workload, when: str) -> None:
     """Raise `Diverged` where the loss on validation data, or what `evaluate` says of it, is not finite."""
     if workload.evaluate is not None and not math.isfinite(scores.accuracy):
-        raise Diverged(f"evaluate returned {scores.accuracy} {when}")
+        raise Diverged(f"evaluate returned {scores.accuracy} {when}: let it return a bad value where it is undefined")
     if not math.isfinite(scores.loss):
         raise Diverged(f"validation loss is {scores.loss} {when}")
 

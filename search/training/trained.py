@@ -27,7 +27,8 @@ class Trained:
 
     `statistics` says which running statistics it is scored with, see `refresh_statistics_`. A network of a policy that
     rounds weights is in stored form, the one that `file` holds; `file` is None for others. `rate` is the peak learning
-    rate of a fine-tune. `restored` counts pruned weights that the user's own loop left other than zero.
+    rate of a fine-tune. `restored` counts pruned weights that the user's own loop left other than zero, and `ended_at`
+    is the share of the training after which it ended, where that was before its schedule did.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Trained:
     seconds_writing: float = 0.0
     rate: float | None = None
     restored: int = 0
+    ended_at: float | None = None
 
 
 @contextmanager

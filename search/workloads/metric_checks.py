@@ -11,10 +11,10 @@ from torch import Tensor
 from pruning.outputs import describe, map_tensors
 from pruning.trees import contents
 from search.errors import UsageError
-from search.metric import SLACK, Metric, OutOfRange
+from search.metric import MIN, SLACK, Metric, OutOfRange
 from search.user_code.loading import call_user
 from search.workloads.base import Workload
-from search.workloads.tally import computed
+from search.workloads.tally import SHARE_REMEDY, computed, named
 
 CERTAIN = 10.0
 """The output for the right class in outputs that give the targets away; other classes get its negative."""
@@ -82,27 +82,28 @@ def checked_value(workload: Workload, returned: Any, of: str) -> float:
     try:
         value = float(returned)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        value, got = math.nan, f"a {type(returned).__name__}"
+        value, got, remedy = math.nan, f"a {type(returned).__name__}", "let it return one number"
     else:
-        got = f"{value:.9g}"
+        got, remedy = f"{value:.9g}", f"where it is undefined, let it return {_worst(workload.metric)}"
     if isinstance(workload.metric, Metric):
         if not math.isfinite(value):
-            raise Undefined(f"{_told(workload)} must return a finite number, got {got} {of}")
+            raise Undefined(f"{_told(workload)} must return a finite number, got {got} {of}: {remedy}")
         try:
             workload.metric.share(value)
         except OutOfRange as error:
-            raise UsageError(
-                f"workload {workload.name!r}: {error}, {of}: give it the low and high that it can have, or leave "
-                "them out"
-            ) from None
+            raise OutOfRange(f"workload {workload.name!r}: {error.said}, {of}") from None
         return value
     if -SLACK <= value <= 1 + SLACK:
         return value
-    kind = UsageError if math.isfinite(value) else Undefined
-    raise kind(
-        f"{_told(workload)} must return a share, 0 to 1, larger is better, got {got} {of}: "
-        "divide percent by 100, and give any other unit as metric=search.Metric(name, function, best=, low=, high=)"
-    )
+    kind, remedy = (UsageError, SHARE_REMEDY) if math.isfinite(value) else (Undefined, remedy)
+    raise kind(f"{_told(workload)} must return a share, 0 to 1, larger is better, got {got} {of}: {remedy}")
+
+
+def _worst(metric: object) -> str:
+    """The worst value that a metric has, in words."""
+    unit = named(metric)
+    end = unit.high if unit.best == MIN else unit.low
+    return "a bad value" if end is None else f"{end:g}, its worst"
 
 
 def _told(workload: Workload) -> str:

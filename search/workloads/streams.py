@@ -102,9 +102,14 @@ class Stream(Examples):
         for batch in islice(self._given(size, seed), steps):
             done += 1
             yield batch
-        if generator is None and self._promised is not None and not self._by_examples:
-            steps = max(self._promised, done)
-        self._check_epoch(done, steps or done)
+        if generator is not None:
+            return self._check_epoch(done, steps or done)
+        self._require(done > 0, "is empty: it needs at least one batch")
+        promised = done if self._promised is None or self._by_examples else self._promised
+        self._require(
+            done >= promised,
+            f"ended early: after {done} of the {promised} batches of a pass; give it a len that is true",
+        )
 
     def some_given(self, most: int) -> Any:
         found = next(self._given(most, SEED), self)

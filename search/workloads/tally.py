@@ -7,7 +7,11 @@ from typing import Any, Protocol
 
 from pruning.outputs import join_batches
 from pruning.trees import Tree, contents, joined
-from search.metric import SHARE, Metric
+from search.metric import SHARE, Metric, OutOfRange
+
+SHARE_REMEDY = (
+    "divide percent by 100, and give any other unit as metric=search.Metric(name, function, best=, low=, high=)"
+)
 
 
 def named(metric: Any) -> Metric:
@@ -44,7 +48,10 @@ def share_of(metric: Any, value: Any) -> float:
         OutOfRange: a value outside its range.
         TypeError, ValueError: no number.
     """
-    return named(metric).share(float(value))
+    try:
+        return named(metric).share(float(value))
+    except OutOfRange as error:
+        raise error if isinstance(metric, Metric) else OutOfRange(error.said, SHARE_REMEDY) from None
 
 
 def computed_share(metric: Any) -> Callable[[Any, Any], float]:

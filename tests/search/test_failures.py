@@ -19,7 +19,7 @@ from search.errors import EnvironmentProblem, GoalMissed
 from search.proposals.sampler import make_sampler
 from search.records import TrialRecord, TrialResult, cause_of, to_plain, trial_from_plain
 from search.training.evaluate import PreparedModel, evaluate_policy, failed
-from search.training.train import Diverged
+from search.training.losses import Diverged
 from spaces.policy import PruningPolicy
 
 CPU = (

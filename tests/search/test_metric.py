@@ -59,7 +59,7 @@ def test_the_dense_network_has_an_error_of_a_tenth_where_a_metric_has_no_range()
 def test_a_value_outside_its_range_is_told(value, metric, said):
     with pytest.raises(OutOfRange) as raised:
         metric.share(value)
-    assert str(raised.value) == said
+    assert str(raised.value) == f"{said}: give it the low and high that it can have, or leave them out"
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
 
 from pruning.channels.tracing import trace_channels
-from search import Recipe, Workload
+from search import Metric, Recipe, Workload
 from search.adapters.hugging_face import from_hf
 from search.adapters.lightning_trainer import from_lightning
-from search.errors import EnvironmentProblem
+from search.errors import EnvironmentProblem, UsageError
+from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.fingerprint import training_fingerprint
+from search.training.scoring import score
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
@@ -45,8 +49,8 @@ def evaluate(model, split, run):
 
 
 def task(train, **more):
-    recipe = Recipe(batch=16, optimizer="adamw", learning_rate=0.004)
-    return Workload("task", Net, example_input=X[:2], train=train, evaluate=evaluate, recipe=recipe, **more)
+    recipe = Recipe(batch=16, optimizer="adamw", learning_rate=0.004, rate="fixed")
+    return Workload("task", Net, example_input=X[:2], train=train, recipe=recipe, **{"evaluate": evaluate, **more})
 
 
 def followed(workload, steps, monkeypatch):
@@ -100,6 +104,31 @@ def test_lightning(own_data, monkeypatch):
     train = from_lightning(lambda network, run: Lit(network, run.learning_rate), loader if own_data else None)
     followed(task(train) if own_data else task(train, fit=(X, Y)), 12, monkeypatch)
     assert rates == [0.004]
+
+
+def test_a_metric_of_torchmetrics(monkeypatch):
+    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is missing: pip install torchmetrics")
+
+    def scored(**options):
+        metric = Metric("F1", torchmetrics.classification.MulticlassF1Score(3, **options), low=0, high=1)
+        splits = dict.fromkeys(("fit", "calibration", "validation", "test"), (X, Y))
+        return task(None, metric=metric, evaluate=None, **splits)
+
+    workload = scored()
+    unused = training_fingerprint(workload)
+    torch.manual_seed(4)
+    model = Net()
+    with torch.no_grad():
+        found = model(X).argmax(1)
+    parts = [score(model, (X[begin::2], Y[begin::2]), workload).accuracy for begin in (0, 1)]
+    assert parts == pytest.approx([f1_score(Y[begin::2], found[begin::2], average="macro") for begin in (0, 1)])
+    assert parts[0] != parts[1]
+    monkeypatch.setattr("search.training.scoring.examples_at_once", lambda *_: 7)  # F1 is no mean over batches
+    assert score(model, "validation", workload).accuracy == pytest.approx(f1_score(Y, found, average="macro"))
+    assert training_fingerprint(workload) == unused == training_fingerprint(scored())
+    assert training_fingerprint(scored(top_k=2)) != unused
+    with pytest.raises(UsageError, match=r"'F1' must return a finite number, got a Tensor .*: let it return one n"):
+        dense_model(scored(average=None), 0, Path("no folder"))
 
 
 class Items(torch.utils.data.Dataset):

@@ -232,29 +232,43 @@ def test_the_last_half_sees_weights_of_few_bits_rounded(tiny, dense, loop):
     assert loop is not plainly or (len(stepped) == STEPS and min(stepped) > 10)
 
 
-def first_15(run):
-    return lambda split: islice(run.loader(split), 15)
-
-
-def test_weights_that_the_loop_loads_at_its_end_are_the_ones_that_count(tiny, dense):
-    kept = {}
+def ending(after, loaded=None):
+    """A loop that ends after so many of its steps, and loads the weights that it had after an earlier one."""
 
     def train(model, run):
-        def watched(model):
-            if len(kept) < 15:
-                kept[len(kept)] = deepcopy(model.state_dict())
+        kept = []
+        some = replace(run, _loader=lambda split: islice(run.loader(split), after))
+        plainly(model, some, watched=lambda model: kept.append(deepcopy(model.state_dict())))
+        if loaded:
+            model.load_state_dict(kept[loaded - 1])
 
-        plainly(model, run, watched=watched)
-        model.load_state_dict(kept[14])
+    return train
 
-    found = by(tiny, dense, train, fine(bits=3))
+
+@pytest.mark.parametrize("after", [15, 20], ids=["while it sees rounded weights", "at its end"])
+def test_weights_that_the_loop_loads_last_are_the_ones_that_count(tiny, dense, after):
+    found, stopped, other = (by(tiny, dense, ending(*one), fine(bits=3)) for one in ((after, 5), (5,), (after,)))
     assert found.result.reason is None and found.result.restored == 0
-    by_hand = by(
-        tiny, dense, lambda model, run: (plainly(model, run), model.load_state_dict(kept[14]))[0], fine(bits=3)
-    )
-    assert weights_fingerprint(found.model) == weights_fingerprint(by_hand.model)
-    other = by(tiny, dense, plainly, fine(bits=3))
+    assert weights_fingerprint(found.model) == weights_fingerprint(stopped.model)
     assert weights_fingerprint(found.model) != weights_fingerprint(other.model)
+
+
+@pytest.mark.parametrize(
+    ("policy", "after", "share"),
+    [
+        (fine(schedule=RAMP), 7, 0.35),
+        (fine(schedule=RAMP), 13, None),
+        (fine(schedule=Schedule("polynomial", 3, ramp=1.0)), 20, None),
+        (fine(bits=3), 10, 0.5),
+        (fine(bits=3), 11, None),
+        (fine(), 2, None),
+    ],
+    ids=["on the ramp", "after it", "with it", "before rounding", "while rounding", "one-shot"],
+)
+def test_a_loop_that_ends_before_its_schedule_is_told(tiny, dense, policy, after, share):
+    found = by(tiny, dense, ending(after), policy)
+    assert found.result.reason is None and found.result.ended_at == share
+    assert found.result.achieved["conv1.weight"] > 0.69
 
 
 def test_an_average_that_is_returned_is_pruned(tiny, dense):
@@ -310,7 +324,7 @@ def test_the_teacher_is_the_dense_network_frozen(tiny, dense, tmp_path):
         dense_model(replace(tiny, train=lambda model, run: run.teacher), 0, tmp_path)
 
 
-def test_a_loop_without_our_data_says_how_long_it_is(tiny, dense):
+def test_a_loop_without_our_data_says_how_long_it_is(tiny, dense, tmp_path):
     inputs, targets = tiny.fit
     alone = replace(tiny, fit=None, train=plainly)
     shares = {}
@@ -340,7 +354,9 @@ def test_a_loop_without_our_data_says_how_long_it_is(tiny, dense):
     assert shares["progress"] == [0.0, 0.14, 0.28, 0.42, 0.56, 0.7, 0.7, 0.7, 0.7, 0.7]
     found = by(alone, dense, lambda *given: loop(*given, "nothing"), policy).result
     assert found.reason.startswith("error: nobody says how long the training is")
-    assert by(alone, dense, lambda *given: loop(*given, "nothing")).result.reason is None  # one-shot need not know
+    with pytest.raises(UsageError, match=r"^nobody says how long the training is, which schedules depend on: let "):
+        dense_model(replace(alone, train=lambda *given: loop(*given, "nothing", steps=1)), 0, tmp_path)
+    assert len(shares["nothing"]) == 0  # told at the first step
 
 
 def test_a_step_by_hand_counts_and_holds(tiny, dense):
@@ -377,6 +393,11 @@ def renames(model, run):
     nn.utils.parametrizations.weight_norm(model.classifier)
 
 
+def lost(model, run):
+    plainly(model, run)
+    model.bn1.running_mean = None
+
+
 def cuts(model, run):
     plainly(model, run)
     model.conv1.weight = nn.Parameter(model.conv1.weight[:8].detach())
@@ -400,19 +421,26 @@ def late(model, run):
 FAULTS = {
     "no step": (
         lambda model, run: None,
-        "error: train() took no step of a torch.optim.Optimizer that holds a parameter",
+        "error: train() took no step of 20 by a torch.optim.Optimizer that holds a parameter of the network: make the",
     ),
     "a foreign network": (
         lambda model, run: plainly(deepcopy(model), run),
-        "error: train() took no step of a torch.optim.Optimizer that holds a parameter",
+        "error: train() took no step of 20 by a torch.optim.Optimizer that holds a parameter",
     ),
-    "empty": (lambda model, run: [].clear(), "error: train() took no step of a torch.optim"),
     "no rate": (steps_by(0.0), "error: train() took 20 optimizer steps, and no parameter moved"),
     "other weights": (loads_others, "error: train() ended with other weights than it trained: "),
-    "other names": (renames, "error: train() left other names in the network: unknown tensor 'classifier.parametriz"),
+    "other names": (
+        renames,
+        "error: train() changed names in the network: 'classifier.parametrizations.weight.original0' is new and "
+        "'classifier.weight' is gone (2 and 1 in all); train it as it is",
+    ),
+    "without a name": (
+        lost,
+        "error: train() changed names in the network: 'bn1.running_mean' is gone (0 and 1 in",
+    ),
     "wrapped": (
         lambda model, run: (plainly(model, run), AveragedModel(model))[1],
-        "error: train() left other names in the network: unknown tensor 'module.conv0.weight'",
+        "error: train() changed names in the network: 'module.conv0.weight' is new and 'conv0.weight' is gone (15 and",
     ),
     "another shape": (cuts, "error: train() left 'conv1.weight' with shape (8, 8, 3, 3), it was (16, 8, 3, 3)"),
     "a number": (
@@ -479,5 +507,5 @@ def test_the_dense_model_is_trained_by_it_too(tiny, tmp_path):
     assert found.accuracy > 0.3
     dense_model(replace(tiny, train=train), 0, tmp_path)
     assert told.read_text() == "dense 4 0.1\n"  # the second is in the cache
-    with pytest.raises(UsageError, match=r"^train\(\) took no step of a torch\.optim\.Optimizer"):
+    with pytest.raises(UsageError, match=r"^train\(\) took no step of 80 by a torch\.optim\.Optimizer"):
         dense_model(replace(tiny, train=lambda model, run: None), 0, tmp_path)

@@ -93,7 +93,7 @@ def test_every_network_is_scored_alike(tiny, dense):
     ("returned", "reason"),
     [
         (float("nan"), "diverged: evaluate returned nan after 20 steps"),
-        (250, "error: OutOfRange: metric 'mAP' is 250, outside its range, 0 to 100"),
+        (250, "error: metric 'mAP' is 250, outside its range, 0 to 100: give it the low and high that it can have"),
         (
             "much",
             "error: workload 'tiny': evaluate on 'validation' must return a number for 'mAP', or a mapping with one",
@@ -178,6 +178,7 @@ def test_splits_may_be_missing_where_somebody_reads_them(tiny):
 def test_without_data_nothing_is_recalibrated_and_it_is_said(tiny, dense):
     alone = theirs(tiny)
     assert refresh_statistics_(dense, alone) == AS_TRAINED
+    assert refresh_statistics_(dense, theirs(tiny, calibration=tiny.calibration)) == AS_TRAINED
     assert unread_note(alone, dense).endswith("if the workload had fit= and calibration= as well")
     half = theirs(tiny, fit=tiny.fit)
     assert unread_note(half, dense).endswith("if the workload had calibration= as well")
@@ -302,5 +303,5 @@ def test_the_code_of_both_counts(tiny):
 
 
 def test_a_metric_out_of_its_range_is_one(tiny, dense):
-    with pytest.raises(OutOfRange, match=r"metric 'accuracy' is 97\.5, outside its range, 0 to 1"):
+    with pytest.raises(OutOfRange, match=r"^metric 'accuracy' is 97\.5, outside its range, 0 to 1: divide percent"):
         score(dense, "validation", replace(tiny, evaluate=lambda *_: 97.5))
