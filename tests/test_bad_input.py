@@ -435,6 +435,12 @@ BAD_OPTIONS = {
         "dense": "got 'dense'",
         NAN: "got ",
     },
+    "min_score": {
+        "92%": "min-score must be a value in the metric's unit such as 31.5, or dense-0.5 (dense+0.5 where less is ",
+        "dense": "got 'dense'",
+        "dense0.5": "got 'dense0.5'",
+        NAN: "got nan",
+    },
     "min_size": {"0.5 %": "got '0.5 %'; 0.5 % is 0.005", 0.3: "min-size must be at most max-size 0.25, got 0.3"},
     "max_size": {
         "25%": "max-size must be a share of the dense model's, > 0 and <= 1, got '25%'; 25 % is 0.25",
@@ -460,6 +466,14 @@ def test_a_bad_option_is_refused_in_our_words(option):
         for make in (SearchConfig, make_config):
             refuse(lambda make=make, value=value: make(**{option: value}), said, UsageError)
             refuse(lambda make=make, value=value: make(**{option: value}), said, ValueError)
+
+
+def test_one_wish_is_not_given_twice():
+    refuse(
+        lambda: make_config(min_accuracy=0.9, min_score="dense-0.5"),
+        "min-accuracy '0.9' and min-score 'dense-0.5' are one wish, as a share and in the metric's unit: give one",
+        UsageError,
+    )
 
 
 def test_all_wrong_options_are_told_at_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from search.config import SearchConfig
+from search.metric import told_share
 from search.progress import ProgressReporter
 from search.records import COMPLETE, FinalRecord
 from search.results.comparison import BASELINES
@@ -71,7 +72,7 @@ class ShortRuns:
         watcher: ProgressReporter,
     ) -> None:
         self._config, self._folder, self._subject = config, folder, subject
-        self._clock, self._watcher, self._trials = clock, watcher, state.records
+        self._clock, self._watcher, self._trials, self._unit = clock, watcher, state.records, state.unit
         self._done = {run.digest: run for run in folder.journal.short_runs()}
         self._of_trials: dict[str, float] | None = None
 
@@ -108,7 +109,7 @@ class ShortRuns:
         attempt.finish()
         self._done[policy.digest] = record
         result = record.result
-        said = (
-            f"{result.accuracy:.2%} on validation" if result.state == COMPLETE else f"{result.state}: {result.reason}"
-        )
+        said = f"{result.state}: {result.reason}"
+        if result.state == COMPLETE:
+            said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
         self._watcher.headline(f"{what}: {said}")
