@@ -15,6 +15,8 @@ SLACK = 1e-6
 """How far a value may leave its range, since single precision rounds; in parts of the range."""
 DENSE_ERROR = 0.1
 """The error of the dense network by a metric without a range."""
+ROUNDING = 1e-12
+"""In parts of the dense network's value: what is left of a value of 0 that has been a share."""
 SLOPE = 1 - DENSE_ERROR
 """The rise of that error for a value that is worse by a small part of the dense network's."""
 
@@ -103,7 +105,8 @@ class Metric:
         if self.dense is None or not 0 < share < 1:
             return math.nan
         worse = SLOPE / share - 1 if share < SLOPE else (1 - DENSE_ERROR / (1 - share)) * DENSE_ERROR / SLOPE
-        return self.dense + worse * self._size * (1 if self.best == MIN else -1)
+        found = self.dense + worse * self._size * (1 if self.best == MIN else -1)
+        return found if abs(found) > ROUNDING * self._size else 0.0
 
     def value_of(self, share: float | None) -> float | None:
         """`value`, for files and tables; None where there is none."""

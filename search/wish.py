@@ -22,6 +22,7 @@ def checked_accuracy(value: Any) -> str:
         raise ValueError(
             "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, "
             f"got {value!r}{percent_meant(number)}"
+            + ("; values in the unit of a metric of your own are min-score's" if abs(share) >= 1 else "")
         )
     return str(value).strip()
 
@@ -66,11 +67,8 @@ def least_share(asked: str, dense: float, unit: Metric) -> float:
     except OutOfRange as error:
         meant = percent_meant(asked) if unit.is_share else ""
         raise ValueError(f"min-score {asked!r} cannot be met: {error}{meant}") from None
-    if share in (0.0, 1.0):
-        raise ValueError(
-            f"min-score {asked!r} is an end of what {unit.name} can be: name a value between {unit.low:g} and "
-            f"{unit.high:g}"
-        )
+    if value in (unit.low, unit.high) or share in (0.0, 1.0):
+        raise ValueError(f"min-score {asked!r} is an end of what {unit.name} can be: name a value inside its range")
     return share
 
 

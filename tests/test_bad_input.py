@@ -432,6 +432,7 @@ BAD_OPTIONS = {
     "min_accuracy": {
         92: "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got ",
         "92%": "got '92%'; 92 % is 0.92",
+        "35": "got '35'; 35 % is 0.35; values in the unit of a metric of your own are min-score's",
         "dense": "got 'dense'",
         NAN: "got ",
     },

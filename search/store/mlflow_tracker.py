@@ -290,7 +290,8 @@ class Tracker:
         client.set_terminated(run, status=_status(record), end_time=finished)
 
     def _summary_of(self, record: TrialRecord) -> dict[str, float]:
-        return logged_values(self._unit, {"": record.result.accuracy}) | _summary(record)
+        shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
+        return logged_values(self._unit, shares) | _summary(record)
 
     def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
         """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in

@@ -49,6 +49,8 @@ def test_the_dense_network_has_an_error_of_a_tenth_where_a_metric_has_no_range()
     for metric in METRICS[2:5]:
         worse = metric.dense + abs(metric.dense) / 100 * (1 if metric.best == "min" else -1)
         assert metric.share(metric.dense) == 0.9 and metric.share(worse) == pytest.approx(0.9 - 0.009, abs=1e-4)
+    rmse = METRICS[2]
+    assert rmse.shown(rmse.share(0.0)) == "0" and rmse.shown(rmse.share(1e-6)) == "1e-06"
     assert math.isnan(Metric("x").share(3.0)) and math.isnan(METRICS[0].share(math.nan))
 
 
@@ -167,7 +169,8 @@ def test_a_score_is_wanted_in_the_unit_of_the_metric(asked, metric, value):
     [
         ("-3", METRICS[4], "min-score '-3' cannot be met: metric 'perplexity' is -3, outside its range, 1 to any"),
         ("92", SHARE, "cannot be met: metric 'accuracy' is 92, outside its range, 0 to 1; 92 % is 0.92"),
-        ("100", METRICS[0], "min-score '100' is an end of what mAP can be: name a value between 0 and 100"),
+        ("100", METRICS[0], "min-score '100' is an end of what mAP can be: name a value inside its range"),
+        ("1", METRICS[4], "min-score '1' is an end of what perplexity can be: name a value inside its range"),
         ("dense+15", METRICS[0], "metric 'mAP' is 105, outside its range, 0 to 100"),
     ],
 )

@@ -397,8 +397,9 @@ def test_a_metric_with_a_unit_is_logged_by_its_name_besides(trials, logged):
     """Runs that lack it, since they were logged before, are logged again."""
     unit = Metric("mAP@0.5", low=0, high=40)
     tracker = Tracker(logged, "mine", "id-of-mine", lambda seconds: 1e9 + seconds, unit=unit)
-    tracker.start({}, trials)
+    tracker.start({}, {**trials, 0: replace(trials[0], scores={"predicted": 0.75, "gain": 0.5})})
     run, result = run_of(logged, 0), trials[0].result
+    assert (run.data.metrics["guide_predicted"], run.data.metrics["guide_predicted_mAP_0_5"]) == (0.75, 30)
     assert run.data.metrics["mAP_0_5"] == pytest.approx(40 * result.accuracy)
     assert run.data.metrics["accuracy"] == result.accuracy
     history = client(logged).get_metric_history(run.info.run_id, "epoch_val_mAP_0_5")
