@@ -107,7 +107,7 @@ def test_means_are_those_of_values():
     assert rmse.spread(mean, sd) == "64 ± 4.6" and rmse.mean([0.875]) == (0.875, None)
     wide = Metric("SNR", low=0, dense=2.0)  # whose deviation reaches below its range
     mean, sd = wide.mean([wide.share(value) for value in (0.5, 9.5)])
-    assert (wide.value(mean), wide.sd_of(mean, sd)) == pytest.approx((5, math.sqrt(40.5)))
+    assert (wide.value(mean), wide.sd_of(mean, sd)) == pytest.approx((5, math.sqrt(40.5))) and sd > 0
     shares = [0.25, 0.75, 0.875]
     for metric in (SHARE, METRICS[0]):
         assert metric.mean(shares) == (fmean(shares), stdev(shares))
@@ -118,7 +118,13 @@ def test_means_are_those_of_values():
 
 @pytest.mark.parametrize(
     ("metric", "low", "high"),
-    [(METRICS[0], 0.62, 0.91), (METRICS[1], 0.1, 0.9), (METRICS[3], 0.4, 0.95), (METRICS[4], 0.001, 1.02)],
+    [
+        (METRICS[0], 0.62, 0.91),
+        (METRICS[1], 0.1, 0.9),
+        (METRICS[3], 0.4, 0.95),
+        (METRICS[4], 0.001, 1.02),
+        (replace(METRICS[4], dense=1.25), 0.85, 0.999),
+    ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_an_axis_has_short_values_where_they_stand(metric, low, high):
