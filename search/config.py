@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -23,8 +22,10 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
+from search.metric import SHARE, Metric
 from search.options import FACTORY_OPTIONS, FORMER, OPTIONS, UNSTORED, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
+from search.wish import checked_accuracy, checked_score, least_accuracy, least_share
 from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, parts_in
@@ -149,22 +150,20 @@ class SearchConfig(_Fields):
             raise ValueError(f"bits must be one or more of {', '.join(map(str, BITS))}, each once, got {found}")
         return tuple(sorted(found, reverse=True))
 
-    @field_validator("min_accuracy", mode="before")
+    @field_validator("min_accuracy", "min_score", mode="before")
     @classmethod
-    def _min_accuracy_is_a_share_or_below_dense(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        number = str(value).strip().removeprefix("dense-")
-        try:
-            share = float(number)
-        except ValueError:
-            share = math.nan
-        if not 0 <= share < 1:
+    def _wish_is_a_number_or_beside_dense(cls, value: Any, info: ValidationInfo) -> Any:
+        checked = checked_accuracy if info.field_name == "min_accuracy" else checked_score
+        return None if value is None else checked(value)
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> SearchConfig:
+        if self.min_accuracy is not None and self.min_score is not None:
             raise ValueError(
-                "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, "
-                f"got {value!r}{percent_meant(number)}"
+                f"min-accuracy {self.min_accuracy!r} and min-score {self.min_score!r} are one wish, as a share and in "
+                "the metric's unit: give one of them"
             )
-        return str(value).strip()
+        return self
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> SearchConfig:
@@ -233,13 +232,19 @@ class SearchConfig(_Fields):
         """Whether a latency table has to be measured."""
         return self.cost == "latency" or self.max_latency < 1
 
-    def least_accuracy(self, dense_accuracy: float) -> float | None:
-        """The accuracy asked for, given the dense model's on validation; None if none was."""
-        if self.min_accuracy is None:
-            return None
-        asked = str(self.min_accuracy)
-        below = asked.removeprefix("dense-")
-        return dense_accuracy - float(below) if below != asked else float(below)
+    def least_accuracy(self, dense_accuracy: float, unit: Metric = SHARE) -> float | None:
+        """The accuracy asked for, a share, given the dense model's on validation (NaN if it is not known yet); None if
+        none was.
+
+        Raises:
+            ConfigError: `min_score` asks for a value that the metric, `unit`, cannot have.
+        """
+        if self.min_score is not None:
+            try:
+                return least_share(str(self.min_score), dense_accuracy, unit)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        return None if self.min_accuracy is None else least_accuracy(str(self.min_accuracy), dense_accuracy)
 
     @property
     def factory_options(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
 from search.errors import OwnCodeProblem
@@ -15,6 +16,8 @@ SLACK = 1e-6
 """How far a value may leave its range, since single precision rounds; in parts of the range."""
 DENSE_ERROR = 0.1
 """The error of the dense network by a metric without a range."""
+ROUNDING = 1e-12
+"""In parts of the dense network's value: what is left of a value of 0 that has been a share."""
 SLOPE = 1 - DENSE_ERROR
 """The rise of that error for a value that is worse by a small part of the dense network's."""
 
@@ -90,6 +93,10 @@ class Metric:
             OutOfRange: a value below `low` or above `high`.
         """
         self._require_inside(value)
+        return self._compared(value)
+
+    def _compared(self, value: float) -> float:
+        """`share` of a value within the range or not."""
         if self.low is not None and self.high is not None:
             above = min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
             return above if self.best == MAX else 1 - above
@@ -107,7 +114,34 @@ class Metric:
         if self.dense is None or not 0 < share < 1:
             return math.nan
         worse = SLOPE / share - 1 if share < SLOPE else (1 - DENSE_ERROR / (1 - share)) * DENSE_ERROR / SLOPE
-        return self.dense + worse * self._size * (1 if self.best == MIN else -1)
+        found = self.dense + worse * self._size * (1 if self.best == MIN else -1)
+        return found if abs(found) > ROUNDING * self._size else 0.0
+
+    def value_of(self, share: float | None) -> float | None:
+        """`value`, for files and tables; None where there is none."""
+        return None if share is None or not math.isfinite(found := self.value(share)) else found
+
+    def mean(self, shares: Sequence[float]) -> tuple[float, float | None]:
+        """Mean and standard deviation of the values of some shares, as shares; no deviation of a single one.
+
+        Without a range, shares are not in proportion to values. There, the mean is the share of the mean value, and
+        the deviation is how far from it the share of a value is that is worse by theirs.
+        """
+        values = [self.value(share) for share in shares]
+        if len(shares) == 1:
+            return shares[0], None
+        if self.has_range or not all(map(math.isfinite, values)):
+            return fmean(shares), stdev(shares)
+        mean, sd = fmean(values), stdev(values)
+        found = self._compared(mean)
+        return found, found - self._compared(mean + sd * (1 if self.best == MIN else -1))
+
+    def sd_of(self, mean: float | None, sd: float | None) -> float | None:
+        """The standard deviation of values whose `mean` was that one; None where there is none."""
+        if mean is None or sd is None:
+            return None
+        middle, worse = self.value_of(mean), self.value_of(mean - sd)
+        return None if middle is None or worse is None else abs(middle - worse)
 
     def shown(self, share: float | None) -> str | None:
         """The value that a share stands for, as tables show it: a share itself in percent; None stays None."""
@@ -115,19 +149,48 @@ class Metric:
             return None
         return f"{share * 100:.2f} %" if self.is_share else f"{self.value(share):.5g}"
 
+    def told(self, share: float, digits: int = 2) -> str:
+        """Likewise, in a line that has named the metric: `97.25%`, or `31.2`; `digits` are of percent."""
+        return f"{share:.{digits}%}" if self.is_share else f"{self.value(share):.5g}"
+
     def spread(self, mean: float | None, sd: float | None) -> str | None:
         """Mean and standard deviation of shares, as tables show them."""
         if mean is None or sd is None:
             return self.shown(mean)
         if self.is_share:
             return f"{mean * 100:.2f} ± {sd * 100:.2f} %"
-        return f"{self.shown(mean)} ± {abs(self.value(mean) - self.value(mean - sd)):.2g}"
+        deviation = self.sd_of(mean, sd)
+        return f"{self.shown(mean)} ± {math.nan if deviation is None else deviation:.2g}"
 
     def distance(self, first: float, second: float) -> str:
         """How far the values of two shares are apart, in words."""
         if self.is_share:
             return f"{abs(first - second) * 100:.2f} points"
         return f"{abs(self.value(first) - self.value(second)):.3g} {self.name}"
+
+    def label(self, split: str = "") -> str:
+        """What an axis is called on which better is up: `validation accuracy, %`, or `RMSE (less is better)`."""
+        unit = ", %" if self.is_share else " (less is better)" if self.best == MIN else ""
+        return f"{split} {self.name}{unit}".strip()
+
+    def ticks(self, low: float, high: float, count: int = 6) -> dict[float, str]:
+        """About so many shares between two whose values are short numbers -> the values as an axis has them.
+
+        >>> Metric("mAP", low=0, high=100).ticks(0.62, 0.91, 3)
+        {0.7: '70', 0.8: '80', 0.9: '90'}
+        """
+        step, found = (high - low) / count, {}
+        for place in range(count + 1):
+            share = low + place * step
+            value, apart = self.value(share), abs(self.value(share + step / 2) - self.value(share - step / 2))
+            if not (math.isfinite(value) and 0 < apart < math.inf):
+                continue
+            size = 10.0 ** math.floor(math.log10(apart))
+            size *= max(part for part in (1, 2, 5) if part * size <= apart)
+            rounded = round(value / size) * size
+            if self._ends_around(rounded) and low <= (place_of := self._compared(rounded)) <= high:
+                found[place_of] = f"{rounded:.5g}"
+        return found
 
     @property
     def is_share(self) -> bool:
@@ -138,6 +201,9 @@ class Metric:
     def _size(self) -> float:
         """What differences from the dense network's value are measured in."""
         return abs(self.dense or 0.0) or 1.0
+
+    def _ends_around(self, value: float) -> bool:
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def _require_inside(self, value: float) -> None:
         length = self.high - self.low if self.low is not None and self.high is not None else abs(value) + 1
@@ -152,9 +218,30 @@ SHARE = Metric("accuracy", low=0, high=1)
 """What any other metric is taken for: a share, of which more is better."""
 
 
-def told_share(unit: Metric, share: float) -> str:
+def told_share(unit: Metric, share: float, digits: int = 2) -> str:
     """A share in a line of progress: `97.25%`, or `mAP 31.2`."""
-    return f"{share:.2%}" if unit.is_share else f"{unit.name} {unit.shown(share)}"
+    return unit.told(share, digits) if unit.is_share else f"{unit.name} {unit.told(share)}"
+
+
+def with_values(data: Any, unit: Metric) -> Any:
+    """Plain data for JSON in which each accuracy, a share or a list of shares, is followed by the value that it stands
+    for, under the same name with `value` for `accuracy`; as it was where accuracy itself is the metric.
+
+    >>> with_values({"dense_accuracy": 0.25, "loss": 0.5}, Metric("mAP", low=0, high=100))
+    {'dense_accuracy': 0.25, 'dense_value': 25.0, 'loss': 0.5}
+    """
+    if unit == SHARE:
+        return data
+    if isinstance(data, Mapping):
+        found: dict[str, Any] = {}
+        for key, own in data.items():
+            found[key] = with_values(own, unit)
+            if key.endswith(SHARE.name):
+                shares = own if isinstance(own, list | tuple) else [own]
+                values = [unit.value_of(share) for share in shares]
+                found[key.removesuffix(SHARE.name) + "value"] = values if isinstance(own, list | tuple) else values[0]
+        return found
+    return [with_values(one, unit) for one in data] if isinstance(data, list | tuple) else data
 
 
 def metric_to_plain(metric: Metric) -> dict[str, Any]:

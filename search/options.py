@@ -229,6 +229,13 @@ class SearchOptions(_Fields):
         example="dense-0.005",
         more="on validation data; dense-0.005 is 0.5 points below the dense model's accuracy",
     )
+    min_score: str | float | None = option(
+        "the same by the workload's own metric, in its unit: 31.5, or dense-0.5 (RMSE and the like: dense+0.5)",
+        default=None,
+        metavar="V",
+        example="dense-0.5",
+        more="at least 31.5, and where less is better at most; dense-0.5 is the dense model's value less 0.5",
+    )
     size_metric: Literal["encoded", "nonzero"] = option(
         "what the limit binds on: encoded (default) or nonzero",
         default="encoded",

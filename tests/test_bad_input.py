@@ -432,8 +432,15 @@ BAD_OPTIONS = {
     "min_accuracy": {
         92: "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got ",
         "92%": "got '92%'; 92 % is 0.92",
+        "35": "got '35'; 35 % is 0.35; values in the unit of a metric of your own are min-score's",
         "dense": "got 'dense'",
         NAN: "got ",
+    },
+    "min_score": {
+        "92%": "min-score must be a value in the metric's unit such as 31.5, or dense-0.5 (dense+0.5 where less is ",
+        "dense": "got 'dense'",
+        "dense0.5": "got 'dense0.5'",
+        NAN: "got nan",
     },
     "min_size": {"0.5 %": "got '0.5 %'; 0.5 % is 0.005", 0.3: "min-size must be at most max-size 0.25, got 0.3"},
     "max_size": {
@@ -460,6 +467,14 @@ def test_a_bad_option_is_refused_in_our_words(option):
         for make in (SearchConfig, make_config):
             refuse(lambda make=make, value=value: make(**{option: value}), said, UsageError)
             refuse(lambda make=make, value=value: make(**{option: value}), said, ValueError)
+
+
+def test_one_wish_is_not_given_twice():
+    refuse(
+        lambda: make_config(min_accuracy=0.9, min_score="dense-0.5"),
+        "min-accuracy '0.9' and min-score 'dense-0.5' are one wish, as a share and in the metric's unit: give one",
+        UsageError,
+    )
 
 
 def test_all_wrong_options_are_told_at_once():

@@ -175,9 +175,9 @@ def test_help_prints_a_study_file_of_every_key_at_its_default(run, tmp_path):
     options = read_study_file(file)
     assert options.keys() == SearchConfig.model_fields.keys()
     optional = {key for key, value in plain if value is None}
-    for other in ("weights", "pretrained"):  # of which one is taken
-        config = make_config(**{key: value for key, value in options.items() if key != other})
-        assert {key for key, value in config if value != getattr(plain, key)} == optional - {other}
+    for others in ({"weights", "min_accuracy"}, {"pretrained", "min_score"}):  # of each pair one is taken
+        config = make_config(**{key: value for key, value in options.items() if key not in others})
+        assert {key for key, value in config if value != getattr(plain, key)} == optional - others
 
 
 def test_a_study_file_says_what_the_flags_do_not(main, tmp_path):

@@ -16,7 +16,8 @@ import numpy as np
 from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.analysis.pruning_curves import METHODS, Curves
-from search.results.figures import COLOURS, new_figure, png_bytes, short
+from search.metric import SHARE, Metric, told_share
+from search.results.figures import COLOURS, new_figure, png_bytes, short, value_ticks
 from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
@@ -204,12 +205,13 @@ def _kernel_lines(axes: Any, shape: tuple[int, ...], cell: tuple[int, int]) -> N
     axes.spines[:].set_visible(False)
 
 
-def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[bytes]:
+def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Metric = SHARE) -> list[bytes]:
     """One panel for each layer: accuracy above, loss below, against the layer's sparsity, one colour for each
     granularity.
 
     Args:
         parameters: layer -> its number of weights.
+        unit: of the axis of accuracies, see `search.results.figures.value_ticks`.
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
     plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated and not profile.brief
@@ -226,8 +228,9 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[b
             upper, lower = panels[2 * row : 2 * row + 2, column]
             _sensitivity(upper, lower, profile, layer, plain)
             upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=8)
+            value_ticks(upper, unit, count=4)
             if column == 0:
-                upper.set_ylabel("accuracy, %", fontsize=7)
+                upper.set_ylabel(unit.label(), fontsize=7)
                 lower.set_ylabel("loss", fontsize=7)
             lower.tick_params(axis="x", labelbottom=True)
         for place in range(len(page), columns * height):
@@ -235,7 +238,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int]) -> list[b
             _hide(panels[2 * row : 2 * row + 2, column])
         figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=9)
         figure.legend(
-            handles=_sensitivity_legend(profile, plain), loc="outside upper center", ncols=2 * columns - 1,
+            handles=_sensitivity_legend(profile, plain, unit), loc="outside upper center", ncols=2 * columns - 1,
             frameon=False, fontsize=8,
         )  # fmt: skip
         _number(figure, number, count)
@@ -278,17 +281,22 @@ def _loss_scale(axes: Any, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _sensitivity_legend(profile: Profile, plain: bool) -> list[Any]:
+def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=COLOURS[word], label=word) for word in profile.points]
     if plain:
         handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
-    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {profile.dense_accuracy:.2%}")]
+    dense = told_share(unit, profile.dense_accuracy)
+    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {dense}")]
 
 
-def curves_png(curves: Curves) -> bytes:
-    """Accuracy against sparsity: prune only, prune and fine-tune, iterative; the dense level as a line."""
+def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
+    """Accuracy against sparsity: prune only, prune and fine-tune, iterative; the dense level as a line.
+
+    Args:
+        unit: of the axis of accuracies, see `search.results.figures.value_ticks`.
+    """
     figure, axes = new_figure(7, 4.4)
     for method, (colour, style) in METHOD_STYLES.items():
         points = [(p.sparsity, p.accuracy) for p in curves.points if p.method == method and p.accuracy is not None]
@@ -297,10 +305,11 @@ def curves_png(curves: Curves) -> bytes:
             axes.plot(levels, accuracies, style, color=colour, markersize=5, label=method)
     axes.axhline(curves.dense_accuracy * 100, color="0.5", linestyle=":", label="dense")
     axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
-    axes.set_ylabel("validation accuracy, %")
-    axes.set_title(
-        f"every fine-tune: {curves.steps:,} steps ({curves.epochs:g} epochs), seed {curves.seed}", fontsize=9
-    )
+    axes.set_ylabel(unit.label("validation"))
+    epochs = f"{curves.epochs:g} epochs"
+    length = epochs if curves.steps is None else f"{curves.steps:,} steps ({epochs})"
+    axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
+    value_ticks(axes, unit)
     axes.legend(frameon=False)
     return png_bytes(figure)
 

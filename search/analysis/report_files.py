@@ -13,6 +13,9 @@ Every JSON object has `version` and `picture`, which of these it is:
   `sparsity`, `accuracy`, `loss`, `recalibrated_accuracy`, `recalibrated_loss`, the dense model first.
 - `curves`: `search.analysis.pruning_curves.Curves`, with `sparsity_is`, `scaled_by` and `split`, which say how the
   points came about.
+
+Accuracies in the last two are shares. By a metric with a unit there is also its name, `metric`, and beside each
+accuracy the `value` that it stands for.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from pruning.modules import prunable_weights
 from search.analysis.pruning_curves import ITERATIVE, Curves
 from search.analysis.report_figures import curves_png, histogram_pages, layout_png, sensitivity_pages, share_pages
 from search.files import write_durably
+from search.metric import SHARE, Metric, with_values
 from spaces.granularity import unpruned_reason
 from spaces.network import Layer, Network
 from spaces.sensitivity import Profile
@@ -140,9 +144,9 @@ def default_layer(network: Network, granularities: Sequence[str]) -> str:
     return max(network.prunable, key=lambda layer: layer.numel).name
 
 
-def sensitivity_files(profile: Profile, network: Network, stem: str, draws: bool = True) -> Files:
+def sensitivity_files(profile: Profile, network: Network, stem: str, draws: bool = True, unit: Metric = SHARE) -> Files:
     """Accuracy and loss against sparsity, one panel for each layer: `STEM.png` and further pages, `STEM.json`; without
-    pages unless it `draws`."""
+    pages unless it `draws`. Accuracies are shown in the `unit`."""
     parameters = {layer.name: layer.numel for layer in network.prunable}
     curves = {
         name: {word: _curve(profile, word, name) for word, by_layer in profile.points.items() if name in by_layer}
@@ -157,8 +161,8 @@ def sensitivity_files(profile: Profile, network: Network, stem: str, draws: bool
     }
     if profile.rounding:
         data["rounding"] = {name: [asdict(point) for point in points] for name, points in profile.rounding.items()}
-    pages = sensitivity_pages(profile, parameters) if draws else []
-    return _pages(stem, pages) | _data(stem, "sensitivity", data)
+    pages = sensitivity_pages(profile, parameters, unit) if draws else []
+    return _pages(stem, pages) | _data(stem, "sensitivity", data, unit)
 
 
 def _curve(profile: Profile, granularity: str, layer: str) -> dict[str, list[float]]:
@@ -172,8 +176,8 @@ def _curve(profile: Profile, granularity: str, layer: str) -> dict[str, list[flo
     }
 
 
-def curve_files(curves: Curves) -> Files:
-    """The three curves: `curves.png` and `curves.json`."""
+def curve_files(curves: Curves, unit: Metric = SHARE) -> Files:
+    """The three curves: `curves.png` and `curves.json`, with accuracies shown in the `unit`."""
     data = {
         "split": "validation",
         "sparsity_is": "share of the weights asked to go, of the layers the policy prunes",
@@ -190,7 +194,7 @@ def curve_files(curves: Curves) -> Files:
         "dense": {"accuracy": curves.dense_accuracy, "loss": curves.dense_loss},
         "points": [asdict(point) for point in curves.points],
     }
-    return {"curves.png": curves_png(curves)} | _data("curves", "curves", data)
+    return {"curves.png": curves_png(curves, unit)} | _data("curves", "curves", data, unit)
 
 
 def _pages(stem: str, pages: Sequence[bytes]) -> Files:
@@ -198,6 +202,7 @@ def _pages(stem: str, pages: Sequence[bytes]) -> Files:
     return {f"{stem}{f'-{number}' if number > 1 else ''}.png": page for number, page in enumerate(pages, start=1)}
 
 
-def _data(stem: str, picture: str, data: Mapping[str, Any]) -> Files:
-    record = nan_as_null({"version": PICTURES_VERSION, "picture": picture, **data})
+def _data(stem: str, picture: str, data: Mapping[str, Any], unit: Metric = SHARE) -> Files:
+    own = {} if unit == SHARE else {"metric": unit.name}
+    record = nan_as_null({"version": PICTURES_VERSION, "picture": picture, **own, **with_values(data, unit)})
     return {f"{stem}.json": (json.dumps(record, allow_nan=False) + "\n").encode()}

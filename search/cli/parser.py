@@ -279,8 +279,8 @@ def _add_export(commands: Any) -> None:
         default="best",
         metavar="T",
         help="best (default: of finalists the highest final_accuracy within the limit, before finals the highest "
-        "accuracy; with --min-accuracy the smallest that accurate), knee, smallest, a trial's number, or a static "
-        "baseline of the closing table: baseline:uniform, baseline:global, baseline:lamp",
+        "accuracy; with --min-accuracy or --min-score the smallest that good), knee, smallest, a trial's number, or a "
+        "static baseline of the closing table: baseline:uniform, baseline:global, baseline:lamp",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
     _add(

@@ -88,10 +88,10 @@ def export_of_trial(
         UsageError: repeating needs a criterion of the user's own whose code is not here.
         GoalMissed: the repeated fine-tune failed.
     """
-    folder, config = view.folder, view.config
+    folder, config, unit = view.folder, view.config, view.state.unit
     workload = get_workload(config.workload, **config.factory_options, cache=str(folder.root / "cache"))
     workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
-    workload = with_dense_value(workload, view.state.unit)
+    workload = with_dense_value(workload, unit)
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
         return made, workload, config
@@ -104,14 +104,14 @@ def export_of_trial(
         there = placed(workload, placement)
         dense = dense_model(there, config.dense_seed, folder.root / "cache", config.weights, watcher)
         refuse_changes_of(folder.read_record(), folder, there, dense, watcher)
-        there = with_dense_value(dense.workload, view.state.unit)
+        there = with_dense_value(dense.workload, unit)
         prepared = PreparedModel.of(there, dense.model, config.round_to)
         evaluation = fine_tuned(prepared, chosen.policy, epochs, seed, watcher, stage=FINAL if final else TRIAL)
     found, recorded = evaluation.result.measured.accuracy, chosen.result.measured.accuracy
     if not as_recorded(found, recorded, workload, chosen.result.device is not None):
         watcher.note(
-            f"the repeated fine-tune has validation accuracy {found:.2%}, the study recorded "
-            f"{recorded:.2%}: another machine, or other versions or threads, round differently"
+            f"the repeated fine-tune has validation {unit.name} {unit.told(found)}, the study recorded "
+            f"{unit.told(recorded)}: another machine, or other versions or threads, round differently"
         )
     return _made(view, chosen, *moved_to_cpu(evaluation, workload), seed), workload, config
 
@@ -149,9 +149,10 @@ def _kept(view: StudyView, chosen: Chosen, workload: Workload) -> Export | None:
         raise Refused(f"{error}; delete them, and the export repeats the fine-tune") from None
     found, recorded = score(model, "validation", workload).accuracy, result.measured.accuracy
     if not as_recorded(found, recorded, workload, result.device is not None):
+        unit = view.state.unit
         raise Refused(
-            f"the weights {path} have validation accuracy {found:.2%}, and the study recorded {recorded:.2%}: "
-            "they are not what was measured; delete them, and the export repeats the fine-tune"
+            f"the weights {path} have validation {unit.name} {unit.told(found)}, and the study recorded "
+            f"{unit.told(recorded)}: they are not what was measured; delete them, and the export repeats the fine-tune"
         )
     return _made(view, chosen, model, structure, _scored_on_cpu(model, result, workload), seed, tested)
 

@@ -45,6 +45,7 @@ from search.training.former_fingerprints import old_model_fingerprints
 from search.training.scoring import predict, score
 from search.workloads import Workload
 from search.workloads.base import with_dense_value
+from search.workloads.tally import named
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
@@ -106,7 +107,7 @@ def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workloa
         "size on disk": lambda: _size(folder, dense, manifest),
         "nonzero size": lambda: _nonzero(model, dense, workload, manifest),
         "outputs": lambda: _outputs(model, restore(dense, structure, sparse.state), workload, manifest),
-        "validation accuracy": lambda: _accuracy(model, workload, manifest),
+        _of_validation(workload): lambda: _accuracy(model, workload, manifest),
     }
     if CODED in manifest["files"]:
         steps["bits"] = lambda: _bits(folder, sparse, most)
@@ -202,7 +203,13 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
 
 def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
     found, recorded = score(model, "validation", workload).accuracy, manifest["accuracy"]
-    return Check("validation accuracy", as_recorded(found, recorded, workload), f"{found:.4f}, recorded {recorded:.4f}")
+    unit = named(workload.metric)
+    said = [f"{share:.4f}" if unit.is_share else unit.told(share) for share in (found, recorded)]
+    return Check(_of_validation(workload), as_recorded(found, recorded, workload), ", recorded ".join(said))
+
+
+def _of_validation(workload: Workload) -> str:
+    return f"validation {named(workload.metric).name}"
 
 
 def _onnx(model: nn.Module, workload: Workload, path: Path) -> Check:

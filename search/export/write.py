@@ -39,11 +39,12 @@ from search.export.manifest import (
 )
 from search.export.onnx_file import require_onnx, write_onnx
 from search.export.rebuild import Export
-from search.metric import Metric, metric_to_plain
+from search.metric import Metric, metric_to_plain, with_values
 from search.training.fingerprint import model_fingerprint
 from search.training.scoring import predict
 from search.weights.tensors import tensors_of
 from search.workloads import Workload
+from search.workloads.tally import named
 from spaces.policy import PruningPolicy
 
 OUTPUT_ROWS = 2
@@ -162,6 +163,7 @@ def _manifest(
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     sparse_bytes, measured = files[sparse_file_of(files)]["bytes"], export.result.measured
+    unit = named(workload.metric)
     return {
         "version": MANIFEST_VERSION,
         "prunefront": version("prunefront"),
@@ -169,10 +171,10 @@ def _manifest(
         "workload": dict(workload_options),
         "architecture": model_fingerprint(workload.build_model()),
         "origin": dict(export.origin),
-        "accuracy": measured.accuracy,
+        **with_values({"accuracy": measured.accuracy}, unit),
         **({"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}),
         "loss": measured.loss,
-        "test_accuracy": export.test_accuracy,
+        **with_values({"test_accuracy": export.test_accuracy}, unit),
         "dense_bytes": dense_bytes,
         "sparse_bytes": sparse_bytes,
         "size_encoded": sparse_bytes / dense_bytes,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from search.metric import MAX, SHARE, Metric
 from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
@@ -45,6 +46,16 @@ class ClosingRow:
     latency: TimedNetwork | None = None
     within_noise: bool | None = None
     failed: int = 0
+
+
+def plain_closing_rows(rows: Iterable[ClosingRow], unit: Metric = SHARE) -> list[dict[str, Any]]:
+    """Rows as data for JSON; by a metric with a unit, the values that their accuracies stand for are added."""
+    found = [asdict(row) for row in rows]
+    for row in found if unit != SHARE else ():
+        for split in ("validation", "test"):
+            row[f"{split}_value"] = unit.value_of(row[split])
+            row[f"{split}_value_sd"] = unit.sd_of(row[split], row[f"{split}_sd"])
+    return found
 
 
 def closing_rows(
@@ -108,7 +119,8 @@ def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str
         return ""
     name = max(static, key=lambda n: static[n].final_accuracy)
     other = static[name]
-    finalist, rule = "The most accurate finalist", f"'{name}', the most accurate static rule on validation data,"
+    most = "most accurate" if unit.is_share else "best"
+    finalist, rule = f"The {most} finalist", f"'{name}', the {most} static rule on validation data,"
     if top.digest == other.digest:
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
     difference = top.test_accuracy - other.test_accuracy
@@ -136,7 +148,8 @@ def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, 
         size, own = one.size(metric), top.size(metric)
         gain = "gains nothing at this limit"
         if own < (1 - ALIKE) * size:
-            gain = f"gains size at this limit, {own * 100:.1f} % against {size * 100:.1f} %, and no accuracy"
+            nothing = f"no {unit.name}" if unit.is_share else f"nothing in {unit.name}"
+            gain = f"gains size at this limit, {own * 100:.1f} % against {size * 100:.1f} %, and {nothing}"
         return f"{name.capitalize()} ({size * 100:.1f} %) {fares}: pruning {gain}."
     return ""
 

@@ -48,7 +48,7 @@ def front_png(
     Args:
         finals: scores by policy digest.
         metric: of the sizes, `encoded` or `nonzero`. Rounding changes only the first.
-        unit: in which the axis of accuracies is labelled; better is up, whatever its direction.
+        unit: of the axis of accuracies, see `value_ticks`.
     """
     figure, axes = new_figure(8, 5)
     complete = [row for row in trials if row.state == COMPLETE]
@@ -74,12 +74,26 @@ def front_png(
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
     _size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
-    axes.set_ylabel(f"validation {unit.name}" + (", %" if unit.is_share else ""))
-    if not unit.is_share:
-        axes.yaxis.set_major_formatter(lambda height, _: unit.shown(height / 100) or "")
-    _zoom(axes, _points(complete)[1], _points(front)[1], marks)
+    axes.set_ylabel(unit.label("validation"))
+    shown = _points(front)[1]
+    if comparison is not None and not unit.is_share:  # what finals are compared with may lie below all of the front
+        beside = [accuracy for mark in marks for _, accuracy in mark.points]
+        shown = np.array([*shown, *(100 * share for share in [comparison.dense.validation_accuracy, *beside])])
+    _zoom(axes, _points(complete)[1], shown, marks)
+    value_ticks(axes, unit)
     axes.legend(frameon=False, loc="best", fontsize=8)
     return png_bytes(figure)
+
+
+def value_ticks(axes: Any, unit: Metric, count: int = 6) -> None:
+    """Give the upright axis of a panel that is drawn, on which shares stand in percent, about so many values of the
+    metric; of a metric that is a share, percent stay. Better is up, whatever its direction.
+    """
+    if unit.is_share:
+        return
+    low, high = axes.get_ylim()
+    ticks = unit.ticks(low / 100, high / 100, count)
+    axes.set_yticks([share * 100 for share in ticks], list(ticks.values()))
 
 
 class Mark(NamedTuple):
@@ -129,9 +143,13 @@ def _points(rows: Iterable[TrialRow]) -> np.ndarray:
     return np.array([(row.size, row.accuracy) for row in rows], dtype=float).reshape(-1, 2).T * 100
 
 
-def profile_png(profile: Profile) -> bytes:
+def profile_png(profile: Profile, unit: Metric = SHARE) -> bytes:
     """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
-    scanned; dashed without recalibration."""
+    scanned; dashed without recalibration.
+
+    Args:
+        unit: of the axis of accuracies, see `value_ticks`.
+    """
     columns = len(profile.points) + bool(profile.rounding)
     figure, panels = new_figure(5 * columns, 4.2, columns=columns)
     for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=False):
@@ -139,7 +157,7 @@ def profile_png(profile: Profile) -> bytes:
         for layer, points in layers.items():
             shown.setdefault(points, layer)  # layers of a group share their points
         curves = {layer: ([0.0, *(p.sparsity for p in points)], points) for points, layer in shown.items()}
-        _profile_curves(axes, profile, granularity, curves)
+        _profile_curves(axes, profile, granularity, curves, unit)
         axes.set_xlabel("sparsity of this layer alone")
     if profile.rounding:
         axes = np.atleast_1d(panels)[-1]
@@ -147,7 +165,7 @@ def profile_png(profile: Profile) -> bytes:
         places = {bits: 1 + place for place, bits in enumerate(widths)}
         _profile_curves(axes, profile, "rounding", {
             layer: ([0, *(places[p.bits] for p in points)], points) for layer, points in profile.rounding.items()
-        })  # fmt: skip
+        }, unit)  # fmt: skip
         axes.set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
         axes.set_xlabel("bits of this layer's values alone")
     return png_bytes(figure)
@@ -158,6 +176,7 @@ def _profile_curves(
     profile: Profile,
     title: str,
     curves: Mapping[str, tuple[list[float], tuple[ProfilePoint, ...] | tuple[RoundingPoint, ...]]],
+    unit: Metric,
 ) -> None:
     """One panel: layer -> where the dense model and its points lie, and the points."""
     for layer, (places, points) in curves.items():
@@ -168,7 +187,8 @@ def _profile_curves(
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
     dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated and not profile.brief else ""
     axes.set_title(f"{title}{dashed}", fontsize=9)
-    axes.set_ylabel("calibration accuracy, %")
+    axes.set_ylabel(unit.label("calibration"))
+    value_ticks(axes, unit)
     if len(curves) <= NAMED_LINES:
         axes.legend(frameon=False, fontsize=7)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from search.config import SearchConfig
-from search.metric import SHARE, Metric
+from search.metric import SHARE, Metric, with_values
 from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord
 from search.results.comparison import Comparison
 from search.results.front import Front
@@ -74,7 +74,7 @@ class StudyState:
         self.finals.append(run)
         runs = self._runs.setdefault(run.digest, [])
         runs.append(run)
-        if score := score_runs(runs, self.config.final_repeats):
+        if score := score_runs(runs, self.config.final_repeats, self.unit):
             self.scores[run.digest] = score
 
     def add_all(self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord]) -> list[int]:
@@ -148,6 +148,12 @@ class StudyState:
         """How many complete trials of at most this size are on no front because they are dead."""
         dead = (r for r in self.records.values() if is_dead(r.result.accuracy, self.chance))
         return sum(self._is_within(record, limit) for record in dead)
+
+    @property
+    def dense_scores(self) -> dict[str, float | None]:
+        """`dense_accuracy`, and `dense_value` where the study's metric has a unit of its own, as JSON has them."""
+        found: dict[str, float | None] = with_values({"dense_accuracy": self.dense_accuracy}, self.unit)
+        return found
 
     @property
     def is_fruitless(self) -> bool:

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.metric import SHARE, Metric
@@ -125,8 +124,11 @@ class FinalScore:
         return self.size_encoded if metric == "encoded" else self.size_nonzero
 
 
-def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
-    """The scores of one policy; None until `seeds` fine-tunes of it are there, and if all of them failed."""
+def score_runs(runs: Sequence[FinalRecord], seeds: int, unit: Metric = SHARE) -> FinalScore | None:
+    """The scores of one policy; None until `seeds` fine-tunes of it are there, and if all of them failed.
+
+    Means are those of values in the `unit`, see `Metric.mean`.
+    """
     complete = [run for run in runs if run.result.state == COMPLETE]
     if len(runs) < seeds or not complete:
         return None
@@ -135,13 +137,15 @@ def score_runs(runs: Sequence[FinalRecord], seeds: int) -> FinalScore | None:
     validation = [one.accuracy for one in measured]
     tests = [run.test_accuracy for run in complete if run.test_accuracy is not None]
     median = ordered[(len(ordered) - 1) // 2]
+    final_accuracy, final_sd = unit.mean(validation)
+    test_accuracy, test_sd = unit.mean(tests)
     return FinalScore(
         digest=median.digest,
         n=len(complete),
-        final_accuracy=fmean(validation),
-        final_sd=stdev(validation) if len(complete) > 1 else None,
-        test_accuracy=fmean(tests),
-        test_sd=stdev(tests) if len(tests) > 1 else None,
+        final_accuracy=final_accuracy,
+        final_sd=final_sd,
+        test_accuracy=test_accuracy,
+        test_sd=test_sd,
         size_encoded=max(one.shares.encoded for one in measured),
         size_nonzero=max(one.shares.nonzero for one in measured),
         macs=median.result.measured.shares.macs,
@@ -196,22 +200,27 @@ def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> Tria
 
 VALUES = {"accuracy": "value", "final_accuracy": "final_value", "test_accuracy": "test_value"}
 """A share that rows have -> the column of the value that it stands for, in the unit of the study's own metric."""
+TEST_SD = "test_value_sd"
+"""The column of the standard deviation of the values of finals on test data."""
 
 
 def plain_rows(
     rows: Iterable[TrialRow], columns: Sequence[str] = TRIAL_COLUMNS, unit: Metric = SHARE
 ) -> list[dict[str, Any]]:
     """Rows as data for JSON; by a metric with a unit, the values that their accuracies stand for are added."""
-    found = [{name: getattr(row, name) for name in columns} for row in rows]
-    if unit != SHARE:
-        for row in found:
-            row["metric"] = unit.name
-            row |= {name: None if row[share] is None else unit.value(row[share]) for share, name in VALUES.items()}
+    found = []
+    for row in rows:
+        data = {name: getattr(row, name) for name in columns}
+        if unit != SHARE:
+            data["metric"] = unit.name
+            data |= {name: unit.value_of(getattr(row, share)) for share, name in VALUES.items()}
+            data[TEST_SD] = unit.sd_of(row.test_accuracy, row.test_sd)
+        found.append(data)
     return found
 
 
 def _with_values(columns: Sequence[str], unit: Metric) -> list[str]:
-    return [*columns, *(["metric", *VALUES.values()] if unit != SHARE else [])]
+    return [*columns, *(["metric", *VALUES.values(), TEST_SD] if unit != SHARE else [])]
 
 
 def csv_text(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from search.config import SearchConfig
 from search.errors import UsageError
-from search.metric import metric_from_plain
+from search.metric import Metric, metric_from_plain
 from search.record_checks import MOST_TRIALS
 from search.results.comparison import Comparison, shown_comparison
 from search.results.state import StudyState
@@ -86,6 +86,16 @@ class SearchResult:
         """Of the dense model on validation data."""
         assert self.state.dense_accuracy is not None, "a study that ran knows its dense model"
         return self.state.dense_accuracy
+
+    @property
+    def metric(self) -> Metric:
+        """What accuracies, which are shares, are shown in: `.metric.value(share)` is the value in its unit."""
+        return self.state.unit
+
+    @property
+    def dense_value(self) -> float:
+        """Of the dense model on validation data, in the metric's unit."""
+        return self.metric.value(self.dense_accuracy)
 
     @property
     def chance(self) -> float | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.metric import SHARE, Metric
 from search.process.interrupts import check
 from search.progress import ProgressReporter
 from search.records import COMPLETE, FAILED, TrialRecord
@@ -50,8 +52,13 @@ class Tracker:
         study_id: str,
         epoch_of_start: Callable[[float], float],
         watcher: ProgressReporter | None = None,
+        unit: Metric = SHARE,
     ) -> None:
-        """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times."""
+        """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times.
+
+        Besides accuracies, which are shares, the values that they stand for in the `unit` are logged, under its name.
+        """
+        self._unit = unit
         self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
         self._watcher = watcher
         self._client: MlflowClient | None = None
@@ -200,8 +207,8 @@ class Tracker:
 
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
-        expected = _summary(record) if record.result.state == COMPLETE else {}
-        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero")
+        expected = self._summary_of(record) if record.result.state == COMPLETE else {}
+        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._unit))
         files = artifacts_place(self._root, run.info.run_id)
         return (
             run.info.status == _status(record)
@@ -218,13 +225,13 @@ class Tracker:
             logged.add(number)
 
     def _log_summary(self) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric as Logged
 
         if self._summary is None:
             return
         metrics, files = self._summary
         now = _milliseconds(time.time())
-        self._store.log_batch(self._run, metrics=[Metric(k, float(v), now, 0) for k, v in metrics.items()])
+        self._store.log_batch(self._run, metrics=[Logged(k, float(v), now, 0) for k, v in metrics.items()])
         self._log_files(self._run, files)
         self._summary = None
 
@@ -243,7 +250,8 @@ class Tracker:
         return {tag: _text(value) for tag, value in tags.items()}
 
     def _create_child(self, record: TrialRecord) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric as Logged
+        from mlflow.entities import Param
 
         result, policy = record.result, record.policy
         started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
@@ -263,10 +271,11 @@ class Tracker:
             "size_target": record.target,
             "layers": len(policy.sparsity),
         }
-        metrics = [Metric(key, float(value), finished, 0) for key, value in _summary(record).items()]
+        metrics = [Logged(key, float(value), finished, 0) for key, value in self._summary_of(record).items()]
         for number, point in enumerate(result.curve, 1):
             curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
-            metrics += [Metric(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
+            curve |= logged_values(self._unit, {"val_": point.accuracy})
+            metrics += [Logged(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
         client.log_batch(run, params=[Param(k, _text(v)) for k, v in params.items()])
         for start in range(0, len(metrics), BATCH_METRICS):
             client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
@@ -279,6 +288,10 @@ class Tracker:
             },
         )
         client.set_terminated(run, status=_status(record), end_time=finished)
+
+    def _summary_of(self, record: TrialRecord) -> dict[str, float]:
+        shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
+        return logged_values(self._unit, shares) | _summary(record)
 
     def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
         """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
@@ -297,6 +310,32 @@ class Tracker:
             runs += page
             token = page.token or ""
         return runs
+
+
+TAKEN = {
+    "accuracy", "loss", "macs", "latency", "learning_rate", "size", "size_encoded", "size_nonzero", "front_size",
+    "final_accuracy", "test_accuracy",
+}  # fmt: skip
+"""Names of metrics that MLflow shows of every study."""
+
+
+def logged_name(unit: Metric) -> str:
+    """The name by which MLflow shows a metric with a unit: its own, in characters that MLflow takes; "" of accuracy.
+
+    >>> logged_name(Metric("mAP@0.5")), logged_name(Metric("loss"))
+    ('mAP_0_5', 'loss value')
+    """
+    name = re.sub(r"[^\w\- ]", "_", unit.name.strip(), flags=re.ASCII)
+    return "" if unit == SHARE else f"{name} value" if name in TAKEN else name
+
+
+def logged_values(unit: Metric, shares: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics of MLflow: the values that shares stand for, named by their key and the name of the metric; none of
+    accuracy, which is a share itself.
+    """
+    name = logged_name(unit)
+    found = {f"{key}{name}": unit.value_of(share) for key, share in shares.items()} if name else {}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _status(record: TrialRecord) -> str:

@@ -72,8 +72,7 @@ class ShortRuns:
         watcher: ProgressReporter,
     ) -> None:
         self._config, self._folder, self._subject = config, folder, subject
-        self._clock, self._watcher, self._trials = clock, watcher, state.records
-        self._unit = state.unit
+        self._clock, self._watcher, self._trials, self._unit = clock, watcher, state.records, state.unit
         self._done = {run.digest: run for run in folder.journal.short_runs()}
         self._of_trials: dict[str, float] | None = None
 
@@ -110,9 +109,7 @@ class ShortRuns:
         attempt.finish()
         self._done[policy.digest] = record
         result = record.result
-        said = (
-            f"{told_share(self._unit, result.measured.accuracy)} on validation"
-            if result.state == COMPLETE
-            else f"{result.state}: {result.reason}"
-        )
+        said = f"{result.state}: {result.reason}"
+        if result.state == COMPLETE:
+            said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
         self._watcher.headline(f"{what}: {said}")

@@ -15,7 +15,7 @@ import torch
 from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.metric import Metric, metric_to_plain, told_share
+from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
 from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
@@ -27,7 +27,7 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.results.view import SearchResult
 from search.store.folder import StudyFolder
-from search.store.mlflow_tracker import Tracker
+from search.store.mlflow_tracker import Tracker, logged_values
 from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
@@ -38,6 +38,7 @@ from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
+from search.wish import told_wish
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
@@ -72,16 +73,19 @@ class StudyRunner:
         self.remarks = LoopRemarks(watcher)
         self.seconds = {"dense": dense.trained_seconds}
         known: dict[str, Any] = {"dense_accuracy": dense.accuracy}
-        if config.min_accuracy is not None:
-            known["least_accuracy"] = config.least_accuracy(dense.accuracy)
+        unit = named(workload.metric)
+        if (least := config.least_accuracy(dense.accuracy, unit)) is not None:
+            known["least_accuracy"] = least
+            if not unit.is_share:
+                watcher.note(told_wish(least, dense.accuracy, unit, config.min_accuracy))
         if (chance := self._chance(chance_accuracy(workload))) is not None:
             known["chance"] = chance
         record = folder.read_record()
-        unit = {"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}
-        if any(record.get(key) != value for key, value in (known | unit).items()):
-            folder.write_record({**record, **known, **unit})
+        own = {"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}
+        if any(record.get(key) != value for key, value in (known | own).items()):
+            folder.write_record({**record, **known, **own})
         recipe, compared = workload.recipe.to_dict(), known_comparison(folder)
-        self.state = StudyState(config, recipe, comparison=compared, unit=named(workload.metric), **known)
+        self.state = StudyState(config, recipe, comparison=compared, unit=unit, **known)
         self._drop_weights(self.state.add_all(self.journal.trials(), self.journal.finals()))
 
     def _chance(self, chance: float | None) -> float | None:
@@ -131,7 +135,12 @@ class StudyRunner:
         self.optuna_file = projection_in_file(self.folder.database, self.folder.name, translation, self.state.records)
         self.pending = self._pending()
         self.tracker = Tracker(
-            self.folder.root, self.folder.name, record["study_id"], lambda t: self.clock.to_time(t), self.watcher
+            self.folder.root,
+            self.folder.name,
+            record["study_id"],
+            lambda t: self.clock.to_time(t),
+            self.watcher,
+            self.state.unit,
         )
         self.tracker.start(self._settings(), self.state.records)
         try:
@@ -158,7 +167,7 @@ class StudyRunner:
                 self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress,
                 self.space.bits,
             )  # fmt: skip
-        for note in (recalibration_note(profile), brief_note(profile)):
+        for note in (recalibration_note(profile, self.state.unit), brief_note(profile)):
             if note:
                 self.watcher.note(note)
         return profile
@@ -177,6 +186,7 @@ class StudyRunner:
 
     def _settings(self) -> dict[str, Any]:
         settings = self.config.stored() | environment(self.subject.workload.placement)
+        settings |= {} if self.state.unit == SHARE else {"metric": self.state.unit.name}
         return {key: value for key, value in settings.items() if value is not None}
 
     def _pending(self) -> dict[int, PendingTrial]:
@@ -356,13 +366,15 @@ class StudyRunner:
             ),
         }
         if profile is not None:
-            files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile)}
+            files |= {"profile.json": profile.to_json().encode(), "profile.png": profile_png(profile, state.unit)}
         metrics: dict[str, float] = {"front_size": len(front), **{f"trials_{k}": n for k, n in result.counts.items()}}
         if result.best is not None:
             best = state.row(result.best)
             names = ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
             measured = {f"best_{name}": getattr(best, name) for name in names}
             metrics |= {name: value for name, value in measured.items() if value is not None}
+            own = {"best_": best.accuracy, "best_final_": best.final_accuracy, "best_test_": best.test_accuracy}
+            metrics |= logged_values(state.unit, {**own, "dense_": state.dense_accuracy})
         self.tracker.log_summary(metrics, files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
 from search.workloads.overlap import overlaps
 from search.workloads.steadiness import unsteady
+from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.network import Network
@@ -67,6 +69,7 @@ def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) 
     root = open_root(config.root)
     _require_criterion(config.criterion)
     workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
+    config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
     folder = StudyFolder(root, _study_name(config, workload))
     if folder.exists:
         config = resumed_config(config, folder.read_record(), folder.name)

@@ -24,6 +24,7 @@ from pruning.batchnorm import learning_norms
 from pruning.calibration import SCORE_BATCH, SCORE_EXAMPLES
 from search.checksum import sealed, unsealed
 from search.files import read_text, write_durably
+from search.metric import SHARE, Metric, told_share
 from search.process.kept_work import kept_so_far
 from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
@@ -142,21 +143,23 @@ def brief_note(profile: Profile) -> str | None:
     """What the user should know of a brief scan."""
     if not profile.brief:
         return None
+    examples = f", {profile.examples} examples" if profile.examples else ""
     return (
-        f"brief scan of a network of more than {DEEP} layers: {len(BRIEF_LEVELS)} levels of {len(LEVELS)}, "
-        f"{profile.examples} examples; prunefront scan --whole makes the whole one, which searches then use"
+        f"brief scan of a network of more than {DEEP} layers: {len(BRIEF_LEVELS)} levels of {len(LEVELS)}"
+        f"{examples}; prunefront scan --whole makes the whole one, which searches then use"
     )
 
 
-def recalibration_note(profile: Profile) -> str | None:
-    """What the user should know if a profile had too few examples to recalibrate BatchNorm."""
+def recalibration_note(profile: Profile, unit: Metric = SHARE) -> str | None:
+    """What the user should know, in the metric's unit, if a profile had too few examples to recalibrate BatchNorm."""
     if not profile.too_few:
         return None
     note = f"BatchNorm is not recalibrated in the scan: {profile.examples} calibration examples are too few"
     if profile.dense_recalibrated_accuracy is None:
         return note
-    dense, again = profile.dense_accuracy, profile.dense_recalibrated_accuracy
-    return f"{note}, over which it takes the unpruned network from {dense:.1%} to {again:.1%}"
+    shares = profile.dense_accuracy, profile.dense_recalibrated_accuracy
+    dense, again = (told_share(unit, share, digits=1) for share in shares)
+    return f"{note}, over which it takes the unpruned network from {dense} to {again}"
 
 
 def profile_path(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -11,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from search import Metric, Workload
+from search import Metric, SearchConfig, Workload
 from search.errors import UsageError
-from search.metric import SHARE, OutOfRange, metric_from_plain, metric_to_plain
+from search.metric import SHARE, OutOfRange, metric_from_plain, metric_to_plain, told_share, with_values
 from search.results.tables import TrialRow, csv_text, plain_rows
+from search.store.mlflow_store import EXPERIMENT, open_store
 from search.training.dense_model import build_model, dense_model
 from search.training.fingerprint import training_fingerprint
 from search.training.scoring import score
@@ -45,6 +49,8 @@ def test_the_dense_network_has_an_error_of_a_tenth_where_a_metric_has_no_range()
     for metric in METRICS[2:5]:
         worse = metric.dense + abs(metric.dense) / 100 * (1 if metric.best == "min" else -1)
         assert metric.share(metric.dense) == 0.9 and metric.share(worse) == pytest.approx(0.9 - 0.009, abs=1e-4)
+    rmse = METRICS[2]
+    assert rmse.shown(rmse.share(0.0)) == "0" and rmse.shown(rmse.share(1e-6)) == "1e-06"
     assert math.isnan(Metric("x").share(3.0)) and math.isnan(METRICS[0].share(math.nan))
 
 
@@ -88,7 +94,100 @@ def test_tables_add_the_values_of_a_metric_with_a_unit():
     (found,) = plain_rows([row], columns, METRICS[0])
     assert (found["metric"], found["value"], found["final_value"], found["test_value"]) == ("mAP", 25.0, 50.0, None)
     header, line = csv_text([row], columns, str, METRICS[0]).splitlines()
-    assert header.endswith(",metric,value,final_value,test_value") and line == "3,0.25,0.5,,mAP,25.0,50.0,"
+    assert (
+        header.endswith(",metric,value,final_value,test_value,test_value_sd") and line == "3,0.25,0.5,,mAP,25.0,50.0,,"
+    )
+
+
+def test_means_are_those_of_values():
+    """By hand: values 60, 63 and 69 have the mean 64 and the deviation sqrt(21)."""
+    rmse = Metric("RMSE", best="min", low=0, dense=66.0)
+    mean, sd = rmse.mean([rmse.share(value) for value in (60.0, 63.0, 69.0)])
+    assert rmse.value(mean) == pytest.approx(64) and rmse.sd_of(mean, sd) == pytest.approx(math.sqrt(21))
+    assert rmse.spread(mean, sd) == "64 ± 4.6" and rmse.mean([0.875]) == (0.875, None)
+    wide = Metric("SNR", low=0, dense=2.0)  # whose deviation reaches below its range
+    mean, sd = wide.mean([wide.share(value) for value in (0.5, 9.5)])
+    assert (wide.value(mean), wide.sd_of(mean, sd)) == pytest.approx((5, math.sqrt(40.5))) and sd > 0
+    shares = [0.25, 0.75, 0.875]
+    for metric in (SHARE, METRICS[0]):
+        assert metric.mean(shares) == (fmean(shares), stdev(shares))
+    assert METRICS[0].sd_of(0.5, 0.125) == 12.5 and rmse.sd_of(0.5, None) is rmse.sd_of(None, None) is None
+    row = TrialRow(3, test_accuracy=0.5, test_sd=0.125)
+    assert plain_rows([row], ("trial",), METRICS[0])[0]["test_value_sd"] == 12.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [
+        (METRICS[0], 0.62, 0.91),
+        (METRICS[1], 0.1, 0.9),
+        (METRICS[3], 0.4, 0.95),
+        (METRICS[4], 0.001, 1.02),
+        (replace(METRICS[4], dense=1.25), 0.94, 0.985),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_an_axis_has_short_values_where_they_stand(metric, low, high):
+    ticks = metric.ticks(low, high)
+    assert 3 <= len(ticks) <= 7 and len({*ticks.values()}) == len(ticks)
+    for share, text in ticks.items():
+        assert low <= share <= high and metric.share(float(text)) == pytest.approx(share, abs=1e-4)
+        assert len(text.strip("-")) <= 4
+
+
+def test_what_lines_and_axes_say_of_a_metric():
+    perplexity = METRICS[4]
+    assert (SHARE.label("validation"), METRICS[0].label(), perplexity.label("test")) == (
+        "validation accuracy, %", "mAP", "test perplexity (less is better)",
+    )  # fmt: skip
+    assert told_share(SHARE, 0.9725) == "97.25%" and told_share(SHARE, 0.9725, digits=1) == "97.2%"
+    assert told_share(perplexity, 0.9) == "perplexity 21" and perplexity.told(0.9) == "21"
+    assert Metric("IoU", low=0, high=1).told(0.5) == "50.00%"
+    assert perplexity.value_of(None) is perplexity.value_of(1.0) is None  # no finite value has that share
+
+
+def test_json_has_a_value_beside_each_accuracy():
+    data = {"dense_accuracy": 0.5, "loss": 0.75, "points": [{"accuracy": None}, {"recalibrated_accuracy": [0.25, 1]}]}
+    assert with_values(data, SHARE) is data
+    assert with_values(data, METRICS[0]) == {
+        "dense_accuracy": 0.5, "dense_value": 50, "loss": 0.75, "points": [
+            {"accuracy": None, "value": None},
+            {"recalibrated_accuracy": [0.25, 1], "recalibrated_value": [25, 100]},
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "metric", "value"),
+    [
+        ("31.5", METRICS[0], 31.5), ("dense-5", METRICS[0], 85.0), ("dense + 0.25", METRICS[2], 2.75),
+        ("dense-0.5", METRICS[2], 2.0), (-4, METRICS[3], -4.0), (0.92, SHARE, 0.92), ("dense-0.03", SHARE, 0.87),
+    ],
+)  # fmt: skip
+def test_a_score_is_wanted_in_the_unit_of_the_metric(asked, metric, value):
+    """The dense network's share is 0.9."""
+    config = SearchConfig(min_score=asked)
+    assert metric.value(config.least_accuracy(0.9, metric)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "metric", "said"),
+    [
+        ("-3", METRICS[4], "min-score '-3' cannot be met: metric 'perplexity' is -3, outside its range, 1 to any"),
+        ("92", SHARE, "cannot be met: metric 'accuracy' is 92, outside its range, 0 to 1; 92 % is 0.92"),
+        ("100", METRICS[0], "min-score '100' is an end of what mAP can be: name a value inside its range"),
+        ("1", METRICS[4], "min-score '1' is an end of what perplexity can be: name a value inside its range"),
+        ("dense+15", METRICS[0], "metric 'mAP' is 105, outside its range, 0 to 100"),
+    ],
+)
+def test_a_score_that_the_metric_cannot_have_is_refused(asked, metric, said):
+    config = SearchConfig(min_score=asked)
+    with pytest.raises(UsageError) as raised:
+        config.least_accuracy(0.9, metric)
+    assert str(raised.value).endswith(said)
+    if "dense" not in asked:  # before anything is trained
+        with pytest.raises(UsageError):
+            config.least_accuracy(math.nan, replace(metric, dense=None))
 
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -192,16 +291,34 @@ def task():
 def test_a_study_shows_values_and_searches_shares(main, place):
     (place / "units.py").write_text(UNITS)
     options = ("--workload", "./units.py:task", "--max-size", "0.5", "--finalists", "1", "--final-seeds", "2")
+    options += ("--min-score", "dense+0.2")
     first = main("search", *options, "--trials", "4")
     assert first.code == 0 and "RMSE" in first.out and "accuracy" not in first.out.partition("Masks")[0], first.out
+    assert "with an RMSE of at most " in first.out and "wanted: RMSE of at most " in first.err
+    told = [line for line in first.err.splitlines() if " on validation" in line]
+    assert len(told) >= 3 and all(": RMSE 0." in line for line in told) and "accuracy" not in first.err, first.err
     resumed = main("search", *options, "--trials", "5", "--json")
     assert resumed.code == 0, resumed.err
-    front = json.loads(main("front", "units", "--json").out)["front"]
-    record = json.loads((place / "mlruns/units/study.json").read_text())
+    ended, seen = json.loads(resumed.out), json.loads(main("front", "units", "--json").out)
+    front, record = seen["front"], json.loads((place / "mlruns/units/study.json").read_text())
     dense = record["metric"]["dense"]
+    assert ended["dense_value"] == seen["dense_value"] == pytest.approx(dense)
+    assert ended["finals"][0]["validation_value"] == pytest.approx(dense, rel=1e-4)
+    assert json.loads(main("status", "units", "--json").out)["dense_value"] == pytest.approx(dense)
+    least = Metric("RMSE", best="min", dense=dense).value(record["least_accuracy"])
+    assert least == pytest.approx(dense + 0.2)
     for row in front:
         assert row["metric"] == "RMSE" and 0 < row["value"] < 3
         assert (row["value"] < dense) == (row["accuracy"] > 0.9)
-    assert main("export", "units", "--out", "out").code == 0
+    exported = json.loads(main("export", "units", "--out", "out", "--json").out)
+    assert exported["dense_value"] == pytest.approx(dense) and 0 < exported["value"] < 3 > exported["test_value"] > 0
     verified = main("verify", "out", "--workload", "./units.py:task")
-    assert verified.code == 0, verified.out
+    assert verified.code == 0 and re.search(r"validation RMSE +ok +(0\.\d+), recorded \1", verified.out), verified.out
+    scanned = main("scan", "--workload", "./units.py:task", "--out", "scanned")
+    assert scanned.code == 0 and "accuracy" not in scanned.out and "dense RMSE 0." in scanned.out, scanned.out
+    drawn = json.loads((place / "scanned/profile-layers.json").read_text())
+    assert drawn["metric"] == "RMSE" and drawn["dense"]["value"] > 0
+    store = open_store(place / "mlruns")
+    logged = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], "tags.kind = 'trial'")
+    values = {int(run.data.tags["trial"]): run.data.metrics["RMSE"] for run in logged}
+    assert all(values[row["trial"]] == pytest.approx(row["value"]) for row in front)

@@ -28,6 +28,7 @@ from search.cli.text_tables import layer_table, percent, profile_table, rounding
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
+from search.metric import SHARE, with_values
 from search.networks.names import is_network
 from search.progress import TerminalReporter
 from search.results.figures import profile_png
@@ -81,27 +82,30 @@ def _scanned(
     target = folder / ("profile.json" if arguments.out else stored.name)
     if arguments.out:
         write_durably(target, profile.to_json().encode())
-    write_durably(target.with_suffix(".png"), profile_png(profile))
+    write_durably(target.with_suffix(".png"), profile_png(profile, unit))
     draws = arguments.pictures or len(prepared.network.prunable) <= DEEP
-    drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers", draws))
+    drawn = write_files(folder, sensitivity_files(profile, prepared.network, f"{target.stem}-layers", draws, unit))
     tables = [profile_table(profile, granularity, unit) for granularity in profile.points]
     tables += [rounding_table(profile, unit)] if profile.rounding else []
     changed = "pruned to a sparsity or rounded to bits" if profile.rounding else "pruned to a sparsity"
     how = again = ""
     if profile.is_recalibrated:
-        how, again = "BatchNorm recalibrated, ", f", {percent(profile.reference[1], 2)} with BatchNorm recalibrated,"
+        how, again = "BatchNorm recalibrated, ", f", {unit.shown(profile.reference[1])} with BatchNorm recalibrated,"
+    dense_value = f"{'' if unit.is_share else f'{unit.name} '}{unit.shown(profile.dense_accuracy)}"
+    seen = f"{profile.examples} calibration examples" if profile.examples else "calibration data"
     head = (
-        f"{workload.name}: dense {percent(profile.dense_accuracy, 2)}{again} on {profile.examples} calibration "
-        f"examples; below, accuracy with one layer {changed}, {how}nothing trained"
+        f"{workload.name}: dense {dense_value}{again} on {seen}; below, {unit.name} with one layer {changed}, "
+        f"{how}nothing trained"
     )
-    notes = recalibration_note(profile), brief_note(profile), statistics_note(dense.model, workload.example_input)
+    notes = recalibration_note(profile, unit), brief_note(profile), statistics_note(dense.model, workload.example_input)
     for note in notes:
         if note:
             watcher.note(note)
     if not draws:
         watcher.note(f"the network has more than {DEEP} layers: --pictures draws the curves of each")
     pictures = [str(target.with_suffix(".png")), *drawn]
-    data = {**json.loads(profile.to_json()), "profile": str(target), "picture": pictures[0], "pictures": pictures}
+    found = with_values(json.loads(profile.to_json()), unit) | ({} if unit == SHARE else {"metric": unit.name})
+    data = {**found, "profile": str(target), "picture": pictures[0], "pictures": pictures}
     return Reply(data, "\n\n".join([head, *tables, written_line([str(target), *pictures])]))
 
 

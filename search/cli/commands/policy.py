@@ -26,7 +26,7 @@ from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
-from search.metric import metric_from_plain
+from search.metric import metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
 from search.options import WORKLOAD_FORMS
 from search.progress import TerminalReporter
@@ -70,7 +70,9 @@ def export(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
-    return _reply_to(_write(made, workload, config, arguments), made, config, Path(arguments.out), chosen.name)
+    reply = _reply_to(_write(made, workload, config, arguments), made, config, Path(arguments.out), chosen.name)
+    values = {name: value for name, value in seen.state.dense_scores.items() if name != "dense_accuracy"}
+    return replace(reply, data={**reply.data, **values})
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
@@ -146,14 +148,13 @@ def _applied(
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     written = _write(made, workload, config, arguments)
-    paths: list[str] = []
+    paths, unit = list[str](), named(workload.metric)
     if arguments.pictures:
         files = _stage_files(prepared, policy, made.model, arguments.training)
         if levels:
-            files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher))
+            files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher), unit)
         paths = write_files(Path(arguments.pictures), files)
-    unit = named(workload.metric)
-    told: dict[str, Any] = {"dense_accuracy": dense_accuracy, "epochs": trained}
+    told: dict[str, Any] = {**with_values({"dense_accuracy": dense_accuracy}, unit), "epochs": trained}
     reply, first = _reply_to(written, made, config, Path(arguments.out)), unit.shown(dense_accuracy)
     text = f"Dense {unit.name}: {first} on validation data; {how}\n{reply.text}"
     if paths:

@@ -21,7 +21,7 @@ from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.metric import MAX
 from search.progress import TerminalReporter, duration
-from search.results.closing import ClosingRow, closing_rows, verdict
+from search.results.closing import ClosingRow, closing_rows, plain_closing_rows, verdict
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
@@ -49,11 +49,11 @@ def search(arguments: argparse.Namespace) -> Reply:
 def _search_data(result: SearchResult) -> dict[str, Any]:
     return {
         "study": result.study,
-        "dense_accuracy": result.dense_accuracy,
+        **result.state.dense_scores,
         "trials": dict(result.counts),
         "best": result.best,
         "front": plain_rows(result.state.front, FRONT_COLUMNS, result.state.unit),
-        "finals": [asdict(row) for row in _closing(result.state)],
+        "finals": plain_closing_rows(_closing(result.state), result.state.unit),
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
         "verdict": _verdict(result),
         "files": _files_data(result.state),
@@ -102,7 +102,7 @@ def _accuracy_remark(result: SearchResult) -> str:
     if result.least_accuracy is None or best is None:
         return ""
     unit = result.state.unit
-    least = f"{result.least_accuracy:.2%}" if unit.is_share else unit.shown(result.least_accuracy)
+    least = unit.told(result.least_accuracy)
     bound = "at least" if unit.best == MAX else "at most"
     wanted = f"{_article(unit.name)} {unit.name} of {bound} {least} on validation data"
     if not _is_accurate(result):
@@ -113,7 +113,9 @@ def _accuracy_remark(result: SearchResult) -> str:
 
 
 def _article(name: str) -> str:
-    return "an" if name[:1].lower() in "aeiou" else "a"
+    """Which article is said before a name: letters that are spelled, as of RMSE, may begin with a vowel."""
+    spelled = not name[:2].islower() and name[:1].isupper() and not name[1:2].islower()
+    return "an" if name[:1] in ("AEFHILMNORSX" if spelled else "aeiouAEIOU") else "a"
 
 
 def _told(state: StudyState, share: float | None, word: str = "") -> str:
@@ -173,7 +175,7 @@ def front(arguments: argparse.Namespace) -> Reply:
             text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
             text += f"\n\n{_dead_line(dead)}"
-    return Reply({"study": arguments.study, "dense_accuracy": state.dense_accuracy, "front": data}, text)
+    return Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
 
 
 def _dead_line(count: int) -> str:
@@ -189,7 +191,7 @@ def status(arguments: argparse.Namespace) -> Reply:
     row = None if best is None else state.row(best)
     data = {
         "study": arguments.study,
-        "dense_accuracy": state.dense_accuracy,
+        **state.dense_scores,
         "trials": view.counts,
         "asked": config.trials,
         "reasons": reasons,

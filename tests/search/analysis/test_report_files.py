@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from pruning.analysis.histograms import layer_histograms
 from pruning.prune import prune
-from search import get_workload
+from search import Metric, get_workload
 from search.analysis.pruning_curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
 from search.analysis.report_figures import histogram_pages, short
 from search.analysis.report_files import (
@@ -82,6 +83,12 @@ def test_curves_say_what_they_cost_and_how_they_were_scaled(curves):
     assert data["cost"]["steps"] == 4 and data["cost"]["epochs"] == EPOCHS and data["cost"]["rounds"] == 3
     assert [p["accuracy"] for p in data["points"]] == [p.accuracy for p in curves.points]
     assert data["seed"] == SEED and data["policy"]["sparsity"] == SHARES and "logits" in data["scaled_by"]
+    unsaid = replace(curves, steps=None)  # as a loop of the user's own leaves them
+    own = curve_files(unsaid, Metric("mAP", low=0, high=40))
+    assert own["curves.png"] not in (files["curves.png"], curve_files(unsaid)["curves.png"])
+    data = read(own, "curves.json")
+    assert data["metric"] == "mAP" and data["cost"]["steps"] is None
+    assert [p["value"] for p in data["points"]] == pytest.approx([40 * p.accuracy for p in curves.points])
 
 
 def test_a_point_that_fails_has_a_reason_and_the_others_stay(subject, monkeypatch):
@@ -177,6 +184,11 @@ def test_sensitivity_begins_with_the_dense_model(subject):
             "recalibrated_accuracy": [0.875, 0.85, 0.2], "recalibrated_loss": [0.5, 0.6, None],
         }
     }  # fmt: skip
+    profile = Profile("m", 60, 0.5, 0.875, points, 1.0)
+    own = sensitivity_files(profile, subject.network, "s", unit=Metric("mAP", low=0, high=40))
+    data = read(own, "s.json")
+    assert data["metric"] == "mAP" and data["dense"]["value"] == 35 and own["s.png"] != files["s.png"]
+    assert data["layers"][1]["curves"]["fine-grained"]["recalibrated_value"] == [35, 34, 8]
 
 
 def test_many_layers_take_many_pages():

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import pytest
+
+from search.metric import SHARE, Metric
 from search.results.comparison import Comparison, Reference
-from search.results.figures import _by_point, _marks, _side_by_side, front_png, new_figure
+from search.results.figures import _by_point, _marks, _side_by_side, front_png, new_figure, profile_png, value_ticks
 from search.results.tables import FinalScore, TrialRow
+from spaces.sensitivity import Profile, ProfilePoint
 
 REFERENCES = {
     "dense": Reference(0.94, 0.9, 1.0, 1.0),
@@ -41,6 +46,34 @@ def test_texts_that_would_cover_each_other_become_one():
     axes.set_ylim(0, 100)
     named = [((20, 51), "low"), ((21, 53), "high"), ((20, 60), "apart"), ((40, 53), "aside")]
     assert _side_by_side(axes, named) == [((20, 60), "apart"), ((21, 53), "high, low"), ((40, 53), "aside")]
+
+
+RMSE = Metric("RMSE", best="min", low=0, dense=20.0)
+
+
+def test_an_axis_shows_the_values_of_a_metric_where_their_shares_stand():
+    """By hand: the share of 20 is 0.9, and of a twentieth more 0.9 / 1.05."""
+    _, axes = new_figure(4, 3)
+    axes.plot([0, 1], [80, 97])
+    value_ticks(axes, SHARE)
+    plain = list(axes.get_yticks())
+    value_ticks(axes, RMSE)
+    found = {label.get_text(): height for label, height in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
+    assert list(axes.get_yticks()) != plain and found["20"] == pytest.approx(90)
+    assert found["21"] == pytest.approx(100 * 0.9 / 1.05) and axes.get_ylim()[0] < 80
+
+
+def test_pictures_are_in_the_unit():
+    rows = [TrialRow(0, accuracy=0.92, size=0.2, granularity="channel", state="complete")]
+    points = {"channel": {"conv.weight": (ProfilePoint(0.25, 0.7, 0.8, 0.6, 0.85),)}}
+    profile = Profile("m", 60, 0.5, 0.9, points, 1.0)
+    unranged = replace(RMSE, dense=40.0)
+    for draw in (
+        lambda unit: front_png(rows, rows, 0.25, COMPARISON, FINALS, unit=unit),
+        partial(profile_png, profile),
+    ):
+        assert len({draw(unit=unit) for unit in (SHARE, RMSE, unranged)}) == 3
+        assert draw(unit=SHARE) == draw(unit=Metric("accuracy", low=0, high=1))
 
 
 def test_a_picture_changes_with_each_thing_it_shows():

@@ -13,6 +13,7 @@ import pytest
 
 from search.cli.text_tables import front_table
 from search.config import make_config
+from search.metric import Metric
 from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult, WrittenFile
 from search.results.comparison import Comparison, Reference
@@ -167,6 +168,18 @@ def test_finals_are_means_and_the_median_seed():
     assert score_runs(runs[:2], 2).best_seed == 1  # the lower of two
     alone = score_runs(runs[:1], 1)
     assert alone.final_sd is None and alone.test_sd is None
+
+
+def test_finals_by_a_metric_without_a_range_are_means_of_its_values():
+    """By hand: RMSE 20 and 24 have the mean 22 and the deviation sqrt(8); on test, 30 and 36 have 33 and sqrt(18)."""
+    unit, policy = Metric("RMSE", best="min", dense=21.0), PruningPolicy({"conv.weight": 0.5})
+    shares = [[unit.share(value) for value in pair] for pair in ((20.0, 30.0), (24.0, 36.0))]
+    score = score_runs([final(seed, *pair, policy) for seed, pair in enumerate(shares)], 2, unit)
+    assert unit.value(score.final_accuracy) == pytest.approx(22) and unit.value(score.test_accuracy) == pytest.approx(
+        33
+    )
+    sds = unit.sd_of(score.final_accuracy, score.final_sd), unit.sd_of(score.test_accuracy, score.test_sd)
+    assert sds == pytest.approx((8**0.5, 18**0.5))
 
 
 def test_unfinished_finals_give_no_score_and_failed_ones_are_counted():

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from search.cli.mlflow_ui import ui_command
+from search.metric import SHARE, Metric
 from search.records import FAILED, TrialRecord, TrialResult
 from search.store.journal import Journal
-from search.store.mlflow_tracker import Tracker
+from search.store.mlflow_tracker import Tracker, logged_name, logged_values
 
 
 def client(root: Path):
@@ -390,6 +391,24 @@ def test_a_copied_study_has_its_own_record_and_a_renamed_one_takes_its_record_al
     study(trials, study="third")
     assert shown(tmp_path, "third") == expected(trials)
     assert runs(tmp_path, "copy") == runs(tmp_path, "mine") == ([], [])
+
+
+def test_a_metric_with_a_unit_is_logged_by_its_name_besides(trials, logged):
+    """Runs that lack it, since they were logged before, are logged again."""
+    unit = Metric("mAP@0.5", low=0, high=40)
+    tracker = Tracker(logged, "mine", "id-of-mine", lambda seconds: 1e9 + seconds, unit=unit)
+    tracker.start({}, {**trials, 0: replace(trials[0], scores={"predicted": 0.75, "gain": 0.5})})
+    run, result = run_of(logged, 0), trials[0].result
+    assert (run.data.metrics["guide_predicted"], run.data.metrics["guide_predicted_mAP_0_5"]) == (0.75, 30)
+    assert run.data.metrics["mAP_0_5"] == pytest.approx(40 * result.accuracy)
+    assert run.data.metrics["accuracy"] == result.accuracy
+    history = client(logged).get_metric_history(run.info.run_id, "epoch_val_mAP_0_5")
+    assert [point.value for point in history] == pytest.approx([40 * point.accuracy for point in result.curve])
+    assert shown(logged) == expected(trials) and "mAP_0_5" not in run_of(logged, 3).data.metrics
+    assert logged_values(unit, {"best_": 0.5, "best_test_": None}) == {"best_mAP_0_5": 20.0}
+    assert logged_values(SHARE, {"best_": 0.5}) == {} and logged_name(Metric("accuracy", low=0, high=100)) == (
+        "accuracy value"
+    )
 
 
 def test_the_ui_is_bound_to_this_machine(tmp_path):

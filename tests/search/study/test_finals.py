@@ -9,7 +9,8 @@ import pytest
 
 from pruning.importance.scores import unit_importance
 from search.cli.text_tables import closing_table, latency_line
-from search.results.closing import closing_rows, verdict
+from search.metric import Metric
+from search.results.closing import closing_rows, plain_closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
 from search.study.baselines import baseline_policies
@@ -124,6 +125,20 @@ def test_the_verdict_knows_how_many_examples_were_tested(examples, end):
     alone = {name: replace(score, n=1, test_sd=None) for name, score in close.items()}
     said = verdict(replace(COMPARISON, test_examples=examples), alone, 0.25)
     assert ("within noise (one seed each" in said) == (examples == 360)
+
+
+def test_words_and_numbers_are_those_of_the_metric():
+    """By hand: `two` tests at 0.86 of 40, `static` at 0.80."""
+    unit = Metric("mAP", low=0, high=40)
+    said = verdict(replace(COMPARISON, references=rounded(0.855, 0.149)), EQUAL, 0.25, unit=unit)
+    start = "The best finalist is 2.4 mAP above 'lamp', the best static rule on validation data, on test"
+    assert said.startswith(start) and "accura" not in said
+    small = verdict(replace(COMPARISON, references=rounded(0.855, 0.149)), SCORES, 0.25, unit=unit)
+    assert small.endswith("gains size at this limit, 12.0 % against 14.9 %, and nothing in mAP.")
+    rows = closing_rows(COMPARISON, SCORES, {"two": 9})
+    row = next(row for row in plain_closing_rows(rows, unit) if row["name"] == "trial 9")
+    assert row["test_value"] == pytest.approx(34.4) and row["test_value_sd"] == pytest.approx(0.8)
+    assert "test_value" not in plain_closing_rows(rows)[0]
 
 
 def rounded(test: float, size: float, bits: int = 6) -> dict[str, Reference]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from search.checksum import unsealed
 from search.errors import UsageError
+from search.metric import Metric
 from search.process.kept_work import begin_anew, kept_so_far, what_is_kept
 from search.progress import TerminalReporter
 from search.training import profile_cache
@@ -278,6 +279,8 @@ def test_too_few_examples_are_told_in_one_line():
         "BatchNorm is not recalibrated in the scan: 32 calibration examples are too few, over which it takes the "
         "unpruned network from 100.0% to 6.2%"
     )
+    said = recalibration_note(few, Metric("mAP", low=0, high=40))
+    assert said.endswith("takes the unpruned network from mAP 40 to mAP 2.5")
     assert recalibration_note(replace(few, too_few=False)) is None
     assert "one" not in recalibration_note(Profile("", 1, 0.1, 1.0, {}, 0.0, too_few=True))
 
