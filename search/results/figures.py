@@ -68,17 +68,18 @@ def front_png(
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
     marks = _marks(comparison, finals, metric) if comparison is not None else []
-    if comparison is not None and comparison.dense is not None:
-        axes.axhline(comparison.dense.validation_accuracy * 100, color="0.7", linewidth=1, label="dense")
+    dense = [comparison.dense.validation_accuracy] if comparison is not None and comparison.dense is not None else []
+    for accuracy in dense:
+        axes.axhline(accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
     _size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
     axes.set_ylabel(unit.label("validation"))
     shown = _points(front)[1]
-    if comparison is not None and not unit.is_share:  # what finals are compared with may lie below all of the front
+    if not unit.is_share:  # what finals are compared with may lie below all of the front
         beside = [accuracy for mark in marks for _, accuracy in mark.points]
-        shown = np.array([*shown, *(100 * share for share in [comparison.dense.validation_accuracy, *beside])])
+        shown = np.array([*shown, *(100 * share for share in [*dense, *beside])])
     _zoom(axes, _points(complete)[1], shown, marks)
     value_ticks(axes, unit)
     axes.legend(frameon=False, loc="best", fontsize=8)
