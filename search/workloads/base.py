@@ -47,8 +47,9 @@ class Workload:
         fit: data that weights are trained on: (inputs (n, ...), targets (n, ...)), a map-style dataset of such pairs, a
             `DataLoader`, or a function that returns the batches of one pass. Batches may also be (several, inputs,
             targets) or mappings, see `forward` and `targets`. Networks are trained in an order, and in batches, of our
-            own, but those of a stream (a function, an iterable dataset, a loader with a sampler of its own) are taken
-            as they come. Datasets are read where they are needed; small ones that do not change are kept in memory.
+            own, but those of a stream (a function, an iterable dataset, a loader with a sampler of its own or of a
+            class derived from `DataLoader`) are taken as they come. Datasets are read where they are needed; small ones
+            that do not change are kept in memory.
         calibration: the data that scans and data-driven criteria use.
         validation: the data that trials are compared on.
         test: read once for each finalist, and by nothing else.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from pruning.outputs import map_tensors
 from pruning.trees import joined
@@ -123,7 +123,7 @@ class FromDataset(Indexed):
                 )
 
     def _fetch(self, places: Tensor, seed: int) -> Batch:
-        return self._form.parts(self._collated(places, seed), self.name)
+        return self._form.parts(default_convert(self._collated(places, seed)), self.name)
 
     def _collated(self, places: Tensor, seed: int) -> Any:
         with seeded(seed):
@@ -139,7 +139,7 @@ class FromDataset(Indexed):
 
     def _fetched(self, batches: list[Tensor], seed: int) -> Iterator[Batch]:
         for batch in self.given_at(batches, seed):
-            yield self._form.parts(batch, self.name)
+            yield self._form.parts(default_convert(batch), self.name)
 
     def given_at(self, batches: list[Tensor], seed: int) -> Iterator[Any]:
         """Batches in their order, read ahead by the loader's workers if it has any."""

@@ -118,8 +118,7 @@ def _in_memory(given: tuple[Any, ...], name: str, form: BatchForm) -> Split | Ex
 def _of_loader(loader: DataLoader[Any], name: str, form: BatchForm, steps: int | None) -> Examples:
     """A loader's data set, where order and batches are as usual and may be ours; else its batches as they come."""
     dataset: Dataset[Any] = loader.dataset
-    usual = isinstance(loader.sampler, (SequentialSampler, RandomSampler, SubsetRandomSampler))
-    if loader.batch_size is None or not usual or isinstance(dataset, IterableDataset):
+    if loader.batch_size is None or not _is_usual(loader) or isinstance(dataset, IterableDataset):
         return of_loader(name, loader, form, steps)
     collate: Callable[[list[Any]], Any] = loader.collate_fn
     places: Sequence[int]
@@ -131,3 +130,18 @@ def _of_loader(loader: DataLoader[Any], name: str, form: BatchForm, steps: int |
         kind = type(dataset).__name__
         raise ValueError(f"split {name!r} is a DataLoader over a {kind} that has no length: give it a __len__")
     return FromDataset(name, dataset, places, collate, form, loader)
+
+
+def _is_usual(loader: DataLoader[Any]) -> bool:
+    """Whether a loader gives every example of its data set once, or those of a list, as the data set has them.
+
+    Classes of the user's, derived from PyTorch's, may do anything: change batches, or choose among examples.
+    """
+    sampler, dataset = loader.sampler, loader.dataset
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return False
+    if type(sampler) is SubsetRandomSampler:
+        return True
+    if type(sampler) not in (SequentialSampler, RandomSampler) or getattr(sampler, "replacement", False):
+        return False
+    return not isinstance(dataset, Sized) or len(sampler) == len(dataset)

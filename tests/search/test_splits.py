@@ -15,6 +15,8 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -214,6 +216,52 @@ def test_a_loader_is_read_in_order(options, places):
     assert torch.equal(inputs, INPUTS[list(places)]) and torch.equal(targets, TARGETS[list(places)])
 
 
+class Last(RandomSampler):
+    """One of the user's own: the last ten examples."""
+
+    def __iter__(self):
+        return iter(range(60, 70))
+
+    def __len__(self):
+        return 10
+
+
+class Scaled(DataLoader):
+    """Changes what it hands on."""
+
+    def __iter__(self):
+        return ((2 * inputs, targets) for inputs, targets in super().__iter__())
+
+
+PAIRS = TensorDataset(INPUTS, TARGETS)
+TAKEN = {
+    "a sampler derived from PyTorch's": (lambda: DataLoader(PAIRS, 5, sampler=Last(PAIRS)), range(60, 70), 1),
+    "a sampler of fewer": (lambda: DataLoader(PAIRS, 5, sampler=SequentialSampler(range(10))), range(10), 1),
+    "a loader derived from PyTorch's": (lambda: Scaled(PAIRS, 5), range(70), 2),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_batches_of_an_unusual_loader_are_taken_as_they_come(case):
+    make, places, factor = TAKEN[case]
+    inputs, targets = (torch.cat(part) for part in zip(*task(fit=make()).examples("fit").in_order(16), strict=True))
+    assert torch.equal(inputs, factor * INPUTS[list(places)]) and torch.equal(targets, TARGETS[list(places)])
+
+
+def test_a_loader_that_draws_fewer_or_again_decides_its_epochs():
+    for options, steps in (({"num_samples": 20}, 4), ({"replacement": True}, 14)):
+        loader = DataLoader(PAIRS, 5, sampler=RandomSampler(PAIRS, **options))
+        assert task(fit=loader).examples("fit").epoch_steps(16) == steps
+
+
+def test_a_loader_may_collate_to_arrays():
+    def collate(items):
+        return torch.stack([inputs for inputs, _ in items]).numpy(), np.array([int(target) for _, target in items])
+
+    inputs, targets = task(fit=DataLoader(PAIRS, 5, collate_fn=collate)).examples("fit").whole
+    assert torch.equal(inputs, INPUTS) and torch.equal(targets, TARGETS)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield INPUTS[0], 0
@@ -242,7 +290,10 @@ REFUSED = {
     ),
     "an empty mapping": ({}, "yields mappings of nothing, with no targets among them"),
     "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
-    "sizes": (Items(lambda i: (torch.ones(3 + i), 0)), "cannot be put together to tensors: stack expects each tensor"),
+    "sizes": (
+        Items(lambda i: (torch.ones(3 + i), 0)),
+        "give a DataLoader with a collate_fn that can: stack expects each tensor",
+    ),
     "inputs alone": (Items(lambda i: INPUTS[i]), "must yield pairs (inputs, targets) of tensors"),
     "words": (Items(lambda i: ("a", "b")), "yields inputs that hold no tensor of examples"),
     "examples, not batches": (
@@ -270,7 +321,7 @@ def test_what_is_no_split_is_told_in_one_line(case):
 LATER = {
     "a later size": (
         Items(lambda i: (torch.ones(3 if i < 64 else 1), 0), 70),
-        "its items cannot be put together to tensors: stack expects each tensor to be equal size, but got [3] at",
+        "give a DataLoader with a collate_fn that can: stack expects each tensor to be equal size, but got [3] at",
     ),
     "a later type": (
         Items(lambda i: (INPUTS[0], 1 if i < 64 else 0.25), 70),
