@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pruning.importance.own_criteria import own_function
@@ -20,7 +21,7 @@ from search.store.folder import StudyFolder
 from search.store.study_record import refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.fingerprint import SplitFingerprints, model_fingerprint
-from search.workloads.base import Workload
+from search.workloads.base import Workload, placed
 
 TOLERANCE_EXAMPLES = 1.0
 """How many validation examples may be classified differently on another CPU."""
@@ -41,6 +42,7 @@ def refuse_changed_study(folder: StudyFolder, workload: Workload, watcher: Progr
     """
     record, config = folder.read_record(), folder.config
     cache = folder.root / "cache"
+    workload = placed(workload, replace(workload.placement, precision=config.precision))  # one of its own is cached
     dense = dense_model(workload, config.dense_seed, cache, config.weights, ProgressReporter(), train=False)
     if dense is None:
         model = build_model(workload, config.dense_seed)

@@ -60,21 +60,29 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     """
     watcher = watcher or ProgressReporter()
     config = _with_stored_options(config)
-    placement = placement_of(config.device, config.precision, config.deterministic, config.threads)
-    with placement.running():
-        return _run(config, placement, watcher)
-
-
-def _run(config: SearchConfig, placement: Placement, watcher: ProgressReporter) -> SearchResult:
-    root = open_root(config.root)
-    _require_criterion(config.criterion)
-    workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
-    config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
-    folder = StudyFolder(root, _study_name(config, workload))
-    if folder.exists:
-        config = resumed_config(config, folder.read_record(), folder.name)
+    with _placement_of(config).running():
+        root = open_root(config.root)
         _require_criterion(config.criterion)
-        workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+        workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
+        config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
+        folder = StudyFolder(root, _study_name(config, workload))
+        if folder.exists:
+            config = resumed_config(config, folder.read_record(), folder.name)
+            _require_criterion(config.criterion)
+            workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    placement = _placement_of(config)  # that of the study, whose name may be known by its workload only
+    with placement.running():
+        return _run(config, folder, workload, placement, watcher)
+
+
+def _placement_of(config: SearchConfig) -> Placement:
+    return placement_of(config.device, config.precision, config.deterministic, config.threads)
+
+
+def _run(
+    config: SearchConfig, folder: StudyFolder, workload: Workload, placement: Placement, watcher: ProgressReporter
+) -> SearchResult:
+    root = folder.root
     workload = placed(workload, placement)
     folder.refuse_orphan()
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE

@@ -25,6 +25,8 @@ from pruning.latency import describe_device, measure_latency_table
 from search.cli.resume import resume_command
 from search.config import make_config
 from search.errors import Refused, UsageError
+from search.export.choose import choose_trial
+from search.export.rebuild import export_of_trial
 from search.progress import ProgressReporter
 from search.proposals.pool import FRACTIONS
 from search.results.closing import closing_rows
@@ -521,6 +523,19 @@ def test_settings_not_given_keep_the_stored_values(begin, root, place):
     assert len(found) == 3 and {trial.policy.granularity_label for trial in found} == {"channel"}
     by_name_alone = make_config(study="kept", root=str(root), trials=4)
     assert run_search(by_name_alone).counts["complete"] == 4
+
+
+def test_a_study_named_by_its_workload_keeps_its_placement(place, tmp_path, monkeypatch):
+    options = {"workload": f"{place / 'tiny.py'}:tiny", "root": str(tmp_path), "seeds": False, **QUICK}
+    run_search(make_config(**options, trials=1, precision="bf16", threads=1))
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    run_search(make_config(**options, trials=2))
+    assert [trial.result.precision for trial in records(tmp_path, "tiny")] == ["bf16", "bf16"]
+    assert 1 in threads
+    run_search(make_config(**options, trials=1, study="whole"))  # whose dense model is another, of the same cache
+    view = open_study(tmp_path, "tiny")
+    export_of_trial(view, choose_trial(view, "0"), ProgressReporter())
 
 
 def test_the_resume_command_repeats_what_makes_the_workload():
