@@ -25,7 +25,7 @@ def load_user_weights(model: nn.Module, path: Path, note: Callable[[str], None] 
     `torch.nn.utils.prune` are loaded as their originals times their masks.
 
     Args:
-        path: the file, or `FILE#ENTRY` where several entries of it fit.
+        path: the file, or `FILE#ENTRY` where several entries of it fit, or several that its names begin with.
         note: told in one line where in the file the state dict was found, unless the file is nothing else.
 
     Returns:
@@ -57,11 +57,11 @@ def begin_with_(model: nn.Module, path: Path) -> list[str]:
 
     Raises:
         EnvironmentProblem, Refused: as `load_user_weights`.
-        UsageError: less than half of the model's tensors are in the file, or more than a fifth of the file's are
-            unknown.
+        UsageError: less than half of the model's tensors are in the file, more than a fifth of the file's are unknown,
+            or several state dicts in it fit as far.
     """
     expected = dict(tensors_of(model))
-    found, _ = _found(path, expected)
+    found, _ = _found(path, expected, in_part=True)
     if not _is_mostly(found.state, expected):
         raise UsageError(f"weights {path.name}{misfit(found.state, expected)}")
     fitting = _fitting(found.state, expected)
@@ -80,12 +80,12 @@ def _is_mostly(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> b
     return 2 * len(_fitting(state, expected)) >= len(expected) and 5 * unknown <= len(state)
 
 
-def _found(path: Path, expected: Mapping[str, Tensor]) -> tuple[Unwrapped, Mapping[str, Tensor]]:
+def _found(path: Path, expected: Mapping[str, Tensor], in_part: bool = False) -> tuple[Unwrapped, Mapping[str, Tensor]]:
     """What of a file fits these tensors best, and the masks of `torch.nn.utils.prune` in it."""
     content = read_checkpoint(path)
     masks: dict[str, Tensor] = {}
     try:
-        return unwrap(_without_masks(content, expected, masks, DEEPEST), expected), masks
+        return unwrap(_without_masks(content, expected, masks, DEEPEST), expected, in_part), masks
     except Ambiguous as error:
         raise UsageError(f"weights {path.name} {error}") from None
     except ValueError as error:
@@ -115,10 +115,11 @@ def _require_numbers(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     """Refuse values or types that the network cannot hold."""
     for name, given in state.items():
         needed = expected[name]
-        if given.is_floating_point() and not torch.isfinite(given).all():
-            raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")
-        if given.is_complex() != needed.is_complex() or given.is_floating_point() < needed.is_floating_point():
+        other = given.is_complex() != needed.is_complex() or given.is_floating_point() < needed.is_floating_point()
+        if other or (given.is_floating_point() and given.element_size() < 2):  # whose scale is kept elsewhere
             raise UsageError(
                 f"weights {path.name}: tensor {name!r} has type {given.dtype}, the model needs {needed.dtype}: "
                 "save it with that type"
             )
+        if given.is_floating_point() and not torch.isfinite(given).all():
+            raise UsageError(f"weights {path.name}: tensor {name!r} holds NaN or infinite values: train it again")

@@ -24,7 +24,7 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import unknown
 
 ENTRY = "#"
-"""Between a file and the entry of it that is meant, as in `last.pt#ema`."""
+"""Between a file and the entry of it that is meant, as in `last.pt#ema`, or what its names begin with."""
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 """Makes a number of NumPy's from its bytes."""
 HARMLESS: list[type | Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -40,6 +40,10 @@ HARMLESS: list[type | Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 accuracy.
 """
 _UNKNOWN_TO_PYTORCH = re.compile(r"GLOBAL (\S+) was not an allowed global")
+_FORBIDDEN = re.compile(r"GLOBAL (\S+) whose module \S+ is blocked")
+"""Such as `posix.system`, which no checkpoint has a use for."""
+_ADVICE = re.compile(r"^Weights only load failed\..*?(?:WeightsUnpickler error:|$)\s*", re.DOTALL)
+"""What PyTorch says before a reason: how to read the file by running what is in it."""
 
 
 def read_checkpoint(path: Path) -> Mapping[Any, Any]:
@@ -72,13 +76,17 @@ def _file_and_entry(path: Path) -> tuple[Path, str]:
 
 
 def _entry_of(content: Mapping[Any, Any], entry: str, file: Path) -> Mapping[Any, Any]:
-    """The mapping at a dotted place in a checkpoint."""
+    """The mapping at a dotted place in a checkpoint; a word may also be one that names of tensors begin with."""
     found: Any = content
     for word in entry.split("."):
-        known = [key for key, value in found.items() if isinstance(key, str) and isinstance(value, Mapping)]
+        known = {str(key): value for key, value in found.items() if isinstance(value, Mapping)}
+        for key, value in found.items():
+            first, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+            if dot and first not in found and isinstance(value, Tensor):
+                known[first] = {**known.get(first, {}), rest: value}
         if word not in known:
             raise UsageError(f"weights {file.name}: {unknown('entry', word, known)}")
-        found = found[word]
+        found = known[word]
     return found
 
 
@@ -98,17 +106,19 @@ def _content_of(path: Path) -> Any:
                 raise Refused(remedy) from None
             raise Refused(
                 f"weights {path} are neither safetensors ({first_line(safetensors_error)}) nor a torch file that "
-                f"loads without running code ({first_line(error)}); save model.state_dict() with safetensors"
+                f"loads without running code ({_reason(error)}); save model.state_dict() with safetensors"
             ) from None
 
 
 def _conversion(path: Path, said: str) -> str | None:
-    """How to convert a file that PyTorch reads only by running code; None where it is none of PyTorch's."""
+    """How to convert a file that PyTorch reads only by running code, or not to; None where it is none of PyTorch's."""
     if _is_scripted(path):
         return (
             f"weights {path} are a scripted network, which holds code: where you trust it, save its weights by "
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
         )
+    if found := _FORBIDDEN.search(said):
+        return f"weights {path} would run {shortened(found[1], LONGEST_WORD)} when they are read: do not trust the file"
     found = _UNKNOWN_TO_PYTORCH.search(said)
     if not found:
         return None
@@ -151,6 +161,15 @@ def _require_plain(content: Mapping[Any, Any], path: Path, depth: int) -> None:
             )
 
 
+def _reason(error: BaseException) -> str:
+    """Why PyTorch does not read a file, without its advice to run what is in it."""
+    return _first_line(_ADVICE.sub("", str(error)), error)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first, in at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return _first_line(str(error), error)
+
+
+def _first_line(said: str, error: BaseException) -> str:
+    return (said.splitlines() or [type(error).__name__])[0][:200]

@@ -29,7 +29,7 @@ class Unwrapped:
     Attributes:
         fits: whether it has everything the model needs, in the right shapes, and nothing else.
         matched: how many tensors of the model it has in the right shape.
-        entry: the dotted place in the file it was at; empty for the file itself.
+        entry: the dotted place in the file it was at, with what its names began with; empty for the file itself.
         said: where in the file it was and what its names began with; empty if it needed no unwrapping.
     """
 
@@ -40,28 +40,37 @@ class Unwrapped:
     said: str
 
 
-def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor]) -> Unwrapped:
+def unwrap(content: Mapping[Any, Any], expected: Mapping[str, Tensor], in_part: bool = False) -> Unwrapped:
     """The state dict in a checkpoint that fits best, without the prefix that all of its names share and the model's
     lack.
 
     Args:
         content: what the file holds; entries that are not tensors, and what lies beside the state dict, are left out.
         expected: the model's tensors.
+        in_part: whether one that does not fit is to be used as far as it does.
 
     Raises:
-        Ambiguous: several fit, and their numbers differ.
+        Ambiguous: several fit, or are to be used and fit as far, and their numbers differ.
     """
     found = [form for path, state in _states(content, (), DEEPEST) for form in _forms(path, state, expected)]
-    fitting = [form for form in found if form.fits]
-    if fitting:
-        first = fitting[0]
-        for other in fitting[1:]:
-            if not all(torch.equal(first.state[name], other.state[name]) for name in first.state):
-                places = " and ".join(repr(form.said or "its own names") for form in (first, other))
-                remedy = f"name one, as in FILE#{other.entry}" if other.entry else "save the right one by itself"
-                raise Ambiguous(f"hold several state dicts that fit, {places}: {remedy}")
-        return first
-    return max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, "", ""))
+    if fitting := [form for form in found if form.fits]:
+        return _the_only(fitting, expected)
+    best = max(found, key=lambda form: form.matched, default=Unwrapped({}, False, 0, "", ""))
+    if not in_part or 2 * best.matched < len(expected):
+        return best
+    return _the_only([form for form in found if form.matched == best.matched], expected)
+
+
+def _the_only(forms: list[Unwrapped], expected: Mapping[str, Tensor]) -> Unwrapped:
+    """The first, if what is taken of the others has the same numbers."""
+    first = forms[0]
+    taken = [name for name in expected if name in first.state and first.state[name].shape == expected[name].shape]
+    for other in forms[1:]:
+        if not all(name in other.state and torch.equal(first.state[name], other.state[name]) for name in taken):
+            places = " and ".join(repr(form.said or "its own names") for form in (first, other))
+            remedy = f"name one, as in FILE#{other.entry}" if other.entry else "save the right one by itself"
+            raise Ambiguous(f"hold several state dicts that fit, {places}: {remedy}")
+    return first
 
 
 def _states(content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -89,7 +98,8 @@ def _forms(path: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
         lacking = [name for name in expected if name not in mapped and not name.endswith(COUNTER)]
         matched = sum(name in mapped and mapped[name].shape == tensor.shape for name, tensor in expected.items())
         fits = not lacking and mapped.keys() <= expected.keys() and matched == len(mapped)
-        yield Unwrapped(mapped, fits, matched, path, _said(path, had, given, plain.keys() != state.keys()))
+        place = ".".join(part for part in (path, had.rstrip(".")) if part)
+        yield Unwrapped(mapped, fits, matched, place, _said(path, had, given, plain.keys() != state.keys()))
 
 
 def _said(path: str, had: str, given: str, compiled: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ from torchvision.models import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 from pruning.channels.structure import Structure
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.training.checkpoints import load_model, save_model
-from search.weights.loading import load_user_weights
+from search.weights.loading import begin_with_, load_user_weights
 
 
 class Net(nn.Module):
@@ -138,17 +139,35 @@ def test_several_that_fit_are_refused(tmp_path):
         torch.save(content, tmp_path / "two.pt")
         places = "its own names.* and .*entry 'model'" if "conv.weight" in content else ".* and .*"
         nested = "model" in content
-        remedy = ("FILE#ema" if "ema" in content else "FILE#model") if nested else "save the right one by itself"
+        remedy = ("FILE#ema" if "ema" in content else "FILE#model") if nested else "FILE#teacher"
         with pytest.raises(UsageError, match=rf"several state dicts that fit, .*{places}.*: .*{remedy}$") as raised:
             load_user_weights(Net(1), tmp_path / "two.pt")
         assert "\n" not in str(raised.value)
+
+
+def test_several_that_fit_in_part_are_refused_where_a_part_is_taken(tmp_path):
+    model, ema = ({k: v for k, v in Net(n).state_dict().items() if "head" not in k} for n in (5, 6))
+    torch.save({"ema": ema, "model": model}, tmp_path / "two.pt")
+    with pytest.raises(UsageError, match=r"several state dicts that fit, .*: name one, as in FILE#model$"):
+        begin_with_(Net(1), tmp_path / "two.pt")
+    with pytest.raises(UsageError, match="are lacking"):
+        load_user_weights(Net(1), tmp_path / "two.pt")
+    net = Net(1)
+    assert begin_with_(net, tmp_path / "two.pt#ema") == ["head.0.weight", "head.0.bias"]
+    assert torch.equal(net.conv.weight, ema["conv.weight"])
 
 
 def test_an_entry_can_be_named(tmp_path):
     other = Net(6).state_dict()
     torch.save({"model": STATE, "more": {"ema": named("module.", other)}, "epoch": 3}, tmp_path / "two.pt")
     torch.save(other, tmp_path / "odd#model")
-    for name, state in (("two.pt#model", STATE), ("two.pt#more.ema", other), ("odd#model", other)):
+    both = named("net.") | named("averaged.module.", other)
+    torch.save({"state_dict": both, 7: STATE}, tmp_path / "last.ckpt")
+    for name, state in (
+        ("two.pt#model", STATE), ("two.pt#more.ema", other), ("odd#model", other), ("last.ckpt#7", STATE),
+        ("last.ckpt#state_dict.net", STATE), ("last.ckpt#state_dict.averaged", other),
+        ("last.ckpt#state_dict.averaged.module", other),
+    ):  # fmt: skip
         model = Net(1)
         load_user_weights(model, tmp_path / name)
         assert torch.equal(model.conv.weight, state["conv.weight"]), name
@@ -254,6 +273,27 @@ def test_the_network_that_the_weights_are_of_is_named(tmp_path):
     )
     with pytest.raises(UsageError, match=r"; they are those of torchvision:shufflenet_v2_x1_0$"):
         load_user_weights(shufflenet_v2_x0_5(num_classes=7), tmp_path / "trained.pth")
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("exit 3",)
+
+
+def test_what_pytorch_says_of_a_file_is_handed_on_without_its_advice_to_run_it(tmp_path):
+    (tmp_path / "words.pt").write_text("no weights")
+    torch.save({"state_dict": STATE, "more": Runs()}, tmp_path / "runs.pt")
+    for name, why in (("words.pt", "code (Unsupported operand 110)"), ("runs.pt", "would run posix.system when")):
+        with pytest.raises(Refused) as raised:
+            load_user_weights(Net(1), tmp_path / name)
+        assert why in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+def test_weights_in_eight_bits_are_refused(tmp_path):
+    eighths = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in STATE.items()}
+    save_file(eighths, tmp_path / "eight.safetensors")
+    with pytest.raises(UsageError, match=r"type torch\.float8_e4m3fn, the model needs torch\.float32"):
+        load_user_weights(Net(1), tmp_path / "eight.safetensors")
 
 
 class Arguments:
