@@ -137,11 +137,11 @@ def _is_usual(loader: DataLoader[Any]) -> bool:
 
     Classes of the user's, derived from PyTorch's, may do anything: change batches, or choose among examples.
     """
-    sampler, dataset = loader.sampler, loader.dataset
+    sampler: Any = loader.sampler
     if type(loader).__iter__ is not DataLoader.__iter__:
         return False
     if type(sampler) is SubsetRandomSampler:
         return True
     if type(sampler) not in (SequentialSampler, RandomSampler) or getattr(sampler, "replacement", False):
         return False
-    return not isinstance(dataset, Sized) or len(sampler) == len(dataset)
+    return not isinstance(loader.dataset, Sized) or len(sampler) == len(loader.dataset)
