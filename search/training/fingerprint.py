@@ -23,6 +23,7 @@ from search.user_code.source import ADDRESS, code_of, code_of_network
 from search.weights.tensors import tensors_of
 from search.workloads.base import SPLITS, Workload
 from search.workloads.examples import Examples, Indexed, InMemory
+from search.workloads.streams import Stream
 from search.workloads.tally import function_of
 
 _of_models: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -139,12 +140,15 @@ def _update_split(hasher: Any, name: str, workload: Workload, split: str) -> Non
     if (batch := examples.whole) is None:
         batch = examples.some(SAMPLED)
         hasher.update(f"{SAMPLED} of {examples.count if isinstance(examples, Indexed) else 'a stream'}".encode())
+    same = examples.repeats_itself
+    if isinstance(examples, Stream) and same:
+        hasher.update(examples.rhythm.encode())
     for part in batch:
         if isinstance(part, ModelInputs | Tree):
             hasher.update(" ".join(output_names(part.tree)).encode())
         for tensor in tensors_in(contents(part)):
             hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if examples.repeats_itself:
+            if same:
                 _update(hasher, tensor)
 
 

@@ -21,6 +21,7 @@ from search.workloads.batch_form import Batch
 from search.workloads.metric_checks import shape_of, try_metric
 from search.workloads.metrics import check_cross_entropy, check_default_metric, is_cross_entropy, is_default
 from search.workloads.splits import may_be_read
+from search.workloads.streams import Stream
 
 SCORED = ("validation", "calibration", "test")
 """The splits that the metric is computed on."""
@@ -96,8 +97,11 @@ def check_run(workload: Workload, model: nn.Module) -> None:
 
 def _held(workload: Workload, split: str) -> Batch:
     examples = workload.examples(split)
+    where = f"workload {workload.name!r}: split {split!r}"
     try:
-        return call_user(f"workload {workload.name!r}: split {split!r}", examples.held, LOOKED_AT)
+        if isinstance(examples, Stream):
+            call_user(where, examples.require_new_passes)
+        return call_user(where, examples.held, LOOKED_AT)
     except UsageError as error:
         if isinstance(error.__cause__, ValueError) and str(error.__cause__).startswith("split "):
             raise UsageError(f"workload {workload.name!r}: {error.__cause__}") from None

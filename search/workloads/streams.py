@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
 from pruning.trees import NetworkInputs, joined
-from search.user_code.randomness import OwnDraws
+from search.user_code.randomness import OwnDraws, seeded
 from search.workloads.batch_form import Batch, BatchForm, equal
 from search.workloads.examples import SEED, Examples
 
@@ -58,6 +58,22 @@ class Stream(Examples):
     def example(self) -> NetworkInputs:
         self._begin(2)
         return self._begun[0][0][:2]
+
+    @property
+    def rhythm(self) -> str:
+        """How many examples or batches it says it has, and the size of its first batch, which make other trainings."""
+        batch = "" if self._by_examples or not self._begun else f" in batches of {len(self._begun[0][0])}"
+        return f"{self._promised} {'examples' if self._by_examples else 'batches'}{batch}"
+
+    def require_new_passes(self) -> None:
+        """Raise `ValueError` if every pass is the same iterator, which ends for good. Nothing is read."""
+        with seeded(SEED):
+            one, other = (self._opened(1, SEED) for _ in range(2))
+        self._require(
+            one is not other or not isinstance(one, Iterator),
+            f"is the same {type(one).__name__} in every pass, which can be gone through only once: let its function "
+            "make a new one",
+        )
 
     @property
     def repeats_itself(self) -> bool:

@@ -231,6 +231,33 @@ def test_a_loader_with_an_order_of_its_own_keeps_it():
     assert rows <= {tuple(row) for row in X[40:].tolist()} and len(rows) > 5
 
 
+def test_other_batches_of_the_same_stream_are_other_data():
+    def loader(size, drawn=30):
+        sampler = WeightedRandomSampler(torch.ones(N), drawn)
+        return DataLoader(TensorDataset(X, Y), batch_size=size, sampler=sampler)
+
+    class Said(Stream):
+        def __init__(self, length):
+            self.length = length
+
+        def __len__(self):
+            return self.length
+
+    splits = [loader(5), loader(5, 40), loader(15), Said(40), Said(50)]
+    found = [split_fingerprint(single((X, Y), fit=split), "fit") for split in splits]
+    found += [split_fingerprint(single((X, Y), fit=in_batches(n), steps_per_epoch=2), "fit") for n in (10, 25)]
+    assert len({*found}) == len(found)
+    assert split_fingerprint(single((X, Y), fit=loader(5)), "fit") == found[0]
+
+
+def test_one_iterator_for_all_passes_is_refused_before_any_training():
+    for split in ("fit", "validation"):
+        once = iter([(X[:10], Y[:10])] * 5)
+        steps = {"steps_per_epoch": 5} if split == "fit" else {}
+        with pytest.raises(UsageError, match=f"split '{split}' is the same list_iterator in every pass, which can be"):
+            build_model(single((X, Y), **{split: lambda once=once: once}, **steps), 0)
+
+
 EARLY = {
     "a function": (in_batches(25), 5, "ended early: after 2 of the 5 batches of an epoch; give it steps_per_epoch=2"),
     "nothing": (list, 5, "is empty"),
