@@ -66,7 +66,7 @@ def least_share(asked: str, dense: float, unit: Metric) -> float:
         share = unit.share(value)
     except OutOfRange as error:
         meant = percent_meant(asked) if unit.is_share else ""
-        raise ValueError(f"min-score {asked!r} cannot be met: {error}{meant}") from None
+        raise ValueError(f"min-score {asked!r} cannot be met: {error.said}{meant}") from None
     if value in (unit.low, unit.high) or share in (0.0, 1.0):
         raise ValueError(f"min-score {asked!r} is an end of what {unit.name} can be: name a value inside its range")
     return share

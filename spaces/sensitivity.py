@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -124,6 +124,13 @@ class Profile:
         slope = (damage[-1] - damage[-2]) / (errors[-1] - errors[-2])
         beyond = slope * max(4.0**-bits - errors[-1], 0.0)
         return float(np.interp(4.0**-bits, errors, damage) + beyond)
+
+    def with_rounding_to(self, bits: Collection[int]) -> Profile:
+        """The profile without the rounding to other bits."""
+        kept = {
+            layer: tuple(point for point in points if point.bits in bits) for layer, points in self.rounding.items()
+        }
+        return replace(self, rounding={layer: points for layer, points in kept.items() if points})
 
     def lacks_rounding(self, layers: Iterable[str], bits: Iterable[int]) -> bool:
         """Whether any of these layers lacks a point at any of these bits."""

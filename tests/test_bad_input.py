@@ -363,7 +363,7 @@ BAD_CHOICES = {
         lambda: made(test=(IMAGES, TARGETS[:2])),
         "'test' needs as many inputs as targets, got 4 and 2",
     ),
-    "workload of none": (lambda: made(fit=None), "must be a pair of tensors, a map-style dataset, "),
+    "workload of none": (lambda: made(fit=7), "must be a pair of tensors, a map-style dataset, "),
     "recipe": (lambda: Recipe(learning_rate=10**400), "learning_rate must be a number > 0"),
 }
 

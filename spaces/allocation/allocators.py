@@ -137,10 +137,11 @@ def _by_threshold(
     def rank() -> Ranking | HistogramRanking:
         names = inputs.scores if target.removal else [layer.name for layer in target.layers]
         numel = {name: target.network.by_name[name].numel for name in names}
-        if histograms := {name: own for name in names if isinstance(own := inputs.scores[name], ScoreHistogram)}:
+        found = {name: inputs.scores[name] for name in names}
+        if histograms := {name: own for name, own in found.items() if isinstance(own, ScoreHistogram)}:
             places = {name: logarithms(own, numel[name]) for name, own in histograms.items()}
             return HistogramRanking.of(histograms, places)
-        arrays = {name: own for name in names if isinstance(own := inputs.scores[name], np.ndarray)}
+        arrays = {name: own for name, own in found.items() if isinstance(own, np.ndarray)}
         return Ranking.of({name: score(own, numel[name]) for name, own in arrays.items()}, numel)
 
     ranking = inputs.worked_out(name, target.kind, rank)

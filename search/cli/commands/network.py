@@ -76,7 +76,7 @@ def _scanned(
     with watcher.stage("sensitivity scan") as progress:
         profile = cached_profile(
             prepared, dense, config.criterion, scanned, root / "cache", progress, bits, arguments.whole
-        )
+        ).with_rounding_to(bits)
     stored = profile_path(workload, dense, config.criterion, scanned, root / "cache", brief=profile.brief)
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)

@@ -170,8 +170,8 @@ def test_no_masked_weight_ever_moves_in_a_trial(subject, monkeypatch, kind, sche
     pruners, optimizers, before = [], [], {}
 
     class Watched(GradualPruner):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
             pruners.append(self)
 
     def watched_optimizer(*arguments):
