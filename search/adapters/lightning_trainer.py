@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from search.errors import EnvironmentProblem
+from search.errors import EnvironmentProblem, OwnCodeProblem
 from search.workloads.base import Train
 from search.workloads.run import Run
 
@@ -70,5 +72,24 @@ def _train(
     own = {**QUIET, **length, **place, **devices, "precision": PRECISIONS[run.precision], **options}
     own["callbacks"] = [Follower(), *own.get("callbacks", ())]
     task = module(network, run)
-    lightning.Trainer(**own).fit(task, run.loader("fit") if data is None else data(run))
+    held = {id(parameter) for parameter in task.parameters()}
+    if not all(id(parameter) in held for parameter in network.parameters()):
+        raise OwnCodeProblem(
+            f"from_lightning(): the {type(task).__name__} that module() returned does not hold the given network: "
+            "return that network itself where it is a LightningModule, or one made around it"
+        )
+    with _without_remarks():
+        lightning.Trainer(**own).fit(task, run.loader("fit") if data is None else data(run))
     task.trainer = None  # which a copy of the network would take along
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Lightning tells the hardware and its advice at every training, of which a study has many."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -15,11 +15,12 @@ from pruning.channels.tracing import trace_channels
 from search import Metric, Recipe, Workload
 from search.adapters.hugging_face import from_hf
 from search.adapters.lightning_trainer import from_lightning
-from search.errors import EnvironmentProblem, UsageError
+from search.errors import EnvironmentProblem, OwnCodeProblem, UsageError
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
 from search.training.fingerprint import training_fingerprint
 from search.training.scoring import score
+from search.training.train import train_dense
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
 
@@ -129,6 +130,19 @@ def test_a_metric_of_torchmetrics(monkeypatch):
     assert training_fingerprint(scored(top_k=2)) != unused
     with pytest.raises(UsageError, match=r"'F1' must return a finite number, got a Tensor .*: let it return one n"):
         dense_model(scored(average=None), 0, Path("no folder"))
+
+
+def test_a_lightning_module_without_the_network_is_refused_before_it_is_fitted():
+    lightning = pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
+
+    class Another(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = Net()
+
+    refused = "the Another that module\\(\\) returned does not hold the given network: return that network"
+    with pytest.raises(OwnCodeProblem, match=refused):
+        train_dense(task(from_lightning(lambda network, run: Another()), fit=(X, Y)), 0)
 
 
 class Items(torch.utils.data.Dataset):
