@@ -29,8 +29,11 @@ NEAR = (60, 16)
 """Pixels across and down within which the texts of two points would cover each other."""
 NAME_LENGTH = 34
 """The most characters of a layer's name that stay readable over a panel."""
-NAMED_LINES = 20
-"""Up to this many lines, a legend names them all; more would hide the picture."""
+NAMED_LINES = 10
+"""Up to this many lines of a panel have a colour and a name each; there are no more colours that differ."""
+MOST_SENSITIVE = 8
+"""How many lines of a panel with more than that have a colour and a name."""
+LIGHT_GREY = "0.85"
 
 
 def front_png(
@@ -146,52 +149,71 @@ def _points(rows: Iterable[TrialRow]) -> np.ndarray:
 
 def profile_png(profile: Profile, unit: Metric = SHARE) -> bytes:
     """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
-    scanned; dashed without recalibration.
+    scanned; dashed without recalibration. A panel of more than `NAMED_LINES` layers names those whose worst accuracy is
+    lowest in it, and draws the others in grey.
 
     Args:
         unit: of the axis of accuracies, see `value_ticks`.
     """
     columns = len(profile.points) + bool(profile.rounding)
-    figure, panels = new_figure(5 * columns, 4.2, columns=columns)
-    for axes, (granularity, layers) in zip(np.atleast_1d(panels), profile.points.items(), strict=False):
+    is_crowded = any(len(layers) > NAMED_LINES for layers in [*profile.points.values(), profile.rounding])
+    panels = np.atleast_1d(new_figure(5 * columns, 5.2 if is_crowded else 4.2, columns=columns)[1])
+    for axes, (granularity, layers) in zip(panels, profile.points.items(), strict=False):
         shown: dict[tuple[Any, ...], str] = {}
         for layer, points in layers.items():
             shown.setdefault(points, layer)  # layers of a group share their points
         curves = {layer: ([0.0, *(p.sparsity for p in points)], points) for points, layer in shown.items()}
-        _profile_curves(axes, profile, granularity, curves, unit)
         axes.set_xlabel("sparsity of this layer alone")
+        _profile_curves(axes, profile, granularity, curves, unit)
     if profile.rounding:
-        axes = np.atleast_1d(panels)[-1]
         widths = sorted({p.bits for points in profile.rounding.values() for p in points}, reverse=True)
         places = {bits: 1 + place for place, bits in enumerate(widths)}
-        _profile_curves(axes, profile, "rounding", {
+        panels[-1].set_xlabel("bits of this layer's values alone")
+        _profile_curves(panels[-1], profile, "rounding", {
             layer: ([0, *(places[p.bits] for p in points)], points) for layer, points in profile.rounding.items()
         }, unit)  # fmt: skip
-        axes.set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
-        axes.set_xlabel("bits of this layer's values alone")
-    return png_bytes(figure)
+        panels[-1].set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
+    return png_bytes(panels[0].figure)
 
 
-def _profile_curves(
-    axes: Any,
-    profile: Profile,
-    title: str,
-    curves: Mapping[str, tuple[list[float], tuple[ProfilePoint, ...] | tuple[RoundingPoint, ...]]],
-    unit: Metric,
-) -> None:
-    """One panel: layer -> where the dense model and its points lie, and the points."""
+Curves = Mapping[str, tuple[list[float], tuple[ProfilePoint, ...] | tuple[RoundingPoint, ...]]]
+"""Layer -> where the dense model and its points lie, and the points."""
+
+
+def _profile_curves(axes: Any, profile: Profile, title: str, curves: Curves, unit: Metric) -> None:
+    """One panel."""
+    is_twofold = profile.is_recalibrated and not profile.brief
+    colours = _colours(curves)
+    lines: dict[str, Any] = {}
     for layer, (places, points) in curves.items():
+        style = {"color": colours.get(layer, LIGHT_GREY), "zorder": 2 if layer in colours else 1.5}
         recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
-        (line,) = axes.plot(places, np.array(recalibrated) * 100, marker=".", label=short(layer))
-        if profile.is_recalibrated and not profile.brief:
+        (lines[layer],) = axes.plot(places, np.array(recalibrated) * 100, marker=".", label=short(layer), **style)
+        if is_twofold:
             plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
-            axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, color=line.get_color())
-    dashed = " (dashed: BatchNorm not recalibrated)" if profile.is_recalibrated and not profile.brief else ""
-    axes.set_title(f"{title}{dashed}", fontsize=9)
+            axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
+    axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(unit.label("calibration"))
     value_ticks(axes, unit)
+    handles = [lines[layer] for layer in colours]
+    if len(colours) == len(curves):
+        axes.legend(handles=handles, frameon=False, fontsize=7)
+    else:
+        said = f"the {len(colours)} most sensitive of {len(curves)}, worst first"
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
+        axes.legend(handles=handles, title=said, frameon=False, fontsize=7, title_fontsize=7, **below)
+
+
+def _colours(curves: Curves) -> dict[str, str]:
+    """Of the layers that are named in a panel, in the order in which they are."""
     if len(curves) <= NAMED_LINES:
-        axes.legend(frameon=False, fontsize=7)
+        return {layer: f"C{place}" for place, layer in enumerate(curves)}
+    worst = {
+        layer: min((float(np.nan_to_num(p.recalibrated_accuracy)) for p in points), default=1.0)
+        for layer, (_, points) in curves.items()
+    }
+    cycle = [f"C{place}" for place in range(NAMED_LINES) if place != 7]  # which is grey
+    return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], cycle, strict=False))
 
 
 def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:

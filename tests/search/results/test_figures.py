@@ -9,7 +9,16 @@ import pytest
 
 from search.metric import SHARE, Metric
 from search.results.comparison import Comparison, Reference
-from search.results.figures import _by_point, _marks, _side_by_side, front_png, new_figure, profile_png, value_ticks
+from search.results.figures import (
+    _by_point,
+    _marks,
+    _profile_curves,
+    _side_by_side,
+    front_png,
+    new_figure,
+    profile_png,
+    value_ticks,
+)
 from search.results.tables import FinalScore, TrialRow
 from spaces.sensitivity import Profile, ProfilePoint
 
@@ -87,3 +96,23 @@ def test_a_picture_changes_with_each_thing_it_shows():
     fewer = replace(COMPARISON, references={"dense": REFERENCES["dense"]})
     pictures = {plain, compared, tuned, front_png(rows, rows[:2], 0.25, fewer, FINALS)}
     assert len(pictures) == 4 and all(picture.startswith(b"\x89PNG") for picture in pictures)
+
+
+@pytest.mark.parametrize(("layers", "named"), [(10, [*range(10)]), (23, [17, 12, 7, 2, 22, 21, 16, 11])])
+def test_a_panel_names_the_layers_that_are_worst_in_it_and_no_two_alike(layers, named):
+    """Layers 2, 7, ... fall furthest, then 1, 6, ...; of these the later further, but 22."""
+    lowest = [0.80 - 0.05 * (n % 5) * (n % 5 < 3) - n * 0.001 for n in range(layers)]
+    lowest[22:] = [lowest[2] + 0.0005] * (layers > 22)
+    curves = {
+        f"conv{n}.weight": ([0.0, 0.5, 0.75], (ProfilePoint(0.5, 1, 1, 1, 0.85), ProfilePoint(0.75, 1, 1, 1, low)))
+        for n, low in enumerate(lowest)
+    }
+    _, axes = new_figure(5, 4)
+    _profile_curves(axes, Profile("m", 60, 0.5, 0.9, {}, 1.0), "channel", curves, SHARE)
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [f"conv{n}" for n in named]
+    assert legend.get_title().get_text() == ("" if layers == 10 else "the 8 most sensitive of 23, worst first")
+    drawn = {line.get_label(): line.get_color() for line in axes.get_lines()}
+    shown = [drawn[f"conv{n}"] for n in named]
+    assert [line.get_color() for line in legend.get_lines()] == shown and len({*shown}) == len(named)
+    assert len(drawn) == layers and {drawn[f"conv{n}"] for n in {*range(layers)} - {*named}} <= {"0.85"}
