@@ -45,7 +45,12 @@ class BatchForm:
         found = on_cpu((self.inputs(inputs if self.forward is None else batch), _targets(targets)))
         for part, name in zip(found, ("inputs", "targets"), strict=True):
             if not any(tensor.ndim for tensor in tensors_in(contents(part))):
-                raise ValueError(f"split {split!r} yields {name} that hold no tensor of examples: {describe(batch)}")
+                could = _possible_targets(batch) if name == "targets" and isinstance(batch, Mapping) else []
+                named = "; name one that does, " + " or ".join(map(repr, could)) + ", by targets= in the workload"
+                raise ValueError(
+                    f"split {split!r} yields {name} that hold no tensor of examples: {describe(batch)}"
+                    f"{named if could else ''}"
+                )
         sizes = {len(tensor): None for part in found for tensor in tensors_in(contents(part)) if tensor.ndim}
         if len(sizes) > 1:
             first, other, *_ = sizes
@@ -87,13 +92,25 @@ class BatchForm:
         if not names or any(name not in batch for name in names):
             held = ", ".join(repr(name) for name in batch) or "nothing"
             missing = "no targets" if not names else f"no {next(repr(name) for name in names if name not in batch)}"
-            raise ValueError(
-                f"split {split!r} yields mappings of {held}, with {missing} among them: name the targets, such as "
-                f"targets={next((name for name in reversed([*batch]) if isinstance(name, str)), 'labels')!r}, in the "
-                "workload"
-            )
+            could = _possible_targets(batch)
+            remedy = f"name the targets, such as targets={could[0]!r}, in the workload" if could else "add 'labels'"
+            raise ValueError(f"split {split!r} yields mappings of {held}, with {missing} among them: {remedy}")
         rest = {name: part for name, part in batch.items() if name not in names}
         return rest, batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
+
+
+def _possible_targets(batch: Mapping[Any, Any]) -> list[str]:
+    """Entries that hold tensors, but the largest, which is an input; integers first, as class numbers are, and small
+    ones.
+    """
+    held = {name: [*tensors_in(part)] for name, part in batch.items() if isinstance(name, str)}
+    sizes = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in held.items() if tensors}
+    largest = max(sizes, key=lambda name: sizes[name], default=None)
+
+    def rank(name: str) -> tuple[bool, int]:
+        return any(tensor.is_floating_point() for tensor in held[name]), sizes[name]
+
+    return sorted((name for name in reversed(sizes) if name != largest), key=rank)
 
 
 def _targets(targets: Any) -> Any:

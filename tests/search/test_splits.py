@@ -288,6 +288,19 @@ REFUSED = {
         Items(lambda i: {"pixels": INPUTS[i], "kind": 0}),
         "yields mappings of 'pixels', 'kind', with no targets among them: name the targets, such as targets='kind'",
     ),
+    "mappings with names": (
+        Items(lambda i: {"weight": 0.5, "digit": 3, "box": torch.tensor([1, 2]), "pixels": INPUTS[i], "file": "a.png"}),
+        "no targets among them: name the targets, such as targets='digit', in the workload",
+    ),
+    "labels in words": (
+        Items(lambda i: {"weight": 0.5, "pixels": INPUTS[i], "digit": 3, "label": "three"}),
+        "hold no tensor of examples: a dict of weight (2,), pixels (2, 3), digit (2,), label list; name one that does, "
+        "'digit' or 'weight', by targets= in the workload",
+    ),
+    "inputs and names": (
+        Items(lambda i: {"pixels": INPUTS[i], "file": "a.png"}),
+        "yields mappings of 'pixels', 'file', with no targets among them: add 'labels'",
+    ),
     "an empty mapping": ({}, "yields mappings of nothing, with no targets among them"),
     "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
     "sizes": (
