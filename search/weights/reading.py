@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
+import pickletools
 import re
 import warnings
 import zipfile
@@ -122,11 +124,29 @@ def _conversion(path: Path, said: str) -> str | None:
     found = _UNKNOWN_TO_PYTORCH.search(said)
     if not found:
         return None
+    is_network = _is_network(path, found[1])
+    saved = (
+        "torch.save(found.state_dict(), 'weights.pt')" if is_network
+        else "torch.save(found['state_dict'], 'weights.pt'), or found['model'].state_dict() of a whole network"
+    )  # fmt: skip
     return (
-        f"weights {path} hold more than tensors, and reading {shortened(found[1], LONGEST_WORD)} would run code: where "
-        f"you trust the file, convert it by found = torch.load({path.name!r}, weights_only=False); "
-        "torch.save(found['state_dict'], 'weights.pt'), or found['model'].state_dict() of a whole network"
+        f"weights {path} {'are a whole network' if is_network else 'hold more than tensors'}, and reading "
+        f"{shortened(found[1], LONGEST_WORD)} would run code: where you trust the file, convert it by "
+        f"found = torch.load({path.name!r}, weights_only=False); {saved}"
     )
+
+
+def _is_network(path: Path, kind: str) -> bool:
+    """Whether all of a torch file is one object of this class, with what every `nn.Module` has."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(content) as pickled:
+                start = [(code.name, word) for code, word, _ in itertools.islice(pickletools.genops(pickled), 64)]
+    except Exception:  # no archive, or a damaged one
+        return False
+    made = next((word for code, word in start if code != "PROTO"), None)
+    return isinstance(made, str) and made.replace(" ", ".") == kind and "_parameters" in {word for _, word in start}
 
 
 def _is_scripted(path: Path) -> bool:

@@ -314,14 +314,21 @@ def test_harmless_things_beside_the_weights_are_read(tmp_path):
 def test_what_runs_code_is_refused_with_its_conversion(tmp_path):
     torch.save({"state_dict": STATE, "args": Arguments()}, tmp_path / "args.ckpt")
     torch.save(Net(5), tmp_path / "whole.pt")
+    torch.save({"model": Net(5)}, tmp_path / "wrapped.pt")
+    torch.save(Arguments(), tmp_path / "alone.pt")
     with zipfile.ZipFile(tmp_path / "traced.pt", "w") as archive:  # as torch.jit.save names what it packs
         archive.writestr("traced/constants.pkl", pickle.dumps(()))
         archive.writestr("traced/data.pkl", pickle.dumps({}))
     for name, why, how in (
         ("args.ckpt", "test_unwrap.Arguments would run code", "torch.save(found['state_dict'], 'weights.pt')"),
-        ("whole.pt", "test_unwrap.Net would run code", "found['model'].state_dict() of a whole network"),
+        ("wrapped.pt", "test_unwrap.Net would run code", "found['model'].state_dict() of a whole network"),
+        ("alone.pt", "hold more than tensors, and reading", "torch.save(found['state_dict'], 'weights.pt')"),
+        (
+            "whole.pt", "whole.pt are a whole network, and reading ",
+            "found = torch.load('whole.pt', weights_only=False); torch.save(found.state_dict(), 'weights.pt')",
+        ),
         ("traced.pt", "a scripted network, which holds code", "torch.jit.load('traced.pt').state_dict()"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(Refused) as raised:
             load_user_weights(Net(1), tmp_path / name)
         said = str(raised.value)
