@@ -131,7 +131,7 @@ def _check_split(workload: Workload, model: nn.Module, split: str, batch: Batch,
             raise UsageError(f"{where} holds NaN or infinite {part}: leave such examples out")
     problems: list[tuple[str, Callable[[], None]]] = []
     if is_cross_entropy(workload.loss):
-        problems.append(("loss", lambda: check_cross_entropy(outputs, contents(targets))))
+        problems.append(("loss", lambda: _check_cross_entropy(workload, outputs, contents(targets))))
     if is_default(workload.metric) and workload.evaluate is None:
         problems.append(("metric accuracy", lambda: check_default_metric(workload.metric, outputs, contents(targets))))
     for part, check in problems:
@@ -154,6 +154,22 @@ def _check_split(workload: Workload, model: nn.Module, split: str, batch: Batch,
             for batch in targets.split(rows):
                 wanted = workload.placement.put(contents(batch))
                 _loss(workload, found[torch.arange(len(batch)) % len(found)], wanted, where)
+
+
+def _check_cross_entropy(workload: Workload, outputs: Any, targets: Any) -> None:
+    """`check_cross_entropy`, which asks for no metric that is there, and beside `train` and `evaluate` says what looks
+    at a loss.
+    """
+    own = "a loss= and a metric=" if is_default(workload.metric) and workload.evaluate is None else "a loss="
+    try:
+        check_cross_entropy(outputs, targets, own)
+    except ValueError as error:
+        if workload.train is None or workload.evaluate is None:
+            raise
+        raise ValueError(
+            f"{str(error).rpartition(': ')[0]}; beside train= and evaluate=, loss= is what the scan and the learning "
+            "rate look at on calibration data: give the workload a loss= of your own, or leave out calibration="
+        ) from None
 
 
 def _most_rows(outputs: Any) -> int:

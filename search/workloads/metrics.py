@@ -175,18 +175,21 @@ def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tens
         class_labels(outputs, targets)
 
 
-def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
-    """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type."""
+def check_cross_entropy(outputs: Any, targets: Tensor, own: str = "a loss= and a metric=") -> None:
+    """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type; its remedy
+    stands after the last colon.
+
+    Args:
+        own: what a workload needs of its own whose outputs are not for cross-entropy.
+    """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         what = "the network returns" if isinstance(targets, Tensor) else "targets are"
         held = outputs if isinstance(targets, Tensor) else targets
-        raise ValueError(
-            f"{what} {describe(held)}, not a single tensor: give the workload a loss= and a metric= that take it apart"
-        )
+        raise ValueError(f"{what} {describe(held)}, not a single tensor: give the workload {own} to take it apart")
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise ValueError(
             f"the cross-entropy of outputs of shape {tuple(outputs.shape)} covers one class only, and so is constant: "
-            "give the workload a loss= and a metric= of your own"
+            f"give the workload {own} of your own"
         )
     rest = outputs.shape[2:]
     if targets.shape == (len(targets), 1, *rest):
@@ -195,5 +198,5 @@ def check_cross_entropy(outputs: Any, targets: Tensor) -> None:
     if targets.shape == (len(targets), *rest) and targets.dtype not in (torch.long, torch.uint8):
         raise ValueError(
             f"cross-entropy does not take class numbers of type {targets.dtype}: pass targets.long(), or if they are "
-            "not classes, give the workload a loss= and a metric= of your own"
+            f"not classes, give the workload {own} of your own"
         )

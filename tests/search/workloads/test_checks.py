@@ -125,6 +125,16 @@ REFUSED = {
     ),
     "targets as floats": (task(CLASSES.float()), "of type torch.float32: pass targets.long()"),
     "targets of 32 bits": (task(CLASSES.int()), "of type torch.int32: pass targets.long()"),
+    "one output, own metric": (
+        task(net=lambda: Net(1), metric=lambda outputs, targets: 0.5),
+        "and so is constant: give the workload a loss= of your own",
+    ),
+    "one output, own training and scores": (
+        task(net=lambda: Net(1), train=lambda model, run: None, evaluate=lambda model, split, run: 0.5),
+        "(2, 1) covers one class only, and so is constant; beside train= and evaluate=, loss= is what the scan and the "
+        "learning rate look at on calibration data: give the workload a loss= of your own, or leave out "
+        "calibration=",
+    ),
     "one output": (task(net=lambda: Net(1)), "outputs of shape (2, 1) covers one class only, and so is constant"),
     "no classes": (task(HALVES, lambda: Net(1, column)), "outputs of shape (2,) covers one class only"),
     "a logit of unknown loss": (
