@@ -30,6 +30,7 @@ from search.cli.mlflow_ui import serve_ui
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.options import MASKS, study_file
+from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
@@ -358,6 +359,18 @@ def test_inspect_knows_layers_groups_and_costs(main, tmp_path):
     assert "output" in by_name["classifier.weight"]["obstacle"]
     assert reply["whole"] == {word: ["conv0.weight"] for word in ("1:4", "2:4", "*:4", "*:8")}
     assert "2:4 leaves whole: conv0.weight" in main("inspect", "--root", tmp_path, "./tiny.py:tiny").out
+
+
+def test_inspect_says_whether_weights_fit(main, place, tmp_path):
+    build = get_workload(f"{place / 'tiny.py'}:tiny").build_model
+    state = {f"module.{name}": value for name, value in build().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "ck.pt")
+    words = ("inspect", "--root", tmp_path, "./tiny.py:tiny", "--weights")
+    said = "weights ck.pt fit the network\nweights ck.pt: taken from entry 'state_dict', names without 'module.'"
+    assert said in main(*words, tmp_path / "ck.pt").out
+    torch.save({**state, "module.conv0.weight": torch.ones(8, 1, 5, 5)}, tmp_path / "other.pt")
+    refused = main(*words, tmp_path / "other.pt")
+    assert refused.code == 2 and "weights other.pt: tensor 'conv0.weight' has shape (8, 1, 5, 5)" in refused.err
 
 
 def test_inspect_says_what_each_granularity_brings_where(main, tmp_path):

@@ -134,7 +134,7 @@ def _dense_model(
         pass
     elif source:
         if masks := load_user_weights(model, Path(source), watcher.note):
-            watcher.note(_taken_masked(Path(source), masks))
+            watcher.note(masks_note(Path(source), masks))
     else:
         start = _start(workload, model, seed, watcher)
         if start is not None:
@@ -295,7 +295,8 @@ def _refuse_nan(workload: Workload, model: nn.Module, source: str | Path | None)
     )
 
 
-def _taken_masked(path: Path, masks: Mapping[str, Tensor]) -> str:
+def masks_note(path: Path, masks: Mapping[str, Tensor]) -> str:
+    """What the user should know about the masks that `load_user_weights` found in a file."""
     zeros = achieved_sparsity(torch.cat([mask.flatten() for mask in masks.values()]))
     return (
         f"weights {path.name}: tensors pruned by torch.nn.utils.prune: {len(masks)}, taken as original x mask, "

@@ -32,11 +32,12 @@ from search.metric import SHARE, with_values
 from search.networks.names import is_network
 from search.progress import TerminalReporter
 from search.results.figures import profile_png
-from search.training.dense_model import build_model, dense_model
+from search.training.dense_model import build_model, dense_model, masks_note
 from search.training.evaluate import PreparedModel
 from search.training.profile_cache import brief_note, cached_profile, profile_path, recalibration_note
 from search.training.refresh import statistics_note
 from search.user_code.loading import named_criterion
+from search.weights.loading import load_user_weights
 from search.workloads import Workload
 from search.workloads.base import placed
 from search.workloads.splits import only_the_example
@@ -113,11 +114,10 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     """Layers, costs, channel groups, and what stays unpruned and why."""
     if arguments.subject and arguments.workload:
         raise UsageError("give the workload once: as an argument or with --workload")
-    for name in ("weights", "pretrained"):
-        if getattr(arguments, name) and not arguments.pictures:
-            raise UsageError(
-                f"--{name} has no effect without --pictures DIR, which draws them: leave it out, or add --pictures"
-            )
+    if arguments.pretrained and not arguments.pictures:
+        raise UsageError(
+            "--pretrained has no effect without --pictures DIR, which draws them: leave it out, or add --pictures"
+        )
     check_writable(arguments.pictures, "--pictures")
     arguments.workload = arguments.subject or arguments.workload
     if arguments.pictures and is_network(arguments.workload or "") and not (arguments.weights or arguments.pretrained):
@@ -128,6 +128,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     sparsities = sparsities_of("0.5,0.75" if arguments.sparsities is None else arguments.sparsities, "--sparsities")
     config, root, workload, model = _task_and_network(arguments, asked)
     placement = placement_asked(config)
+    fitting = _fitting(model, Path(config.weights)) if config.weights and not arguments.pictures else []
     untrained = PreparedModel.of(workload, model)
     network = untrained.network
     dense_cost, stored = dense_footprint(network), stored_fractions(network)
@@ -156,6 +157,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in unpruned.items()]
     parts += [f"MACs leave out {'; '.join(network.uncounted)}"] if network.uncounted else []
     parts += [said[:1].upper() + said[1:]] if (said := statistics_note(model, workload.example_input)) else []
+    parts += ["\n".join(fitting)] if fitting else []
     data["targets"] = [asdict(one) for one in STATEMENTS]
     if arguments.targets:
         parts.append(target_table())
@@ -173,6 +175,14 @@ def inspect(arguments: argparse.Namespace) -> Reply:
         data["picture"] = data["pictures"][0]
         parts.append(written_line(data["pictures"]))
     return Reply(data, "\n\n".join(parts))
+
+
+def _fitting(model: nn.Module, path: Path) -> list[str]:
+    """Load a weights file, which is refused if it does not fit; what there is to say of it."""
+    said: list[str] = []
+    if masks := load_user_weights(model, path, said.append):
+        said.append(masks_note(path, masks))
+    return [f"weights {path.name} fit the network", *said]
 
 
 def _task_and_network(
