@@ -132,8 +132,8 @@ def units_of(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND) ->
     if granularity == "channel":
         return Units(shape[0] if shape else 1, numel // (shape[0] if shape else 1))
     if pattern := pattern_of(granularity):
-        if undivided := _undivided(granularity, shape, inputs):
-            raise ValueError(undivided)
+        if reason := undivided_reason(granularity, shape, inputs):
+            raise ValueError(reason)
         return Units(pattern.of, numel // pattern.of, pattern.keep)
     run = run_length(granularity, shape)
     return Units(numel // run, run)
@@ -153,12 +153,13 @@ def obstacle_to(granularity: str, shape: Sequence[int], inputs: Inputs = SECOND)
     """Why nothing of a weight of this shape can go in this granularity; None if something can."""
     if prod(shape) == 0:
         return "it is empty"
-    if undivided := _undivided(granularity, shape, inputs):
-        return undivided
+    if reason := undivided_reason(granularity, shape, inputs):
+        return reason
     return "it is a single unit" if units_of(granularity, shape, inputs).count < 2 else None
 
 
-def _undivided(granularity: str, shape: Sequence[int], inputs: Inputs) -> str | None:
+def undivided_reason(granularity: str, shape: Sequence[int], inputs: Inputs) -> str | None:
+    """Why a weight of this shape cannot be taken apart into the groups of N:M; None if it can, or nothing need be."""
     pattern, length = pattern_of(granularity), shape[inputs.dim] if len(shape) > 1 else 1
     if pattern and length % (pattern.of * inputs.groups):
         each = f"{length // inputs.groups} in each group" if inputs.groups > 1 else length

@@ -358,7 +358,8 @@ def test_inspect_knows_layers_groups_and_costs(main, tmp_path):
     assert by_name["conv1.weight"]["shape"] == [16, 8, 3, 3] and by_name["conv1.weight"]["obstacle"] is None
     assert "output" in by_name["classifier.weight"]["obstacle"]
     assert reply["whole"] == {word: ["conv0.weight"] for word in ("1:4", "2:4", "*:4", "*:8")}
-    assert "2:4 leaves whole: conv0.weight" in main("inspect", "--root", tmp_path, "./tiny.py:tiny").out
+    said = "1:4, 2:4, *:4 and *:8 leave whole: conv0.weight (M must divide the inputs of a layer)\n"
+    assert said in main("inspect", "--root", tmp_path, "./tiny.py:tiny").out
 
 
 def test_inspect_says_whether_weights_fit(main, place, tmp_path):

@@ -44,7 +44,7 @@ from search.workloads.splits import only_the_example
 from search.workloads.tally import named
 from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
-from spaces.granularity import GRANULARITIES, parts_in, unpruned_reason
+from spaces.granularity import GRANULARITIES, parts_in, undivided_reason, unpruned_reason
 from spaces.network import Network
 
 
@@ -154,7 +154,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     }
     unpruned = data["whole"] = _unpruned_layers(network)
     parts = [head, layer_table(network), whole_table(network)]
-    parts += [f"{word} leaves whole: {', '.join(own)}" for word, own in unpruned.items()]
+    parts += _unpruned_lines(network, unpruned)
     parts += [f"MACs leave out {'; '.join(network.uncounted)}"] if network.uncounted else []
     parts += [said[:1].upper() + said[1:]] if (said := statistics_note(model, workload.example_input)) else []
     parts += ["\n".join(fitting)] if fitting else []
@@ -228,3 +228,23 @@ def _unpruned_layers(network: Network) -> dict[str, list[str]]:
         if word != "channel"
     }
     return {word: names for word, names in found.items() if names}
+
+
+def _unpruned_lines(network: Network, unpruned: Mapping[str, Sequence[str]]) -> list[str]:
+    """One for all granularities that leave the same layers unpruned."""
+    layers = {layer.name: layer for layer in network.prunable}
+    words_of: dict[tuple[str, ...], list[str]] = {}
+    for word, names in unpruned.items():
+        words_of.setdefault(tuple(names), []).append(word)
+    lines = []
+    for names, words in words_of.items():
+        is_undivided = all(
+            not layer.whole and undivided_reason(word, layer.shape, layer.inputs)
+            for word in words
+            for layer in map(layers.__getitem__, names)
+        )
+        *first, last = words
+        leave = f"{', '.join(first)} and {last} leave" if first else f"{last} leaves"
+        why = " (M must divide the inputs of a layer)" if is_undivided else ""
+        lines.append(f"{leave} whole: {', '.join(names)}{why}")
+    return lines
