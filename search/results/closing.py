@@ -70,6 +70,16 @@ def closing_rows(
     return rows + [_final_row(name, finals[digest], timed) for name, digest in named.items() if digest in finals]
 
 
+def alike_line(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
+    """Which rows of the closing table are of one network, where static rules come to the same; None if none are."""
+    named: dict[str, list[str]] = {}
+    for name, digest in comparison.baselines.items():
+        if digest in finals:
+            named.setdefault(digest, []).append(name)
+    parts = [f"{', '.join(first)} and {last}" for *first, last in named.values() if first]
+    return f"Static rules that come to one network: {'; '.join(parts)}." if parts else None
+
+
 def _reference_row(name: str, reference: Reference) -> ClosingRow:
     validation, test = reference.validation_accuracy, reference.test_accuracy
     sizes = reference.size_encoded, reference.size_nonzero

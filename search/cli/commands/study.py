@@ -21,7 +21,7 @@ from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.metric import MAX
 from search.progress import TerminalReporter, duration
-from search.results.closing import ClosingRow, closing_rows, plain_closing_rows, verdict
+from search.results.closing import ClosingRow, alike_line, closing_rows, plain_closing_rows, verdict
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
@@ -71,7 +71,8 @@ def _search_text(result: SearchResult, root: str) -> str:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
     parts.append(front_table(found, unit=result.state.unit))
     if result.comparison:
-        parts.append(closing_table(_closing(result.state), result.state.unit))
+        table = closing_table(_closing(result.state), result.state.unit)
+        parts.append("\n".join(filter(None, [table, alike_line(result.comparison, result.finals)])))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [_verdict(result) or ""]
     parts.append(_files_line(result.state))

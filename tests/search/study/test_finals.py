@@ -10,7 +10,7 @@ import pytest
 from pruning.importance.scores import unit_importance
 from search.cli.text_tables import closing_table, latency_line
 from search.metric import Metric
-from search.results.closing import closing_rows, plain_closing_rows, verdict
+from search.results.closing import alike_line, closing_rows, plain_closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
 from search.study.baselines import baseline_policies
@@ -79,6 +79,17 @@ def test_a_failed_run_shows_in_the_number_of_runs():
     scores = SCORES | {"one": replace(SCORES["one"], n=2, failed=1)}
     text = closing_table(closing_rows(COMPARISON, scores, {"one": 7, "two": 9}))
     assert cells(text, "trial 7").split()[1:4] == ["2", "of", "3"] and cells(text, "trial 9").split()[1] == "3"
+
+
+def test_static_rules_that_come_to_one_network_are_told():
+    said = "Static rules that come to one network: "
+    for baselines, told in (
+        ({"uniform": "static", "global": "static", "lamp": "static"}, f"{said}uniform, global and lamp."),
+        ({"uniform": "one", "global": "static", "lamp": "one"}, f"{said}uniform and lamp."),
+        ({"uniform": "one", "global": "static", "lamp": "two"}, None),
+        ({"uniform": "gone", "global": "gone", "lamp": "two"}, None),
+    ):
+        assert alike_line(replace(COMPARISON, baselines=baselines), SCORES) == told
 
 
 EQUAL = SCORES | {"two": replace(SCORES["two"], size_encoded=0.2475)}
