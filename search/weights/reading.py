@@ -120,7 +120,10 @@ def _conversion(path: Path, said: str) -> str | None:
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
         )
     if found := _FORBIDDEN.search(said):
-        return f"weights {path} would run {shortened(found[1], LONGEST_WORD)} when they are read: do not trust the file"
+        return (
+            f"weights {path} would run {shortened(found[1], LONGEST_WORD)} when they are read: do not trust the file, "
+            "ask for its weights as safetensors"
+        )
     found = _UNKNOWN_TO_PYTORCH.search(said)
     if not found:
         return None

@@ -319,6 +319,7 @@ def test_a_study_shows_values_and_searches_shares(main, place):
     drawn = json.loads((place / "scanned/profile-layers.json").read_text())
     assert drawn["metric"] == "RMSE" and drawn["dense"]["value"] > 0
     store = open_store(place / "mlruns")
-    logged = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], "tags.kind = 'trial'")
+    own = "tags.kind = 'trial' and tags.study = 'units'"
+    logged = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], own)
     values = {int(run.data.tags["trial"]): run.data.metrics["RMSE"] for run in logged}
     assert all(values[row["trial"]] == pytest.approx(row["value"]) for row in front)

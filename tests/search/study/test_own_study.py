@@ -87,7 +87,7 @@ def folder(place) -> Path:
 @pytest.mark.slow
 def test_a_study_is_killed_resumed_exported_and_verified(run, program, folder):
     steps = folder / "steps"
-    environment = {**os.environ, "STEPS": str(steps)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": str(steps)}  # as `run` has it
     root = ("--root", folder / "owned")
     with subprocess.Popen([program, *map(str, (*SEARCH, *root))], cwd=folder, env=environment) as begun:
         journal = folder / "owned" / "own" / "journal"
