@@ -615,7 +615,7 @@ COMMANDS = {
     "module": (["search", "--workload", "no_such_module:factory"], "no_such_module", 3),
     "weights": (["scan", *TINY, "--weights", "absent.pt"], "absent.pt", 3),
     "weights of search": (["search", *TINY, "--study", "other", "--weights", "absent.pt"], "--weights", 3),
-    "weights of inspect": (["inspect", "./tiny.py:tiny", "--weights", "absent.pt"], "--pictures"),
+    "weights of inspect": (["inspect", "./tiny.py:tiny", "--weights", "absent.pt"], "absent.pt", 3),
     # further values
     "MACs of masks": (
         ["search", "--max-macs", "0.4", "--granularity", "fine-grained"],
