@@ -63,9 +63,15 @@ def test_layers_of_the_examples_are_found_and_those_that_stay_have_their_reasons
     assert (counts["masked"], counts["whole"]) == tuple(map(sum, zip(*reasons.values(), strict=True)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["speech, 1-D", "text, transformer", "segmentation, U-Net", "detection, SSD", *LIBRARIES]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("text, transformer", "Lightning")),
+        *(
+            pytest.param(name, marks=pytest.mark.large)
+            for name in ("speech, 1-D", "segmentation, U-Net", "detection, SSD", "Hugging Face")
+        ),
+    ],
 )
 def test_a_study_of_each_is_killed_resumed_exported_and_verified(name, tmp_path, program):
     needed(name)

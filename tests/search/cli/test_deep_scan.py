@@ -6,6 +6,8 @@ import json
 import os
 import signal
 
+import pytest
+
 from pruning.analysis.sensitivity_scan import BRIEF_LEVELS, BRIEF_PASSES
 from search.training.scan_points import KeptPoints
 
@@ -45,6 +47,7 @@ def deep():
 """
 
 
+@pytest.mark.slow
 def test_a_scan_of_forty_layers_is_brief_and_goes_on_after_a_kill(run, main, tmp_path):
     (tmp_path / "deep.py").write_text(DEEP)
     cache = tmp_path / "root" / "cache"

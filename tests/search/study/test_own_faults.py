@@ -315,6 +315,7 @@ def test_a_fault_that_comes_late_costs_its_own_trials_only(search, tmp_path, fac
         assert result["reason"].startswith(said) and f"failed: {result['reason']} | " in ended.err
 
 
+@pytest.mark.slow
 def test_a_fault_on_test_data_costs_what_was_tested_and_no_more(search, main, tmp_path):
     ended = search("faults_on_test_data")
     assert ended.code == 0, ended.err
@@ -336,6 +337,7 @@ def test_a_fault_on_test_data_costs_what_was_tested_and_no_more(search, main, tm
     assert shown.code == 0 and "damaged" not in shown.err and json.loads(shown.out)
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_before_its_schedule_or_brings_pruned_weights_back_is_told_once(search, tmp_path):
     ended = search("short")
     assert ended.code == 0, ended.err
