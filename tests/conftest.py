@@ -26,13 +26,13 @@ collect_ignore = ["benchmarks/nnc_bytes.py", "benchmarks/nnc_network.py", "helpe
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 torch.set_num_threads(1)
 
-# The examples of a law are the same in every run, and a person waits for a fifth of those that `.ci/run` tries. Laws
+# The examples of a law are the same in every run, and a person waits for a third of those that `.ci/run` tries. Laws
 # whose examples take long carry `@settings.get_profile("few")`.
 IN_CI = bool(os.environ.get("CI"))
 LAWS = settings(
-    derandomize=True, deadline=None, max_examples=200 if IN_CI else 40, suppress_health_check=[HealthCheck.too_slow]
+    derandomize=True, deadline=None, max_examples=120 if IN_CI else 40, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("few", LAWS, max_examples=50 if IN_CI else 12)
+settings.register_profile("few", LAWS, max_examples=30 if IN_CI else 12)
 settings.register_profile("many", LAWS)
 settings.load_profile("many")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background

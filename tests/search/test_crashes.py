@@ -299,6 +299,7 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
     assert {final.result.state for final in journal.finals()} == {"complete"}
 
 
+@pytest.mark.slow
 def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypatch):
     score, calls = search.study.finals.score, []
 

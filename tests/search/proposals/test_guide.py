@@ -644,6 +644,7 @@ class RoundingWorld(World):
 
 
 class TestBits:
+    @pytest.mark.slow
     def test_finds_those_that_suit_a_size(self, world, inputs_of):
         """At a fiftieth of the size, four bits lose less than the weights that more bits would cost."""
         rounding, inputs = RoundingWorld(world.network), inputs_of(world.profile())

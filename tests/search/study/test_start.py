@@ -78,6 +78,7 @@ def test_every_granularity_can_be_searched(begin, mixed):
     assert {"swap", "unpruned", "scan"} <= set(trials["origin"])
 
 
+@pytest.mark.slow
 def test_a_study_takes_other_schedules(begin):
     study = begin("rounds", schedule="iterative", trials=8)
     assert set(study.trials["state"]) == {"complete"} and set(study.trials["schedule"]) == {"iterative"}
@@ -243,6 +244,7 @@ def test_a_study_begun_with_the_older_names_goes_on_as_it_would_have(begin, root
     assert "knob_word" not in json.loads((older / "study.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_smallest_of_an_accuracy_asked_for(begin, root):
     result = begin("accurate", trials=7, min_accuracy="dense-0.2")
     accurate = result.front[result.front["accuracy"] >= result.least_accuracy]
@@ -273,6 +275,7 @@ def test_every_sampler_runs_and_repeats_itself(begin, root, sampler):
     assert len({json.dumps(params) for params in proposed(root, f"{sampler}-a")}) == 4
 
 
+@pytest.mark.slow
 def test_another_seed_proposes_otherwise(begin, root):
     begin("stock", trials=3, sampler="random")
     begin("other", trials=3, sampler="random", seed=4)
@@ -525,6 +528,7 @@ def test_settings_not_given_keep_the_stored_values(begin, root, place):
     assert run_search(by_name_alone).counts["complete"] == 4
 
 
+@pytest.mark.slow
 def test_a_study_named_by_its_workload_keeps_its_placement(place, tmp_path, monkeypatch):
     options = {"workload": f"{place / 'tiny.py'}:tiny", "root": str(tmp_path), "seeds": False, **QUICK}
     run_search(make_config(**options, trials=1, precision="bf16", threads=1))
