@@ -22,10 +22,10 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
+from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
 from search.metric import SHARE, Metric
 from search.options import FACTORY_OPTIONS, FORMER, OPTIONS, UNSTORED, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
-from search.wish import checked_accuracy, checked_score, least_accuracy, least_share
 from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, parts_in
@@ -152,16 +152,16 @@ class SearchConfig(_Fields):
 
     @field_validator("min_accuracy", "min_score", mode="before")
     @classmethod
-    def _wish_is_a_number_or_beside_dense(cls, value: Any, info: ValidationInfo) -> Any:
+    def _goal_is_a_number_or_beside_dense(cls, value: Any, info: ValidationInfo) -> Any:
         checked = checked_accuracy if info.field_name == "min_accuracy" else checked_score
         return None if value is None else checked(value)
 
     @model_validator(mode="after")
-    def _one_wish(self) -> SearchConfig:
+    def _one_goal(self) -> SearchConfig:
         if self.min_accuracy is not None and self.min_score is not None:
             raise ValueError(
-                f"min-accuracy {self.min_accuracy!r} and min-score {self.min_score!r} are one wish, as a share and in "
-                "the metric's unit: give one of them"
+                f"min-accuracy {self.min_accuracy!r} and min-score {self.min_score!r} ask for the same, as a share and "
+                "in the metric's unit: give one of them"
             )
         return self
 

@@ -472,7 +472,7 @@ def test_a_bad_option_is_refused_in_our_words(option):
 def test_one_wish_is_not_given_twice():
     refuse(
         lambda: make_config(min_accuracy=0.9, min_score="dense-0.5"),
-        "min-accuracy '0.9' and min-score 'dense-0.5' are one wish, as a share and in the metric's unit: give one",
+        "min-accuracy '0.9' and min-score 'dense-0.5' ask for the same, as a share and in the metric's unit: give one",
         UsageError,
     )
 

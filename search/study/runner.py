@@ -15,6 +15,7 @@ import torch
 from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.goal import told_goal
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
 from search.progress import ProgressReporter, duration
@@ -38,7 +39,6 @@ from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
-from search.wish import told_wish
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
@@ -77,7 +77,7 @@ class StudyRunner:
         if (least := config.least_accuracy(dense.accuracy, unit)) is not None:
             known["least_accuracy"] = least
             if not unit.is_share:
-                watcher.note(told_wish(least, dense.accuracy, unit, config.min_accuracy))
+                watcher.note(told_goal(least, dense.accuracy, unit, config.min_accuracy))
         if (chance := self._chance(chance_accuracy(workload))) is not None:
             known["chance"] = chance
         record = folder.read_record()

@@ -142,7 +142,7 @@ def _update_split(hasher: Any, name: str, workload: Workload, split: str) -> Non
         hasher.update(f"{SAMPLED} of {examples.count if isinstance(examples, Indexed) else 'a stream'}".encode())
     same = examples.repeats_itself
     if isinstance(examples, Stream) and same:
-        hasher.update(examples.rhythm.encode())
+        hasher.update(examples.batching.encode())
     for part in batch:
         if isinstance(part, ModelInputs | Tree):
             hasher.update(" ".join(output_names(part.tree)).encode())

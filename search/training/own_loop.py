@@ -159,7 +159,7 @@ class OwnLoop:
 
     def _after_step(self, optimizer: Optimizer | None) -> None:
         if self.taken == 1:
-            self._require_plain()
+            self._require_length_and_names()
         if self._share is None:
             self._done = min(self._drawn if self._draws else self.taken, self._length)
         else:
@@ -205,7 +205,7 @@ class OwnLoop:
         self.pruner.remove()
         return self.pruner.model
 
-    def _require_plain(self) -> None:
+    def _require_length_and_names(self) -> None:
         """Refuse, at the first step of a dense training already, what no trial could be trained by."""
         if self._steps is None and self._share is None:
             raise self._problem(

@@ -146,7 +146,7 @@ def brief_note(profile: Profile) -> str | None:
     examples = f", {profile.examples} examples" if profile.examples else ""
     return (
         f"brief scan of a network of more than {DEEP} layers: {len(BRIEF_LEVELS)} levels of {len(LEVELS)}"
-        f"{examples}; prunefront scan --whole makes the whole one, which searches then use"
+        f"{examples}; prunefront scan --whole makes the whole one, which searches of the same granularities then use"
     )
 
 

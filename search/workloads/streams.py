@@ -60,7 +60,7 @@ class Stream(Examples):
         return self._begun[0][0][:2]
 
     @property
-    def rhythm(self) -> str:
+    def batching(self) -> str:
         """How many examples or batches it says it has, and the size of its first batch, which make other trainings."""
         batch = "" if self._by_examples or not self._begun else f" in batches of {len(self._begun[0][0])}"
         return f"{self._promised} {'examples' if self._by_examples else 'batches'}{batch}"

@@ -72,10 +72,10 @@ def least_share(asked: str, dense: float, unit: Metric) -> float:
     return share
 
 
-def told_wish(least: float, dense: float, unit: Metric, asked: str | float | None) -> str:
+def told_goal(least: float, dense: float, unit: Metric, asked: str | float | None) -> str:
     """What the least share comes to in the metric's unit; `asked` is the accuracy, if it was asked for as one.
 
-    >>> told_wish(0.31, 0.35, Metric("mAP", low=0, high=100), "dense-0.04")
+    >>> told_goal(0.31, 0.35, Metric("mAP", low=0, high=100), "dense-0.04")
     "wanted: mAP of at least 31; the dense model has 35; min-accuracy 'dense-0.04' is a share, and min-score takes mAP"
     """
     bound = "at least" if unit.best == MAX else "at most"
