@@ -4,6 +4,7 @@
     python tests/benchmarks/search_race.py run fashion --seeds 0-4 --methods guided,tpe,tpe+seeds,random+seeds
     python tests/benchmarks/search_race.py run digits --seeds 0-4 --methods guided,tpe --trials 72
     python tests/benchmarks/search_race.py run digits --seeds 0-4 --methods guided,tpe,tpe+seeds,static --bits 8,6,4,3
+    python tests/benchmarks/search_race.py run deep-digits --seeds 0-3 --methods 'guided,guided +whole,guided inverted'
     python tests/benchmarks/search_race.py show [--figure race.png]
 
 A contest is one workload and one seed: split, dense checkpoint, data order. In it every method spends the same number
@@ -26,6 +27,7 @@ from itertools import count, islice, product
 from pathlib import Path
 from typing import Any
 
+import deep_digits
 import numpy as np
 import optuna
 import torch
@@ -69,6 +71,7 @@ COLUMNS = (
 RAW_ATTEMPTS = 400
 """Samples a raw sampler may reject unpaid before its trial is given up."""
 EAGLE_CANDIDATES = 20
+WHOLE = "guided +whole"
 
 
 def small_digits(seed: int) -> Workload:
@@ -84,7 +87,18 @@ def small_digits(seed: int) -> Workload:
     return replace(whole, name=f"digits-{seed}", fit=(images[rest], labels[rest]), **dealt)
 
 
-WORKLOADS: Mapping[str, Callable[[int], Workload]] = {"digits": small_digits, "fashion": small_fashion}
+def deep(seed: int) -> Workload:
+    """A network of 40 layers, which is scanned briefly, on the digits of that contest."""
+    plain = small_digits(seed)
+    recipe = replace(plain.recipe, dense_epochs=10)
+    return replace(plain, name=f"deep-digits-{seed}", build_model=deep_digits.network, recipe=recipe)
+
+
+WORKLOADS: Mapping[str, Callable[[int], Workload]] = {
+    "digits": small_digits,
+    "fashion": small_fashion,
+    "deep-digits": deep,
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,12 @@ class Contest:
     def profile(self) -> Profile:
         criterion, usable = self.space.criterion, self.space.usable
         return cached_profile(self.subject, self.dense, criterion, usable, self.root / "cache", bits=self.bits)
+
+    @cached_property
+    def whole_profile(self) -> Profile:
+        """The same, or what a whole scan finds where that is a brief one; its files are others."""
+        criterion, usable, cache = self.space.criterion, self.space.usable, self.root / "whole"
+        return cached_profile(self.subject, self.dense, criterion, usable, cache, bits=self.bits, whole=True)
 
     @cached_property
     def dense_error(self) -> float:
@@ -331,6 +351,11 @@ def inverted(profile: Profile) -> Profile:
     return replace(profile, points=points)
 
 
+def guided_by_whole_scan(contest: Contest) -> Iterator[Proposed]:
+    """The guided sampler after a whole scan, whatever it costs."""
+    return guided_in(contest.space, contest, contest.evidence(contest.whole_profile))
+
+
 METHODS: Mapping[str, Method] = {
     "guided": guided(),
     "tpe+seeds": by_sampler("tpe", True),
@@ -349,6 +374,7 @@ METHODS: Mapping[str, Method] = {
     "guided -surrogate": guided(guide__FEWEST=10**6),
     "guided -best": guided(guide__AT_BEST=10**6),
     "guided inverted": guided(scan=inverted),
+    WHOLE: guided_by_whole_scan,
     "guided +combined": guided(further=("channel+fine-grained",)),
 }
 SCANNING = ("guided", "tpe+seeds", "random+seeds", "threshold")
@@ -386,7 +412,8 @@ def race(contests: Iterable[Contest], methods: Sequence[str], trials: int) -> No
 
 
 def _run(contest: Contest, name: str, trials: int) -> Iterator[dict[str, Any]]:
-    before = contest.profile.seconds if name.startswith(SCANNING) and name != "guided -scan" else 0.0
+    profile = contest.whole_profile if name == WHOLE else contest.profile
+    before = profile.seconds if name.startswith(SCANNING) and name != "guided -scan" else 0.0
     proposals, number = METHODS[name](contest), -1
     began = time.perf_counter()
     for number, proposed in enumerate(islice(proposals, trials)):
