@@ -97,11 +97,19 @@ def check_run(workload: Workload, model: nn.Module) -> None:
 
 def _held(workload: Workload, split: str) -> Batch:
     examples = workload.examples(split)
-    where = f"workload {workload.name!r}: split {split!r}"
+    if isinstance(examples, Stream):
+        read_split(workload, split, examples.require_new_passes)
+    return read_split(workload, split, examples.held, LOOKED_AT)
+
+
+def read_split(workload: Workload, split: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that reads a split of the user's.
+
+    Raises:
+        UsageError: the split is no good, which the message says, or the user's code raises.
+    """
     try:
-        if isinstance(examples, Stream):
-            call_user(where, examples.require_new_passes)
-        return call_user(where, examples.held, LOOKED_AT)
+        return call_user(f"workload {workload.name!r}: split {split!r}", function, *arguments)
     except UsageError as error:
         if isinstance(error.__cause__, ValueError) and str(error.__cause__).startswith("split "):
             raise UsageError(f"workload {workload.name!r}: {error.__cause__}") from None

@@ -19,6 +19,10 @@ Opened = Callable[[int, int], Iterable[Any]]
 order that belongs to the seed, if it has an order that can be set.
 """
 
+MOST_UNTOLD = 100_000
+"""Examples after which a stream that is scored counts as endless, unless its length says that there are more."""
+COUNTED_AT_ONCE = 64
+
 
 class Stream(Examples):
     """Batches of an iterable that is begun anew for every pass.
@@ -85,6 +89,7 @@ class Stream(Examples):
         found = batches = 0
         for batch in self._pass(size, SEED):
             found, batches = found + len(batch[0]), batches + 1
+            self._refuse_endless(found, found if self._by_examples else batches)
             yield batch
         self._require(found > 0, "is empty: it needs at least one example")
         if self._promised is not None:
@@ -98,6 +103,28 @@ class Stream(Examples):
                 f"gave {self._count} examples before and {found} now: it must give the same ones in every pass",
             )
         self._count = found
+
+    def require_end(self, progress: Callable[[int, int], None]) -> None:
+        """Read a stream that does not say how many examples it has to its end, and raise `ValueError` if that is not
+        near.
+
+        Args:
+            progress: called with (examples read, `MOST_UNTOLD`).
+        """
+        found = 0
+        for inputs, _ in self.in_order(COUNTED_AT_ONCE):
+            found += len(inputs)
+            progress(found, MOST_UNTOLD)
+
+    def _refuse_endless(self, found: int, got: int) -> None:
+        """Raise `ValueError` after too many examples; `got` are those, or batches, as its length counts."""
+        if found > MOST_UNTOLD and (self._promised is None or got > self._promised):
+            what = "examples" if self._by_examples else "batches"
+            said = f"its len says {self._promised} {what}" if self._promised is not None else "says no length"
+            raise ValueError(
+                f"split {self.name!r} gave more than {MOST_UNTOLD:,} examples and {said}, so it may have no end: let "
+                "it end, such as by itertools.islice, or give it as an IterableDataset with a __len__ that is true"
+            )
 
     def epoch_steps(self, size: int) -> int:
         if self._steps is not None:

@@ -15,7 +15,7 @@ from pruning.outputs import tensors_in
 from pruning.trees import ModelInputs, Tree, contents, run
 from search import Recipe, Workload
 from search.errors import UsageError
-from search.training.dense_model import build_model
+from search.training.dense_model import build_model, dense_model
 from search.training.examples import batches
 from search.training.fingerprint import split_fingerprint
 from search.training.refresh import fit_batches
@@ -290,6 +290,61 @@ def test_a_scored_stream_that_ends_early_is_told():
     assert stream.counted() == 50
     with pytest.raises(ValueError, match="'validation' gave 50 examples before and 30 now"):
         list(stream.in_order(8))
+
+
+def forever(size=8):
+    while True:
+        yield from in_batches(size)()
+
+
+class Endless(Stream):
+    """Of a length that is not true, unless that is None."""
+
+    def __init__(self, length=None):
+        self.length = length
+
+    def __iter__(self):
+        return (example for _ in iter(int, 1) for example in super(Endless, self).__iter__())
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError
+        return self.length
+
+
+NO_END = {
+    "a function": (forever, "says no length, so it may have no end: let it end, such as by itertools.islice"),
+    "examples": (Endless(), "says no length"),
+    "examples of a length": (Endless(60), "its len says 60 examples"),
+    "a loader of a length": (DataLoader(Endless(60), batch_size=8), "its len says 8 batches"),
+}
+
+
+@pytest.mark.parametrize("case", NO_END)
+def test_a_scored_stream_without_an_end_is_told(case, monkeypatch):
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", 150)
+    split, said = NO_END[case]
+    workload = single((X, Y), validation=split)
+    with pytest.raises(ValueError, match=f"^split 'validation' gave more than 150 examples and {said}") as raised:
+        score(nn.Linear(3, 3), workload.validation, workload)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_stream_without_an_end_is_found_before_training(split, tmp_path, monkeypatch):
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", 150)
+    monkeypatch.setattr("search.training.dense_model.train_dense", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UsageError, match=f"^workload 'task': split '{split}' gave more than 150 examples and says no"):
+        dense_model(single((X, Y), **{split: forever}), 0, tmp_path)
+
+
+def test_a_stream_of_true_length_may_be_long_and_one_that_ends_needs_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", N)
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", N - 1)
+    assert single(Counted()).examples("test").counted() == N
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", N)
+    found = dense_model(single((X, Y), validation=in_batches(), test=in_batches()), 0, tmp_path).workload
+    assert [found.examples(split).count for split in ("validation", "test")] == [N, N]
 
 
 def test_an_empty_stream_in_any_split_is_found_before_training():
