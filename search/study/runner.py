@@ -39,6 +39,7 @@ from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
+from search.training.scan_notes import undefined_note
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
@@ -167,7 +168,8 @@ class StudyRunner:
                 self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress,
                 self.space.bits,
             )  # fmt: skip
-        for note in (recalibration_note(profile, self.state.unit), brief_note(profile)):
+        unit = self.state.unit
+        for note in (recalibration_note(profile, unit), brief_note(profile), undefined_note(profile, unit)):
             if note:
                 self.watcher.note(note)
         return profile

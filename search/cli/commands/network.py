@@ -36,6 +36,7 @@ from search.training.dense_model import build_model, dense_model, masks_note
 from search.training.evaluate import PreparedModel
 from search.training.profile_cache import brief_note, cached_profile, profile_path, recalibration_note
 from search.training.refresh import statistics_note
+from search.training.scan_notes import undefined_note
 from search.user_code.loading import named_criterion
 from search.weights.loading import load_user_weights
 from search.workloads import Workload
@@ -98,8 +99,8 @@ def _scanned(
         f"{workload.name}: dense {dense_value}{again} on {seen}; below, {unit.name} with one layer {changed}, "
         f"{how}nothing trained"
     )
-    notes = recalibration_note(profile, unit), brief_note(profile), statistics_note(dense.model, workload.example_input)
-    for note in notes:
+    notes = recalibration_note(profile, unit), brief_note(profile), undefined_note(profile, unit)
+    for note in (*notes, statistics_note(dense.model, workload.example_input)):
         if note:
             watcher.note(note)
     if not draws:

@@ -23,6 +23,7 @@ from search.training import profile_cache
 from search.training.dense_model import dense_model
 from search.training.evaluate import PreparedModel
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
+from search.training.scan_notes import undefined_note
 from search.training.scan_points import KeptPoints
 from search.workloads import get_workload
 from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
@@ -283,6 +284,55 @@ def test_too_few_examples_are_told_in_one_line():
     assert said.endswith("takes the unpruned network from mAP 40 to mAP 2.5")
     assert recalibration_note(replace(few, too_few=False)) is None
     assert "one" not in recalibration_note(Profile("", 1, 0.1, 1.0, {}, 0.0, too_few=True))
+
+
+UNDEFINED = """
+import torch
+from tiny import changed
+
+def share(outputs, targets):
+    right = (outputs.argmax(1) == targets).float().mean()
+    return float("nan") if len(targets) == 60 and right < 0.5 else float(right)
+
+def loss(outputs, targets):
+    lost = torch.nn.functional.cross_entropy(outputs, targets)
+    return lost * float("nan") if len(targets) == 60 and lost > 2 else lost
+
+def undefined():
+    return changed(name="undefined", metric=share, loss=loss)
+"""
+
+
+def test_numbers_that_only_the_scan_finds_undefined_are_told_once(main, place, tmp_path):
+    (place / "undefined.py").write_text(UNDEFINED)
+    given = "--workload", "undefined.py:undefined", "--root", tmp_path
+    for words in (("scan",), ("search", "--trials", 1, "--finalists", 0, "--max-size", 0.8)):
+        reply = main(*words, *given)
+        assert reply.code == 0, reply.err
+        (said,) = (line for line in reply.err.splitlines() if "no finite" in line)
+        assert re.match(
+            r"the scan found no finite loss and accuracy with conv\d.weight pruned to \d\d\.\d% \(fine-grained\) and "
+            r"at \d+ further points: ",
+            said,
+        )
+        assert said.endswith("such a loss counts as the largest of its layer")
+
+
+def test_of_finite_numbers_nothing_is_said_and_a_single_point_is_named():
+    nan, fine = float("nan"), ProfilePoint(0.5, 1.0, 0.5, 1.0, 0.5)
+    brief = replace(fine, loss=nan, accuracy=nan)
+    points = {"channel": {"a": (brief, replace(fine, sparsity=0.75))}}
+    profile = Profile("", 1, 0.1, 1.0, points, 0.0, rounding={"b": (RoundingPoint(8, nan, nan, 1.0, 0.5),)})
+    assert undefined_note(profile) is None
+    found = replace(profile, rounding={"b": (RoundingPoint(4, 1.0, 0.5, float("inf"), 0.5),)})
+    assert undefined_note(found) == (
+        "the scan found no finite loss with b rounded to 4 bits: let it be a bad number where it is undefined; such a "
+        "loss counts as the largest of its layer"
+    )
+    found = replace(profile, points={"channel": {"a": (fine, replace(fine, sparsity=0.75, recalibrated_accuracy=nan))}})
+    assert undefined_note(found, Metric("mAP", low=0, high=40)) == (
+        "the scan found no finite mAP with a pruned to 75.0% (channel): let it be a bad number where it is undefined"
+    )
 
 
 def _a_link(place):
