@@ -19,7 +19,13 @@ from search.user_code.loading import call_user
 from search.workloads.base import SPLITS, Workload
 from search.workloads.batch_form import Batch
 from search.workloads.metric_checks import shape_of, try_metric
-from search.workloads.metrics import check_cross_entropy, check_default_metric, is_cross_entropy, is_default
+from search.workloads.metrics import (
+    NotForCrossEntropy,
+    check_cross_entropy,
+    check_default_metric,
+    is_cross_entropy,
+    is_default,
+)
 from search.workloads.splits import may_be_read
 from search.workloads.streams import Stream
 
@@ -171,12 +177,12 @@ def _check_cross_entropy(workload: Workload, outputs: Any, targets: Any) -> None
     own = "a loss= and a metric=" if is_default(workload.metric) and workload.evaluate is None else "a loss="
     try:
         check_cross_entropy(outputs, targets, own)
-    except ValueError as error:
+    except NotForCrossEntropy as error:
         if workload.train is None or workload.evaluate is None:
             raise
         raise ValueError(
-            f"{str(error).rpartition(': ')[0]}; beside train= and evaluate=, loss= is what the scan and the learning "
-            "rate look at on calibration data: give the workload a loss= of your own, or leave out calibration="
+            f"{error.problem}; beside train= and evaluate=, loss= is what the scan and the learning rate look at on "
+            f"calibration data: {error.remedy}, or leave out calibration="
         ) from None
 
 

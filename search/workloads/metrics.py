@@ -175,9 +175,16 @@ def check_default_metric(metric: Callable[..., Any], outputs: Any, targets: Tens
         class_labels(outputs, targets)
 
 
+class NotForCrossEntropy(ValueError):
+    """What is wrong with outputs or targets, and what to do."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}: {remedy}")
+        self.problem, self.remedy = problem, remedy
+
+
 def check_cross_entropy(outputs: Any, targets: Tensor, own: str = "a loss= and a metric=") -> None:
-    """Raise a `ValueError` if cross-entropy would be constant, or would fail because of a shape or type; its remedy
-    stands after the last colon.
+    """Raise `NotForCrossEntropy` if cross-entropy would be constant, or would fail because of a shape or type.
 
     Args:
         own: what a workload needs of its own whose outputs are not for cross-entropy.
@@ -185,18 +192,22 @@ def check_cross_entropy(outputs: Any, targets: Tensor, own: str = "a loss= and a
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         what = "the network returns" if isinstance(targets, Tensor) else "targets are"
         held = outputs if isinstance(targets, Tensor) else targets
-        raise ValueError(f"{what} {describe(held)}, not a single tensor: give the workload {own} to take it apart")
+        raise NotForCrossEntropy(
+            f"{what} {describe(held)}, not a single tensor", f"give the workload {own} to take it apart"
+        )
     if outputs.ndim < 2 or outputs.shape[1] < 2:
-        raise ValueError(
-            f"the cross-entropy of outputs of shape {tuple(outputs.shape)} covers one class only, and so is constant: "
-            f"give the workload {own} of your own"
+        raise NotForCrossEntropy(
+            f"the cross-entropy of outputs of shape {tuple(outputs.shape)} covers one class only, and so is constant",
+            f"give the workload {own} of your own",
         )
     rest = outputs.shape[2:]
     if targets.shape == (len(targets), 1, *rest):
         column = "targets[:, 0]" + ("" if targets.dtype == torch.long else ".long()")
-        raise ValueError(f"cross-entropy does not take targets of shape {tuple(targets.shape)}: squeeze them, {column}")
+        raise NotForCrossEntropy(
+            f"cross-entropy does not take targets of shape {tuple(targets.shape)}", f"squeeze them, {column}"
+        )
     if targets.shape == (len(targets), *rest) and targets.dtype not in (torch.long, torch.uint8):
-        raise ValueError(
-            f"cross-entropy does not take class numbers of type {targets.dtype}: pass targets.long(), or if they are "
-            f"not classes, give the workload {own} of your own"
+        raise NotForCrossEntropy(
+            f"cross-entropy does not take class numbers of type {targets.dtype}",
+            f"pass targets.long(), or if they are not classes, give the workload {own} of your own",
         )

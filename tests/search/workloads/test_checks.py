@@ -135,6 +135,11 @@ REFUSED = {
         "learning rate look at on calibration data: give the workload a loss= of your own, or leave out "
         "calibration=",
     ),
+    "a column, own training and scores": (
+        task(CLASSES[:, None], train=lambda model, run: None, evaluate=lambda model, split, run: 0.5),
+        "targets of shape (40, 1); beside train= and evaluate=, loss= is what the scan and the learning rate look at "
+        "on calibration data: squeeze them, targets[:, 0], or leave out calibration=",
+    ),
     "one output": (task(net=lambda: Net(1)), "outputs of shape (2, 1) covers one class only, and so is constant"),
     "no classes": (task(HALVES, lambda: Net(1, column)), "outputs of shape (2,) covers one class only"),
     "a logit of unknown loss": (
