@@ -14,6 +14,7 @@ from spaces.printable import LONGEST_WORD, shortened
 
 SOURCES = ("torchvision", "timm")
 """The libraries, as they stand before the `:`."""
+EXAMPLE = "torchvision:resnet18"
 LARGEST = 100_000_000
 """Parameters of a network up to which its name is taken from a file that others wrote."""
 NEAREST = 3
@@ -46,7 +47,17 @@ def is_network(spec: str) -> bool:
     (True, False, False)
     """
     source, colon, name = spec.partition(":")
-    return source in SOURCES and bool(colon and name)
+    return source in SOURCES and bool(colon and name.strip())
+
+
+def lacks_name(spec: str) -> bool:
+    """Whether a text is the name of a library, with or without the `:`, and names none of its networks.
+
+    >>> lacks_name("torchvision:"), lacks_name("timm"), lacks_name("torchvision:resnet18")
+    (True, True, False)
+    """
+    source, _, name = spec.partition(":")
+    return source in SOURCES and not name.strip()
 
 
 def find_network(spec: str) -> tuple[Library, str]:
@@ -60,7 +71,8 @@ def find_network(spec: str) -> tuple[Library, str]:
     source, _, name = spec.partition(":")
     if not is_network(spec):
         forms = " or ".join(f"{known}:NAME" for known in SOURCES)
-        raise UsageError(f"a network must be named as {forms}, got {shortened(repr(spec), LONGEST_WORD)}")
+        said = shortened(repr(spec), LONGEST_WORD)
+        raise UsageError(f"a network must be named as {forms}, such as {EXAMPLE}, got {said}")
     library = _library(source)
     if name not in (known := library.names()):
         if kind := library.left_out(name):

@@ -9,9 +9,11 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from pruning.sparse_file import LATER
 from search.errors import EnvironmentProblem, Refused, UsageError
+from search.weights.unreadable import what_it_is
 from search.weights.unwrap import DEEPEST
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import unknown
@@ -41,6 +44,8 @@ HARMLESS: list[type | Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """What checkpoints often hold beside their tensors, and runs no code when it is made: arguments, paths, a best
 accuracy.
 """
+PICKLES_BEFORE = 3
+"""In torch files that are no archives, before the one of the object: a number, a version, and what wrote it."""
 _UNKNOWN_TO_PYTORCH = re.compile(r"GLOBAL (\S+) was not an allowed global")
 _FORBIDDEN = re.compile(r"GLOBAL (\S+) whose module \S+ is blocked")
 """Such as `posix.system`, which no checkpoint has a use for."""
@@ -104,8 +109,8 @@ def _content_of(path: Path) -> Any:
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # garbage makes readers raise anything
-            if remedy := _conversion(path, str(error)):
-                raise Refused(remedy) from None
+            if said := _conversion(path, str(error)) or what_it_is(path, content):
+                raise Refused(said) from None
             raise Refused(
                 f"weights {path} are neither safetensors ({first_line(safetensors_error)}) nor a torch file that "
                 f"loads without running code ({_reason(error)}); save model.state_dict() with safetensors"
@@ -142,14 +147,28 @@ def _conversion(path: Path, said: str) -> str | None:
 def _is_network(path: Path, kind: str) -> bool:
     """Whether all of a torch file is one object of this class, with what every `nn.Module` has."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(content) as pickled:
-                start = [(code.name, word) for code, word, _ in itertools.islice(pickletools.genops(pickled), 64)]
-    except Exception:  # no archive, or a damaged one
+        start = _start_of_pickle(path)
+    except Exception:  # a damaged file
         return False
-    made = next((word for code, word in start if code != "PROTO"), None)
-    return isinstance(made, str) and made.replace(" ", ".") == kind and "_parameters" in {word for _, word in start}
+    made = [(code, word) for code, word in start if code not in ("PROTO", "MARK", "BINPUT")]
+    if made[:1] == [("BINUNICODE", "module")]:  # what files before PyTorch 1.6 have before a network's class
+        del made[0]
+    (_, first), *_ = made
+    return isinstance(first, str) and first.replace(" ", ".") == kind and "_parameters" in {word for _, word in made}
+
+
+def _start_of_pickle(path: Path) -> list[tuple[str, Any]]:
+    """The first instructions, with their words, of the object in a torch file."""
+    with ExitStack() as stack:
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            (content,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            pickled: IO[bytes] = stack.enter_context(archive.open(content))
+        else:
+            pickled = stack.enter_context(path.open("rb"))
+            for _ in range(PICKLES_BEFORE):
+                deque(pickletools.genops(pickled), 0)
+        return [(code.name, word) for code, word, _ in itertools.islice(pickletools.genops(pickled), 64)]
 
 
 def _is_scripted(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pruning.modules import check_example
 from pruning.trees import ModelInputs
 from search.errors import PrunefrontError, UsageError
 from search.metric import Metric
-from search.networks.names import find_network, is_network
+from search.networks.names import find_network, is_network, lacks_name
 from search.options import BUILT_IN_WORKLOADS
 from search.placement import CPU
 from search.user_code.loading import load_function, pass_signals_on
@@ -56,6 +56,8 @@ def get_workload(spec: str, **options: Any) -> Workload:
     """
     if not isinstance(spec, str):
         raise UsageError(f"a workload must be named by a string such as 'digits' or './file.py:factory', got {spec!r}")
+    if lacks_name(spec):
+        find_network(spec)  # which says how they are named
     if is_network(spec):
         raise UsageError(
             f"{shortened(repr(spec), LONGEST_WORD)} is a network without data, which only `inspect` takes: name a "

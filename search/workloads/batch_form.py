@@ -47,9 +47,10 @@ class BatchForm:
             if not any(tensor.ndim for tensor in tensors_in(contents(part))):
                 could = _possible_targets(batch) if name == "targets" and isinstance(batch, Mapping) else []
                 named = "; name one that does, " + " or ".join(map(repr, could)) + ", by targets= in the workload"
+                lists = _remedy_of_lists(targets) if name == "targets" else ""
                 raise ValueError(
                     f"split {split!r} yields {name} that hold no tensor of examples: {describe(batch)}"
-                    f"{named if could else ''}"
+                    f"{named if could else lists}"
                 )
         sizes = {len(tensor): None for part in found for tensor in tensors_in(contents(part)) if tensor.ndim}
         if len(sizes) > 1:
@@ -58,7 +59,7 @@ class BatchForm:
                 f"split {split!r} needs as many inputs as targets, got {first} and {other}"
                 if self.forward is None and all(isinstance(part, Tensor) for part in found)
                 else f"split {split!r} yields tensors of {first} and of {other} examples in one batch: all of them "
-                "need an entry for each example in their first dimension"
+                f"need an entry for each example in their first dimension{_remedy_of_one_each(targets, first)}"
             )
         return found
 
@@ -111,6 +112,30 @@ def _possible_targets(batch: Mapping[Any, Any]) -> list[str]:
         return any(tensor.is_floating_point() for tensor in held[name]), sizes[name]
 
     return sorted((name for name in reversed(sizes) if name != largest), key=rank)
+
+
+def _remedy_of_lists(targets: Any) -> str:
+    """What to do about targets in a list that holds no tensor of examples; empty if they are in none."""
+    if not isinstance(targets, list | tuple):
+        return ""
+    first: Any = targets
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, Tensor):
+        return ": make one tensor of these single numbers, by torch.stack"
+    if isinstance(first, str):
+        return ": number these words, and make a tensor of the numbers"
+    return ": make a tensor of it, by torch.as_tensor"
+
+
+def _remedy_of_one_each(targets: Any, examples: int) -> str:
+    """Likewise, about a list that has one for each of so many examples; empty for anything else."""
+    if not isinstance(targets, list | tuple) or len(targets) != examples:
+        return ""
+    return (
+        "; of targets in a list, one for each example, make one tensor (padded where they differ in size), or leave "
+        "the split to train= and evaluate= of your own"
+    )
 
 
 def _targets(targets: Any) -> Any:

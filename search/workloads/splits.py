@@ -102,7 +102,8 @@ def _split_of(given: Any, name: str, form: BatchForm, steps: int | None) -> Spli
 def _in_memory(given: tuple[Any, ...], name: str, form: BatchForm) -> Split | Examples:
     if len(given) < 2 or not all(any(True for _ in tensors_in(part)) for part in given):
         kinds = ", ".join(type(part).__name__ for part in given)
-        raise ValueError(f"split {name!r} must be a pair of tensors (inputs, targets), got ({kinds})")
+        remedy = "" if any(isinstance(part, str | bytes) for part in given) else ": make tensors by torch.as_tensor"
+        raise ValueError(f"split {name!r} must be a pair of tensors (inputs, targets), got ({kinds}){remedy}")
     plain = form.forward is None and len(given) == 2 and all(isinstance(part, Tensor) for part in given)
     lengths = [len(part) if part.ndim else "a single number" for part in given] if plain else []
     if plain and (lengths[0] != lengths[1] or lengths[0] == 0 or isinstance(lengths[0], str)):

@@ -302,7 +302,22 @@ REFUSED = {
         "yields mappings of 'pixels', 'file', with no targets among them: add 'labels'",
     ),
     "an empty mapping": ({}, "yields mappings of nothing, with no targets among them"),
-    "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "(inputs, targets), got (ndarray, ndarray)"),
+    "arrays": ((INPUTS.numpy(), TARGETS.numpy()), "got (ndarray, ndarray): make tensors by torch.as_tensor"),
+    "numbers in a list": ((INPUTS, TARGETS.tolist()), "got (Tensor, list): make tensors by torch.as_tensor"),
+    "tensors of one number": ((INPUTS, [*TARGETS]), "list: make one tensor of these single numbers, by torch.stack"),
+    "a mapping with a list": ({"x": INPUTS, "y": TARGETS.tolist()}, "y list: make a tensor of it, by torch.as_tensor"),
+    "words of several": (
+        Items(lambda i: (INPUTS[i], ["cat", "dog"])),
+        "yields targets that hold no tensor of examples: a list of (2, 3), list: number these words, and make a tensor",
+    ),
+    "a list of boxes": (
+        DataLoader(
+            Items(lambda i: (INPUTS[i], torch.ones(1 + i % 3, 4))),
+            collate_fn=lambda items: (torch.stack([x for x, _ in items]), [boxes for _, boxes in items]),
+        ),
+        "first dimension; of targets in a list, one for each example, make one tensor (padded where they differ in "
+        "size), or leave the split to train= and evaluate= of your own",
+    ),
     "sizes": (
         Items(lambda i: (torch.ones(3 + i), 0)),
         "give a DataLoader with a collate_fn that can: stack expects each tensor",
@@ -315,7 +330,11 @@ REFUSED = {
     ),
     "objects": (Items(lambda i: (object(), 0)), "cannot be put together to tensors"),
     "more inputs": ((INPUTS, TARGETS[:60]), "as many inputs as targets, got 70 and 60"),
-    "more of one input": ((INPUTS, INPUTS[:60], TARGETS), "yields tensors of 70 and of 60 examples in one batch"),
+    "more of one input": (
+        (INPUTS, INPUTS[:60], TARGETS),
+        "yields tensors of 70 and of 60 examples in one batch: all of them need an entry for each example in their "
+        "first dimension",
+    ),
     "nothing": ((INPUTS[:0], TARGETS[:0]), "got 0 and 0"),
     "no examples": ((INPUTS[:0], INPUTS[:0], TARGETS[:0]), "is empty"),
     "one number": ((torch.tensor(0.5), TARGETS), "as many inputs as targets, got a single number and 70"),

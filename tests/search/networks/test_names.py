@@ -12,6 +12,7 @@ from torchvision import models
 
 from search.errors import EnvironmentProblem, UsageError
 from search.networks.names import build_network, find_network
+from search.workloads import get_workload
 
 REFUSED = {
     "torchvision:resnet81": "unknown network 'torchvision:resnet81': the nearest of 86 are torchvision:resnet18, ",
@@ -19,8 +20,10 @@ REFUSED = {
     "loss and training of its own: write a workload",
     "torchvision:r3d_18": "is a video network, which takes no single images: write a workload",
     "torchvision:quantized_resnet18": "is a quantized network",
-    "resnet18": "a network must be named as torchvision:NAME or timm:NAME, got 'resnet18'",
-    "torchvision:": "must be named as torchvision:NAME",
+    "resnet18": "a network must be named as torchvision:NAME or timm:NAME, such as torchvision:resnet18, got "
+    "'resnet18'",
+    "torchvision:": "must be named as torchvision:NAME or timm:NAME, such as torchvision:resnet18, got 'torchvision:'",
+    "torchvision: ": "must be named as torchvision:NAME",
     "keras:resnet18": "must be named as torchvision:NAME",
 }
 
@@ -30,6 +33,12 @@ def test_what_cannot_be_built_is_told_with_what_is_near(spec):
     with pytest.raises(UsageError) as raised:
         find_network(spec)
     assert REFUSED[spec] in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("spec", ["torchvision:", "timm", "torchvision: "])
+def test_a_library_alone_is_no_workload(spec):
+    with pytest.raises(UsageError, match=r"^a network must be named as torchvision:NAME or timm:NAME, such as"):
+        get_workload(spec)
 
 
 BUILT = {  # name -> classes, shape of the images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pathlib
 import pickle
 import warnings
 import zipfile
@@ -287,6 +288,79 @@ def test_what_pytorch_says_of_a_file_is_handed_on_without_its_advice_to_run_it(t
         with pytest.raises(Refused) as raised:
             load_user_weights(Net(1), tmp_path / name)
         assert why in str(raised.value) and "weights_only" not in str(raised.value)
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def plain_pickle(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+def arrays(content, path):
+    with path.open("wb") as file:
+        np.savez(file, **{name: tensor.numpy() for name, tensor in content.items()})
+
+
+AGAIN = "weights found.pt are cut short or damaged: copy or download it again"
+UNREADABLE = {  # how it was written, the share of its bytes that is there, what is said
+    "half": (torch.save, 0.5, AGAIN),
+    "the beginning": (torch.save, 0.01, AGAIN),
+    "almost all of an old one": (legacy, 0.99, AGAIN),
+    "the beginning of an old one": (legacy, 0.05, AGAIN),
+    "almost all safetensors": (save_file, 0.99, AGAIN),
+    "the header of safetensors": (save_file, 0.1, AGAIN),
+    "nothing": (torch.save, 0, "weights found.pt are an empty file: copy or download it again"),
+    "a pointer": (
+        lambda _, path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"), 1,
+        "weights found.pt are a pointer of Git LFS to the file that is meant: run git lfs pull",
+    ),
+    "a page": (
+        lambda _, path: path.write_text("\n<!DOCTYPE HTML>\n<p>Not found"), 1,
+        "weights found.pt are a page of the web: download the file itself",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_no_reader_takes_is_told_by_what_it_is(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write, share, said = UNREADABLE[case]
+    path = Path("found.pt")
+    write(STATE, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(Refused) as raised:
+        load_user_weights(Net(1), path)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("write", [plain_pickle, arrays])
+def test_what_has_a_conversion_is_converted_by_it(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(STATE, Path("found.npz"))
+    with pytest.raises(
+        Refused, match=r"^weights found\.npz are (a pickle that torch\.save did not|arrays of NumPy)"
+    ) as it:
+        load_user_weights(Net(1), Path("found.npz"))
+    how = str(it.value).partition("onvert them by " if write is arrays else "onvert it by ")[2]
+    exec(how, {"torch": torch, "numpy": np, "pickle": pickle, "pathlib": pathlib})  # noqa: S102 - as its reader would
+    model = Net(1)
+    load_user_weights(model, Path("weights.pt"))
+    assert "\n" not in how and torch.equal(model.conv.weight, STATE["conv.weight"])
+
+
+def test_files_of_before_the_archives_are_read_and_their_networks_told(tmp_path):
+    legacy({"state_dict": STATE, "epoch": 3}, tmp_path / "old.pt")
+    model = Net(1)
+    load_user_weights(model, tmp_path / "old.pt")
+    assert torch.equal(model.conv.weight, STATE["conv.weight"])
+    legacy(Net(5), tmp_path / "whole.pt")
+    legacy({"model": Net(5)}, tmp_path / "wrapped.pt")
+    for name, said in ("whole.pt", "are a whole network, and reading"), ("wrapped.pt", "hold more than tensors"):
+        with pytest.raises(Refused, match=said):
+            load_user_weights(Net(1), tmp_path / name)
 
 
 def test_weights_in_eight_bits_are_refused(tmp_path):
