@@ -16,6 +16,11 @@ OUTPUT = "its outputs are the network's outputs"
 LAYERS = {  # layers that can lose channels; why others cannot: reason -> those that masks prune, those that stay whole
     "own residual": (11, {OUTPUT: (1, 0)}),
     "own depthwise": (11, {OUTPUT: (1, 0)}),
+    "efficient": (31, {OUTPUT: (1, 0)}),
+    "transformer": (
+        18,
+        {OUTPUT: (1, 0), "it is a parameter of ShiftedWindowAttention, of no known layer": (0, 4)},
+    ),
     "speech, 1-D": (9, {OUTPUT: (1, 0)}),
     "text, transformer": (
         6,
@@ -32,7 +37,11 @@ LAYERS = {  # layers that can lose channels; why others cannot: reason -> those 
     "Lightning": (4, {OUTPUT: (1, 0)}),
     "Hugging Face": (19, {OUTPUT: (1, 0), "it is a parameter of ViTEmbeddings, of no known layer": (0, 2)}),
 }
-PLACES = {"speech, 1-D": Path("/usr/share/asterisk/sounds"), "own": Path("/usr/share/datasets/fashion-mnist")}
+GARMENTS = Path("/usr/share/datasets/fashion-mnist")
+PLACES = {
+    "speech, 1-D": Path("/usr/share/asterisk/sounds"),
+    **dict.fromkeys(("own residual", "own depthwise", "efficient", "transformer"), GARMENTS),
+}
 """Where Debian's packages put the data of tasks that need one."""
 LIBRARIES = {"Lightning": "lightning", "Hugging Face": "transformers"}
 
@@ -40,7 +49,7 @@ LIBRARIES = {"Lightning": "lightning", "Hugging Face": "transformers"}
 def needed(name: str) -> None:
     if library := LIBRARIES.get(name):
         pytest.importorskip(library, reason=f"{library} is missing: pip install 'prunefront[{library}]'")
-    place = PLACES.get(name) or (PLACES["own"] if name.startswith("own") else None)
+    place = PLACES.get(name)
     if place and not place.is_dir():
         pytest.skip(f"no data in {place}: install the Debian packages that .ci/run names")
 
