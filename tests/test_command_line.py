@@ -20,16 +20,19 @@ import threading
 import time
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from search.cli.commands.study import _search_text as search_text
 from search.cli.device_support import TARGETS
 from search.cli.mlflow_ui import serve_ui
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.options import MASKS, study_file
+from search.results.view import SearchResult, open_study
 from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
@@ -317,6 +320,22 @@ def test_the_closing_table_shows_macs(finished):
     trials = {row["trial"]: row["digest"] for row in finished.reply["front"]}
     shown = {name: row["macs"] for name, row in rows.items() if name.startswith("trial")}
     assert shown and all({macs} == by_digest[trials[int(name.split()[1])]] for name, macs in shown.items())
+
+
+def test_below_the_closing_table_static_rules_of_one_network_are_told(finished):
+    view = open_study(finished.root, finished.name)
+    finalist = view.state.comparison.finalists[0]
+
+    def below(baselines):
+        view.state.comparison = replace(view.state.comparison, baselines=baselines)
+        text = search_text(SearchResult(finished.name, finished.path, view.state, {}), "mlruns")
+        (table,) = (part for part in text.split("\n\n") if part.startswith("network"))
+        return [line for line in table.splitlines() if not re.match(r"network|dense|global|lamp|uniform|trial", line)]
+
+    assert below({"uniform": finalist, "lamp": finalist}) == [
+        "Static rules that come to one network: uniform and lamp."
+    ]
+    assert below({"lamp": finalist}) == []
 
 
 def test_a_changed_study_is_refused_with_the_difference(main, finished):
