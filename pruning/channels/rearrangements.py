@@ -66,8 +66,9 @@ def note_split(call: Call, labels: Tensor, dims: Sequence[int], before: Sequence
     heads = _heads(running, labels, varied)
     joined = call.labels.join_along(labels, *(dim for dim in varied if dim != heads))
     call.notes.splits.append(Split(joined, tuple(dims), name))
-    if scheme == HEADS_OF_INPUTS:
-        _share_inputs(call, running, narrowed(joined).flatten(), prod(labels.shape[dim] for dim in varied))
+    each = narrowed(joined).flatten()
+    if scheme == HEADS_OF_INPUTS and len(each) == labels.shape[heads]:  # else more than heads were divided
+        _share_inputs(call, running, each, prod(labels.shape[dim] for dim in varied))
     return joined.expand(labels.shape)
 
 

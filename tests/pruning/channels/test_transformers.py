@@ -396,11 +396,14 @@ def test_vision_transformer():
     assert (model.hidden_dim, small.hidden_dim) == (12, 7)
 
 
-def test_swin_transformer():
-    model = prepared(SwinTransformer([2, 2], 12, [2, 2], [3, 6], [2, 2], 2.0, stochastic_depth_prob=0.0, num_classes=4))
+@pytest.mark.parametrize(("width", "heads", "window"), [(12, 3, 2), (32, 2, 4)])
+def test_swin_transformer(width, heads, window):
+    """Also where as many channels come in as a window has positions, times the heads."""
+    sizes = [2, 2], width, [2, 2], [heads, 2 * heads], [window, window], 2.0
+    model = prepared(SwinTransformer(*sizes, stochastic_depth_prob=0.0, num_classes=4))
     small = check(model, example(torch.Size((2, 3, 12, 12))))
-    assert small.features[1][0].attn.num_heads == 2
-    assert small.features[1][0].attn.relative_position_bias_table.shape == (9, 2)
+    assert small.features[1][0].attn.num_heads == heads - 1
+    assert small.features[1][0].attn.relative_position_bias_table.shape == ((2 * window - 1) ** 2, heads - 1)
 
 
 # Sizes that modules hold
