@@ -350,6 +350,34 @@ class SearchOptions(_Fields):
         example=4,
         may_change=True,
     )
+    workers: int = option(
+        "trials at once, each in a process of its own ({default}: in this one)",
+        default=1,
+        metavar="N",
+        at_least=1,
+        at_most=256,
+        may_change=True,
+        more="several cards are dealt out among them, and the machine's cores unless threads says how many each takes; "
+        "with more than one, what is proposed depends on which trials end first",
+    )
+    attempts: int = option(
+        "how often the worker of a trial may be lost before the trial is failed ({default})",
+        default=3,
+        metavar="N",
+        at_least=1,
+        at_most=100,
+        may_change=True,
+        more="by a signal, a crash or a stall; of several workers only",
+    )
+    stall: float | None = option(
+        "seconds without a step after which a worker is lost (20 times the slowest step, at least 600)",
+        default=None,
+        metavar="S",
+        above=0,
+        example=1800,
+        may_change=True,
+        more="of several workers only",
+    )
     root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
 
 

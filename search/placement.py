@@ -27,6 +27,8 @@ RESIDENT_SHARE = 0.2
 """Of the memory that is free on the device, at most so much is taken by a split that is kept there."""
 WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """What NVIDIA's libraries ask of the environment, before their first product, to repeat products bit for bit."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""What tells CUDA, before its first use, which cards a process sees."""
 
 _resident: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """A tensor of a split -> device -> its copy there, or None where it did not fit; gone when the tensor is."""
@@ -172,6 +174,16 @@ def devices() -> list[str]:
     """Every device that a placement can name, the one that `auto` takes first."""
     cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def cards(device: str, placement: Placement) -> list[str]:
+    """Cards to deal out among processes, as the environment variable `VISIBLE` names them: none where `device`, the
+    option, says which one it is.
+    """
+    if placement.device.type != "cuda" or device.startswith("cuda:"):
+        return []
+    visible = os.environ.get(VISIBLE)
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _described(device: str) -> str:

@@ -203,14 +203,15 @@ def to_plain(record: TrialRecord | FinalRecord | PendingTrial) -> dict[str, Any]
     data = {f.name: getattr(record, f.name) for f in fields(record)}
     if not isinstance(record, PendingTrial):
         data["policy"] = record.policy.to_dict()
-        data["result"] = _result_to_plain(record.result)
+        data["result"] = result_to_plain(record.result)
     for key in ("params", "sampled", "scores"):
         if key in data:
             data[key] = dict(data[key])
     return {"version": RECORD_VERSION, **data}
 
 
-def _result_to_plain(result: TrialResult) -> dict[str, Any]:
+def result_to_plain(result: TrialResult) -> dict[str, Any]:
+    """Data for JSON."""
     return {
         "state": result.state,
         "reason": result.reason,
@@ -230,6 +231,16 @@ def _result_to_plain(result: TrialResult) -> dict[str, Any]:
         **({"restored": result.restored} if result.restored else {}),
         **({"ended_at": result.ended_at} if result.ended_at is not None else {}),
     }
+
+
+def result_from_plain(data: Mapping[str, Any]) -> TrialResult:
+    """The inverse of `result_to_plain`; raises `KeyError`, `TypeError` or `AttributeError` of anything else."""
+    result = dict(data)
+    result["shares"] = RelativeCost(**result["shares"]) if result["shares"] else None
+    result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)
+    result["file"] = WrittenFile(**result["file"]) if result.get("file") is not None else None
+    result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
+    return TrialResult(**result)
 
 
 def trial_from_plain(data: Mapping[str, Any]) -> TrialRecord:
@@ -260,11 +271,7 @@ def _versioned(data: Mapping[str, Any]) -> dict[str, Any]:
 def _built(kind: Any, data: Mapping[str, Any]) -> Any:
     try:
         data = _versioned(data)
-        result = dict(data["result"])
-        result["shares"] = RelativeCost(**result["shares"]) if result["shares"] else None
-        result["cause"] = result.get("cause") or (cause_of(result["reason"]) if result["state"] == FAILED else None)
-        result["file"] = WrittenFile(**result["file"]) if result.get("file") is not None else None
-        result["curve"] = tuple(CurvePoint(**point) for point in result["curve"])
-        return kind(**{**data, "policy": PruningPolicy.from_dict(data["policy"]), "result": TrialResult(**result)})
+        policy, result = PruningPolicy.from_dict(data["policy"]), result_from_plain(data["result"])
+        return kind(**{**data, "policy": policy, "result": result})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged record: {error}") from None

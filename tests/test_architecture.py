@@ -46,9 +46,13 @@ ROOMS = {
         "config", "errors", "files", "identity", "metric", "placement", "progress", "records", "results", "store",
         "training", "user_code", "weights", "workloads",
     },
+    "executors": {
+        "config", "errors", "identity", "metric", "placement", "process", "progress", "records", "store", "training",
+        "user_code", "workloads",
+    },
     "study": {
-        "config", "errors", "files", "goal", "identity", "metric", "placement", "progress", "proposals", "records",
-        "results", "storage", "store", "training", "user_code", "workloads",
+        "config", "errors", "executors", "files", "goal", "identity", "metric", "placement", "progress", "proposals",
+        "records", "results", "storage", "store", "training", "user_code", "workloads",
     },
     "cli": {
         "analysis", "config", "errors", "export", "files", "metric", "namesakes", "networks", "options", "placement",

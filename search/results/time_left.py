@@ -45,8 +45,8 @@ def seconds_left(
     """Running seconds that a study still needs at its pace so far, finals included; None before the first finished
     trial.
 
-    Trials end at the time limit. Before the first full-length fine-tune, its duration is taken to be a trial's times
-    the ratio of their epochs.
+    Trials end at the time limit, and as many run at once as there are workers. Before the first full-length fine-tune,
+    its duration is taken to be a trial's times the ratio of their epochs.
 
     Args:
         recipe: of its workload, as plain data.
@@ -62,8 +62,8 @@ def seconds_left(
         final = pace.worked / pace.trials * recipe["final_epochs"] / recipe["trial_epochs"]
     of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
     if config.timeout is not None:
-        of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0))
-    return of_trials + pace.worked / pace.trials * short_runs + final * final_runs
+        of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0) * config.workers)
+    return (of_trials + pace.worked / pace.trials * short_runs + final * final_runs) / config.workers
 
 
 def final_runs_left(

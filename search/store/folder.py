@@ -77,6 +77,11 @@ class StudyFolder:
     def exists(self) -> bool:
         return (self.path / "study.json").is_file()
 
+    @property
+    def dense_weights(self) -> Path:
+        """The dense model, for workers."""
+        return self.path / "checkpoints" / "dense.safetensors"
+
     def trial_weights(self, number: int) -> Path:
         return self.path / "checkpoints" / f"trial-{number:05d}.safetensors"
 

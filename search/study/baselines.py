@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from search.config import SearchConfig
+from search.executors.dispatch import dispatch
+from search.executors.jobs import Executor, Job
 from search.metric import told_share
 from search.progress import ProgressReporter
 from search.records import COMPLETE, FinalRecord
@@ -12,16 +14,13 @@ from search.results.comparison import BASELINES
 from search.results.state import StudyState
 from search.store.folder import StudyFolder
 from search.study.clock import StudyClock
-from search.training.attempts import Attempt, give_up_on
-from search.training.evaluate import PreparedModel, evaluate_policy, failed
+from search.training.attempts import Attempt
+from search.training.evaluate import PreparedModel
 from spaces.allocation.budget import Unreachable
 from spaces.cost.effect import fine_tune_key
 from spaces.policy import PruningPolicy
 from spaces.search_space.initial import allocated
 from spaces.search_space.projection import Projector
-
-Accuracy = Callable[[str, PruningPolicy], float]
-"""Name and policy of a static allocation -> accuracy on validation data after a trial's fine-tune; -1 if it failed."""
 
 
 def static_candidates(projector: Projector, name: str) -> list[PruningPolicy]:
@@ -35,25 +34,26 @@ def static_candidates(projector: Projector, name: str) -> list[PruningPolicy]:
     return found
 
 
-def baseline_policies(
-    projector: Projector, finalists: Sequence[PruningPolicy], accuracy_of: Accuracy
-) -> dict[str, PruningPolicy]:
-    """Static allocations at the limit, by name, each at the bits of highest accuracy, ties by more bits.
+def baseline_choices(projector: Projector, finalists: Sequence[PruningPolicy]) -> dict[str, list[PruningPolicy]]:
+    """Static allocations at the limit, by name, each at all bits at which it reaches it, from the most on.
 
     One that does the same as a finalist or an earlier one is replaced by that policy, so that it is tuned once.
-    Accuracies are asked for only where there is a choice.
     """
     network = projector.space.network
     known = {fine_tune_key(network, policy): policy for policy in reversed(finalists)}
-    policies = {}
+    choices = {}
     for name in BASELINES:
         found = static_candidates(projector, name)
         ours = [known.setdefault(fine_tune_key(network, one), one) for one in found]
-        choices = list({one.digest: one for one in ours}.values())
-        if choices:
-            accuracies = [accuracy_of(name, one) for one in choices] if len(choices) > 1 else [0.0]
-            policies[name] = choices[accuracies.index(max(accuracies))]
-    return policies
+        choices[name] = list({one.digest: one for one in ours}.values())
+    return choices
+
+
+def best_baselines(
+    choices: Mapping[str, Sequence[PruningPolicy]], accuracies: Mapping[str, float]
+) -> dict[str, PruningPolicy]:
+    """Of each static allocation that reaches the limit the one of highest accuracy (by digest), ties by more bits."""
+    return {name: max(ones, key=lambda one: accuracies.get(one.digest, 0.0)) for name, ones in choices.items() if ones}
 
 
 class ShortRuns:
@@ -70,46 +70,53 @@ class ShortRuns:
         state: StudyState,
         clock: StudyClock,
         watcher: ProgressReporter,
+        executor: Executor,
     ) -> None:
+        self._executor = executor
         self._config, self._folder, self._subject = config, folder, subject
         self._clock, self._watcher, self._trials, self._unit = clock, watcher, state.records, state.unit
         self._done = {run.digest: run for run in folder.journal.short_runs()}
-        self._of_trials: dict[str, float] | None = None
 
-    def accuracy_of(self, name: str, policy: PruningPolicy) -> float:
-        """Accuracy on validation data; -1 if the fine-tune failed."""
-        if (known := self._known(policy)) is not None:
-            return known
-        if policy.digest not in self._done:
-            self._run(name, policy)
-        accuracy = self._done[policy.digest].result.accuracy
-        return -1.0 if accuracy is None else accuracy
+    def accuracies(self, choices: Mapping[str, Sequence[PruningPolicy]]) -> dict[str, float]:
+        """Digest -> accuracy on validation data, -1 if the fine-tune failed, of all policies among which there is a
+        choice.
+        """
+        asked = {one.digest: (name, one) for name, ones in choices.items() if len(ones) > 1 for one in ones}
+        of_trials = self._of_trials(one for _, one in asked.values())
+        missing = {key: what for key, what in asked.items() if key not in of_trials and key not in self._done}
+        self._run(missing)
+        ours = {key: self._done[key].result.accuracy for key in asked if key not in of_trials}
+        return of_trials | {key: -1.0 if accuracy is None else accuracy for key, accuracy in ours.items()}
 
-    def _known(self, policy: PruningPolicy) -> float | None:
+    def _of_trials(self, policies: Iterable[PruningPolicy]) -> dict[str, float]:
+        """Digest -> accuracy of those that a complete trial of the study had."""
         network = self._subject.network
-        if self._of_trials is None:
-            complete = (trial for trial in self._trials.values() if trial.result.state == COMPLETE)
-            self._of_trials = {fine_tune_key(network, one.policy): one.result.measured.accuracy for one in complete}
-        return self._of_trials.get(fine_tune_key(network, policy))
+        complete = (trial for trial in self._trials.values() if trial.result.state == COMPLETE)
+        known = {fine_tune_key(network, one.policy): one.result.measured.accuracy for one in complete}
+        found = {policy.digest: known.get(fine_tune_key(network, policy)) for policy in policies}
+        return {key: accuracy for key, accuracy in found.items() if accuracy is not None}
 
-    def _run(self, name: str, policy: PruningPolicy) -> None:
-        seed, limit = self._config.seed, self._config.trial_timeout
-        attempt = Attempt(self._folder.journal.folder, f"static-{policy.digest}")
-        what = f"baseline {name}, {policy.bits_label}"
-        if reason := attempt.failure:
-            evaluation = failed(reason)
-        else:
-            with self._watcher.stage(what) as progress, attempt.running(progress) as step:
-                epochs = self._subject.workload.recipe.trial_epochs
-                evaluation = evaluate_policy(
-                    self._subject, policy, epochs, seed, step, seconds=limit, give_up=give_up_on(attempt, what, limit)
-                )
-        record = FinalRecord(policy.digest, seed, policy, evaluation.result, None, None, self._clock.seconds)
-        self._folder.journal.write_short_run(record)
-        attempt.finish()
-        self._done[policy.digest] = record
-        result = record.result
-        said = f"{result.state}: {result.reason}"
-        if result.state == COMPLETE:
-            said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
-        self._watcher.headline(f"{what}: {said}")
+    def _run(self, missing: Mapping[str, tuple[str, PruningPolicy]]) -> None:
+        config, folder = self._config, self._folder.journal.folder
+        jobs = [self._job(name, policy) for name, policy in missing.values()]
+        for done in dispatch(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
+            policy, result = done.job.policy, done.result
+            record = FinalRecord(policy.digest, config.seed, policy, result, None, None, self._clock.seconds)
+            self._folder.journal.write_short_run(record)
+            Attempt(folder, done.job.key).finish()
+            self._done[policy.digest] = record
+            said = f"{result.state}: {result.reason}"
+            if result.state == COMPLETE:
+                said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
+            self._watcher.headline(f"{done.job.label}: {said}")
+
+    def _job(self, name: str, policy: PruningPolicy) -> Job:
+        return Job(
+            key=f"static-{policy.digest}",
+            name=f"baseline {name}, {policy.bits_label}",
+            label=f"baseline {name}, {policy.bits_label}",
+            policy=policy,
+            epochs=self._subject.workload.recipe.trial_epochs,
+            seed=self._config.seed,
+            limit=self._config.trial_timeout,
+        )

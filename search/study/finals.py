@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from search.config import SearchConfig
-from search.errors import OwnCodeProblem
+from search.executors.dispatch import dispatch
+from search.executors.evaluation import test_scores
+from search.executors.jobs import Executor, Job
 from search.metric import Metric, told_share
 from search.progress import ProgressReporter, duration
 from search.records import COMPLETE, FinalRecord, TrialResult
@@ -27,19 +27,15 @@ from search.results.state import StudyState
 from search.results.tables import FinalScore
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
-from search.study.baselines import ShortRuns, baseline_policies
+from search.study.baselines import ShortRuns, baseline_choices, best_baselines
 from search.study.clock import StudyClock
 from search.study.loop_remarks import LoopRemarks
-from search.training.attempts import Attempt, give_up_on
-from search.training.checkpoints import load_model, save_model
+from search.training.attempts import Attempt
+from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
-from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, evaluate_untrained, failed
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
 from search.training.latency_cache import time_finals
-from search.training.own_scores import Metrics
 from search.training.scoring import score
-from search.training.trained import Progress
-from search.user_code.blame import told
-from search.user_code.loading import pass_signals_on
 from search.workloads.run import FINAL
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
@@ -54,33 +50,17 @@ def compare_finals(
     state: StudyState,
     clock: StudyClock,
     watcher: ProgressReporter,
+    executor: Executor,
 ) -> Comparison:
     """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in."""
     finalists = [state.records[number].policy for number in state.finalists(config.finalists)]
-    shorts = ShortRuns(config, folder, subject, state, clock, watcher)
-    baselines = baseline_policies(projector, finalists, shorts.accuracy_of)
-    done = {(final.digest, final.seed) for final in state.finals}
+    choices = baseline_choices(projector, finalists)
+    shorts = ShortRuns(config, folder, subject, state, clock, watcher, executor)
+    baselines = best_baselines(choices, shorts.accuracies(choices))
     named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
     seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
     runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
-    missing = {run: what for run, what in runs.items() if run not in done}
-    began, remarks = clock.seconds, LoopRemarks(watcher)
-    for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
-        attempt = Attempt(folder.journal.folder, f"{digest}-{seed}")
-        if attempt.deaths and not attempt.failure:
-            watcher.note(f"the final run of {name} begins again, as it was cut off {attempt.deaths[-1]}")
-        with watcher.stage(f"final run {number}/{len(missing)} ({name}, seed {seed})") as progress:
-            evaluation, tested = _evaluated(config, subject, policy, seed, attempt, progress)
-        if evaluation.model is not None:
-            save_model(*evaluation.network, folder.final_weights(digest, seed))
-        remarks.tell(f"the final run of {name} with seed {seed}", evaluation.result)
-        accuracy, loss = (tested.accuracy, tested.loss) if tested else (None, None)
-        record = FinalRecord(digest, seed, policy, evaluation.result, accuracy, loss, clock.seconds)
-        folder.journal.write_final(record)
-        attempt.finish()
-        state.add_final(record)
-        left = (clock.seconds - began) / number * (len(missing) - number)
-        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", evaluation.result, left, state.unit))
+    _run_finals(config, folder, subject, runs, state, clock, watcher, executor)
     _tell_failures(folder.journal, state.finals, runs, watcher)
     known = read_comparison(folder)
     comparison = Comparison(
@@ -99,6 +79,54 @@ def compare_finals(
     return comparison
 
 
+def _run_finals(
+    config: SearchConfig,
+    folder: StudyFolder,
+    subject: PreparedModel,
+    runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]],
+    state: StudyState,
+    clock: StudyClock,
+    watcher: ProgressReporter,
+    executor: Executor,
+) -> None:
+    """Full-length fine-tunes of policies by digest and seed, but for those that are done.
+
+    Their time limit is a trial's, times the ratio of their epochs if that is above 1.
+    """
+    done_before = {(final.digest, final.seed) for final in state.finals}
+    missing = {run: what for run, what in runs.items() if run not in done_before}
+    recipe, limit = subject.workload.recipe, config.trial_timeout
+    if limit is not None:
+        limit *= max(recipe.final_epochs / recipe.trial_epochs, 1)
+    jobs, seeds = {}, {}
+    for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
+        job = Job(
+            key=f"{digest}-{seed}",
+            name=f"the final run of {name} with seed {seed}",
+            label=f"final run {number}/{len(missing)} ({name}, seed {seed})",
+            policy=policy,
+            epochs=recipe.final_epochs,
+            seed=seed,
+            stage=FINAL,
+            limit=limit,
+            is_tested=True,
+            weights=folder.final_weights(digest, seed),
+        )
+        jobs[job.key], seeds[job.key] = job, (number, name)
+    began, remarks = clock.seconds, LoopRemarks(watcher)
+    ended = dispatch(executor, iter(jobs.values()), folder.journal.folder, config.attempts, watcher.note)
+    for count, done in enumerate(ended, 1):
+        job, (number, name) = done.job, seeds[done.job.key]
+        remarks.tell(job.name, done.result)
+        accuracy, loss = (done.tested.accuracy, done.tested.loss) if done.tested else (None, None)
+        record = FinalRecord(job.policy.digest, job.seed, job.policy, done.result, accuracy, loss, clock.seconds)
+        folder.journal.write_final(record)
+        Attempt(folder.journal.folder, job.key).finish()
+        state.add_final(record)
+        left = (clock.seconds - began) / count * (len(missing) - count)
+        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", done.result, left, state.unit))
+
+
 def _tell_failures(
     journal: Journal,
     finals: Sequence[FinalRecord],
@@ -112,40 +140,6 @@ def _tell_failures(
                 f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is left out "
                 f"of the means: to repeat it, delete {path} and run `prunefront search` again"
             )
-
-
-def _evaluated(
-    config: SearchConfig, subject: PreparedModel, policy: PruningPolicy, seed: int, attempt: Attempt, progress: Progress
-) -> tuple[Evaluation, Metrics | None]:
-    """One full-length fine-tune and its scores on test data; failed at once if earlier attempts ended the process too
-    often.
-
-    Its time limit is a trial's, times the ratio of their epochs if that is above 1.
-    """
-    if reason := attempt.failure:
-        return failed(reason), None
-    recipe, limit = subject.workload.recipe, config.trial_timeout
-    if limit is not None:
-        limit *= max(recipe.final_epochs / recipe.trial_epochs, 1)
-    give_up = give_up_on(attempt, "a final run", limit)
-    with attempt.running(progress) as step:
-        evaluation = evaluate_policy(
-            subject, policy, recipe.final_epochs, seed, step, seconds=limit, give_up=give_up, stage=FINAL
-        )
-        if evaluation.model is None:
-            return evaluation, None
-        tested = _tested(evaluation.model, subject)
-        return (failed(tested), None) if isinstance(tested, str) else (evaluation, tested)
-
-
-def _tested(model: nn.Module, subject: PreparedModel) -> Metrics | str:
-    """The scores of a network on test data, or why it has none."""
-    try:
-        found = score(model, "test", subject.workload)
-    except BaseException as error:
-        pass_signals_on(error)
-        return f"error on test data: {error if isinstance(error, OwnCodeProblem) else told(error)}"
-    return found if math.isfinite(found.accuracy) else f"error on test data: the metric is {found.accuracy}"
 
 
 def _timed(
@@ -193,7 +187,7 @@ def _references(
 
 
 def _dense(subject: PreparedModel) -> Reference | str:
-    tested = _tested(subject.dense, subject)
+    tested = test_scores(subject.dense, subject)
     if isinstance(tested, str):
         return tested
     return Reference(score(subject.dense, "validation", subject.workload).accuracy, tested.accuracy, 1.0, 1.0)
@@ -203,7 +197,7 @@ def _rounded_dense(subject: PreparedModel, bits: int) -> Reference | str:
     evaluation = _rounded(subject, bits)
     if evaluation.model is None:
         return str(evaluation.result.reason)
-    tested = _tested(evaluation.model, subject)
+    tested = test_scores(evaluation.model, subject)
     if isinstance(tested, str):
         return tested
     accuracy, _, shares = evaluation.result.measured

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
+from search.executors.choose import make_executor
+from search.executors.dispatch import dispatch
+from search.executors.jobs import Done, Executor, Job
 from search.goal import told_goal
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
@@ -33,11 +37,10 @@ from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.study.loop_remarks import LoopRemarks
-from search.training.attempts import Attempt, give_up_on
+from search.training.attempts import Attempt
 from search.training.chance import chance_accuracy
-from search.training.checkpoints import save_model
 from search.training.dense_model import DenseModel
-from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
+from search.training.evaluate import PreparedModel
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
 from search.training.scan_notes import undefined_note
 from search.workloads.tally import named
@@ -52,6 +55,15 @@ from spaces.sensitivity import Profile
 
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
+
+
+class BegunTrial(NamedTuple):
+    """A trial that is being evaluated: what it is, when it began, and the seconds its proposal took."""
+
+    trial: PendingTrial
+    proposal: Projected
+    started: float
+    proposing: float
 
 
 class StudyRunner:
@@ -71,6 +83,7 @@ class StudyRunner:
         self.subject, workload = prepared.scored_by(config.criterion), prepared.workload
         self._leave_unseen_whole()
         self.run_here: list[TrialRecord] = []
+        self.begun: dict[str, BegunTrial] = {}
         self.remarks = LoopRemarks(watcher)
         self.seconds = {"dense": dense.trained_seconds}
         known: dict[str, Any] = {"dense_accuracy": dense.accuracy}
@@ -147,8 +160,9 @@ class StudyRunner:
         try:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
-            self._run_trials()
-            self.state.comparison = self._finals() if self.config.finalists else None
+            with closing(self._executor()) as self.executor:
+                self._run_trials()
+                self.state.comparison = self._finals() if self.config.finalists else None
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
@@ -203,12 +217,21 @@ class StudyRunner:
         return {n: t for n, t in found.items() if n not in self.state.records and self.study.can_ask(t.params)}
 
     def _run_trials(self) -> None:
-        while len(self.state.records) < self.config.trials:
+        folder, attempts = self.journal.folder, self.config.attempts
+        for done in dispatch(self.executor, self._jobs(), folder, attempts, self.watcher.note):
+            self._take(done)
+            self._stop_if_hopeless()
+
+    def _executor(self) -> Executor:
+        return make_executor(self.config, self.folder, self.subject, self.dense, self.watcher)
+
+    def _jobs(self) -> Iterator[Job]:
+        """Trials as jobs, each proposed when it can begin."""
+        while len(self.state.records) + len(self.begun) < self.config.trials:
             if self.config.timeout is not None and self.clock.seconds >= self.config.timeout:
                 self.watcher.note(f"time limit of {duration(self.config.timeout)} reached: no further trial starts")
                 return
-            self._run_trial(self.study.next_number)
-            self._stop_if_hopeless()
+            yield self._begin(self.study.next_number)
 
     def _first_seeds(self) -> list[InitialPoint]:
         """Seeds of the first half of the trials, as many as there were to be when the study began."""
@@ -237,25 +260,41 @@ class StudyRunner:
         origin, scores = self.study.reason(trial)
         return PendingTrial(number, origin, params, scores)
 
-    def _run_trial(self, number: int) -> None:
+    def _begin(self, number: int) -> Job:
         started, began = self.clock.seconds, time.perf_counter()
         trial = self._propose(number)
         proposal = self.projector.project(trial.params)
         proposing = time.perf_counter() - began
         self.journal.write_pending(trial)
-        attempt = Attempt(self.journal.folder, f"trial-{number:05d}")
-        evaluation = self._evaluate(number, proposal, attempt)
-        if evaluation.model is not None:
-            save_model(*evaluation.network, self.folder.trial_weights(number))
-        self.remarks.tell(f"trial {number}", evaluation.result)
+        name, policy = f"trial {number}", proposal.policy
+        what = [f"{policy.granularity_label} at {proposal.target:.1%}", policy.bits_label]
+        job = Job(
+            key=f"trial-{number:05d}",
+            name=name,
+            label=f"{name} ({', '.join(filter(None, what))})",
+            policy=policy,
+            epochs=self.subject.workload.recipe.trial_epochs,
+            seed=self.config.seed,
+            limit=self.config.trial_timeout,
+            weights=self.folder.trial_weights(number),
+        )
+        self.begun[job.key] = BegunTrial(trial, proposal, started, proposing)
+        return job
+
+    def _take(self, done: Done) -> None:
+        """Take in what came of a trial."""
+        trial, proposal, started, proposing = self.begun.pop(done.job.key)
+        if not done.begun:
+            self._tell_left_out(done)
+        self.remarks.tell(done.job.name, done.result)
         record = TrialRecord(
-            number=number,
+            number=trial.number,
             origin=trial.origin,
             params=trial.params,
             policy=proposal.policy,
             sampled=proposal.sampled,
             target=proposal.target,
-            result=evaluation.result,
+            result=done.result,
             started=started,
             finished=self.clock.seconds,
             proposing=proposing,
@@ -263,7 +302,7 @@ class StudyRunner:
             scores=trial.scores,
         )
         self.journal.write_trial(record)
-        attempt.finish()
+        Attempt(self.journal.folder, done.job.key).finish()
         off_front = self.state.add(record)
         self.run_here.append(record)
         self.study.tell(record)
@@ -271,6 +310,14 @@ class StudyRunner:
         self.tracker.log_trial(record)
         self._drop_weights(off_front)
         self._show(record)
+
+    def _tell_left_out(self, done: Done) -> None:
+        """Of a trial that ended too many processes."""
+        journaled = self.journal.folder / f"{done.job.key}.json"
+        self.watcher.note(
+            f"{done.job.name} is left out ({done.result.reason}): to try it again, delete {journaled} and "
+            f"{self.folder.database} and run the same command"
+        )
 
     def _stop_if_hopeless(self) -> None:
         """End a study none of whose trials has come to anything for one reason that no policy can mend."""
@@ -287,28 +334,6 @@ class StudyRunner:
             f"{told}: repair what raised it and run the same command, with a new --study if that changed the code of "
             "train, evaluate, loss, metric or augment"
         )
-
-    def _evaluate(self, number: int, proposal: Projected, attempt: Attempt) -> Evaluation:
-        """Evaluate a trial, unless evaluating it has ended this process too often."""
-        name = f"trial {number}"
-        if reason := attempt.failure:
-            journaled = self.journal.folder / f"trial-{number:05d}.json"
-            self.watcher.note(
-                f"{name} is left out ({reason}): to try it again, delete {journaled} and {self.folder.database} and "
-                "run the same command"
-            )
-            return failed(reason)
-        if attempt.deaths:
-            self.watcher.note(f"{name} begins again, as it was cut off {attempt.deaths[-1]}")
-        policy = proposal.policy
-        what = [f"{policy.granularity_label} at {proposal.target:.1%}", policy.bits_label]
-        label = f"{name} ({', '.join(filter(None, what))})"
-        epochs, limit = self.subject.workload.recipe.trial_epochs, self.config.trial_timeout
-        with self.watcher.stage(label) as progress, attempt.running(progress) as step:
-            return evaluate_policy(
-                self.subject, policy, epochs, self.config.seed, step,
-                seconds=limit, give_up=give_up_on(attempt, name, limit),
-            )  # fmt: skip
 
     def _drop_weights(self, numbers: Sequence[int]) -> None:
         """Delete the weights of trials that are not on the front, but for finalists'."""
@@ -339,7 +364,7 @@ class StudyRunner:
         if not self.state.front_length:
             return None
         return compare_finals(
-            self.config, self.folder, self.subject, self.projector, self.state, self.clock, self.watcher
+            self.config, self.folder, self.subject, self.projector, self.state, self.clock, self.watcher, self.executor
         )
 
     def _seconds(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,12 +36,13 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Death:
     """An earlier attempt that ended its process after `step` of `steps` training steps; `how` is empty if the cause is
-    unknown.
+    unknown. `lost` is whether the process was a worker, and its study lived on.
     """
 
     step: int
     steps: int
     how: str
+    lost: bool = False
 
     def __str__(self) -> str:
         return f"{reached(self.step, self.steps)}: {self.how or 'killed from outside, or for lack of memory'}"
@@ -58,12 +59,14 @@ class Attempt:
     Args:
         folder: the journal's.
         key: names the evaluation.
+        most_lost: how often workers may be lost in it; None: it knows none.
 
     Attributes:
         deaths: the attempts that ended the process, oldest first.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, most_lost: int | None = None) -> None:
+        self._most_lost = most_lost
         self._known, self._now = folder / f"begun-{key}", folder / f"begun-{key}.now"
         self.deaths = _known_deaths(self._known) + _last_death(self._now)
 
@@ -75,6 +78,9 @@ class Attempt:
             return f"{own[-1].how}, {reached(own[-1].step, own[-1].steps)}"
         if len(own) >= MAX_STARTS:
             return f"crashed: it ended the process {len(own)} times, last {own[-1]}"
+        lost = [death for death in self.deaths if death.lost]
+        if self._most_lost is not None and len(lost) >= self._most_lost:
+            return f"crashed: its worker was lost {len(lost)} times, last {lost[-1]}"
         kills = Counter((death.step, death.steps) for death in self.deaths if not death.how)
         if kills and (most := kills.most_common(1)[0])[1] >= MAX_KILLS:
             return f"crashed: the process was ended {most[1]} times in it, each time {Death(*most[0], '')}"
@@ -87,9 +93,7 @@ class Attempt:
 
         An exception that leaves the context leaves the process alive, so it is no death.
         """
-        if self.deaths:
-            text = json.dumps([asdict(death) for death in self.deaths])
-            write_durably(self._known, text.encode())
+        self._write_deaths()
         process = os.getpid()
         self._now.unlink(missing_ok=True)  # never followed: it may be a link to another file
         file = os.open(self._now, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -114,6 +118,26 @@ class Attempt:
         """Record what is about to end the process."""
         with self._now.open("ab") as file:
             file.write(words.encode())
+
+    def lose(self, step: int, steps: int, how: str = "") -> None:
+        """Record that the worker of this evaluation is gone: where it left no words, it was at this step, and what is
+        known of its end, if anything, is `how`.
+        """
+        if not self._now.exists():
+            self.deaths += (Death(step, steps, ""),)
+        *before, last = self.deaths
+        self.deaths = (*before, replace(last, how=last.how or how, lost=True))
+        self._write_deaths()
+        self._now.unlink(missing_ok=True)
+
+    def forget_last(self) -> None:
+        """The attempt that was running was ended by its study, and counts as not begun."""
+        self._now.unlink(missing_ok=True)
+
+    def _write_deaths(self) -> None:
+        if self.deaths:
+            text = json.dumps([{k: v for k, v in asdict(death).items() if v is not False} for death in self.deaths])
+            write_durably(self._known, text.encode())
 
     def finish(self) -> None:
         """Forget the attempts, since the result is on disk."""
@@ -180,7 +204,9 @@ def _known_deaths(path: Path) -> tuple[Death, ...]:
     """
     try:
         read: Any = json.loads(read_text(path, MOST_BYTES))
-        return tuple(Death(int(one["step"]), int(one["steps"]), str(one["how"])) for one in read)
+        return tuple(
+            Death(int(one["step"]), int(one["steps"]), str(one["how"]), one.get("lost") is True) for one in read
+        )
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return ()
 

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from study import PACKAGES, hardware
 
+import search.executors.evaluation
 import search.study.runner
 from search import run_search
 from search.config import make_config
@@ -174,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.total and options.trials < PLACES[0]:
         parser.error(f"--trials must be at least {PLACES[0]}, got {options.trials}")
-    stand = search.study.runner.evaluate_policy = Stand()
+    stand = search.executors.evaluation.evaluate_policy = Stand()
     if options.jump:
         run_trials = StudyRunner._run_trials
 

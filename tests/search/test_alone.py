@@ -69,8 +69,8 @@ def test_one_module_chooses_a_device():
     assert {name.partition(":")[0] for name in used} == {"pruning/latency.py", "search/training/latency_cache.py"}
 
 
-@pytest.mark.parametrize("option", ["--storage", "--optuna-storage", "--workers"])
-def test_neither_a_server_nor_workers_can_be_asked_for(option, tmp_path):
+@pytest.mark.parametrize("option", ["--storage", "--optuna-storage"])
+def test_no_server_can_be_asked_for(option, tmp_path):
     with pytest.raises(WrongUsage):
         make_parser().parse_args(["search", option, "postgresql://user:word@host/studies"])
     with pytest.raises(ValueError, match=option[2:].replace("-", "_")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import multiprocessing
 import os
 import signal
@@ -14,14 +13,15 @@ import traceback
 import pytest
 import torch
 
-import search.study.finals
-import search.study.runner
+import search.executors.evaluation
 from search import SearchConfig, run_search
 from search.process import interrupts
 from search.process.time_limit import limited
 from search.progress import ProgressReporter
 from search.store.journal import Journal
 from search.training.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
+from search.training.evaluate import evaluate_policy
+from search.workloads.run import FINAL, TRIAL
 
 
 def segfault() -> None:
@@ -209,7 +209,7 @@ def config(place, study: str, trials: int, **options) -> SearchConfig:
 
 
 def study_dies(config: SearchConfig, part: str, act) -> int:
-    """What a process ends with that runs a study whose evaluations, in `part` of `search.study`, end it after 7 steps.
+    """What a process ends with that runs a study whose evaluations, of the stage `part`, end it after 7 steps.
 
     A new process, since PyTorch's autograd refuses a forked one where a device was registered.
     """
@@ -220,12 +220,14 @@ def study_dies(config: SearchConfig, part: str, act) -> int:
 
 
 def run_deadly(config: SearchConfig, part: str, act) -> None:
-    def evaluate(_subject, _policy, _epochs, _seed, step, **_limits):
-        step(7, 20)
-        act()
+    def evaluate(subject, policy, epochs, seed, step, stage, **limits):
+        if stage == part:
+            step(7, 20)
+            act()
+        return evaluate_policy(subject, policy, epochs, seed, step, stage=stage, **limits)
 
     torch.set_num_threads(1)
-    importlib.import_module(f"search.study.{part}").evaluate_policy = evaluate
+    search.executors.evaluation.evaluate_policy = evaluate
     run_search(config)
 
 
@@ -244,7 +246,7 @@ def test_a_trial_that_ended_its_process_four_times(place, act):
     own, name = act is segfault, f"deadly-{act.__name__}"
     run_search(config(place, name, 1))
     for _ in range(MAX_STARTS):
-        assert study_dies(config(place, name, 2), "runner", act) == (-signal.SIGSEGV if own else -signal.SIGKILL)
+        assert study_dies(config(place, name, 2), TRIAL, act) == (-signal.SIGSEGV if own else -signal.SIGKILL)
     watcher = Noted()
     result = run_search(config(place, name, 3), watcher)
     assert list(result.trials["state"]) == ["complete", "failed" if own else "complete", "complete"]
@@ -263,7 +265,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(search.study.runner, "evaluate_policy", interrupted)
+        cut.setattr(search.executors.evaluation, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(before)
@@ -274,7 +276,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
 def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place):
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1, bits=(32,))
     for _ in range(MAX_STARTS):
-        assert study_dies(finals, "finals", segfault) == -signal.SIGSEGV
+        assert study_dies(finals, FINAL, segfault) == -signal.SIGSEGV
     watcher = Noted()
     result = run_search(finals, watcher)
     assert len(result.finals) == 3 and result.comparison is not None  # four of one seed: finalist and baselines
@@ -291,7 +293,7 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(search.study.finals, "evaluate_policy", interrupted)
+        cut.setattr(search.executors.evaluation, "evaluate_policy", interrupted)
         for _ in range(MAX_STARTS + 1):
             with pytest.raises(KeyboardInterrupt):
                 run_search(finals)
@@ -301,13 +303,13 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
 
 @pytest.mark.slow
 def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypatch):
-    score, calls = search.study.finals.score, []
+    score, calls = search.executors.evaluation.score, []
 
     def once(*arguments):
         calls.append(arguments)
         return sys.exit(0) if len(calls) == 1 else score(*arguments)
 
-    monkeypatch.setattr(search.study.finals, "score", once)
+    monkeypatch.setattr(search.executors.evaluation, "score", once)
     result = run_search(config(place, "untested", 2, finalists=1, final_seeds=2))
     (failure,) = [final for final in Journal(result.folder / "journal").finals() if final.result.state == "failed"]
     assert failure.result.reason.startswith("error on test data: sys.exit(0) (test_crashes.py, line ")

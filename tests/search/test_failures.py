@@ -10,6 +10,7 @@ import optuna
 import pytest
 import torch
 
+import search.executors.evaluation
 import search.study.runner
 import search.training.evaluate
 from pruning.channels.removal import RemovalMismatch
@@ -98,14 +99,14 @@ def test_only_what_diverged_is_learnt_as_no_accuracy_after_a_resume_and_a_lost_d
         4: "refused: no",
         5: "crashed: 4",
     }
-    real = search.study.runner.evaluate_policy
+    real = search.executors.evaluation.evaluate_policy
     numbers = iter(range(20))
 
     def evaluate(*arguments, **options):
         reason = reasons.get(next(numbers))
         return failed(reason) if reason else real(*arguments, **options)
 
-    monkeypatch.setattr(search.study.runner, "evaluate_policy", evaluate)
+    monkeypatch.setattr(search.executors.evaluation, "evaluate_policy", evaluate)
     calls = heard(monkeypatch)
     begin("mixed", trials=7, seeds=False)
     expected = ([3], [1, 2, 4, 5])
@@ -153,7 +154,7 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 ):
     study = reason[:5]
     with monkeypatch.context() as broken:
-        broken.setattr(search.study.runner, "evaluate_policy", lambda *_, **__: failed(reason))
+        broken.setattr(search.executors.evaluation, "evaluate_policy", lambda *_, **__: failed(reason))
         for count in (3, 6):
             with pytest.raises(kind, match=remedy):
                 begin(study, trials=8)
@@ -165,6 +166,6 @@ def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_onc
 def test_a_study_whose_trials_fail_by_their_policies_or_each_by_itself_goes_on(begin, monkeypatch, reasons):
     numbers = iter(range(20))
     monkeypatch.setattr(
-        search.study.runner, "evaluate_policy", lambda *_, **__: failed(reasons[next(numbers) % len(reasons)])
+        search.executors.evaluation, "evaluate_policy", lambda *_, **__: failed(reasons[next(numbers) % len(reasons)])
     )
     assert begin(f"going-{len(reasons)}-{reasons[0][:3]}", trials=4).counts["failed"] == 4

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy
 from optuna.trial import FrozenTrial
 
+import search.executors.evaluation
 import search.files
 import search.results.state
 import search.store.journal
@@ -77,7 +78,7 @@ def counted(place, tmp_path_factory):
                 counter.clear()
             return Evaluation(TrialResult(COMPLETE, accuracy=accuracy, loss=0.25, shares=cost))
 
-        patch.setattr(search.study.runner, "evaluate_policy", evaluate)
+        patch.setattr(search.executors.evaluation, "evaluate_policy", evaluate)
         patch.setattr(search.results.state, "trial_row", counting("rows of tables", search.results.state.trial_row))
         patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
         patch.setattr(

@@ -13,13 +13,12 @@ from search.metric import Metric
 from search.results.closing import alike_line, closing_rows, plain_closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore
-from search.study.baselines import baseline_policies
+from search.study.baselines import baseline_choices, best_baselines
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
 from spaces.cost.effect import achieved
 from spaces.cost.footprint import footprint
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.policy import PruningPolicy
 from spaces.search_space.initial import initial_points
 from spaces.search_space.projection import Projector
 
@@ -194,10 +193,6 @@ def test_test_examples_count_where_rounding_is_compared():
     assert "Dense at 6 bits (20.0 %) does as well" in verdict(as_good, alone, 0.25)
 
 
-def unasked(name: str, policy: PruningPolicy) -> float:
-    raise AssertionError(f"one choice needs no fine-tune, {name} was asked for")
-
-
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])
 def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_graph, granularities):
     space = Space(vgg_graph.network, 0.6, granularities)
@@ -205,11 +200,11 @@ def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_
     projector = Projector(space, evidence)
     seeds = list(islice(initial_points(projector), 20))
     finalists = [projector.project(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
-    found = baseline_policies(projector, finalists, unasked)
+    found = best_baselines(baseline_choices(projector, finalists), {})
     assert found["lamp"] is finalists[0] and list(found) == list(BASELINES)
     different = {tuple(achieved(space.network, policy).values()) for policy in found.values()}
     assert len({policy.digest for policy in found.values()}) == len(different)
-    alone = baseline_policies(projector, [], unasked)
+    alone = best_baselines(baseline_choices(projector, []), {})
     assert achieved(space.network, alone["lamp"]) == achieved(space.network, finalists[0])
 
 
@@ -228,28 +223,20 @@ def test_each_baseline_is_at_the_bits_that_do_best(projectors):
     """Another width for each allocator; ties go to more bits, and failures lose against all else."""
     projector = projectors(0.05)
     best = {"uniform": 6, "global": 4, "lamp": 8}
-    asked = []
-
-    def accuracy_of(name: str, policy: PruningPolicy) -> float:
-        asked.append((name, policy.bits))
-        return 0.9 if policy.bits == best[name] else 0.8
-
-    found = baseline_policies(projector, [], accuracy_of)
+    choices = baseline_choices(projector, [])
+    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == dict.fromkeys(BASELINES, [8, 6, 4])
+    all_of = [(name, one) for name, ones in choices.items() for one in ones]
+    found = best_baselines(choices, {one.digest: 0.9 if one.bits == best[name] else 0.8 for name, one in all_of})
     assert {name: policy.bits for name, policy in found.items()} == best
-    assert asked == [(name, bits) for name in BASELINES for bits in (8, 6, 4)]
     assert all(footprint(projector.space.network, policy).encoded_bytes for policy in found.values())
-    tied = baseline_policies(projector, [], lambda name, policy: 0.5 if policy.bits < 8 else -1.0)
+    tied = best_baselines(choices, {one.digest: 0.5 if one.bits < 8 else -1.0 for _, one in all_of})
     assert {policy.bits for policy in tied.values()} == {6}
 
 
 def test_bits_alone_are_tuned_once_for_all_allocators(projectors):
     """At half the size, nothing is removed at any of these widths."""
-    asked = []
-
-    def accuracy_of(name: str, policy: PruningPolicy) -> float:
-        asked.append(policy.bits)
-        return policy.bits / 10
-
-    found = baseline_policies(projectors(0.5), [], accuracy_of)
-    assert len({policy.digest for policy in found.values()}) == 1 and found["lamp"].bits == 8
-    assert set(asked) == {8, 6, 4} and not any(found["lamp"].sparsity.values())
+    choices = baseline_choices(projectors(0.5), [])
+    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == dict.fromkeys(BASELINES, [8, 6, 4])
+    assert len({one.digest for ones in choices.values() for one in ones}) == 3
+    found = best_baselines(choices, {one.digest: one.bits / 10 for one in choices["lamp"]})
+    assert found["lamp"].bits == 8 and not any(found["lamp"].sparsity.values())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import search.study.runner
+import search.executors.evaluation
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, MEASURING, TrialRecord, TrialResult
@@ -49,7 +49,7 @@ def study(place, root, monkeypatch):
 
     fit = Projector.fit
     monkeypatch.setattr(Projector, "fit", counted)
-    monkeypatch.setattr(search.study.runner, "evaluate_policy", evaluate)
+    monkeypatch.setattr(search.executors.evaluation, "evaluate_policy", evaluate)
 
     def run(sampler: str, trials: int) -> tuple[list[TrialRecord], list[Fit], Network]:
         fits.clear()

@@ -18,8 +18,8 @@ import optuna
 import pytest
 import torch
 
-import search.study.baselines
-import search.study.finals
+import search.executors.evaluation
+import search.executors.local
 import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
 from search.cli.resume import resume_command
@@ -36,6 +36,7 @@ from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.start import run_search
 from search.training.evaluate import failed
+from search.workloads.run import TRIAL
 from spaces import GRANULARITIES
 from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -327,10 +328,10 @@ def test_an_interrupted_trial_is_not_run_again_beyond_the_budget(begin, root):
 
 
 def test_where_every_trial_fails_there_are_no_finals(begin, root, monkeypatch):
-    monkeypatch.setattr(search.study.runner, "evaluate_policy", lambda *_, **__: failed("diverged: the loss is nan"))
-    monkeypatch.setattr(
-        search.study.finals, "evaluate_policy", lambda *_, **__: pytest.fail("a baseline was fine-tuned")
-    )
+    def evaluate(*_, stage, **__):
+        return failed("diverged: the loss is nan") if stage == TRIAL else pytest.fail("a baseline was fine-tuned")
+
+    monkeypatch.setattr(search.executors.evaluation, "evaluate_policy", evaluate)
     result = begin("hopeless", trials=3, finalists=2)
     assert result.counts["failed"] == 3 and result.comparison is None and result.best is None
 
@@ -815,15 +816,16 @@ def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch)
 @pytest.mark.slow
 def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root, monkeypatch):
     """Each short fine-tune is on disk before the next; what was done before an interruption is not repeated."""
-    asked, evaluate = [], search.study.baselines.evaluate_policy
+    asked, evaluate = [], search.executors.local.evaluate_job
 
-    def counted(subject, policy, epochs, seed, *rest, **options):
-        asked.append((policy.digest, epochs, seed))
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return evaluate(subject, policy, epochs, seed, *rest, **options)
+    def counted(subject, job, *rest):
+        if job.key.startswith("static-"):
+            asked.append((job.policy.digest, job.epochs, job.seed))
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+        return evaluate(subject, job, *rest)
 
-    monkeypatch.setattr(search.study.baselines, "evaluate_policy", counted)
+    monkeypatch.setattr(search.executors.local, "evaluate_job", counted)
     options = {"trials": 2, "bits": (8, 4), "max_size": 0.2, "finalists": 1, "final_repeats": 1, "seed": 5}
     options |= {"granularity": "fine-grained", "sampler": "random", "warm_start": False}
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,132 @@
+"""What a worker's process runs: it rebuilds the network, and then evaluates one job after the other.
+
+Messages are lines of JSON over a socket that its parent holds the other end of. When that end closes, however the
+parent went, the process ends too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+READY, REFUSED, STEP, RESULT = "ready", "refused", "step", "result"
+"""Kinds of what a worker says: it can begin, it cannot, how far a job is, what came of it."""
+SECONDS_A_STEP = 0.2
+"""At most so often a worker tells its step."""
+DIE_WITH_PARENT = 1
+"""`PR_SET_PDEATHSIG` of Linux."""
+_leave = os._exit  # an evaluation puts another in its place, to see who calls it
+
+
+def main(number: int) -> None:
+    """Talk to the parent over the file descriptor of this number until it has no more jobs."""
+    os.set_inheritable(number, False)
+    parent = Connection(number)
+    _end_with(os.getppid())
+    inbox = _Inbox(parent)
+    sys.stdout = sys.stderr  # what the user's code prints is no answer of the command
+    outbox = _Outbox(parent)
+    try:
+        _work(inbox, outbox)
+    except (BrokenPipeError, ConnectionResetError):
+        _leave(1)
+
+
+def _work(inbox: _Inbox, outbox: _Outbox) -> None:
+    begin = inbox.take()
+    from search.errors import PrunefrontError
+
+    try:
+        prepared, running = _begun(begin)
+    except PrunefrontError as error:
+        outbox.put({"kind": REFUSED, "message": str(error), "exit_code": error.exit_code})
+        return
+    from search.executors.evaluation import evaluate_job
+    from search.executors.jobs import Job
+    from search.training.attempts import TIMED_OUT, Attempt
+
+    folder = Path(begin["folder"])
+    with running:
+        outbox.put({"kind": READY})
+        while (message := inbox.take()) is not None:
+            job = Job.from_plain(message)
+            attempt = Attempt(folder, job.key)
+
+            def give_up(attempt: Attempt = attempt, limit: float | None = job.limit) -> NoReturn:
+                attempt.say(f"{TIMED_OUT}: longer than {limit:g} s, in native code")
+                _leave(1)
+
+            done = evaluate_job(prepared, job, attempt, outbox.step, None if job.limit is None else give_up)
+            outbox.put({"kind": RESULT, **done.to_plain()})
+
+
+def _begun(begin: dict[str, Any]) -> tuple[Any, Any]:
+    """The network, and the context in which it computes as the study asks for."""
+    from search.executors.blueprint import rebuild
+    from search.placement import placement_of
+
+    config = begin["blueprint"]["config"]
+    placement = placement_of(config["device"], config["precision"], config["deterministic"], config["threads"])
+    running = placement.running()
+    with placement.running():
+        prepared = rebuild(begin["blueprint"])
+    return prepared, running
+
+
+class _Inbox:
+    """Messages of the parent, read by a thread of its own, which ends the process when the parent is gone."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent, self._there = parent, threading.Semaphore(0)
+        self._messages: list[Any] = []
+        threading.Thread(target=self._read, daemon=True, name="prunefront-inbox").start()
+
+    def take(self) -> Any:
+        """The next message; None is the last."""
+        while not self._there.acquire(timeout=3600):
+            pass
+        return self._messages.pop(0)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._messages.append(json.loads(self._parent.recv_bytes()))
+                self._there.release()
+        except (EOFError, OSError):
+            try:
+                os.killpg(0, signal.SIGKILL)  # what the user's code started goes with it
+            finally:
+                _leave(1)
+
+
+class _Outbox:
+    """Messages to the parent."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent, self._told = parent, 0.0
+
+    def put(self, message: dict[str, Any]) -> None:
+        self._parent.send_bytes(json.dumps(message).encode())
+
+    def step(self, done: int, total: int) -> None:
+        """Tell how far a job is, now and then."""
+        now = time.monotonic()
+        if now - self._told >= SECONDS_A_STEP or done in (0, total):
+            self._told = now
+            self.put({"kind": STEP, "done": done, "total": total})
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent does, even in native code that never lets go; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            _leave(1)

@@ -1,0 +1,46 @@
+"""Jobs, each to its end: what is lost begins again, until it was lost too often."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from search.executors.jobs import Done, Executor, Job, Lost
+from search.training.attempts import Attempt
+from search.training.evaluate import failed
+
+
+def dispatch(
+    executor: Executor, jobs: Iterator[Job], folder: Path, attempts: int, note: Callable[[str], None]
+) -> Iterator[Done]:
+    """Results as they come, of as many jobs at once as the executor has slots.
+
+    The next job is only asked for when a slot is free and all results before it were taken: what is proposed knows
+    everything there is to know.
+
+    Args:
+        folder: the journal's, where attempts are noted.
+        attempts: how often a job's worker may be lost before the job is failed.
+        note: told when a job begins again.
+    """
+    again: deque[Job] = deque()
+    running = 0
+    while True:
+        ended: list[Done | Lost] = []
+        while running < executor.slots and (job := again.popleft() if again else next(jobs, None)):
+            attempt = Attempt(folder, job.key, attempts)
+            if reason := attempt.failure:
+                ended.append(Done(job, failed(reason).result, begun=False))
+                break
+            if attempt.deaths:
+                note(f"{job.name} begins again, as it was cut off {attempt.deaths[-1]}")
+            executor.submit(job)
+            running += 1
+        if not ended:
+            if not running:
+                return
+            ended = executor.wait()
+            running -= len(ended)
+        again.extend(one.job for one in ended if isinstance(one, Lost))
+        yield from (one for one in ended if isinstance(one, Done))

@@ -1,0 +1,55 @@
+"""One job carried out in this process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from search.errors import OwnCodeProblem
+from search.executors.jobs import Done, Job
+from search.training.attempts import Attempt, Progress
+from search.training.checkpoints import save_model
+from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
+from search.training.own_scores import Metrics
+from search.training.scoring import score
+from search.user_code.blame import told
+from search.user_code.loading import pass_signals_on
+
+
+def evaluate_job(
+    prepared: PreparedModel, job: Job, attempt: Attempt, progress: Progress, give_up: Callable[[], None] | None
+) -> Done:
+    """Carry out a job, and write its weights where it asks for them.
+
+    Args:
+        attempt: notes how far it comes, in case it ends the process.
+        give_up: called if it stays in native code beyond its limit, see `search.process.time_limit.limited`.
+    """
+    with attempt.running(progress) as step:
+        evaluation = evaluate_policy(
+            prepared, job.policy, job.epochs, job.seed, step, seconds=job.limit, give_up=give_up, stage=job.stage
+        )
+        evaluation, tested = _tested(evaluation, prepared) if job.is_tested else (evaluation, None)
+    if evaluation.model is not None and job.weights is not None:
+        save_model(*evaluation.network, job.weights)
+    return Done(job, evaluation.result, tested)
+
+
+def _tested(evaluation: Evaluation, prepared: PreparedModel) -> tuple[Evaluation, Metrics | None]:
+    """With its scores on test data; failed where it has none."""
+    if evaluation.model is None:
+        return evaluation, None
+    tested = test_scores(evaluation.model, prepared)
+    return (failed(tested), None) if isinstance(tested, str) else (evaluation, tested)
+
+
+def test_scores(model: nn.Module, prepared: PreparedModel) -> Metrics | str:
+    """The scores of a network on test data, or why it has none."""
+    try:
+        found = score(model, "test", prepared.workload)
+    except BaseException as error:
+        pass_signals_on(error)
+        return f"error on test data: {error if isinstance(error, OwnCodeProblem) else told(error)}"
+    return found if math.isfinite(found.accuracy) else f"error on test data: the metric is {found.accuracy}"

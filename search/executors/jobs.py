@@ -1,0 +1,103 @@
+"""What is given to an executor, and what comes back from it: plain data in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from search.records import TrialResult, result_from_plain, result_to_plain
+from search.training.own_scores import Metrics
+from search.workloads.run import TRIAL
+from spaces.policy import PruningPolicy
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tune of a study.
+
+    Attributes:
+        key: names it in the study, and the files that say how far it came.
+        name: the same for people, such as `trial 7`.
+        label: what a progress bar says of it.
+        policy: what is carried out.
+        epochs: how long it trains.
+        seed: of data order and augmentation.
+        stage: what a training loop of the user's own is told that it is for.
+        limit: seconds after which it fails; None is no limit.
+        is_tested: whether the network is scored on test data too.
+        weights: where its weights are written; None writes none.
+    """
+
+    key: str
+    name: str
+    label: str
+    policy: PruningPolicy
+    epochs: float
+    seed: int
+    stage: str = TRIAL
+    limit: float | None = None
+    is_tested: bool = False
+    weights: Path | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Data for JSON."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        return data | {"policy": self.policy.to_dict(), "weights": self.weights and str(self.weights)}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Job:
+        """The inverse of `to_plain`."""
+        weights, policy = data["weights"], PruningPolicy.from_dict(data["policy"])
+        return cls(**{**data, "policy": policy, "weights": Path(weights) if weights else None})
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that came to a result, be it a failure.
+
+    Attributes:
+        tested: scores on test data; None of a job that asks for none, or that failed.
+        begun: whether it was evaluated at all: one that ended too many processes is failed without.
+    """
+
+    job: Job
+    result: TrialResult
+    tested: Metrics | None = None
+    begun: bool = True
+
+    def to_plain(self) -> dict[str, Any]:
+        """Data for JSON, without the job."""
+        return {"result": result_to_plain(self.result), "tested": asdict(self.tested) if self.tested else None}
+
+    @classmethod
+    def from_plain(cls, job: Job, data: Mapping[str, Any]) -> Done:
+        """The inverse of `to_plain`."""
+        tested = data["tested"]
+        return cls(job, result_from_plain(data["result"]), Metrics(**tested) if tested else None)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job whose worker went without a result; `reason` says how. It may begin again."""
+
+    job: Job
+    reason: str
+
+
+class Executor(Protocol):
+    """Runs jobs, each in one of its slots."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; no more are given than there are slots."""
+
+    def wait(self) -> list[Done | Lost]:
+        """What has ended, as soon as anything has; at least one where a job runs."""
+
+    def close(self) -> None:
+        """End whatever still runs; its jobs count as not begun."""
