@@ -1,0 +1,220 @@
+"""Studies whose trials run in processes of their own: same results, and what the end of a process costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning import register_criterion
+from search import SearchConfig, run_search
+from search.errors import EnvironmentProblem, UsageError
+from search.executors.choose import threads_of
+from search.placement import Placement, cards
+from search.progress import ProgressReporter
+from search.store.journal import Journal
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TASKS = '''
+import os, signal, time
+from pathlib import Path
+import torch
+from tiny import changed
+
+HERE = Path(__file__).parent
+
+
+def _once(mark):
+    try:
+        os.close(os.open(HERE / mark, os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        return False
+
+
+def _augmented(name, act):
+    """Does something once, in a worker."""
+    coordinator = os.environ.get("COORDINATOR")
+
+    def augment(inputs, generator):
+        if coordinator and coordinator != str(os.getpid()) and _once(name):
+            act()
+        return inputs
+
+    return changed(name=name, augment=augment)
+
+
+def killed():
+    return _augmented("killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def hanging():
+    return _augmented("hanging", lambda: time.sleep(600))
+
+
+def drawn():
+    """Other images in every process."""
+    whole = changed()
+    images, labels = whole.fit
+    return changed(name="drawn", fit=(images + (os.getpid() % 9999) / 1e6, labels))
+'''
+
+
+@pytest.fixture(scope="module")
+def tasks(place) -> Path:
+    (place / "tasks.py").write_text(TASKS)
+    return place / "tasks.py"
+
+
+@pytest.fixture
+def begin(tasks, tmp_path, without_mlflow, monkeypatch):
+    monkeypatch.setenv("COORDINATOR", str(os.getpid()))
+    for mark in ("killed", "hanging"):
+        (tasks.parent / mark).unlink(missing_ok=True)
+
+    def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
+        options = {"trials": 6, "finalists": 0, "warm_start": False, "sampler": "random", "max_size": 0.5} | options
+        config = SearchConfig(workload=f"{tasks.parent / task}", root=str(tmp_path), threads=1, **options)
+        result = run_search(config, watcher)
+        return result, {trial.number: told(trial) for trial in Journal(result.folder / "journal").trials()}
+
+    return study
+
+
+def told(trial) -> tuple:
+    result = trial.result
+    return trial.params, trial.policy, result.accuracy, result.loss, result.shares, result.curve, result.reason
+
+
+class Noted(ProgressReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def children(process: int) -> list[int]:
+    """Workers of a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"executors.child" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(holds, seconds: float = 120.0) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
+    _, alone = begin(study="alone", finalists=1, final_repeats=2)
+    seen, over = set(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            seen.update(children(os.getpid()))
+
+    threading.Thread(target=look, daemon=True).start()
+    result, together = begin(study="together", workers=2, finalists=1, final_repeats=2)
+    over.set()
+    assert together == alone and len(alone) == 6
+    before, now = (Journal(result.folder.parent / name / "journal") for name in ("alone", "together"))
+    finals = [{(r.digest, r.seed): (r.result.loss, r.test_loss) for r in j.finals()} for j in (before, now)]
+    assert finals[0] == finals[1] and len(finals[0]) >= 2
+    assert len(seen) == 2 and not any(map(runs, seen))
+    weights = {path.name for path in (result.folder / "checkpoints").iterdir()} - {"dense.safetensors"}
+    assert weights == {path.name for path in (result.folder.parent / "alone" / "checkpoints").iterdir()}
+    assert not [*now.folder.glob("begun-*"), *now.folder.glob("pending-*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: no")])
+def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, task, how):
+    _, right = begin(f"tasks.py:{task}", study="right")
+    watcher = Noted()
+    _, found = begin(f"tasks.py:{task}", study="hit", workers=2, stall=8.0, watcher=watcher)
+    (note,) = [note for note in watcher.notes if "begins again" in note]
+    assert how in note and note.startswith("trial ")
+    assert found == right and len(found) == 6
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
+    _, right = begin("tasks.py:killed", study="untouched", trials=3)
+    _, found = begin("tasks.py:killed", study="once", trials=3, workers=2, attempts=1)
+    lost = [number for number, trial in found.items() if trial[-1]]
+    assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost 1 times")
+    assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
+
+
+def test_a_worker_that_finds_other_data_is_refused_in_one_line(begin):
+    with pytest.raises(EnvironmentProblem, match="^worker: a worker finds other .*fit data than its study has"):
+        begin("tasks.py:drawn", study="drawn", workers=2)
+
+
+def test_a_criterion_of_this_program_alone_is_refused_before_a_worker_begins(begin):
+    register_criterion("mine:alone", lambda weight: weight.abs())
+    with pytest.raises(UsageError, match="criterion 'mine:alone' is registered in this program alone"):
+        begin(study="criterion", criterion="mine:alone", workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_workers_end_with_their_study_and_it_goes_on(program, place, tmp_path, number, code):
+    words = [program, "search", "--workload", str(place / "tiny.py:slow"), "--root", str(tmp_path), "--finalists", "0"]
+    words += ["--workers", "2", "--sampler", "random", "--max-size", "0.5", "--threads", "1"]
+    study = subprocess.Popen([*words, "--trials", "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "slow" / "journal"
+    assert wait_until(lambda: len([*journal.glob("trial-*")]) >= 2)
+    workers = children(study.pid)
+    assert len(workers) == 2
+    study.send_signal(number)
+    _, errors = study.communicate(timeout=60)
+    assert study.returncode == code, errors
+    assert wait_until(lambda: not any(map(runs, workers)), 20)
+    if number == signal.SIGTERM:
+        assert "Traceback" not in errors and not [*journal.glob("begun-*")]
+    kept = {path.name: path.read_text() for path in journal.glob("trial-*")}
+    ended = subprocess.run([*words, "--trials", str(len(kept) + 2)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert {name: (journal / name).read_text() for name in kept} == kept
+    numbers = [trial.number for trial in Journal(journal).trials()]
+    assert numbers == list(range(len(kept) + 2)) and not [*journal.glob("pending-*")]
+
+
+def test_threads_and_cards_are_shared_out(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    shared = [threads_of(SearchConfig(workers=n, threads=t)) for n, t in ((1, None), (5, None), (99, None), (5, 7))]
+    assert shared == [None, 2, 1, 7]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    card = Placement(torch.device("cuda", 0))
+    assert cards("auto", card) == ["0", "1", "2"] and cards("cuda:1", card) == [] and cards("auto", Placement()) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert cards("cuda", card) == ["4", "6"]
