@@ -210,7 +210,7 @@ class SearchConfig(_Fields):
     def _criterion_exists(cls, word: str) -> str:
         return check_criterion(word)
 
-    @field_validator("sampler", "precision", mode="before")
+    @field_validator("sampler", "precision", "executor", mode="before")
     @classmethod
     def _word_exists(cls, word: Any, info: ValidationInfo) -> Any:
         name = str(info.field_name)

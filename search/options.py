@@ -360,6 +360,20 @@ class SearchOptions(_Fields):
         more="several cards are dealt out among them, and the machine's cores unless threads says how many each takes; "
         "with more than one, what is proposed depends on which trials end first",
     )
+    executor: Literal["local", "ray"] = option(
+        "where workers run: {default} (default: on this machine) or ray, on a cluster that is there",
+        default="local",
+        metavar="E",
+        may_change=True,
+        more="ray is an extra",
+    )
+    ray_address: str | None = option(
+        "HOST:PORT of the Ray cluster (RAY_ADDRESS)",
+        default=None,
+        metavar="A",
+        example="head-node:6379",
+        may_change=True,
+    )
     attempts: int = option(
         "how often the worker of a trial may be lost before the trial is failed ({default})",
         default=3,
@@ -367,7 +381,7 @@ class SearchOptions(_Fields):
         at_least=1,
         at_most=100,
         may_change=True,
-        more="by a signal, a crash or a stall; of several workers only",
+        more="by a signal, a crash, a stall or its node's end",
     )
     stall: float | None = option(
         "seconds without a step after which a worker is lost (20 times the slowest step, at least 600)",
@@ -376,7 +390,7 @@ class SearchOptions(_Fields):
         above=0,
         example=1800,
         may_change=True,
-        more="of several workers only",
+        more="of workers with processes of their own",
     )
     root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
 

@@ -47,8 +47,8 @@ ROOMS = {
         "training", "user_code", "weights", "workloads",
     },
     "executors": {
-        "config", "errors", "identity", "metric", "placement", "process", "progress", "records", "store", "training",
-        "user_code", "workloads",
+        "config", "errors", "files", "identity", "metric", "placement", "process", "progress", "records", "store",
+        "training", "user_code", "workloads",
     },
     "study": {
         "config", "errors", "executors", "files", "goal", "identity", "metric", "placement", "progress", "proposals",
@@ -69,6 +69,7 @@ ROOMS = {
 ONLY_IN = {
     "optuna": {"search/proposals/sampler.py", "search/proposals/optuna_study.py", "search/store/optuna_file.py"},
     "mlflow": {"search/store/mlflow_tracker.py", "search/store/mlflow_store.py"},
+    "ray": {"search/executors/ray_cluster.py", "search/executors/ray_worker.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
 NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it"}

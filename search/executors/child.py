@@ -26,11 +26,16 @@ DIE_WITH_PARENT = 1
 _leave = os._exit  # an evaluation puts another in its place, to see who calls it
 
 
-def main(number: int) -> None:
-    """Talk to the parent over the file descriptor of this number until it has no more jobs."""
+def main(number: int, of_main_thread: bool) -> None:
+    """Talk to the parent over the file descriptor of this number until it has no more jobs.
+
+    Args:
+        of_main_thread: whether the thread that started this process lives as long as the parent does.
+    """
     os.set_inheritable(number, False)
     parent = Connection(number)
-    _end_with(os.getppid())
+    if of_main_thread:
+        _end_with(os.getppid())
     inbox = _Inbox(parent)
     sys.stdout = sys.stderr  # what the user's code prints is no answer of the command
     outbox = _Outbox(parent)
@@ -125,7 +130,9 @@ class _Outbox:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel end this process when its parent does, even in native code that never lets go; on Linux only."""
+    """Let the kernel end this process when the thread that started it ends, even in native code that never lets go; on
+    Linux only.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:

@@ -11,11 +11,14 @@ from search.executors.blueprint import blueprint
 from search.executors.jobs import Executor
 from search.executors.local import LocalExecutor
 from search.executors.process import ProcessExecutor
+from search.executors.ray_cluster import RayExecutor
 from search.placement import cards
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
+
+LOCAL = "local"
 
 
 def make_executor(
@@ -32,10 +35,15 @@ def make_executor(
         PrunefrontError: a worker cannot begin.
     """
     journal = folder.journal.folder
-    if config.workers == 1:
+    if config.workers == 1 and config.executor == LOCAL:
         return LocalExecutor(prepared, journal, watcher)
-    plan = blueprint(config, prepared, dense, folder.dense_weights)
-    begin = {"blueprint": plan.to_plain(), "folder": str(journal.absolute())}
+    plan = blueprint(config, prepared, dense, folder.dense_weights).to_plain()
+    if config.executor != LOCAL:
+        return RayExecutor(
+            plan, folder.dense_weights.read_bytes(), config.workers, torch.get_num_threads(),
+            config.device in ("auto", "cuda"), config.stall, config.ray_address, watcher,
+        )  # fmt: skip
+    begin = {"blueprint": plan, "folder": str(journal.absolute())}
     devices = cards(config.device, prepared.workload.placement)
     if devices and config.workers > len(devices):
         watcher.note(f"{config.workers} workers share {len(devices)} cards: fewer --workers leave each its own")
@@ -43,8 +51,12 @@ def make_executor(
 
 
 def threads_of(config: SearchConfig) -> int | None:
-    """PyTorch's threads where the options do not say: with several workers, the machine's cores are shared out."""
-    if config.threads is not None or config.workers == 1:
+    """PyTorch's threads where the options do not say: several workers on this machine share its cores out, those of a
+    cluster have one each.
+    """
+    if config.threads is not None or (config.workers == 1 and config.executor == LOCAL):
         return config.threads
+    if config.executor != LOCAL:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // config.workers, 1)

@@ -42,5 +42,8 @@ def dispatch(
                 return
             ended = executor.wait()
             running -= len(ended)
-        again.extend(one.job for one in ended if isinstance(one, Lost))
+        for one in ended:
+            if isinstance(one, Lost):
+                Attempt(folder, one.job.key).lose(*one.at, one.how)
+                again.append(one.job)
         yield from (one for one in ended if isinstance(one, Done))

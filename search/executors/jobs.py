@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from search.files import write_durably
 from search.records import TrialResult, result_from_plain, result_to_plain
 from search.training.own_scores import Metrics
 from search.workloads.run import TRIAL
@@ -60,12 +61,24 @@ class Done:
     Attributes:
         tested: scores on test data; None of a job that asks for none, or that failed.
         begun: whether it was evaluated at all: one that ended too many processes is failed without.
+        fetch: gets the bytes of weights that are still where it ran, None if they are gone; None if they are written.
     """
 
     job: Job
     result: TrialResult
     tested: Metrics | None = None
     begun: bool = True
+    fetch: Callable[[], bytes | None] | None = None
+
+    def keep_weights(self) -> bool:
+        """Have the weights on this disk; False if they are gone with where they were."""
+        if self.fetch is None or self.job.weights is None:
+            return True
+        content = self.fetch()
+        if content is None:
+            return False
+        write_durably(self.job.weights, content)
+        return True
 
     def to_plain(self) -> dict[str, Any]:
         """Data for JSON, without the job."""
@@ -80,10 +93,16 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A job whose worker went without a result; `reason` says how. It may begin again."""
+    """A job whose worker went without a result. It may begin again.
+
+    Attributes:
+        at: the step it had come to, and the number of steps; (0, 0) before the first.
+        how: what the job itself did to its worker, as far as that is known; empty if it was killed from outside.
+    """
 
     job: Job
-    reason: str
+    at: tuple[int, int] = (0, 0)
+    how: str = ""
 
 
 class Executor(Protocol):
@@ -97,7 +116,7 @@ class Executor(Protocol):
         """Begin a job; no more are given than there are slots."""
 
     def wait(self) -> list[Done | Lost]:
-        """What has ended, as soon as anything has; at least one where a job runs."""
+        """What has ended, as soon as anything has; nothing where there are more slots than before."""
 
     def close(self) -> None:
         """End whatever still runs; its jobs count as not begun."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -26,7 +27,7 @@ from search.training.attempts import Attempt
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from search.executors.child import main; main(int(sys.argv[1]))"
+    "from search.executors.child import main; main(int(sys.argv[1]), sys.argv[3] == 'main')"
 )
 """What a worker's Python is told to run: with this process's search path, so that it finds the same code."""
 POLL = 0.5
@@ -113,19 +114,20 @@ class ProcessExecutor:
         """What has ended, as soon as anything has."""
         ended: list[Done | Lost] = []
         while not ended and self._is_busy:
-            check()
-            heard = wait([worker.parent for worker in self._workers], POLL)
-            for worker in list(self._workers):
-                if worker.parent in heard:
-                    ended += self._heard(worker)
-                elif worker.process.poll() is not None:  # something it started may hold its end of the socket
-                    ended += self._gone(worker)
-                elif worker.job and time.monotonic() - worker.heard > self._patience:
-                    ended += self._gone(worker, f"stalled: no step for {self._patience:.0f} s")
+            ended = self._look()
             self._hand_out()
         if not self._is_busy:
             self._open.close()
         return ended
+
+    def wait_until_ready(self) -> None:
+        """Wait until all workers can begin.
+
+        Raises:
+            PrunefrontError: as at the first job.
+        """
+        while not all(worker.is_ready for worker in self._workers):
+            self._look()
 
     @property
     def _is_busy(self) -> bool:
@@ -148,6 +150,20 @@ class ProcessExecutor:
                     Attempt(self._folder, worker.job.key).forget_last()
             self._workers = []
 
+    def _look(self) -> list[Done | Lost]:
+        """What the workers have said, or how they ended, in the next moments."""
+        check()
+        ended: list[Done | Lost] = []
+        heard = wait([worker.parent for worker in self._workers], POLL)
+        for worker in list(self._workers):
+            if worker.parent in heard:
+                ended += self._heard(worker)
+            elif worker.process.poll() is not None:  # something it started may hold its end of the socket
+                ended += self._gone(worker)
+            elif worker.job and time.monotonic() - worker.heard > self._patience:
+                ended += self._gone(worker, f"stalled: no step for {self._patience:.0f} s")
+        return ended
+
     def _hand_out(self) -> None:
         for worker in self._workers:
             if self._waiting and worker.is_ready and worker.job is None:
@@ -164,7 +180,7 @@ class ProcessExecutor:
             return self._gone(worker)
         now = time.monotonic()
         if message["kind"] == REFUSED:
-            raise _refusal(message)
+            raise refusal(message["message"], message["exit_code"])
         if message["kind"] == READY:
             worker.is_ready, worker.failed_starts = True, 0
         elif message["kind"] == STEP and worker.job:
@@ -192,15 +208,14 @@ class ProcessExecutor:
         self._workers[place] = self._started(worker.device, starts)
         if worker.job is None:
             return []
-        Attempt(self._folder, worker.job.key).lose(*worker.at, how)
         self._shown.end(worker.job.key)
-        return [Lost(worker.job, how or _said_of(worker.process.returncode))]
+        return [Lost(worker.job, worker.at, how)]
 
     def _started(self, device: str | None, failed_starts: int = 0) -> _Worker:
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps(sys.path), _thread()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=self._environment(device),
@@ -221,10 +236,15 @@ class ProcessExecutor:
         return self._stall or max(LEAST_STALL, STALL_STEPS * self._slowest)
 
 
-def _refusal(message: Mapping[str, Any]) -> PrunefrontError:
+def refusal(message: str, exit_code: int) -> PrunefrontError:
     """The error that a worker could not begin for, as it would have been raised here."""
     kinds = {kind.exit_code: kind for kind in reversed(PrunefrontError.__subclasses__())}
-    return kinds.get(message["exit_code"], PrunefrontError)(f"worker: {message['message']}")
+    return kinds.get(exit_code, PrunefrontError)(f"worker: {message}")
+
+
+def _thread() -> str:
+    """Which thread starts a worker: on Linux the worker can be ended with that thread, which may end before its process."""
+    return "main" if threading.current_thread() is threading.main_thread() else "other"
 
 
 def _signal(worker: _Worker, number: int) -> None:

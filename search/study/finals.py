@@ -118,6 +118,8 @@ def _run_finals(
     for count, done in enumerate(ended, 1):
         job, (number, name) = done.job, seeds[done.job.key]
         remarks.tell(job.name, done.result)
+        if not done.keep_weights():
+            watcher.note(f"the weights of {job.name} are gone with their node: export repeats it")
         accuracy, loss = (done.tested.accuracy, done.tested.loss) if done.tested else (None, None)
         record = FinalRecord(job.policy.digest, job.seed, job.policy, done.result, accuracy, loss, clock.seconds)
         folder.journal.write_final(record)

@@ -308,6 +308,8 @@ class StudyRunner:
         self.study.tell(record)
         self.optuna_file.add(record)
         self.tracker.log_trial(record)
+        if trial.number not in off_front and not done.keep_weights():
+            self.watcher.note(f"the weights of {done.job.name} are gone with their node: export repeats its fine-tune")
         self._drop_weights(off_front)
         self._show(record)
 

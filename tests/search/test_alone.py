@@ -14,10 +14,25 @@ from search.store.mlflow_store import store_uri
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("spaces", "pruning", "search") for path in sorted((ROOT / folder).rglob("*.py"))]
-NETWORK = {"socket", "ssl", "ftplib", "requests", "httpx", "aiohttp", "urllib3", "grpc", "redis", "psycopg", "pymysql"}
+NETWORK = {
+    "socket",
+    "ssl",
+    "ftplib",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "urllib3",
+    "grpc",
+    "redis",
+    "psycopg",
+    "pymysql",
+    "ray",
+}
 MODULES = {"urllib.request", "http.client", "http.server", "torch.hub", "torch.distributed", "xmlrpc.client"}
 SERVERS = {
     "search/cli/commands/study.py": "the port of MLflow's page",
+    "search/executors/ray_cluster.py": "the cluster that the user names",
+    "search/executors/ray_worker.py": "likewise",
     "search/weights/hub.py": "code and weights of a repository that the user names and trusts",
 }
 """Files that use a network, and what for."""

@@ -39,8 +39,7 @@ class Slots:
         job = self.running.pop()
         if self.lost.get(job.key, 0):
             self.lost[job.key] -= 1
-            Attempt(self.folder, job.key).lose(3, 20)
-            return [Lost(job, "killed")]
+            return [Lost(job, (3, 20))]
         return [Done(job, TrialResult(COMPLETE, accuracy=0.25))]
 
     def close(self) -> None: ...
@@ -112,7 +111,7 @@ def test_jobs_and_results_survive_json():
     assert Job.from_plain(json.loads(json.dumps(whole.to_plain()))) == whole
     assert Job.from_plain(json.loads(json.dumps(job("b").to_plain()))) == job("b")
     result = TrialResult(
-        COMPLETE, accuracy=0.1 + 0.2, loss=1 / 3, shares=RelativeCost(0.25, 0.2, 1.0, 0.3), achieved={"conv.weight": 0.25},
+        COMPLETE, accuracy=0.1 + 0.2, loss=1 / 3, shares=RelativeCost(0.25, 0.2, 1.0, 0.3), achieved={"a.weight": 0.2},
         curve=(CurvePoint(0.5, 1e-17, 2.0, 0.75),), seconds={"training": 0.1}, statistics="refreshed", measuring=2,
         file=WrittenFile(10, 11, 12, 1), rate=1e-3, device="a card", precision="bf16", restored=3, ended_at=0.5,
     )  # fmt: skip

@@ -174,7 +174,7 @@ def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
 
 
 def test_a_worker_that_finds_other_data_is_refused_in_one_line(begin):
-    with pytest.raises(EnvironmentProblem, match="^worker: a worker finds other .*fit data than its study has"):
+    with pytest.raises(EnvironmentProblem, match=r"^worker: a worker finds other .*fit data than its study has"):
         begin("tasks.py:drawn", study="drawn", workers=2)
 
 

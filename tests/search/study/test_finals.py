@@ -224,7 +224,9 @@ def test_each_baseline_is_at_the_bits_that_do_best(projectors):
     projector = projectors(0.05)
     best = {"uniform": 6, "global": 4, "lamp": 8}
     choices = baseline_choices(projector, [])
-    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == {name: [8, 6, 4] for name in BASELINES}
+    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == {
+        name: [8, 6, 4] for name in BASELINES
+    }
     all_of = [(name, one) for name, ones in choices.items() for one in ones]
     found = best_baselines(choices, {one.digest: 0.9 if one.bits == best[name] else 0.8 for name, one in all_of})
     assert {name: policy.bits for name, policy in found.items()} == best
@@ -236,7 +238,9 @@ def test_each_baseline_is_at_the_bits_that_do_best(projectors):
 def test_bits_alone_are_tuned_once_for_all_allocators(projectors):
     """At half the size, nothing is removed at any of these widths."""
     choices = baseline_choices(projectors(0.5), [])
-    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == {name: [8, 6, 4] for name in BASELINES}
+    assert {name: [one.bits for one in ones] for name, ones in choices.items()} == {
+        name: [8, 6, 4] for name in BASELINES
+    }
     assert len({one.digest for ones in choices.values() for one in ones}) == 3
     found = best_baselines(choices, {one.digest: one.bits / 10 for one in choices["lamp"]})
     assert found["lamp"].bits == 8 and not any(found["lamp"].sparsity.values())

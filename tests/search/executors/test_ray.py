@@ -1,0 +1,87 @@
+"""Studies on a Ray cluster of two nodes on this machine, one of which dies."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from search import SearchConfig, run_search
+from search.errors import EnvironmentProblem, UsageError
+from search.process.interrupts import SIGNALS
+from search.progress import ProgressReporter
+from search.store.journal import Journal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A head without cores, to which nodes of one core each are added."""
+    pytest.importorskip("ray", reason="pip install 'prunefront[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    made.shutdown()
+
+
+def config(place, root, study: str, **options) -> SearchConfig:
+    options = {"trials": 6, "finalists": 0, "warm_start": False, "sampler": "random", "max_size": 0.5} | options
+    return SearchConfig(workload=f"{place / 'tiny.py'}:slow", root=str(root), study=study, threads=1, **options)
+
+
+def told(result) -> dict[int, tuple]:
+    trials = Journal(result.folder / "journal").trials()
+    return {t.number: (t.params, t.result.accuracy, t.result.loss, t.result.shares, t.result.reason) for t in trials}
+
+
+class Noted(ProgressReporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_process(
+    cluster, place, tmp_path, without_mlflow
+):
+    import signal
+
+    alone = run_search(config(place, tmp_path, "alone", finalists=1, final_repeats=1))
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    journal, handlers = tmp_path / "shared" / "journal", [signal.getsignal(number) for number in SIGNALS]
+
+    def end_a_node() -> None:
+        while len([*journal.glob("trial-*")]) < 1 or len([*journal.glob("pending-*")]) < 2:
+            time.sleep(0.02)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+
+    watcher = Noted()
+    threading.Thread(target=end_a_node, daemon=True).start()
+    options = {"executor": "ray", "ray_address": cluster.address, "workers": 2, "finalists": 1, "final_repeats": 1}
+    result = run_search(config(place, tmp_path, "shared", **options), watcher)
+    assert told(result) == told(alone) and len(told(result)) == 6
+    finals = [Journal(one.folder / "journal").finals() for one in (alone, result)]
+    assert [[(r.digest, r.result.loss, r.test_loss) for r in runs] for runs in finals][0] == [
+        (r.digest, r.result.loss, r.test_loss) for r in finals[1]
+    ]
+    assert [note for note in watcher.notes if "begins again, as it was cut off" in note], watcher.notes
+    kept = {path.name for path in (result.folder / "checkpoints").glob("*-0*.safetensors")}
+    lost = sum("gone with their node" in note for note in watcher.notes)
+    assert len(kept) + lost >= len(result.front) and not [*journal.glob("begun-*"), *journal.glob("pending-*")]
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_no_cluster_is_one_line_before_a_trial(cluster, place, tmp_path, without_mlflow, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match="--executor ray needs --ray-address HOST:PORT"):
+        run_search(config(place, tmp_path, "nowhere", executor="ray"))
+    with pytest.raises(EnvironmentProblem, match="cannot reach a Ray cluster at '127.0.0.1:1'"):
+        run_search(config(place, tmp_path, "nowhere", executor="ray", ray_address="127.0.0.1:1"))
+    assert not told(run_search(config(place, tmp_path, "nowhere", trials=1))).keys() - {0}
