@@ -243,7 +243,7 @@ def refusal(message: str, exit_code: int) -> PrunefrontError:
 
 
 def _thread() -> str:
-    """Which thread starts a worker: on Linux the worker can be ended with that thread, which may end before its process."""
+    """Which thread starts a worker: on Linux it ends with that thread, which may end before the process does."""
     return "main" if threading.current_thread() is threading.main_thread() else "other"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +30,7 @@ SECONDS_A_LOOK = 5.0
 """Between questions how far the jobs are."""
 SECONDS_A_NOTE = 60.0
 """Between notes that the cluster has no room."""
+SECONDS_TO_CONNECT = 20.0
 SECONDS_TO_FETCH = 120.0
 """What the weights of a trial may take to arrive."""
 
@@ -250,12 +252,20 @@ def _connected(address: str | None) -> tuple[Any, bool]:
             "--workers N alone does the same"
         )
     try:
+        _require_listener(address)
         with _own_signals():
             ray.init(address=address, namespace="prunefront", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EnvironmentProblem(f"cannot reach a Ray cluster at {address!r}: {reason}") from None
     return ray, True
+
+
+def _require_listener(address: str) -> None:
+    """Raise `OSError` where nobody listens at HOST:PORT, which Ray itself would look for during many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -51,8 +52,6 @@ class Noted(ProgressReporter):
 def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_process(
     cluster, place, tmp_path, without_mlflow
 ):
-    import signal
-
     alone = run_search(config(place, tmp_path, "alone", finalists=1, final_repeats=1))
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     journal, handlers = tmp_path / "shared" / "journal", [signal.getsignal(number) for number in SIGNALS]
@@ -67,10 +66,9 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
     options = {"executor": "ray", "ray_address": cluster.address, "workers": 2, "finalists": 1, "final_repeats": 1}
     result = run_search(config(place, tmp_path, "shared", **options), watcher)
     assert told(result) == told(alone) and len(told(result)) == 6
-    finals = [Journal(one.folder / "journal").finals() for one in (alone, result)]
-    assert [[(r.digest, r.result.loss, r.test_loss) for r in runs] for runs in finals][0] == [
-        (r.digest, r.result.loss, r.test_loss) for r in finals[1]
-    ]
+    journals = (Journal(one.folder / "journal") for one in (alone, result))
+    before, now = ([(r.digest, r.result.loss, r.test_loss) for r in one.finals()] for one in journals)
+    assert before == now
     assert [note for note in watcher.notes if "begins again, as it was cut off" in note], watcher.notes
     kept = {path.name for path in (result.folder / "checkpoints").glob("*-0*.safetensors")}
     lost = sum("gone with their node" in note for note in watcher.notes)
@@ -82,6 +80,6 @@ def test_no_cluster_is_one_line_before_a_trial(cluster, place, tmp_path, without
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UsageError, match="--executor ray needs --ray-address HOST:PORT"):
         run_search(config(place, tmp_path, "nowhere", executor="ray"))
-    with pytest.raises(EnvironmentProblem, match="cannot reach a Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(EnvironmentProblem, match=r"cannot reach a Ray cluster at '127.0.0.1:1'"):
         run_search(config(place, tmp_path, "nowhere", executor="ray", ray_address="127.0.0.1:1"))
     assert not told(run_search(config(place, tmp_path, "nowhere", trials=1))).keys() - {0}
