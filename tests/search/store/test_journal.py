@@ -178,7 +178,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 
 LATER = {
     "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
-    "pretrained", "min_score",
+    "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall",
 }  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 
