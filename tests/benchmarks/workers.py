@@ -69,7 +69,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "workers", **hardware(), "trials": options.trials, "n": len(rounds),
+                "benchmark": "workers", "hardware": hardware(), "trials": options.trials, "n": len(rounds),
                 "ratio": [round(statistics.median(ratios), 3), round(min(ratios), 3), round(max(ratios), 3)],
                 "working over begun seconds": [
                     round(one[2]["working"] / one[1]["working"], 3) for one in rounds

@@ -1,4 +1,4 @@
-"""Kill workers of a study, and the study itself, at seeded moments, and check that no trial is lost, doubled or changed.
+"""Kill workers of a study, and the study itself, at seeded moments: no trial may be lost, doubled or changed.
 
     python tests/faults/workers.py --workers 30 --studies 10 --seed 0
 
