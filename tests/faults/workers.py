@@ -53,6 +53,14 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
+def _runs(process: int) -> bool:
+    """Whether a process is there, and not only waits for its parent to hear of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def campaign(folder: Path, trials: int, of_workers: int, of_studies: int, workers: int, seed: int) -> dict[str, object]:
     """Kill so many workers and studies, then let the study end; what was found."""
     random_, root = random.Random(seed), folder / "disturbed"
@@ -66,7 +74,9 @@ def campaign(folder: Path, trials: int, of_workers: int, of_studies: int, worker
     while kinds:
         if process is None or process.poll() is not None:
             asked += 0 if process is None or process.returncode == -signal.SIGKILL else trials
-            process = subprocess.Popen(words(root, asked, workers), env=ENVIRONMENT, stderr=log.open("ab"))
+            process = subprocess.Popen(
+                words(root, asked, workers), env=ENVIRONMENT, stderr=log.open("ab"), stdout=subprocess.DEVNULL
+            )
             time.sleep(1.0)
         time.sleep(random_.uniform(0.1, LONGEST_PAUSE))
         before, alive = invariants.journal(root / STUDY), workers_of(process.pid)
@@ -79,13 +89,15 @@ def campaign(folder: Path, trials: int, of_workers: int, of_studies: int, worker
         if kind == "study":
             process.wait()
             time.sleep(1.0)
-            faults += [f"worker {one} outlives its study" for one in alive if Path(f"/proc/{one}").exists()]
+            faults += [f"worker {one} outlives its study" for one in alive if _runs(one)]
         now = invariants.journal(root / STUDY)
         faults += [f"{name} is lost or has changed" for name, content in before.items() if now.get(name) != content]
     if process is not None and process.poll() is None:
         process.wait()
-    subprocess.run(words(root, asked, workers), env=ENVIRONMENT, stderr=log.open("ab"), check=False)
-    subprocess.run(words(folder / "alone", asked, 1), env=ENVIRONMENT, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(words(root, asked, workers), env=ENVIRONMENT, stderr=log.open("ab"), stdout=subprocess.DEVNULL)
+    subprocess.run(
+        words(folder / "alone", asked, 1), env=ENVIRONMENT, stderr=log.open("ab"), stdout=subprocess.DEVNULL, check=True
+    )
     now, alone = (invariants.journal(place / STUDY) for place in (root, folder / "alone"))
     faults += invariants.same_results(now, alone) + invariants.nothing_left_over(journal)
     faults += invariants.optuna_agrees(root / STUDY) + invariants.mlflow_agrees(root / STUDY)
