@@ -239,8 +239,9 @@ class Noted(ProgressReporter):
         self.notes.append(text)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("act", [segfault, be_killed])
+@pytest.mark.parametrize(
+    "act", [pytest.param(segfault, marks=pytest.mark.slow), pytest.param(be_killed, marks=pytest.mark.large)]
+)
 def test_a_trial_that_ended_its_process_four_times(place, act):
     """Failed if it did so itself; else it is as good as any other."""
     own, name = act is segfault, f"deadly-{act.__name__}"

@@ -131,6 +131,7 @@ def wait_until(holds, seconds: float = 120.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
     _, alone = begin(study="alone", finalists=1, final_repeats=2)
@@ -156,23 +157,24 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: no")])
 def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, task, how):
-    _, right = begin(f"tasks.py:{task}", study="right")
+    _, right = begin(study="right", trials=4)
     watcher = Noted()
-    _, found = begin(f"tasks.py:{task}", study="hit", workers=2, stall=8.0, watcher=watcher)
+    _, found = begin(f"tasks.py:{task}", study="hit", trials=4, workers=2, stall=8.0, watcher=watcher)
     (note,) = [note for note in watcher.notes if "begins again" in note]
     assert how in note and note.startswith("trial ")
-    assert found == right and len(found) == 6
+    assert found == right and len(found) == 4
 
 
 @pytest.mark.slow
 def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
-    _, right = begin("tasks.py:killed", study="untouched", trials=3)
+    _, right = begin(study="untouched", trials=3)
     _, found = begin("tasks.py:killed", study="once", trials=3, workers=2, attempts=1)
     lost = [number for number, trial in found.items() if trial[-1]]
     assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost 1 times")
     assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
 
 
+@pytest.mark.slow
 def test_a_worker_that_finds_other_data_is_refused_in_one_line(begin):
     with pytest.raises(EnvironmentProblem, match=r"^worker: a worker finds other .*fit data than its study has"):
         begin("tasks.py:drawn", study="drawn", workers=2)
@@ -186,23 +188,26 @@ def test_a_criterion_of_this_program_alone_is_refused_before_a_worker_begins(beg
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_workers_end_with_their_study_and_it_goes_on(program, place, tmp_path, number, code):
+def test_workers_end_with_their_study_and_it_goes_on(program, place, tmp_path):
     words = [program, "search", "--workload", str(place / "tiny.py:slow"), "--root", str(tmp_path), "--finalists", "0"]
-    words += ["--workers", "2", "--sampler", "random", "--max-size", "0.5", "--threads", "1"]
-    study = subprocess.Popen([*words, "--trials", "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    words += ["--workers", "2", "--sampler", "random", "--max-size", "0.5", "--threads", "1", "--trials"]
     journal = tmp_path / "slow" / "journal"
-    assert wait_until(lambda: len([*journal.glob("trial-*")]) >= 2)
-    workers = children(study.pid)
-    assert len(workers) == 2
-    study.send_signal(number)
-    _, errors = study.communicate(timeout=60)
-    assert study.returncode == code, errors
-    assert wait_until(lambda: not any(map(runs, workers)), 20)
-    if number == signal.SIGTERM:
-        assert "Traceback" not in errors and not [*journal.glob("begun-*")]
-    kept = {path.name: path.read_text() for path in journal.glob("trial-*")}
-    ended = subprocess.run([*words, "--trials", str(len(kept) + 2)], env=ENVIRONMENT, capture_output=True, text=True)
+    kept: dict[str, str] = {}
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        study = subprocess.Popen([*words, "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        assert wait_until(lambda before=len(kept): len([*journal.glob("trial-*")]) >= before + 2)
+        workers = children(study.pid)
+        assert len(workers) == 2
+        study.send_signal(number)
+        _, errors = study.communicate(timeout=60)
+        assert study.returncode == code and "Traceback" not in errors, errors
+        assert wait_until(lambda: not any(map(runs, workers)), 20)
+        assert number == signal.SIGKILL or not [*journal.glob("begun-*")]
+        now = {path.name: path.read_text() for path in journal.glob("trial-*")}
+        assert {name: now[name] for name in kept} == kept
+        kept = now
+    again = [*words, str(len(kept) + 2), "--workers", "1"]
+    ended = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert {name: (journal / name).read_text() for name in kept} == kept
     numbers = [trial.number for trial in Journal(journal).trials()]

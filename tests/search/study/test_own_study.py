@@ -84,7 +84,7 @@ def folder(place) -> Path:
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_study_is_killed_resumed_exported_and_verified(run, program, folder):
     steps = folder / "steps"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "STEPS": str(steps)}  # as `run` has it
