@@ -247,6 +247,11 @@ class SearchConfig(_Fields):
         return None if self.min_accuracy is None else least_accuracy(str(self.min_accuracy), dense_accuracy)
 
     @property
+    def has_workers(self) -> bool:
+        """Whether other processes evaluate, rather than the study's own."""
+        return self.workers > 1 or self.executor != "local"
+
+    @property
     def factory_options(self) -> dict[str, Any]:
         """What `get_workload` makes the workload from, besides its name and the cache."""
         return {name: getattr(self, name) for name in FACTORY_OPTIONS}

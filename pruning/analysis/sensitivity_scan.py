@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,7 @@ def scan_sensitivity(
     bits: Sequence[int] = (),
     score: Callable[[nn.Module], tuple[float, float]] | None = None,
     brief: bool = False,
+    only: Collection[PointKey] | None = None,
 ) -> Profile:
     """Prune each layer alone to each level, one-shot, and score the model with and without recalibration; with `bits`,
     round each prunable layer alone to each of them too.
@@ -109,6 +110,7 @@ def scan_sensitivity(
         bits: of a value, each one of `spaces.bits.BITS` in any order; 32, which rounds nothing, is no point.
         score: (model) -> loss and metric, in place of those of `data`, which then serves to recalibrate alone.
         brief: whether to scan briefly.
+        only: keys of the points that are wanted, see `scan_keys`; the profile then holds no others. None wants all.
 
     Raises:
         ValueError: unknown words, a level outside [0, 1) or none, bits that no weight can have, NaN or infinite
@@ -125,7 +127,8 @@ def scan_sensitivity(
     graph = importance.restricted_graph
     require_subjects(graph, granularities)
     subjects = [(g, names) for g in granularities for names in _subjects(graph, g)]
-    pruning_points = sum(len(_distinct(levels, granularity)) for granularity, _ in subjects)
+    keys = scan_keys(graph, granularities, levels, widths)
+    pruning_points = sum(granularity != ROUNDING for granularity, _, _ in keys)
     most = SCAN_EXAMPLES
     if brief:  # as many examples, however many bits are asked for
         most = min(most, max(LEAST_EXAMPLES, BRIEF_PASSES // (pruning_points + len(graph.network.layer_names))))
@@ -142,8 +145,8 @@ def scan_sensitivity(
     scorer = _Scorer(dense, batches, scores_of, of_outputs if score is None else None, brief)
     rankings = MaskCache(dense, graph, calibration, importance)
 
-    rounded_layers = graph.network.layer_names if widths else ()
-    done, points_in_all = 0, pruning_points + len(rounded_layers) * len(widths)
+    wanted_keys = keys if only is None else [key for key in keys if key in only]
+    done, points_in_all = 0, len(wanted_keys)
 
     def point_of(key: PointKey, score: Callable[[], Point]) -> Any:
         nonlocal done
@@ -170,13 +173,16 @@ def scan_sensitivity(
     points: dict[str, dict[str, tuple[ProfilePoint, ...]]] = {granularity: {} for granularity in granularities}
     for granularity, names in subjects:
         row = tuple(
-            point_of((granularity, names[0], level), partial(pruned, granularity, names, level))
-            for level in _distinct(levels, granularity)
+            point_of(key, partial(pruned, granularity, names, key[2]))
+            for key in wanted_keys
+            if key[:2] == (granularity, names[0])
         )
         points[granularity].update(dict.fromkeys(names, row))
     rounding = {
-        layer: tuple(point_of((ROUNDING, layer, width), partial(rounded, layer, width)) for width in widths)
-        for layer in rounded_layers
+        layer: tuple(
+            point_of(key, partial(rounded, layer, int(key[2]))) for key in wanted_keys if key[:2] == (ROUNDING, layer)
+        )
+        for layer in (graph.network.layer_names if widths else ())
     }
     seconds = time.perf_counter() - began
     (loss_before, metric_before), (loss_after, metric_after) = scorer.dense, scorer.recalibrated or (None, None)
@@ -184,6 +190,20 @@ def scan_sensitivity(
         fingerprint, sum(map(len, batches)), loss_before, metric_before, points, seconds,
         loss_after, metric_after, scorer.too_few, rounding, brief,
     )  # fmt: skip
+
+
+def scan_keys(
+    graph: ChannelGraph, granularities: Sequence[str], levels: Sequence[float] = LEVELS, bits: Sequence[int] = ()
+) -> list[PointKey]:
+    """The points of a scan of these, in its order; `graph` is restricted to what the criterion is defined for."""
+    pruned = [
+        (granularity, names[0], level)
+        for granularity in granularities
+        for names in _subjects(graph, granularity)
+        for level in _distinct(levels, granularity)
+    ]
+    widths = sorted({*bits} - {FLOAT_BITS}, reverse=True)
+    return pruned + [(ROUNDING, layer, width) for layer in graph.network.layer_names for width in widths]
 
 
 class _Scorer:

@@ -54,22 +54,23 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     except PrunefrontError as error:
         outbox.put({"kind": REFUSED, "message": str(error), "exit_code": error.exit_code})
         return
-    from search.executors.evaluation import evaluate_job
-    from search.executors.jobs import Job
+    from search.executors.evaluation import carry_out
+    from search.executors.jobs import Job, job_from_plain
     from search.training.attempts import TIMED_OUT, Attempt
 
     folder = Path(begin["folder"])
     with running:
         outbox.put({"kind": READY})
         while (message := inbox.take()) is not None:
-            job = Job.from_plain(message)
+            job = job_from_plain(message)
+            limit = job.limit if isinstance(job, Job) else None
             attempt = Attempt(folder, job.key)
 
-            def give_up(attempt: Attempt = attempt, limit: float | None = job.limit) -> NoReturn:
+            def give_up(attempt: Attempt = attempt, limit: float | None = limit) -> NoReturn:
                 attempt.say(f"{TIMED_OUT}: longer than {limit:g} s, in native code")
                 _leave(1)
 
-            done = evaluate_job(prepared, job, attempt, outbox.step, None if job.limit is None else give_up)
+            done = carry_out(prepared, job, attempt, outbox.step, None if limit is None else give_up)
             outbox.put({"kind": RESULT, **done.to_plain()})
 
 

@@ -35,7 +35,7 @@ def make_executor(
         PrunefrontError: a worker cannot begin.
     """
     journal = folder.journal.folder
-    if config.workers == 1 and config.executor == LOCAL:
+    if not config.has_workers:
         return LocalExecutor(prepared, journal, watcher)
     plan = blueprint(config, prepared, dense, folder.dense_weights).to_plain()
     if config.executor != LOCAL:
@@ -54,7 +54,7 @@ def threads_of(config: SearchConfig) -> int | None:
     """PyTorch's threads where the options do not say: several workers on this machine share its cores out, those of a
     cluster have one each.
     """
-    if config.threads is not None or (config.workers == 1 and config.executor == LOCAL):
+    if config.threads is not None or not config.has_workers:
         return config.threads
     if config.executor != LOCAL:
         return 1

@@ -7,15 +7,35 @@ from collections.abc import Callable
 
 from torch import nn
 
-from search.errors import OwnCodeProblem
-from search.executors.jobs import Done, Job
+from pruning.analysis.sensitivity_scan import Point, PointKey
+from search.errors import OwnCodeProblem, PrunefrontError
+from search.executors.jobs import AnyJob, Done, Job, Scanned
 from search.training.attempts import Attempt, Progress
 from search.training.checkpoints import save_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.own_scores import Metrics
+from search.training.profile_cache import scanned_points
 from search.training.scoring import score
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
+
+
+def carry_out(
+    prepared: PreparedModel, job: AnyJob, attempt: Attempt, progress: Progress, give_up: Callable[[], None] | None
+) -> Done | Scanned:
+    """Carry out a job of either kind, see `evaluate_job`."""
+    if isinstance(job, Job):
+        return evaluate_job(prepared, job, attempt, progress, give_up)
+    found: dict[PointKey, Point] = {}
+    try:
+        with attempt.running(progress) as step:
+            scanned_points(prepared, job.scan, only={*job.points}, keep=found.__setitem__, progress=step)
+    except (PrunefrontError, ValueError) as error:
+        return Scanned(job, {}, str(error))
+    except Exception as error:
+        pass_signals_on(error)
+        return Scanned(job, {}, told(error))
+    return Scanned(job, found)
 
 
 def evaluate_job(

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from pruning.analysis.sensitivity_scan import ROUNDING, Point, PointKey
 from search.files import write_durably
 from search.records import TrialResult, result_from_plain, result_to_plain
 from search.training.own_scores import Metrics
+from search.training.profile_cache import Scan
 from search.workloads.run import TRIAL
 from spaces.policy import PruningPolicy
+from spaces.sensitivity import ProfilePoint, RoundingPoint
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,62 @@ class Done:
 
 
 @dataclass(frozen=True)
+class ScanJob:
+    """Some points of a study's scan; `key`, `name` and `label` are as of a `Job`."""
+
+    key: str
+    name: str
+    label: str
+    scan: Scan
+    points: tuple[PointKey, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Data for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"scan": asdict(self.scan)}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> ScanJob:
+        """The inverse of `to_plain`."""
+        scan: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in data["scan"].items()}
+        return cls(**{**data, "scan": Scan(**scan), "points": tuple(tuple(key) for key in data["points"])})
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The points of a scan that a job found; or none, and the line that says why."""
+
+    job: ScanJob
+    points: Mapping[PointKey, Point]
+    problem: str | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Data for JSON, without the job."""
+        return {"points": [[*key, asdict(point)] for key, point in self.points.items()], "problem": self.problem}
+
+    @classmethod
+    def from_plain(cls, job: ScanJob, data: Mapping[str, Any]) -> Scanned:
+        """The inverse of `to_plain`."""
+        found = {
+            (kind, layer, level): (RoundingPoint if kind == ROUNDING else ProfilePoint)(**values)
+            for kind, layer, level, values in data["points"]
+        }
+        return cls(job, found, data["problem"])
+
+
+AnyJob = Job | ScanJob
+
+
+def job_from_plain(data: Mapping[str, Any]) -> AnyJob:
+    """A job of either kind, from its plain data."""
+    return ScanJob.from_plain(data) if "scan" in data else Job.from_plain(data)
+
+
+def ended_from_plain(job: AnyJob, data: Mapping[str, Any]) -> Done | Scanned:
+    """What came of a job, from its plain data."""
+    return Scanned.from_plain(job, data) if isinstance(job, ScanJob) else Done.from_plain(job, data)
+
+
+@dataclass(frozen=True)
 class Lost:
     """A job whose worker went without a result. It may begin again.
 
@@ -100,7 +159,7 @@ class Lost:
         how: what the job itself did to its worker, as far as that is known; empty if it was killed from outside.
     """
 
-    job: Job
+    job: AnyJob
     at: tuple[int, int] = (0, 0)
     how: str = ""
 
@@ -112,10 +171,10 @@ class Executor(Protocol):
     def slots(self) -> int:
         """How many jobs run at once."""
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: AnyJob) -> None:
         """Begin a job; no more are given than there are slots."""
 
-    def wait(self) -> list[Done | Lost]:
+    def wait(self) -> list[Done | Scanned | Lost]:
         """What has ended, as soon as anything has; nothing where there are more slots than before."""
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search.executors.evaluation import evaluate_job
-from search.executors.jobs import Done, Job, Lost
+from search.executors.evaluation import carry_out
+from search.executors.jobs import AnyJob, Done, Job, Lost, Scanned
 from search.progress import ProgressReporter
 from search.training.attempts import Attempt, give_up_on
 from search.training.evaluate import PreparedModel
@@ -23,20 +23,21 @@ class LocalExecutor:
 
     def __init__(self, prepared: PreparedModel, folder: Path, watcher: ProgressReporter) -> None:
         self._prepared, self._folder, self._watcher = prepared, folder, watcher
-        self._job: Job | None = None
+        self._job: AnyJob | None = None
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: AnyJob) -> None:
         """Take a job."""
         self._job = job
 
-    def wait(self) -> list[Done | Lost]:
+    def wait(self) -> list[Done | Scanned | Lost]:
         """Carry out the job that was taken."""
         job, self._job = self._job, None
         if job is None:
             return []
         attempt = Attempt(self._folder, job.key)
         with self._watcher.stage(job.label) as progress:
-            return [evaluate_job(self._prepared, job, attempt, progress, give_up_on(attempt, job.name, job.limit))]
+            limit = job.limit if isinstance(job, Job) else None
+            return [carry_out(self._prepared, job, attempt, progress, give_up_on(attempt, job.name, limit))]
 
     def close(self) -> None:
         """Nothing runs on."""

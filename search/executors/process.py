@@ -19,7 +19,7 @@ from typing import Any
 
 from search.errors import EnvironmentProblem, PrunefrontError
 from search.executors.child import READY, REFUSED, RESULT, STEP
-from search.executors.jobs import Done, Job, Lost
+from search.executors.jobs import AnyJob, Done, Lost, Scanned, ended_from_plain
 from search.placement import VISIBLE
 from search.process.interrupts import check
 from search.progress import JobsShown, ProgressReporter
@@ -54,7 +54,7 @@ class _Worker:
     device: str | None
     failed_starts: int = 0
     is_ready: bool = False
-    job: Job | None = None
+    job: AnyJob | None = None
     at: tuple[int, int] = (0, 0)
     heard: float = field(default_factory=time.monotonic)
 
@@ -72,8 +72,7 @@ class ProcessExecutor:
         stall: seconds without a step after which a worker is taken for stalled; None: 600, or 20 times the slowest
             step if that is more.
 
-    Raises:
-        PrunefrontError: a worker cannot begin, or finds something else than its study has.
+    The first job raises `PrunefrontError` where a worker cannot begin, or finds something else than its study has.
     """
 
     def __init__(
@@ -87,32 +86,32 @@ class ProcessExecutor:
     ) -> None:
         self._begin, self._threads, self._stall = begin, threads, stall
         self._folder, self._slowest = Path(begin["folder"]), 0.0
-        self._waiting: list[Job] = []
+        self._waiting: list[AnyJob] = []
         self._watcher, self._open, self._shown = watcher, ExitStack(), JobsShown()
-        dealt = [devices[n % len(devices)] if devices else None for n in range(workers)]
+        self._dealt = [devices[n % len(devices)] if devices else None for n in range(workers)]
         self._workers: list[_Worker] = []
-        try:
-            for device in dealt:
-                self._workers.append(self._started(device))
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def slots(self) -> int:
         """How many jobs run at once."""
-        return len(self._workers)
+        return len(self._dealt)
 
-    def submit(self, job: Job) -> None:
+    def start(self) -> None:
+        """Start the processes, which the first job does otherwise."""
+        while len(self._workers) < self.slots:
+            self._workers.append(self._started(self._dealt[len(self._workers)]))
+
+    def submit(self, job: AnyJob) -> None:
         """Give a job to a worker that is idle, or to the next that is."""
+        self.start()
         if not self._is_busy:
             self._shown = self._open.enter_context(self._watcher.jobs())
         self._waiting.append(job)
         self._hand_out()
 
-    def wait(self) -> list[Done | Lost]:
+    def wait(self) -> list[Done | Scanned | Lost]:
         """What has ended, as soon as anything has."""
-        ended: list[Done | Lost] = []
+        ended: list[Done | Scanned | Lost] = []
         while not ended and self._is_busy:
             ended = self._look()
             self._hand_out()
@@ -126,6 +125,7 @@ class ProcessExecutor:
         Raises:
             PrunefrontError: as at the first job.
         """
+        self.start()
         while not all(worker.is_ready for worker in self._workers):
             self._look()
 
@@ -150,10 +150,10 @@ class ProcessExecutor:
                     Attempt(self._folder, worker.job.key).forget_last()
             self._workers = []
 
-    def _look(self) -> list[Done | Lost]:
+    def _look(self) -> list[Done | Scanned | Lost]:
         """What the workers have said, or how they ended, in the next moments."""
         check()
-        ended: list[Done | Lost] = []
+        ended: list[Done | Scanned | Lost] = []
         heard = wait([worker.parent for worker in self._workers], POLL)
         for worker in list(self._workers):
             if worker.parent in heard:
@@ -172,7 +172,7 @@ class ProcessExecutor:
                 with suppress(OSError):  # it is gone, which the next look finds
                     worker.parent.send_bytes(json.dumps(worker.job.to_plain()).encode())
 
-    def _heard(self, worker: _Worker) -> list[Done | Lost]:
+    def _heard(self, worker: _Worker) -> list[Done | Scanned | Lost]:
         """Take one message of a worker."""
         try:
             message = json.loads(worker.parent.recv_bytes())
@@ -192,10 +192,10 @@ class ProcessExecutor:
         elif message["kind"] == RESULT and worker.job:
             job, worker.job = worker.job, None
             self._shown.end(job.key)
-            return [Done.from_plain(job, message)]
+            return [ended_from_plain(job, message)]
         return []
 
-    def _gone(self, worker: _Worker, how: str = "") -> list[Done | Lost]:
+    def _gone(self, worker: _Worker, how: str = "") -> list[Done | Scanned | Lost]:
         """Put another in the place of a worker that has ended, or is ended now; its job is lost."""
         _end(worker)
         place = self._workers.index(worker)

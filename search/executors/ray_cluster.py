@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
-from search.executors.jobs import Done, Job, Lost
+from search.executors.jobs import AnyJob, Done, Lost, Scanned, ended_from_plain
 from search.executors.process import MOST_STARTS, refusal
 from search.executors.ray_worker import LOST, REFUSED, VERSIONS, WEIGHTS, RayWorker, versions
 from search.process.interrupts import SIGNALS, check
@@ -48,7 +48,7 @@ class _Actor:
     called: Any
     failed_starts: int = 0
     is_ready: bool = False
-    job: Job | None = None
+    job: AnyJob | None = None
     at: tuple[int, int] = (0, 0)
     looked: Any = None
 
@@ -88,25 +88,28 @@ class RayExecutor:
         self._remote = self._ray.remote(num_cpus=threads, num_gpus=cards, **kept)(RayWorker)
         self._begin = dict(blueprint), self._ray.put(dense), threads, stall
         self._versions = versions()
-        self._waiting: list[Job] = []
+        self._waiting: list[AnyJob] = []
         self._looked = self._noted = time.monotonic()
-        self._actors = [self._started() for _ in range(workers)]
+        self._wanted, self._actors = workers, list[_Actor]()
 
     @property
     def slots(self) -> int:
         """How many jobs run at once: more as actors begin."""
         return max(sum(actor.is_ready for actor in self._actors), 1)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: AnyJob) -> None:
         """Give a job to an actor that is idle, or to the next that is."""
+        while self._wanted:  # of the first job
+            self._actors.append(self._started())
+            self._wanted -= 1
         if not self._is_busy:
             self._shown = self._open.enter_context(self._watcher.jobs())
         self._waiting.append(job)
         self._hand_out()
 
-    def wait(self) -> list[Done | Lost]:
+    def wait(self) -> list[Done | Scanned | Lost]:
         """What has ended, as soon as anything has; nothing where an actor more has begun."""
-        ended: list[Done | Lost] = []
+        ended: list[Done | Scanned | Lost] = []
         before = self.slots
         while not ended and self._is_busy and self.slots <= before:
             check()
@@ -147,7 +150,7 @@ class RayExecutor:
                 actor.called = actor.handle.run.remote(actor.job.to_plain())
                 self._shown.begin(actor.job.key, actor.job.label)
 
-    def _heard(self, actor: _Actor) -> list[Done | Lost]:
+    def _heard(self, actor: _Actor) -> list[Done | Scanned | Lost]:
         """Take the answer of an actor."""
         call, actor.called = actor.called, None
         try:
@@ -166,8 +169,10 @@ class RayExecutor:
             step, steps, how = answer[LOST]
             return [Lost(job, (step, steps), how)]
         weights = answer.pop(WEIGHTS, None)
-        done = Done.from_plain(job, answer)
-        return [done if weights is None else replace(done, fetch=lambda: self._fetched(weights))]
+        done = ended_from_plain(job, answer)
+        if weights is not None and isinstance(done, Done):
+            done = replace(done, fetch=lambda: self._fetched(weights))
+        return [done]
 
     def _begun(self, actor: _Actor, answer: Mapping[str, Any]) -> None:
         """Take an actor in, or leave it out if it cannot evaluate what the study does."""
@@ -190,7 +195,7 @@ class RayExecutor:
             raise problem
         self._watcher.note(f"a worker of the cluster is left out: {problem}")
 
-    def _gone(self, actor: _Actor) -> list[Done | Lost]:
+    def _gone(self, actor: _Actor) -> list[Done | Scanned | Lost]:
         """Put another in the place of an actor that is dead or cannot be reached; its job is lost."""
         starts = 0 if actor.is_ready else actor.failed_starts + 1
         if starts >= MOST_STARTS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import PrunefrontError
-from search.executors.jobs import Job, Lost
+from search.executors.jobs import Job, Lost, job_from_plain
 from search.executors.process import ProcessExecutor
 from search.progress import JobsShown, ProgressReporter
 from search.training.attempts import Attempt
@@ -67,8 +67,11 @@ class RayWorker:
         import ray
 
         assert self._executor is not None, "has begun"
-        asked = Job.from_plain(plain)
-        job = asked if asked.weights is None else replace(asked, weights=self._folder / asked.weights.name)
+        job = job_from_plain(plain)
+        weights = None
+        if isinstance(job, Job) and job.weights is not None:
+            weights = self._folder / job.weights.name
+            job = replace(job, weights=weights)
         self._executor.submit(job)
         (ended,) = self._executor.wait()
         if isinstance(ended, Lost):
@@ -78,9 +81,9 @@ class RayWorker:
             attempt.finish()
             return {LOST: (death.step, death.steps, death.how)}
         found = ended.to_plain()
-        if job.weights is not None and job.weights.is_file():
-            found[WEIGHTS] = ray.put(job.weights.read_bytes())
-            job.weights.unlink()
+        if weights is not None and weights.is_file():
+            found[WEIGHTS] = ray.put(weights.read_bytes())
+            weights.unlink()
         return found
 
     def at(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from search.config import SearchConfig
-from search.executors.dispatch import dispatch
+from search.executors.dispatch import evaluations
 from search.executors.jobs import Executor, Job
 from search.metric import told_share
 from search.progress import ProgressReporter
@@ -99,7 +99,7 @@ class ShortRuns:
     def _run(self, missing: Mapping[str, tuple[str, PruningPolicy]]) -> None:
         config, folder = self._config, self._folder.journal.folder
         jobs = [self._job(name, policy) for name, policy in missing.values()]
-        for done in dispatch(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
+        for done in evaluations(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
             policy, result = done.job.policy, done.result
             record = FinalRecord(policy.digest, config.seed, policy, result, None, None, self._clock.seconds)
             self._folder.journal.write_short_run(record)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from search.config import SearchConfig
-from search.executors.dispatch import dispatch
+from search.executors.dispatch import evaluations
 from search.executors.evaluation import test_scores
 from search.executors.jobs import Executor, Job
 from search.metric import Metric, told_share
@@ -114,7 +114,7 @@ def _run_finals(
         )
         jobs[job.key], seeds[job.key] = job, (number, name)
     began, remarks = clock.seconds, LoopRemarks(watcher)
-    ended = dispatch(executor, iter(jobs.values()), folder.journal.folder, config.attempts, watcher.note)
+    ended = evaluations(executor, iter(jobs.values()), folder.journal.folder, config.attempts, watcher.note)
     for count, done in enumerate(ended, 1):
         job, (number, name) = done.job, seeds[done.job.key]
         remarks.tell(job.name, done.result)

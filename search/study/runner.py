@@ -17,8 +17,8 @@ from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.executors.choose import make_executor
-from search.executors.dispatch import dispatch
-from search.executors.jobs import Done, Executor, Job
+from search.executors.dispatch import evaluations
+from search.executors.jobs import Done, Job
 from search.goal import told_goal
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
@@ -37,6 +37,7 @@ from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.study.loop_remarks import LoopRemarks
+from search.study.shared_scan import shared_scan
 from search.training.attempts import Attempt
 from search.training.chance import chance_accuracy
 from search.training.dense_model import DenseModel
@@ -130,6 +131,10 @@ class StudyRunner:
             raise UsageError("; ".join([str(error), *notes])) from None
 
     def run(self) -> SearchResult:
+        with closing(make_executor(self.config, self.folder, self.subject, self.dense, self.watcher)) as self.executor:
+            return self._run()
+
+    def _run(self) -> SearchResult:
         began = time.perf_counter()
         guided = self.config.sampler == GUIDED
         profile = self._profile() if self.config.warm_start or guided else None
@@ -160,9 +165,8 @@ class StudyRunner:
         try:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
-            with closing(self._executor()) as self.executor:
-                self._run_trials()
-                self.state.comparison = self._finals() if self.config.finalists else None
+            self._run_trials()
+            self.state.comparison = self._finals() if self.config.finalists else None
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
@@ -177,11 +181,12 @@ class StudyRunner:
         return parts_in(self.space.usable)
 
     def _profile(self) -> Profile:
-        with self.watcher.stage("sensitivity scan") as progress:
-            profile = cached_profile(
-                self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache", progress,
-                self.space.bits,
-            )  # fmt: skip
+        where = self.subject, self.dense, self.config.criterion, self._parts, self.folder.root / "cache"
+        if elsewhere := shared_scan(self.config, self.folder, self.executor, self.watcher):
+            profile = cached_profile(*where, bits=self.space.bits, elsewhere=elsewhere)
+        else:
+            with self.watcher.stage("sensitivity scan") as progress:
+                profile = cached_profile(*where, progress, self.space.bits)
         unit = self.state.unit
         for note in (recalibration_note(profile, unit), brief_note(profile), undefined_note(profile, unit)):
             if note:
@@ -218,12 +223,9 @@ class StudyRunner:
 
     def _run_trials(self) -> None:
         folder, attempts = self.journal.folder, self.config.attempts
-        for done in dispatch(self.executor, self._jobs(), folder, attempts, self.watcher.note):
+        for done in evaluations(self.executor, self._jobs(), folder, attempts, self.watcher.note):
             self._take(done)
             self._stop_if_hopeless()
-
-    def _executor(self) -> Executor:
-        return make_executor(self.config, self.folder, self.subject, self.dense, self.watcher)
 
     def _jobs(self) -> Iterator[Job]:
         """Trials as jobs, each proposed when it can begin."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,10 @@ from pruning.analysis.sensitivity_scan import (
     LEAST_EXAMPLES,
     LEVELS,
     SCAN_EXAMPLES,
+    Point,
+    PointKey,
     known_points,
+    scan_keys,
     scan_sensitivity,
 )
 from pruning.batchnorm import learning_norms
@@ -44,6 +48,21 @@ log = logging.getLogger(__name__)
 NONE_KEPT = "no point of the scan is kept yet"
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What is scanned: the arguments of `scan_sensitivity` of these names."""
+
+    criterion: str
+    granularities: tuple[str, ...]
+    levels: tuple[float, ...]
+    bits: tuple[int, ...]
+    brief: bool
+
+
+Elsewhere = Callable[[Scan, Sequence[PointKey]], Iterator[tuple[PointKey, Point]]]
+"""Scores points of a scan by their keys, in any order."""
+
+
 def cached_profile(
     subject: PreparedModel,
     dense: DenseModel,
@@ -53,6 +72,7 @@ def cached_profile(
     progress: Callable[[int, int], None] | None = None,
     bits: Sequence[int] = (),
     whole: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Profile:
     """The profile of this model and data from the cache, or from a scan on calibration data.
 
@@ -61,6 +81,9 @@ def cached_profile(
 
     The points of a scan are kept as they are found, so an interrupted scan continues in the next call. A profile that
     lacks the rounding to some of `bits` is completed; one that has more keeps them.
+
+    Args:
+        elsewhere: scores points in other processes, each of which is kept as it comes.
     """
     multiples = tuple(group.multiple for group in subject.network.groups)
     where = subject.workload, dense, criterion, granularities, cache, multiples
@@ -89,32 +112,42 @@ def cached_profile(
         known = len(before | points.known)
         return f"{known} of {total} points of the scan are kept" if known and total else NONE_KEPT
 
+    scan = Scan(criterion, tuple(granularities), tuple(levels), tuple(sorted({*bits} | scanned)), brief)
     with KeptPoints(path) as points, kept_so_far(say):
         try:
-            with within_memory(workload, "the sensitivity scan"):
-                profile = scan_sensitivity(
-                    subject.dense,
-                    subject.graph,
-                    calibration_data(workload) if workload.has("calibration") else None,
-                    workload.loss,
-                    computed_share(workload.metric),
-                    granularities=granularities,
-                    criterion=criterion,
-                    levels=levels,
-                    fingerprint=dense.weights,
-                    progress=follow,
-                    known=before | points.known,
-                    keep=points.keep,
-                    bits=[*{*bits} | scanned],
-                    score=_by_user(workload) if workload.evaluate else None,
-                    brief=brief,
-                )
+            if elsewhere is not None:
+                keys = scan_keys(subject.scored_by(criterion).graph, granularities, levels, scan.bits)
+                for key, point in elsewhere(scan, [key for key in keys if key not in before | points.known]):
+                    points.keep(key, point)
+            profile = scanned_points(
+                subject, scan, fingerprint=dense.weights, progress=follow, known=before | points.known, keep=points.keep
+            )
         except BaseException as error:
             blame(error, workload.name, "the sensitivity scan")
         profile = replace(profile, seconds=points.seconds + profile.seconds + (kept.seconds if kept else 0.0))
         write_durably(path, sealed(profile.to_json()).encode())
         points.drop()
     return profile
+
+
+def scanned_points(subject: PreparedModel, scan: Scan, **options: Any) -> Profile:
+    """Scan the dense model on calibration data; `options` are further ones of `scan_sensitivity`."""
+    workload = subject.workload
+    with within_memory(workload, "the sensitivity scan"):
+        return scan_sensitivity(
+            subject.dense,
+            subject.graph,
+            calibration_data(workload) if workload.has("calibration") else None,
+            workload.loss,
+            computed_share(workload.metric),
+            granularities=scan.granularities,
+            criterion=scan.criterion,
+            levels=scan.levels,
+            bits=scan.bits,
+            score=_by_user(workload) if workload.evaluate else None,
+            brief=scan.brief,
+            **options,
+        )
 
 
 def _by_user(workload: Workload) -> Callable[[nn.Module], tuple[float, float]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import torch
 
 from pruning import register_criterion
 from search import SearchConfig, run_search
+from search.checksum import unsealed
 from search.errors import EnvironmentProblem, UsageError
 from search.executors.choose import threads_of
 from search.placement import Placement, cards
 from search.progress import ProgressReporter
 from search.store.journal import Journal
+from spaces.sensitivity import Profile
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = '''
@@ -81,7 +84,8 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
         options = {"trials": 6, "finalists": 0, "warm_start": False, "sampler": "random", "max_size": 0.5} | options
-        config = SearchConfig(workload=f"{tasks.parent / task}", root=str(tmp_path), threads=1, **options)
+        options = {"root": str(tmp_path), "threads": 1} | options
+        config = SearchConfig(workload=f"{tasks.parent / task}", **options)
         result = run_search(config, watcher)
         return result, {trial.number: told(trial) for trial in Journal(result.folder / "journal").trials()}
 
@@ -155,6 +159,20 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
 
 
 @pytest.mark.slow
+def test_a_scan_by_two_workers_is_that_of_one_process(begin, tmp_path):
+    found = []
+    for name, options in (("one", {}), ("two", {"workers": 2})):
+        watcher = Noted()
+        options |= {"warm_start": True, "trials": 1, "bits": (8, 4), "watcher": watcher}
+        begin("tiny.py:tiny", study=name, root=str(tmp_path / name), **options)
+        (path,) = (tmp_path / name / "cache").glob("profile-*.json")
+        profile = Profile.from_json(unsealed(path.read_text()))
+        found.append(replace(profile, seconds=0.0))
+        assert not [*path.parent.glob("*.points.jsonl")] and not watcher.notes[1:]
+    assert found[0] == found[1] and len(found[0].points["fine-grained"]) == 3 and found[0].rounding
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: no")])
 def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, task, how):
     _, right = begin(study="right", trials=4)
@@ -195,13 +213,14 @@ def test_workers_end_with_their_study_and_it_goes_on(program, place, tmp_path):
     kept: dict[str, str] = {}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         study = subprocess.Popen([*words, "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-        assert wait_until(lambda before=len(kept): len([*journal.glob("trial-*")]) >= before + 2)
+        enough = len(kept) + 2
+        assert wait_until(lambda enough=enough: len([*journal.glob("trial-*")]) >= enough)
         workers = children(study.pid)
         assert len(workers) == 2
         study.send_signal(number)
         _, errors = study.communicate(timeout=60)
         assert study.returncode == code and "Traceback" not in errors, errors
-        assert wait_until(lambda: not any(map(runs, workers)), 20)
+        assert wait_until(lambda workers=workers: not any(map(runs, workers)), 20)
         assert number == signal.SIGKILL or not [*journal.glob("begun-*")]
         now = {path.name: path.read_text() for path in journal.glob("trial-*")}
         assert {name: now[name] for name in kept} == kept

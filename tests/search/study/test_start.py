@@ -19,7 +19,6 @@ import pytest
 import torch
 
 import search.executors.evaluation
-import search.executors.local
 import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
 from search.cli.resume import resume_command
@@ -816,7 +815,7 @@ def test_making_the_stores_takes_nothing_from_the_time_limit(begin, monkeypatch)
 @pytest.mark.slow
 def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root, monkeypatch):
     """Each short fine-tune is on disk before the next; what was done before an interruption is not repeated."""
-    asked, evaluate = [], search.executors.local.evaluate_job
+    asked, evaluate = [], search.executors.evaluation.evaluate_job
 
     def counted(subject, job, *rest):
         if job.key.startswith("static-"):
@@ -825,7 +824,7 @@ def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root,
                 raise KeyboardInterrupt
         return evaluate(subject, job, *rest)
 
-    monkeypatch.setattr(search.executors.local, "evaluate_job", counted)
+    monkeypatch.setattr(search.executors.evaluation, "evaluate_job", counted)
     options = {"trials": 2, "bits": (8, 4), "max_size": 0.2, "finalists": 1, "final_repeats": 1, "seed": 5}
     options |= {"granularity": "fine-grained", "sampler": "random", "warm_start": False}
     with pytest.raises(KeyboardInterrupt):
