@@ -131,11 +131,14 @@ class Surrogate:
 
         Each draw is of one of the combinations, by its likelihood, and of all places together.
         """
-        x, drawn = self._scaled(features), []
-        for chosen in random.choice(len(self._models), size=count, p=self._shares):
-            model = self._models[chosen]
+        x = self._scaled(features)
+        chosen = random.choice(len(self._models), size=count, p=self._shares)
+        spread = {}
+        for n in set(chosen.tolist()):
+            model = self._models[n]
             mean = model.kernel(x @ self._x.T, _distances(x, self._x)) @ model.weights
-            drawn.append(mean + np.sqrt(model.scale) * self._appended(model, x)[1] @ random.normal(size=len(x)))
+            spread[n] = mean, np.sqrt(model.scale) * self._appended(model, x)[1]
+        drawn = [spread[n][0] + spread[n][1] @ random.normal(size=len(x)) for n in chosen.tolist()]
         return np.array(drawn) * self._sd + self._mean
 
     def given(self, features: np.ndarray, values: np.ndarray) -> Surrogate:

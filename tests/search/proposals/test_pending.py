@@ -1,0 +1,183 @@
+"""Proposals that are made while other trials run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made_up_world import DENSE_ERROR, World
+from scipy.special import expit
+
+from pruning.importance.scores import unit_importance
+from search.proposals import guide as subject
+from search.proposals import pending as limits
+from search.proposals.features import Features
+from search.proposals.guide import FEWEST, GuidedProposer
+from search.proposals.pending import DRAWS, PendingPoints
+from search.proposals.surrogate import Surrogate
+from spaces import Space
+from spaces.allocation.importance import AllocationInputs
+from spaces.cost.effect import achieved
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import SEED_SCHEDULE
+
+BUSY = 9
+"""A number whose proposal is after volume, as are those of the four before it but for 7."""
+
+
+@pytest.fixture(scope="module")
+def world(vgg_graph) -> World:
+    return World(vgg_graph.network)
+
+
+@pytest.fixture(scope="module")
+def projector(vgg, vgg_graph, world) -> Projector:
+    inputs = {
+        word: AllocationInputs.of(world.network, word, unit_importance(vgg, vgg_graph, word), world.profile())
+        for word in ("fine-grained", "channel")
+    }
+    return Projector(Space(world.network, 0.25), inputs)
+
+
+def points(space: Space, count: int, seed: int = 1) -> list[dict]:
+    """Random points of all sizes and both granularities."""
+    random, low, high = np.random.default_rng(seed), *space.size_range
+    return [
+        space.params(
+            float(low * (high / low) ** random.random()), str(random.choice(space.usable)),
+            {knob: float(random.random()) for knob in space.knobs}, SEED_SCHEDULE,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def taught(projector: Projector, world: World, numbers=range(8), **options) -> GuidedProposer:
+    """A guide that knows random points of the world, told in this order."""
+    guide, params = GuidedProposer(projector, DENSE_ERROR, 3, **options), points(projector.space, 8)
+    for number in numbers:
+        guide.learn(number, params[number], world.error(projector.project(params[number]).policy))
+    return guide
+
+
+def gain_of(guide: GuidedProposer, params: dict, pending: dict, monkeypatch) -> float:
+    """What the guide expects of one point, which is its whole pool."""
+    draft = guide._space.draft(params)
+    monkeypatch.setattr(subject, "ROUNDS", 0)
+    monkeypatch.setattr(guide, "_pool", SimpleNamespace(draw=lambda *_: [draft]))
+    return guide.suggest(BUSY, pending).scores["gain"]
+
+
+def test_a_proposal_knows_a_set_whatever_the_order_of_what_it_was_told(projector, world):
+    alone = taught(projector, world).suggest(13)
+    run, *others = alone.params, *points(projector.space, 4, seed=2)
+    pending = dict(enumerate([run, *others], 8))
+    first = taught(projector, world).suggest(13, pending)
+    again = taught(projector, world, reversed(range(8)))
+    again.suggest(12, {8: others[0], 10: run})
+    assert again.suggest(13, dict(reversed(pending.items()))) == first
+    assert first.params != alone.params
+
+
+def test_once_none_runs_proposals_are_as_if_none_had(projector, world):
+    once, never = taught(projector, world), taught(projector, world)
+    once.suggest(BUSY, dict(enumerate(points(projector.space, 3, seed=2), 8)))
+    assert [once.suggest(n, {}) for n in (10, 11)] == [never.suggest(n) for n in (10, 11)]
+
+
+def test_what_runs_is_not_proposed_again(residual, residual_graph):
+    """A space of few networks, before and after a surrogate can be fitted; nothing is told in between."""
+    space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
+    projector = Projector(space, {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))})
+    guide, pending, keys = GuidedProposer(projector, 0.1), {}, []
+    for number in range(14):
+        pending[number] = guide.suggest(number, pending).params
+        projected = projector.project(pending[number])
+        keys.append(projected.key)
+        if number == 6:
+            for done in range(FEWEST):
+                lost = achieved(space.network, projector.project(pending[done]).policy)
+                guide.learn(done, pending.pop(done), float(expit(-2 + lost["first.weight"])))
+    assert len(set(keys)) == len(keys)
+
+
+def test_near_a_running_trial_little_is_gained_and_elsewhere_as_much(projector, world, monkeypatch):
+    best = taught(projector, world).suggest(BUSY).params
+    near, far = {**best, "size": best["size"] * 1.001}, {**best, "size": best["size"] / 4}
+    left = []
+    for params in (near, far):
+        alone, beside = (gain_of(taught(projector, world), params, own, monkeypatch) for own in ({}, {8: best}))
+        left.append(beside / alone)
+    assert left[0] < 0.5 and left[1] > 0.8
+
+
+def test_a_running_trial_is_not_taken_for_a_bad_one(projector, world, monkeypatch):
+    """On average over draws, beside it is predicted what was predicted without it."""
+    params = taught(projector, world).suggest(BUSY).params
+    seen = []
+
+    class Listener(Surrogate):
+        def given(self, features, values):
+            found = super().given(features, values)
+            seen.append((self.predict(features), found.predict(features), values))
+            return found
+
+    monkeypatch.setattr(subject, "Surrogate", Listener)
+    monkeypatch.setattr(subject, "DRAWS", 400)
+    taught(projector, world).suggest(BUSY, {8: params})
+    ((before, after, values),) = seen
+    assert values.shape == (400, 1)
+    assert after.mean.mean() == pytest.approx(before.mean[0], abs=4 * before.sd[0] / 20)
+    assert values.std() == pytest.approx(before.sd[0], rel=0.5) and after.mean.std() > 0.3 * before.sd[0]
+    assert (after.sd < before.sd).all()
+
+
+def test_running_trials_are_no_observations(projector, world):
+    """Not when they are few, not as parents, and not as sizes at which networks are dead."""
+    young, pending = taught(projector, world, range(FEWEST - 1)), dict(enumerate(points(projector.space, 4, seed=2), 8))
+    assert young.suggest(12, pending) == young.suggest(12) and not young.suggest(12, pending).scores
+    guide = taught(projector, world, chance=0.9)
+    parents, least, draw = [], guide.least_sizes, guide._pool.draw
+
+    def drawn(count, of, random):
+        parents.append([draft.size for draft in of])
+        return draw(count, of, random)
+
+    guide._pool.draw = drawn
+    predicted = [guide.suggest(12, running).scores for running in ({}, pending)]
+    assert parents[0] == parents[1] and guide.least_sizes == least != {}
+    assert predicted[0] != predicted[1]
+
+
+def test_a_wish_for_an_accuracy_counts_running_trials_too(projector, world):
+    """A smaller one is probably being found, so the next must be smaller still."""
+    alone = taught(projector, world, largest_error=0.3)
+    first = alone.suggest(BUSY)
+    beside = taught(projector, world, largest_error=0.3).suggest(BUSY, {8: first.params})
+    assert beside.params != first.params and beside.scores["gain"] < first.scores["gain"]
+
+
+def test_of_many_the_nearest_are_looked_at(projector, world, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_PENDING", 3)
+    held = PendingPoints(projector, Features(projector.space))
+    pending = dict(enumerate(points(projector.space, 5, seed=2), 20))
+    held.update(pending)
+    assert held.are_many and len(held.points) == 5
+    best = np.array([held.points[4].features, held.points[1].features])
+    plain = SimpleNamespace(distances=lambda a, b: np.abs(a[:, None] - b).sum(axis=2))
+    own = [float(np.abs(point.features - best).sum(axis=1).min()) for point in held.points]
+    nearest = [point.size for point in held.nearest(plain, best)]
+    assert nearest == [held.points[n].size for n in sorted(np.argsort(own)[:3])]
+    given = []
+
+    class Listener(Surrogate):
+        def given(self, features, values):
+            given.append(values.shape)
+            return super().given(features, values)
+
+    monkeypatch.setattr(subject, "Surrogate", Listener)
+    guide = taught(projector, world)
+    suggestion = guide.suggest(29, pending)
+    assert given == [(DRAWS, 3)] and suggestion.scores["gain"] > 0
+    held.update({21: pending[21]})
+    assert not held.are_many and len(held.keys) == 1
