@@ -59,8 +59,7 @@ from spaces.search_space.space import SEED_SCHEDULE, Draft, Space
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("truth", "mode", "workers", "way", "seed", "at", "volume", "repeated")
 DENSE_TABLE_ERROR = 0.0925
-DURATIONS = (3, 6, 12, 24)
-"""Mean durations of a trial after which volumes are taken."""
+"""Of the table's dense network."""
 DRAWS, ONE_DRAW, BELIEVER, UNKNOWN, LIAR, LATEST = "draws", "one draw", "believer", "unknown", "liar", "latest"
 ASYNCHRONOUS, WAVES = "asynchronous", "in waves"
 COSTS, FINISHED, REPEATS = (0, 16, 64, 256, 1000), 120, 5
@@ -131,9 +130,11 @@ class Truth:
         trials: of a run.
         first: what is tried before the guide is asked.
         marks: trials after which the volume is taken.
+        durations: and how many mean durations of a trial after which it is, if it is.
     """
 
     trials, marks = 60, (60,)
+    durations: tuple[int, ...] = ()
     seconds = 1.0
     changes: ClassVar[Mapping[str, Any]] = {}
 
@@ -173,7 +174,7 @@ class Truth:
 class MeasuredTruth(Truth):
     """The table of policies that were fine-tuned with two seeds. A point's source is the number of its line."""
 
-    trials, marks = 96, (24, 48, 96)
+    trials, marks, durations = 96, (24, 48, 96), (3, 6, 12, 24)
     changes: ClassVar[Mapping[str, Any]] = {"ROUNDS": 0}
 
     def __init__(self) -> None:
@@ -294,7 +295,8 @@ def run(name: str, seeds: Sequence[int], ways: Sequence[str] | None) -> None:
             continue
         ended = simulated(truth, cell, seed)
         marks = {f"{n} trials": [one for one in ended if one.number < n] for n in truth.marks}
-        marks |= {f"{t} durations": [one for one in ended if one.second <= t * truth.seconds] for t in DURATIONS}
+        for count in truth.durations:
+            marks[f"{count} durations"] = [one for one in ended if one.second <= count * truth.seconds]
         repeated = len(ended) - len({one.digest for one in ended})
         rows = [
             {**vars(cell), "seed": seed, "at": at, "volume": f"{truth.volume(own):.5f}", "repeated": repeated}

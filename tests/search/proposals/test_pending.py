@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from made_up_world import DENSE_ERROR, World
-from scipy.special import expit
 
 from pruning.importance.scores import unit_importance
 from search.proposals import guide as subject
@@ -18,7 +17,6 @@ from search.proposals.pending import DRAWS, PendingPoints
 from search.proposals.surrogate import Surrogate
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
-from spaces.cost.effect import achieved
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE
 
@@ -85,20 +83,17 @@ def test_once_none_runs_proposals_are_as_if_none_had(projector, world):
     assert [once.suggest(n, {}) for n in (10, 11)] == [never.suggest(n) for n in (10, 11)]
 
 
-def test_what_runs_is_not_proposed_again(residual, residual_graph):
-    """A space of few networks, before and after a surrogate can be fitted; nothing is told in between."""
-    space = Space(residual_graph.network, 0.5, ("channel",), min_size=0.5)
-    projector = Projector(space, {"channel": AllocationInputs(unit_importance(residual, residual_graph, "channel"))})
-    guide, pending, keys = GuidedProposer(projector, 0.1), {}, []
-    for number in range(14):
+@pytest.mark.parametrize("finished", [FEWEST - 1, 8])
+def test_what_runs_is_not_proposed_again(finished, projector, world, monkeypatch):
+    """Of a pool of three, the others in their turn, before a surrogate can be fitted and after."""
+    monkeypatch.setattr(subject, "ROUNDS", 0)
+    guide, pending, pool = taught(projector, world, range(finished)), {}, points(projector.space, 3, seed=4)
+    drafts = [projector.space.draft(params) for params in pool]
+    monkeypatch.setattr(guide, "_pool", SimpleNamespace(draw=lambda *_: drafts))
+    for number in range(20, 23):
         pending[number] = guide.suggest(number, pending).params
-        projected = projector.project(pending[number])
-        keys.append(projected.key)
-        if number == 6:
-            for done in range(FEWEST):
-                lost = achieved(space.network, projector.project(pending[done]).policy)
-                guide.learn(done, pending.pop(done), float(expit(-2 + lost["first.weight"])))
-    assert len(set(keys)) == len(keys)
+        assert bool(guide.suggested(number).scores) == (finished == 8)
+    assert sorted(params["size"] for params in pending.values()) == sorted(params["size"] for params in pool)
 
 
 def test_near_a_running_trial_little_is_gained_and_elsewhere_as_much(projector, world, monkeypatch):
