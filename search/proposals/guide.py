@@ -44,7 +44,8 @@ WORST_SPEED = 1.05
 BEYOND_LIMIT = 1.1
 """Size of the hypervolume's reference point, over the limit."""
 CAUTION = 0.3
-"""What part of a predicted deviation counts in an expected gain: exploring pays in longer studies than these."""
+"""What part of a predicted deviation counts in an expected gain, and in what is drawn of pending trials: exploring pays
+in longer studies than these."""
 BOLDEST = 2.0
 """Candidates that ask a layer for more than this many times what any trial, or even pruning at the smallest size, has
 asked of it come last: nothing is known there. What is asked is counted as (share kept)^-1/2 - 1."""
@@ -282,7 +283,8 @@ class GuidedProposer:
             return surrogate
         features = np.array([point.features for point in pending])
         random = np.random.default_rng([self._seed, number, DRAWS])  # the candidates' own draws stay what they are
-        return surrogate.given(features, surrogate.draw(features, DRAWS, random))
+        expected, drawn = surrogate.predict(features).mean, surrogate.draw(features, DRAWS, random)
+        return surrogate.given(features, expected + CAUTION * (drawn - expected))
 
     def _suggestion(self, draft: Draft, scores: Mapping[str, float]) -> Suggestion:
         return Suggestion(self._space.params_of(draft), draft.source, scores)

@@ -12,9 +12,10 @@ own durations and the noise of two seeds: there the guide chooses among the poli
 beginning with ten random ones. A run is a few lines of `pending_trials.csv` beside this file, and what is there is not
 run again. Volumes are of the true errors of the front that measurements choose.
 
-Ways of looking at pending trials: `draws` is what is built; `one draw`; `believer`, the predicted mean, without a
-deviation; `unknown`, not proposed again and nothing more; `liar`, the worst error that was seen. Of 256 workers' trials
-those nearest to the best candidates are looked at, or the `latest`.
+Ways of looking at pending trials: `draws` is what is built, four draws of what is predicted, with the part of the
+deviation that the guide counts in gains; `whole draws` have all of the deviation, and `one whole draw` is one of those;
+`believer` is the predicted mean; `unknown` trials are only not proposed again; a `liar` takes the worst error that was
+seen. Of 256 workers' trials those nearest to the best candidates are looked at, or the `latest`.
 """
 
 from __future__ import annotations
@@ -60,24 +61,37 @@ TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("truth", "mode", "workers", "way", "seed", "at", "volume", "repeated")
 DENSE_TABLE_ERROR = 0.0925
 """Of the table's dense network."""
-DRAWS, ONE_DRAW, BELIEVER, UNKNOWN, LIAR, LATEST = "draws", "one draw", "believer", "unknown", "liar", "latest"
+DRAWS, WHOLE, ONE_DRAW, BELIEVER = "draws", "whole draws", "one whole draw", "believer"
+UNKNOWN, LIAR, LATEST = "unknown", "liar", "latest"
 ASYNCHRONOUS, WAVES = "asynchronous", "in waves"
 COSTS, FINISHED, REPEATS = (0, 16, 64, 256, 1000), 120, 5
 """Pending trials, finished ones and repetitions when the cost of a proposal is measured."""
+
+
+class WholeDraws(Surrogate):
+    """Pending trials end anywhere within the predicted deviation, of which the guide counts a part."""
+
+    def draw(self, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        return self._undone(features, super().draw(features, count, random))
+
+    def _undone(self, features: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """What the guide makes these values of."""
+        mean = self.predict(features).mean
+        return mean + (values - mean) / guide.CAUTION
 
 
 class Believer(Surrogate):
     """Pending trials end as predicted."""
 
     def draw(self, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        return np.repeat(self.predict(features).mean[None], 1, axis=0)
+        return self.predict(features).mean[None]
 
 
-class Liar(Surrogate):
+class Liar(WholeDraws):
     """Pending trials end as the worst that was seen."""
 
     def draw(self, features: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        return np.full((1, len(features)), self._y.max() * self._sd + self._mean)
+        return self._undone(features, np.full((1, len(features)), self._y.max() * self._sd + self._mean))
 
 
 class OnlyAsked(PendingPoints):
@@ -94,8 +108,9 @@ class Latest(PendingPoints):
 
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
-    DRAWS: {}, ONE_DRAW: {"DRAWS": 1}, BELIEVER: {"Surrogate": Believer}, UNKNOWN: {"PendingPoints": OnlyAsked},
-    LIAR: {"Surrogate": Liar}, LATEST: {"PendingPoints": Latest},
+    DRAWS: {}, WHOLE: {"Surrogate": WholeDraws}, ONE_DRAW: {"Surrogate": WholeDraws, "DRAWS": 1},
+    BELIEVER: {"Surrogate": Believer}, UNKNOWN: {"PendingPoints": OnlyAsked}, LIAR: {"Surrogate": Liar},
+    LATEST: {"PendingPoints": Latest},
 }  # fmt: skip
 """What each way replaces in the guide's module."""
 
@@ -276,7 +291,7 @@ def _simulated(truth: Truth, cell: Cell, seed: int) -> list[Ended]:
 def cells_of(truth: str) -> Iterator[Cell]:
     """One worker, and what is held against it."""
     yield Cell(truth, ASYNCHRONOUS, 1, DRAWS)
-    ways = (DRAWS, ONE_DRAW, BELIEVER, UNKNOWN, LIAR)
+    ways = (DRAWS, WHOLE, ONE_DRAW, BELIEVER, UNKNOWN, LIAR)
     if truth == "world":
         yield from (Cell(truth, mode, 16, way) for mode, way in product((ASYNCHRONOUS, WAVES), ways))
     elif truth == "many":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,16 +13,17 @@ from pruning.importance.scores import unit_importance
 from search.proposals import guide as subject
 from search.proposals import pending as limits
 from search.proposals.features import Features
-from search.proposals.guide import FEWEST, GuidedProposer
+from search.proposals.guide import CAUTION, FEWEST, GuidedProposer
 from search.proposals.pending import DRAWS, PendingPoints
 from search.proposals.surrogate import Surrogate
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
+from spaces.search_space.initial import initial_points
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import SEED_SCHEDULE
 
 BUSY = 9
-"""A number whose proposal is after volume, as are those of the four before it but for 7."""
+"""A number whose proposal is after volume; every fourth, from 3 on, is after accuracy."""
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +52,17 @@ def points(space: Space, count: int, seed: int = 1) -> list[dict]:
     ]  # fmt: skip
 
 
-def taught(projector: Projector, world: World, numbers=range(8), **options) -> GuidedProposer:
-    """A guide that knows random points of the world, told in this order."""
-    guide, params = GuidedProposer(projector, DENSE_ERROR, 3, **options), points(projector.space, 8)
-    for number in numbers:
+def taught(projector: Projector, world: World, known: list[dict] | None = None, order=None, **options):
+    """A guide that knows points of the world, random ones by default, told in this order."""
+    params = points(projector.space, 8) if known is None else known
+    guide = GuidedProposer(projector, DENSE_ERROR, 3, **options)
+    for number in order or range(len(params)):
         guide.learn(number, params[number], world.error(projector.project(params[number]).policy))
     return guide
 
 
 def gain_of(guide: GuidedProposer, params: dict, pending: dict, monkeypatch) -> float:
-    """What the guide expects of one point, which is its whole pool."""
+    """The volume that the guide expects of one point, which is its whole pool."""
     draft = guide._space.draft(params)
     monkeypatch.setattr(subject, "ROUNDS", 0)
     monkeypatch.setattr(guide, "_pool", SimpleNamespace(draw=lambda *_: [draft]))
@@ -71,7 +74,7 @@ def test_a_proposal_knows_a_set_whatever_the_order_of_what_it_was_told(projector
     run, *others = alone.params, *points(projector.space, 4, seed=2)
     pending = dict(enumerate([run, *others], 8))
     first = taught(projector, world).suggest(13, pending)
-    again = taught(projector, world, reversed(range(8)))
+    again = taught(projector, world, order=reversed(range(8)))
     again.suggest(12, {8: others[0], 10: run})
     assert again.suggest(13, dict(reversed(pending.items()))) == first
     assert first.params != alone.params
@@ -80,14 +83,14 @@ def test_a_proposal_knows_a_set_whatever_the_order_of_what_it_was_told(projector
 def test_once_none_runs_proposals_are_as_if_none_had(projector, world):
     once, never = taught(projector, world), taught(projector, world)
     once.suggest(BUSY, dict(enumerate(points(projector.space, 3, seed=2), 8)))
-    assert [once.suggest(n, {}) for n in (10, 11)] == [never.suggest(n) for n in (10, 11)]
+    assert once.suggest(10, {}) == never.suggest(10)
 
 
 @pytest.mark.parametrize("finished", [FEWEST - 1, 8])
 def test_what_runs_is_not_proposed_again(finished, projector, world, monkeypatch):
     """Of a pool of three, the others in their turn, before a surrogate can be fitted and after."""
     monkeypatch.setattr(subject, "ROUNDS", 0)
-    guide, pending, pool = taught(projector, world, range(finished)), {}, points(projector.space, 3, seed=4)
+    guide, pending, pool = taught(projector, world, order=range(finished)), {}, points(projector.space, 3, seed=4)
     drafts = [projector.space.draft(params) for params in pool]
     monkeypatch.setattr(guide, "_pool", SimpleNamespace(draw=lambda *_: drafts))
     for number in range(20, 23):
@@ -97,13 +100,17 @@ def test_what_runs_is_not_proposed_again(finished, projector, world, monkeypatch
 
 
 def test_near_a_running_trial_little_is_gained_and_elsewhere_as_much(projector, world, monkeypatch):
-    best = taught(projector, world).suggest(BUSY).params
-    near, far = {**best, "size": best["size"] * 1.001}, {**best, "size": best["size"] / 4}
+    known = [point.params for point in islice(initial_points(projector), 12)]
+    best = taught(projector, world, known).suggest(13).params
+    assert best["granularity"] == "channel" and best["size"] < 0.2
+    places = {"size": best["size"] * 1.001}, {"granularity": "fine-grained"}
     left = []
-    for params in (near, far):
-        alone, beside = (gain_of(taught(projector, world), params, own, monkeypatch) for own in ({}, {8: best}))
+    for place in places:
+        alone, beside = (
+            gain_of(taught(projector, world, known), {**best, **place}, own, monkeypatch) for own in ({}, {12: best})
+        )
         left.append(beside / alone)
-    assert left[0] < 0.5 and left[1] > 0.8
+    assert left[0] < 0.1 and 0.75 < left[1] < 1.25
 
 
 def test_a_running_trial_is_not_taken_for_a_bad_one(projector, world, monkeypatch):
@@ -122,14 +129,18 @@ def test_a_running_trial_is_not_taken_for_a_bad_one(projector, world, monkeypatc
     taught(projector, world).suggest(BUSY, {8: params})
     ((before, after, values),) = seen
     assert values.shape == (400, 1)
-    assert after.mean.mean() == pytest.approx(before.mean[0], abs=4 * before.sd[0] / 20)
-    assert values.std() == pytest.approx(before.sd[0], rel=0.5) and after.mean.std() > 0.3 * before.sd[0]
+    assert after.mean.mean() == pytest.approx(before.mean[0], abs=4 * CAUTION * before.sd[0] / 20)
+    assert values.std() == pytest.approx(CAUTION * before.sd[0], rel=0.5)
+    assert after.mean.std() > 0.3 * CAUTION * before.sd[0]
     assert (after.sd < before.sd).all()
 
 
 def test_running_trials_are_no_observations(projector, world):
     """Not when they are few, not as parents, and not as sizes at which networks are dead."""
-    young, pending = taught(projector, world, range(FEWEST - 1)), dict(enumerate(points(projector.space, 4, seed=2), 8))
+    young, pending = (
+        taught(projector, world, order=range(FEWEST - 1)),
+        dict(enumerate(points(projector.space, 4, seed=2), 8)),
+    )
     assert young.suggest(12, pending) == young.suggest(12) and not young.suggest(12, pending).scores
     guide = taught(projector, world, chance=0.9)
     parents, least, draw = [], guide.least_sizes, guide._pool.draw
