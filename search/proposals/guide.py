@@ -252,27 +252,20 @@ class GuidedProposer:
         plain = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
         most_asked = np.vstack([[o.asked for o in rows], self._smallest]).max(axis=0)
-
-        def ranked(candidates: _Candidates, known: Sequence[_Known]) -> tuple[np.ndarray, np.ndarray]:
-            return self._ranked(candidates, known, most_asked, for_best)
-
         pending = self._pending.points
-        if self._pending.are_many:
-            candidates = self._candidates(drafts, plain)
-            _, order = ranked(candidates, self._known(rows, plain))
-            best = self._features.of(candidates.batch)[order[:kept]]
-            pending = self._pending.nearest(plain, best)
         surrogate = self._given(plain, pending, number)
         known = self._known([*rows, *pending], surrogate)
         candidates = self._candidates(drafts, surrogate)
-        gains, order = ranked(candidates, known)
+        gains, order = self._ranked(candidates, known, most_asked, for_best)
         for _ in range(rounds):
             moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
             drafts, candidates = drafts + moved, candidates + self._candidates(moved, surrogate)
-            gains, order = ranked(candidates, known)
+            gains, order = self._ranked(candidates, known, most_asked, for_best)
         chosen = self._first_fresh(drafts, order.tolist())
-        said = candidates.prediction if not pending else self._candidates([drafts[chosen]], plain).prediction
-        mean, sd = (one[chosen if not pending else 0] for one in (said.mean, said.sd))
+        said, place = candidates.prediction, chosen
+        if pending:  # what is told of it is what finished trials say
+            said, place = self._candidates([drafts[chosen]], plain).prediction, 0
+        mean, sd = said.mean[place], said.sd[place]
         low, middle, high = expit(mean + sd * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
         return self._suggestion(drafts[chosen], {name: float(value) for name, value in scores.items()})

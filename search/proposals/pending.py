@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from search.proposals.features import Features, Landed
-from search.proposals.surrogate import Surrogate
 from spaces.search_space.projection import Projector
 
 DRAWS = 4
 """How many draws of what pending trials may turn out to be a gain is averaged over."""
 MOST_PENDING = 64
-"""Most pending trials that a surrogate is given; of more, those most like the best candidates."""
+"""Most pending trials that a surrogate is given: of more, those that were proposed last."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,6 @@ class PendingPoints:
         return {one.key for one in self._known.values()}
 
     @property
-    def are_many(self) -> bool:
-        """Whether there are more than a surrogate is given."""
-        return len(self._known) > MOST_PENDING
-
-    @property
     def points(self) -> list[Landed]:
-        """All of them, by number."""
-        return [one.point for one in self._known.values()]
-
-    def nearest(self, surrogate: Surrogate, best: np.ndarray) -> list[Landed]:
-        """The `MOST_PENDING` that are nearest to any of the best candidates' features (p, columns), by number."""
-        points = self.points
-        distances = surrogate.distances(np.array([point.features for point in points]), best).min(axis=1)
-        return [points[n] for n in sorted(np.argsort(distances, kind="stable")[:MOST_PENDING])]
+        """Where they landed, by number; of more than `MOST_PENDING` the last."""
+        return [one.point for one in self._known.values()][-MOST_PENDING:]

@@ -159,10 +159,6 @@ class Surrogate:
         found._x, found._y = np.vstack([self._x, x]), y
         return found
 
-    def distances(self, features: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Between `features` (p, d) and `others` (q, d), as the kernels see them (p, q)."""
-        return _distances(self._scaled(features), self._scaled(others))
-
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return (np.asarray(features, dtype=float) - self._centre) * self._scale
 

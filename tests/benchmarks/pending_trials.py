@@ -1,7 +1,8 @@
 """What the guided search loses where it proposes while other trials run, and what the proposal then costs.
 
-    python tests/benchmarks/pending_trials.py run world --seeds 0-5
-    python tests/benchmarks/pending_trials.py run table --seeds 0-7
+    python tests/benchmarks/pending_trials.py run world --seeds 0-19
+    python tests/benchmarks/pending_trials.py run table --seeds 0-11
+    python tests/benchmarks/pending_trials.py run many --seeds 0-2
     python tests/benchmarks/pending_trials.py show
     python tests/benchmarks/pending_trials.py cost
 
@@ -13,9 +14,9 @@ beginning with ten random ones. A run is a few lines of `pending_trials.csv` bes
 run again. Volumes are of the true errors of the front that measurements choose.
 
 Ways of looking at pending trials: `draws` is what is built, four draws of what is predicted, with the part of the
-deviation that the guide counts in gains; `whole draws` have all of the deviation, and `one whole draw` is one of those;
+deviation that the guide counts in gains; `whole draws` have all of the deviation, and `one draw` is one of those;
 `believer` is the predicted mean; `unknown` trials are only not proposed again; a `liar` takes the worst error that was
-seen. Of 256 workers' trials those nearest to the best candidates are looked at, or the `latest`.
+seen. `many` is the closed form with 256 workers and 512 trials.
 """
 
 from __future__ import annotations
@@ -45,10 +46,9 @@ from pruning.channels.tracing import trace_channels
 from pruning.importance.scores import unit_importance
 from search.cli.text_tables import render
 from search.proposals import guide
-from search.proposals.features import Landed
 from search.proposals.guide import GuidedProposer
 from search.proposals.hypervolume import hypervolume, non_dominated
-from search.proposals.pending import MOST_PENDING, PendingPoints
+from search.proposals.pending import PendingPoints
 from search.proposals.surrogate import Surrogate
 from search.workloads.vgg import VGG9
 from spaces.allocation.importance import AllocationInputs
@@ -61,8 +61,8 @@ TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("truth", "mode", "workers", "way", "seed", "at", "volume", "repeated")
 DENSE_TABLE_ERROR = 0.0925
 """Of the table's dense network."""
-DRAWS, WHOLE, ONE_DRAW, BELIEVER = "draws", "whole draws", "one whole draw", "believer"
-UNKNOWN, LIAR, LATEST = "unknown", "liar", "latest"
+DRAWS, WHOLE, ONE_DRAW, BELIEVER = "draws", "whole draws", "one draw", "believer"
+UNKNOWN, LIAR = "unknown", "liar"
 ASYNCHRONOUS, WAVES = "asynchronous", "in waves"
 COSTS, FINISHED, REPEATS = (0, 16, 64, 256, 1000), 120, 5
 """Pending trials, finished ones and repetitions when the cost of a proposal is measured."""
@@ -97,20 +97,12 @@ class Liar(WholeDraws):
 class OnlyAsked(PendingPoints):
     """Pending trials are not proposed again, and that is all."""
 
-    points, are_many = (), False
-
-
-class Latest(PendingPoints):
-    """Of many pending trials the latest are looked at."""
-
-    def nearest(self, surrogate: Surrogate, best: np.ndarray) -> list[Landed]:
-        return self.points[-MOST_PENDING:]
+    points = ()
 
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     DRAWS: {}, WHOLE: {"Surrogate": WholeDraws}, ONE_DRAW: {"Surrogate": WholeDraws, "DRAWS": 1},
     BELIEVER: {"Surrogate": Believer}, UNKNOWN: {"PendingPoints": OnlyAsked}, LIAR: {"Surrogate": Liar},
-    LATEST: {"PendingPoints": Latest},
 }  # fmt: skip
 """What each way replaces in the guide's module."""
 
@@ -295,7 +287,7 @@ def cells_of(truth: str) -> Iterator[Cell]:
     if truth == "world":
         yield from (Cell(truth, mode, 16, way) for mode, way in product((ASYNCHRONOUS, WAVES), ways))
     elif truth == "many":
-        yield from (Cell(truth, ASYNCHRONOUS, 256, way) for way in (DRAWS, LATEST, UNKNOWN))
+        yield from (Cell(truth, ASYNCHRONOUS, 256, way) for way in (DRAWS, UNKNOWN))
     else:
         for workers in (2, 4, 8, 16, 64):
             yield from (
@@ -330,12 +322,14 @@ def show() -> None:
     found: dict[tuple[str, ...], dict[int, float]] = {}
     for row in rows:
         found.setdefault((*_key(row)[:4], row["at"]), {})[int(row["seed"])] = float(row["volume"])
+    places = {way: place for place, way in enumerate(CHANGES)}
     cells = [_compared(cell, own, found) for cell, own in found.items()]
-    columns = ["mode", "way", "n", "volume", "of one worker's", "least"]
+    cells.sort(key=lambda one: (one["truth"], one["mode"], one["workers"], places[one["way"]]))
+    columns = ["workers", "mode", "way", "n", "volume", "of one worker's", "least"]
     for truth in ("world", "many"):
         own = [one for one in cells if one["truth"] == truth and one["at"].endswith("trials")]
-        body = [[one["mode"], one["way"], one["n"], f"{one['volume']:.3f}", *_told(one)] for one in own]
-        print(f"{truth}, {max((one['workers'] for one in own), default=0)} workers\n\n{render(columns, body)}\n")
+        body = [[one["workers"], one["mode"], one["way"], one["n"], f"{one['volume']:.3f}", *_told(one)] for one in own]
+        print(f"{truth}\n\n{render(columns, body)}\n")
     marks = list(dict.fromkeys(one["at"] for one in cells if one["truth"] == "table"))
     by_cell: dict[tuple[int, str], dict[str, Any]] = {}
     for one in cells:
@@ -343,7 +337,7 @@ def show() -> None:
             by_cell.setdefault((one["workers"], one["way"]), {})[one["at"]] = one
     body = [
         [workers, way, *(f"{own[at]['volume']:.1%} ± {own[at]['volume_error']:.1%}" for at in marks)]
-        for (workers, way), own in sorted(by_cell.items(), key=lambda item: item[0][0])
+        for (workers, way), own in by_cell.items()
     ]
     print(f"table\n\n{render(['workers', 'way', *marks], body)}\n")
     repeated: dict[str, int] = {}

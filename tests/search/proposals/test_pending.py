@@ -14,7 +14,7 @@ from search.proposals import guide as subject
 from search.proposals import pending as limits
 from search.proposals.features import Features
 from search.proposals.guide import CAUTION, FEWEST, GuidedProposer
-from search.proposals.pending import DRAWS, PendingPoints
+from search.proposals.pending import DRAWS
 from search.proposals.surrogate import Surrogate
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
@@ -163,27 +163,25 @@ def test_a_wish_for_an_accuracy_counts_running_trials_too(projector, world):
     assert beside.params != first.params and beside.scores["gain"] < first.scores["gain"]
 
 
-def test_of_many_the_nearest_are_looked_at(projector, world, monkeypatch):
+def test_of_many_the_last_are_looked_at_and_none_is_proposed_again(projector, world, monkeypatch):
     monkeypatch.setattr(limits, "MOST_PENDING", 3)
-    held = PendingPoints(projector, Features(projector.space))
     pending = dict(enumerate(points(projector.space, 5, seed=2), 20))
-    held.update(pending)
-    assert held.are_many and len(held.points) == 5
-    best = np.array([held.points[4].features, held.points[1].features])
-    plain = SimpleNamespace(distances=lambda a, b: np.abs(a[:, None] - b).sum(axis=2))
-    own = [float(np.abs(point.features - best).sum(axis=1).min()) for point in held.points]
-    nearest = [point.size for point in held.nearest(plain, best)]
-    assert nearest == [held.points[n].size for n in sorted(np.argsort(own)[:3])]
+    drafts = [projector.space.draft(params) for params in (pending[20], points(projector.space, 1, seed=4)[0])]
+    wanted = Features(projector.space).of(
+        projector.project_batch([projector.space.draft(pending[n]) for n in range(22, 25)])
+    )
     given = []
 
     class Listener(Surrogate):
         def given(self, features, values):
-            given.append(values.shape)
+            given.append((features, values.shape))
             return super().given(features, values)
 
     monkeypatch.setattr(subject, "Surrogate", Listener)
+    monkeypatch.setattr(subject, "ROUNDS", 0)
     guide = taught(projector, world)
-    suggestion = guide.suggest(29, pending)
-    assert given == [(DRAWS, 3)] and suggestion.scores["gain"] > 0
-    held.update({21: pending[21]})
-    assert not held.are_many and len(held.keys) == 1
+    monkeypatch.setattr(guide, "_pool", SimpleNamespace(draw=lambda *_: drafts))
+    assert guide.suggest(BUSY, pending).params == projector.space.params_of(drafts[1])
+    ((features, shape),) = given
+    np.testing.assert_allclose(features, wanted)
+    assert shape == (DRAWS, 3)
