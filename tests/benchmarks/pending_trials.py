@@ -64,7 +64,7 @@ DENSE_TABLE_ERROR = 0.0925
 DRAWS, WHOLE, ONE_DRAW, BELIEVER = "draws", "whole draws", "one draw", "believer"
 UNKNOWN, LIAR = "unknown", "liar"
 ASYNCHRONOUS, WAVES = "asynchronous", "in waves"
-COSTS, FINISHED, REPEATS = (0, 16, 64, 256, 1000), 120, 5
+COSTS, FINISHED, REPEATS = (0, 16, 64, 256, 1000), 120, 24
 """Pending trials, finished ones and repetitions when the cost of a proposal is measured."""
 
 
@@ -369,26 +369,33 @@ def _told(one: Mapping[str, Any]) -> list[str]:
 
 
 def cost() -> None:
-    """CPU seconds of a proposal, after a first one that fits the pending points."""
+    """CPU seconds of a proposal, in turn with none and more pending, after a first one that fits the pending points."""
     truth, random = Truth(), np.random.default_rng(0)
-    space, seconds = truth.projector.space, {}
-    points = [_random_point(space, random) for _ in range(FINISHED + max(COSTS))]
+    points = [_random_point(truth.projector.space, random) for _ in range(FINISHED + max(COSTS))]
+    sides: dict[int, tuple[GuidedProposer, dict[int, Mapping[str, Any]]]] = {}
     for count in COSTS:
-        guide_ = truth.guide(0)
+        sides[count] = truth.guide(0), dict(enumerate(points[FINISHED : FINISHED + count], FINISHED))
         for number in range(FINISHED):
-            guide_.learn(number, points[number], truth.outcome(0, number, (points[number], "")).measured)
-        pending = dict(enumerate(points[FINISHED : FINISHED + count], FINISHED))
-        guide_.suggest(FINISHED + count, pending)
-        own = []
-        for turn in range(1, REPEATS + 1):
+            sides[count][0].learn(number, points[number], truth.outcome(0, number, (points[number], "")).measured)
+        sides[count][0].suggest(2 * max(COSTS), sides[count][1])
+    rounds = []
+    for turn in range(1, REPEATS + 1):
+        rounds.append([])
+        for proposer, pending in sides.values():
             began = time.process_time()
-            guide_.suggest(FINISHED + count + turn, pending)
-            own.append(time.process_time() - began)
-        seconds[count] = float(np.median(own))
-    body = [[count, round(own * 1000), f"{own / seconds[0]:.2f}"] for count, own in seconds.items()]
-    print(render(["pending", "CPU ms a proposal", "over none pending"], body))
-    ratios = {str(count): round(own / seconds[0], 2) for count, own in seconds.items()}
-    print(json.dumps({"benchmark": "pending cost", "hardware": hardware(), "finished": FINISHED, "ratios": ratios}))
+            proposer.suggest(2 * max(COSTS) + turn, pending)
+            rounds[-1].append(time.process_time() - began)
+    seconds = np.array(rounds)
+    milliseconds = np.median(seconds, axis=0) * 1000
+    ratios = np.quantile(seconds / seconds[:, :1], [0.25, 0.5, 0.75], axis=0).T
+    body = [
+        [count, round(own), f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+        for count, own, (low, middle, high) in zip(COSTS, milliseconds, ratios, strict=True)
+    ]
+    print(render(["pending", "CPU ms a proposal", "over none pending (quartiles)"], body))
+    found = {str(count): round(float(middle), 2) for count, (_, middle, _) in zip(COSTS, ratios, strict=True)}
+    told = {"finished": FINISHED, "n": REPEATS, "ratios": found}
+    print(json.dumps({"benchmark": "pending cost", "hardware": hardware(), **told}))
 
 
 def _random_point(space: Space, random: np.random.Generator) -> dict[str, Any]:
