@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from search.knew import Knew
 from search.records import (
     COMPLETE,
     FINISHED_STATES,
@@ -71,6 +72,18 @@ def _check_proposed(record: TrialRecord | PendingTrial) -> None:
         _mapping(part, getattr(record, part))
     for name, score in record.scores.items():
         _number(f"score {name!r}", score)
+    if record.knew is not None:
+        _check_knew(record.number, record.knew)
+
+
+def _check_knew(number: int, knew: Knew) -> None:
+    for part, numbers in vars(knew).items():
+        if numbers.runs:
+            _whole(f"number that knew's {part} ends with", numbers.runs[-1][1], MOST_TRIALS)
+        if number in numbers:
+            raise ValueError(f"knew's {part} must be other trials than {number} itself")
+    if knew.finished.meets(knew.running):
+        raise ValueError("knew's finished and running must be different trials")
 
 
 def _check_result(result: TrialResult) -> None:

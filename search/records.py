@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from search.knew import Knew
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
 
@@ -142,6 +143,8 @@ class TrialRecord:
         proposing: seconds spent on sampling and fitting.
         latency: predicted share of the dense model's; None if it plays no part.
         scores: what the guided sampler predicted before the evaluation, by name; empty for other samplers.
+        knew: what was known of other trials when it was proposed; None if what one worker's study would have known, and
+            of initial points, which depend on no other trial.
     """
 
     number: int
@@ -156,6 +159,7 @@ class TrialRecord:
     proposing: float
     latency: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    knew: Knew | None = None
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,14 @@ class PendingTrial:
         origin: as of a `TrialRecord`.
         params: likewise.
         scores: likewise.
+        knew: likewise.
     """
 
     number: int
     origin: str
     params: Mapping[str, Any]
     scores: Mapping[str, float] = field(default_factory=dict)
+    knew: Knew | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,8 @@ def to_plain(record: TrialRecord | FinalRecord | PendingTrial) -> dict[str, Any]
     for key in ("params", "sampled", "scores"):
         if key in data:
             data[key] = dict(data[key])
+    if (knew := data.pop("knew", None)) is not None:
+        data["knew"] = knew.to_plain()
     return {"version": RECORD_VERSION, **data}
 
 
@@ -265,6 +273,8 @@ def _versioned(data: Mapping[str, Any]) -> dict[str, Any]:
     data = dict(data)
     if data.pop("version", None) != RECORD_VERSION:
         raise ValueError(f"record version must be {RECORD_VERSION}")
+    if "knew" in data:
+        data["knew"] = Knew.from_plain(data["knew"])
     return data
 
 

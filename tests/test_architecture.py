@@ -34,7 +34,7 @@ ROOMS = {
         "checksum", "errors", "files", "metric", "placement", "process", "progress", "records", "storage", "user_code",
         "weights", "workloads",
     },
-    "proposals": {"records"},
+    "proposals": {"knew", "records"},
     "store": {
         "config", "errors", "files", "metric", "options", "process", "progress", "proposals", "record_checks",
         "records", "storage",
@@ -62,7 +62,8 @@ ROOMS = {
     "goal": {"metric"},
     "dense": {"training"},
     "run": {"study"},
-    "record_checks": {"records"},
+    "record_checks": {"knew", "records"},
+    "records": {"knew"},
     "storage": {"errors"},
 }  # fmt: skip
 """Folder or file of `search/` -> what of `search/` it may import besides itself. What is not listed imports none."""

@@ -25,6 +25,7 @@ import gpu_check
 import granularities
 import momentum
 import one_pass_scan
+import pending_trials
 import primitive_table
 import primitives
 import race_table
@@ -669,6 +670,51 @@ class TestMomentum:
             momentum.table(rows).splitlines()[2]
             == "| digits | p | 0.01 | 2 | 25.0 (25.0 to 25.0) | 62.5 (50.0 to 75.0) |"
         )
+
+
+class TestPendingTrials:
+    @pytest.fixture
+    def table(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(pending_trials, "TABLE", tmp_path / "pending_trials.csv")
+        return lambda: read_rows(pending_trials.TABLE)
+
+    def test_workers_take_turns_as_they_get_free(self, monkeypatch):
+        """Three workers on trials of 1, 2, 3, ... seconds: the first is free at 1, the next at 2, ..."""
+        truth = SimpleNamespace(
+            trials=7, changes={}, first=lambda seed: [({"n": n}, "") for n in range(7)],
+            guide=lambda seed: SimpleNamespace(learn=lambda *_: None),
+            outcome=lambda seed, number, point: pending_trials.Outcome(number + 1.0, 0.5, (0.5, 0.0, 1.0)),
+            projector=SimpleNamespace(project=lambda params: SimpleNamespace(key=str(params))),
+        )  # fmt: skip
+        seconds = {}
+        for mode in (pending_trials.ASYNCHRONOUS, pending_trials.WAVES):
+            cell = pending_trials.Cell("toy", mode, 3, pending_trials.DRAWS)
+            ended = pending_trials.simulated(truth, cell, 0)
+            assert [one.number for one in ended] == list(range(7))
+            seconds[mode] = [one.second for one in ended]
+        assert seconds[pending_trials.ASYNCHRONOUS] == [1, 2, 3, 5, 7, 9, 12]
+        assert seconds[pending_trials.WAVES] == [1, 2, 3, 7, 8, 9, 16]
+
+    def test_what_is_there_is_not_run_again_and_one_worker_is_the_measure(self, table, monkeypatch, capsys):
+        monkeypatch.setattr(pending_trials.Truth, "trials", 14)
+        monkeypatch.setattr(pending_trials.Truth, "marks", (8, 14))
+        pending_trials.run("world", [3], ["draws"])
+        rows = table()
+        assert len(rows) == 2 * 3 and {row["repeated"] for row in rows} == {"0"}
+        monkeypatch.setattr(pending_trials, "simulated", lambda *_: pytest.fail("run again"))
+        pending_trials.run("world", [3], ["draws"])
+        assert table() == rows
+        pending_trials.show()
+        cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+        assert [one["ratio"] for one in cells if one["workers"] == 1 or one["at"] == "8 trials"] == [1.0] * 4
+        assert all(0.5 < one["ratio"] < 1.5 for one in cells)
+
+    def test_every_policy_of_the_table_is_tried_once(self):
+        truth = pending_trials.MeasuredTruth()
+        assert len(truth.drafts) == 180 and truth.whole > 0
+        truth.trials = 14
+        ended = pending_trials.simulated(truth, pending_trials.Cell("table", "asynchronous", 4, "draws"), 1)
+        assert len({one.digest for one in ended}) == 14 and 0 < truth.volume(ended) < 1
 
 
 class TestGpuCheck:

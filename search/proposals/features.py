@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_of
 from spaces.schedule import Schedule
 from spaces.search_space.batch_projection import ProjectedBatch
-from spaces.search_space.space import SEED_SCHEDULE, Space
+from spaces.search_space.projection import Projector
+from spaces.search_space.space import SEED_SCHEDULE, Draft, Space
 
 MOST_BUCKETS = 16
 """Neighbouring layers (or channel groups) share a feature in networks with more of them than this."""
@@ -16,6 +21,25 @@ LEAST_KEPT = 1e-3
 """Smaller shares kept count as this one."""
 ALL_LAYERS_WEIGHT = 6.0
 """Weight of the sum over all layers against that of one layer, 1."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A trial's point, fitted to its size, as the guide sees it.
+
+    Attributes:
+        draft: the point.
+        features: as `Features.of` says (columns,).
+        asked: of each layer, as `Features.asked` says.
+        size: share of the dense size, by the batch's approximate fit.
+        speed: the third objective, a share of the dense model's, by the same fit.
+    """
+
+    draft: Draft
+    features: np.ndarray
+    asked: np.ndarray
+    size: float
+    speed: float
 
 
 class Features:
@@ -68,6 +92,12 @@ class Features:
         further = [(added * np.isin(asked.words, indices)) @ self._by_mask for indices in self._further]
         columns = self._columns(masked, removed, np.log(batch.sizes), schedule)
         return np.column_stack([columns, *(one.sum(axis=1) for one in further), self._rounding(asked.bits)])
+
+    def landed(self, projector: Projector, params: Mapping[str, Any]) -> Landed:
+        """One point of the projector's space, fitted by itself, so that its numbers depend on no other's."""
+        draft = projector.space.draft(params)
+        batch = projector.project_batch([draft])
+        return Landed(draft, self.of(batch)[0], self.asked(batch)[0], float(batch.sizes[0]), float(batch.speeds[0]))
 
     def _rounding(self, bits: np.ndarray) -> np.ndarray:
         """The columns that say how coarsely values are rounded (p, columns), of the bits of each layer (p, layers)."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit, ndtr
 
-from search.proposals.features import Features
+from search.proposals.features import Features, Landed
 from search.proposals.hypervolume import DominatedSpace, ranks
+from search.proposals.pending import DRAWS, PendingPoints
 from search.proposals.pool import Pool, kind_of
 from search.proposals.surrogate import Prediction, Surrogate
 from spaces.cost.effect import fine_tune_key
@@ -43,7 +44,8 @@ WORST_SPEED = 1.05
 BEYOND_LIMIT = 1.1
 """Size of the hypervolume's reference point, over the limit."""
 CAUTION = 0.3
-"""What part of a predicted deviation counts in an expected gain: exploring pays in longer studies than these."""
+"""What part of a predicted deviation counts in an expected gain, and in what is drawn of pending trials: exploring pays
+in longer studies than these."""
 BOLDEST = 2.0
 """Candidates that ask a layer for more than this many times what any trial, or even pruning at the smallest size, has
 asked of it come last: nothing is known there. What is asked is counted as (share kept)^-1/2 - 1."""
@@ -52,25 +54,15 @@ MOST_ROWS = 120
 
 
 @dataclass(frozen=True)
-class Observation:
+class Observation(Landed):
     """A finished trial as the guide sees it.
 
     Attributes:
-        draft: the point that was evaluated.
-        features: as `Features.of` says (columns,).
-        asked: of each layer, as `Features.asked` says.
         error: 1 - metric on validation data; 1.0 for a trial that diverged.
-        size: share of the dense size, by the batch's approximate fit.
-        speed: the third objective, a share of the dense model's, by the same fit.
         dead: whether it is no more accurate than chance; None of a trial that diverged, or if chance is unknown.
     """
 
-    draft: Draft
-    features: np.ndarray
-    asked: np.ndarray
     error: float
-    size: float
-    speed: float
     dead: bool | None = None
 
     @cached_property
@@ -107,6 +99,19 @@ class _Candidates:
         return _Candidates(self.batch + other.batch, asked, self.prediction + other.prediction)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What trials have come to, freed of noise; while others are pending, as one draw says that they will end.
+
+    Attributes:
+        front: (n, 3) of error, log size and speed.
+        dominated: the space that these dominate.
+    """
+
+    front: np.ndarray
+    dominated: DominatedSpace
+
+
 class GuidedProposer:
     """Proposes points of a space.
 
@@ -114,7 +119,8 @@ class GuidedProposer:
     of both. A Gaussian process predicts each candidate's error from what it asks of each layer, and knows the dense
     model's error from the start; size and speed need no prediction. Proposed is the candidate with the largest expected
     gain in dominated volume; every `AT_BEST`-th time, the one with the largest expected gain in accuracy within the
-    limit.
+    limit. Errors of trials that are pending meanwhile are drawn from what is predicted of them, several times, and
+    gains are averaged over the draws: where a good point is being evaluated, another like it gains little.
 
     Args:
         projector: fits every proposal to the limits of its space; its inputs, by granularity, are what is known before
@@ -154,6 +160,7 @@ class GuidedProposer:
         self._dead_sizes: dict[str, list[float]] = {}
         self._least_alive: dict[str, float] = {}
         self._keys: dict[int, str] = {}
+        self._pending = PendingPoints(projector, self._features)
         self._suggested: dict[int, Suggestion] = {}
 
     @property
@@ -172,23 +179,15 @@ class GuidedProposer:
 
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         """Take note of a finished trial; a number already known is replaced, an error of NaN counts as 1."""
-        replaced, draft = number in self._observed, self._space.draft(params)
-        batch = self._projector.project_batch([draft])
-        self._observed[number] = Observation(
-            draft,
-            self._features.of(batch)[0],
-            self._features.asked(batch)[0],
-            _within(1.0 if math.isnan(error) else error),
-            float(batch.sizes[0]),
-            float(batch.speeds[0]),
-            self._dead(error),
-        )
+        replaced, point = number in self._observed, self._features.landed(self._projector, params)
+        known = _within(1.0 if math.isnan(error) else error)
+        self._observed[number] = Observation(**vars(point), error=known, dead=self._dead(error))
         self._keys[number] = self._key(number, params)
         if replaced:
             self._front, self._dead_sizes, self._least_alive = [], {}, {}
-        for known in self._observed if replaced else (number,):
-            self._join_front(known)
-            self._note_size(self._observed[known])
+        for one in self._observed if replaced else (number,):
+            self._join_front(one)
+            self._note_size(self._observed[one])
 
     def _dead(self, error: float) -> bool | None:
         return None if self._least_dead_error is None or math.isnan(error) else error >= self._least_dead_error
@@ -230,8 +229,14 @@ class GuidedProposer:
         """What was suggested for a trial by this guide, if anything."""
         return self._suggested.get(number)
 
-    def suggest(self, number: int) -> Suggestion:
-        """The point trial `number` evaluates."""
+    def suggest(self, number: int, pending: Mapping[int, Mapping[str, Any]] | None = None) -> Suggestion:
+        """The point trial `number` evaluates.
+
+        Args:
+            pending: of the trials that are being evaluated, by number, their values of all axes. What is proposed
+                depends on these and on what was learnt, in whatever order.
+        """
+        self._pending.update(pending or {})
         self._suggested[number] = self._choose(number)
         return self._suggested[number]
 
@@ -244,22 +249,35 @@ class GuidedProposer:
         if len(rows) < FEWEST:
             return self._suggestion(drafts[self._first_fresh(drafts, range(len(drafts)))], {})
         features, errors = np.array([o.features for o in rows]), np.array([o.error for o in rows])
-        surrogate = Surrogate(features, logit(errors), self._features.weights, self._dense)
+        plain = Surrogate(features, logit(errors), self._features.weights, self._dense)
         for_best = self._one_size or (self._largest_error is None and number % AT_BEST == AT_BEST - 1)
-        front = self._posterior(rows, surrogate)
-        dominated = DominatedSpace(front, self._reference)
         most_asked = np.vstack([[o.asked for o in rows], self._smallest]).max(axis=0)
+        pending = self._pending.points
+        surrogate = self._given(plain, pending, number)
+        known = self._known([*rows, *pending], surrogate)
         candidates = self._candidates(drafts, surrogate)
-        gains, order = self._ranked(candidates, front, dominated, most_asked, for_best)
+        gains, order = self._ranked(candidates, known, most_asked, for_best)
         for _ in range(rounds):
             moved = [self._pool.swap(drafts[i], random) for i in order[:kept] for _ in range(2)]
             drafts, candidates = drafts + moved, candidates + self._candidates(moved, surrogate)
-            gains, order = self._ranked(candidates, front, dominated, most_asked, for_best)
+            gains, order = self._ranked(candidates, known, most_asked, for_best)
         chosen = self._first_fresh(drafts, order.tolist())
-        mean, sd = candidates.prediction.mean[chosen], candidates.prediction.sd[chosen]
+        said, place = candidates.prediction, chosen
+        if pending:  # what is told of it is what finished trials say
+            said, place = self._candidates([drafts[chosen]], plain).prediction, 0
+        mean, sd = said.mean[place], said.sd[place]
         low, middle, high = expit(mean + sd * np.array([-1.0, 0.0, 1.0]))
         scores = {"predicted": 1 - middle, "predicted_low": 1 - high, "predicted_high": 1 - low, "gain": gains[chosen]}
         return self._suggestion(drafts[chosen], {name: float(value) for name, value in scores.items()})
+
+    def _given(self, surrogate: Surrogate, pending: Sequence[Landed], number: int) -> Surrogate:
+        """The surrogate as each of several draws of what the pending trials may turn out to be would have it."""
+        if not pending:
+            return surrogate
+        features = np.array([point.features for point in pending])
+        random = np.random.default_rng([self._seed, number, DRAWS])  # the candidates' own draws stay what they are
+        expected, drawn = surrogate.predict(features).mean, surrogate.draw(features, DRAWS, random)
+        return surrogate.given(features, expected + CAUTION * (drawn - expected))
 
     def _suggestion(self, draft: Draft, scores: Mapping[str, float]) -> Suggestion:
         return Suggestion(self._space.params_of(draft), draft.source, scores)
@@ -276,8 +294,9 @@ class GuidedProposer:
         self._front = [n for n, worse in zip(others, beaten, strict=True) if not worse] + [number]
 
     def _first_fresh(self, drafts: Sequence[Draft], order: Sequence[int]) -> int:
-        """Index of the first draft, in this order, that is fine-tuned as no known trial was; else of the very first."""
-        known = set(self._keys.values())
+        """Index of the first draft, in this order, that is fine-tuned as no known trial was and no pending one is; else
+        of the very first."""
+        known = {*self._keys.values(), *self._pending.keys}
         return next((n for n in order if self._projector.project(drafts[n]).key not in known), order[0])
 
     def _key(self, number: int, params: Mapping[str, Any]) -> str:
@@ -289,7 +308,7 @@ class GuidedProposer:
     def _relevant(self) -> list[Observation]:
         """What the surrogate is fitted to: all observations, or of very many the front's and the latest."""
         latest = sorted(self._observed)[-MOST_ROWS // 2 :]
-        chosen = {*latest, *self._front[-MOST_ROWS // 2 :]}
+        chosen = {*latest, *sorted(self._front)[-MOST_ROWS // 2 :]}
         left = (number for number in sorted(self._observed, reverse=True) if number not in chosen)
         return [self._observed[number] for number in sorted(chosen | {*islice(left, MOST_ROWS - len(chosen))})]
 
@@ -306,34 +325,34 @@ class GuidedProposer:
             parents += [own[i].draft for i in best if rank[i] <= 1 or len(own) < 4]
         return parents
 
-    def _posterior(self, rows: Sequence[Observation], surrogate: Surrogate) -> np.ndarray:
-        """(n, 3) of error freed of noise, log size and speed of what has been fine-tuned."""
-        error = expit(surrogate.predict(np.array([o.features for o in rows])).mean)
-        return np.column_stack([error, np.log([o.size for o in rows]), [o.speed for o in rows]])
+    def _known(self, points: Sequence[Landed], surrogate: Surrogate) -> list[_Known]:
+        """What has been fine-tuned, once for each draw that the surrogate was given."""
+        sizes, speeds = np.log([point.size for point in points]), [point.speed for point in points]
+        errors = expit(np.atleast_2d(surrogate.predict(np.array([point.features for point in points])).mean))
+        fronts = [np.column_stack([own, sizes, speeds]) for own in errors]
+        return [_Known(front, DominatedSpace(front, self._reference)) for front in fronts]
 
     def _candidates(self, drafts: Sequence[Draft], surrogate: Surrogate) -> _Candidates:
         batch = self._projector.project_batch(drafts)
         return _Candidates(batch, self._features.asked(batch), surrogate.predict(self._features.of(batch)))
 
     def _ranked(
-        self,
-        candidates: _Candidates,
-        front: np.ndarray,
-        dominated: DominatedSpace,
-        most_asked: np.ndarray,
-        for_best: bool,
+        self, candidates: _Candidates, known: Sequence[_Known], most_asked: np.ndarray, for_best: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Expected gain (p,) of each candidate, and their indices from the best on; the too bold come last."""
-        batch, prediction = candidates.batch, candidates.prediction
-        errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
-        if for_best:
-            gains = np.maximum(front[:, 0].min() - errors, 0) @ WEIGHTS
-        elif self._largest_error is not None:
-            gains = self._smaller(batch.sizes, prediction, front, self._largest_error)
-        else:
-            gains = dominated.improvement(errors, np.log(batch.sizes), batch.speeds) @ WEIGHTS
+        pairs = zip(candidates.prediction.each, known, strict=True)
+        gains = np.mean([self._gains(candidates.batch, prediction, one, for_best) for prediction, one in pairs], axis=0)
         beyond = candidates.asked - 1 > BOLDEST * (most_asked - 1)
         return gains, np.lexsort((-gains, (beyond & (most_asked > 1)).any(axis=1)))
+
+    def _gains(self, batch: ProjectedBatch, prediction: Prediction, known: _Known, for_best: bool) -> np.ndarray:
+        """Expected gain (p,) of each candidate over what is known."""
+        errors = expit(prediction.mean[:, None] + CAUTION * prediction.sd[:, None] * NODES)
+        if for_best:
+            return np.maximum(known.front[:, 0].min() - errors, 0) @ WEIGHTS
+        if self._largest_error is not None:
+            return self._smaller(batch.sizes, prediction, known.front, self._largest_error)
+        return known.dominated.improvement(errors, np.log(batch.sizes), batch.speeds) @ WEIGHTS
 
     def _smaller(
         self, sizes: np.ndarray, prediction: Prediction, front: np.ndarray, largest_error: float

@@ -13,9 +13,10 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState, create_trial
 
+from search.knew import Knew
 from search.proposals.guide import GuidedProposer
 from search.proposals.sampler import make_sampler
-from search.records import COMPLETE, FAILED, SAMPLED, STOPPED_EARLY, TrialRecord
+from search.records import COMPLETE, FAILED, SAMPLED, STOPPED_EARLY, PendingTrial, TrialRecord
 from spaces.search_space.space import Axis
 from spaces.validation import is_number
 
@@ -81,12 +82,13 @@ def stored_params(
 class OptunaStudy:
     """A multi-objective study in memory: asks samplers for trials, and tells them what came of those.
 
-    Trials are numbered as in the journal. One that the journal lacks among others waits, and is asked for first.
+    Any number of trials may be asked for before one is told, and they may be told in any order. Trials are numbered as
+    in the journal. One that the journal lacks among others waits, and is asked for first.
 
     Args:
         sampler: by name; see `search.proposals.sampler`.
-        seed: of the study; with a trial's number it fixes what is proposed, so that a trial that was cut off is
-            proposed again as it was.
+        seed: of the study; with a trial's number and what it knew it fixes what is proposed, so that a trial that was
+            cut off is proposed again as it was.
         axes: what a trial samples.
         guide: of the sampler `guided`, with the same axes.
     """
@@ -100,44 +102,68 @@ class OptunaStudy:
         objectives: Objectives = Objectives(),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._objectives = objectives
-        self._sampler, self._seed, self._guide, self._axes = sampler, seed, guide, axes
+        self.axes, self._objectives = axes, objectives
+        self._sampler, self._seed, self._guide = sampler, seed, guide
         self._storage = InMemoryStorage()
         self._study = optuna.create_study(storage=self._storage, directions=list(DIRECTIONS))
         self._id = self._study._study_id
         self._causes: dict[int, str | None] = {}
         self._count, self._missing = 0, set[int]()
+        self._pending, self._finished = set[int](), set[int]()
+        self._knew: dict[int, Knew | None] = {}
 
     @property
     def next_number(self) -> int:
         """Of the trial to ask for: the first that is missing among others, else the one behind them all."""
         return min(self._missing, default=self._count)
 
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the trials that were asked for and not told, rising."""
+        return sorted(self._pending)
+
+    def knew(self, number: int) -> Knew | None:
+        """What was known of other trials when this one was proposed; see `TrialRecord.knew`."""
+        return self._knew.get(number)
+
     def add(self, record: TrialRecord) -> None:
         """Take in a finished trial of the journal, in the order of their numbers."""
-        while self._count < record.number:
-            self._missing.add(self._count)
-            self._create(create_trial(state=TrialState.WAITING))
-        params, distributions = stored_params(record.params, self._axes)
-        self._create(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
-        if record.origin == SAMPLED:
-            self._note_generation(record.number)
+        self.begin(record)
         self.tell(record)
 
-    def ask(self, params: Mapping[str, Any] | None = None, origin: str = SAMPLED) -> Trial:
+    def begin(self, trial: TrialRecord | PendingTrial) -> None:
+        """Take in a trial that is being evaluated, in the same order; what a record says of its end is left alone."""
+        while self._count < trial.number:
+            self._missing.add(self._count)
+            self._create(create_trial(state=TrialState.WAITING))
+        params, distributions = stored_params(trial.params, self.axes)
+        self._create(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+        self._pending.add(trial.number)
+        self._knew[trial.number] = trial.knew
+        if trial.origin == SAMPLED:
+            self._note_generation(trial.number)
+
+    def ask(self, params: Mapping[str, Any] | None = None, origin: str = SAMPLED, knew: Knew | None = None) -> Trial:
         """Trial `next_number`. With `params` it takes those values.
+
+        Its axes must be sampled before the next trial is asked for.
 
         Args:
             origin: where `params` come from: `SAMPLED` if a sampler proposed them before.
+            knew: what was known when `params` were proposed.
         """
         number = self.next_number
         if number == self._count:
             self._create(create_trial(state=TrialState.WAITING))
-        if params is not None:
+        if params is None:
+            knew = Knew.at(number, self._finished, self._pending)
+        else:
             self._storage.set_trial_system_attr(self._trial_id(number), FIXED, dict(params))
-        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
+        self._knew[number] = knew
+        self._study.sampler = make_sampler(self._sampler, self._seed, number, self._guide, self.axes, self._causes)
         trial = self._study.ask()
         self._missing.discard(number)
+        self._pending.add(number)
         if params is not None and origin == SAMPLED:
             self._note_generation(number)
         return trial
@@ -147,6 +173,8 @@ class OptunaStudy:
         self._causes[record.number] = record.result.cause
         trial, state = self._trial_id(record.number), STATES[record.result.state]
         self._storage.set_trial_state_values(trial, state, self._objectives.of(record))
+        self._pending.discard(record.number)
+        self._finished.add(record.number)
 
     def reason(self, trial: Trial) -> tuple[str, dict[str, float]]:
         """The origin of a trial whose parameters were sampled, and what the guide knew of it before its evaluation."""
@@ -157,13 +185,13 @@ class OptunaStudy:
 
     def can_ask(self, params: Mapping[str, Any]) -> bool:
         """Whether a trial can take these values: one of each axis, within it."""
-        if params.keys() != {axis.name for axis in self._axes}:
+        if params.keys() != {axis.name for axis in self.axes}:
             return False
         return all(
             params[a.name] in a.choices
             if a.choices
             else is_number(params[a.name]) and a.low <= params[a.name] <= a.high
-            for a in self._axes
+            for a in self.axes
         )
 
     def _create(self, template: optuna.trial.FrozenTrial) -> None:
@@ -176,10 +204,13 @@ class OptunaStudy:
     def _note_generation(self, number: int) -> None:
         """Note what NSGA-II did when it proposed this trial: its generation, and once in each who the parents are.
 
-        Other samplers keep no notes.
+        It did so by the trials that had finished then. Other samplers keep no notes.
         """
-        sampler = make_sampler(self._sampler, self._seed, number, self._guide, self._axes, self._causes)
+        sampler = make_sampler(self._sampler, self._seed, number, self._guide, self.axes, self._causes)
         if isinstance(sampler, NSGAIISampler):
             trial = self._storage.get_trial(self._trial_id(number))
             now = optuna.load_study(study_name=self._study.study_name, storage=self._storage)  # one caches its trials
+            if knew := self._knew[number]:
+                trials = self._storage.get_all_trials(self._id, deepcopy=False)
+                now._thread_local.cached_all_trials = [t for t in trials if t.number in knew.finished]
             sampler.get_parent_population(now, sampler.get_trial_generation(now, trial))

@@ -53,7 +53,7 @@ class GuidedSampler(BaseSampler):
         if self._guide is None or search_space != self._space:
             return {name: self.sample_independent(study, trial, name, of) for name, of in search_space.items()}
         self._learn(study, self._guide)
-        return dict(self._guide.suggest(trial.number).params)
+        return dict(self._guide.suggest(trial.number, self._pending(study, trial.number)).params)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -79,6 +79,11 @@ class GuidedSampler(BaseSampler):
                 guide.learn(trial.number, trial.params, math.nan)
             else:
                 guide.avoid(trial.number, trial.params)
+
+    def _pending(self, study: Study, number: int) -> dict[int, Mapping[str, Any]]:
+        """The points of the trials that are running beside this one, by number."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return {t.number: t.params for t in running if t.number != number and self._space.keys() <= t.params.keys()}
 
 
 def _distribution(axis: Axis) -> BaseDistribution:

@@ -88,6 +88,16 @@ HAND_EDITS = {
     "nested": ("params", json.loads("[" * 70 + "]" * 70), "nested too deeply"),
     "without result": ("result", DELETED, "damaged record: 'result'"),
     "policy of numbers": ("policy", [1], "a policy must be a mapping"),
+    "knew of text": ("knew", "0-3", "knew must be an object of finished and running"),
+    "knew of half": ("knew", {"finished": "0-3"}, "knew must be an object of finished and running"),
+    "knew of numbers": ("knew", {"finished": [0, 1], "running": ""}, "knew's finished must be rising numbers"),
+    "knew backwards": ("knew", {"finished": "3-0", "running": ""}, "rising numbers such as '0-3,7', got '3-0'"),
+    "knew in parts": ("knew", {"finished": "0-3,4", "running": ""}, "got '0-3,4'"),
+    "knew one as two": ("knew", {"finished": "3-3", "running": ""}, "got '3-3'"),
+    "knew with gaps": ("knew", {"finished": "1,,3", "running": ""}, "got '1,,3'"),
+    "knew without end": ("knew", {"finished": "0-6", "running": "9-1000000"}, "running ends with must be a whole"),
+    "knew itself": ("knew", {"finished": "0-6", "running": "7"}, "knew's running must be other trials than 7 itself"),
+    "knew both": ("knew", {"finished": "0-5", "running": "2,6"}, "finished and running must be different trials"),
 }
 
 
@@ -112,7 +122,8 @@ def test_losses_that_are_no_numbers_are_what_a_study_writes(tmp_path):
     ("path", "value"),
     [("number", 0), ("result/accuracy", 0), ("result/accuracy", 1 + 5e-7), ("result/shares/macs", 0), ("started", 0),
      ("result/shares/encoded", 2.0), ("result/loss", -0.25), ("result/ended_at", 0.0), ("latency", None),
-     ("scores", {}), ("result/file", {"bytes": 5, "planned": 5, "bound": 5, "given_up": 0})],
+     ("scores", {}), ("knew", {"finished": "", "running": ""}), ("knew", {"finished": "0-4,6", "running": "5,8"}),
+     ("result/file", {"bytes": 5, "planned": 5, "bound": 5, "given_up": 0})],
 )  # fmt: skip
 def test_values_at_the_ends_of_their_ranges_are_read(tmp_path, path, value):
     entry = changed(TRIAL, path, value)

@@ -53,7 +53,7 @@ class Listener:
     """A guide that proposes one point and remembers what it is told."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params, self.told, self.avoided, self.asked = params, [], [], []
+        self.params, self.told, self.avoided, self.asked, self.pending = params, [], [], [], []
 
     def known(self, number: int) -> bool:
         return number in [told[0] for told in self.told] + [avoided[0] for avoided in self.avoided]
@@ -64,8 +64,9 @@ class Listener:
     def learn(self, number: int, params: Mapping[str, Any], error: float) -> None:
         self.told.append((number, dict(params), error))
 
-    def suggest(self, number: int) -> Suggestion:
+    def suggest(self, number: int, pending: Mapping[int, Mapping[str, Any]]) -> Suggestion:
         self.asked.append(number)
+        self.pending.append(dict(pending))
         return Suggestion(self.params, "here")
 
 
@@ -108,6 +109,9 @@ class TestLearning:
         space.sample(study.ask())
         assert guide.told[2:] == [] and guide.avoided[1:] == [(3, seed_params)]
         assert guide.asked == [0, 1, 2, 3, 4, 5, 6]
+        running = [[], [0], [0, 1], [0, 1, 2], [3], [3], [5]]
+        assert [list(pending) for pending in guide.pending] == running
+        assert guide.pending[3] == dict.fromkeys(range(3), seed_params)
 
     def test_parameters_of_another_space_are_left_to_tpe(self, space, seed_params):
         guide, study = Listener(seed_params), optuna.create_study(directions=DIRECTIONS)

@@ -14,6 +14,7 @@ import pytest
 
 from search.errors import EnvironmentProblem, Refused
 from search.files import remove_temporaries, write_durably
+from search.knew import Knew, Numbers
 from search.records import CurvePoint, FinalRecord, PendingTrial, TrialRecord, TrialResult
 from search.results.comparison import Comparison, Reference, read_comparison, write_comparison
 from search.store.folder import StudyFolder
@@ -102,6 +103,16 @@ def test_a_pending_trial_is_written_and_read_as_in_version_1_until_its_result_is
     assert journal.pending() == [pending_trial()] and journal.trials() == [] and journal.is_empty
     journal.write_trial(trial_record())
     assert journal.pending() == [] and [entry.name for entry in tmp_path.iterdir()] == ["trial-00007.json"]
+
+
+def test_what_a_trial_knew_is_kept_from_its_proposal_to_its_result(tmp_path):
+    journal, knew = Journal(tmp_path), Knew(Numbers.of([0, 1, 2, 5]), Numbers.of([3, 4, 6]))
+    journal.write_pending(replace(pending_trial(), knew=knew))
+    assert [trial.knew for trial in journal.pending()] == [knew]
+    journal.write_trial(replace(trial_record(), knew=knew))
+    assert [trial.knew for trial in journal.trials()] == [knew]
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["knew"] == {"finished": "0-2,5", "running": "3-4,6"}
 
 
 @pytest.mark.parametrize(
