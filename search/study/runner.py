@@ -252,7 +252,7 @@ class StudyRunner:
     def _propose(self, number: int) -> PendingTrial:
         """Trial `number`: what it was before it was cut off, a seed if it has one, else what the sampler proposes."""
         if pending := self.pending.get(number):
-            self.space.sample(self.study.ask(pending.params, pending.origin))
+            self.space.sample(self.study.ask(pending.params, pending.origin, pending.knew))
             return pending
         if number < len(self.seeds):
             seed = self.seeds[number]
@@ -260,7 +260,7 @@ class StudyRunner:
         trial = self.study.ask()
         params = self.space.sample(trial)
         origin, scores = self.study.reason(trial)
-        return PendingTrial(number, origin, params, scores)
+        return PendingTrial(number, origin, params, scores, self.study.knew(number))
 
     def _begin(self, number: int) -> Job:
         started, began = self.clock.seconds, time.perf_counter()
@@ -302,6 +302,7 @@ class StudyRunner:
             proposing=proposing,
             latency=proposal.latency,
             scores=trial.scores,
+            knew=trial.knew,
         )
         self.journal.write_trial(record)
         Attempt(self.journal.folder, done.job.key).finish()

@@ -21,7 +21,10 @@ from search.errors import EnvironmentProblem, UsageError
 from search.executors.choose import threads_of
 from search.placement import Placement, cards
 from search.progress import ProgressReporter
+from search.proposals.optuna_study import OptunaStudy
+from search.proposals.replay import replay
 from search.store.journal import Journal
+from search.study.runner import StudyRunner
 from spaces.sensitivity import Profile
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -156,6 +159,26 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
     weights = {path.name for path in (result.folder / "checkpoints").iterdir()} - {"dense.safetensors"}
     assert weights == {path.name for path in (result.folder.parent / "alone" / "checkpoints").iterdir()}
     assert not [*now.folder.glob("begun-*"), *now.folder.glob("pending-*")]
+
+
+@pytest.mark.slow
+def test_every_proposal_of_two_workers_can_be_repeated_from_the_journal(begin, monkeypatch):
+    runners = []
+
+    class Kept(StudyRunner):
+        def run(self):
+            runners.append(self)
+            return super().run()
+
+    monkeypatch.setattr("search.study.start.StudyRunner", Kept)
+    options = {"sampler": "guided", "warm_start": True, "trials": 10, "bits": (8, 4)}
+    result, _ = begin(study="guided", workers=2, **options)
+    trials = {trial.number: trial for trial in Journal(result.folder / "journal").trials()}
+    (runner,) = runners
+    assert any(trial.knew and trial.knew.running for trial in trials.values())
+    for number in range(5, 10):
+        study = OptunaStudy("guided", runner.config.seed, runner.space.axes, runner._guide())
+        assert replay(study, number, trials) == trials[number].params
 
 
 @pytest.mark.slow
