@@ -69,7 +69,7 @@ ROOMS = {
 """Folder or file of `search/` -> what of `search/` it may import besides itself. What is not listed imports none."""
 ONLY_IN = {
     "optuna": {"search/proposals/sampler.py", "search/proposals/optuna_study.py", "search/store/optuna_file.py"},
-    "mlflow": {"search/store/mlflow_tracker.py", "search/store/mlflow_store.py"},
+    "mlflow": {"search/store/mlflow_record.py", "search/store/mlflow_store.py"},
     "ray": {"search/executors/ray_cluster.py", "search/executors/ray_worker.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}

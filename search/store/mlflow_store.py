@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,11 @@ EXPERIMENT = "prunefront"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "artifacts", "mlflow.lock"
 POOL = ("POOLCLASS", "POOL_SIZE", "MAX_OVERFLOW", "POOL_RECYCLE")
 """Endings of MLflow's environment variables that say how connections are kept."""
+NOISY = ("mlflow", "alembic")
+"""Loggers of libraries that tell of errors by tracebacks."""
 log = logging.getLogger(__name__)
+_opened_before: set[str] = set()
+"""URIs of stores whose connections MLflow keeps, in this process, as it should."""
 
 
 class _Broken(Exception):
@@ -76,8 +81,6 @@ def open_store(root: Path, watcher: ProgressReporter | None = None) -> MlflowCli
         EnvironmentProblem: the store is intact but cannot be used now: a full disk, a lock, or a newer MLflow's
             database.
     """
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"
     root.mkdir(parents=True, exist_ok=True)
     path = root / DATABASE
     check_database_path(path)
@@ -89,18 +92,49 @@ def open_store(root: Path, watcher: ProgressReporter | None = None) -> MlflowCli
             raise _unusable(path, error) from None
 
 
+class _Silence(logging.Filter):
+    """Drops what MLflow and alembic say in a silenced thread, but not what user code makes them say elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (getattr(self.here, "depth", 0) and record.name.partition(".")[0] in NOISY)
+
+
+_silence = _Silence()
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep MLflow and alembic from printing tracebacks of errors that we tell in one line."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+    """Keep MLflow and alembic from printing, in this thread, tracebacks of errors that we tell in one line.
+
+    Both are imported, with telemetry switched off before.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+    import mlflow  # noqa: F401 - it gives its loggers their handlers
+
+    for name in NOISY:
+        for handler in _handlers(logging.getLogger(name)):
+            handler.addFilter(_silence)  # once, however often
+    depth = getattr(_silence.here, "depth", 0)
+    _silence.here.depth = depth + 1
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        _silence.here.depth = depth
+
+
+def _handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """All that get what is told to a logger."""
+    found: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        found += at.handlers
+        at = at.parent if at.propagate else None
+    return found or [logging.lastResort] if logging.lastResort else found
 
 
 def problem_of(root: Path, error: Exception) -> EnvironmentProblem:
@@ -142,13 +176,16 @@ def _opened(root: Path, watcher: ProgressReporter) -> Any:
         with watcher.stage("making MLflow's database"):
             _put(path, _empty_database())
     _follow(root)
-    with _connections("NullPool"):  # each use opens the file anew: it may be set aside or replaced in between
-        client = MlflowClient(tracking_uri=store_uri(root))
+    uri = store_uri(root)
+    # each use opens the file anew: it may be set aside or replaced in between
+    with nullcontext() if uri in _opened_before else _connections("NullPool"):
+        client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             client.create_experiment(EXPERIMENT, artifact_location=artifacts_uri(root))
         elif experiment.lifecycle_stage == LifecycleStage.DELETED:
             _restore(client, experiment.experiment_id, ViewType.ACTIVE_ONLY)
+    _opened_before.add(uri)  # from now on the environment, which other threads may be reading, is left alone
     return client
 
 

@@ -1,48 +1,70 @@
-"""MLflow's record of a study: a projection of the journal that can be rebuilt at any time.
+"""MLflow's record of a study, kept up by a thread of its own: it may lag behind the journal, and catches up.
 
-One parent run for a study and one child run for each finished trial, written by the coordinator only, each child in one
-batch. A store that fails costs a warning, never a trial; what is missing is logged as soon as the store can be written
-again.
+A store that fails costs a warning, never a trial; what is missing is logged as soon as the store can be written again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any
 
 from search.metric import SHARE, Metric
 from search.process.interrupts import check
 from search.progress import ProgressReporter
-from search.records import COMPLETE, FAILED, TrialRecord
-from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store, problem_of, silenced
+from search.records import TrialRecord
+from search.store.mlflow_record import MlflowRecord
+from search.store.mlflow_store import problem_of, silenced
 
-if TYPE_CHECKING:  # importing MLflow takes seconds
-    from mlflow import MlflowClient
-
-BATCH_METRICS = 1000
-"""The most metrics that MLflow takes in one batch."""
-LONGEST_TEXT = 4000
-"""The most characters written of a tag or parameter; MLflow takes a few more."""
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 """Seconds before a store that failed is tried again; doubled each time, up to the longest."""
-SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
+POLL = 0.2
+"""Seconds between looks at a signal, or at a thread that is gone, while it is waited for."""
+PATIENCE = 120.0
+"""Seconds for which a study that has ended waits for a record in which nothing more is written."""
+BRIEFLY = 2.0
+"""Seconds of writing that a study that was interrupted still waits for; no more than as many again for the last."""
 log = logging.getLogger(__name__)
+_writing: defaultdict[str, Lock] = defaultdict(Lock)
+"""By study: held while something is written, since the thread of a study that ended may still be at its last run."""
+
+
+class _LeftBehind(BaseException):
+    """The study has ended without the thread, which ends too."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the thread is asked for.
+
+    Attributes:
+        records: trials that have finished.
+        status: of the study that has ended; None while it runs.
+        is_due: whether a store that failed is tried at once.
+        attempts: how often it is tried before that counts as a failure.
+        answer: gets one entry when all was tried.
+    """
+
+    records: Mapping[int, TrialRecord] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+    status: str | None = None
+    is_due: bool = False
+    attempts: int = 1
+    answer: SimpleQueue[None] = field(default_factory=SimpleQueue)
 
 
 class Tracker:
-    """Writes one study to MLflow.
+    """Writes one study to MLflow; no method but `start`, `wait` and `finish` waits for it.
 
-    Until it is known which trials MLflow has, none is logged, so that nothing is ever logged twice. After a failure
-    that is unknown again: the next write that is due looks, repairs what it finds and logs everything that is missing.
-
-    Attributes:
-        parent: id of the study's parent run; None while the store cannot be used.
+    After a failure, the next write that is due looks what is there, repairs it and logs everything that is missing.
     """
 
     def __init__(
@@ -54,314 +76,156 @@ class Tracker:
         watcher: ProgressReporter | None = None,
         unit: Metric = SHARE,
     ) -> None:
-        """`epoch_of_start` turns running seconds of the study into a UNIX time for MLflow's run times.
-
-        Besides accuracies, which are shares, the values that they stand for in the `unit` are logged, under its name.
-        """
-        self._unit = unit
-        self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
-        self._watcher = watcher
-        self._client: MlflowClient | None = None
-        self.parent: str | None = None
-        self._experiment = ""
-        self._logged: set[int] | None = None
-        self._records: dict[int, TrialRecord] = {}
-        self._params: dict[str, Any] = {}
-        self._summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+        """The arguments of `MlflowRecord`, and who is told when it is waited for."""
+        self._root, self._watcher = root, watcher or ProgressReporter()
+        self._record = MlflowRecord(root, study, study_id, epoch_of_start, unit)
+        self._lock = _writing[study_id]
+        self._orders: SimpleQueue[_Order] = SimpleQueue()
+        self._given, self._there = set[int](), 0
         self._failing, self._pause, self._due = False, FIRST_PAUSE, 0.0
+        self._until, self._is_left = float("inf"), False
+        self._thread = Thread(target=self._run, daemon=True, name="prunefront-mlflow")
 
     def start(self, params: Mapping[str, Any], records: Mapping[int, TrialRecord]) -> None:
         """Mark the parent run as running, with the study's settings, and make its children match `records`."""
-        self._records, self._params = dict(records), dict(params)
-        self._write(lambda: None, due=True, attempts=2)
+        self._given |= records.keys()
+        self._thread.start()
+        self._ask(_Order(records=dict(records), params=dict(params), is_due=True, attempts=2))
 
     def log_trial(self, record: TrialRecord) -> None:
         """Log one child run for a finished trial; a trial that is already there is left unchanged."""
-        self._records[record.number] = record
-        self._write(self._log_missing)
+        self._given.add(record.number)
+        self._orders.put(_Order(records={record.number: record}))
 
     def log_summary(self, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
         """Log metrics and files (name -> content) on the parent run."""
-        self._summary = metrics, files
-        self._write(self._log_summary, due=True)
+        self._orders.put(_Order(summary=(metrics, files), is_due=True))
+
+    def wait(self) -> None:
+        """Wait until all that was given is written, or could not be."""
+        self._ask(_Order())
 
     def finish(self, status: str) -> None:
-        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after logging what is still missing."""
+        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after logging what is still missing.
 
-        def write() -> None:
-            self._log_summary()
-            self._store.set_terminated(self._run, status=status)
+        What was killed waits briefly; what was not, as long as more and more is written.
+        """
+        killed, order = status == "KILLED", _Order(status=status, is_due=status == "FINISHED")
+        if killed:
+            self._until = time.monotonic() + BRIEFLY
+            self._orders.put(order)
+            answered = self._answered(order, 2 * BRIEFLY)
+        else:
+            answered = self._ask(order, PATIENCE)
+        self._is_left = True
+        missing = len(self._given) - self._there
+        if self._failing or missing or not answered:
+            log.warning(
+                "MLflow's record of this study is not complete%s: the same command completes it%s",
+                f" (up to {missing} of {len(self._given)} trials are missing)" if missing else "",
+                "" if killed else " without training",
+            )  # fmt: skip
 
-        self._write(write, due=status == "FINISHED")
-        if self._failing:
-            log.warning("MLflow's record of this study is not complete: the same command completes it without training")
+    # What the main thread does while it waits
 
-    def _write(self, action: Callable[[], None], due: bool = False, attempts: int = 1) -> None:
-        """Bring MLflow up to date with the records, then act; a failure is told once and tried again after a pause."""
-        if self._logged is None and not due and time.monotonic() < self._due:
-            return
+    def _answered(self, order: _Order, seconds: float) -> bool:
+        with suppress(Empty):
+            order.answer.get(timeout=seconds)
+            return True
+        return not self._thread.is_alive()
+
+    def _ask(self, order: _Order, patience: float = float("inf")) -> bool:
+        """Whether the thread answers before it has written nothing more for so many seconds; shown if that takes long.
+
+        A signal ends the wait.
+        """
+        self._orders.put(order)
+        try:
+            if self._answered(order, POLL):
+                return True
+            with self._watcher.stage("MLflow's record") as progress:
+                there, since = self._there, time.monotonic()
+                while not self._answered(order, POLL):
+                    check()
+                    progress(self._there, len(self._given))
+                    if self._there != there:
+                        there, since = self._there, time.monotonic()
+                    if time.monotonic() - since > patience:
+                        return False
+            return True
+        except BaseException:
+            self._is_left = True
+            raise
+
+    # What the thread does
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            orders = self._taken()
+            for order in orders:
+                self._record.records |= order.records
+                self._record.params |= order.params
+                self._record.summary = order.summary or self._record.summary
+            status = next((order.status for order in orders if order.status), None)
+            is_due = not orders or any(order.is_due for order in orders) or time.monotonic() >= self._due
+            if self._record.logged is not None or is_due:
+                self._write(status, max([1, *(order.attempts for order in orders)]))
+            for order in orders:
+                order.answer.put(None)
+            ended = status is not None or self._is_left
+
+    def _taken(self) -> list[_Order]:
+        """What was ordered, as soon as anything is; nothing when it is time to try again."""
+        orders: list[_Order] = []
+        with suppress(Empty):
+            orders.append(self._orders.get(timeout=max(self._due - time.monotonic(), 0) if self._failing else None))
+            while True:
+                orders.append(self._orders.get_nowait())
+        return orders
+
+    def _write(self, status: str | None, attempts: int) -> None:
+        """Bring MLflow up to date with the records; a failure is told once and tried again after a pause."""
         try:
             with silenced():
-                if self._logged is None:
-                    self._match()
-                action()
-        except Exception as error:
-            self._logged = None
-            check()
+                self._bring_up(status)
+        except BaseException as error:  # a signal is for the main thread, and raises there too
+            self._record.forget()
             if attempts > 1:
-                self._write(action, due, attempts - 1)
+                self._write(status, attempts - 1)
             else:
                 self._fail(error)
-        except BaseException:
-            self._logged = None  # it may have ended a half-written run
-            raise
         else:
-            if self._failing:
+            if self._failing and self._there == len(self._record.records):
                 log.warning("MLflow is written again, and lacks nothing")
             self._failing, self._pause = False, FIRST_PAUSE
 
-    def _fail(self, error: Exception) -> None:
+    def _bring_up(self, status: str | None) -> None:
+        record = self._record
+        if record.logged is None:
+            self._step(record.match)
+        missing = record.missing()
+        for place, number in enumerate(missing):
+            self._there = len(record.records) - len(missing) + place
+            if time.monotonic() > self._until:
+                break
+            self._step(record.log, number)
+        else:
+            self._there = len(record.records)
+        self._step(record.log_summary)
+        if status is not None:
+            self._step(record.terminate, status)
+
+    def _step(self, action: Callable[..., None], *arguments: Any) -> None:
+        """One thing that is written whole, unless nobody waits for this thread any more."""
+        with self._lock:
+            if self._is_left:
+                raise _LeftBehind
+            action(*arguments)
+
+    def _fail(self, error: BaseException) -> None:
         self._due, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        if not self._failing:
+        if not self._failing and isinstance(error, Exception):
             reason = problem_of(self._root, error)
             log.warning("MLflow could not be written, the study goes on without it and tries again: %s", reason)
         self._failing = True
-
-    def _match(self) -> None:
-        """Make MLflow's record of this study equal to the journal's."""
-        from mlflow.entities import Param
-
-        self._client = client = open_store(self._root, self._watcher)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        assert experiment is not None, "made with the store"
-        self._experiment = experiment.experiment_id
-        parents, children = self._found()
-        self.parent = parent = self._one_parent(parents, children)
-        client.update_run(parent, status="RUNNING")
-        known = client.get_run(parent).data.params
-        fresh = [Param(key, _text(value)) for key, value in self._params.items() if key not in known]
-        client.log_batch(parent, params=fresh)
-        self._logged = self._keep_right_ones(children)
-        self._log_missing()
-
-    @property
-    def _store(self) -> MlflowClient:
-        assert self._client is not None, "opened before anything is written"
-        return self._client
-
-    @property
-    def _run(self) -> str:
-        assert self.parent is not None, "found or made before anything is written"
-        return self.parent
-
-    def _found(self) -> tuple[list[Any], list[Any]]:
-        """Active runs of this study, oldest first: parents, and children, even if they lost a tag or their parent."""
-        runs = {run.info.run_id: run for run in self._runs(f"tags.study_id = '{self._study_id}'") if self._is_ours(run)}
-        parents = [key for key, run in runs.items() if run.data.tags.get("kind") == "study"]
-        for parent in parents:
-            for run in self._runs(f"tags.`mlflow.parentRunId` = '{parent}'"):
-                if run.data.tags.get("kind") == "trial" or "trial" in run.data.tags:  # else somebody's own
-                    runs.setdefault(run.info.run_id, run)
-        ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-        return [run for run in ordered if run.info.run_id in parents], [
-            run for run in ordered if run.info.run_id not in parents
-        ]
-
-    def _is_ours(self, run: Any) -> bool:
-        """Whether a parent run is this folder's: a copied folder is a study of its own, a renamed one takes its runs
-        along.
-        """
-        name = run.data.tags.get("study", self._study)
-        return name == self._study or not (self._root / name / "study.json").is_file()
-
-    def _one_parent(self, parents: list[Any], children: list[Any]) -> str:
-        """The parent with the most children, or a new one; any others are deleted."""
-        tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
-        if not parents:
-            return self._store.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
-        counts = Counter(child.data.tags.get("mlflow.parentRunId") for child in children)
-        kept = max(parents, key=lambda run: counts[run.info.run_id])
-        for run in parents:
-            if run is not kept:
-                self._store.delete_run(run.info.run_id)
-        self._set_tags(kept, tags | {"mlflow.runName": self._study})
-        return kept.info.run_id
-
-    def _keep_right_ones(self, children: list[Any]) -> set[int]:
-        """Delete children that are half-written, duplicated or of no trial; returns the trials that have a run."""
-        logged: set[int] = set()
-        for run in children:
-            number = run.data.tags.get("trial", "")
-            record = self._records.get(int(number)) if number.isdecimal() else None
-            if record is None or record.number in logged or not self._is_of(run, record):
-                self._store.delete_run(run.info.run_id)
-                continue
-            logged.add(record.number)
-            self._set_tags(run, self._tags(record))
-        return logged
-
-    def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
-        for tag, value in tags.items():
-            if run.data.tags.get(tag) != value:
-                self._store.set_tag(run.info.run_id, tag, value)
-
-    def _is_of(self, run: Any, record: TrialRecord) -> bool:
-        """Whether a run is complete and was written from exactly this record."""
-        expected = self._summary_of(record) if record.result.state == COMPLETE else {}
-        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._unit))
-        files = artifacts_place(self._root, run.info.run_id)
-        return (
-            run.info.status == _status(record)
-            and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
-            and all(run.data.metrics.get(key) == expected[key] for key in essential if key in expected)
-            and all((files / name).is_file() for name in (SPARSITY, SAMPLED, POLICY))
-        )
-
-    def _log_missing(self) -> None:
-        logged = self._logged
-        assert logged is not None, "known before anything is written"
-        for number in sorted(self._records.keys() - logged):
-            self._create_child(self._records[number])
-            logged.add(number)
-
-    def _log_summary(self) -> None:
-        from mlflow.entities import Metric as Logged
-
-        if self._summary is None:
-            return
-        metrics, files = self._summary
-        now = _milliseconds(time.time())
-        self._store.log_batch(self._run, metrics=[Logged(k, float(v), now, 0) for k, v in metrics.items()])
-        self._log_files(self._run, files)
-        self._summary = None
-
-    def _tags(self, record: TrialRecord) -> dict[str, str]:
-        tags = {
-            "mlflow.parentRunId": self._run,
-            "study": self._study,
-            "study_id": self._study_id,
-            "kind": "trial",
-            "trial": str(record.number),
-            "state": record.result.state,
-            "origin": record.origin,
-            "digest": record.policy.digest,
-        }
-        tags |= {"reason": record.result.reason} if record.result.reason else {}
-        return {tag: _text(value) for tag, value in tags.items()}
-
-    def _create_child(self, record: TrialRecord) -> None:
-        from mlflow.entities import Metric as Logged
-        from mlflow.entities import Param
-
-        result, policy = record.result, record.policy
-        started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
-        client = self._store
-        run = client.create_run(
-            self._experiment,
-            start_time=started,
-            tags=self._tags(record),
-            run_name=f"{self._study}-trial-{record.number:05d}",
-        ).info.run_id
-        params = {
-            "granularity": policy.granularity_label,
-            "bits": "mixed" if isinstance(policy.bits, Mapping) else policy.bits,
-            "criterion": policy.criterion,
-            "schedule": policy.schedule.kind,
-            "exponent": "" if "exponent" in policy.schedule.idle else policy.schedule.exponent,
-            "size_target": record.target,
-            "layers": len(policy.sparsity),
-        }
-        metrics = [Logged(key, float(value), finished, 0) for key, value in self._summary_of(record).items()]
-        for number, point in enumerate(result.curve, 1):
-            curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
-            curve |= logged_values(self._unit, {"val_": point.accuracy})
-            metrics += [Logged(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
-        client.log_batch(run, params=[Param(k, _text(v)) for k, v in params.items()])
-        for start in range(0, len(metrics), BATCH_METRICS):
-            client.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
-        self._log_files(
-            run,
-            {
-                SPARSITY: json.dumps(dict(policy.sparsity), indent=1).encode(),
-                SAMPLED: json.dumps(dict(record.sampled), indent=1).encode(),
-                POLICY: policy.to_json().encode(),
-            },
-        )
-        client.set_terminated(run, status=_status(record), end_time=finished)
-
-    def _summary_of(self, record: TrialRecord) -> dict[str, float]:
-        shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
-        return logged_values(self._unit, shares) | _summary(record)
-
-    def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
-        this process.
-        """
-        folder = artifacts_place(self._root, run)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-
-    def _runs(self, condition: str) -> list[Any]:
-        runs: list[Any] = []
-        token: str | None = None
-        while token is None or token:
-            page = self._store.search_runs([self._experiment], condition, max_results=1000, page_token=token)
-            runs += page
-            token = page.token or ""
-        return runs
-
-
-TAKEN = {
-    "accuracy", "loss", "macs", "latency", "learning_rate", "size", "size_encoded", "size_nonzero", "front_size",
-    "final_accuracy", "test_accuracy",
-}  # fmt: skip
-"""Names of metrics that MLflow shows of every study."""
-
-
-def logged_name(unit: Metric) -> str:
-    """The name by which MLflow shows a metric with a unit: its own, in characters that MLflow takes; "" of accuracy.
-
-    >>> logged_name(Metric("mAP@0.5")), logged_name(Metric("loss"))
-    ('mAP_0_5', 'loss value')
-    """
-    name = re.sub(r"[^\w\- ]", "_", unit.name.strip(), flags=re.ASCII)
-    return "" if unit == SHARE else f"{name} value" if name in TAKEN else name
-
-
-def logged_values(unit: Metric, shares: Mapping[str, float | None]) -> dict[str, float]:
-    """Metrics of MLflow: the values that shares stand for, named by their key and the name of the metric; none of
-    accuracy, which is a share itself.
-    """
-    name = logged_name(unit)
-    found = {f"{key}{name}": unit.value_of(share) for key, share in shares.items()} if name else {}
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _status(record: TrialRecord) -> str:
-    return "FAILED" if record.result.state == FAILED else "FINISHED"
-
-
-def _summary(record: TrialRecord) -> dict[str, float]:
-    """The measurements of a trial, under the names MLflow shows."""
-    result = record.result
-    summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {"seconds_proposing": record.proposing}
-    summary |= {f"guide_{name}": score for name, score in record.scores.items()}
-    if record.latency is not None:
-        summary["latency"] = record.latency
-    if result.rate is not None:
-        summary["learning_rate"] = result.rate
-    if result.state == COMPLETE:
-        accuracy, loss, shares = result.measured
-        summary |= {"accuracy": accuracy, "loss": loss, "macs": shares.macs}
-        summary |= {"size_encoded": shares.encoded, "size_nonzero": shares.nonzero}
-    return summary
-
-
-def _text(value: object) -> str:
-    """Text that MLflow takes as a tag or parameter: short enough, and without characters that cannot be stored."""
-    return str(value)[:LONGEST_TEXT].encode(errors="replace").decode()
-
-
-def _milliseconds(seconds: float) -> int:
-    return int(seconds * 1000)

@@ -32,7 +32,8 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.results.view import SearchResult
 from search.store.folder import StudyFolder
-from search.store.mlflow_tracker import Tracker, logged_values
+from search.store.mlflow_record import logged_values
+from search.store.mlflow_tracker import Tracker
 from search.store.optuna_file import Translation, projection_in_file
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals

@@ -215,7 +215,7 @@ def _make_store(path: Path) -> int:
     child = os.fork()
     if not child:
         try:
-            from search.store.mlflow_tracker import open_store
+            from search.store.mlflow_store import open_store
 
             open_store(path.parent / "store")
             shutil.copy(path.parent / "store" / "mlflow.db", path)

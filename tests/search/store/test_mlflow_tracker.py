@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from io import StringIO
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 
 from search.cli.mlflow_ui import ui_command
 from search.metric import SHARE, Metric
 from search.records import FAILED, TrialRecord, TrialResult
+from search.store import mlflow_tracker
 from search.store.journal import Journal
-from search.store.mlflow_tracker import Tracker, logged_name, logged_values
+from search.store.mlflow_record import MlflowRecord, logged_name, logged_values
+from search.store.mlflow_store import silenced
+from search.store.mlflow_tracker import Tracker
 
 
 def client(root: Path):
@@ -129,12 +137,19 @@ def logged(logged_once, tmp_path) -> Path:
     return Path(shutil.copytree(logged_once, tmp_path, dirs_exist_ok=True))
 
 
-def begin_and_end(root: Path, records, **changes) -> Tracker:
+def begun(root: Path, records, params=(), unit=SHARE, **changes) -> Tracker:
     options = {"root": root, "study": "mine", "study_id": "id-of-mine"} | changes
-    tracker = Tracker(*options.values(), lambda seconds: 1e9 + seconds)
-    tracker.start({"trials": 4}, records)
-    tracker.finish("FINISHED")
+    tracker = Tracker(*options.values(), lambda seconds: 1e9 + seconds, unit=unit)
+    tracker.start(dict(params), records)
     return tracker
+
+
+def begin_and_end(root: Path, records, *later, **changes) -> None:
+    """A study that begins with these records, has others `later`, and ends."""
+    tracker = begun(root, records, {"trials": 4}, **changes)
+    for record in later:
+        tracker.log_trial(record)
+    tracker.finish("FINISHED")
 
 
 @pytest.fixture
@@ -167,8 +182,7 @@ def run_of(root: Path, trial: int):
 
 def test_a_trial_is_logged_once_however_often(study, trials, logged):
     before = {run.info.run_id for run in runs(logged, "mine")[1]}
-    tracker = study(trials)
-    tracker.log_trial(trials[2])
+    study(trials, trials[2])
     assert shown(logged) == expected(trials)
     assert {run.info.run_id for run in runs(logged, "mine")[1]} == before
 
@@ -279,13 +293,13 @@ def locked(*_arguments, **_options):
 
 
 def test_one_failing_query_at_resume_doubles_nothing(study, trials, logged, monkeypatch, caplog):
-    found, calls = Tracker._runs, []
+    found, calls = MlflowRecord._runs, []
 
     def once(tracker, condition):
         calls.append(condition)
         return locked() if len(calls) == 1 else found(tracker, condition)
 
-    monkeypatch.setattr(Tracker, "_runs", once)
+    monkeypatch.setattr(MlflowRecord, "_runs", once)
     study(trials)
     assert len(calls) > 1 and shown(logged) == expected(trials)
     assert not caplog.messages
@@ -294,25 +308,26 @@ def test_one_failing_query_at_resume_doubles_nothing(study, trials, logged, monk
 def test_while_it_is_unknown_what_was_logged_nothing_is(study, trials, tmp_path, monkeypatch, caplog):
     study({0: trials[0]})
     with monkeypatch.context() as failing:
-        failing.setattr(Tracker, "_runs", locked)
-        study({0: trials[0], 1: trials[1]}).log_trial(trials[2])
+        failing.setattr(MlflowRecord, "_runs", locked)
+        study({0: trials[0], 1: trials[1]}, trials[2])
     assert shown(tmp_path) == expected({0: trials[0]})
     first, last = caplog.messages
     assert "could not be written" in first and "another program has it locked" in first
-    assert "the same command completes it" in last
+    assert last.endswith("(up to 3 of 3 trials are missing): the same command completes it without training")
     study(trials)
     assert shown(tmp_path) == expected(trials)
 
 
 def test_a_store_that_can_be_written_again_gets_all_that_is_missing(trials, tmp_path, monkeypatch, caplog):
-    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
-    tracker.start({}, {})
+    tracker = begun(tmp_path, {})
     with monkeypatch.context() as failing:
-        failing.setattr(tracker._client, "log_batch", locked)
+        failing.setattr(tracker._record._client, "log_batch", locked)
         tracker.log_trial(trials[0])  # its run is there, without its metrics
         tracker.log_trial(trials[1])
+        tracker.wait()
     monkeypatch.setattr(tracker, "_due", 0.0)
     tracker.log_trial(trials[2])
+    tracker.wait()
     assert shown(tmp_path) == expected({n: trials[n] for n in range(3)})
     assert [line.split(",")[0] for line in caplog.messages] == [
         "MLflow could not be written",
@@ -321,40 +336,128 @@ def test_a_store_that_can_be_written_again_gets_all_that_is_missing(trials, tmp_
 
 
 def test_a_summary_that_could_not_be_written_is_when_the_study_ends(trials, tmp_path, monkeypatch):
-    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
-    tracker.start({}, {})
+    tracker = begun(tmp_path, {})
     with monkeypatch.context() as failing:
-        failing.setattr(tracker._client, "log_batch", locked)
+        failing.setattr(tracker._record._client, "log_batch", locked)
         tracker.log_summary({"front_size": 3}, {"front.csv": b"trial\n"})
+        tracker.wait()
     tracker.finish("FINISHED")
     parent = runs(tmp_path, "mine")[0][0]
     assert parent.data.metrics == {"front_size": 3.0} and parent.info.status == "FINISHED"
     assert [file.path for file in client(tmp_path).list_artifacts(parent.info.run_id)] == ["front.csv"]
 
 
+def test_a_store_that_failed_is_tried_again_although_no_trial_ends(trials, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mlflow_tracker, "FIRST_PAUSE", 0.0)
+    tracker = begun(tmp_path, {})
+    done, calls, again = tracker._record._client.log_batch, [], Event()
+
+    def thrice(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) <= 3:
+            locked()
+        again.set()
+        return done(*arguments, **options)
+
+    monkeypatch.setattr(tracker._record._client, "log_batch", thrice)
+    monkeypatch.setattr(tracker, "_pause", 0.0)
+    monkeypatch.setattr("search.store.mlflow_record.open_store", lambda *_: tracker._record._client)
+    tracker.log_trial(trials[1])
+    assert again.wait(60)
+    tracker.finish("FAILED")  # which tries nothing that is not due
+    assert shown(tmp_path) == expected({1: trials[1]})
+    assert [line.split(",")[0] for line in caplog.messages] == [
+        "MLflow could not be written",
+        "MLflow is written again",
+    ]
+
+
+class Stuck:
+    """A call of MLflow's client that returns when it may."""
+
+    def __init__(self, tracker: Tracker, call: str, monkeypatch) -> None:
+        self.entered, self.may_return = Event(), Event()
+        done = getattr(tracker._record._client, call)
+
+        def stuck(*arguments, **options):
+            result = done(*arguments, **options)
+            self.entered.set()
+            assert self.may_return.wait(60)
+            return result
+
+        monkeypatch.setattr(tracker._record._client, call, stuck)
+
+
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
-def test_a_trial_whose_logging_is_interrupted_is_logged_before_the_study_ends(trials, tmp_path, monkeypatch, call):
-    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
-    tracker.start({}, {0: trials[0]})
-    done = getattr(tracker._client, call)
-
-    def interrupted(*arguments, **options):
-        done(*arguments, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tracker._client, call, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tracker.log_trial(trials[1])
+def test_no_trial_waits_for_mlflow_and_all_are_there_when_the_study_ends(trials, tmp_path, monkeypatch, call):
+    tracker = begun(tmp_path, {0: trials[0]})
+    stuck = Stuck(tracker, call, monkeypatch)
+    for number in (1, 2, 3):
+        tracker.log_trial(trials[number])
+    assert stuck.entered.wait(60) and tracker._there < 2
+    stuck.may_return.set()
     tracker.finish("KILLED")
-    assert shown(tmp_path) == expected({0: trials[0], 1: trials[1]})
+    assert shown(tmp_path) == expected(trials)
     assert runs(tmp_path, "mine")[0][0].info.status == "KILLED"
 
 
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_an_interrupted_study_leaves_an_mlflow_that_is_stuck(study, trials, tmp_path, monkeypatch, caplog, call):
+    monkeypatch.setattr(mlflow_tracker, "BRIEFLY", 0.05)
+    tracker = begun(tmp_path, {0: trials[0]})
+    stuck = Stuck(tracker, call, monkeypatch)
+    tracker.log_trial(trials[1])
+    tracker.log_trial(trials[2])
+    assert stuck.entered.wait(60)
+    tracker.finish("KILLED")
+    (line,) = caplog.messages
+    assert line.endswith("(up to 2 of 3 trials are missing): the same command completes it")
+    stuck.may_return.set()
+    study({n: trials[n] for n in range(3)})  # while the thread that was left behind ends
+    tracker._thread.join(60)
+    assert shown(tmp_path) == expected({n: trials[n] for n in range(3)}) and len(caplog.messages) == 1
+
+
+def test_an_interrupted_study_writes_no_long_backlog(trials, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mlflow_tracker, "BRIEFLY", 10.0)
+    tracker = begun(tmp_path, {0: trials[0]})
+    stuck = Stuck(tracker, "log_batch", monkeypatch)
+    for number in (1, 2, 3):
+        tracker.log_trial(trials[number])
+    assert stuck.entered.wait(60)
+    monkeypatch.setattr(tracker, "_answered", lambda *_: stuck.may_return.set() or tracker._thread.join(60) or True)
+    monkeypatch.setattr(mlflow_tracker, "time", SimpleNamespace(monotonic=count(1e6, 11.0).__next__))
+    tracker.finish("KILLED")
+    assert runs(tmp_path, "mine")[0][0].info.status == "KILLED" and shown(tmp_path)[:2] == expected(trials)[:2]
+    (line,) = caplog.messages
+    assert "up to 2 of 4 trials are missing" in line and len(shown(tmp_path)) == 2
+
+
+def test_only_what_our_own_thread_makes_mlflow_say_is_silenced():
+    import mlflow  # noqa: F401 - it replaces the handlers of its loggers
+
+    heard, said = logging.StreamHandler(StringIO()), logging.getLogger("mlflow.store.db.utils")
+    logging.getLogger("mlflow").addHandler(heard)
+    try:
+        with silenced():
+            said.error("ours")
+            users = Thread(target=said.error, args=("the user's",))
+            users.start()
+            users.join()
+            with silenced():
+                said.error("ours")
+            said.error("ours still")
+        said.error("another")
+    finally:
+        logging.getLogger("mlflow").removeHandler(heard)
+    assert heard.stream.getvalue() == "the user's\nanother\n"
+
+
 def test_a_database_deleted_in_the_middle_is_written_anew(trials, tmp_path, monkeypatch):
-    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
-    tracker.start({}, {0: trials[0]})
+    tracker = begun(tmp_path, {0: trials[0]})
     (tmp_path / "mlflow.db").unlink()
     tracker.log_trial(trials[1])
+    tracker.wait()
     monkeypatch.setattr(tracker, "_due", 0.0)
     tracker.log_trial(trials[2])
     tracker.finish("FINISHED")
@@ -372,8 +475,7 @@ def test_a_broken_database_is_set_aside_and_the_record_is_whole_again(study, tri
 
 def test_reasons_and_settings_of_any_length_and_bytes_are_logged(study, trials, tmp_path, caplog):
     odd = replace(trials[3], result=TrialResult(FAILED, "no \udcff text\n" + "x" * 20_000))
-    tracker = Tracker(tmp_path, "mine", "id-of-mine", lambda seconds: 1e9 + seconds)
-    tracker.start({"workload": "./" + "y" * 20_000 + ".py:f\udcff"}, {3: odd})
+    begun(tmp_path, {3: odd}, {"workload": "./" + "y" * 20_000 + ".py:f\udcff"}).finish("KILLED")
     before = run_of(tmp_path, 3).info.run_id
     study({3: odd})
     assert run_of(tmp_path, 3).info.run_id == before and not caplog.messages
@@ -396,8 +498,7 @@ def test_a_copied_study_has_its_own_record_and_a_renamed_one_takes_its_record_al
 def test_a_metric_with_a_unit_is_logged_by_its_name_besides(trials, logged):
     """Runs that lack it, since they were logged before, are logged again."""
     unit = Metric("mAP@0.5", low=0, high=40)
-    tracker = Tracker(logged, "mine", "id-of-mine", lambda seconds: 1e9 + seconds, unit=unit)
-    tracker.start({}, {**trials, 0: replace(trials[0], scores={"predicted": 0.75, "gain": 0.5})})
+    begun(logged, {**trials, 0: replace(trials[0], scores={"predicted": 0.75, "gain": 0.5})}, unit=unit)
     run, result = run_of(logged, 0), trials[0].result
     assert (run.data.metrics["guide_predicted"], run.data.metrics["guide_predicted_mAP_0_5"]) == (0.75, 30)
     assert run.data.metrics["mAP_0_5"] == pytest.approx(40 * result.accuracy)

@@ -1,0 +1,312 @@
+"""A study in MLflow: one parent run, and a child run for each finished trial, made equal to the journal."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.metric import SHARE, Metric
+from search.records import COMPLETE, FAILED, TrialRecord
+from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store
+
+if TYPE_CHECKING:  # importing MLflow takes seconds
+    from mlflow import MlflowClient
+
+BATCH = 1000
+"""The most metrics and parameters that MLflow takes in one batch."""
+LONGEST_TEXT = 4000
+"""The most characters written of a tag or parameter; MLflow takes a few more."""
+SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
+
+
+class MlflowRecord:
+    """The runs of one study, written by one thread alone.
+
+    Until it is known which trials MLflow has, none is logged, so that nothing is ever logged twice. `match` looks, and
+    repairs what it finds; after a failure, `forget` makes it unknown again.
+
+    Args:
+        epoch_of_start: turns running seconds of the study into a UNIX time for MLflow's run times.
+        unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
+
+    Attributes:
+        parent: id of the study's parent run; None while the store cannot be used.
+        records: what MLflow is to hold: finished trials by number.
+        params: the study's settings, for the parent run.
+        summary: metrics and files (name -> content) that the parent run is still to get.
+        logged: trials that MLflow is known to have; None while that is unknown.
+    """
+
+    def __init__(
+        self, root: Path, study: str, study_id: str, epoch_of_start: Callable[[float], float], unit: Metric = SHARE
+    ) -> None:
+        self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
+        self._unit = unit
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self.parent: str | None = None
+        self.records: dict[int, TrialRecord] = {}
+        self.params: dict[str, Any] = {}
+        self.summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+        self.logged: set[int] | None = None
+
+    def match(self) -> None:
+        """Open the store, and make all that it has of this study equal to the journal; what it lacks is missing still.
+
+        The parent run is marked as running.
+        """
+        from mlflow.entities import Param
+
+        self._client = client = open_store(self._root)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        assert experiment is not None, "made with the store"
+        self._experiment = experiment.experiment_id
+        parents, children = self._found()
+        self.parent = parent = self._one_parent(parents, children)
+        client.update_run(parent, status="RUNNING")
+        known = client.get_run(parent).data.params
+        fresh = [Param(key, _text(value)) for key, value in self.params.items() if key not in known]
+        client.log_batch(parent, params=fresh)
+        self.logged = self._keep_right_ones(children)
+
+    def forget(self) -> None:
+        """It is unknown again what MLflow has: a run may be half written."""
+        self.logged = None
+
+    def missing(self) -> list[int]:
+        """Trials that MLflow is known to lack."""
+        assert self.logged is not None, "known before anything is written"
+        return sorted(self.records.keys() - self.logged)
+
+    def log(self, number: int) -> None:
+        """Log a trial that is missing."""
+        assert self.logged is not None, "known before anything is written"
+        self._create_child(self.records[number])
+        self.logged.add(number)
+
+    def terminate(self, status: str) -> None:
+        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`."""
+        self._store.set_terminated(self._run, status=status)
+
+    @property
+    def _store(self) -> MlflowClient:
+        assert self._client is not None, "opened before anything is written"
+        return self._client
+
+    @property
+    def _run(self) -> str:
+        assert self.parent is not None, "found or made before anything is written"
+        return self.parent
+
+    def _found(self) -> tuple[list[Any], list[Any]]:
+        """Active runs of this study, oldest first: parents, and children, even if they lost a tag or their parent."""
+        runs = {run.info.run_id: run for run in self._runs(f"tags.study_id = '{self._study_id}'") if self._is_ours(run)}
+        parents = [key for key, run in runs.items() if run.data.tags.get("kind") == "study"]
+        for parent in parents:
+            for run in self._runs(f"tags.`mlflow.parentRunId` = '{parent}'"):
+                if run.data.tags.get("kind") == "trial" or "trial" in run.data.tags:  # else somebody's own
+                    runs.setdefault(run.info.run_id, run)
+        ordered = sorted(runs.values(), key=lambda run: (run.info.start_time, run.info.run_id))
+        return [run for run in ordered if run.info.run_id in parents], [
+            run for run in ordered if run.info.run_id not in parents
+        ]
+
+    def _is_ours(self, run: Any) -> bool:
+        """Whether a parent run is this folder's: a copied folder is a study of its own, a renamed one takes its runs
+        along.
+        """
+        name = run.data.tags.get("study", self._study)
+        return name == self._study or not (self._root / name / "study.json").is_file()
+
+    def _one_parent(self, parents: list[Any], children: list[Any]) -> str:
+        """The parent with the most children, or a new one; any others are deleted."""
+        tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
+        if not parents:
+            return self._store.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
+        counts = Counter(child.data.tags.get("mlflow.parentRunId") for child in children)
+        kept = max(parents, key=lambda run: counts[run.info.run_id])
+        for run in parents:
+            if run is not kept:
+                self._store.delete_run(run.info.run_id)
+        self._set_tags(kept, tags | {"mlflow.runName": self._study})
+        return kept.info.run_id
+
+    def _keep_right_ones(self, children: list[Any]) -> set[int]:
+        """Delete children that are half-written, duplicated or of no trial; returns the trials that have a run."""
+        logged: set[int] = set()
+        for run in children:
+            number = run.data.tags.get("trial", "")
+            record = self.records.get(int(number)) if number.isdecimal() else None
+            if record is None or record.number in logged or not self._is_of(run, record):
+                self._store.delete_run(run.info.run_id)
+                continue
+            logged.add(record.number)
+            self._set_tags(run, self._tags(record))
+        return logged
+
+    def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
+        for tag, value in tags.items():
+            if run.data.tags.get(tag) != value:
+                self._store.set_tag(run.info.run_id, tag, value)
+
+    def _is_of(self, run: Any, record: TrialRecord) -> bool:
+        """Whether a run is complete and was written from exactly this record."""
+        expected = self._summary_of(record) if record.result.state == COMPLETE else {}
+        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._unit))
+        files = artifacts_place(self._root, run.info.run_id)
+        return (
+            run.info.status == _status(record)
+            and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
+            and all(run.data.metrics.get(key) == expected[key] for key in essential if key in expected)
+            and all((files / name).is_file() for name in (SPARSITY, SAMPLED, POLICY))
+        )
+
+    def log_summary(self) -> None:
+        """Write `summary`, if there is one."""
+        from mlflow.entities import Metric as Logged
+
+        if self.summary is None:
+            return
+        metrics, files = self.summary
+        now = _milliseconds(time.time())
+        self._store.log_batch(self._run, metrics=[Logged(k, float(v), now, 0) for k, v in metrics.items()])
+        self._log_files(self._run, files)
+        self.summary = None
+
+    def _tags(self, record: TrialRecord) -> dict[str, str]:
+        tags = {
+            "mlflow.parentRunId": self._run,
+            "study": self._study,
+            "study_id": self._study_id,
+            "kind": "trial",
+            "trial": str(record.number),
+            "state": record.result.state,
+            "origin": record.origin,
+            "digest": record.policy.digest,
+        }
+        tags |= {"reason": record.result.reason} if record.result.reason else {}
+        return {tag: _text(value) for tag, value in tags.items()}
+
+    def _create_child(self, record: TrialRecord) -> None:
+        from mlflow.entities import Metric as Logged
+        from mlflow.entities import Param
+
+        result, policy = record.result, record.policy
+        started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
+        client = self._store
+        run = client.create_run(
+            self._experiment,
+            start_time=started,
+            tags=self._tags(record),
+            run_name=f"{self._study}-trial-{record.number:05d}",
+        ).info.run_id
+        params = {
+            "granularity": policy.granularity_label,
+            "bits": "mixed" if isinstance(policy.bits, Mapping) else policy.bits,
+            "criterion": policy.criterion,
+            "schedule": policy.schedule.kind,
+            "exponent": "" if "exponent" in policy.schedule.idle else policy.schedule.exponent,
+            "size_target": record.target,
+            "layers": len(policy.sparsity),
+        }
+        metrics = [Logged(key, float(value), finished, 0) for key, value in self._summary_of(record).items()]
+        for number, point in enumerate(result.curve, 1):
+            curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
+            curve |= logged_values(self._unit, {"val_": point.accuracy})
+            metrics += [Logged(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
+        entries = [Param(k, _text(v)) for k, v in params.items()]
+        first = BATCH - len(entries)  # each batch takes five transactions
+        client.log_batch(run, params=entries, metrics=metrics[:first])
+        for start in range(first, len(metrics), BATCH):
+            client.log_batch(run, metrics=metrics[start : start + BATCH])
+        self._log_files(
+            run,
+            {
+                SPARSITY: json.dumps(dict(policy.sparsity), indent=1).encode(),
+                SAMPLED: json.dumps(dict(record.sampled), indent=1).encode(),
+                POLICY: policy.to_json().encode(),
+            },
+        )
+        client.set_terminated(run, status=_status(record), end_time=finished)
+
+    def _summary_of(self, record: TrialRecord) -> dict[str, float]:
+        shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
+        return logged_values(self._unit, shares) | _summary(record)
+
+    def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
+        """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
+        this process.
+        """
+        folder = artifacts_place(self._root, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    def _runs(self, condition: str) -> list[Any]:
+        runs: list[Any] = []
+        token: str | None = None
+        while token is None or token:
+            page = self._store.search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            runs += page
+            token = page.token or ""
+        return runs
+
+
+TAKEN = {
+    "accuracy", "loss", "macs", "latency", "learning_rate", "size", "size_encoded", "size_nonzero", "front_size",
+    "final_accuracy", "test_accuracy",
+}  # fmt: skip
+"""Names of metrics that MLflow shows of every study."""
+
+
+def logged_name(unit: Metric) -> str:
+    """The name by which MLflow shows a metric with a unit: its own, in characters that MLflow takes; "" of accuracy.
+
+    >>> logged_name(Metric("mAP@0.5")), logged_name(Metric("loss"))
+    ('mAP_0_5', 'loss value')
+    """
+    name = re.sub(r"[^\w\- ]", "_", unit.name.strip(), flags=re.ASCII)
+    return "" if unit == SHARE else f"{name} value" if name in TAKEN else name
+
+
+def logged_values(unit: Metric, shares: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics of MLflow: the values that shares stand for, named by their key and the name of the metric; none of
+    accuracy, which is a share itself.
+    """
+    name = logged_name(unit)
+    found = {f"{key}{name}": unit.value_of(share) for key, share in shares.items()} if name else {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _status(record: TrialRecord) -> str:
+    return "FAILED" if record.result.state == FAILED else "FINISHED"
+
+
+def _summary(record: TrialRecord) -> dict[str, float]:
+    """The measurements of a trial, under the names MLflow shows."""
+    result = record.result
+    summary = {f"seconds_{phase}": s for phase, s in result.seconds.items()} | {"seconds_proposing": record.proposing}
+    summary |= {f"guide_{name}": score for name, score in record.scores.items()}
+    if record.latency is not None:
+        summary["latency"] = record.latency
+    if result.rate is not None:
+        summary["learning_rate"] = result.rate
+    if result.state == COMPLETE:
+        accuracy, loss, shares = result.measured
+        summary |= {"accuracy": accuracy, "loss": loss, "macs": shares.macs}
+        summary |= {"size_encoded": shares.encoded, "size_nonzero": shares.nonzero}
+    return summary
+
+
+def _text(value: object) -> str:
+    """Text that MLflow takes as a tag or parameter: short enough, and without characters that cannot be stored."""
+    return str(value)[:LONGEST_TEXT].encode(errors="replace").decode()
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
