@@ -401,20 +401,25 @@ def test_no_trial_waits_for_mlflow_and_all_are_there_when_the_study_ends(trials,
     assert runs(tmp_path, "mine")[0][0].info.status == "KILLED"
 
 
-@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
-def test_an_interrupted_study_leaves_an_mlflow_that_is_stuck(study, trials, tmp_path, monkeypatch, caplog, call):
+@pytest.mark.parametrize(
+    ("call", "status"), [("create_run", "FAILED"), ("log_batch", "KILLED"), ("set_terminated", "FAILED")]
+)
+def test_a_study_that_ends_leaves_an_mlflow_that_is_stuck(study, trials, tmp_path, monkeypatch, caplog, call, status):
     monkeypatch.setattr(mlflow_tracker, "BRIEFLY", 0.05)
+    monkeypatch.setattr(mlflow_tracker, "PATIENCE", 0.05)
     tracker = begun(tmp_path, {0: trials[0]})
     stuck = Stuck(tracker, call, monkeypatch)
     tracker.log_trial(trials[1])
     tracker.log_trial(trials[2])
     assert stuck.entered.wait(60)
-    tracker.finish("KILLED")
+    tracker.finish(status)
     (line,) = caplog.messages
-    assert line.endswith("(up to 2 of 3 trials are missing): the same command completes it")
+    assert "(up to 2 of 3 trials are missing): the same command completes it" in line
     stuck.may_return.set()
-    study({n: trials[n] for n in range(3)})  # while the thread that was left behind ends
     tracker._thread.join(60)
+    (parent,), children = runs(tmp_path, "mine")
+    assert parent.info.status == "RUNNING" and {run.data.tags["trial"] for run in children} == {"0", "1"}
+    study({n: trials[n] for n in range(3)})
     assert shown(tmp_path) == expected({n: trials[n] for n in range(3)}) and len(caplog.messages) == 1
 
 
