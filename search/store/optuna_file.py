@@ -75,6 +75,9 @@ class Translation:
 class OptunaProjection:
     """The trials of one study in one of Optuna's storages, written by one process, each in one transaction.
 
+    Trials are written in the order of their numbers, which Optuna deals out itself: one that has finished before its
+    predecessors is held back until they have.
+
     Args:
         storage: any of Optuna's.
 
@@ -85,6 +88,7 @@ class OptunaProjection:
     def __init__(self, storage: BaseStorage, study: str, translation: Translation) -> None:
         self._storage, self._name, self._translation = storage, study, translation
         self.pending: list[PendingTrial] = []
+        self._held: dict[int, TrialRecord] = {}
         self._open()
 
     def _open(self) -> None:
@@ -104,14 +108,19 @@ class OptunaProjection:
         return sorted(self._storage.get_all_trials(self._id, deepcopy=False), key=lambda trial: trial.number)
 
     def add(self, record: TrialRecord) -> None:
-        """Write a finished trial; one that the journal lacks before it waits until it is finished too."""
-        trial = self._translation.trial(record)
-        while self._count < record.number:
-            self._create(create_trial(state=TrialState.WAITING))
-        if record.number == self._count:
-            self._create(trial)
-        else:
-            self._finish(self._storage.get_trial_id_from_study_id_trial_number(self._id, record.number), trial)
+        """Write a finished trial as soon as all before it are written."""
+        self._held[record.number] = record
+        while (number := self._count) in self._held:
+            self._create(self._translation.trial(self._held[number]))
+            del self._held[number]
+
+    def close(self) -> None:
+        """Write what is still held back behind trials that the journal lacks, and that wait in its place."""
+        while self._held:
+            first = min(self._held)
+            while self._count < first:
+                self._create(create_trial(state=TrialState.WAITING))
+            self.add(self._held[first])
 
     def contradiction(self, records: Mapping[int, TrialRecord]) -> str | None:
         """What it says of a finished trial and the journal does not; None if nothing."""
@@ -148,14 +157,6 @@ class OptunaProjection:
     def _create(self, trial: FrozenTrial) -> None:
         self._storage.create_new_trial(self._id, trial)
         self._count += 1
-
-    def _finish(self, waiting: int, trial: FrozenTrial) -> None:
-        for name, distribution in trial.distributions.items():
-            value = distribution.to_internal_repr(trial.params[name])
-            self._storage.set_trial_param(waiting, name, value, distribution)
-        for name, attribute in trial.user_attrs.items():
-            self._storage.set_trial_user_attr(waiting, name, attribute)
-        self._storage.set_trial_state_values(waiting, trial.state, trial.values)
 
 
 def projection_in_file(

@@ -227,6 +227,7 @@ class StudyRunner:
         for done in evaluations(self.executor, self._jobs(), folder, attempts, self.watcher.note):
             self._take(done)
             self._stop_if_hopeless()
+        self.optuna_file.close()
 
     def _jobs(self) -> Iterator[Job]:
         """Trials as jobs, each proposed when it can begin."""

@@ -167,16 +167,40 @@ def test_one_that_has_more_than_the_journal_is_made_anew(path):
     assert path.with_name("study.db.broken-1").exists()
 
 
-def test_a_trial_that_the_journal_lacks_waits_among_the_others_until_it_is_there(path):
+def states(study: OptunaProjection) -> list[str]:
+    return [trial.state.name for trial in study.trials()]
+
+
+def test_a_trial_is_held_back_until_those_before_it_are_there(path):
     study = written(path, record(0), record(2, FAILED))
-    assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "WAITING", "FAIL"]
+    assert states(study) == ["COMPLETE"]
     study.add(record(1))
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL"]
     (shown,) = optuna.load_study(study_name="s", storage=sqlite_url(path).render_as_string()).get_trials()[1:2]
     assert (shown.values, shown.params, shown.user_attrs["origin"]) == ([0.75, 0.25, 0.5], {"size": 0.25}, "lamp")
-    again = written(path, record(0), record(2, FAILED))  # its entry was deleted
-    assert [trial.state.name for trial in again.trials()] == ["COMPLETE", "WAITING", "FAIL"]
-    once_more = written(path, record(0), record(2, FAILED))  # and the command was cut before it ran again
-    assert [trial.state.name for trial in once_more.trials()] == ["COMPLETE", "WAITING", "FAIL"]
+
+
+def test_a_trial_that_the_journal_lacks_waits_among_the_others_when_the_study_ends(path):
+    study = written(path, record(0), record(2, FAILED))
+    study.close()
+    assert states(study) == ["COMPLETE", "WAITING", "FAIL"]
+    again = written(
+        path, record(0), record(2, FAILED), record(5), record(6)
+    )  # with more trials, before the missing one
+    assert states(again) == ["COMPLETE"]
+    again.add(record(1))
+    again.add(record(3))
+    again.close()
+    assert states(again) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "WAITING", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize("order", [range(12), (3, 1, 0, 2, 11, 4, 6, 5, 10, 9, 8, 7)])
+def test_a_trial_takes_one_transaction_in_whatever_order_results_come(path, order):
+    study, commits = written(path, record(0)), []
+    sqlalchemy.event.listen(study._storage.engine, "commit", commits.append)
+    for number in order:
+        study.add(record(number + 1, layers=20))
+    assert len(commits) == 12 and states(study) == ["COMPLETE"] * 13
 
 
 def test_what_an_earlier_version_began_is_pending_and_no_row_any_more(path, caplog):
