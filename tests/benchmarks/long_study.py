@@ -38,6 +38,7 @@ from search import run_search
 from search.config import make_config
 from search.proposals.guide import GuidedProposer
 from search.records import COMPLETE, TrialRecord, TrialResult
+from search.store.mlflow_tracker import Tracker
 from search.study.runner import StudyRunner
 from search.training.evaluate import Evaluation, PreparedModel
 from spaces.cost.footprint import footprint, relative_cost
@@ -65,8 +66,11 @@ class Stand:
         self.guiding = self.inside = 0.0
         self.guided: list[float] = []
         self.jump: Callable[[int, int], None] | None = None
+        self.tracker: Tracker | None = None
 
     def __call__(self, subject: PreparedModel, policy: Any, *_: Any, **__: Any) -> Evaluation:
+        assert self.tracker is not None, "started before the first trial"
+        self.tracker.wait()  # MLflow's thread works for the trials before this one
         entered = time.perf_counter()
         self.began.append(time.process_time())
         self.guided.append(self.guiding)
@@ -135,8 +139,8 @@ def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
             record = TrialRecord(
                 number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0
             )
-            coordinator.tracker._records[number] = record
-            coordinator.tracker._logged.add(number)
+            coordinator.tracker._record.records[number] = record
+            coordinator.tracker._record.logged.add(number)
             coordinator.state.add(record)
             coordinator.study.add(record)
             coordinator.optuna_file.add(record)
@@ -184,6 +188,13 @@ def main() -> None:
             run_trials(coordinator)
 
         StudyRunner._run_trials = with_jumps
+    start = Tracker.start
+
+    def started(tracker: Tracker, *arguments: Any) -> None:
+        stand.tracker = tracker
+        start(tracker, *arguments)
+
+    Tracker.start = started
     for name in ("suggest", "learn"):
         setattr(GuidedProposer, name, stand.timed(getattr(GuidedProposer, name)))
     workload = f"{Path(__file__).parents[1] / 'tiny_workload.py'}:tiny"

@@ -15,9 +15,11 @@ import search.files
 import search.results.state
 import search.store.journal
 import search.study.runner
+import search.training.attempts
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
+from search.store.mlflow_tracker import Tracker
 from search.training.evaluate import Evaluation
 from spaces.cost.footprint import footprint, relative_cost
 from spaces.policy import PruningPolicy
@@ -53,7 +55,7 @@ def statements():
 @pytest.fixture(scope="module")
 def counted(place, tmp_path_factory):
     """Of each trial, from its predecessor's evaluation to its own: counts by name."""
-    now, told, records = Counter(), [], set()
+    now, told, records, trackers = Counter(), [], set(), []
 
     def counting(name, function):
         def counted(*arguments, **options):
@@ -62,6 +64,11 @@ def counted(place, tmp_path_factory):
 
         return counted
 
+    class Waited(Tracker):
+        def start(self, *arguments):
+            trackers.append(self)
+            super().start(*arguments)
+
     def looked_at(record, name):
         records.add(id(record))
         return object.__getattribute__(record, name)
@@ -69,6 +76,7 @@ def counted(place, tmp_path_factory):
     with statements() as asked, pytest.MonkeyPatch.context() as patch:
 
         def evaluate(subject, policy, *_, **__):
+            trackers[0].wait()  # so that what MLflow's thread does counts where it belongs
             told.append(Counter(asked) + now + Counter({"records": len(records)}))
             if len(told) == LATE.stop:
                 raise Enough
@@ -78,9 +86,12 @@ def counted(place, tmp_path_factory):
                 counter.clear()
             return Evaluation(TrialResult(COMPLETE, accuracy=accuracy, loss=0.25, shares=cost))
 
+        patch.setattr(search.study.runner, "Tracker", Waited)
         patch.setattr(search.executors.evaluation, "evaluate_policy", evaluate)
         patch.setattr(search.results.state, "trial_row", counting("rows of tables", search.results.state.trial_row))
         patch.setattr(search.store.journal, "read_text", counting("entries read", search.files.read_text))
+        for writer in (search.store.journal, search.training.attempts):
+            patch.setattr(writer, "write_durably", counting("entries written", search.files.write_durably))
         patch.setattr(
             FrozenTrial,
             "number",
@@ -106,6 +117,10 @@ def test_a_later_trial_asks_no_more(counted, what):
 
 def test_a_trial_reads_no_entry_and_builds_no_table(counted):
     assert not any(trial["entries read"] or trial["rows of tables"] for trial in counted[1:])
+
+
+def test_a_trial_is_written_down_when_it_begins_and_when_it_has_ended(counted):
+    assert [trial["entries written"] for trial in counted[1:]] == [2] * (LATE.stop - 1)
 
 
 def test_a_trial_looks_at_few_records_before_it(counted):
