@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -20,6 +21,7 @@ import pytest
 
 from search.cli.mlflow_ui import ui_command
 from search.metric import SHARE, Metric
+from search.progress import ProgressReporter
 from search.records import FAILED, TrialRecord, TrialResult
 from search.store import mlflow_tracker
 from search.store.journal import Journal
@@ -421,6 +423,37 @@ def test_a_study_that_ends_leaves_an_mlflow_that_is_stuck(study, trials, tmp_pat
     assert parent.info.status == "RUNNING" and {run.data.tags["trial"] for run in children} == {"0", "1"}
     study({n: trials[n] for n in range(3)})
     assert shown(tmp_path) == expected({n: trials[n] for n in range(3)}) and len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_wait_for_mlflow_is_shown_and_a_signal_ends_it(trials, tmp_path, monkeypatch, interrupted):
+    shown_so_far = []
+
+    class Watcher(ProgressReporter):
+        @contextmanager
+        def stage(self, label):
+            def progress(done, total):
+                shown_so_far.append((label, done, total))
+                if interrupted:
+                    raise KeyboardInterrupt
+                stuck.may_return.set()
+
+            yield progress
+
+    monkeypatch.setattr(mlflow_tracker, "POLL", 0.02)
+    tracker = begun(tmp_path, {0: trials[0]})
+    tracker._watcher = Watcher()
+    stuck = Stuck(tracker, "log_batch", monkeypatch)
+    tracker.log_trial(trials[1])
+    tracker.log_trial(trials[2])
+    assert stuck.entered.wait(60)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        tracker.finish("FINISHED")
+    stuck.may_return.set()
+    tracker._thread.join(60)
+    assert shown_so_far[0] == ("MLflow's record", 1, 3)
+    assert runs(tmp_path, "mine")[0][0].info.status == ("RUNNING" if interrupted else "FINISHED")
+    assert len(runs(tmp_path, "mine")[1]) == (2 if interrupted else 3)
 
 
 def test_an_interrupted_study_writes_no_long_backlog(trials, tmp_path, monkeypatch, caplog):
