@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 READY, REFUSED, STEP, RESULT = "ready", "refused", "step", "result"
-"""Kinds of what a worker says: it can begin, it cannot, how far a job is, what came of it."""
+"""Kinds of what a worker says: it can begin, it cannot begin or go on, how far a job is, what came of it."""
 SECONDS_A_STEP = 0.2
 """At most so often a worker tells its step."""
 DIE_WITH_PARENT = 1
@@ -47,7 +47,7 @@ def main(number: int, of_main_thread: bool) -> None:
 
 def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     begin = inbox.take()
-    from search.errors import PrunefrontError
+    from search.errors import EnvironmentProblem, PrunefrontError
 
     try:
         prepared, running = _begun(begin)
@@ -70,7 +70,14 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
                 attempt.say(f"{TIMED_OUT}: longer than {limit:g} s, in native code")
                 _leave(1)
 
-            done = carry_out(prepared, job, attempt, outbox.step, None if limit is None else give_up)
+            try:
+                done = carry_out(prepared, job, attempt, outbox.step, None if limit is None else give_up)
+            except PrunefrontError as error:  # such as a full disk, which is no fault of the job's
+                outbox.put({"kind": REFUSED, "message": str(error), "exit_code": error.exit_code})
+                return
+            except OSError as error:
+                outbox.put({"kind": REFUSED, "message": str(error), "exit_code": EnvironmentProblem.exit_code})
+                return
             outbox.put({"kind": RESULT, **done.to_plain()})
 
 

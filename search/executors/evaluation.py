@@ -23,14 +23,20 @@ from search.user_code.loading import pass_signals_on
 def carry_out(
     prepared: PreparedModel, job: AnyJob, attempt: Attempt, progress: Progress, give_up: Callable[[], None] | None
 ) -> Done | Scanned:
-    """Carry out a job of either kind, see `evaluate_job`."""
+    """Carry out a job of either kind, see `evaluate_job`.
+
+    Raises:
+        PrunefrontError: what would end any other job too, such as a disk that is full.
+    """
     if isinstance(job, Job):
         return evaluate_job(prepared, job, attempt, progress, give_up)
     found: dict[PointKey, Point] = {}
     try:
         with attempt.running(progress) as step:
             scanned_points(prepared, job.scan, only={*job.points}, keep=found.__setitem__, progress=step)
-    except (PrunefrontError, ValueError) as error:
+    except PrunefrontError:
+        raise
+    except ValueError as error:
         return Scanned(job, {}, str(error))
     except Exception as error:
         pass_signals_on(error)

@@ -72,7 +72,7 @@ class ProcessExecutor:
         stall: seconds without a step after which a worker is taken for stalled; None: 600, or 20 times the slowest
             step if that is more.
 
-    The first job raises `PrunefrontError` where a worker cannot begin, or finds something else than its study has.
+    Waiting raises `PrunefrontError` where a worker cannot begin or go on, or finds something else than its study has.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class ProcessExecutor:
 
 
 def refusal(message: str, exit_code: int) -> PrunefrontError:
-    """The error that a worker could not begin for, as it would have been raised here."""
+    """The error that a worker could not begin or go on for, as it would have been raised here."""
     kinds = {kind.exit_code: kind for kind in reversed(PrunefrontError.__subclasses__())}
     return kinds.get(exit_code, PrunefrontError)(f"worker: {message}")
 

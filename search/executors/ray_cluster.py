@@ -165,6 +165,8 @@ class RayExecutor:
         job, actor.job, actor.looked = actor.job, None, None
         assert job is not None, "an actor that is ready is called for a job"
         self._shown.end(job.key)
+        if REFUSED in answer:
+            raise refusal(answer[REFUSED], answer["exit_code"])
         if LOST in answer:
             step, steps, how = answer[LOST]
             return [Lost(job, (step, steps), how)]

@@ -18,7 +18,8 @@ from search.progress import JobsShown, ProgressReporter
 from search.training.attempts import Attempt
 
 REFUSED, VERSIONS, LOST, WEIGHTS = "refused", "versions", "lost", "weights"
-"""Keys of what an actor answers: why it cannot begin, what it runs, how its process went, where weights are."""
+"""Keys of what an actor answers: why it cannot begin or go on, what it runs, how its process went, where weights are.
+"""
 
 
 def versions() -> dict[str, str]:
@@ -73,7 +74,10 @@ class RayWorker:
             weights = self._folder / job.weights.name
             job = replace(job, weights=weights)
         self._executor.submit(job)
-        (ended,) = self._executor.wait()
+        try:
+            (ended,) = self._executor.wait()
+        except PrunefrontError as error:
+            return {REFUSED: str(error), "exit_code": error.exit_code}
         if isinstance(ended, Lost):
             attempt = Attempt(self._folder, job.key)
             attempt.lose(*ended.at, ended.how)

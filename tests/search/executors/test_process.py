@@ -29,7 +29,7 @@ from spaces.sensitivity import Profile
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = '''
-import os, signal, time
+import os, resource, signal, sys, time
 from pathlib import Path
 import torch
 from tiny import changed
@@ -61,6 +61,14 @@ def killed():
     return _augmented("killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def full():
+    """No file of a worker may grow to a network's size."""
+    if os.environ.get("COORDINATOR") != str(os.getpid()):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    return changed(name="full")
+
+
 def hanging():
     return _augmented("hanging", lambda: time.sleep(600))
 
@@ -82,7 +90,8 @@ def tasks(place) -> Path:
 @pytest.fixture
 def begin(tasks, tmp_path, without_mlflow, monkeypatch):
     monkeypatch.setenv("COORDINATOR", str(os.getpid()))
-    for mark in ("killed", "hanging"):
+    monkeypatch.setenv("ROOT", str(tmp_path))
+    for mark in ("killed", "hanging", "killed_in_scan"):
         (tasks.parent / mark).unlink(missing_ok=True)
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
@@ -213,6 +222,14 @@ def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
     lost = [number for number, trial in found.items() if trial[-1]]
     assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost 1 times")
     assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_study_and_costs_no_trial(begin, tmp_path):
+    with pytest.raises(EnvironmentProblem, match=r"^worker: cannot write .*trial-0000[01].safetensors' \(File too"):
+        begin("tasks.py:full", study="full", trials=4, workers=2)
+    journal = tmp_path / "full" / "journal"
+    assert not [*journal.glob("trial-*")] and not [*journal.glob("begun-*")] and len([*journal.glob("pending-*")]) == 2
 
 
 @pytest.mark.slow
