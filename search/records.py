@@ -24,10 +24,10 @@ COMPLETE, STOPPED_EARLY, FAILED = "complete", "stopped-early", "failed"
 FINISHED_STATES = (COMPLETE, STOPPED_EARLY, FAILED)
 SAMPLED = "sampler"
 """Origin of a trial that one of Optuna's samplers proposed."""
-DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR = "diverged", "refused", "out-of-memory", "error"
+DIVERGED, REFUSED, OUT_OF_MEMORY, ERROR, CRASHED = "diverged", "refused", "out-of-memory", "error", "crashed"
 """Causes of a failed trial: training without finite numbers, a policy that cannot be applied, too little memory, an
-exception in the workload's own code. Others are `crashed` and `timed-out`. Only the first says anything about a
-policy's accuracy.
+exception in the workload's own code, an end of the process itself. Another is `timed-out`. Only the first says anything
+about a policy's accuracy.
 """
 
 

@@ -25,7 +25,7 @@ from search.placement import Placement
 from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
 from search.proposals.optuna_study import Objectives, OptunaStudy
-from search.records import COMPLETE, ERROR, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
+from search.records import COMPLETE, CRASHED, ERROR, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
 from search.results.comparison import Comparison, known_comparison
 from search.results.figures import front_png, profile_png
 from search.results.state import StudyState
@@ -330,11 +330,16 @@ class StudyRunner:
         """End a study none of whose trials has come to anything for one reason that no policy can mend."""
         if len(self.run_here) < HOPELESS or not self.state.is_fruitless:
             return
-        reasons = {record.result.reason for record in self.run_here[-HOPELESS:]}
-        cause = self.run_here[-1].result.cause
-        if len(reasons) > 1 or cause not in (ERROR, OUT_OF_MEMORY):
+        last = [record.result for record in self.run_here[-HOPELESS:]]
+        told = f"{HOPELESS} trials in a row and none before them: failed with {last[-1].reason!r}"
+        if all(result.cause == CRASHED for result in last):
+            raise EnvironmentProblem(
+                f"{told}: repair that, or, where workers end for lack of memory, take fewer --workers; a new --study "
+                "tries these trials again"
+            )
+        cause = last[-1].cause
+        if len({result.reason for result in last}) > 1 or cause not in (ERROR, OUT_OF_MEMORY):
             return
-        told = f"{HOPELESS} trials in a row and none before them: failed with {reasons.pop()!r}"
         if cause == OUT_OF_MEMORY:
             raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
         raise GoalMissed(

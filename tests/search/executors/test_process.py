@@ -61,6 +61,10 @@ def killed():
     return _augmented("killed", lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def crashing():
+    return _augmented("crashing", lambda: (os.unlink(HERE / "crashing"), os.kill(os.getpid(), signal.SIGKILL)))
+
+
 def full():
     """No file of a worker may grow to a network's size."""
     if os.environ.get("COORDINATOR") != str(os.getpid()):
@@ -222,6 +226,12 @@ def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
     lost = [number for number, trial in found.items() if trial[-1]]
     assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost 1 times")
     assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
+
+
+@pytest.mark.slow
+def test_a_study_all_of_whose_workers_are_lost_ends_after_three_trials(begin):
+    with pytest.raises(EnvironmentProblem, match=r"^3 trials in a row and none before them: failed with 'crashed: its"):
+        begin("tasks.py:crashing", study="lost", trials=9, workers=2, attempts=1)
 
 
 @pytest.mark.slow
