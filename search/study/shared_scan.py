@@ -13,6 +13,7 @@ from search.executors.dispatch import dispatch
 from search.executors.jobs import Executor, ScanJob, Scanned
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
+from search.training.attempts import Attempt
 from search.training.profile_cache import Elsewhere, Scan
 
 PARTS = 4
@@ -47,6 +48,7 @@ def _points(
     ]
     for ended in dispatch(executor, iter(jobs), folder.journal.folder, config.attempts, watcher.note):
         if isinstance(ended, Scanned):
+            Attempt(folder.journal.folder, ended.job.key).finish()  # another scan has parts of the same names
             if ended.problem is not None:
                 raise UsageError(f"{ended.job.name} failed: {ended.problem}")
             yield from ended.points.items()

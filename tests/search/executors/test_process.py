@@ -77,6 +77,17 @@ def hanging():
     return _augmented("hanging", lambda: time.sleep(600))
 
 
+def killed_in_scan():
+    """Once, in a worker that has a part of the scan."""
+    def metric(outputs, targets):
+        scanning = [*Path(os.environ["ROOT"]).glob("*/journal/begun-scan-*.now")]
+        if scanning and os.environ["COORDINATOR"] != str(os.getpid()) and _once("killed_in_scan"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (outputs.argmax(1) == targets).float().mean().item()
+
+    return changed(name="killed_in_scan", metric=metric)
+
+
 def drawn():
     """Other images in every process."""
     whole = changed()
@@ -240,6 +251,12 @@ def test_a_full_disk_ends_the_study_and_costs_no_trial(begin, tmp_path):
         begin("tasks.py:full", study="full", trials=4, workers=2)
     journal = tmp_path / "full" / "journal"
     assert not [*journal.glob("trial-*")] and not [*journal.glob("begun-*")] and len([*journal.glob("pending-*")]) == 2
+
+
+@pytest.mark.slow
+def test_a_part_of_a_scan_that_was_lost_leaves_no_attempts_behind(begin, tmp_path):
+    begin("tasks.py:killed_in_scan", study="scan", trials=1, workers=2, warm_start=True)
+    assert not [*(tmp_path / "scan" / "journal").glob("begun-*")] and len([*tmp_path.glob("cache/profile-*")]) == 1
 
 
 @pytest.mark.slow
