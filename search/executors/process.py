@@ -29,7 +29,9 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from search.executors.child import main; main(int(sys.argv[1]), sys.argv[3] == 'main')"
 )
-"""What a worker's Python is told to run: with this process's search path, so that it finds the same code."""
+"""What a worker's Python is told to run: with this process's search path, so that it finds the same code. Until then
+`-P` keeps it from modules in the working directory, such as a `json.py`.
+"""
 POLL = 0.5
 """Seconds between looks at workers that say nothing."""
 LEAST_STALL, STALL_STEPS = 600.0, 20
@@ -215,7 +217,7 @@ class ProcessExecutor:
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps(sys.path), _thread()],
+                [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), json.dumps(_search_path()), _thread()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=self._environment(device),
@@ -240,6 +242,11 @@ def refusal(message: str, exit_code: int) -> PrunefrontError:
     """The error that a worker could not begin or go on for, as it would have been raised here."""
     kinds = {kind.exit_code: kind for kind in reversed(PrunefrontError.__subclasses__())}
     return kinds.get(exit_code, PrunefrontError)(f"worker: {message}")
+
+
+def _search_path() -> list[str]:
+    """Without entries of other types, which Python passes over, such as a `Path` that the user's code has added."""
+    return [entry for entry in sys.path if isinstance(entry, str)]
 
 
 def _thread() -> str:
