@@ -58,18 +58,17 @@ class Blueprint:
         return asdict(self)
 
 
-def blueprint(config: SearchConfig, prepared: PreparedModel, dense: DenseModel, weights: Path) -> Blueprint:
-    """Write the dense model to `weights`, and say what else workers need.
-
-    Raises:
-        UsageError: the criterion is one that only this program has registered.
-    """
-    place = criterion_place(config.criterion)
-    if place is None and ":" in config.criterion:
+def require_known(criterion: str) -> None:
+    """Raise `UsageError` if the criterion is one that only this program has registered."""
+    if criterion_place(criterion) is None and ":" in criterion:
         raise UsageError(
-            f"criterion {config.criterion!r} is registered in this program alone, where workers cannot find it: name "
+            f"criterion {criterion!r} is registered in this program alone, where workers cannot find it: name "
             "it as ./file.py:function, or leave workers out"
         )
+
+
+def blueprint(config: SearchConfig, prepared: PreparedModel, dense: DenseModel, weights: Path) -> Blueprint:
+    """Write the dense model to `weights`, and say what else workers need."""
     save_model(dense.model, Structure({}), weights)
     metric = prepared.workload.metric
     return Blueprint(
@@ -78,7 +77,7 @@ def blueprint(config: SearchConfig, prepared: PreparedModel, dense: DenseModel, 
         str(weights.absolute()),
         dense.accuracy,
         metric_to_plain(metric) if isinstance(metric, Metric) else None,
-        place,
+        criterion_place(config.criterion),
         config.trust_remote_code,
         _plain(study_identity(config, prepared.workload, dense)),
     )

@@ -7,11 +7,11 @@ import os
 import torch
 
 from search.config import SearchConfig
-from search.executors.blueprint import blueprint
+from search.executors.blueprint import blueprint, require_known
 from search.executors.jobs import Executor
 from search.executors.local import LocalExecutor
 from search.executors.process import ProcessExecutor
-from search.executors.ray_cluster import RayExecutor
+from search.executors.ray_cluster import RayExecutor, require_cluster
 from search.placement import cards
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
@@ -19,6 +19,19 @@ from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
 
 LOCAL = "local"
+
+
+def require_workers(config: SearchConfig) -> None:
+    """Refuse, before anything is trained, what workers cannot begin with.
+
+    Raises:
+        UsageError: they cannot know the criterion, or there is no address of a cluster.
+        EnvironmentProblem: Ray is not installed, or nobody listens at the address.
+    """
+    if config.has_workers:
+        require_known(config.criterion)
+    if config.executor != LOCAL:
+        require_cluster(config.ray_address)
 
 
 def make_executor(
@@ -31,8 +44,7 @@ def make_executor(
     """This process, or as many workers as the config asks for.
 
     Raises:
-        UsageError: workers cannot know the criterion.
-        PrunefrontError: a worker cannot begin.
+        EnvironmentProblem: the cluster cannot be reached.
     """
     journal = folder.journal.folder
     if not config.has_workers:

@@ -243,15 +243,33 @@ class RayExecutor:
         return found
 
 
+def require_cluster(address: str | None) -> None:
+    """Raise what `RayExecutor` does where Ray is not installed, no cluster is named, or nobody listens there."""
+    _reachable(address)
+
+
 def _connected(address: str | None) -> tuple[Any, bool]:
     """Ray's module, connected to the cluster, and whether this made the connection."""
+    ray, address = _reachable(address)
+    if ray.is_initialized():
+        return ray, False
+    try:
+        with _own_signals():
+            ray.init(address=address, namespace="prunefront", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise _unreached(address, error) from None
+    return ray, True
+
+
+def _reachable(address: str | None) -> tuple[Any, str | None]:
+    """Ray's module, and the address of a cluster to connect to, which there need not be where Ray is connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise EnvironmentProblem("--executor ray needs Ray: pip install 'prunefront[ray]'") from None
     if ray.is_initialized():
-        return ray, False
+        return ray, address
     address = address or os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         raise UsageError(
@@ -260,12 +278,14 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         )
     try:
         _require_listener(address)
-        with _own_signals():
-            ray.init(address=address, namespace="prunefront", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EnvironmentProblem(f"cannot reach a Ray cluster at {address!r}: {reason}") from None
-    return ray, True
+    except OSError as error:
+        raise _unreached(address, error) from None
+    return ray, address
+
+
+def _unreached(address: str | None, error: Exception) -> EnvironmentProblem:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EnvironmentProblem(f"cannot reach a Ray cluster at {address!r}: {reason}")
 
 
 def _require_listener(address: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pruning.importance.own_criteria import own_function
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
-from search.executors.choose import threads_of
+from search.executors.choose import require_workers, threads_of
 from search.files import open_root, remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.recorded_recipe import with_recorded_recipe
@@ -71,6 +71,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
             config = resumed_config(config, folder.read_record(), folder.name)
             _require_criterion(config.criterion)
             workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    require_workers(config)
     config = config.model_copy(update={"threads": threads_of(config)})
     placement = _placement_of(config)  # that of the study, whose name may be known by its workload only
     with placement.running():

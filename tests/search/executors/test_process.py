@@ -267,10 +267,11 @@ def test_a_worker_that_finds_other_data_is_refused_in_one_line(begin):
         begin("tasks.py:drawn", study="drawn", workers=2)
 
 
-def test_a_criterion_of_this_program_alone_is_refused_before_a_worker_begins(begin):
+def test_a_criterion_of_this_program_alone_is_refused_before_anything_is_trained(begin, tmp_path):
     register_criterion("mine:alone", lambda weight: weight.abs())
     with pytest.raises(UsageError, match="criterion 'mine:alone' is registered in this program alone"):
         begin(study="criterion", criterion="mine:alone", workers=2)
+    assert not (tmp_path / "criterion").exists()
 
 
 @pytest.mark.slow
