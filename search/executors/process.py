@@ -163,7 +163,7 @@ class ProcessExecutor:
             elif worker.process.poll() is not None:  # something it started may hold its end of the socket
                 ended += self._gone(worker)
             elif worker.job and time.monotonic() - worker.heard > self._patience:
-                ended += self._gone(worker, f"stalled: no step for {self._patience:.0f} s")
+                ended += self._gone(worker, f"stalled: no step for {self._patience:.0f} s (--stall)")
         return ended
 
     def _hand_out(self) -> None:
