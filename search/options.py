@@ -384,7 +384,7 @@ class SearchOptions(_Fields):
         more="by a signal, a crash, a stall or its node's end",
     )
     stall: float | None = option(
-        "seconds without a step after which a worker is lost (20 times the slowest step, at least 600)",
+        "seconds without a step or computing after which a worker is lost (20 times its slowest step, at least 600)",
         default=None,
         metavar="S",
         above=0,

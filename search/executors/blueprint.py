@@ -111,7 +111,7 @@ def _require_same(study: Mapping[str, Any], worker: Mapping[str, Any]) -> None:
     differing = [part for part in sorted({*study, *worker}) if study.get(part) != worker.get(part)]
     if differing:
         raise EnvironmentProblem(
-            f"a worker finds other {', '.join(differing)} than its study has: whatever the workload reads or draws "
+            f"other {', '.join(differing)} than its study has: whatever the workload reads or draws "
             "must be the same in every process"
         )
 

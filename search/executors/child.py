@@ -13,14 +13,18 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-READY, REFUSED, STEP, RESULT = "ready", "refused", "step", "result"
-"""Kinds of what a worker says: it can begin, it cannot begin or go on, how far a job is, what came of it."""
+READY, REFUSED, STEP, ALIVE, RESULT = "ready", "refused", "step", "alive", "result"
+"""Kinds of what a worker says: it can begin, it cannot begin or go on, how far a job is, that it computes, what came of
+it."""
 SECONDS_A_STEP = 0.2
 """At most so often a worker tells its step."""
+SECONDS_A_SIGN, COMPUTING = 1.0, 0.02
+"""How often a worker tells that it computes, and the share of a core that its process must use for that."""
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of Linux."""
 _leave = os._exit  # an evaluation puts another in its place, to see who calls it
@@ -61,6 +65,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     folder = Path(begin["folder"])
     with running:
         outbox.put({"kind": READY})
+        threading.Thread(target=outbox.tell_of_life, daemon=True, name="prunefront-life").start()
         while (message := inbox.take()) is not None:
             job = job_from_plain(message)
             limit = job.limit if isinstance(job, Job) else None
@@ -124,10 +129,22 @@ class _Outbox:
     """Messages to the parent."""
 
     def __init__(self, parent: Connection) -> None:
-        self._parent, self._told = parent, 0.0
+        self._parent, self._told, self._turn = parent, 0.0, threading.Lock()
 
     def put(self, message: dict[str, Any]) -> None:
-        self._parent.send_bytes(json.dumps(message).encode())
+        with self._turn:
+            self._parent.send_bytes(json.dumps(message).encode())
+
+    def tell_of_life(self) -> None:
+        """Tell now and then that the process computes: scoring and the user's own loops tell no steps."""
+        before = time.process_time()
+        with suppress(OSError):  # the parent is gone, of which the inbox hears
+            while True:
+                time.sleep(SECONDS_A_SIGN)
+                now = time.process_time()
+                if now - before > COMPUTING * SECONDS_A_SIGN:
+                    self.put({"kind": ALIVE})
+                before = now
 
     def step(self, done: int, total: int) -> None:
         """Tell how far a job is, now and then."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from search.errors import EnvironmentProblem, PrunefrontError
-from search.executors.child import READY, REFUSED, RESULT, STEP
+from search.executors.child import ALIVE, READY, REFUSED, RESULT, STEP
 from search.executors.jobs import AnyJob, Done, Lost, Scanned, ended_from_plain
 from search.placement import VISIBLE
 from search.process.interrupts import check
@@ -48,7 +48,8 @@ class _Worker:
 
     Attributes:
         device: the card it sees, as `search.placement.VISIBLE` has it; None where that is left as it is.
-        heard: when it last said that it came further.
+        heard: when it last gave a sign of life.
+        moved: when it last said that it came further.
     """
 
     process: subprocess.Popen[bytes]
@@ -59,6 +60,7 @@ class _Worker:
     job: AnyJob | None = None
     at: tuple[int, int] = (0, 0)
     heard: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
 
 
 class ProcessExecutor:
@@ -71,8 +73,8 @@ class ProcessExecutor:
         workers: how many processes there are.
         threads: PyTorch's threads in each.
         devices: cards to deal out among them, as `search.placement.VISIBLE` has them; none leaves them as they are.
-        stall: seconds without a step after which a worker is taken for stalled; None: 600, or 20 times the slowest
-            step if that is more.
+        stall: seconds without a step, and without any computing, after which a worker is taken for stalled; None: 600,
+            or 20 times the slowest step if that is more.
 
     Waiting raises `PrunefrontError` where a worker cannot begin or go on, or finds something else than its study has.
     """
@@ -163,13 +165,15 @@ class ProcessExecutor:
             elif worker.process.poll() is not None:  # something it started may hold its end of the socket
                 ended += self._gone(worker)
             elif worker.job and time.monotonic() - worker.heard > self._patience:
-                ended += self._gone(worker, f"stalled: no step for {self._patience:.0f} s (--stall)")
+                said = f"stalled: neither a step nor any computing for {self._patience:.0f} s (--stall)"
+                ended += self._gone(worker, said)
         return ended
 
     def _hand_out(self) -> None:
         for worker in self._workers:
             if self._waiting and worker.is_ready and worker.job is None:
-                worker.job, worker.at, worker.heard = self._waiting.pop(0), (0, 0), time.monotonic()
+                worker.job, worker.at = self._waiting.pop(0), (0, 0)
+                worker.heard = worker.moved = time.monotonic()
                 self._shown.begin(worker.job.key, worker.job.label)
                 with suppress(OSError):  # it is gone, which the next look finds
                     worker.parent.send_bytes(json.dumps(worker.job.to_plain()).encode())
@@ -188,9 +192,11 @@ class ProcessExecutor:
         elif message["kind"] == STEP and worker.job:
             before, worker.at = worker.at, (message["done"], message["total"])
             if steps := worker.at[0] - before[0]:
-                self._slowest = max(self._slowest, (now - worker.heard) / max(steps, 1))
-            worker.heard = now
+                self._slowest = max(self._slowest, (now - worker.moved) / max(steps, 1))
+            worker.heard = worker.moved = now
             self._shown.step(worker.job.key, *worker.at)
+        elif message["kind"] == ALIVE:
+            worker.heard = now
         elif message["kind"] == RESULT and worker.job:
             job, worker.job = worker.job, None
             self._shown.end(job.key)

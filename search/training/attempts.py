@@ -80,7 +80,7 @@ class Attempt:
             return f"crashed: it ended the process {len(own)} times, last {own[-1]}"
         lost = [death for death in self.deaths if death.lost]
         if self._most_lost is not None and len(lost) >= self._most_lost:
-            return f"crashed: its worker was lost {len(lost)} times, last {lost[-1]}"
+            return f"crashed: its worker was lost, try {len(lost)} of {self._most_lost}, {lost[-1]}"
         kills = Counter((death.step, death.steps) for death in self.deaths if not death.how)
         if kills and (most := kills.most_common(1)[0])[1] >= MAX_KILLS:
             return f"crashed: the process was ended {most[1]} times in it, each time {Death(*most[0], '')}"

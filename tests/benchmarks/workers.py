@@ -2,10 +2,10 @@
 
     python tests/benchmarks/workers.py --rounds 5 --trials 16
 
-Each round runs one study of each kind, in an order that changes, after the dense model is trained. Counted is the time
-from the first trial's begin to the last one's end. On a machine that is busy the wall clock says little; CPU seconds
-say what a second worker costs: those of all processes, and the share of two cores that stayed idle between the first
-and the last trial's end.
+Each round runs one study of each kind, in an order that changes, after the dense model is trained. `all` is the time
+from the first trial's begin to the last one's end, the workers' own start included; `steady` that from the second
+result to the last. On a machine that is busy the clock says little: `busy` is the share of two workers' steady time in
+which they evaluated, and `work` what the evaluations took over those of one worker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def study(root: Path, name: str, workers: int, trials: int) -> dict[str, float]:
-    """One study's seconds a trial by the clock, and CPU seconds of its evaluations and of all its processes."""
+    """Seconds of one study: by the clock, all and steady; of its evaluations, all and steady; CPU seconds in all."""
     words = [PROGRAM, "search", "--workload", "digits", "--study", name, "--root", root, "--trials", trials]
     words += ["--sampler", "random", "--warm-start", "off", "--finalists", 0, "--threads", 1, "--workers", workers]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -37,10 +37,13 @@ def study(root: Path, name: str, workers: int, trials: int) -> dict[str, float]:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     records = [json.loads(path.read_text()) for path in (root / name / "journal").glob("trial-*.json")]
-    begun, ended = min(one["started"] for one in records), max(one["finished"] for one in records)
+    ends = sorted(one["finished"] for one in records)
+    later = [one for one in records if one["finished"] > ends[1]]
     return {
-        "wall": ended - begun,
+        "wall": ends[-1] - min(one["started"] for one in records),
+        "steady": ends[-1] - ends[1],
         "working": sum(sum(one["result"]["seconds"].values()) for one in records),
+        "later": sum(sum(one["result"]["seconds"].values()) for one in later),
         "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     }
 
@@ -58,25 +61,27 @@ def main() -> None:
         for number in range(options.rounds):
             kinds = (1, 2) if number % 2 else (2, 1)
             rounds.append({n: study(root, f"round-{number}-{n}", n, options.trials) for n in kinds})
-    ratios = [one[1]["wall"] / one[2]["wall"] for one in rounds]
-    print(f"{'round':>5}  {'1 worker':>9}  {'2 workers':>9}  {'ratio':>6}  {'CPU 1':>7}  {'CPU 2':>7}  {'working':>8}")
-    for number, one in enumerate(rounds):
-        share = one[2]["working"] / (2 * one[2]["wall"])
-        print(
-            f"{number:>5}  {one[1]['wall']:>8.1f}s  {one[2]['wall']:>8.1f}s  {ratios[number]:>6.2f}  "
-            f"{one[1]['cpu']:>6.1f}s  {one[2]['cpu']:>6.1f}s  {share:>7.0%}"
-        )
     print(
-        json.dumps(
-            {
-                "benchmark": "workers", "hardware": hardware(), "trials": options.trials, "n": len(rounds),
-                "ratio": [round(statistics.median(ratios), 3), round(min(ratios), 3), round(max(ratios), 3)],
-                "working over begun seconds": [
-                    round(one[2]["working"] / one[1]["working"], 3) for one in rounds
-                ],
-            }
+        f"{'round':>5}  {'1 all':>7}  {'2 all':>7}  {'ratio':>5}  {'1 steady':>8}  {'2 steady':>8}  {'ratio':>5}  busy  work"
+    )
+    found: dict[str, list[float]] = {"all": [], "steady": [], "busy": [], "work": []}
+    for number, one in enumerate(rounds):
+        alone, two = one[1], one[2]
+        found["all"].append(alone["wall"] / two["wall"])
+        found["steady"].append(alone["steady"] / two["steady"])
+        found["busy"].append(two["later"] / (2 * two["steady"]))
+        found["work"].append(two["working"] / alone["working"])
+        print(
+            f"{number:>5}  {alone['wall']:>6.1f}s  {two['wall']:>6.1f}s  {found['all'][-1]:>5.2f}  "
+            f"{alone['steady']:>7.1f}s  {two['steady']:>7.1f}s  {found['steady'][-1]:>5.2f}  "
+            f"{found['busy'][-1]:>4.0%}  {found['work'][-1]:>4.2f}"
         )
-    )  # fmt: skip
+    said = {
+        name: [round(x, 3) for x in (statistics.median(ones), min(ones), max(ones))] for name, ones in found.items()
+    }
+    print(
+        json.dumps({"benchmark": "workers", "hardware": hardware(), "trials": options.trials, "n": len(rounds), **said})
+    )
 
 
 if __name__ == "__main__":

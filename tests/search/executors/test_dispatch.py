@@ -84,7 +84,7 @@ def test_a_job_that_is_lost_too_often_fails_alone_and_without_another_begin(tmp_
     done, _ = ended(executor, [job("a"), job("b"), job("c")], attempts=2)
     (failure,) = [one for one in done if one.result.state != COMPLETE]
     assert executor.begun.count("a") == 2 and not failure.begun
-    assert failure.result.reason.startswith("crashed: its worker was lost 2 times, last after step 3 of 20")
+    assert failure.result.reason.startswith("crashed: its worker was lost, try 2 of 2, after step 3 of 20")
     assert failure.result.cause == "crashed" and sorted(one.job.key for one in done) == ["a", "b", "c"]
 
 
@@ -92,7 +92,7 @@ def test_what_workers_lost_counts_again_in_another_process(tmp_path):
     Attempt(tmp_path, "a").lose(3, 20, "stalled: no step for 600 s")
     Attempt(tmp_path, "a").lose(5, 20)
     assert Attempt(tmp_path, "a", 3).failure is None and Attempt(tmp_path, "a").failure is None
-    assert Attempt(tmp_path, "a", 2).failure.startswith("crashed: its worker was lost 2 times, last after step 5 of 20")
+    assert Attempt(tmp_path, "a", 2).failure.startswith("crashed: its worker was lost, try 2 of 2, after step 5 of 20")
     assert [death.how for death in Attempt(tmp_path, "a").deaths] == ["stalled: no step for 600 s", ""]
     Attempt(tmp_path, "a").finish()
     assert not [*tmp_path.iterdir()]

@@ -74,6 +74,18 @@ def full():
     return changed(name="full")
 
 
+def thinking():
+    """Scores for longer than any step takes."""
+
+    def metric(outputs, targets):
+        until = time.process_time() + (3 if os.environ.get("COORDINATOR") != str(os.getpid()) else 0)
+        while time.process_time() < until:
+            pass
+        return float((outputs.argmax(1) == targets).float().mean())
+
+    return changed(name="thinking", metric=metric)
+
+
 def hanging():
     return _augmented("hanging", lambda: time.sleep(600))
 
@@ -222,7 +234,9 @@ def test_a_scan_by_two_workers_is_that_of_one_process(begin, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: no")])
+@pytest.mark.parametrize(
+    ("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: neither a step nor any")]
+)
 def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, task, how):
     _, right = begin(study="right", trials=4)
     watcher = Noted()
@@ -233,11 +247,17 @@ def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begi
 
 
 @pytest.mark.slow
+def test_a_worker_that_scores_for_long_is_not_taken_for_stalled(begin):
+    _, found = begin("tasks.py:thinking", study="thinking", trials=2, workers=2, stall=1.5, attempts=1)
+    assert len(found) == 2 and not any(trial[-1] for trial in found.values())
+
+
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
     _, right = begin(study="untouched", trials=3)
     _, found = begin("tasks.py:killed", study="once", trials=3, workers=2, attempts=1)
     lost = [number for number, trial in found.items() if trial[-1]]
-    assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost 1 times")
+    assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost, try 1 of 1, ")
     assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
 
 
@@ -263,7 +283,7 @@ def test_a_part_of_a_scan_that_was_lost_leaves_no_attempts_behind(begin, tmp_pat
 
 @pytest.mark.slow
 def test_a_worker_that_finds_other_data_is_refused_in_one_line(begin):
-    with pytest.raises(EnvironmentProblem, match=r"^worker: a worker finds other .*fit data than its study has"):
+    with pytest.raises(EnvironmentProblem, match=r"^worker: other .*fit data than its study has"):
         begin("tasks.py:drawn", study="drawn", workers=2)
 
 
