@@ -56,14 +56,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        study(root, "warm", 1, 1)
+        study(root, "warm", 1, 3)
         rounds = []
         for number in range(options.rounds):
             kinds = (1, 2) if number % 2 else (2, 1)
             rounds.append({n: study(root, f"round-{number}-{n}", n, options.trials) for n in kinds})
-    print(
-        f"{'round':>5}  {'1 all':>7}  {'2 all':>7}  {'ratio':>5}  {'1 steady':>8}  {'2 steady':>8}  {'ratio':>5}  busy  work"
-    )
+    columns = f"{'1 all':>7}  {'2 all':>7}  {'ratio':>5}  {'1 steady':>8}  {'2 steady':>8}  {'ratio':>5}"
+    print(f"{'round':>5}  {columns}  busy  work")
     found: dict[str, list[float]] = {"all": [], "steady": [], "busy": [], "work": []}
     for number, one in enumerate(rounds):
         alone, two = one[1], one[2]
