@@ -273,7 +273,7 @@ def test_interrupting_a_trial_in_good_order_never_fails_it(place, monkeypatch):
     assert run_search(before).trials["state"][0] == "complete"
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(place):
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1, bits=(32,))
     for _ in range(MAX_STARTS):
