@@ -6,7 +6,6 @@ parent went, the process ends too.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -25,21 +24,13 @@ SECONDS_A_STEP = 0.2
 """At most so often a worker tells its step."""
 SECONDS_A_SIGN, COMPUTING = 1.0, 0.02
 """How often a worker tells that it computes, and the share of a core that its process must use for that."""
-DIE_WITH_PARENT = 1
-"""`PR_SET_PDEATHSIG` of Linux."""
 _leave = os._exit  # an evaluation puts another in its place, to see who calls it
 
 
-def main(number: int, of_main_thread: bool) -> None:
-    """Talk to the parent over the file descriptor of this number until it has no more jobs.
-
-    Args:
-        of_main_thread: whether the thread that started this process lives as long as the parent does.
-    """
+def main(number: int) -> None:
+    """Talk to the parent over the file descriptor of this number until it has no more jobs."""
     os.set_inheritable(number, False)
     parent = Connection(number)
-    if of_main_thread:
-        _end_with(os.getppid())
     inbox = _Inbox(parent)
     sys.stdout = sys.stderr  # what the user's code prints is no answer of the command
     outbox = _Outbox(parent)
@@ -152,13 +143,3 @@ class _Outbox:
         if now - self._told >= SECONDS_A_STEP or done in (0, total):
             self._told = now
             self.put({"kind": STEP, "done": done, "total": total})
-
-
-def _end_with(parent: int) -> None:
-    """Let the kernel end this process when the thread that started it ends, even in native code that never lets go; on
-    Linux only.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != parent:
-            _leave(1)

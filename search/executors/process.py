@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,7 +26,7 @@ from search.training.attempts import Attempt
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from search.executors.child import main; main(int(sys.argv[1]), sys.argv[3] == 'main')"
+    "from search.executors.child import main; main(int(sys.argv[1]))"
 )
 """What a worker's Python is told to run: with this process's search path, so that it finds the same code. Until then
 `-P` keeps it from modules in the working directory, such as a `json.py`.
@@ -223,7 +222,7 @@ class ProcessExecutor:
         ours, theirs = Pipe()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), json.dumps(_search_path()), _thread()],
+                [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), json.dumps(_search_path())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=self._environment(device),
@@ -253,11 +252,6 @@ def refusal(message: str, exit_code: int) -> PrunefrontError:
 def _search_path() -> list[str]:
     """Without entries of other types, which Python passes over, such as a `Path` that the user's code has added."""
     return [entry for entry in sys.path if isinstance(entry, str)]
-
-
-def _thread() -> str:
-    """Which thread starts a worker: on Linux it ends with that thread, which may end before the process does."""
-    return "main" if threading.current_thread() is threading.main_thread() else "other"
 
 
 def _signal(worker: _Worker, number: int) -> None:

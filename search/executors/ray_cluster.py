@@ -31,6 +31,7 @@ SECONDS_A_LOOK = 5.0
 SECONDS_A_NOTE = 60.0
 """Between notes that the cluster has no room."""
 SECONDS_TO_CONNECT = 20.0
+"""Within which somebody must answer at the cluster's address."""
 SECONDS_TO_FETCH = 120.0
 """What the weights of a trial may take to arrive."""
 
