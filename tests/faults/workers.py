@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]
 
 import invariants  # noqa: E402
+from worker_processes import runs, workers_of  # noqa: E402
 
 STUDY = "small"
 LONGEST_PAUSE = 3.0
@@ -38,27 +39,6 @@ def words(root: Path, trials: int, workers: int) -> list[str]:
         "random", "--warm-start", "off", "--max-size", "0.5", "--finalists", "0", "--threads", "1", "--workers",
         str(workers), "--attempts", "100", "--root", str(root),
     ]  # fmt: skip
-
-
-def workers_of(process: int) -> list[int]:
-    """Processes that evaluate for it."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process and b"executors.child" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
-
-
-def _runs(process: int) -> bool:
-    """Whether a process is there, and not only waits for its parent to hear of its end."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _results(study: Path) -> dict[str, bytes]:
@@ -97,7 +77,7 @@ def campaign(folder: Path, trials: int, of_workers: int, of_studies: int, worker
         if kind == "study":
             process.wait()
             time.sleep(1.0)
-            faults += [f"worker {one} outlives its study" for one in alive if _runs(one)]
+            faults += [f"worker {one} outlives its study" for one in alive if runs(one)]
         now = invariants.journal(root / STUDY)
         faults += [f"{name} is lost or has changed" for name, content in before.items() if now.get(name) != content]
     if process is not None and process.poll() is None:

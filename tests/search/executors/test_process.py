@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from worker_processes import group_of, runs, workers_of
 
 from pruning import register_criterion
 from search import SearchConfig, run_search
@@ -29,10 +30,11 @@ from spaces.sensitivity import Profile
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = '''
-import os, resource, signal, sys, time
+import os, resource, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 import torch
-from tiny import changed
+from tiny import changed, slow
 
 HERE = Path(__file__).parent
 
@@ -72,6 +74,13 @@ def full():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
     return changed(name="full")
+
+
+def parents():
+    """Slow; each worker has a process of its own."""
+    if b"executors.child" in Path("/proc/self/cmdline").read_bytes():
+        subprocess.Popen(["sleep", "600"])
+    return replace(slow(), name="parents")
 
 
 def thinking():
@@ -146,27 +155,6 @@ class Noted(ProgressReporter):
         self.notes.append(text)
 
 
-def children(process: int) -> list[int]:
-    """Workers of a process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process and b"executors.child" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
-
-
-def runs(process: int) -> bool:
-    """Whether a process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def wait_until(holds, seconds: float = 120.0) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -184,7 +172,7 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
 
     def look() -> None:
         while not over.wait(0.05):
-            seen.update(children(os.getpid()))
+            seen.update(workers_of(os.getpid()))
 
     threading.Thread(target=look, daemon=True).start()
     result, together = begin(study="together", workers=2, finalists=1, final_repeats=2)
@@ -296,21 +284,22 @@ def test_a_criterion_of_this_program_alone_is_refused_before_anything_is_trained
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_workers_end_with_their_study_and_it_goes_on(program, place, tmp_path):
-    words = [program, "search", "--workload", str(place / "tiny.py:slow"), "--root", str(tmp_path), "--finalists", "0"]
+def test_workers_end_with_their_study_and_it_goes_on(program, tasks, tmp_path):
+    words = [program, "search", "--workload", f"{tasks}:parents", "--root", str(tmp_path), "--finalists", "0"]
     words += ["--workers", "2", "--sampler", "random", "--max-size", "0.5", "--threads", "1", "--trials"]
-    journal = tmp_path / "slow" / "journal"
+    journal = tmp_path / "parents" / "journal"
     kept: dict[str, str] = {}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         study = subprocess.Popen([*words, "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         enough = len(kept) + 2
         assert wait_until(lambda enough=enough: len([*journal.glob("trial-*")]) >= enough)
-        workers = children(study.pid)
-        assert len(workers) == 2
+        workers = workers_of(study.pid)
+        started = [one for worker in workers for one in group_of(worker)]
+        assert len(workers) == 2 and len(started) == 2
         study.send_signal(number)
         _, errors = study.communicate(timeout=60)
         assert study.returncode == code and "Traceback" not in errors, errors
-        assert wait_until(lambda workers=workers: not any(map(runs, workers)), 20)
+        assert wait_until(lambda those=workers + started: not any(map(runs, those)), 20)
         assert number == signal.SIGKILL or not [*journal.glob("begun-*")]
         now = {path.name: path.read_text() for path in journal.glob("trial-*")}
         assert {name: now[name] for name in kept} == kept
