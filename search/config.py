@@ -23,6 +23,7 @@ from pydantic import (
 from search.errors import UsageError
 from search.files import read_text
 from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
+from search.masking import masked
 from search.metric import SHARE, Metric
 from search.options import FACTORY_OPTIONS, FORMER, OPTIONS, UNSTORED, Option, SearchOptions, key_of, unknown_option
 from search.record_checks import MOST_TRIALS
@@ -40,6 +41,8 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 """What a device can be named by; CUDA's others have their number."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
 """Names under the root that no study may take."""
+STORAGE = "postgresql+psycopg"
+"""Scheme of the addresses of databases that Optuna's record can be kept in."""
 MOST_STUDY_FILE = 2**20
 """Bytes of a STUDY.toml."""
 
@@ -52,7 +55,7 @@ def _field(one: Option) -> Any:
     limits: dict[str, Any] = {"gt": one.above, "ge": one.at_least, "le": one.at_most, "lt": one.below}
     if float in one.kinds and str not in one.kinds:
         limits["allow_inf_nan"] = False
-    return Field(one.default, **limits)
+    return Field(one.default, repr=not one.may_hold_password, **limits)
 
 
 if TYPE_CHECKING:
@@ -103,7 +106,7 @@ class SearchConfig(_Fields):
         if isinstance(value, bool) and bool not in one.kinds:
             raise ValueError(f"{one.key} must be {_valid(one)}, got {str(value).lower()}")
         if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"{one.key} holds a NUL character, got {value!r}: leave it out")
+            raise ValueError(f"{one.key} holds a NUL character, got {masked(repr(value))}: leave it out")
         return value
 
     @field_validator("trials")
@@ -227,6 +230,11 @@ class SearchConfig(_Fields):
             raise ValueError(unknown("device", word, DEVICES))
         return word
 
+    @field_validator("optuna_storage")
+    @classmethod
+    def _storage_is_a_server(cls, url: str | None) -> str | None:
+        return None if url is None else storage_url(url)
+
     @property
     def needs_latency(self) -> bool:
         """Whether a latency table has to be measured."""
@@ -283,6 +291,31 @@ def updated(options: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in options.items() if FORMER.get(name, name) not in replaced} | dict(later)
 
 
+def storage_url(url: str) -> str:
+    """The address of a PostgreSQL database, for the driver that is used.
+
+    >>> storage_url("postgresql://ann@db.local/studies")
+    'postgresql+psycopg://ann@db.local/studies'
+
+    Raises:
+        ValueError: it is another kind of address, or none.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    scheme, _, rest = url.partition("://")
+    try:
+        made = make_url(f"{STORAGE}://{rest}") if rest and scheme in (STORAGE, "postgresql", "postgres") else None
+    except (ArgumentError, ValueError):
+        made = None
+    if made is None:
+        raise ValueError(
+            f"optuna-storage must be {STORAGE}://HOST:PORT/DATABASE, got {shortened(masked(repr(url)), LONGEST_WORD)}: "
+            "the study's own study.db is a file that Optuna opens too"
+        )
+    return made.render_as_string(hide_password=False)
+
+
 def check_study_name(name: str) -> str:
     """Return the name if it can be a folder under the root, else raise `ValueError`."""
     if (
@@ -311,7 +344,7 @@ def _one_line(problem: Any) -> str:
     remedy = percent_meant(value) if one.is_share else ""
     if not remedy and one.default is not None:
         remedy = f"; the default is {one.default!r}"
-    return f"{one.key} must be {_valid(one)}, got {shortened(repr(value), LONGEST_WORD)}{remedy}"
+    return f"{one.key} must be {_valid(one)}, got {shortened(masked(repr(value)), LONGEST_WORD)}{remedy}"
 
 
 def _as_spelt(said: str, options: Mapping[str, Any]) -> str:

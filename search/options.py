@@ -36,6 +36,7 @@ class Option:
         remark: what stands behind it there.
         above, at_least, at_most, below: the range of a number.
         is_share: whether it is a share of the dense model's.
+        may_hold_password: whether it is shown and stored nowhere.
         may_change: whether it may change when a study is resumed.
         former: the name it had, which goes on working and which stored studies and MLflow keep.
     """
@@ -53,6 +54,7 @@ class Option:
     at_most: float | None = None
     below: float | None = None
     is_share: bool = False
+    may_hold_password: bool = False
     may_change: bool = False
     former: str | None = None
 
@@ -392,6 +394,14 @@ class SearchOptions(_Fields):
         may_change=True,
         more="of workers with processes of their own",
     )
+    optuna_storage: str | None = option(
+        "postgresql://HOST/DATABASE that gets the trials too, for others of Optuna's tools",
+        default=None,
+        metavar="URL",
+        example="postgresql://db.local/studies",
+        may_hold_password=True,
+        more="user and password are taken from PGUSER, PGPASSWORD or ~/.pgpass; it is an extra, postgresql",
+    )
     root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
 
 
@@ -410,7 +420,7 @@ FACTORY_OPTIONS = ("data", "width", "network", "pretrained", "trust_remote_code"
 """What `search.workloads.get_workload` takes."""
 PLACEMENT_OPTIONS = ("device", "precision", "deterministic", "threads")
 """Where networks are trained, scanned and timed, and how."""
-UNSTORED = ("root", "trust_remote_code")
+UNSTORED = ("root", "trust_remote_code", "optuna_storage")
 """What a study does not remember: each command says it again."""
 MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)
 """Names of options that may change when a study is resumed."""

@@ -111,7 +111,7 @@ def database_problem(path: Path, error: BaseException, damaged: str) -> Environm
         error: SQLite's own, or whatever a library made of it.
         damaged: the remedy if the file is not a complete database.
     """
-    found = next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), None)
+    found = next((cause for cause in causes_of(error) if isinstance(cause, sqlite3.Error)), None)
     if found is None:
         return None
     code = (getattr(found, "sqlite_errorcode", None) or 0) & 0xFF
@@ -143,7 +143,7 @@ def _is_writable(path: Path) -> bool:
     return os.access(path if path.exists() else path.parent, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and the errors that it was raised from or while handling."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -36,8 +36,8 @@ ROOMS = {
     },
     "proposals": {"knew", "records"},
     "store": {
-        "config", "errors", "files", "metric", "options", "process", "progress", "proposals", "record_checks",
-        "records", "storage",
+        "config", "errors", "files", "masking", "metric", "options", "process", "progress", "proposals",
+        "record_checks", "records", "storage",
     },
     "results": {"config", "errors", "files", "metric", "proposals", "record_checks", "records", "storage", "store"},
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
@@ -55,10 +55,11 @@ ROOMS = {
         "records", "results", "storage", "store", "training", "user_code", "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "metric", "namesakes", "networks", "options", "placement",
-        "process", "progress", "results", "store", "study", "training", "user_code", "weights", "workloads",
+        "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",
+        "placement", "process", "progress", "results", "store", "study", "training", "user_code", "weights",
+        "workloads",
     },
-    "config": {"errors", "files", "goal", "metric", "options", "record_checks"},
+    "config": {"errors", "files", "goal", "masking", "metric", "options", "record_checks"},
     "goal": {"metric"},
     "dense": {"training"},
     "run": {"study"},
@@ -68,12 +69,22 @@ ROOMS = {
 }  # fmt: skip
 """Folder or file of `search/` -> what of `search/` it may import besides itself. What is not listed imports none."""
 ONLY_IN = {
-    "optuna": {"search/proposals/sampler.py", "search/proposals/optuna_study.py", "search/store/optuna_file.py"},
-    "mlflow": {"search/store/mlflow_record.py", "search/store/mlflow_store.py"},
+    "optuna": {
+        "search/proposals/sampler.py",
+        "search/proposals/optuna_study.py",
+        "search/store/optuna_file.py",
+        "search/store/optuna_server.py",
+    },
+    "mlflow": {
+        "search/store/mlflow_place.py",
+        "search/store/mlflow_record.py",
+        "search/store/mlflow_server.py",
+        "search/store/mlflow_store.py",
+    },
     "ray": {"search/executors/ray_cluster.py", "search/executors/ray_worker.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
-NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it"}
+NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it", "psycopg": "SQLAlchemy's driver of PostgreSQL"}
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

@@ -17,6 +17,7 @@ from typing import TextIO
 from search.cli.commands.reply import Reply
 from search.cli.parser import Answered, WrongUsage, make_parser
 from search.errors import EnvironmentProblem, PrunefrontError
+from search.masking import masked
 from search.namesakes import refuse_namesakes
 from search.process import interrupts
 from search.process.kept_work import begin_anew, what_is_kept
@@ -43,7 +44,7 @@ def answer(words: Sequence[str], mask: Collection[int]) -> int:
     """
     arguments = argparse.Namespace(json="--json" in words, debug=False)
     if "search" in words[:1]:
-        arguments.resume = shlex.join(["prunefront", *words])
+        arguments.resume = masked(shlex.join(["prunefront", *words]))
     begin_anew()
     interrupts.watch(lambda message, code: _say_at_once(message, code, arguments))
     try:
@@ -129,8 +130,8 @@ def _everything_to_stderr() -> Iterator[None]:
 
 def _report(message: str, code: int, arguments: argparse.Namespace) -> int:
     if arguments.debug and code not in (interrupts.INTERRUPTED, interrupts.TERMINATED):
-        _print_plain(traceback.format_exc(), sys.stderr)
-    line = _one_line(message)
+        _print_plain(masked(traceback.format_exc()), sys.stderr)
+    line = _one_line(masked(message))
     _print_plain(f"prunefront: {line}", sys.stderr)
     if arguments.json:
         try:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search.errors import EnvironmentProblem
 from search.metric import SHARE, Metric
 from search.records import COMPLETE, FAILED, TrialRecord
-from search.store.mlflow_store import EXPERIMENT, artifacts_place, open_store
+from search.store.mlflow_place import MlflowPlace
+from search.store.mlflow_store import silenced
 
 if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
@@ -25,12 +27,11 @@ SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
 
 
 class MlflowRecord:
-    """The runs of one study, written by one thread alone.
-
-    Until it is known which trials MLflow has, none is logged, so that nothing is ever logged twice. `match` looks, and
-    repairs what it finds; after a failure, `forget` makes it unknown again.
+    """The runs of one study; a `Projection`.
 
     Args:
+        root: the folder of the study's folder.
+        place: where MLflow keeps them.
         epoch_of_start: turns running seconds of the study into a UNIX time for MLflow's run times.
         unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
 
@@ -42,11 +43,20 @@ class MlflowRecord:
         logged: trials that MLflow is known to have; None while that is unknown.
     """
 
+    title = "MLflow"
+
     def __init__(
-        self, root: Path, study: str, study_id: str, epoch_of_start: Callable[[float], float], unit: Metric = SHARE
+        self,
+        root: Path,
+        study: str,
+        study_id: str,
+        epoch_of_start: Callable[[float], float],
+        place: MlflowPlace,
+        unit: Metric = SHARE,
     ) -> None:
         self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
-        self._unit = unit
+        self._place, self._unit = place, unit
+        self.key, self.attempts = study_id, place.attempts
         self._client: MlflowClient | None = None
         self._experiment = ""
         self.parent: str | None = None
@@ -55,6 +65,7 @@ class MlflowRecord:
         self.summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
         self.logged: set[int] | None = None
 
+    @silenced()
     def match(self) -> None:
         """Open the store, and make all that it has of this study equal to the journal; what it lacks is missing still.
 
@@ -62,10 +73,8 @@ class MlflowRecord:
         """
         from mlflow.entities import Param
 
-        self._client = client = open_store(self._root)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        assert experiment is not None, "made with the store"
-        self._experiment = experiment.experiment_id
+        client, self._experiment = self._place.open()
+        self._client = client
         parents, children = self._found()
         self.parent = parent = self._one_parent(parents, children)
         client.update_run(parent, status="RUNNING")
@@ -83,15 +92,21 @@ class MlflowRecord:
         assert self.logged is not None, "known before anything is written"
         return sorted(self.records.keys() - self.logged)
 
+    @silenced()
     def log(self, number: int) -> None:
         """Log a trial that is missing."""
         assert self.logged is not None, "known before anything is written"
         self._create_child(self.records[number])
         self.logged.add(number)
 
+    @silenced()
     def terminate(self, status: str) -> None:
         """Close the parent run as `FINISHED`, `KILLED` or `FAILED`."""
         self._store.set_terminated(self._run, status=status)
+
+    def problem_of(self, error: Exception) -> EnvironmentProblem:
+        """An error of MLflow, or of what is below it, in our words and without a secret."""
+        return self._place.problem_of(error)
 
     @property
     def _store(self) -> MlflowClient:
@@ -158,14 +173,14 @@ class MlflowRecord:
         """Whether a run is complete and was written from exactly this record."""
         expected = self._summary_of(record) if record.result.state == COMPLETE else {}
         essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._unit))
-        files = artifacts_place(self._root, run.info.run_id)
         return (
             run.info.status == _status(record)
             and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
             and all(run.data.metrics.get(key) == expected[key] for key in essential if key in expected)
-            and all((files / name).is_file() for name in (SPARSITY, SAMPLED, POLICY))
+            and all(self._place.has(run.info.run_id, name) for name in (SPARSITY, SAMPLED, POLICY))
         )
 
+    @silenced()
     def log_summary(self) -> None:
         """Write `summary`, if there is one."""
         from mlflow.entities import Metric as Logged
@@ -175,7 +190,7 @@ class MlflowRecord:
         metrics, files = self.summary
         now = _milliseconds(time.time())
         self._store.log_batch(self._run, metrics=[Logged(k, float(v), now, 0) for k, v in metrics.items()])
-        self._log_files(self._run, files)
+        self._place.write(self._store, self._run, files)
         self.summary = None
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
@@ -224,7 +239,8 @@ class MlflowRecord:
         client.log_batch(run, params=entries, metrics=metrics[:first])
         for start in range(first, len(metrics), BATCH):
             client.log_batch(run, metrics=metrics[start : start + BATCH])
-        self._log_files(
+        self._place.write(
+            client,
             run,
             {
                 SPARSITY: json.dumps(dict(policy.sparsity), indent=1).encode(),
@@ -237,15 +253,6 @@ class MlflowRecord:
     def _summary_of(self, record: TrialRecord) -> dict[str, float]:
         shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
         return logged_values(self._unit, shares) | _summary(record)
-
-    def _log_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        """Write files where MLflow looks for them; its own client would use the place that a moved root had earlier in
-        this process.
-        """
-        folder = artifacts_place(self._root, run)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
 
     def _runs(self, condition: str) -> list[Any]:
         runs: list[Any] = []

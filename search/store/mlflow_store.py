@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,39 @@ def artifacts_uri(root: Path) -> str:
 def artifacts_place(root: Path, run: str) -> Path:
     """The folder with the files of one of our runs."""
     return root / ARTIFACTS / run / "artifacts"
+
+
+class RootStore:
+    """The store under a root."""
+
+    attempts = 1  # what is locked has been waited for
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def open(self) -> tuple[MlflowClient, str]:
+        """A client, and the id of the experiment; raises as `open_store` does."""
+        client = open_store(self._root)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        assert experiment is not None, "made with the store"
+        return client, experiment.experiment_id
+
+    def write(self, client: MlflowClient, run: str, files: Mapping[str, bytes]) -> None:
+        """Write files (name -> content) where MLflow looks for them; its own client would use the place that a moved
+        root had earlier in this process.
+        """
+        folder = artifacts_place(self._root, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    def has(self, run: str, name: str) -> bool:
+        """Whether a run has a file of this name."""
+        return (artifacts_place(self._root, run) / name).is_file()
+
+    def problem_of(self, error: Exception) -> EnvironmentProblem:
+        """An error of MLflow, SQLite or a disk concerning this store, in our words."""
+        return error if isinstance(error, EnvironmentProblem) else _unusable(self._root / DATABASE, error)
 
 
 def open_store(root: Path, watcher: ProgressReporter | None = None) -> MlflowClient:
@@ -135,11 +168,6 @@ def _handlers(logger: logging.Logger) -> list[logging.Handler]:
         found += at.handlers
         at = at.parent if at.propagate else None
     return found or [logging.lastResort] if logging.lastResort else found
-
-
-def problem_of(root: Path, error: Exception) -> EnvironmentProblem:
-    """An error of MLflow, SQLite or a disk concerning the store of `root`, in our words."""
-    return error if isinstance(error, EnvironmentProblem) else _unusable(root / DATABASE, error)
 
 
 def _libraries_errors() -> tuple[type[Exception], ...]:

@@ -32,9 +32,12 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.results.view import SearchResult
 from search.store.folder import StudyFolder
-from search.store.mlflow_record import logged_values
-from search.store.mlflow_tracker import Tracker
+from search.store.mlflow_place import mlflow_place
+from search.store.mlflow_record import MlflowRecord, logged_values
 from search.store.optuna_file import Translation, projection_in_file
+from search.store.optuna_server import OptunaServer
+from search.store.projection import Projection
+from search.store.tracker import Tracker
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.study.loop_remarks import LoopRemarks
@@ -69,7 +72,7 @@ class BegunTrial(NamedTuple):
 
 
 class StudyRunner:
-    """Owns ask and tell, the journal and MLflow of one running study."""
+    """Owns ask and tell, the journal and what follows from it, of one running study."""
 
     def __init__(
         self,
@@ -154,15 +157,9 @@ class StudyRunner:
         translation = Translation(self.space.axes, objectives, lambda t: self.clock.to_time(t))
         self.optuna_file = projection_in_file(self.folder.database, self.folder.name, translation, self.state.records)
         self.pending = self._pending()
-        self.tracker = Tracker(
-            self.folder.root,
-            self.folder.name,
-            record["study_id"],
-            lambda t: self.clock.to_time(t),
-            self.watcher,
-            self.state.unit,
-        )
-        self.tracker.start(self._settings(), self.state.records)
+        self.trackers = [Tracker(one, self.watcher) for one in self._projections(record["study_id"], translation)]
+        for tracker in self.trackers:
+            tracker.start(self._settings(), self.state.records)
         try:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
@@ -171,10 +168,21 @@ class StudyRunner:
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
-            self.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            self._finish_trackers("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
             raise
-        self.tracker.finish("FINISHED")
+        self._finish_trackers("FINISHED")
         return result
+
+    def _projections(self, study_id: str, translation: Translation) -> Iterator[Projection]:
+        """What the study is written to besides its folder."""
+        root, name = self.folder.root, self.folder.name
+        yield MlflowRecord(root, name, study_id, translation.to_time, mlflow_place(root), self.state.unit)
+        if self.config.optuna_storage:
+            yield OptunaServer(self.config.optuna_storage, name, study_id, translation)
+
+    def _finish_trackers(self, status: str) -> None:
+        for tracker in self.trackers:
+            tracker.finish(status)
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -312,7 +320,8 @@ class StudyRunner:
         self.run_here.append(record)
         self.study.tell(record)
         self.optuna_file.add(record)
-        self.tracker.log_trial(record)
+        for tracker in self.trackers:
+            tracker.log_trial(record)
         if trial.number not in off_front and not done.keep_weights():
             self.watcher.note(f"the weights of {done.job.name} are gone with their node: export repeats its fine-tune")
         self._drop_weights(off_front)
@@ -414,7 +423,8 @@ class StudyRunner:
             metrics |= {name: value for name, value in measured.items() if value is not None}
             own = {"best_": best.accuracy, "best_final_": best.final_accuracy, "best_test_": best.test_accuracy}
             metrics |= logged_values(state.unit, {**own, "dense_": state.dense_accuracy})
-        self.tracker.log_summary(metrics, files)
+        for tracker in self.trackers:
+            tracker.log_summary(metrics, files)
 
 
 def environment(placement: Placement) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from search.results.view import SearchResult
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
+from search.store.mlflow_place import unused_place
+from search.store.optuna_server import require_storage
 from search.store.study_record import KNOB_WORD, new_record, resumed_config
 from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
@@ -72,10 +74,20 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
             _require_criterion(config.criterion)
             workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
     require_workers(config)
+    _require_places(config, folder, watcher)
     config = config.model_copy(update={"threads": threads_of(config)})
     placement = _placement_of(config)  # that of the study, whose name may be known by its workload only
     with placement.running():
         return _run(config, folder, workload, placement, watcher)
+
+
+def _require_places(config: SearchConfig, folder: StudyFolder, watcher: ProgressReporter) -> None:
+    """Refuse what the study is to be written to besides its folder, if that cannot be, before anything is computed."""
+    if said := unused_place():
+        watcher.note(said)
+    if config.optuna_storage:
+        known = folder.read_record()["study_id"] if folder.exists else None
+        require_storage(config.optuna_storage, folder.name, known)
 
 
 def _placement_of(config: SearchConfig) -> Placement:

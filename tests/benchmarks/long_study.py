@@ -38,7 +38,7 @@ from search import run_search
 from search.config import make_config
 from search.proposals.guide import GuidedProposer
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.store.mlflow_tracker import Tracker
+from search.store.tracker import Tracker
 from search.study.runner import StudyRunner
 from search.training.evaluate import Evaluation, PreparedModel
 from spaces.cost.footprint import footprint, relative_cost

@@ -19,7 +19,7 @@ import search.training.attempts
 from search import run_search
 from search.config import make_config
 from search.records import COMPLETE, TrialRecord, TrialResult
-from search.store.mlflow_tracker import Tracker
+from search.store.tracker import Tracker
 from search.training.evaluate import Evaluation
 from spaces.cost.footprint import footprint, relative_cost
 from spaces.policy import PruningPolicy

@@ -19,6 +19,7 @@ from search.cli.text_tables import bits_cell, closing_table, counts_line, front_
 from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
+from search.masking import masked
 from search.metric import MAX
 from search.progress import TerminalReporter, duration
 from search.results.closing import ClosingRow, alike_line, closing_rows, plain_closing_rows, verdict
@@ -26,6 +27,7 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
 from search.results.view import SearchResult, open_study
+from search.store.mlflow_place import TRACKING, server_named
 from search.store.mlflow_store import open_store
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_of
@@ -240,11 +242,13 @@ def _best_line(row: TrialRow | None, state: StudyState) -> str:
 
 
 def view(arguments: argparse.Namespace) -> Reply:
-    """Serve MLflow's UI until Ctrl-C."""
+    """Serve MLflow's UI until Ctrl-C; a server that the environment names is not ours to start."""
     if not (isinstance(arguments.port, int) and 1 <= arguments.port <= 65535):
         raise UsageError(
             f"--port must be a whole number, 1 <= port <= 65535, got {arguments.port!r}; the default is 5000"
         )
+    if server := server_named():
+        return Reply({"url": masked(server)}, f"MLflow's record is kept by the server of {TRACKING}: {masked(server)}")
     root = open_root(arguments.root)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,7 +14,9 @@ import weakref
 import pytest
 
 from search.process import interrupts
-from search.store.mlflow_tracker import Tracker
+from search.store.mlflow_place import mlflow_place
+from search.store.mlflow_record import MlflowRecord
+from search.store.tracker import Tracker
 from search.user_code.loading import pass_signals_on
 
 ENDS = [(signal.SIGINT, interrupts.Interrupted), (signal.SIGTERM, interrupts.Terminated)]
@@ -168,9 +170,9 @@ def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched, monkeypa
         send(signal.SIGTERM)  # as it comes from outside, while MLflow's thread is at work
         raise RuntimeError("database operation interrupted")
 
-    monkeypatch.setattr("search.store.mlflow_record.open_store", fails)
+    monkeypatch.setattr("search.store.mlflow_store.open_store", fails)
     with pytest.raises(interrupts.Terminated):
-        Tracker(tmp_path, "s", "id", lambda seconds: seconds).start({}, {})
+        Tracker(MlflowRecord(tmp_path, "s", "id", lambda seconds: seconds, mlflow_place(tmp_path))).start({}, {})
 
 
 @pytest.mark.parametrize(

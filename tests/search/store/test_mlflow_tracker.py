@@ -23,11 +23,12 @@ from search.cli.mlflow_ui import ui_command
 from search.metric import SHARE, Metric
 from search.progress import ProgressReporter
 from search.records import FAILED, TrialRecord, TrialResult
-from search.store import mlflow_tracker
+from search.store import tracker as tracking
 from search.store.journal import Journal
+from search.store.mlflow_place import mlflow_place
 from search.store.mlflow_record import MlflowRecord, logged_name, logged_values
 from search.store.mlflow_store import silenced
-from search.store.mlflow_tracker import Tracker
+from search.store.tracker import Tracker
 
 
 def client(root: Path):
@@ -96,7 +97,7 @@ def test_telemetry_is_off_before_mlflow_is_imported(tmp_path):
         "        seen.append((os.environ.get('MLFLOW_DISABLE_TELEMETRY'), os.environ.get('DO_NOT_TRACK')))\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = spy\n"
-        "import search.store.mlflow_tracker, search.store.mlflow_store, search.study.start, search.cli.commands\n"
+        "import search.store.tracker, search.store.mlflow_store, search.study.start, search.cli.commands\n"
         "assert 'mlflow' not in sys.modules, 'imported too early'\n"
         "from pathlib import Path\n"
         f"search.store.mlflow_store.open_store(Path({str(tmp_path)!r}))\n"
@@ -141,7 +142,8 @@ def logged(logged_once, tmp_path) -> Path:
 
 def begun(root: Path, records, params=(), unit=SHARE, **changes) -> Tracker:
     options = {"root": root, "study": "mine", "study_id": "id-of-mine"} | changes
-    tracker = Tracker(*options.values(), lambda seconds: 1e9 + seconds, unit=unit)
+    record = MlflowRecord(*options.values(), lambda seconds: 1e9 + seconds, mlflow_place(root), unit)
+    tracker = Tracker(record)
     tracker.start(dict(params), records)
     return tracker
 
@@ -350,7 +352,7 @@ def test_a_summary_that_could_not_be_written_is_when_the_study_ends(trials, tmp_
 
 
 def test_a_store_that_failed_is_tried_again_although_no_trial_ends(trials, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(mlflow_tracker, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.0)
     tracker = begun(tmp_path, {})
     done, calls, again = tracker._record._client.log_batch, [], Event()
 
@@ -363,7 +365,7 @@ def test_a_store_that_failed_is_tried_again_although_no_trial_ends(trials, tmp_p
 
     monkeypatch.setattr(tracker._record._client, "log_batch", thrice)
     monkeypatch.setattr(tracker, "_pause", 0.0)
-    monkeypatch.setattr("search.store.mlflow_record.open_store", lambda *_: tracker._record._client)
+    monkeypatch.setattr("search.store.mlflow_store.open_store", lambda *_: tracker._record._client)
     tracker.log_trial(trials[1])
     assert again.wait(60)
     tracker.finish("FAILED")  # which tries nothing that is not due
@@ -407,8 +409,8 @@ def test_no_trial_waits_for_mlflow_and_all_are_there_when_the_study_ends(trials,
     ("call", "status"), [("create_run", "FAILED"), ("log_batch", "KILLED"), ("set_terminated", "FAILED")]
 )
 def test_a_study_that_ends_leaves_an_mlflow_that_is_stuck(study, trials, tmp_path, monkeypatch, caplog, call, status):
-    monkeypatch.setattr(mlflow_tracker, "BRIEFLY", 0.05)
-    monkeypatch.setattr(mlflow_tracker, "PATIENCE", 0.05)
+    monkeypatch.setattr(tracking, "BRIEFLY", 0.05)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.05)
     tracker = begun(tmp_path, {0: trials[0]})
     stuck = Stuck(tracker, call, monkeypatch)
     tracker.log_trial(trials[1])
@@ -440,7 +442,7 @@ def test_a_wait_for_mlflow_is_shown_and_a_signal_ends_it(trials, tmp_path, monke
 
             yield progress
 
-    monkeypatch.setattr(mlflow_tracker, "POLL", 0.02)
+    monkeypatch.setattr(tracking, "POLL", 0.02)
     tracker = begun(tmp_path, {0: trials[0]})
     tracker._watcher = Watcher()
     stuck = Stuck(tracker, "log_batch", monkeypatch)
@@ -457,14 +459,14 @@ def test_a_wait_for_mlflow_is_shown_and_a_signal_ends_it(trials, tmp_path, monke
 
 
 def test_an_interrupted_study_writes_no_long_backlog(trials, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(mlflow_tracker, "BRIEFLY", 10.0)
+    monkeypatch.setattr(tracking, "BRIEFLY", 10.0)
     tracker = begun(tmp_path, {0: trials[0]})
     stuck = Stuck(tracker, "log_batch", monkeypatch)
     for number in (1, 2, 3):
         tracker.log_trial(trials[number])
     assert stuck.entered.wait(60)
     monkeypatch.setattr(tracker, "_answered", lambda *_: stuck.may_return.set() or tracker._thread.join(60) or True)
-    monkeypatch.setattr(mlflow_tracker, "time", SimpleNamespace(monotonic=count(1e6, 11.0).__next__))
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=count(1e6, 11.0).__next__))
     tracker.finish("KILLED")
     assert runs(tmp_path, "mine")[0][0].info.status == "KILLED" and shown(tmp_path)[:2] == expected(trials)[:2]
     (line,) = caplog.messages

@@ -1,4 +1,4 @@
-"""MLflow's record of a study, kept up by a thread of its own: it may lag behind the journal, and catches up.
+"""A projection of a study, kept up by a thread of its own: it may lag behind the journal, and catches up.
 
 A store that fails costs a warning, never a trial; what is missing is logged as soon as the store can be written again.
 """
@@ -11,17 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
-from search.metric import SHARE, Metric
 from search.process.interrupts import check
 from search.progress import ProgressReporter
 from search.records import TrialRecord
-from search.store.mlflow_record import MlflowRecord
-from search.store.mlflow_store import problem_of, silenced
+from search.store.projection import Projection
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 """Seconds before a store that failed is tried again; doubled each time, up to the longest."""
@@ -32,8 +29,10 @@ PATIENCE = 120.0
 BRIEFLY = 2.0
 """Seconds of writing that a study that was interrupted still waits for; no more than as many again for the last."""
 log = logging.getLogger(__name__)
-_writing: defaultdict[str, Lock] = defaultdict(Lock)
-"""By study: held while something is written, since the thread of a study that ended may still be at its last run."""
+_writing: defaultdict[tuple[str, str], Lock] = defaultdict(Lock)
+"""By program and study: held while something is written, since the thread of a study that ended may still be at its
+last run.
+"""
 
 
 class _LeftBehind(BaseException):
@@ -62,43 +61,34 @@ class _Order:
 
 
 class Tracker:
-    """Writes one study to MLflow; no method but `start`, `wait` and `finish` waits for it.
+    """Writes one study to another program; no method but `start`, `wait` and `finish` waits for it.
 
     After a failure, the next write that is due looks what is there, repairs it and logs everything that is missing.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        study: str,
-        study_id: str,
-        epoch_of_start: Callable[[float], float],
-        watcher: ProgressReporter | None = None,
-        unit: Metric = SHARE,
-    ) -> None:
-        """The arguments of `MlflowRecord`, and who is told when it is waited for."""
-        self._root, self._watcher = root, watcher or ProgressReporter()
-        self._record = MlflowRecord(root, study, study_id, epoch_of_start, unit)
-        self._lock = _writing[study_id]
+    def __init__(self, record: Projection, watcher: ProgressReporter | None = None) -> None:
+        """The watcher is told when a store is waited for."""
+        self._record, self._watcher = record, watcher or ProgressReporter()
+        self._lock = _writing[record.title, record.key]
         self._orders: SimpleQueue[_Order] = SimpleQueue()
         self._given, self._there = set[int](), 0
         self._failing, self._pause, self._due = False, FIRST_PAUSE, 0.0
         self._until, self._is_left = float("inf"), False
-        self._thread = Thread(target=self._run, daemon=True, name="prunefront-mlflow")
+        self._thread = Thread(target=self._run, daemon=True, name=f"prunefront-{record.title.lower()}")
 
     def start(self, params: Mapping[str, Any], records: Mapping[int, TrialRecord]) -> None:
-        """Mark the parent run as running, with the study's settings, and make its children match `records`."""
+        """Make what is there of the study match its settings and `records`."""
         self._given |= records.keys()
         self._thread.start()
         self._ask(_Order(records=dict(records), params=dict(params), is_due=True, attempts=2))
 
     def log_trial(self, record: TrialRecord) -> None:
-        """Log one child run for a finished trial; a trial that is already there is left unchanged."""
+        """Log a finished trial; one that is already there is left unchanged."""
         self._given.add(record.number)
         self._orders.put(_Order(records={record.number: record}))
 
     def log_summary(self, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
-        """Log metrics and files (name -> content) on the parent run."""
+        """Log metrics and files (name -> content) of the whole study."""
         self._orders.put(_Order(summary=(metrics, files), is_due=True))
 
     def wait(self) -> None:
@@ -106,7 +96,7 @@ class Tracker:
         self._ask(_Order())
 
     def finish(self, status: str) -> None:
-        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`, after logging what is still missing.
+        """Close the study as `FINISHED`, `KILLED` or `FAILED`, after logging what is still missing.
 
         What was killed waits briefly; what was not, as long as more and more is written.
         """
@@ -121,7 +111,8 @@ class Tracker:
         missing = len(self._given) - self._there
         if self._failing or missing or not answered:
             log.warning(
-                "MLflow's record of this study is not complete%s: the same command completes it%s",
+                "%s's record of this study is not complete%s: the same command completes it%s",
+                self._record.title,
                 f" (up to {missing} of {len(self._given)} trials are missing)" if missing else "",
                 "" if killed else " without training",
             )  # fmt: skip
@@ -143,7 +134,7 @@ class Tracker:
         try:
             if self._answered(order, POLL):
                 return True
-            with self._watcher.stage("MLflow's record") as progress:
+            with self._watcher.stage(f"{self._record.title}'s record") as progress:
                 there, since = self._there, time.monotonic()
                 while not self._answered(order, POLL):
                     check()
@@ -170,7 +161,7 @@ class Tracker:
             status = next((order.status for order in orders if order.status), None)
             is_due = not orders or any(order.is_due for order in orders) or time.monotonic() >= self._due
             if self._record.logged is not None or is_due:
-                self._write(status, max([1, *(order.attempts for order in orders)]))
+                self._write(status, max(self._record.attempts, *(order.attempts for order in orders), 1))
             for order in orders:
                 order.answer.put(None)
             ended = status is not None or self._is_left
@@ -185,10 +176,9 @@ class Tracker:
         return orders
 
     def _write(self, status: str | None, attempts: int) -> None:
-        """Bring MLflow up to date with the records; a failure is told once and tried again after a pause."""
+        """Bring the projection up to date with the records; a failure is told once and tried again after a pause."""
         try:
-            with silenced():
-                self._bring_up(status)
+            self._bring_up(status)
         except BaseException as error:  # a signal is for the main thread, and raises there too
             self._record.forget()
             if attempts > 1:
@@ -197,7 +187,7 @@ class Tracker:
                 self._fail(error)
         else:
             if self._failing and self._there == len(self._record.records):
-                log.warning("MLflow is written again, and lacks nothing")
+                log.warning("%s is written again, and lacks nothing", self._record.title)
             self._failing, self._pause = False, FIRST_PAUSE
 
     def _bring_up(self, status: str | None) -> None:
@@ -226,6 +216,8 @@ class Tracker:
     def _fail(self, error: BaseException) -> None:
         self._due, self._pause = time.monotonic() + self._pause, min(2 * self._pause, LONGEST_PAUSE)
         if not self._failing and isinstance(error, Exception):
-            reason = problem_of(self._root, error)
-            log.warning("MLflow could not be written, the study goes on without it and tries again: %s", reason)
+            reason = self._record.problem_of(error)
+            log.warning(
+                "%s could not be written, the study goes on without it and tries again: %s", self._record.title, reason
+            )
         self._failing = True
