@@ -1,14 +1,10 @@
-"""A study is one process and files: what could fail beside those is not used."""
+"""A study is one process and files, and what its user names beside them: nothing else is used."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-import pytest
-
-from search import SearchConfig
-from search.cli.parser import WrongUsage, make_parser
 from search.storage import sqlite_url
 from search.store.mlflow_store import store_uri
 
@@ -62,7 +58,7 @@ def uses_network(path: Path) -> bool:
     return any(name in MODULES or name.partition(".")[0] in NETWORK for name in reached)
 
 
-def test_nothing_but_the_view_uses_a_network():
+def test_networks_are_used_for_what_a_user_names():
     assert {str(path.relative_to(ROOT)) for path in FILES if uses_network(path)} == {*SERVERS} | FOLDERS
     for name in FOLDERS:
         assert "torch.hub" not in imported_by(ROOT / name)
@@ -82,14 +78,6 @@ def test_one_module_chooses_a_device():
     timing = ("torch.cuda", "torch.cuda.get_device_name", "torch.cuda.Event", "torch.version.cuda")
     assert {name.partition(": ")[2] for name in used} == {*timing}
     assert {name.partition(":")[0] for name in used} == {"pruning/latency.py", "search/training/latency_cache.py"}
-
-
-@pytest.mark.parametrize("option", ["--storage", "--optuna-storage"])
-def test_no_server_can_be_asked_for(option, tmp_path):
-    with pytest.raises(WrongUsage):
-        make_parser().parse_args(["search", option, "postgresql://user:word@host/studies"])
-    with pytest.raises(ValueError, match=option[2:].replace("-", "_")):
-        SearchConfig(workload="digits", root=str(tmp_path), **{option[2:].replace("-", "_"): "2"})
 
 
 def test_both_databases_are_files_under_the_root(tmp_path):
