@@ -51,18 +51,24 @@ def same_results(now: Mapping[str, bytes], undisturbed: Mapping[str, bytes]) -> 
     return faults
 
 
-def optuna_agrees(study: Path) -> list[str]:
-    """Optuna's database holds each trial of the journal once, in its state."""
+def optuna_agrees(study: Path, found: list[tuple[int, str]] | None = None) -> list[str]:
+    """Optuna's database holds each trial of the journal once, in its state.
+
+    Args:
+        found: what another database of its has, sorted; the study's own file is looked into without.
+    """
     names = {"complete": "COMPLETE", "failed": "FAIL", "stopped-early": "PRUNED"}
     trials = [json.loads(data) for name, data in journal(study).items() if name.startswith("trial-")]
     wanted = sorted((trial["number"], names[trial["result"]["state"]]) for trial in trials)
-    found = sorted(_rows(study / "study.db", "select number, state from trials"))
+    found = sorted(_rows(study / "study.db", "select number, state from trials")) if found is None else found
     return [] if found == wanted else [f"Optuna holds {found}, the journal {wanted}"]
 
 
-def mlflow_agrees(study: Path) -> list[str]:
-    """MLflow's database holds each trial of the journal once, with its state and accuracy, under one finished run."""
-    database = study.parent / "mlflow.db"
+def mlflow_agrees(study: Path, database: Path | None = None) -> list[str]:
+    """MLflow's database, the root's or a server's, holds each trial of the journal once, with its state and accuracy,
+    under one finished run.
+    """
+    database = database or study.parent / "mlflow.db"
     own = json.loads((study / "study.json").read_text())["study_id"]
     tagged: dict[str, dict[str, str]] = {}
     for run, key, value in _rows(

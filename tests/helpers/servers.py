@@ -124,6 +124,11 @@ class PostgresCluster:
         for statement in statements:
             self._run("psql", *place, "-c", statement)
 
+    def rows(self, statement: str, database: str) -> list[list[str]]:
+        """What a statement finds, as text."""
+        place = "-h", str(self._folder), "-p", str(self._port), "-U", "super", "-d", database
+        return [line.split("|") for line in self._run("psql", *place, "-At", "-c", statement).splitlines()]
+
     def remove(self) -> None:
         """End it, if it runs, and delete all that it has."""
         subprocess.run(
