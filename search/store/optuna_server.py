@@ -58,7 +58,7 @@ class OptunaServer:
     """
 
     title = "PostgreSQL"
-    attempts = 2  # a connection that was cut in the meantime is no failure
+    attempts = 1  # a connection that was cut in the meantime is made again by its pool
 
     def __init__(self, url: str, study: str, study_id: str, translation: Translation) -> None:
         self.key, self._url, self._name, self._translation = study_id, url, study, translation
