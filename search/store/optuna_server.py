@@ -168,12 +168,23 @@ def _opened(url: str) -> RDBStorage:
         connection.execute(sqlalchemy.text("SET lock_timeout = '30s'"))
         connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK})"))  # until the connection is closed
         quoted = url.replace("{", "%7B").replace("}", "%7D")  # Optuna fills braces in
-        return RDBStorage(
+        storage = RDBStorage(
             quoted, engine_kwargs={"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True, "connect_args": CONNECTION}
         )
 
+    def in_our_words(context: sqlalchemy.engine.ExceptionContext) -> None:
+        """Optuna would write a trial again without looking whether the first time was in vain, and draw the pause
+        between from the generator that a user's code may draw from at the same time.
+        """
+        is_refusal = isinstance(context.sqlalchemy_exception, sqlalchemy.exc.OperationalError)
+        if is_refusal and not context.is_pre_ping:
+            raise _unusable(url, context.original_exception)
 
-def _unusable(url: str, error: Exception) -> EnvironmentProblem:
+    sqlalchemy.event.listen(storage.engine, "handle_error", in_our_words)
+    return storage
+
+
+def _unusable(url: str, error: BaseException) -> EnvironmentProblem:
     """An error of the database, its driver or Optuna, in one line without a password."""
     said = str(getattr(error, "orig", None) or error)
     reason = " ".join(masked(said).split()) or type(error).__name__

@@ -33,6 +33,7 @@ from search.store.optuna_server import OWNER, STATUS, OptunaServer, require_stor
 from search.store.tracker import Tracker
 from search.study.runner import StudyRunner
 
+psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'prunefront[postgresql]'")
 NEEDS_POSTGRES = pytest.mark.skipif(
     postgres_programs() is None, reason="PostgreSQL's server is not installed: apt-get install postgresql"
 )
@@ -40,7 +41,6 @@ NEEDS_POSTGRES = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresCluster]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'prunefront[postgresql]'")
     cluster = PostgresCluster()
     yield cluster
     cluster.remove()
@@ -122,6 +122,7 @@ def test_trials_are_there_for_optunas_own_tools_in_any_order(url, translation, t
 def test_a_server_that_restarts_gets_what_it_missed(url, postgres, translation, trials, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.05)
     tracker = begun(url, translation, {0: trials[0]})
+    before = random.getstate()
     postgres.stop()
     try:
         tracker.log_trial(trials[1])
@@ -130,6 +131,7 @@ def test_a_server_that_restarts_gets_what_it_missed(url, postgres, translation, 
         (line,) = caplog.messages
         assert line.startswith("PostgreSQL could not be written, the study goes on without it and tries again: cannot")
         assert postgres.password not in line
+        assert random.getstate() == before  # the code of users may draw from it at the same time
     finally:
         postgres.start()
     tracker.log_trial(trials[3])
@@ -147,6 +149,28 @@ def test_a_connection_that_was_cut_costs_nothing_and_doubles_nothing(url, postgr
         tracker.wait()
     tracker.finish("FINISHED")
     assert stored(url) == wanted(trials) and caplog.messages == []
+
+
+@NEEDS_POSTGRES
+def test_a_trial_whose_writing_was_not_confirmed_is_there_once(url, translation, trials, monkeypatch, caplog):
+    tracker = begun(url, translation, {0: trials[0]})
+    commit, cut = psycopg.Connection.commit, []
+
+    def unconfirmed(connection):
+        commit(connection)
+        if not cut:
+            cut.append(connection.close())
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(psycopg.Connection, "commit", unconfirmed)
+    tracker.log_trial(trials[1])
+    tracker.wait()
+    monkeypatch.undo()
+    monkeypatch.setenv("PGPASSWORD", PostgresCluster.password)
+    for number in (2, 3):
+        tracker.log_trial(trials[number])
+    tracker.finish("FINISHED")
+    assert cut and stored(url) == wanted(trials)
 
 
 @NEEDS_POSTGRES
