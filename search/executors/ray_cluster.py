@@ -35,6 +35,9 @@ SECONDS_TO_CONNECT = 20.0
 SECONDS_TO_FETCH = 120.0
 """What the weights of a trial may take to arrive."""
 
+SECONDS_TO_TIDY = 5.0
+"""What actors may take to remove their files before they are killed."""
+
 
 @dataclass
 class _Actor:
@@ -129,6 +132,9 @@ class RayExecutor:
     def close(self) -> None:
         """End all actors."""
         with self._open:
+            tidied = [actor.handle.tidy.remote() for actor in self._actors if actor.is_ready]
+            if tidied:
+                self._ray.wait(tidied, num_returns=len(tidied), timeout=SECONDS_TO_TIDY)
             for actor in self._actors:
                 self._kill(actor)
             self._actors = []

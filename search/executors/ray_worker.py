@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,16 +43,14 @@ class _Steps(ProgressReporter, JobsShown):
 
 
 class RayWorker:
-    """One worker. Ray calls `run` and `at` side by side."""
+    """One worker. Ray calls `run` and another method side by side."""
 
     def __init__(self) -> None:
-        self._steps = _Steps()
+        self._folder, self._steps = Path(tempfile.mkdtemp(prefix="prunefront-")), _Steps()
         self._executor: ProcessExecutor | None = None
 
     def begin(self, blueprint: Mapping[str, Any], dense: bytes, threads: int, stall: float | None) -> dict[str, Any]:
         """Rebuild the study's network in a process of its own; what the node has, or why it cannot."""
-        self._place = tempfile.TemporaryDirectory(prefix="prunefront-")
-        self._folder = Path(self._place.name)
         weights = self._folder / "dense.safetensors"
         weights.write_bytes(dense)
         own = {**blueprint, "root": str(self._folder / "root"), "weights": str(weights)}
@@ -93,3 +92,7 @@ class RayWorker:
     def at(self) -> tuple[int, int]:
         """How far the job is."""
         return self._steps.at
+
+    def tidy(self) -> None:
+        """Remove what it keeps on its node, as it is killed next, and a killed process removes nothing."""
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""Processes that evaluate for a study, found in /proc."""
+"""Processes that evaluate for a study, found in /proc, and waiting for what they do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -23,6 +24,16 @@ def group_of(leader: int) -> list[int]:
 def runs(process: int) -> bool:
     """Whether a process is there, and does not only wait for its parent to hear of its end."""
     return any(number == process and state != "Z" for number, state, _, _ in _processes())
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Whether a condition holds within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _processes() -> Iterator[tuple[int, str, int, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worker_processes import group_of, runs, workers_of
+from worker_processes import group_of, runs, wait_until, workers_of
 
 from pruning import register_criterion
 from search import SearchConfig, run_search
@@ -153,15 +153,6 @@ class Noted(ProgressReporter):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-def wait_until(holds, seconds: float = 120.0) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.slow

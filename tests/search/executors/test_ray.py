@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,10 @@ def told(result) -> dict[int, tuple]:
     return {t.number: (t.params, t.result.accuracy, t.result.loss, t.result.shares, t.result.reason) for t in trials}
 
 
+def folders_of_nodes() -> set[Path]:
+    return {*Path(tempfile.gettempdir()).glob("prunefront-*")}
+
+
 class Noted(ProgressReporter):
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -53,6 +59,7 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
     cluster, place, tmp_path, without_mlflow
 ):
     alone = run_search(config(place, tmp_path, "alone", finalists=1, final_repeats=1))
+    before_any = folders_of_nodes()
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     journal, handlers = tmp_path / "shared" / "journal", [signal.getsignal(number) for number in SIGNALS]
 
@@ -74,6 +81,7 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
     lost = sum("gone with their node" in note for note in watcher.notes)
     assert len(kept) + lost >= len(result.front) and not [*journal.glob("begun-*"), *journal.glob("pending-*")]
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    assert len(folders_of_nodes() - before_any) <= 1, "only the node that died keeps its files"
 
 
 def test_no_cluster_is_one_line_before_a_trial(cluster, place, tmp_path, without_mlflow, monkeypatch):
