@@ -41,6 +41,7 @@ def check_trial(record: TrialRecord) -> None:
         _seconds(part, getattr(record, part))
     if record.latency is not None:
         _seconds("latency", record.latency)
+    _check_worker(record)
     _check_result(record.result)
 
 
@@ -57,12 +58,18 @@ def check_short_run(record: FinalRecord) -> None:
     _text("digest", record.digest)
     _whole("seed", record.seed, 2**32)
     _seconds("finished", record.finished)
+    _check_worker(record)
     _check_result(record.result)
 
 
 def check_pending(record: PendingTrial) -> None:
     """The same of a trial that was proposed."""
     _check_proposed(record)
+
+
+def _check_worker(record: TrialRecord | FinalRecord) -> None:
+    if record.worker is not None:
+        _text("worker", record.worker)
 
 
 def _check_proposed(record: TrialRecord | PendingTrial) -> None:

@@ -145,6 +145,8 @@ class TrialRecord:
         scores: what the guided sampler predicted before the evaluation, by name; empty for other samplers.
         knew: what was known of other trials when it was proposed; None if what one worker's study would have known, and
             of initial points, which depend on no other trial.
+        worker: which one evaluated it, such as `2`, or `2 on node-b` of a cluster; None if the study's own process did,
+            or none did. It is no part of the result.
     """
 
     number: int
@@ -160,6 +162,7 @@ class TrialRecord:
     latency: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     knew: Knew | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class FinalRecord:
         test_accuracy: None if the fine-tune failed, or was not tested.
         test_loss: likewise.
         finished: running seconds since the dense model was ready.
+        worker: as of a `TrialRecord`.
     """
 
     digest: str
@@ -202,6 +206,7 @@ class FinalRecord:
     test_accuracy: float | None
     test_loss: float | None
     finished: float
+    worker: str | None = None
 
 
 def to_plain(record: TrialRecord | FinalRecord | PendingTrial) -> dict[str, Any]:
@@ -215,6 +220,8 @@ def to_plain(record: TrialRecord | FinalRecord | PendingTrial) -> dict[str, Any]
             data[key] = dict(data[key])
     if (knew := data.pop("knew", None)) is not None:
         data["knew"] = knew.to_plain()
+    if data.get("worker", "") is None:
+        del data["worker"]
     return {"version": RECORD_VERSION, **data}
 
 

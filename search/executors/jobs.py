@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class Done:
     Attributes:
         tested: scores on test data; None of a job that asks for none, or that failed.
         begun: whether it was evaluated at all: one that ended too many processes is failed without.
+        worker: which one carried it out, see `search.records.TrialRecord`; None if this process did, or none did.
         fetch: gets the bytes of weights that are still where it ran, None if they are gone; None if they are written.
     """
 
@@ -71,6 +72,7 @@ class Done:
     result: TrialResult
     tested: Metrics | None = None
     begun: bool = True
+    worker: str | None = None
     fetch: Callable[[], bytes | None] | None = None
 
     def keep_weights(self) -> bool:
@@ -145,9 +147,11 @@ def job_from_plain(data: Mapping[str, Any]) -> AnyJob:
     return ScanJob.from_plain(data) if "scan" in data else Job.from_plain(data)
 
 
-def ended_from_plain(job: AnyJob, data: Mapping[str, Any]) -> Done | Scanned:
-    """What came of a job, from its plain data."""
-    return Scanned.from_plain(job, data) if isinstance(job, ScanJob) else Done.from_plain(job, data)
+def ended_from_plain(job: AnyJob, data: Mapping[str, Any], worker: str) -> Done | Scanned:
+    """What came of a job, from its plain data, and which worker carried it out."""
+    if isinstance(job, ScanJob):
+        return Scanned.from_plain(job, data)
+    return replace(Done.from_plain(job, data), worker=worker)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class ProcessExecutor:
         elif message["kind"] == RESULT and worker.job:
             job, worker.job = worker.job, None
             self._shown.end(job.key)
-            return [ended_from_plain(job, message)]
+            return [ended_from_plain(job, message, str(self._workers.index(worker) + 1))]
         return []
 
     def _gone(self, worker: _Worker, how: str = "") -> list[Done | Scanned | Lost]:

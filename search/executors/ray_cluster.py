@@ -20,7 +20,7 @@ from typing import Any
 from search.errors import EnvironmentProblem, PrunefrontError, UsageError
 from search.executors.jobs import AnyJob, Done, Lost, Scanned, ended_from_plain
 from search.executors.process import MOST_STARTS, refusal
-from search.executors.ray_worker import LOST, REFUSED, VERSIONS, WEIGHTS, RayWorker, versions
+from search.executors.ray_worker import LOST, NODE, REFUSED, VERSIONS, WEIGHTS, RayWorker, versions
 from search.process.interrupts import SIGNALS, check
 from search.progress import JobsShown, ProgressReporter
 
@@ -44,12 +44,16 @@ class _Actor:
     """One worker on the cluster: it begins, is idle, or has a job.
 
     Attributes:
+        number: counts the workers from 1; an actor in the place of another has the same.
+        node: the name of the machine it is on; empty until it has begun.
         called: of the call that is not answered yet.
         looked: of the question how far its job is.
     """
 
+    number: int
     handle: Any
     called: Any
+    node: str = ""
     failed_starts: int = 0
     is_ready: bool = False
     job: AnyJob | None = None
@@ -104,7 +108,7 @@ class RayExecutor:
     def submit(self, job: AnyJob) -> None:
         """Give a job to an actor that is idle, or to the next that is."""
         while self._wanted:  # of the first job
-            self._actors.append(self._started())
+            self._actors.append(self._started(len(self._actors) + 1))
             self._wanted -= 1
         if not self._is_busy:
             self._shown = self._open.enter_context(self._watcher.jobs())
@@ -146,9 +150,9 @@ class RayExecutor:
     def _is_busy(self) -> bool:
         return bool(self._waiting) or any(actor.job for actor in self._actors)
 
-    def _started(self, failed_starts: int = 0) -> _Actor:
+    def _started(self, number: int, failed_starts: int = 0) -> _Actor:
         handle = self._remote.remote()
-        return _Actor(handle, handle.begin.remote(*self._begin), failed_starts)
+        return _Actor(number, handle, handle.begin.remote(*self._begin), failed_starts=failed_starts)
 
     def _hand_out(self) -> None:
         for actor in self._actors:
@@ -178,7 +182,7 @@ class RayExecutor:
             step, steps, how = answer[LOST]
             return [Lost(job, (step, steps), how)]
         weights = answer.pop(WEIGHTS, None)
-        done = ended_from_plain(job, answer)
+        done = ended_from_plain(job, answer, f"{actor.number} on {actor.node}")
         if weights is not None and isinstance(done, Done):
             done = replace(done, fetch=lambda: self._fetched(weights))
         return [done]
@@ -187,7 +191,7 @@ class RayExecutor:
         """Take an actor in, or leave it out if it cannot evaluate what the study does."""
         found = answer.get(VERSIONS)
         if found == self._versions:
-            actor.is_ready, actor.failed_starts = True, 0
+            actor.is_ready, actor.failed_starts, actor.node = True, 0, answer[NODE]
             return
         if found is None:
             problem = refusal(answer[REFUSED], answer["exit_code"])
@@ -212,7 +216,7 @@ class RayExecutor:
             self._leave_out(actor, EnvironmentProblem(said))
             return []
         self._kill(actor)
-        self._actors[self._actors.index(actor)] = self._started(starts)
+        self._actors[self._actors.index(actor)] = self._started(actor.number, starts)
         if actor.job is None:
             return []
         self._shown.end(actor.job.key)

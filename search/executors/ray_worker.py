@@ -18,8 +18,9 @@ from search.executors.process import ProcessExecutor
 from search.progress import JobsShown, ProgressReporter
 from search.training.attempts import Attempt
 
-REFUSED, VERSIONS, LOST, WEIGHTS = "refused", "versions", "lost", "weights"
-"""Keys of what an actor answers: why it cannot begin or go on, what it runs, how its process went, where weights are.
+REFUSED, VERSIONS, NODE, LOST, WEIGHTS = "refused", "versions", "node", "lost", "weights"
+"""Keys of what an actor answers: why it cannot begin or go on, what it runs, where it does, how its process went, where
+weights are.
 """
 
 
@@ -60,7 +61,7 @@ class RayWorker:
             self._executor.wait_until_ready()
         except PrunefrontError as error:
             return {REFUSED: str(error), "exit_code": error.exit_code}
-        return {VERSIONS: versions()}
+        return {VERSIONS: versions(), NODE: platform.node()}
 
     def run(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Carry out a job; weights stay on this node until they are asked for."""

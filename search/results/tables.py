@@ -51,6 +51,7 @@ class TrialRow:
         finished: likewise.
         device: the name of the device it came from; None of a CPU.
         precision: in which its forward passes trained.
+        worker: which one evaluated it, see `search.records.TrialRecord`; None if the study's own process did.
     """
 
     trial: int
@@ -80,6 +81,7 @@ class TrialRow:
     finished: float | None = None
     device: str | None = None
     precision: str | None = None
+    worker: str | None = None
 
     @property
     def point(self) -> Point:
@@ -195,6 +197,7 @@ def trial_row(trial: TrialRecord, final: FinalScore | None, metric: str) -> Tria
         finished=trial.finished,
         device=result.device,
         precision=result.precision,
+        worker=trial.worker,
     )
 
 

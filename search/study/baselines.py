@@ -101,7 +101,8 @@ class ShortRuns:
         jobs = [self._job(name, policy) for name, policy in missing.values()]
         for done in evaluations(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
             policy, result = done.job.policy, done.result
-            record = FinalRecord(policy.digest, config.seed, policy, result, None, None, self._clock.seconds)
+            scored = result, None, None, self._clock.seconds, done.worker
+            record = FinalRecord(policy.digest, config.seed, policy, *scored)
             self._folder.journal.write_short_run(record)
             Attempt(folder, done.job.key).finish()
             self._done[policy.digest] = record

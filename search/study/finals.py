@@ -121,7 +121,8 @@ def _run_finals(
         if not done.keep_weights():
             watcher.note(f"the weights of {job.name} are gone with their node: export repeats it")
         accuracy, loss = (done.tested.accuracy, done.tested.loss) if done.tested else (None, None)
-        record = FinalRecord(job.policy.digest, job.seed, job.policy, done.result, accuracy, loss, clock.seconds)
+        scored = done.result, accuracy, loss, clock.seconds, done.worker
+        record = FinalRecord(job.policy.digest, job.seed, job.policy, *scored)
         folder.journal.write_final(record)
         Attempt(folder.journal.folder, job.key).finish()
         state.add_final(record)

@@ -313,6 +313,7 @@ class StudyRunner:
             latency=proposal.latency,
             scores=trial.scores,
             knew=trial.knew,
+            worker=done.worker,
         )
         self.journal.write_trial(record)
         Attempt(self.journal.folder, done.job.key).finish()

@@ -45,10 +45,13 @@ def words(root: Path, trials: int, workers: int, *more: str) -> list[str]:
 
 
 def _results(study: Path) -> dict[str, bytes]:
-    """The journal, but for which other trials were known when each was proposed, which several workers change."""
+    """The journal, but for what several workers change: which other trials were known when each was proposed, and which
+    worker evaluated it.
+    """
     entries = {name: json.loads(content) for name, content in invariants.journal(study).items()}
     for entry in entries.values():
         entry.pop("knew", None)
+        entry.pop("worker", None)
     return {name: json.dumps(entry).encode() for name, entry in entries.items()}
 
 

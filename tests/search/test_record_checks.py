@@ -86,6 +86,7 @@ HAND_EDITS = {
     "latency": ("latency", "fast", "latency must be a number >= 0, got 'fast'"),
     "rounds": ("policy/schedule/rounds", 10**9, "schedule rounds must be at most 1000, got 1000000000"),
     "nested": ("params", json.loads("[" * 70 + "]" * 70), "nested too deeply"),
+    "worker": ("worker", 2, "worker must be text, got 2"),
     "without result": ("result", DELETED, "damaged record: 'result'"),
     "policy of numbers": ("policy", [1], "a policy must be a mapping"),
     "knew of text": ("knew", "0-3", "knew must be an object of finished and running"),
@@ -141,6 +142,7 @@ FINAL_EDITS = {
     "seed": ("seed", 4, "final-2140c9f9a7c700a0-4.json"),
     "huge seed": ("seed", 2**40, "seed must be a whole number"),
     "finished": ("finished", None, "finished must be a number >= 0, got None"),
+    "worker": ("worker", 2, "worker must be text, got 2"),
     "reason": ("result/reason", 5, "damaged record: "),
     "complete": ("result/state", "complete", "accuracy must be a share, 0 to 1, got None"),
 }

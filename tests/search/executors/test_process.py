@@ -173,6 +173,7 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
     finals = [{(r.digest, r.seed): (r.result.loss, r.test_loss) for r in j.finals()} for j in (before, now)]
     assert finals[0] == finals[1] and len(finals[0]) >= 2
     assert len(seen) == 2 and not any(map(runs, seen))
+    assert {trial.worker for trial in before.trials()} == {None} and {trial.worker for trial in now.trials()} == {"1", "2"}
     weights = {path.name for path in (result.folder / "checkpoints").iterdir()} - {"dense.safetensors"}
     assert weights == {path.name for path in (result.folder.parent / "alone" / "checkpoints").iterdir()}
     assert not [*now.folder.glob("begun-*"), *now.folder.glob("pending-*")]

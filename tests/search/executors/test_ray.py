@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from search import SearchConfig, run_search
 from search.errors import EnvironmentProblem, UsageError
 from search.process.interrupts import SIGNALS
 from search.progress import ProgressReporter
+from search.results.tables import plain_rows
 from search.store.journal import Journal
 
 pytestmark = pytest.mark.slow
@@ -73,6 +75,9 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
     options = {"executor": "ray", "ray_address": cluster.address, "workers": 2, "finalists": 1, "final_repeats": 1}
     result = run_search(config(place, tmp_path, "shared", **options), watcher)
     assert told(result) == told(alone) and len(told(result)) == 6
+    assert {trial["worker"] for trial in plain_rows(alone.state.rows)} == {None}
+    names = {f"{number} on {platform.node()}" for number in (1, 2)}
+    assert {trial["worker"] for trial in plain_rows(result.state.rows)} <= names
     journals = (Journal(one.folder / "journal") for one in (alone, result))
     before, now = ([(r.digest, r.result.loss, r.test_loss) for r in one.finals()] for one in journals)
     assert before == now

@@ -242,12 +242,12 @@ def test_rows_leave_as_json_csv_and_a_frame_of_objects():
     assert complete["latency"] == 0.125 and tuple(complete) == TRIAL_COLUMNS
     frame = data_frame(found.rows, TRIAL_COLUMNS)
     assert set(frame.dtypes) == {np.dtype(object)} and frame["accuracy"][0] is None and frame["trial"][1] == 1
-    away = trial(2, 0.5)
+    away = trial(2, 0.5, worker="2 on node-b")
     away = replace(away, result=replace(away.result, device="Card 1", precision="bf16"))
     (row,) = plain_rows(state([away]).rows)
-    assert (row["device"], row["precision"], complete["device"], complete["precision"]) == (
-        "Card 1", "bf16", None, "fp32",
-    )  # fmt: skip
+    where = ("device", "precision", "worker")
+    assert [row[name] for name in where] == ["Card 1", "bf16", "2 on node-b"]
+    assert [complete[name] for name in where] == [None, "fp32", None]
     columns = ("trial", "accuracy", "latency", "sparsity", "reason")
     assert csv_text(found.rows, columns, json.dumps) == (
         'trial,accuracy,latency,sparsity,reason\n0,,,"{""conv.weight"": 0.001}",diverged: nan\n'

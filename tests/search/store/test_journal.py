@@ -90,6 +90,14 @@ def test_records_of_version_1_are_read(tmp_path):
     assert Journal(tmp_path).finals() == [final_record()]
 
 
+def test_results_say_which_worker_they_came_from(tmp_path):
+    journal = Journal(tmp_path)
+    trial, final = replace(trial_record(), worker="2 on node-b"), replace(final_record(), worker="3")
+    journal.write_trial(trial)
+    journal.write_final(final)
+    assert journal.trials() == [trial] and journal.finals() == [final]
+
+
 def pending_trial() -> PendingTrial:
     params = {"size": 0.25, "granularity": "channel", "preference.conv0.weight": 0.5}
     return PendingTrial(7, "lamp", params, {"predicted": 0.875})
