@@ -53,7 +53,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     from search.executors.jobs import Job, job_from_plain
     from search.training.attempts import TIMED_OUT, Attempt
 
-    folder = Path(begin["folder"])
+    folder, placement = Path(begin["folder"]), prepared.workload.placement
     with running:
         outbox.put({"kind": READY})
         threading.Thread(target=outbox.tell_of_life, daemon=True, name="prunefront-life").start()
@@ -74,6 +74,8 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
             except OSError as error:
                 outbox.put({"kind": REFUSED, "message": str(error), "exit_code": EnvironmentProblem.exit_code})
                 return
+            if begin["shares"] and not placement.on_cpu:
+                placement.give_back_memory()
             outbox.put({"kind": RESULT, **done.to_plain()})
 
 

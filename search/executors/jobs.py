@@ -175,6 +175,10 @@ class Executor(Protocol):
     def slots(self) -> int:
         """How many jobs run at once."""
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether several of them take from the same memory, of a card or of the machine."""
+
     def submit(self, job: AnyJob) -> None:
         """Begin a job; no more are given than there are slots."""
 

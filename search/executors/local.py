@@ -19,7 +19,7 @@ class LocalExecutor:
         folder: the journal's, where attempts are noted.
     """
 
-    slots = 1
+    slots, shares_memory = 1, False
 
     def __init__(self, prepared: PreparedModel, folder: Path, watcher: ProgressReporter) -> None:
         self._prepared, self._folder, self._watcher = prepared, folder, watcher

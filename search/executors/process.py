@@ -87,7 +87,8 @@ class ProcessExecutor:
         stall: float | None,
         watcher: ProgressReporter,
     ) -> None:
-        self._begin, self._threads, self._stall = begin, threads, stall
+        self.shares_memory = workers > max(len(devices), 1)
+        self._begin, self._threads, self._stall = {**begin, "shares": self.shares_memory}, threads, stall
         self._folder, self._slowest = Path(begin["folder"]), 0.0
         self._waiting: list[AnyJob] = []
         self._watcher, self._open, self._shown = watcher, ExitStack(), JobsShown()

@@ -92,6 +92,7 @@ class RayExecutor:
         self._watcher, self._open, self._shown = watcher, ExitStack(), JobsShown()
         self._ray, self._is_ours = _connected(address)
         cards = 1 if wants_card and self._ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        self.shares_memory = not cards  # a card is one worker's alone
         kept = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
         self._remote = self._ray.remote(num_cpus=threads, num_gpus=cards, **kept)(RayWorker)
         self._begin = dict(blueprint), self._ray.put(dense), threads, stall

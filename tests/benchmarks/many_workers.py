@@ -94,6 +94,8 @@ class Spent:
 class SimulatedExecutor:
     """Workers in a time of their own."""
 
+    shares_memory = False
+
     def __init__(self, slots: int, subject: PreparedModel) -> None:
         self.slots, self.now, self.told = slots, 0.0, Counter[str]()
         self._subject = subject

@@ -12,6 +12,7 @@ from search.executors.dispatch import dispatch
 from search.executors.jobs import Done, Job, Lost
 from search.records import COMPLETE, CurvePoint, TrialResult, WrittenFile
 from search.training.attempts import Attempt
+from search.training.evaluate import failed
 from search.training.own_scores import Metrics
 from spaces.cost.footprint import RelativeCost
 from spaces.policy import PruningPolicy
@@ -22,10 +23,14 @@ def job(key: str, **options) -> Job:
 
 
 class Slots:
-    """An executor of so many slots that ends the jobs it was given last first; those named are lost so often."""
+    """An executor of so many slots that ends the jobs it was given last first; those named are lost so often.
 
-    def __init__(self, slots: int, folder: Path, lost: dict[str, int] | None = None) -> None:
+    A `large` job lacks memory beside others, and one that is `too_large` always.
+    """
+
+    def __init__(self, slots: int, folder: Path, lost: dict[str, int] | None = None, large="", too_large="") -> None:
         self.slots, self.folder, self.lost = slots, folder, dict(lost or {})
+        self.shares_memory, self.large, self.too_large = True, large, too_large
         self.running: list[Job] = []
         self.begun: list[str] = []
         self.most = 0
@@ -40,6 +45,8 @@ class Slots:
         if self.lost.get(job.key, 0):
             self.lost[job.key] -= 1
             return [Lost(job, (3, 20))]
+        if job.key in self.too_large or (job.key in self.large and self.running):
+            return [Done(job, failed("out-of-memory").result)]
         return [Done(job, TrialResult(COMPLETE, accuracy=0.25))]
 
     def close(self) -> None: ...
@@ -86,6 +93,22 @@ def test_a_job_that_is_lost_too_often_fails_alone_and_without_another_begin(tmp_
     assert executor.begun.count("a") == 2 and not failure.begun
     assert failure.result.reason.startswith("crashed: its worker was lost, try 2 of 2, after step 3 of 20")
     assert failure.result.cause == "crashed" and sorted(one.job.key for one in done) == ["a", "b", "c"]
+
+
+def test_a_job_that_lacks_memory_beside_others_is_tried_once_more_alone(tmp_path):
+    executor = Slots(3, tmp_path, large="b", too_large="c")
+    done, notes = ended(executor, [job(key) for key in "abcdef"])
+    assert executor.begun == list("abc" + "cb" + "def") and [one.job.key for one in done if one.result.cause] == ["c"]
+    assert sorted(one.job.key for one in done) == list("abcdef") and not [*tmp_path.iterdir()]
+    assert notes == [f"the job {key} is tried once more alone, as it lacked memory beside others" for key in "cb"]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_memory_that_no_other_job_takes_from_is_no_reason_to_try_again(tmp_path, slots):
+    executor = Slots(slots, tmp_path, too_large="ab")
+    executor.shares_memory = slots == 1
+    done, notes = ended(executor, [job(key) for key in "abc"])
+    assert executor.begun == list("abc") and not notes and [one.result.cause for one in done].count("out-of-memory") == 2
 
 
 def test_what_workers_lost_counts_again_in_another_process(tmp_path):

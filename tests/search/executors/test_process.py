@@ -95,6 +95,19 @@ def thinking():
     return changed(name="thinking", metric=metric)
 
 
+def hungry():
+    """Lacks memory while another trial runs."""
+    whole = slow()
+
+    def augment(inputs, generator):
+        running = [*Path(os.environ["ROOT"]).glob("*/journal/begun-trial-*.now")]
+        if len(running) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole.augment(inputs, generator)
+
+    return replace(whole, name="hungry", augment=augment)
+
+
 def hanging():
     return _augmented("hanging", lambda: time.sleep(600))
 
@@ -239,6 +252,14 @@ def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
     lost = [number for number, trial in found.items() if trial[-1]]
     assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost, try 1 of 1, ")
     assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
+
+
+@pytest.mark.slow
+def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin):
+    _, right = begin(study="unhungry", trials=3)
+    watcher = Noted()
+    _, found = begin("tasks.py:hungry", study="hungry", trials=3, workers=2, attempts=1, watcher=watcher)
+    assert found == right and [note for note in watcher.notes if "is tried once more alone" in note]
 
 
 @pytest.mark.slow
