@@ -9,6 +9,7 @@ import torch
 from search.config import SearchConfig
 from search.executors.blueprint import blueprint, require_known
 from search.executors.jobs import Executor
+from search.executors.later import LaterExecutor
 from search.executors.local import LocalExecutor
 from search.executors.process import ProcessExecutor
 from search.executors.ray_cluster import RayExecutor, require_cluster
@@ -41,21 +42,31 @@ def make_executor(
     dense: DenseModel,
     watcher: ProgressReporter,
 ) -> Executor:
-    """This process, or as many workers as the config asks for.
+    """This process, or as many workers as the config asks for, which begin with the first job.
 
-    Raises:
-        EnvironmentProblem: the cluster cannot be reached.
+    That raises `EnvironmentProblem` where the cluster cannot be reached, and `UsageError` where workers cannot know the
+    criterion.
     """
-    journal = folder.journal.folder
     if not config.has_workers:
-        return LocalExecutor(prepared, journal, watcher)
+        return LocalExecutor(prepared, folder.journal.folder, watcher)
+    return LaterExecutor(lambda: _workers(config, folder, prepared, dense, watcher))
+
+
+def _workers(
+    config: SearchConfig,
+    folder: StudyFolder,
+    prepared: PreparedModel,
+    dense: DenseModel,
+    watcher: ProgressReporter,
+) -> Executor:
+    require_known(config.criterion)
     plan = blueprint(config, prepared, dense, folder.dense_weights).to_plain()
     if config.executor != LOCAL:
         return RayExecutor(
             plan, folder.dense_weights.read_bytes(), config.workers, torch.get_num_threads(),
             config.device in ("auto", "cuda"), config.stall, config.ray_address, watcher,
         )  # fmt: skip
-    begin = {"blueprint": plan, "folder": str(journal.absolute())}
+    begin = {"blueprint": plan, "folder": str(folder.journal.folder.absolute())}
     devices = cards(config.device, prepared.workload.placement)
     if devices and config.workers > len(devices):
         watcher.note(f"{config.workers} workers share {len(devices)} cards: fewer --workers leave each its own")

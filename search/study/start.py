@@ -73,7 +73,8 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
             config = resumed_config(config, folder.read_record(), folder.name)
             _require_criterion(config.criterion)
             workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
-    require_workers(config)
+    if not folder.exists:  # one that has all its results needs none
+        require_workers(config)
     _require_places(config, folder, watcher)
     config = config.model_copy(update={"threads": threads_of(config)})
     placement = _placement_of(config)  # that of the study, whose name may be known by its workload only

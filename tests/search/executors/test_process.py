@@ -295,6 +295,20 @@ def test_a_criterion_of_this_program_alone_is_refused_before_anything_is_trained
     assert not (tmp_path / "criterion").exists()
 
 
+def test_a_study_that_has_all_its_results_needs_no_workers(begin, monkeypatch):
+    _, found = begin(study="ended", trials=1)
+
+    def refuse(*_):
+        raise RuntimeError("a process is started")
+
+    monkeypatch.setattr("search.executors.process.ProcessExecutor._started", refuse)
+    result, again = begin(study="ended", trials=1, workers=2)
+    assert again == found == begin(study="ended", trials=1, executor="ray", ray_address="127.0.0.1:1")[1]
+    assert not (result.folder / "checkpoints" / "dense.safetensors").exists()
+    with pytest.raises(RuntimeError, match="a process is started"):
+        begin(study="ended", trials=2, workers=2, executor="local")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_with_their_study_and_it_goes_on(program, tasks, tmp_path):

@@ -97,3 +97,5 @@ def test_no_cluster_is_one_line_before_a_trial(cluster, place, tmp_path, without
         run_search(config(place, tmp_path, "nowhere", executor="ray", ray_address="127.0.0.1:1"))
     assert not (tmp_path / "nowhere").exists()
     assert not told(run_search(config(place, tmp_path, "nowhere", trials=1))).keys() - {0}
+    with pytest.raises(EnvironmentProblem, match=r"cannot reach a Ray cluster at '127.0.0.1:1'"):
+        run_search(config(place, tmp_path, "nowhere", trials=2, executor="ray", ray_address="127.0.0.1:1"))
