@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ _leave = os._exit  # an evaluation puts another in its place, to see who calls i
 def main(number: int) -> None:
     """Talk to the parent over the file descriptor of this number until it has no more jobs."""
     os.set_inheritable(number, False)
-    parent = Connection(number)
+    parent = socket.socket(fileno=number)
     inbox = _Inbox(parent)
     sys.stdout = sys.stderr  # what the user's code prints is no answer of the command
     outbox = _Outbox(parent)
@@ -95,8 +95,8 @@ def _begun(begin: dict[str, Any]) -> tuple[Any, Any]:
 class _Inbox:
     """Messages of the parent, read by a thread of its own, which ends the process when the parent is gone."""
 
-    def __init__(self, parent: Connection) -> None:
-        self._parent, self._there = parent, threading.Semaphore(0)
+    def __init__(self, parent: socket.socket) -> None:
+        self._lines, self._there = parent.makefile("rb"), threading.Semaphore(0)
         self._messages: list[Any] = []
         threading.Thread(target=self._read, daemon=True, name="prunefront-inbox").start()
 
@@ -107,26 +107,25 @@ class _Inbox:
         return self._messages.pop(0)
 
     def _read(self) -> None:
-        try:
-            while True:
-                self._messages.append(json.loads(self._parent.recv_bytes()))
+        with suppress(OSError, ValueError):  # a line that was cut off is the last
+            for line in self._lines:
+                self._messages.append(json.loads(line))
                 self._there.release()
-        except (EOFError, OSError):
-            try:
-                os.killpg(0, signal.SIGKILL)  # what the user's code started goes with it
-            finally:
-                _leave(1)
+        try:
+            os.killpg(0, signal.SIGKILL)  # what the user's code started goes with it
+        finally:
+            _leave(1)
 
 
 class _Outbox:
     """Messages to the parent."""
 
-    def __init__(self, parent: Connection) -> None:
+    def __init__(self, parent: socket.socket) -> None:
         self._parent, self._told, self._turn = parent, 0.0, threading.Lock()
 
     def put(self, message: dict[str, Any]) -> None:
         with self._turn:
-            self._parent.send_bytes(json.dumps(message).encode())
+            self._parent.sendall(json.dumps(message).encode() + b"\n")
 
     def tell_of_life(self) -> None:
         """Tell now and then that the process computes: scoring and the user's own loops tell no steps."""

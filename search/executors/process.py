@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ MOST_STARTS = 3
 SECONDS_TO_END = 5.0
 """What workers may take to end before they are killed."""
 
+SECONDS_TO_TAKE = 60.0
+"""What a worker may take to take a message in, which it does beside what it computes."""
+MOST_AT_ONCE = 2**20
+"""Bytes of its messages that are read at once."""
+
 
 @dataclass
 class _Worker:
@@ -49,10 +54,11 @@ class _Worker:
         device: the card it sees, as `search.placement.VISIBLE` has it; None where that is left as it is.
         heard: when it last gave a sign of life.
         moved: when it last said that it came further.
+        begun: of a message, whose rest is not there yet.
     """
 
     process: subprocess.Popen[bytes]
-    parent: Connection
+    parent: socket.socket
     device: str | None
     failed_starts: int = 0
     is_ready: bool = False
@@ -60,6 +66,20 @@ class _Worker:
     at: tuple[int, int] = (0, 0)
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
+    begun: bytes = b""
+
+    def tell(self, message: Any) -> None:
+        """Send it a message. If it is gone, or takes none, that shows by what it does not say."""
+        with suppress(OSError):
+            self.parent.sendall(json.dumps(message).encode() + b"\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Its messages, as far as they are there; `EOFError` if it is gone."""
+        piece = self.parent.recv(MOST_AT_ONCE)
+        if not piece:
+            raise EOFError
+        *lines, self.begun = (self.begun + piece).split(b"\n")
+        return [json.loads(line) for line in lines]
 
 
 class ProcessExecutor:
@@ -140,19 +160,24 @@ class ProcessExecutor:
     def close(self) -> None:
         """End all workers; what they were at counts as not begun."""
         with self._open:
+            self._forget_running()  # now already, as another signal may leave no time for it below
             for worker in self._workers:
-                with suppress(OSError):
-                    worker.parent.send_bytes(b"null")
-                    if worker.job or not worker.is_ready:
-                        _signal(worker, signal.SIGTERM)
+                worker.parent.settimeout(0)
+                worker.tell(None)
+                if worker.job or not worker.is_ready:
+                    _signal(worker, signal.SIGTERM)
             until = time.monotonic() + SECONDS_TO_END
             for worker in self._workers:
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(max(until - time.monotonic(), 0.1))
                 _end(worker)
-                if worker.job:
-                    Attempt(self._folder, worker.job.key).forget_last()
+            self._forget_running()
             self._workers = []
+
+    def _forget_running(self) -> None:
+        for worker in self._workers:
+            if worker.job:
+                Attempt(self._folder, worker.job.key).forget_last()
 
     def _look(self) -> list[Done | Scanned | Lost]:
         """What the workers have said, or how they ended, in the next moments."""
@@ -175,15 +200,17 @@ class ProcessExecutor:
                 worker.job, worker.at = self._waiting.pop(0), (0, 0)
                 worker.heard = worker.moved = time.monotonic()
                 self._shown.begin(worker.job.key, worker.job.label)
-                with suppress(OSError):  # it is gone, which the next look finds
-                    worker.parent.send_bytes(json.dumps(worker.job.to_plain()).encode())
+                worker.tell(worker.job.to_plain())
 
     def _heard(self, worker: _Worker) -> list[Done | Scanned | Lost]:
-        """Take one message of a worker."""
+        """Take what a worker says, which may end in the middle of a message."""
         try:
-            message = json.loads(worker.parent.recv_bytes())
+            messages = worker.read()
         except (EOFError, OSError, ValueError):
             return self._gone(worker)
+        return [one for message in messages for one in self._taken(worker, message)]
+
+    def _taken(self, worker: _Worker, message: Mapping[str, Any]) -> list[Done | Scanned | Lost]:
         now = time.monotonic()
         if message["kind"] == REFUSED:
             raise refusal(message["message"], message["exit_code"])
@@ -220,7 +247,8 @@ class ProcessExecutor:
         return [Lost(worker.job, worker.at, how)]
 
     def _started(self, device: str | None, failed_starts: int = 0) -> _Worker:
-        ours, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        ours.settimeout(SECONDS_TO_TAKE)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), json.dumps(_search_path())],
@@ -230,9 +258,9 @@ class ProcessExecutor:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for this process to tell of
             )
-        with suppress(OSError):  # it is gone, which the next look finds
-            ours.send_bytes(json.dumps(self._begin).encode())
-        return _Worker(process, ours, device, failed_starts)
+        worker = _Worker(process, ours, device, failed_starts)
+        worker.tell(self._begin)
+        return worker
 
     def _environment(self, device: str | None) -> dict[str, str]:
         """Threads are read when torch is imported, and so is the card."""

@@ -108,7 +108,9 @@ def test_memory_that_no_other_job_takes_from_is_no_reason_to_try_again(tmp_path,
     executor = Slots(slots, tmp_path, too_large="ab")
     executor.shares_memory = slots == 1
     done, notes = ended(executor, [job(key) for key in "abc"])
-    assert executor.begun == list("abc") and not notes and [one.result.cause for one in done].count("out-of-memory") == 2
+    assert (
+        executor.begun == list("abc") and not notes and [one.result.cause for one in done].count("out-of-memory") == 2
+    )
 
 
 def test_what_workers_lost_counts_again_in_another_process(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,12 +21,16 @@ from search import SearchConfig, run_search
 from search.checksum import unsealed
 from search.errors import EnvironmentProblem, UsageError
 from search.executors.choose import threads_of
+from search.executors.jobs import Done, Job, Lost
+from search.executors.process import ProcessExecutor
 from search.placement import Placement, cards
 from search.progress import ProgressReporter
 from search.proposals.optuna_study import OptunaStudy
 from search.proposals.replay import replay
 from search.store.journal import Journal
 from search.study.runner import StudyRunner
+from search.training.evaluate import failed
+from spaces.policy import PruningPolicy
 from spaces.sensitivity import Profile
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -168,6 +173,62 @@ class Noted(ProgressReporter):
         self.notes.append(text)
 
 
+SCRIPT = """
+import os, signal, socket, sys, time
+parent = socket.socket(fileno=int(sys.argv[1]))
+lines = parent.makefile("rb")
+lines.readline()
+parent.sendall(b'{{"kind": "ready"}}\\n')
+while lines.readline() not in (b"null\\n", b""):
+    {}
+"""
+"""A worker's process: what it does with a job is left out."""
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """An executor of one worker that is a script, and a job that it was given."""
+    made = []
+
+    def executor(does: str, stall: float) -> tuple[ProcessExecutor, Job]:
+        monkeypatch.setattr("search.executors.process.BOOT", SCRIPT.format(does))
+        made.append(ProcessExecutor({"folder": str(tmp_path)}, 1, 1, (), stall, ProgressReporter()))
+        made[0].submit(job := Job("a", "the job a", "a", PruningPolicy({"conv.weight": 0.25}), 2, 7))
+        return made[0], job
+
+    yield executor
+    made[0].close()
+
+
+def test_a_worker_that_stops_in_the_middle_of_a_message_is_stalled(scripted):
+    halting = """parent.sendall(b'{"kind": "step", "done": 3, "total": 20}\\n{"kind": "st'); os.kill(os.getpid(), signal.SIGSTOP)"""
+    executor, job = scripted(halting, 0.5)
+    said = "stalled: neither a step nor any computing for 0 s (--stall)"
+    assert executor.wait() == [Lost(job, (3, 20), said)]
+
+
+def test_a_message_may_come_in_pieces(scripted):
+    plain = json.dumps({"kind": "result", **Done(None, failed("diverged: nan").result).to_plain()})
+    pieces = f"parent.sendall(b'{plain[:50]}'); time.sleep(0.1); parent.sendall(b'{plain[50:]}\\n')"
+    executor, job = scripted(pieces, 60.0)
+    assert executor.wait() == [Done(job, failed("diverged: nan").result, worker="1")]
+
+
+def test_a_second_interrupt_while_workers_end_leaves_no_mark_of_a_trial(scripted, tmp_path, monkeypatch):
+    executor, _ = scripted("pass", 60.0)
+    executor.wait_until_ready()
+    executor._hand_out()
+    (tmp_path / "begun-a.now").write_text("3 20")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("search.executors.process._signal", interrupted)
+        executor.close()
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
@@ -186,7 +247,10 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
     finals = [{(r.digest, r.seed): (r.result.loss, r.test_loss) for r in j.finals()} for j in (before, now)]
     assert finals[0] == finals[1] and len(finals[0]) >= 2
     assert len(seen) == 2 and not any(map(runs, seen))
-    assert {trial.worker for trial in before.trials()} == {None} and {trial.worker for trial in now.trials()} == {"1", "2"}
+    assert {trial.worker for trial in before.trials()} == {None} and {trial.worker for trial in now.trials()} == {
+        "1",
+        "2",
+    }
     weights = {path.name for path in (result.folder / "checkpoints").iterdir()} - {"dense.safetensors"}
     assert weights == {path.name for path in (result.folder.parent / "alone" / "checkpoints").iterdir()}
     assert not [*now.folder.glob("begun-*"), *now.folder.glob("pending-*")]
