@@ -355,6 +355,12 @@ def test_json_stdout_holds_nothing_a_workload_prints(run, tmp_path):
     assert "hello from the factory" in ended.stderr and "hello from a child process" in ended.stderr
 
 
+def test_json_stdout_holds_one_object_where_stderr_is_closed(program, tmp_path):
+    words = [program, "front", "nothing", "--json", "--root", tmp_path]
+    ended = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *words], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2 and json.loads(ended.stdout)["exit_code"] == 2
+
+
 @pytest.mark.parametrize("words", [["--help"], ["front", "tiny", "--all", "--format", "json"]])
 def test_a_reader_that_leaves_early_gets_no_complaint(program, place, finished, words):
     read, write = os.pipe()
