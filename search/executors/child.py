@@ -30,6 +30,7 @@ _leave = os._exit  # an evaluation puts another in its place, to see who calls i
 def main(number: int) -> None:
     """Talk to the parent over the file descriptor of this number until it has no more jobs."""
     os.set_inheritable(number, False)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so that a KeyboardInterrupt is of the user's own code
     parent = socket.socket(fileno=number)
     inbox = _Inbox(parent)
     sys.stdout = sys.stderr  # what the user's code prints is no answer of the command

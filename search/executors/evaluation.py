@@ -38,7 +38,7 @@ def carry_out(
         raise
     except ValueError as error:
         return Scanned(job, {}, str(error))
-    except Exception as error:
+    except BaseException as error:
         pass_signals_on(error)
         return Scanned(job, {}, told(error))
     return Scanned(job, found)

@@ -249,11 +249,13 @@ class ProcessExecutor:
     def _started(self, device: str | None, failed_starts: int = 0) -> _Worker:
         ours, theirs = socket.socketpair()
         ours.settimeout(SECONDS_TO_TAKE)
+        said = subprocess.DEVNULL if sys.__stderr__ is None else 2  # to this process's stderr, whatever it prints to
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", BOOT, str(theirs.fileno()), json.dumps(_search_path())],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
                 env=self._environment(device),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for this process to tell of

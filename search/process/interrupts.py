@@ -127,8 +127,8 @@ def is_signal(error: BaseException) -> bool:
     """Whether an exception that ends the program came from a signal, rather than from the code it passed through."""
     if exit_code() is not None:
         return True
-    if isinstance(error, KeyboardInterrupt):
-        return not _handlers  # by Python's own handler, of which nothing can be seen
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return True  # by Python's own handler, of which nothing can be seen
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {getattr(getattr(own, "__func__", own), "__code__", None) for own in handlers if callable(own)}
     step = error.__traceback__

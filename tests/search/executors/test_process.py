@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +112,16 @@ def hungry():
     return replace(whole, name="hungry", augment=augment)
 
 
+def speaking():
+    """Once, a worker's trial writes to file descriptor 1 and raises what Ctrl-C does."""
+
+    def act():
+        os.write(1, b"from below\\n")
+        raise KeyboardInterrupt
+
+    return _augmented("speaking", act)
+
+
 def hanging():
     return _augmented("hanging", lambda: time.sleep(600))
 
@@ -147,7 +156,7 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
     monkeypatch.setenv("COORDINATOR", str(os.getpid()))
     monkeypatch.setenv("ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for mark in ("killed", "hanging", "killed_in_scan"):
+    for mark in ("killed", "hanging", "killed_in_scan", "speaking"):
         (tasks.parent / mark).unlink(missing_ok=True)
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
@@ -201,7 +210,10 @@ def scripted(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_stops_in_the_middle_of_a_message_is_stalled(scripted):
-    halting = """parent.sendall(b'{"kind": "step", "done": 3, "total": 20}\\n{"kind": "st'); os.kill(os.getpid(), signal.SIGSTOP)"""
+    halting = """
+    parent.sendall(b'{"kind": "step", "done": 3, "total": 20}\\n{"kind": "st')
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
     executor, job = scripted(halting, 0.5)
     said = "stalled: neither a step nor any computing for 0 s (--stall)"
     assert executor.wait() == [Lost(job, (3, 20), said)]
@@ -324,6 +336,15 @@ def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin):
     watcher = Noted()
     _, found = begin("tasks.py:hungry", study="hungry", trials=3, workers=2, attempts=1, watcher=watcher)
     assert found == right and [note for note in watcher.notes if "is tried once more alone" in note]
+
+
+@pytest.mark.slow
+def test_what_a_workers_trial_writes_is_on_stderr_and_what_it_raises_is_its_failure(begin, capfd):
+    _, found = begin("tasks.py:speaking", study="speaking", trials=3, workers=2, attempts=1)
+    (reason,) = [trial[-1] for trial in found.values() if trial[-1]]
+    assert reason.startswith("error: KeyboardInterrupt (tasks.py, line ")
+    out, err = capfd.readouterr()
+    assert err.count("from below\n") == 1 and not out
 
 
 @pytest.mark.slow

@@ -98,6 +98,14 @@ def test_a_signal_somebody_caught_ends_the_next_step(watched, number, end):
         pass_signals_on(ValueError("what became of it"))
 
 
+def test_where_no_handler_raises_one_a_keyboard_interrupt_is_of_the_code():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert interrupts.is_signal(KeyboardInterrupt())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    assert not interrupts.is_signal(KeyboardInterrupt())
+    signal.signal(signal.SIGINT, before)
+
+
 def test_without_a_signal_steps_go_on(watched):
     interrupts.check()
     pass_signals_on(SystemExit(3))
