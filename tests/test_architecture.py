@@ -112,7 +112,9 @@ def unsafe_calls(tree: ast.AST) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         name, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if re.fullmatch(r"(\w*[pP]ickle|dill|joblib|marshal|shelve)\.\w+|eval|exec|os\.(system|popen)", name):
+        if re.fullmatch(r"(\w*[pP]ickle|dill|marshal|shelve)\.\w+|eval|exec|os\.(system|popen)", name):
+            yield name
+        if name.startswith("joblib.") and name != "joblib.cpu_count":
             yield name
         if re.fullmatch(r"yaml\.(unsafe_|full_)?load(_all)?", name):
             yield name
@@ -198,6 +200,7 @@ def test_nothing_read_is_executed():
     [
         "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "eval('1')", "yaml.load(s)",
         "subprocess.run(c, shell=True)", "np.load(p, allow_pickle=True)", "os.system('x')", "from pickle import loads",
+        "joblib.load(p)",
     ],
 )  # fmt: skip
 def test_unsafe_calls_are_seen(code):
@@ -205,7 +208,8 @@ def test_unsafe_calls_are_seen(code):
 
 
 @pytest.mark.parametrize(
-    "code", ["torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(s)", "json.load(f)"]
+    "code",
+    ["torch.load(p, weights_only=True)", "model.eval()", "yaml.safe_load(s)", "json.load(f)", "joblib.cpu_count()"],
 )
 def test_safe_calls_are_not(code):
     assert not list(unsafe_calls(ast.parse(code)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import joblib
 import torch
 
 from search.config import SearchConfig
@@ -74,12 +75,13 @@ def _workers(
 
 
 def threads_of(config: SearchConfig) -> int | None:
-    """PyTorch's threads where the options do not say: several workers on this machine share its cores out, those of a
-    cluster have one each.
+    """PyTorch's threads where the options do not say: several workers on this machine share out the cores that this
+    process may use, and each has at most `OMP_NUM_THREADS`; those of a cluster have one each.
     """
     if config.threads is not None or not config.has_workers:
         return config.threads
     if config.executor != LOCAL:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // config.workers, 1)
+    most, *_ = os.environ.get("OMP_NUM_THREADS", "").split(",")  # of a list, the first is that of the outer loop
+    share = max(joblib.cpu_count() // config.workers, 1)  # of the cores that affinity and cgroup leave
+    return min(share, max(int(most), 1)) if most.strip().isdecimal() else share

@@ -425,9 +425,16 @@ def test_workers_end_with_their_study_and_it_goes_on(program, tasks, tmp_path):
 
 
 def test_threads_and_cards_are_shared_out(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
-    shared = [threads_of(SearchConfig(workers=n, threads=t)) for n, t in ((1, None), (5, None), (99, None), (5, 7))]
-    assert shared == [None, 2, 1, 7]
+    monkeypatch.setattr("joblib.cpu_count", lambda: 12)  # of those that affinity and cgroup leave
+    for most, right in (
+        ("", [None, 2, 1, 7]),
+        ("1", [None, 1, 1, 7]),
+        ("64", [None, 2, 1, 7]),
+        ("1,8", [None, 1, 1, 7]),
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", most)
+        asked = ((1, None), (5, None), (99, None), (5, 7))
+        assert [threads_of(SearchConfig(workers=n, threads=t)) for n, t in asked] == right
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     card = Placement(torch.device("cuda", 0))
     assert cards("auto", card) == ["0", "1", "2"] and cards("cuda:1", card) == [] and cards("auto", Placement()) == []
