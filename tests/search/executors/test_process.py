@@ -88,10 +88,12 @@ def parents():
 
 
 def thinking():
-    """Scores for longer than any step takes."""
+    """Scores once, in a worker's trial, for longer than any step takes."""
 
     def metric(outputs, targets):
-        until = time.process_time() + (3 if os.environ.get("COORDINATOR") != str(os.getpid()) else 0)
+        running = [*Path(os.environ["ROOT"]).glob("*/journal/begun-trial-*.now")]
+        long = running and os.environ["COORDINATOR"] != str(os.getpid()) and _once("thinking")
+        until = time.process_time() + (4 if long else 0)
         while time.process_time() < until:
             pass
         return float((outputs.argmax(1) == targets).float().mean())
@@ -156,7 +158,7 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
     monkeypatch.setenv("COORDINATOR", str(os.getpid()))
     monkeypatch.setenv("ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for mark in ("killed", "hanging", "killed_in_scan", "speaking"):
+    for mark in ("killed", "hanging", "killed_in_scan", "speaking", "thinking"):
         (tasks.parent / mark).unlink(missing_ok=True)
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
@@ -167,6 +169,19 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
         return result, {trial.number: told(trial) for trial in Journal(result.folder / "journal").trials()}
 
     return study
+
+
+@pytest.fixture
+def right(begin, of_one_process):
+    """What one process finds in the first six trials."""
+    if not of_one_process:
+        of_one_process.update(begin(study="right")[1])
+    return of_one_process
+
+
+@pytest.fixture(scope="module")
+def of_one_process() -> dict[int, tuple]:
+    return {}
 
 
 def told(trial) -> tuple:
@@ -306,36 +321,34 @@ def test_a_scan_by_two_workers_is_that_of_one_process(begin, tmp_path):
 @pytest.mark.parametrize(
     ("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: neither a step nor any")]
 )
-def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, task, how):
-    _, right = begin(study="right", trials=4)
+def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, right, task, how):
     watcher = Noted()
     _, found = begin(f"tasks.py:{task}", study="hit", trials=4, workers=2, stall=8.0, watcher=watcher)
     (note,) = [note for note in watcher.notes if "begins again" in note]
     assert how in note and ("--stall" in note) == (task == "hanging") and note.startswith("trial ")
-    assert found == right and len(found) == 4
+    assert found == {number: right[number] for number in range(4)}
 
 
 @pytest.mark.slow
-def test_a_worker_that_scores_for_long_is_not_taken_for_stalled(begin):
+def test_a_worker_that_scores_for_long_is_not_taken_for_stalled(begin, tasks):
     _, found = begin("tasks.py:thinking", study="thinking", trials=2, workers=2, stall=1.5, attempts=1)
-    assert len(found) == 2 and not any(trial[-1] for trial in found.values())
+    assert len(found) == 2 and not any(trial[-1] for trial in found.values()) and (tasks.parent / "thinking").exists()
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_is_always_lost_fails_alone(begin):
-    _, right = begin(study="untouched", trials=3)
+def test_a_trial_whose_worker_is_always_lost_fails_alone(begin, right):
     _, found = begin("tasks.py:killed", study="once", trials=3, workers=2, attempts=1)
     lost = [number for number, trial in found.items() if trial[-1]]
     assert len(lost) == 1 and found[lost[0]][-1].startswith("crashed: its worker was lost, try 1 of 1, ")
-    assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in right if n not in lost}
+    assert {n: one for n, one in found.items() if n not in lost} == {n: right[n] for n in range(3) if n not in lost}
 
 
 @pytest.mark.slow
-def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin):
-    _, right = begin(study="unhungry", trials=3)
+def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin, right):
     watcher = Noted()
     _, found = begin("tasks.py:hungry", study="hungry", trials=3, workers=2, attempts=1, watcher=watcher)
-    assert found == right and [note for note in watcher.notes if "is tried once more alone" in note]
+    assert found == {number: right[number] for number in range(3)}
+    assert [note for note in watcher.notes if "is tried once more alone" in note]
 
 
 @pytest.mark.slow

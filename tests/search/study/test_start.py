@@ -30,7 +30,7 @@ from search.progress import ProgressReporter
 from search.proposals.pool import FRACTIONS
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
-from search.results.view import open_study
+from search.results.view import SearchResult, open_study
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.start import run_search
@@ -63,6 +63,20 @@ def begin(root, place):
         )
 
     return go
+
+
+@pytest.fixture
+def whole(begin, studies):
+    """A finished study of seven trials, which no test may change."""
+    if "whole" not in studies:
+        studies["whole"] = begin("whole", trials=7)
+    return studies["whole"]
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, SearchResult]:
+    """Studies of this module by name."""
+    return {}
 
 
 @pytest.mark.slow
@@ -153,34 +167,30 @@ def stored(root: Path, study: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=study, storage=url).get_trials()
 
 
-def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(begin, root):
-    result = begin("whole", trials=7)
+def test_a_study_is_numbered_without_gaps_and_seeds_take_at_most_half(whole, root):
     found = records(root, "whole")
     assert [trial.number for trial in found] == list(range(7)) == [trial.number for trial in stored(root, "whole")]
     origins = [trial.origin for trial in found]
     assert set(origins[:3]) <= {*ALLOCATORS, UNPRUNED} and set(origins[3:]) <= set(FRACTIONS)
-    assert result.counts["complete"] == 7
+    assert whole.counts["complete"] == 7
     for trial, theirs in zip(found, stored(root, "whole"), strict=True):
         shares = trial.result.shares
         assert theirs.values == [trial.result.accuracy, shares.encoded, shares.macs]
         assert theirs.params == dict(trial.params)
 
 
-def test_the_front_is_optunas(begin, root):
-    result = begin("whole", trials=7)
+def test_the_front_is_optunas(whole, root):
     best = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}").best_trials
-    assert set(result.front["trial"]) == {trial.number for trial in best if trial.values[0] > result.state.chance}
+    assert set(whole.front["trial"]) == {trial.number for trial in best if trial.values[0] > whole.state.chance}
 
 
-def test_every_trial_is_within_the_limit(begin, root):
-    begin("whole", trials=7)
+def test_every_trial_is_within_the_limit(whole, root):
     assert all(trial.result.shares.encoded <= trial.target <= 0.5 for trial in records(root, "whole"))
 
 
-def test_only_the_front_keeps_weights(begin, root):
-    result = begin("whole", trials=7)
+def test_only_the_front_keeps_weights(whole, root):
     kept = {int(path.stem[-5:]) for path in (root / "whole" / "checkpoints").iterdir()}
-    assert kept == set(result.front["trial"])
+    assert kept == set(whole.front["trial"])
 
 
 def test_seeds_can_be_left_out(begin, root):
@@ -193,8 +203,7 @@ def test_a_stock_sampler_is_named_as_the_origin(begin, root):
     assert [trial.origin for trial in records(root, "stock")][1:] == ["sampler"] * 2
 
 
-def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(begin, root):
-    begin("whole", trials=7)
+def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(whole, root):
     for trial, theirs in zip(records(root, "whole"), stored(root, "whole"), strict=True):
         assert dict(trial.scores) == theirs.user_attrs.get("scores", {})
         assert trial.origin == theirs.user_attrs["origin"]
@@ -202,8 +211,7 @@ def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(begin, root):
     assert 0 <= known["predicted_low"] <= known["predicted"] <= known["predicted_high"] <= 1 and known["gain"] >= 0
 
 
-def test_optuna_knows_what_came_of_the_preferences(begin, root):
-    begin("whole", trials=7)
+def test_optuna_knows_what_came_of_the_preferences(whole, root):
     study = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}")
     assert study.metric_names == ["accuracy", "size", "macs"]
     for trial, theirs in zip(records(root, "whole"), study.trials, strict=True):
@@ -218,9 +226,8 @@ def test_optuna_knows_what_came_of_the_preferences(begin, root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keeps_database", [True, False])
-def test_a_study_begun_with_the_older_names_goes_on_as_it_would_have(begin, root, keeps_database):
+def test_a_study_begun_with_the_older_names_goes_on_as_it_would_have(begin, whole, root, keeps_database):
     """Only its names are older: it proposes what a study of the newer names does."""
-    begin("whole", trials=7)
     name = f"older-names-{keeps_database}"
     with pytest.raises(KeyboardInterrupt):
         begin(name, Interrupt(after=4), trials=7)
@@ -257,8 +264,7 @@ def test_trials_stay_within_a_limit_on_macs(begin, root):
     assert set(result.trials["granularity"]) == {"channel"}
 
 
-def test_a_finished_study_returns_at_once_and_changes_no_file(begin, root):
-    begin("whole", trials=7)
+def test_a_finished_study_returns_at_once_and_changes_no_file(begin, whole, root):
     before = {path: path.read_bytes() for path in (root / "whole" / "journal").iterdir()}
     watcher = Interrupt()
     begin("whole", watcher, trials=7)
@@ -357,8 +363,7 @@ def test_an_interrupted_trial_is_run_again_with_its_own_params(begin, root, numb
 
 
 @pytest.mark.slow
-def test_a_lost_database_is_rebuilt_from_the_journal(begin, root):
-    begin("whole", trials=7)
+def test_a_lost_database_is_rebuilt_from_the_journal(begin, whole, root):
     shutil.copytree(root / "whole", root / "rebuilt")
     record = json.loads((root / "rebuilt" / "study.json").read_text())
     record["config"]["study"] = "rebuilt"
@@ -489,8 +494,7 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):
         ({"bits": (8, 3)}, "bits was (8, 6, 4, 3), is (8, 3)"),
     ],
 )
-def test_only_budgets_may_change(begin, root, change, said):
-    begin("whole", trials=7)
+def test_only_budgets_may_change(begin, whole, root, change, said):
     with pytest.raises(UsageError) as raised:
         begin("whole", trials=7, **change)
     assert said in str(raised.value)
