@@ -27,8 +27,10 @@ NETWORK = {
 MODULES = {"urllib.request", "http.client", "http.server", "torch.hub", "torch.distributed", "xmlrpc.client"}
 SERVERS = {
     "search/cli/commands/study.py": "the port of MLflow's page",
+    "search/executors/child.py": "none: a pair of sockets between a study and its worker",
+    "search/executors/process.py": "likewise",
     "search/executors/ray_cluster.py": "the cluster that the user names",
-    "search/executors/ray_worker.py": "likewise",
+    "search/executors/ray_worker.py": "the same cluster",
     "search/weights/hub.py": "code and weights of a repository that the user names and trusts",
 }
 """Files that use a network, and what for."""
