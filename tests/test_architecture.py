@@ -39,7 +39,10 @@ ROOMS = {
         "config", "errors", "files", "masking", "metric", "options", "process", "progress", "proposals",
         "record_checks", "records", "storage",
     },
-    "results": {"config", "errors", "files", "metric", "proposals", "record_checks", "records", "storage", "store"},
+    "results": {
+        "config", "errors", "files", "metric", "options", "proposals", "record_checks", "records", "storage", "store",
+    },
+    "report": {"config", "files", "metric", "proposals", "records", "results", "store"},
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {
@@ -56,7 +59,7 @@ ROOMS = {
     },
     "cli": {
         "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",
-        "placement", "process", "progress", "results", "store", "study", "training", "user_code", "weights",
+        "placement", "process", "progress", "report", "results", "store", "study", "training", "user_code", "weights",
         "workloads",
     },
     "config": {"errors", "files", "goal", "masking", "metric", "options", "record_checks"},

@@ -27,11 +27,11 @@ import pytest
 import torch
 
 from search.cli.commands.study import _search_text as search_text
-from search.cli.device_support import TARGETS
 from search.cli.mlflow_ui import serve_ui
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.options import MASKS, study_file
+from search.results.device_support import TARGETS
 from search.results.view import SearchResult, open_study
 from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED

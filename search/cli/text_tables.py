@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from search.cli.device_support import STATEMENTS
 from search.metric import SHARE, Metric
+from search.results.cells import bits_cell, latency_cell, percent, runs_cell, schedule_cell
 from search.results.closing import ClosingRow
+from search.results.device_support import STATEMENTS
 from search.results.tables import TrialRow
 from spaces.bits import FLOAT_BITS
 from spaces.cost.footprint import stored_fractions
-from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.network import Layer, Network
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint
@@ -45,15 +45,6 @@ def _is_number(text: str) -> bool:
     )
 
 
-MIXED = "mixed"
-"""What bits are called where layers differ."""
-
-
-def percent(share: float | None, digits: int = 1) -> str | None:
-    """A share as percent; None stays None."""
-    return None if share is None else f"{share * 100:.{digits}f} %"
-
-
 def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric = SHARE) -> str:
     """The front, or with `with_state` all trials and why they are not complete."""
     columns = ["trial", unit.name, "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
@@ -64,14 +55,11 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
     if predicted:
         columns.insert(7, "latency")
     for row in rows:
-        schedule = row.schedule
-        if row.exponent is not None:
-            schedule = ("" if schedule == "polynomial" else f"{schedule}, ") + f"E = {row.exponent:.2g}"
         cells = [
             row.trial, unit.shown(row.accuracy), unit.shown(row.final_accuracy),
             unit.spread(row.test_accuracy, row.test_sd),
-            percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs), row.granularity, schedule,
-            row.origin,
+            percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs), row.granularity,
+            schedule_cell(row), row.origin,
         ]  # fmt: skip
         if rounded:
             cells.insert(8, bits_cell(row.bits))
@@ -82,45 +70,19 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
     return render([*columns, "state"] if with_state else columns, body)
 
 
-def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
-    """The bits of stored weights: a number, or `mixed` if layers differ; None stays None."""
-    return MIXED if isinstance(bits, Mapping) else None if bits is None else str(bits)
-
-
 def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
     columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
     timed = any(row.latency for row in rows)
     body = [
         [
-            row.name, bits_cell(row.bits), _runs_cell(row), unit.spread(row.validation, row.validation_sd),
+            row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
             unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
-            *([_latency_cell(row.latency, row.within_noise)] if timed else []),
+            *([latency_cell(row.latency, row.within_noise)] if timed else []),
         ]
         for row in rows
     ]  # fmt: skip
     return render([*columns, "latency"] if timed else columns, body)
-
-
-def _runs_cell(row: ClosingRow) -> str:
-    return f"{row.runs} of {row.runs + row.failed}" if row.failed else str(row.runs)
-
-
-def _latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:
-    if timed is None:
-        return None
-    interval = "" if timed.low == timed.high else f" [{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
-    return f"{percent(timed.share)}{interval}" + (" noise" if within_noise else "")
-
-
-def latency_line(timed: TimedNetworks) -> str:
-    """How the closing table's latency was measured, and how far equal networks come out apart."""
-    where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
-    dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
-    return (
-        f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {_latency_cell(timed.copy)}: an interval that overlaps this one is noise."
-    )
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"
@@ -199,8 +161,3 @@ def rounding_table(profile: Profile, unit: Metric = SHARE) -> str:
         found = {point.bits: _cell(point.recalibrated_accuracy, unit) for point in points}
         rows.append([layer, *map(found.get, bits)])
     return render(["rounding", *(f"{own} bits" for own in bits)], rows)
-
-
-def counts_line(counts: Mapping[str, int]) -> str:
-    """`12 complete, 1 failed`; states without trials are left out."""
-    return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no trials"

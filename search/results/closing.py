@@ -164,6 +164,55 @@ def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, 
     return ""
 
 
+def rounding_alone(
+    comparison: Comparison,
+    finals: Mapping[str, FinalScore],
+    max_size: float,
+    metric: str = "encoded",
+    unit: Metric = SHARE,
+) -> str:
+    """Whether the dense model with rounded weights would do in place of the most accurate finalist, and if none would,
+    what keeps each from it; the arguments are those of `verdict`. Empty if there is nothing to compare.
+    """
+    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
+    found = [finals[d] for d in comparison.finalists if d in finals]
+    if not found or not comparison.rounded:
+        return ""
+    top = max(found, key=lambda f: f.final_accuracy)
+    if said := _against_rounding(comparison, top, max_size, metric, unit):
+        return f"Yes. {said}"
+    parts = []
+    for name, one in sorted(comparison.rounded.items(), key=lambda pair: pair[1].size(metric)):
+        size = f"{one.size(metric) * 100:.1f} %"
+        if one.size(metric) > max_size:
+            parts.append(f"{name} takes {size}, over the limit of {max_size * 100:g} %")
+        else:
+            apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)}"
+            below = _side(one.test_accuracy - top.test_accuracy, unit)
+            parts.append(f"{name} ({size}) is {apart} {below} the finalist on test, more than noise")
+    return f"No: {'; '.join(parts)}."
+
+
+def level_with_top(
+    comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE
+) -> tuple[FinalScore, list[FinalScore], list[FinalScore]] | None:
+    """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data; and
+    those that do not. None before the finals.
+    """
+    found = [finals[d] for d in comparison.finalists if d in finals]
+    if not found:
+        return None
+    top = max(found, key=lambda f: f.final_accuracy)
+    level: list[FinalScore] = []
+    apart: list[FinalScore] = []
+    for other in found:
+        error = _difference_error(top, other, comparison.test_examples if unit.is_share else None)
+        is_noise = error is not None and abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
+        if other is not top:
+            (level if is_noise else apart).append(other)
+    return top, level, apart
+
+
 def _side(difference: float, unit: Metric) -> str:
     """Where a value is whose share is larger by this difference."""
     return "above" if (difference > 0) == (unit.best == MAX) else "below"

@@ -34,6 +34,13 @@ NAMED_LINES = 10
 MOST_SENSITIVE = 8
 """How many lines of a panel with more than that have a colour and a name."""
 LIGHT_GREY = "0.85"
+LINE_COLOURS = (
+    "#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#000000", "#44aa99", "#aa4499", "#b8860b",
+)  # fmt: skip
+"""Of named lines: apart to colour-blind eyes, and with `LINE_MARKS` in print without colours."""
+LINE_MARKS = "os^DvPX<>*"
+MOST_COLUMNS = 2
+"""Panels of a profile beside each other; more stand below."""
 
 
 def front_png(
@@ -70,20 +77,20 @@ def front_png(
     highest = accuracies >= np.maximum.accumulate(accuracies)
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
-    marks = _marks(comparison, finals, metric) if comparison is not None else []
+    marks = compared_marks(comparison, finals, metric) if comparison is not None else []
     dense = [comparison.dense.validation_accuracy] if comparison is not None and comparison.dense is not None else []
     for accuracy in dense:
         axes.axhline(accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
-    _size_scale(axes)
+    size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
     axes.set_ylabel(unit.label("validation"))
     shown = _points(front)[1]
     if not unit.is_share:  # what finals are compared with may lie below all of the front
         beside = [accuracy for mark in marks for _, accuracy in mark.points]
         shown = np.array([*shown, *(100 * share for share in [*dense, *beside])])
-    _zoom(axes, _points(complete)[1], shown, marks)
+    zoom(axes, _points(complete)[1], shown, marks)
     value_ticks(axes, unit)
     axes.legend(frameon=False, loc="best", fontsize=8)
     return png_bytes(figure)
@@ -116,7 +123,7 @@ class Mark(NamedTuple):
     offset: tuple[int, int] = (6, 4)
 
 
-def _marks(comparison: Comparison, finals: Mapping[str, FinalScore], metric: str) -> list[Mark]:
+def compared_marks(comparison: Comparison, finals: Mapping[str, FinalScore], metric: str) -> list[Mark]:
     def point(digest: str) -> tuple[float, float]:
         return finals[digest].size(metric), finals[digest].final_accuracy
 
@@ -147,76 +154,93 @@ def _points(rows: Iterable[TrialRow]) -> np.ndarray:
     return np.array([(row.size, row.accuracy) for row in rows], dtype=float).reshape(-1, 2).T * 100
 
 
-def profile_png(profile: Profile, unit: Metric = SHARE) -> bytes:
+def profile_png(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> bytes:
+    """The picture of `profile_figure`."""
+    return png_bytes(profile_figure(profile, unit, shares))
+
+
+def profile_figure(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> Any:
     """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
     scanned; dashed without recalibration. A panel of more than `NAMED_LINES` layers names those whose worst accuracy is
     lowest in it, and draws the others in grey.
 
     Args:
         unit: of the axis of accuracies, see `value_ticks`.
+        shares: layer -> its share of the network's parameters, which stands behind its name.
     """
-    columns = len(profile.points) + bool(profile.rounding)
-    is_crowded = any(len(layers) > NAMED_LINES for layers in [*profile.points.values(), profile.rounding])
-    panels = np.atleast_1d(new_figure(5 * columns, 5.2 if is_crowded else 4.2, columns=columns)[1])
+    count = len(profile.points) + bool(profile.rounding)
+    columns, rows = min(count, MOST_COLUMNS), -(-count // MOST_COLUMNS)
+    panels = np.ravel(new_figure(5.2 * columns, 5.2 * rows, columns=columns, rows=rows)[1])
+    for axes in panels[count:]:
+        axes.set_visible(False)
     for axes, (granularity, layers) in zip(panels, profile.points.items(), strict=False):
         shown: dict[tuple[Any, ...], str] = {}
         for layer, points in layers.items():
             shown.setdefault(points, layer)  # layers of a group share their points
         curves = {layer: ([0.0, *(p.sparsity for p in points)], points) for points, layer in shown.items()}
         axes.set_xlabel("sparsity of this layer alone")
-        _profile_curves(axes, profile, granularity, curves, unit)
+        _profile_curves(axes, profile, granularity, curves, unit, shares)
     if profile.rounding:
         widths = sorted({p.bits for points in profile.rounding.values() for p in points}, reverse=True)
         places = {bits: 1 + place for place, bits in enumerate(widths)}
-        panels[-1].set_xlabel("bits of this layer's values alone")
-        _profile_curves(panels[-1], profile, "rounding", {
+        axes = panels[count - 1]
+        axes.set_xlabel("bits of this layer's values alone")
+        _profile_curves(axes, profile, "rounding", {
             layer: ([0, *(places[p.bits] for p in points)], points) for layer, points in profile.rounding.items()
-        }, unit)  # fmt: skip
-        panels[-1].set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
-    return png_bytes(panels[0].figure)
+        }, unit, shares)  # fmt: skip
+        axes.set_xticks(range(len(widths) + 1), ["float", *map(str, widths)])
+    return panels[0].figure
 
 
 Curves = Mapping[str, tuple[list[float], tuple[ProfilePoint, ...] | tuple[RoundingPoint, ...]]]
 """Layer -> where the dense model and its points lie, and the points."""
 
 
-def _profile_curves(axes: Any, profile: Profile, title: str, curves: Curves, unit: Metric) -> None:
-    """One panel."""
+def _profile_curves(
+    axes: Any,
+    profile: Profile,
+    title: str,
+    curves: Curves,
+    unit: Metric,
+    shares: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """One panel, its legend below it."""
     is_twofold = profile.is_recalibrated and not profile.brief
     colours = _colours(curves)
+    marks = dict(zip(colours, LINE_MARKS, strict=False))
     lines: dict[str, Any] = {}
     for layer, (places, points) in curves.items():
         style = {"color": colours.get(layer, LIGHT_GREY), "zorder": 2 if layer in colours else 1.5}
-        recalibrated = [profile.reference[1], *(p.recalibrated_accuracy for p in points)]
-        (lines[layer],) = axes.plot(places, np.array(recalibrated) * 100, marker=".", label=short(layer), **style)
+        named = short(layer) + (f" ({shares[layer] * 100:.2g} %)" if layer in shares else "")
+        recalibrated = np.array([profile.reference[1], *(p.recalibrated_accuracy for p in points)]) * 100
+        (lines[layer],) = axes.plot(places, recalibrated, marker=marks.get(layer, "."), ms=4, label=named, **style)
         if is_twofold:
             plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(unit.label("calibration"))
     value_ticks(axes, unit)
-    handles = [lines[layer] for layer in colours]
-    if len(colours) == len(curves):
-        axes.legend(handles=handles, frameon=False, fontsize=7)
-    else:
-        said = f"the {len(colours)} most sensitive of {len(curves)}, worst first"
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
-        axes.legend(handles=handles, title=said, frameon=False, fontsize=7, title_fontsize=7, **below)
+    said = "" if len(colours) == len(curves) else f"the {len(colours)} most sensitive of {len(curves)}, worst first"
+    if shares:
+        said = f"{said or 'layer'} (share of the parameters)"
+    axes.legend(
+        handles=[lines[layer] for layer in colours], title=said or None, frameon=False, fontsize=8, title_fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2,
+    )  # fmt: skip
 
 
 def _colours(curves: Curves) -> dict[str, str]:
     """Of the layers that are named in a panel, in the order in which they are."""
     if len(curves) <= NAMED_LINES:
-        return {layer: f"C{place}" for place, layer in enumerate(curves)}
+        return dict(zip(curves, LINE_COLOURS, strict=False))
     worst = {
         layer: min((float(np.nan_to_num(p.recalibrated_accuracy)) for p in points), default=1.0)
         for layer, (_, points) in curves.items()
     }
-    cycle = [f"C{place}" for place in range(NAMED_LINES) if place != 7]  # which is grey
-    return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], cycle, strict=False))
+    return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
 
 
-def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:
+def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:
     """Leave out what lies far below the front's most accurate trial, and say what that is; name the points of `marks`
     that stay.
     """
@@ -234,13 +258,13 @@ def _zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark
                 named += [((size * 100, accuracy * 100), text)] if text else []
             else:
                 below.append(f"{mark.label.partition(',')[0]} {text}".strip())
-        for place, text in _side_by_side(axes, named):
+        for place, text in side_by_side(axes, named):
             axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
     if below:
         axes.annotate(f"below: {', '.join(below)}", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
 
 
-def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
+def side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
     """Texts of points so close that they would cover each other become one, beside the highest of these points."""
     found: list[tuple[tuple[float, float], list[str]]] = []
     for place, text in sorted(named, key=lambda one: -one[0][1]):
@@ -254,7 +278,7 @@ def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -
     return [(place, ", ".join(texts)) for place, texts in found]
 
 
-def _size_scale(axes: Any) -> None:
+def size_scale(axes: Any) -> None:
     """A log scale with as many ticks as have room for their labels."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

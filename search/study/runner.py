@@ -36,6 +36,7 @@ from search.store.mlflow_place import mlflow_place
 from search.store.mlflow_record import MlflowRecord, logged_values
 from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
+from search.store.outline import NetworkOutline, write_outline, write_profile
 from search.store.projection import Projection
 from search.store.tracker import Tracker
 from search.study.clock import StudyClock
@@ -141,7 +142,10 @@ class StudyRunner:
     def _run(self) -> SearchResult:
         began = time.perf_counter()
         guided = self.config.sampler == GUIDED
+        write_outline(self.folder, NetworkOutline.of(self.subject.network))
         profile = self._profile() if self.config.warm_start or guided else None
+        if profile is not None:
+            write_profile(self.folder, profile)
         begun = max(profile.seconds if profile else 0.0, self.state.last_second)
         self.clock = StudyClock(begun)
         self.seconds["scan"] = time.perf_counter() - began

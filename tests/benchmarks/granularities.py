@@ -31,8 +31,9 @@ from search_race import WORKLOADS, Contest, Tuned
 from study import hardware
 
 from pruning.importance.scores import unit_importance
-from search.cli.text_tables import percent, render
+from search.cli.text_tables import render
 from search.metric import SHARE
+from search.results.cells import percent
 from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable

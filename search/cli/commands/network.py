@@ -23,14 +23,15 @@ from search.analysis.report_files import (
 )
 from search.cli.commands.options import bits_of, placement_asked, sparsities_of, task_or_network, workload_of
 from search.cli.commands.reply import Reply, written_line
-from search.cli.device_support import STATEMENTS
-from search.cli.text_tables import layer_table, percent, profile_table, rounding_table, target_table, whole_table
+from search.cli.text_tables import layer_table, profile_table, rounding_table, target_table, whole_table
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
 from search.metric import SHARE, with_values
 from search.networks.names import is_network
 from search.progress import TerminalReporter
+from search.results.cells import percent
+from search.results.device_support import STATEMENTS
 from search.results.figures import profile_png
 from search.training.dense_model import build_model, dense_model, masks_note
 from search.training.evaluate import PreparedModel

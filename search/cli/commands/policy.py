@@ -15,7 +15,7 @@ from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
 from search.cli.commands.options import placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
-from search.cli.text_tables import percent, render
+from search.cli.text_tables import render
 from search.config import SearchConfig, make_config
 from search.errors import EnvironmentProblem, GoalMissed, UsageError
 from search.export.choose import choose_trial
@@ -30,6 +30,7 @@ from search.metric import metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
 from search.options import WORKLOAD_FORMS
 from search.progress import TerminalReporter
+from search.results.cells import percent
 from search.results.selection import is_dead
 from search.results.view import open_study
 from search.training.chance import chance_accuracy

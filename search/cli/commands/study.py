@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import socket
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,23 @@ from typing import Any
 from search.cli.commands.reply import Reply
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
-from search.cli.resume import resume_command
-from search.cli.text_tables import bits_cell, closing_table, counts_line, front_table, latency_line, percent
-from search.config import SearchConfig, make_config, read_study_file, updated
+from search.cli.text_tables import closing_table, front_table
+from search.config import make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.masking import masked
-from search.metric import MAX
 from search.progress import TerminalReporter, duration
-from search.results.closing import ClosingRow, alike_line, closing_rows, plain_closing_rows, verdict
+from search.results.cells import bits_cell, counts_line, latency_line, percent
+from search.results.closing import alike_line, plain_closing_rows
+from search.results.remarks import (
+    accuracy_remark,
+    closing_of,
+    dead_line,
+    is_accurate,
+    resume_line,
+    speed_remark,
+    verdict_of,
+)
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
@@ -30,7 +37,6 @@ from search.results.view import SearchResult, open_study
 from search.store.mlflow_place import TRACKING, server_named
 from search.store.mlflow_store import open_store
 from spaces.bits import FLOAT_BITS
-from spaces.granularity import parts_of
 
 
 def search(arguments: argparse.Namespace) -> Reply:
@@ -44,7 +50,7 @@ def search(arguments: argparse.Namespace) -> Reply:
         options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)
     result = run_search(config, TerminalReporter())
-    met = result.best is not None and _is_accurate(result)
+    met = result.best is not None and is_accurate(result.state)
     return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
 
 
@@ -55,9 +61,9 @@ def _search_data(result: SearchResult) -> dict[str, Any]:
         "trials": dict(result.counts),
         "best": result.best,
         "front": plain_rows(result.state.front, FRONT_COLUMNS, result.state.unit),
-        "finals": plain_closing_rows(_closing(result.state), result.state.unit),
+        "finals": plain_closing_rows(closing_of(result.state), result.state.unit),
         "latency": asdict(timed) if (timed := result.comparison and result.comparison.latency) else None,
-        "verdict": _verdict(result),
+        "verdict": verdict_of(result.state),
         "files": _files_data(result.state),
         "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
     }
@@ -67,19 +73,19 @@ def _search_text(result: SearchResult, root: str) -> str:
     dead, found = result.state.dead_within(1.0), result.state.front
     parts = [
         f"Study {result.study}: dense {_told(result.state, result.dense_accuracy)} on validation data; "
-        f"{counts_line(result.counts)}; front of {len(found)}" + (f"; {_dead_line(dead)}" if dead else "")
+        f"{counts_line(result.counts)}; front of {len(found)}" + (f"; {dead_line(dead)}" if dead else "")
     ]
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
     parts.append(front_table(found, unit=result.state.unit))
     if result.comparison:
-        table = closing_table(_closing(result.state), result.state.unit)
+        table = closing_table(closing_of(result.state), result.state.unit)
         parts.append("\n".join(filter(None, [table, alike_line(result.comparison, result.finals)])))
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
-        parts += [_verdict(result) or ""]
+        parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
-    parts.append(_accuracy_remark(result))
-    parts.append(_speed_remark(found))
+    parts.append(accuracy_remark(result.state))
+    parts.append(speed_remark(found))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
     place = "" if root == "mlruns" else f" --root {shlex.quote(root)}"
     if result.best is None:
@@ -92,57 +98,9 @@ def _search_text(result: SearchResult, root: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _verdict(result: SearchResult) -> str | None:
-    config = result.state.config
-    compared = result.comparison
-    if not compared:
-        return None
-    return verdict(compared, result.finals, config.max_size, config.size_metric, result.state.unit)
-
-
-def _accuracy_remark(result: SearchResult) -> str:
-    best = result.best
-    if result.least_accuracy is None or best is None:
-        return ""
-    unit = result.state.unit
-    least = unit.told(result.least_accuracy)
-    bound = "at least" if unit.best == MAX else "at most"
-    wanted = f"{_article(unit.name)} {unit.name} of {bound} {least} on validation data"
-    if not _is_accurate(result):
-        remedy = "give the study more --trials or a larger limit"
-        return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
-    size = result.state.row(best).size
-    return f"The smallest network found with {wanted}: trial {best}, {size:.2%} of the dense size."
-
-
-def _article(name: str) -> str:
-    """Which article is said before a name: letters that are spelled, as of RMSE, may begin with a vowel."""
-    spelled = not name[:2].islower() and name[:1].isupper() and not name[1:2].islower()
-    return "an" if name[:1] in ("AEFHILMNORSX" if spelled else "aeiouAEIOU") else "a"
-
-
 def _told(state: StudyState, share: float | None, word: str = "") -> str:
     """`final accuracy 97.25 %`, or the same in the unit of the study's own metric."""
     return f"{word}{state.unit.name} {state.unit.shown(share)}"
-
-
-def _is_accurate(result: SearchResult) -> bool:
-    """Whether the best trial has the accuracy asked for; True if none was."""
-    best = result.best
-    if result.least_accuracy is None or best is None:
-        return True
-    row = result.state.row(best)
-    accuracy = row.accuracy if row.final_accuracy is None else row.final_accuracy
-    return accuracy is not None and accuracy >= result.least_accuracy
-
-
-def _speed_remark(front: Sequence[TrialRow]) -> str:
-    words = dict.fromkeys(row.granularity for row in front if row.granularity is not None)
-    masks = [word for word in words if "channel" not in parts_of(word)]
-    if masks:
-        named = ", ".join(masks)
-        return f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
-    return ""
 
 
 def _files_data(state: StudyState) -> dict[str, Any] | None:
@@ -151,13 +109,6 @@ def _files_data(state: StudyState) -> dict[str, Any] | None:
 
 def _files_line(state: StudyState) -> str:
     return tightness_line(found) if (found := state.tightness) else ""
-
-
-def _closing(state: StudyState) -> list[ClosingRow]:
-    if state.comparison is None:
-        return []
-    trial_of = {record.policy.digest: number for number, record in sorted(state.records.items())}
-    return closing_rows(state.comparison, state.scores, trial_of)
 
 
 def front(arguments: argparse.Namespace) -> Reply:
@@ -177,13 +128,8 @@ def front(arguments: argparse.Namespace) -> Reply:
         if arguments.all and (said := _files_line(state)):
             text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
-            text += f"\n\n{_dead_line(dead)}"
+            text += f"\n\n{dead_line(dead)}"
     return Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
-
-
-def _dead_line(count: int) -> str:
-    networks = "1 dead network" if count == 1 else f"{count} dead networks"
-    return f"{networks} (no more accurate than chance) left out; `front --all` shows all trials"
 
 
 def status(arguments: argparse.Namespace) -> Reply:
@@ -220,14 +166,8 @@ def status(arguments: argparse.Namespace) -> Reply:
     if left:
         lines.append(f"About {duration(left)} left, finals included")
     if not view.running and left != 0:
-        lines.append(_resume_line(config, view.criterion_place))
+        lines.append(resume_line(config, view.criterion_place))
     return Reply(data, "\n".join(lines))
-
-
-def _resume_line(config: SearchConfig, place: str | None) -> str:
-    if ":" in config.criterion and ".py:" not in config.criterion:
-        return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
-    return f"Resume: {resume_command(config, place)}"
 
 
 def _best_line(row: TrialRow | None, state: StudyState) -> str:

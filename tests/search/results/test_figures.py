@@ -11,12 +11,12 @@ from search.metric import SHARE, Metric
 from search.results.comparison import Comparison, Reference
 from search.results.figures import (
     _by_point,
-    _marks,
     _profile_curves,
-    _side_by_side,
+    compared_marks,
     front_png,
     new_figure,
     profile_png,
+    side_by_side,
     value_ticks,
 )
 from search.results.tables import FinalScore, TrialRow
@@ -38,11 +38,11 @@ COMPARISON = Comparison(
 
 def test_marks_are_dense_roundings_baselines_and_finalists():
     """A baseline without scores is left out; where zeros alone count, rounding makes nothing smaller."""
-    dense, static, finalists = _marks(COMPARISON, FINALS, "encoded")
+    dense, static, finalists = compared_marks(COMPARISON, FINALS, "encoded")
     assert dense.points == {(0.2, 0.93): "8 bits", (0.1, 0.85): "4 bits"}
     assert static.points == {(0.25, 0.91): "global, lamp"}
     assert finalists.points == {(0.24, 0.92): ""}
-    assert [mark.points for mark in _marks(COMPARISON, FINALS, "nonzero")] == [
+    assert [mark.points for mark in compared_marks(COMPARISON, FINALS, "nonzero")] == [
         {(0.21, 0.91): "global, lamp"}, {(0.20, 0.92): ""},
     ]  # fmt: skip
     assert _by_point([((0.1, 0.2), "a"), ((0.1, 0.3), "b")]) == {(0.1, 0.2): "a", (0.1, 0.3): "b"}
@@ -54,7 +54,7 @@ def test_texts_that_would_cover_each_other_become_one():
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     named = [((20, 51), "low"), ((21, 53), "high"), ((20, 60), "apart"), ((40, 53), "aside")]
-    assert _side_by_side(axes, named) == [((20, 60), "apart"), ((21, 53), "high, low"), ((40, 53), "aside")]
+    assert side_by_side(axes, named) == [((20, 60), "apart"), ((21, 53), "high, low"), ((40, 53), "aside")]
 
 
 RMSE = Metric("RMSE", best="min", low=0, dense=20.0)

@@ -8,8 +8,9 @@ from itertools import islice
 import pytest
 
 from pruning.importance.scores import unit_importance
-from search.cli.text_tables import closing_table, latency_line
+from search.cli.text_tables import closing_table
 from search.metric import Metric
+from search.results.cells import latency_line
 from search.results.closing import alike_line, closing_rows, plain_closing_rows, verdict
 from search.results.comparison import BASELINES, Comparison, Reference
 from search.results.tables import FinalScore

@@ -21,7 +21,6 @@ import torch
 import search.executors.evaluation
 import search.study.runner
 from pruning.latency import describe_device, measure_latency_table
-from search.cli.resume import resume_command
 from search.config import make_config
 from search.errors import Refused, UsageError
 from search.export.choose import choose_trial
@@ -30,6 +29,7 @@ from search.progress import ProgressReporter
 from search.proposals.pool import FRACTIONS
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
+from search.results.resume import resume_command
 from search.results.view import SearchResult, open_study
 from search.store.folder import StudyFolder
 from search.store.journal import Journal

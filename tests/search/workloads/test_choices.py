@@ -13,10 +13,10 @@ from torch import nn
 from torchvision import models
 
 from search import SearchConfig
-from search.cli.resume import resume_command
 from search.config import ConfigError
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.progress import ProgressReporter
+from search.results.resume import resume_command
 from search.store.study_record import new_record, resumed_config
 from search.training.dense_model import dense_model
 from search.workloads import get_workload

@@ -1,0 +1,57 @@
+"""How numbers are written in the cells of tables, in a terminal and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from search.results.closing import ClosingRow
+from search.results.tables import TrialRow
+from spaces.cost.timing import TimedNetwork, TimedNetworks
+
+MIXED = "mixed"
+"""What bits are called where layers differ."""
+
+
+def percent(share: float | None, digits: int = 1) -> str | None:
+    """A share as percent; None stays None."""
+    return None if share is None else f"{share * 100:.{digits}f} %"
+
+
+def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
+    """The bits of stored weights: a number, or `mixed` if layers differ; None stays None."""
+    return MIXED if isinstance(bits, Mapping) else None if bits is None else str(bits)
+
+
+def runs_cell(row: ClosingRow) -> str:
+    """Of how many fine-tunes a row is, and how many there were if some failed."""
+    return f"{row.runs} of {row.runs + row.failed}" if row.failed else str(row.runs)
+
+
+def latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:
+    """A share of the dense latency with its interval, and whether that is noise; None stays None."""
+    if timed is None:
+        return None
+    interval = "" if timed.low == timed.high else f" [{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
+    return f"{percent(timed.share)}{interval}" + (" noise" if within_noise else "")
+
+
+def latency_line(timed: TimedNetworks) -> str:
+    """How the closing table's latency was measured, and how far equal networks come out apart."""
+    where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
+    dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
+    return (
+        f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
+        f"takes {dense}, a copy of it {latency_cell(timed.copy)}: an interval that overlaps this one is noise."
+    )
+
+
+def schedule_cell(row: TrialRow) -> str | None:
+    """A trial's schedule: of a polynomial one its exponent alone; None stays None."""
+    if row.exponent is None:
+        return row.schedule
+    return ("" if row.schedule == "polynomial" else f"{row.schedule}, ") + f"E = {row.exponent:.2g}"
+
+
+def counts_line(counts: Mapping[str, int]) -> str:
+    """`12 complete, 1 failed`; states without trials are left out."""
+    return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no trials"

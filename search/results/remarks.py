@@ -1,0 +1,84 @@
+"""What there is to say of a study besides its tables, each in one place for every command that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.config import SearchConfig
+from search.metric import MAX
+from search.results.closing import ClosingRow, closing_rows, verdict
+from search.results.resume import resume_command
+from search.results.state import StudyState
+from search.results.tables import TrialRow
+from spaces.granularity import parts_of
+
+
+def closing_of(state: StudyState) -> list[ClosingRow]:
+    """The closing table's rows; none before the finals."""
+    if state.comparison is None:
+        return []
+    trial_of = {record.policy.digest: number for number, record in sorted(state.records.items())}
+    return closing_rows(state.comparison, state.scores, trial_of)
+
+
+def verdict_of(state: StudyState) -> str | None:
+    """What the finals come to, see `search.results.closing.verdict`; None before them."""
+    if not state.comparison:
+        return None
+    config = state.config
+    return verdict(state.comparison, state.scores, config.max_size, config.size_metric, state.unit)
+
+
+def dead_line(count: int) -> str:
+    """Networks that are on no front because they have learnt nothing."""
+    networks = "1 dead network" if count == 1 else f"{count} dead networks"
+    return f"{networks} (no more accurate than chance) left out; `front --all` shows all trials"
+
+
+def speed_remark(front: Sequence[TrialRow]) -> str:
+    """That masks bring no speed, where the front has any; else empty."""
+    words = dict.fromkeys(row.granularity for row in front if row.granularity is not None)
+    masks = [word for word in words if "channel" not in parts_of(word)]
+    if masks:
+        named = ", ".join(masks)
+        return f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+    return ""
+
+
+def accuracy_remark(state: StudyState) -> str:
+    """Whether the accuracy that was asked for is reached, and by what; empty if none was, or nothing is feasible."""
+    best = state.best
+    if state.least_accuracy is None or best is None:
+        return ""
+    unit = state.unit
+    least = unit.told(state.least_accuracy)
+    bound = "at least" if unit.best == MAX else "at most"
+    wanted = f"{_article(unit.name)} {unit.name} of {bound} {least} on validation data"
+    if not is_accurate(state):
+        remedy = "give the study more --trials or a larger limit"
+        return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
+    size = state.row(best).size
+    return f"The smallest network found with {wanted}: trial {best}, {size:.2%} of the dense size."
+
+
+def is_accurate(state: StudyState) -> bool:
+    """Whether the best trial has the accuracy asked for; True if none was."""
+    best = state.best
+    if state.least_accuracy is None or best is None:
+        return True
+    row = state.row(best)
+    accuracy = row.accuracy if row.final_accuracy is None else row.final_accuracy
+    return accuracy is not None and accuracy >= state.least_accuracy
+
+
+def resume_line(config: SearchConfig, place: str | None) -> str:
+    """How the study goes on; `place` is where a criterion of the user's own was, see `StudyView`."""
+    if ":" in config.criterion and ".py:" not in config.criterion:
+        return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
+    return f"Resume: {resume_command(config, place)}"
+
+
+def _article(name: str) -> str:
+    """Which article is said before a name: letters that are spelled, as of RMSE, may begin with a vowel."""
+    spelled = not name[:2].islower() and name[:1].isupper() and not name[1:2].islower()
+    return "an" if name[:1] in ("AEFHILMNORSX" if spelled else "aeiouAEIOU") else "a"
