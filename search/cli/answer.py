@@ -25,7 +25,7 @@ from search.user_code.blame import told
 from search.user_code.lasting import LastingStream, leave_threads_behind
 
 COMMANDS = {
-    "study": ("search", "front", "status", "view"),
+    "study": ("search", "front", "status", "report", "view"),
     "network": ("scan", "inspect"),
     "policy": ("export", "apply", "verify"),
 }

@@ -147,6 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_front(commands)
     _add_status(commands)
+    _add_report(commands)
     _add_view(commands)
     _add_export(commands)
     _add_apply(commands)
@@ -264,6 +265,12 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 def _add_status(commands: Any) -> None:
     parser = _command(commands, "status", "trials by state and reason, best so far, time left")
     _add_study(parser)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", "one HTML page of a study, running or not, and its pictures")
+    _add_study(parser)
+    parser.add_argument("--out", metavar="DIR", help="where report.html and its pictures go (ROOT/STUDY/report)")
 
 
 def _add_view(commands: Any) -> None:

@@ -114,14 +114,24 @@ def verdict(
     Returns:
         One or two sentences; None if there is nothing to compare.
     """
-    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
-    found = [finals[d] for d in comparison.finalists if d in finals]
-    if not found:
+    if (top := _top(comparison, finals)) is None:
         return None
-    top = max(found, key=lambda f: f.final_accuracy)
-    static = {name: finals[d] for name, d in comparison.baselines.items() if d in finals}
-    said = [_against_static(comparison, top, static, unit), _against_rounding(comparison, top, max_size, metric, unit)]
+    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
+    said = [against_static(comparison, finals, unit), _against_rounding(comparison, top, max_size, metric, unit)]
     return " ".join(filter(None, said)) or None
+
+
+def _top(comparison: Comparison, finals: Mapping[str, FinalScore]) -> FinalScore | None:
+    """The most accurate finalist on validation data."""
+    found = [finals[d] for d in comparison.finalists if d in finals]
+    return max(found, key=lambda f: f.final_accuracy, default=None)
+
+
+def against_static(comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE) -> str:
+    """The part of the `verdict` on static baselines; empty if there is nothing to compare."""
+    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
+    top, static = _top(comparison, finals), {n: finals[d] for n, d in comparison.baselines.items() if d in finals}
+    return "" if top is None else _against_static(comparison, top, static, unit)
 
 
 def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str, FinalScore], unit: Metric) -> str:
@@ -175,10 +185,8 @@ def rounding_alone(
     what keeps each from it; the arguments are those of `verdict`. Empty if there is nothing to compare.
     """
     comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
-    found = [finals[d] for d in comparison.finalists if d in finals]
-    if not found or not comparison.rounded:
+    if (top := _top(comparison, finals)) is None or not comparison.rounded:
         return ""
-    top = max(found, key=lambda f: f.final_accuracy)
     if said := _against_rounding(comparison, top, max_size, metric, unit):
         return f"Yes. {said}"
     parts = []
@@ -187,7 +195,7 @@ def rounding_alone(
         if one.size(metric) > max_size:
             parts.append(f"{name} takes {size}, over the limit of {max_size * 100:g} %")
         else:
-            apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)}"
+            apart = unit.distance(one.test_accuracy, top.test_accuracy)
             below = _side(one.test_accuracy - top.test_accuracy, unit)
             parts.append(f"{name} ({size}) is {apart} {below} the finalist on test, more than noise")
     return f"No: {'; '.join(parts)}."
@@ -199,13 +207,11 @@ def level_with_top(
     """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data; and
     those that do not. None before the finals.
     """
-    found = [finals[d] for d in comparison.finalists if d in finals]
-    if not found:
+    if (top := _top(comparison, finals)) is None:
         return None
-    top = max(found, key=lambda f: f.final_accuracy)
     level: list[FinalScore] = []
     apart: list[FinalScore] = []
-    for other in found:
+    for other in (finals[d] for d in comparison.finalists if d in finals):
         error = _difference_error(top, other, comparison.test_examples if unit.is_share else None)
         is_noise = error is not None and abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
         if other is not top:

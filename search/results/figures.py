@@ -39,6 +39,8 @@ LINE_COLOURS = (
 )  # fmt: skip
 """Of named lines: apart to colour-blind eyes, and with `LINE_MARKS` in print without colours."""
 LINE_MARKS = "os^DvPX<>*"
+LEAST_SPAN = 5.0
+"""Points of accuracy that a panel of a profile spans at least."""
 MOST_COLUMNS = 2
 """Panels of a profile beside each other; more stand below."""
 
@@ -90,7 +92,7 @@ def front_png(
     if not unit.is_share:  # what finals are compared with may lie below all of the front
         beside = [accuracy for mark in marks for _, accuracy in mark.points]
         shown = np.array([*shown, *(100 * share for share in [*dense, *beside])])
-    zoom(axes, _points(complete)[1], shown, marks)
+    _write_beside(axes, zoom(axes, _points(complete)[1], shown, marks))
     value_ticks(axes, unit)
     axes.legend(frameon=False, loc="best", fontsize=8)
     return png_bytes(figure)
@@ -219,6 +221,8 @@ def _profile_curves(
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(unit.label("calibration"))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high - LEAST_SPAN), high)  # what differs by an example or two is no cliff
     value_ticks(axes, unit)
     said = "" if len(colours) == len(curves) else f"the {len(colours)} most sensitive of {len(curves)}, worst first"
     if shares:
@@ -240,9 +244,17 @@ def _colours(curves: Curves) -> dict[str, str]:
     return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
 
 
-def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> None:
-    """Leave out what lies far below the front's most accurate trial, and say what that is; name the points of `marks`
-    that stay.
+class Named(NamedTuple):
+    """A text for a point of a mark, both in percent."""
+
+    mark: Mark
+    place: tuple[float, float]
+    text: str
+
+
+def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]) -> list[Named]:
+    """Leave out what lies far below the front's most accurate trial, and say what that is; returns the names of the
+    points of `marks` that stay.
     """
     low = -np.inf
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
@@ -251,20 +263,26 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
         axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
     count = int((trials < low).sum())
     below = [f"{count} trial{'s' * (count > 1)}"] if count else []
+    named = []
     for mark in marks:
-        named: list[tuple[tuple[float, float], str]] = []
         for (size, accuracy), text in mark.points.items():
             if accuracy * 100 >= low:
-                named += [((size * 100, accuracy * 100), text)] if text else []
+                named += [Named(mark, (size * 100, accuracy * 100), text)] if text else []
             else:
                 below.append(f"{mark.label.partition(',')[0]} {text}".strip())
-        for place, text in side_by_side(axes, named):
-            axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
     if below:
         axes.annotate(f"below: {', '.join(below)}", (0.01, 0.01), xycoords="axes fraction", fontsize=8, color="0.4")
+    return named
 
 
-def side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
+def _write_beside(axes: Any, named: Sequence[Named]) -> None:
+    for mark in {id(one.mark): one.mark for one in named}.values():
+        own = [(one.place, one.text) for one in named if one.mark is mark]
+        for place, text in _side_by_side(axes, own):
+            axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
+
+
+def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
     """Texts of points so close that they would cover each other become one, beside the highest of these points."""
     found: list[tuple[tuple[float, float], list[str]]] = []
     for place, text in sorted(named, key=lambda one: -one[0][1]):
@@ -308,9 +326,18 @@ def short(layer: str) -> str:
     >>> short("backbone.conv3.weight"), short("a" * 20 + "." + "b" * 20 + ".weight")
     ('backbone.conv3', 'aaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbb')
     """
+    return literal(short_name(layer))
+
+
+def short_name(layer: str) -> str:
+    """The same for what draws no formulas.
+
+    >>> short("$x$.weight"), short_name("$x$.weight")
+    ('\\\\$x\\\\$', '$x$')
+    """
     name = printable(layer.removesuffix(".weight"))
     half = (NAME_LENGTH - 1) // 2
-    return literal(name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}")
+    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}"
 
 
 def literal(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from search.config import SearchConfig
 from search.metric import MAX
+from search.results.cells import MIXED
 from search.results.closing import ClosingRow, closing_rows, verdict
 from search.results.resume import resume_command
 from search.results.state import StudyState
@@ -37,12 +38,17 @@ def dead_line(count: int) -> str:
 
 def speed_remark(front: Sequence[TrialRow]) -> str:
     """That masks bring no speed, where the front has any; else empty."""
-    words = dict.fromkeys(row.granularity for row in front if row.granularity is not None)
+    words = dict.fromkeys(row.granularity for row in front if row.granularity is not None and not _loses_channels(row))
     masks = [word for word in words if "channel" not in parts_of(word)]
     if masks:
         named = ", ".join(masks)
         return f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
     return ""
+
+
+def _loses_channels(row: TrialRow) -> bool:
+    """Whether granularities that differ from layer to layer remove channels somewhere."""
+    return row.granularity == MIXED and row.macs is not None and row.macs < 1
 
 
 def accuracy_remark(state: StudyState) -> str:

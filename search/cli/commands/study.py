@@ -1,4 +1,4 @@
-"""Commands on a study: search, front, status, view."""
+"""Commands on a study: search, front, status, report, view."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from search.cli.commands.reply import Reply
+from search.cli.commands.reply import Reply, written_line
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
 from search.cli.text_tables import closing_table, front_table
 from search.config import make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
-from search.files import open_root
+from search.files import check_writable, open_root
 from search.masking import masked
 from search.progress import TerminalReporter, duration
 from search.results.cells import bits_cell, counts_line, latency_line, percent
@@ -179,6 +179,25 @@ def _best_line(row: TrialRow | None, state: StudyState) -> str:
     if row.final_accuracy is None:
         return f"Best so far: trial {row.trial}, {_told(state, row.accuracy)} {place}"
     return f"Best: trial {row.trial}, {_told(state, row.final_accuracy, 'final ')} {place}"
+
+
+def report(arguments: argparse.Namespace) -> Reply:
+    """One HTML page of the study, and its pictures."""
+    from search.report.files import write_report  # draws, which the other commands do without
+    from search.report.page import report_of
+
+    view = open_study(arguments.root, arguments.study)
+    folder = Path(arguments.out) if arguments.out else view.folder.path / "report"
+    check_writable(folder)
+    found = report_of(view)
+    page, *pictures = write_report(folder, found)
+    data = {"study": arguments.study, "report": page, "pictures": pictures, "words": found.words}
+    lines = [found.words["standing"]]
+    for one in found.words["recommendations"]:
+        ship = "nothing" if one["trial"] is None else f"trial {one['trial']}"
+        lines.append(f"{one['target']}: {ship}; {one['why']}")
+    lines += [f"{question} {' '.join(said)}" for question, said in found.words["questions"].items()]
+    return Reply(data, "\n\n".join([*lines, written_line([page, *pictures])]))
 
 
 def view(arguments: argparse.Namespace) -> Reply:

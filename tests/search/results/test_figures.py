@@ -16,7 +16,7 @@ from search.results.figures import (
     front_png,
     new_figure,
     profile_png,
-    side_by_side,
+    _side_by_side,
     value_ticks,
 )
 from search.results.tables import FinalScore, TrialRow
@@ -54,7 +54,7 @@ def test_texts_that_would_cover_each_other_become_one():
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     named = [((20, 51), "low"), ((21, 53), "high"), ((20, 60), "apart"), ((40, 53), "aside")]
-    assert side_by_side(axes, named) == [((20, 60), "apart"), ((21, 53), "high, low"), ((40, 53), "aside")]
+    assert _side_by_side(axes, named) == [((20, 60), "apart"), ((21, 53), "high, low"), ((40, 53), "aside")]
 
 
 RMSE = Metric("RMSE", best="min", low=0, dense=20.0)

@@ -1,0 +1,325 @@
+"""The page: what a study found as one HTML document that needs no network, no other file and no trust in names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from search.metric import Metric
+from search.records import TrialRecord
+from search.report.figures import (
+    Picture,
+    front_picture,
+    growth_picture,
+    influence_picture,
+    layers_picture,
+    prediction_picture,
+    sensitivity_picture,
+)
+from search.report.growth import growth_of
+from search.report.influence import FEWEST, QUANTILE, Influence, influences
+from search.report.prediction import PredictionQuality, prediction_quality
+from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
+from search.results.cells import bits_cell, latency_cell, percent, runs_cell, schedule_cell
+from search.results.figures import short_name
+from search.results.remarks import closing_of, dead_line, resume_line
+from search.results.state import StudyState
+from search.results.tables import TrialRow
+from search.results.view import StudyView
+from search.store.outline import NetworkOutline, shown_outline, shown_profile
+from spaces.bits import FLOAT_BITS
+from spaces.printable import LONGEST_WORD, printable, shortened
+
+HERE = Path(__file__).parent
+NAMES = ("front", "growth", "sensitivity", "layers", "influence", "prediction")
+"""Pictures that the page has a place for."""
+MOST_LAYERS = 200
+"""Layers of a policy that are listed; of more, those of which most is gone."""
+POINTED_LAYERS = 12
+"""The same beside a point."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of a study.
+
+    Attributes:
+        html: the page.
+        pictures: those in it.
+        words: the plain words on top, as data for JSON.
+    """
+
+    html: str
+    pictures: tuple[Picture, ...]
+    words: Mapping[str, Any]
+
+
+def report_of(view: StudyView) -> Report:
+    """What there is of a study now, running or not; nothing is written."""
+    state, outline, profile = view.state, shown_outline(view.folder), shown_profile(view.folder)
+    records = [state.records[number] for number in sorted(state.records)]
+    growth, judged = growth_of(state), influences(records, state.config.size_metric)
+    quality = prediction_quality(records)
+    drawn = [
+        front_picture(state),
+        growth_picture(growth, state) if growth else None,
+        sensitivity_picture(profile, outline, state.unit) if profile and profile.points else None,
+        layers_picture(state, outline),
+        influence_picture(judged) if judged else None,
+        prediction_picture(quality, state.unit) if quality else None,
+    ]
+    pictures = tuple(picture for picture in drawn if picture is not None)
+    shipped = [{**asdict(one), "command": _command(view, one.trial)} for one in recommendations(state)]
+    said = {topic.question: list(topic.sentences) for topic in topics(view)}
+    front = state.front
+    kind, _, command = resume_line(view.config, view.criterion_place).partition(": ")
+    context = {
+        "study": view.folder.name,
+        "standing": where_it_stands(view),
+        "workload": view.config.workload,
+        "limit": percent(state.max_size),
+        "size_metric": state.config.size_metric,
+        "unit": state.unit.name,
+        "dense": state.unit.shown(state.dense_accuracy),
+        "outline": _outline_words(outline),
+        "recommendations": shipped,
+        "nothing_to_ship": _nothing_to_ship(view),
+        "topics": topics(view),
+        "statements": statements_for(state),
+        "reasons": {shortened(reason, LONGEST_WORD): count for reason, count in state.reasons.items()},
+        "pictures": dict.fromkeys(NAMES) | {picture.name: _embedded(picture) for picture in pictures},
+        "front": [_front_row(view, row) for row in front],
+        "front_columns": _front_columns(state),
+        **_finals(state),
+        "no_finals": _no_finals(state),
+        "no_scan": _no_scan(view),
+        "influence": _influence_words(judged),
+        "prediction": _prediction_words(quality, state.unit, state.config.sampler),
+        "resume": (f"{kind}:", command),
+        "folder": str(view.folder.path),
+        "records": _records(view),
+        "trials": {number: _pointed(view, state.records[number]) for number in _pointed_numbers(pictures)},
+    }
+    words = {"standing": context["standing"], "recommendations": shipped, "questions": said}
+    return Report(_rendered(context), pictures, words)
+
+
+def _rendered(context: Mapping[str, Any]) -> str:
+    """The page's template with everything in it escaped; control characters and marks of direction become visible."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
+        f"script-src 'sha256-{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    template = environment.from_string((HERE / "page.html").read_text(encoding="utf-8"))
+    page = template.render(**context, style=Markup(style), script=Markup(script), policy=policy)
+    return page.strip() + "\n"
+
+
+def _harmless(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embedded(picture: Picture) -> dict[str, Any]:
+    source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode()).decode()
+    return {
+        "source": source, "title": picture.title, "alt": picture.alt, "width": picture.width,
+        "height": picture.height, "spots": [asdict(spot) for spot in picture.spots],
+    }  # fmt: skip
+
+
+def _command(view: StudyView, trial: int | None) -> str | None:
+    return None if trial is None else export_command(view, trial)
+
+
+def _outline_words(outline: NetworkOutline | None) -> dict[str, str] | None:
+    if outline is None:
+        return None
+    counts = {"parameters": outline.parameters, "layers": len(outline.layers), "macs": outline.macs}
+    return {name: f"{count:,}" for name, count in counts.items()}
+
+
+def _nothing_to_ship(view: StudyView) -> str:
+    state = view.state
+    if dead := state.dead_within(state.max_size):
+        return f"Nothing yet: {dead_line(dead)}. Give the study more --trials or a larger limit."
+    if not state.records:
+        return "Nothing yet: no trial has finished."
+    if state.is_fruitless:
+        return "Nothing yet: no trial is complete. What did not complete, and why, is listed below."
+    return f"Nothing yet: no complete trial is within the limit of {percent(state.max_size)}."
+
+
+def _front_columns(state: StudyState) -> list[str]:
+    columns = ["trial", state.unit.name, "final", "test", "encoded", "nonzero", "MACs"]
+    return [*columns, *(["latency"] if _has_latency(state) else []), "granularity", "bits", "schedule", "origin"]
+
+
+def _has_latency(state: StudyState) -> bool:
+    return any(row.latency is not None for row in state.front)
+
+
+def _front_row(view: StudyView, row: TrialRow) -> dict[str, Any]:
+    state, unit = view.state, view.state.unit
+    layers, more = _layers(state.records[row.trial], MOST_LAYERS)
+    sizes = [percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs)]
+    sizes += [percent(row.latency)] if _has_latency(state) else []
+    return {
+        "trial": row.trial,
+        "cells": [
+            unit.shown(row.accuracy), unit.shown(row.final_accuracy), unit.spread(row.test_accuracy, row.test_sd),
+            *sizes, row.granularity, bits_cell(row.bits), schedule_cell(row), row.origin,
+        ],
+        "summary": f"{unit.name} {unit.shown(row.accuracy)}, {percent(row.size)} of the size",
+        "command": export_command(view, row.trial),
+        "layers": layers,
+        "more": more,
+    }  # fmt: skip
+
+
+def _layers(record: TrialRecord, most: int) -> tuple[list[tuple[str, str, str, str, str]], str]:
+    """Name, what is asked, what is gone, granularity and bits of a policy's layers, and what to say of more layers."""
+    policy, gone = record.policy, record.result.achieved
+    names = list(dict.fromkeys([*gone, *policy.sparsity, *policy.removal]))
+    kept = set(sorted(names, key=lambda name: -gone.get(name, 0.0))[:most])
+    rows = []
+    for name in names:
+        if name in kept:
+            asked = f"{policy.sparsity.get(name, 0.0) * 100:.1f} %"
+            if name in policy.removal:
+                asked = f"channels {policy.removal[name] * 100:.1f} %, then {asked}"
+            bits = policy.bits if isinstance(policy.bits, int) else policy.bits.get(name, FLOAT_BITS)
+            rows.append((name, asked, percent(gone.get(name)) or "–", policy.granularity_of(name), str(bits)))
+    left = len(names) - len(rows)
+    return rows, f"{left} more layers, of which less is gone" if left else ""
+
+
+def _pointed_numbers(pictures: Iterable[Picture]) -> list[int]:
+    return sorted({spot.trial for picture in pictures for spot in picture.spots})
+
+
+def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
+    """What is shown of a trial beside its point."""
+    row, unit = view.state.row(record.number), view.state.unit
+    layers, more = _layers(record, POINTED_LAYERS)
+    facts = {
+        unit.name: unit.shown(row.accuracy), "final": unit.shown(row.final_accuracy),
+        "test": unit.spread(row.test_accuracy, row.test_sd), "size": percent(row.size), "MACs": percent(row.macs),
+        "latency": percent(row.latency), "granularity": row.granularity, "bits": bits_cell(row.bits),
+        "schedule": schedule_cell(row), "criterion": row.criterion, "origin": row.origin,
+    }  # fmt: skip
+    return {
+        "title": f"Trial {record.number}",
+        "facts": [[name, printable(value)] for name, value in facts.items() if value is not None],
+        "layers": [[short_name(name), f"{gone} gone", f"{bits} bits"] for name, _, gone, _, bits in layers],
+        "more": more,
+        "command": export_command(view, record.number),
+    }
+
+
+def _finals(state: StudyState) -> dict[str, Any]:
+    rows, unit = closing_of(state), state.unit
+    timed = any(row.latency for row in rows)
+    columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
+    cells = [
+        [
+            row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
+            unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
+            *([latency_cell(row.latency, row.within_noise)] if timed else []),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return {
+        "finals": cells,
+        "final_columns": [*columns, *(["latency"] if timed else [])],
+        "test_examples": state.comparison.test_examples if state.comparison else None,
+    }
+
+
+def _no_finals(state: StudyState) -> str:
+    if state.config.finalists == 0:
+        return "None: they were left out (--finalists 0). The same command with --finalists 3 adds them."
+    done = len(state.finals)
+    return f"Not yet: {done} full fine-tunes are done." if done else "Not yet: they follow the last trial."
+
+
+def _no_scan(view: StudyView) -> str:
+    config = view.config
+    if config.sampler != "guided" and not config.warm_start:
+        return f"This study has no scan: --sampler {config.sampler} with --warm-start off needs none."
+    if view.state.records:
+        return "The study's folder holds no scan: it was last run by an earlier version. Its next run puts it there."
+    return "Not yet: the scan has not ended."
+
+
+def _influence_words(judged: Sequence[Influence]) -> str:
+    if not judged:
+        return (
+            f"Too few complete trials, or none that differ: with fewer than {FEWEST} nothing can be told from chance."
+        )
+    layers = sum(one.is_layer for one in judged)
+    expected = (1 - QUANTILE) * len(judged)
+    return (
+        f"A rank correlation of our own over {max(one.trials for one in judged)} complete trials: how much of what "
+        "size leaves unexplained in the ranks of accuracy each choice explains alone. Choices hang together, for a "
+        "search made them and did not toss coins (the learning rate follows from what is pruned), so this is no proof "
+        "of a cause. Of "
+        f"{len(judged)} choices, {layers} of them layers, about {expected:.1f} pass their mark by chance."
+    )
+
+
+def _prediction_words(quality: PredictionQuality | None, unit: Metric, sampler: str) -> str:
+    if quality is None:
+        if sampler != "guided":
+            return f"Only the guided sampler predicts accuracy; this study's is {sampler}."
+        return "No trial that was predicted is complete yet."
+    count = len(quality.points)
+    parts = [
+        f"{count} trial{'s' * (count > 1)} had a prediction. It was off by {_points(quality.error, unit)} on average"
+    ]
+    if quality.naive_error is not None:
+        parts.append(f"; the mean of all earlier trials would have been off by {_points(quality.naive_error, unit)}")
+    parts.append(f". {quality.within} of {count} came out within one predicted deviation")
+    if quality.rank is None:
+        parts.append("; too few for a rank correlation.")
+    else:
+        parts.append(f"; rank correlation {quality.rank:.2f}.")
+    return "".join(parts)
+
+
+def _points(share: float, unit: Metric) -> str:
+    """A mean difference of shares; of a metric with a unit, shares are what the search predicts."""
+    return f"{share * 100:.2f} points" if unit.is_share else f"{share:.3f} of the search's share from 0 to 1"
+
+
+def _records(view: StudyView) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Options, versions and fingerprints, as rows of tables."""
+    record = view.folder.read_record()
+    found = []
+    for title, part in (
+        ("Options", record["config"]),
+        ("Versions and device of the last run", record.get("environment", {})),
+        ("Fingerprints of model, data and code, and the recipe", record["identity"]),
+    ):
+        rows = [(str(name), _plain(value)) for name, value in part.items() if value is not None]
+        found.append((title, rows))
+    return found
+
+
+def _plain(value: object) -> str:
+    return shortened(value if isinstance(value, str) else json.dumps(value), LONGEST_WORD * 5)
