@@ -3,6 +3,7 @@
   const trials = JSON.parse(document.getElementById("trials").textContent);
   const tip = document.getElementById("tip");
   const said = document.getElementById("said");
+  const REACH = 12;
   let clear = 0;
 
   const say = (text) => {
@@ -78,11 +79,41 @@
   const of = (trial) => document.querySelectorAll(`[data-trial="${CSS.escape(trial)}"]`);
   const light = (trial, on) => of(trial).forEach((one) => one.classList.toggle("on", on));
 
-  document.querySelectorAll(".mark").forEach((mark) => {
-    const trial = mark.dataset.trial;
-    mark.addEventListener("pointerenter", () => { show(mark); light(trial, true); });
-    mark.addEventListener("pointerleave", () => { hide(); light(trial, false); });
-    mark.addEventListener("click", () => { if (trials[trial]) copy(trials[trial].command); });
+  // Points may lie closer to each other than a pointer is exact: the nearest one counts.
+  const nearest = (event) => {
+    let found = null;
+    let least = REACH;
+    event.currentTarget.querySelectorAll(".mark").forEach((mark) => {
+      const box = mark.getBoundingClientRect();
+      const across = event.clientX - (box.left + box.right) / 2;
+      const distance = Math.hypot(across, event.clientY - (box.top + box.bottom) / 2);
+      if (distance <= least) [found, least] = [mark, distance];
+    });
+    return found;
+  };
+
+  let shown = null;
+  const point = (mark) => {
+    if (mark === shown) return;
+    if (shown) light(shown.dataset.trial, false);
+    shown = mark;
+    if (!mark) { hide(); return; }
+    show(mark);
+    light(mark.dataset.trial, true);
+  };
+
+  document.querySelectorAll(".plot svg").forEach((plot) => {
+    plot.addEventListener("pointermove", (event) => {
+      const mark = nearest(event);
+      plot.classList.toggle("pointed", mark !== null);
+      point(mark);
+    });
+    plot.addEventListener("pointerleave", () => point(null));
+    plot.addEventListener("click", (event) => {
+      const mark = nearest(event);
+      point(mark);
+      if (mark && trials[mark.dataset.trial]) copy(trials[mark.dataset.trial].command);
+    });
   });
   document.querySelectorAll("tr[data-trial]").forEach((line) => {
     const trial = line.dataset.trial;
@@ -95,6 +126,6 @@
     button.addEventListener("click", () => copy(button.dataset.command));
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") { hide(); said.textContent = ""; }
+    if (event.key === "Escape") { point(null); said.textContent = ""; }
   });
 })();

@@ -13,7 +13,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from search.config import SearchConfig
 from search.metric import Metric
+from search.options import OPTIONS, key_of
 from search.records import TrialRecord
 from search.report.figures import (
     Picture,
@@ -39,6 +41,9 @@ from spaces.bits import FLOAT_BITS
 from spaces.printable import LONGEST_WORD, printable, shortened
 
 HERE = Path(__file__).parent
+SCREEN = 0.8
+"""Pixels of a page for one of a picture, which is drawn at 120 dots an inch."""
+RESUMES = "This command goes on with the study, in the folder where it was begun:"
 NAMES = ("front", "growth", "sensitivity", "layers", "influence", "prediction")
 """Pictures that the page has a place for."""
 MOST_LAYERS = 200
@@ -84,12 +89,9 @@ def report_of(view: StudyView) -> Report:
     context = {
         "study": view.folder.name,
         "standing": where_it_stands(view),
-        "workload": view.config.workload,
-        "limit": percent(state.max_size),
-        "size_metric": state.config.size_metric,
+        "facts": _facts(view, outline),
         "unit": state.unit.name,
-        "dense": state.unit.shown(state.dense_accuracy),
-        "outline": _outline_words(outline),
+        "outline": outline is not None,
         "recommendations": shipped,
         "nothing_to_ship": _nothing_to_ship(view),
         "topics": topics(view),
@@ -98,12 +100,14 @@ def report_of(view: StudyView) -> Report:
         "pictures": dict.fromkeys(NAMES) | {picture.name: _embedded(picture) for picture in pictures},
         "front": [_front_row(view, row) for row in front],
         "front_columns": _front_columns(state),
+        "numbers": _front_columns(state).index("granularity"),
         **_finals(state),
         "no_finals": _no_finals(state),
         "no_scan": _no_scan(view),
         "influence": _influence_words(judged),
         "prediction": _prediction_words(quality, state.unit, state.config.sampler),
-        "resume": (f"{kind}:", command),
+        "resume": (RESUMES if kind == "Resume" else kind, command),
+        "options": study_toml(view.config).splitlines(),
         "folder": str(view.folder.path),
         "records": _records(view),
         "trials": {number: _pointed(view, state.records[number]) for number in _pointed_numbers(pictures)},
@@ -137,21 +141,36 @@ def _digest(text: str) -> str:
 
 def _embedded(picture: Picture) -> dict[str, Any]:
     source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode()).decode()
-    return {
-        "source": source, "title": picture.title, "alt": picture.alt, "width": picture.width,
-        "height": picture.height, "spots": [asdict(spot) for spot in picture.spots],
-    }  # fmt: skip
+    width, height = round(picture.width * SCREEN), round(picture.height * SCREEN)
+    spots = [asdict(spot) for spot in picture.spots]
+    shown = {"source": source, "title": picture.title, "alt": picture.alt, "width": width, "height": height}
+    return shown | {"spots": spots}
 
 
 def _command(view: StudyView, trial: int | None) -> str | None:
     return None if trial is None else export_command(view, trial)
 
 
-def _outline_words(outline: NetworkOutline | None) -> dict[str, str] | None:
-    if outline is None:
-        return None
-    counts = {"parameters": outline.parameters, "layers": len(outline.layers), "macs": outline.macs}
-    return {name: f"{count:,}" for name, count in counts.items()}
+def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
+    """What was asked for, and of which network."""
+    state, config = view.state, view.config
+    dense = state.unit.shown(state.dense_accuracy)
+    said = [
+        f"Pruning policies for workload {config.workload}, within {percent(state.max_size)} of the dense model's size "
+        f"({config.size_metric})."
+    ]
+    if dense is not None:
+        said.append(f"The dense model has {state.unit.name} {dense} on validation data.")
+    if outline is not None:
+        layers = f"{len(outline.layers):,} prunable layers"
+        said.append(f"It has {outline.parameters:,} parameters, {outline.macs:,} MACs and {layers}.")
+    return [*said, "Sizes, MACs and latency are shares of the dense model's."]
+
+
+def study_toml(config: SearchConfig) -> str:
+    """The options of a study as a STUDY.toml; what has no value is left out, and so is the root."""
+    values = {key_of(name): getattr(config, name) for name in OPTIONS if name != "root"}
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
 
 
 def _nothing_to_ship(view: StudyView) -> str:
@@ -308,11 +327,10 @@ def _points(share: float, unit: Metric) -> str:
 
 
 def _records(view: StudyView) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Options, versions and fingerprints, as rows of tables."""
+    """Versions and fingerprints, as rows of tables."""
     record = view.folder.read_record()
     found = []
     for title, part in (
-        ("Options", record["config"]),
         ("Versions and device of the last run", record.get("environment", {})),
         ("Fingerprints of model, data and code, and the recipe", record["identity"]),
     ):
