@@ -274,7 +274,8 @@ def test_every_import_is_a_dependency():
 
 def test_commands_that_only_read_a_study_do_without_pytorch():
     asked = (
-        "import sys, search.cli.commands.study; print([x for x in ('torch', 'optuna', 'mlflow') if x in sys.modules])"
+        "import sys, search.cli.commands.study, search.report.page;"
+        "print([x for x in ('torch', 'optuna', 'mlflow') if x in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -653,6 +653,7 @@ COMMANDS = {
     # studies, files and folders
     "study of front": (["front", "tinny"], "'tinny': did you mean 'tiny'"),
     "study of status": (["status", "tinny"], "'tinny': did you mean 'tiny'"),
+    "study of report": (["report", "tinny"], "'tinny': did you mean 'tiny'"),
     "study of export": (["export", "tinny", "--out", "never-made"], "'tinny': did you mean 'tiny'"),
     "out": (["export", "tiny"], "--out"),
     "trial": (["export", "tiny", "--out", "never-made", "--trial", "worst"], "'worst'"),

@@ -140,7 +140,7 @@ def _digest(text: str) -> str:
 
 
 def _embedded(picture: Picture) -> dict[str, Any]:
-    source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode()).decode()
+    source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode(errors="replace")).decode()
     width, height = round(picture.width * SCREEN), round(picture.height * SCREEN)
     spots = [asdict(spot) for spot in picture.spots]
     shown = {"source": source, "title": picture.title, "alt": picture.alt, "width": width, "height": height}

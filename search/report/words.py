@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.results.cells import bits_cell, counts_line, latency_line, percent
+from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
 from search.results.closing import ALIKE, ClosingRow, against_static, alike_line, level_with_top, rounding_alone
 from search.results.device_support import STATEMENTS, TARGETS, Statement
 from search.results.remarks import accuracy_remark, closing_of, dead_line, speed_remark
@@ -111,7 +111,8 @@ def _told(state: StudyState, row: TrialRow) -> str:
         cost += f", {percent(row.latency)} of the latency by prediction"
     split = "validation data, mean of finals" if final else "validation data"
     size = f"{percent(row.size)} of the size"
-    return f"{state.unit.name} {accuracy} on {split}, {size}, {cost}; {row.granularity}{bits}"
+    granularity = "granularities that differ by layer" if row.granularity == MIXED else row.granularity
+    return f"{state.unit.name} {accuracy} on {split}, {size}, {cost}; {granularity}{bits}"
 
 
 def _parts(state: StudyState, row: TrialRow) -> set[str]:

@@ -222,6 +222,7 @@ def _profile_curves(
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(unit.label("calibration"))
     low, high = axes.get_ylim()
+    high = min(high, 101) if unit.is_share else high
     axes.set_ylim(min(low, high - LEAST_SPAN), high)  # what differs by an example or two is no cliff
     value_ticks(axes, unit)
     said = "" if len(colours) == len(curves) else f"the {len(colours)} most sensitive of {len(curves)}, worst first"

@@ -12,11 +12,11 @@ from search.results.comparison import Comparison, Reference
 from search.results.figures import (
     _by_point,
     _profile_curves,
+    _side_by_side,
     compared_marks,
     front_png,
     new_figure,
     profile_png,
-    _side_by_side,
     value_ticks,
 )
 from search.results.tables import FinalScore, TrialRow

@@ -1,0 +1,185 @@
+"""The report of a study: what it says, that no name in it is code, and that what is not there is said to be missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import tomllib
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hand_made_study import study, trial, with_everything
+
+from search.config import make_config
+from search.report.page import report_of, study_toml
+from search.results.view import open_study
+from search.store.locks import held_lock
+
+VOID = {"meta", "link", "img", "br", "circle"}
+
+
+class Document(HTMLParser):
+    """Elements in order, what is open at each end tag, and the text outside of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.scripts if self.open and self.open[-1] in ("script", "style") else self.texts).append(data)
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    with_everything(root)
+    return report_of(open_study(root, "hand"))
+
+
+@pytest.fixture(scope="module")
+def page(whole) -> Document:
+    return Document(whole.html)
+
+
+def test_no_name_becomes_code(whole, page):
+    """The page has two scripts of its own and its data, and nothing in it but pictures is loaded from anywhere."""
+    assert page.open == [] and page.of("html") == [{"lang": "en"}]
+    assert [one.get("type") for one in page.of("script")] == ["application/json", None]
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    sources = {value for _, found in page.elements for name, value in found.items() if name in ("src", "href")}
+    assert all(value.startswith(("data:", "#")) for value in sources)
+    assert "alert(1)" in page.text and "onerror=alert(2)" in page.text and "<b>CPU</b>" in page.text
+    assert not re.search("[\u2028\u2029\u202a-\u202e\u2066-\u2069]", whole.html) and r"\u2028\u202e" in page.text
+
+
+def test_only_its_own_script_and_style_may_run(page):
+    policy = next(one["content"] for one in page.of("meta") if "http-equiv" in one)
+    style, data, script = page.scripts
+    for kind, text in (("style-src", style), ("script-src", script)):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    assert json.loads(data)["14"]["command"].startswith("prunefront export hand --trial 14 --out hand-14 --root ")
+
+
+def test_headings_pictures_and_buttons_can_be_used_without_seeing(page):
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels))
+    assert len(page.of("img")) == 6 and all(len(one["alt"]) > 40 for one in page.of("img"))
+    assert all(one["aria-label"].startswith("Copy the export command of trial ") for one in page.of("button"))
+    on_front = {one["data-trial"] for one in page.of("tr") if "data-trial" in one}
+    shown = {one["data-trial"] for one in page.of("circle")}
+    assert shown == {"5", *map(str, range(8, 15)), "6"} and {"0", "14"} <= on_front  # others are far below
+    ids = {one["id"] for _, one in page.elements if "id" in one}
+    assert {one["href"][1:] for one in page.of("a")} <= ids
+
+
+def test_what_it_says_on_top(whole, page):
+    """Trial 14 is the most accurate and takes 0.4 of the MACs; 8 bits alone are over the limit, 4 lose 11 points."""
+    shipped = {one["target"]: one["trial"] for one in whole.words["recommendations"]}
+    assert shipped["accuracy within the limit, any device"] == 14 and shipped["least bytes"] == 0
+    assert shipped["speed on CPU, GPU or NPU with dense kernels"] == 14
+    assert shipped["sparse runtime such as XNNPACK (ARM, WebAssembly)"] == 13
+    said = {question: " ".join(sentences) for question, sentences in whole.words["questions"].items()}
+    assert said["Would plain quantisation do?"].startswith("No: dense at 4 bits (12.0 %) is 12.00 points below")
+    assert "dense at 8 bits takes 27.0 %, over the limit of 25 %" in said["Would plain quantisation do?"]
+    assert "trial 12 cannot be told from trial 14" in said["What is within noise?"]
+    assert "differ by 5.00 points on test, within noise" not in said["What is within noise?"]
+    assert "Masks (fine-grained) make the file smaller" in said["What brings no speed?"]
+    assert "Not shown to be faster or slower than the dense model: uniform" in said["What brings no speed?"]
+    assert "60.0 % of the dense latency" in page.text and "1 × error: <img" in page.text
+    assert "mean ± standard deviation" in page.text and "91.00 ± 1.00 %" in page.text
+    assert "It was off by 2.00 points on average" in page.text
+
+
+def test_points_lie_where_their_trials_are(whole):
+    """Further right is larger, further up more accurate; the left panel comes first."""
+    (front,) = (picture for picture in whole.pictures if picture.name == "front")
+    left = {spot.trial: spot for spot in front.spots if spot.across < 0.53}
+    ordered = [left[number] for number in sorted(left)]
+    assert len(ordered) > 5 and all(a.across < b.across for a, b in pairwise(ordered))
+    assert left[14].down < left[9].down and front.png.startswith(b"\x89PNG") and front.svg.count("</svg>") == 1
+
+
+def test_the_options_make_the_same_study(root):
+    config = open_study(root, "hand").config
+    again = make_config(**{key.replace("-", "_"): value for key, value in tomllib.loads(study_toml(config)).items()})
+    assert again.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([], "no trial has finished"),
+        ([trial(0, None, 0.2)], "no trial is complete. What did not complete, and why"),
+        ([trial(0, 0.9, 0.4)], "no complete trial is within the limit of 25.0 %"),
+        ([trial(0, 0.1, 0.2)], "1 dead network (no more accurate than chance)"),
+    ],
+    ids=["none", "failed", "too-large", "dead"],
+)
+def test_what_is_not_there_is_said_to_be_missing(tmp_path, records, said):
+    folder = study(tmp_path)
+    for record in records:
+        folder.journal.write_trial(record)
+    found = report_of(open_study(tmp_path, "hand"))
+    text = Document(found.html).text
+    assert said in text and "There is no front yet" in text and found.words["recommendations"] == []
+    assert "Not yet: they follow the last trial." in text and "with fewer than 12 nothing can be told" in text
+    assert ("Not yet: the scan has not ended." in text) == (not records)
+    assert {picture.name for picture in found.pictures} <= {"front"}
+
+
+def test_one_trial_of_a_study_that_runs(tmp_path):
+    folder = study(tmp_path, sampler="tpe", warm_start=False, finalists=0)
+    folder.journal.write_trial(trial(0, 0.9, 0.2))
+    with held_lock(folder.lock):
+        found = report_of(open_study(tmp_path, "hand"))
+    text = Document(found.html).text
+    assert "The study is running: 1 complete; 1 of 16 trials asked for have finished" in text
+    assert "--finalists 0" in text and "this study's is tpe" in text and "needs none" in text
+    assert {picture.name for picture in found.pictures} == {"front", "growth", "layers"}
+
+
+def test_a_damaged_profile_or_outline_is_left_out(tmp_path, caplog):
+    folder = study(tmp_path)
+    for name in ("network.json", "profile.json"):
+        (folder.path / name).write_text('{"version": 1, "layers": [{"name": 3}]}')
+    assert "trial" in Document(report_of(open_study(tmp_path, "hand")).html).text
+    assert [record.getMessage().split("/")[-1].split(":")[0] for record in caplog.records] == [
+        "network.json", "profile.json",
+    ]  # fmt: skip
+
+
+def test_policies_are_listed_layer_by_layer(page):
+    """Trial 14 asks 0.72 of the first layer, 0.73 of the second, and has 4 bits."""
+    assert "</script><script>alert(1)</script>.weight 73.0 % 73.0 % channel 4" in page.text
+    assert page.text.count(" first.weight ") == len([one for one in page.of("tr") if "data-trial" in one]) - 5
