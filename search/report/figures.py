@@ -136,7 +136,7 @@ def front_picture(state: StudyState) -> Picture | None:
     left.set_ylabel(state.unit.label("validation"), fontsize=10)
     handles = [*_granularity_handles(complete), *_bit_handles(colours), *_other_handles(left, right)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    title = f"The front: accuracy against stored size and against {cost}"
+    title = f"The front: {state.unit.name} against stored size and against {cost}"
     _entitle(figure, title)
     _name(left, named, [*_places(marks), *(place[2:] for place in places if place[0] is left)])
     count = len(front)
@@ -166,7 +166,7 @@ def growth_picture(growth: Growth, state: StudyState) -> Picture:
         )
     value_ticks(upper, state.unit)
     upper.set_ylabel(f"best {state.unit.label('validation')}", fontsize=10)
-    upper.set_title("The most accurate network so far", fontsize=11)
+    upper.set_title(f"The best {literal(state.unit.name)} so far", fontsize=11)
     lower.step(growth.finished, np.array(growth.volume) * 100, where="post", color=BARS)
     lower.set_title("How much of the front's volume was found", fontsize=11)
     lower.set_ylabel("volume, % of the last front's", fontsize=10)
@@ -246,7 +246,7 @@ def layers_picture(state: StudyState, outline: NetworkOutline | None) -> Picture
     return _picture("layers", title, alt, figure)
 
 
-def influence_picture(found: Sequence[Influence]) -> Picture:
+def influence_picture(found: Sequence[Influence], unit: Metric) -> Picture:
     """Choices, then the layers that mattered most: bars, and what chance would explain."""
     layers = [one for one in found if one.is_layer]
     shown = [*[one for one in found if not one.is_layer], *layers[:SHOWN_LAYERS]]
@@ -258,7 +258,9 @@ def influence_picture(found: Sequence[Influence]) -> Picture:
     axes.set_yticks(rows, [_said_of(one) for one in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 100 * max([0.2, *(max(one.share, one.chance) for one in shown)]) * 1.05)
-    axes.set_xlabel("variance of accuracy's ranks explained, beyond what size explains, %", fontsize=9)
+    axes.set_xlabel(
+        f"variance of the ranks of {literal(unit.name)} explained, beyond what size explains, %", fontsize=9
+    )
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -272,7 +274,7 @@ def influence_picture(found: Sequence[Influence]) -> Picture:
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     clear = ", ".join(f"{short_name(one.name)} {percent(one.share, 0)}" for one in shown if not one.is_noise)
     alt = f"Explains more than chance: {clear}." if clear else "Nothing explains more than chance would."
-    return _picture("influence", "Which choices mattered for accuracy", alt, figure)
+    return _picture("influence", f"Which choices mattered for {unit.name}", alt, figure)
 
 
 def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
@@ -299,8 +301,8 @@ def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
     axes.set_ylabel(f"measured {unit.label('validation')}", fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     places = [(axes, TrialRow(one.trial), one.predicted * 100, one.accuracy * 100) for one in points]
-    alt = f"{len(points)} trials; on average {unit.name} was predicted {quality.error * 100:.2f} points off."
-    return _picture("prediction", "How well accuracy was predicted before each trial", alt, figure, places)
+    alt = f"{len(points)} trials, on average {quality.error:.4f} of the search's scale from 0 to 1 off."
+    return _picture("prediction", f"How well {unit.name} was predicted before each trial", alt, figure, places)
 
 
 def _dot(axes: Any, row: TrialRow, across: float, up: float, colours: Mapping[str, str], strong: bool) -> None:
@@ -469,7 +471,7 @@ def _heat(figure: Any, axes: Any, values: np.ndarray, ends: tuple[float, float],
 
 
 def _entitle(figure: Any, title: str) -> None:
-    figure.suptitle(title, fontsize=12.5, fontweight="bold")
+    figure.suptitle(literal(title), fontsize=12.5, fontweight="bold")
 
 
 def _picture(

@@ -78,7 +78,7 @@ def report_of(view: StudyView) -> Report:
         growth_picture(growth, state) if growth else None,
         sensitivity_picture(profile, outline, state.unit) if profile and profile.points else None,
         layers_picture(state, outline),
-        influence_picture(judged) if judged else None,
+        influence_picture(judged, state.unit) if judged else None,
         prediction_picture(quality, state.unit) if quality else None,
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)
@@ -104,7 +104,7 @@ def report_of(view: StudyView) -> Report:
         **_finals(state),
         "no_finals": _no_finals(state),
         "no_scan": _no_scan(view),
-        "influence": _influence_words(judged),
+        "influence": _influence_words(judged, state.unit),
         "prediction": _prediction_words(quality, state.unit, state.config.sampler),
         "resume": (RESUMES if kind == "Resume" else kind, command),
         "options": study_toml(view.config).splitlines(),
@@ -286,7 +286,7 @@ def _no_scan(view: StudyView) -> str:
     return "Not yet: the scan has not ended."
 
 
-def _influence_words(judged: Sequence[Influence]) -> str:
+def _influence_words(judged: Sequence[Influence], unit: Metric) -> str:
     if not judged:
         return (
             f"Too few complete trials, or none that differ: with fewer than {FEWEST} nothing can be told from chance."
@@ -295,7 +295,7 @@ def _influence_words(judged: Sequence[Influence]) -> str:
     expected = (1 - QUANTILE) * len(judged)
     return (
         f"A rank correlation of our own over {max(one.trials for one in judged)} complete trials: how much of what "
-        "size leaves unexplained in the ranks of accuracy each choice explains alone. Choices hang together, for a "
+        f"size leaves unexplained in the ranks of {unit.name} each choice explains alone. Choices hang together, for a "
         "search made them and did not toss coins (the learning rate follows from what is pruned), so this is no proof "
         "of a cause. Of "
         f"{len(judged)} choices, {layers} of them layers, about {expected:.1f} pass their mark by chance."

@@ -80,9 +80,9 @@ def recommendations(state: StudyState) -> list[Recommendation]:
     best = state.best
     if best is None or not front:
         return []
-    found = [Recommendation("accuracy within the limit, any device", best, _told(state, state.row(best)))]
+    found = [Recommendation(f"{state.unit.name} within the limit, any device", best, _told(state, state.row(best)))]
     for target, number in (
-        ("size against accuracy (the knee)", knee_trial(front)),
+        (f"size against {state.unit.name} (the knee)", knee_trial(front)),
         ("least bytes", smallest_trial(front)),
     ):
         if number is not None:
