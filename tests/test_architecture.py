@@ -42,7 +42,7 @@ ROOMS = {
     "results": {
         "config", "errors", "files", "metric", "options", "proposals", "record_checks", "records", "storage", "store",
     },
-    "report": {"config", "files", "metric", "options", "proposals", "records", "results", "store"},
+    "report": {"config", "files", "masking", "metric", "options", "proposals", "records", "results", "store"},
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from search.config import SearchConfig
+from search.masking import masked
 from search.metric import Metric
 from search.options import OPTIONS, key_of
 from search.records import TrialRecord
@@ -117,7 +118,7 @@ def report_of(view: StudyView) -> Report:
 
 
 def _rendered(context: Mapping[str, Any]) -> str:
-    """The page's template with everything in it escaped; control characters and marks of direction become visible."""
+    """The page's template with everything in it escaped and passwords masked; control characters become visible."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
     )
@@ -132,7 +133,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
 
 
 def _harmless(value: object) -> object:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(masked(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _digest(text: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hand_made_study import study, trial, with_everything
 
 from search.config import make_config
+from search.metric import Metric, metric_to_plain
 from search.report.page import report_of, study_toml
 from search.results.view import open_study
 from search.store.locks import held_lock
@@ -134,6 +136,28 @@ def test_the_options_make_the_same_study(root):
     config = open_study(root, "hand").config
     again = make_config(**{key.replace("-", "_"): value for key, value in tomllib.loads(study_toml(config)).items()})
     assert again.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
+
+
+def test_passwords_stay_out_of_it(tmp_path):
+    """Those in the words of somebody's error; where records are kept is no part of a study."""
+    folder = study(tmp_path, optuna_storage="postgresql://ann:pa55@db.local/studies")
+    failed = trial(0, None, 0.2)
+    reason = "error: no answer from http://ann:s3cret@data.local/x"
+    folder.journal.write_trial(replace(failed, result=replace(failed.result, reason=reason)))
+    found = report_of(open_study(tmp_path, "hand"))
+    assert "s3cret" not in found.html and "pa55" not in found.html
+    assert "1 × error: no answer from http://ann:***@data.local/x" in Document(found.html).text
+
+
+def test_a_metric_with_a_unit_is_shown_in_it(tmp_path):
+    """A share of 0.85 of an RMSE whose dense value is 20 stands for more than that, and for no percents."""
+    unit = Metric("RMSE <b>", None, "min", 0, None, 20.0)
+    folder = study(tmp_path, finalists=0)
+    folder.write_record({**folder.read_record(), "metric": metric_to_plain(unit)})
+    folder.journal.write_trial(trial(0, 0.85, 0.2))
+    text = Document(report_of(open_study(tmp_path, "hand")).html).text
+    assert f"RMSE <b> {unit.value(0.85):.5g} on validation data" in text and unit.value(0.85) > 20
+    assert "85.00 %" not in text and "accuracy" not in text.replace("accuracy, size (log scale)", "")
 
 
 @pytest.mark.parametrize(
