@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.metric import SHARE, Metric
-from search.results.cells import bits_cell, latency_cell, percent, runs_cell, schedule_cell
+from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS
 from search.results.tables import TrialRow
@@ -72,17 +72,7 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
 
 def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
-    columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
-    timed = any(row.latency for row in rows)
-    body = [
-        [
-            row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
-            unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
-            *([latency_cell(row.latency, row.within_noise)] if timed else []),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return render([*columns, "latency"] if timed else columns, body)
+    return render(*closing_cells(rows, unit))
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"

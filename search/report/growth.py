@@ -30,14 +30,12 @@ class Growth:
     Attributes:
         finished: numbers of trials, rising.
         volume: dominated by the front then, a share of the last one's; 0 before there is one.
-        length: of the front then.
         best: part of the limit -> accuracy of the most accurate feasible network within it; NaN while there is none.
         initial: how many of all finished trials were known allocations, not proposals.
     """
 
     finished: tuple[int, ...]
     volume: tuple[float, ...]
-    length: tuple[int, ...]
     best: Mapping[float, tuple[float, ...]]
     initial: int
 
@@ -56,7 +54,7 @@ def growth_of(state: StudyState) -> Growth | None:
     points: dict[int, tuple[float, float, float]] = {}
     best = dict.fromkeys(PARTS, math.nan)
     step = -(-len(records) // MOST_STEPS)
-    seen: list[tuple[int, np.ndarray, int, dict[float, float]]] = []
+    seen: list[tuple[int, np.ndarray, dict[float, float]]] = []
     for count, record in enumerate(records, start=1):
         if record.number not in front.add(record):
             points[record.number] = _point(record, config.size_metric, config.cost)
@@ -66,12 +64,11 @@ def growth_of(state: StudyState) -> Growth | None:
                     best[part] = float(np.fmax(best[part], 1 - error))
         if count % step == 0 or count == len(records):
             members = np.array([points[number] for number in front.numbers]).reshape(-1, 3)
-            seen.append((count, members, len(members), dict(best)))
-    volumes = _volumes([members for _, members, _, _ in seen], state)
+            seen.append((count, members, dict(best)))
+    volumes = _volumes([members for _, members, _ in seen], state)
     return Growth(
         finished=tuple(count for count, *_ in seen),
         volume=tuple(volumes),
-        length=tuple(length for _, _, length, _ in seen),
         best={part: tuple(now[part] for *_, now in seen) for part in PARTS},
         initial=sum(is_initial(record) for record in records),
     )

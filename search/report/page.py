@@ -31,7 +31,7 @@ from search.report.growth import growth_of
 from search.report.influence import FEWEST, QUANTILE, Influence, influences
 from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
-from search.results.cells import bits_cell, latency_cell, percent, runs_cell, schedule_cell
+from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.figures import short_name
 from search.results.remarks import closing_of, dead_line, resume_line
 from search.results.state import StudyState
@@ -253,22 +253,9 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
 
 
 def _finals(state: StudyState) -> dict[str, Any]:
-    rows, unit = closing_of(state), state.unit
-    timed = any(row.latency for row in rows)
-    columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
-    cells = [
-        [
-            row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
-            unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
-            *([latency_cell(row.latency, row.within_noise)] if timed else []),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return {
-        "finals": cells,
-        "final_columns": [*columns, *(["latency"] if timed else [])],
-        "test_examples": state.comparison.test_examples if state.comparison else None,
-    }
+    columns, rows = closing_cells(closing_of(state), state.unit)
+    examples = state.comparison.test_examples if state.comparison else None
+    return {"finals": rows, "final_columns": columns, "test_examples": examples}
 
 
 def _no_finals(state: StudyState) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -25,6 +27,28 @@ def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
 def runs_cell(row: ClosingRow) -> str:
     """Of how many fine-tunes a row is, and how many there were if some failed."""
     return f"{row.runs} of {row.runs + row.failed}" if row.failed else str(row.runs)
+
+
+class Cells(NamedTuple):
+    """A table: names of its columns, and its rows; None is a cell without a value."""
+
+    columns: list[str]
+    rows: list[list[str | None]]
+
+
+def closing_cells(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> Cells:
+    """The closing table; it has latency where any was measured."""
+    timed = any(row.latency for row in rows)
+    columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
+    body = [
+        [
+            row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
+            unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
+            *([latency_cell(row.latency, row.within_noise)] if timed else []),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return Cells([*columns, "latency"] if timed else columns, body)
 
 
 def latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:

@@ -76,7 +76,7 @@ def test_growth_is_by_the_time_of_ends_and_never_falls():
     assert found.finished == (1, 2, 3, 4, 5) and found.initial == 4
     assert found.best[1.0] == pytest.approx((0.8, 0.8, 0.8, 0.85, 0.85))  # 0.9 is over the limit
     assert found.best[0.25] == pytest.approx((math.nan, math.nan, 0.75, 0.75, 0.75), nan_ok=True)
-    assert found.length == (1, 1, 2, 3, 4) and found.volume[-1] == 1
+    assert found.volume[-1] == 1
     assert all(before <= after for before, after in pairwise(found.volume))
     assert 0 < found.volume[0] == found.volume[1] < found.volume[2]
     assert growth_of(state([])) is growth_of(state([trial(2, 0.9, 0.3)])) is None
