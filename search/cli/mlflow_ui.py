@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from search.cli import process_guard
 from search.errors import EnvironmentProblem
 from search.store.mlflow_store import artifacts_uri, store_uri
+
+POLL = 0.2
+"""Seconds between looks whether the server listens."""
 
 
 def ui_command(root: Path, port: int = 5000) -> list[str]:
@@ -22,8 +29,10 @@ def ui_command(root: Path, port: int = 5000) -> list[str]:
     ]  # fmt: skip
 
 
-def serve_ui(root: Path, port: int) -> None:
+def serve_ui(root: Path, port: int, when_up: Callable[[], None] = lambda: None) -> None:
     """Serve MLflow's UI on the store of `root` until this process ends, which ends the server's workers too.
+
+    `when_up` is called by a thread once the server listens.
 
     The server has a session of its own: Ctrl-C reaches this process alone, and MLflow's workers print no tracebacks.
 
@@ -32,11 +41,20 @@ def serve_ui(root: Path, port: int) -> None:
     """
     command = [sys.executable, "-P", process_guard.__file__, sys.executable, "-P", "-m", *ui_command(root, port)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    Thread(target=_call_once_it_listens, args=(port, when_up), daemon=True).start()
     try:
         code = server.wait()
     finally:
         _end_session(server)
     raise EnvironmentProblem(f"MLflow's UI server ended with code {code}: its own message is above; try another --port")
+
+
+def _call_once_it_listens(port: int, call: Callable[[], None]) -> None:
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(POLL)
+    call()
 
 
 def _end_session(server: subprocess.Popen[bytes]) -> None:

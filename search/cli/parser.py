@@ -275,7 +275,11 @@ def _add_report(commands: Any) -> None:
 
 def _add_view(commands: Any) -> None:
     parser = _command(commands, "view", "MLflow's UI on this store, on 127.0.0.1 only")
+    parser.add_argument("study", nargs="?", metavar="STUDY", help="opens at the run of this study (at those of all)")
     parser.add_argument("--port", type=_whole, default=5000, metavar="N", help="where it listens (5000)")
+    parser.add_argument(
+        "--browser", choices=("on", "off"), default="on", help="show it in a browser, where there is a screen (on)"
+    )
 
 
 def _add_export(commands: Any) -> None:

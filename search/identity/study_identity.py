@@ -17,6 +17,7 @@ from search.training.former_fingerprints import (
 from search.workloads.base import SPLITS, Workload
 
 ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"
+DENSE = "dense model"
 LATENCY_DEVICE = "device that latency is measured on"
 """Recorded where latency plays a part, as seconds of two devices are two objectives; not by earlier versions."""
 DATA = "data"
@@ -34,7 +35,7 @@ def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) 
         ARCHITECTURE: dense.architecture,
         TRAINING: training_fingerprint(workload),
         **{of_split(split): dense.data[split] for split in SPLITS},
-        "dense model": dense.weights,
+        DENSE: dense.weights,
         "recipe": workload.recipe.to_dict(),
         "objectives": {"accuracy": "maximize", "size": "minimize", config.cost: "minimize"},
     }

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from search.errors import EnvironmentProblem
 from search.masking import masked
+from search.store.mlflow_page import run_page, runs_page, set_up
 from search.store.mlflow_server import MlflowServer, checked_server
-from search.store.mlflow_store import RootStore
+from search.store.mlflow_store import RootStore, silenced
 
 if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
 
 TRACKING = "MLFLOW_TRACKING_URI"
+PICTURE = "front.png"
+"""A file of a study's own run, once the study has ended."""
 
 
 class MlflowPlace(Protocol):
@@ -59,6 +62,32 @@ def unused_place() -> str | None:
         f"{TRACKING} is {masked(named)!r}, which is no server (http:// or https://): MLflow's record is kept under the "
         "root"
     )
+
+
+def study_page(place: MlflowPlace, study: str | None, record: Mapping[str, Any] | None) -> str:
+    """The part of an address, from `#` on, of a study's own run, at its picture of the front once there is one; where
+    there is no such run, of the study's runs, or of those of all studies.
+
+    Args:
+        record: of the study.
+
+    Raises:
+        EnvironmentProblem: the store cannot be used.
+    """
+    try:
+        with silenced():
+            client, experiment = place.open()
+            set_up(client, experiment)
+            found: list[Any] = []
+            if record is not None:
+                ours = f"tags.study_id = '{record['study_id']}' and tags.kind = 'study'"
+                found = client.search_runs([experiment], ours, max_results=1)
+    except Exception as error:
+        raise place.problem_of(error) from None
+    if not found:
+        return runs_page(experiment, study)
+    run = found[0]
+    return run_page(experiment, run.info.run_id, PICTURE if "front_size" in run.data.metrics else "")
 
 
 def mlflow_place(root: Path) -> MlflowPlace:

@@ -7,14 +7,18 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.errors import EnvironmentProblem
 from search.metric import SHARE, Metric
 from search.records import COMPLETE, FAILED, TrialRecord
+from search.store.mlflow_page import inputs, run_name, set_up
 from search.store.mlflow_place import MlflowPlace
 from search.store.mlflow_store import silenced
+from search.store.projection import Summary
+from spaces.cost.counts import SIZE_METRICS
 
 if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
@@ -23,46 +27,57 @@ BATCH = 1000
 """The most metrics and parameters that MLflow takes in one batch."""
 LONGEST_TEXT = 4000
 """The most characters written of a tag or parameter; MLflow takes a few more."""
+NOTE = "mlflow.note.content"
+"""Tag of a run: Markdown that its page begins with."""
 SPARSITY, SAMPLED, POLICY = "sparsity.json", "sampled.json", "policy.json"
+
+
+@dataclass(frozen=True)
+class LoggedStudy:
+    """What MLflow is told of a study besides its trials.
+
+    Attributes:
+        root: the folder of the study's folder.
+        to_time: turns running seconds of the study into a UNIX time for MLflow's run times.
+        unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
+        metric: of size, which the limit binds on.
+        fingerprints: of what the study began with: name of a split, or of the dense model -> fingerprint.
+    """
+
+    root: Path
+    name: str
+    study_id: str
+    to_time: Callable[[float], float]
+    unit: Metric = SHARE
+    metric: str = SIZE_METRICS[0]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 class MlflowRecord:
     """The runs of one study; a `Projection`.
 
     Args:
-        root: the folder of the study's folder.
         place: where MLflow keeps them.
-        epoch_of_start: turns running seconds of the study into a UNIX time for MLflow's run times.
-        unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
 
     Attributes:
         parent: id of the study's parent run; None while the store cannot be used.
         records: what MLflow is to hold: finished trials by number.
         params: the study's settings, for the parent run.
-        summary: metrics and files (name -> content) that the parent run is still to get.
+        summary: what the parent run is still to get.
         logged: trials that MLflow is known to have; None while that is unknown.
     """
 
     title = "MLflow"
 
-    def __init__(
-        self,
-        root: Path,
-        study: str,
-        study_id: str,
-        epoch_of_start: Callable[[float], float],
-        place: MlflowPlace,
-        unit: Metric = SHARE,
-    ) -> None:
-        self._root, self._study, self._study_id, self._to_time = root, study, study_id, epoch_of_start
-        self._place, self._unit = place, unit
-        self.key, self.attempts = study_id, place.attempts
+    def __init__(self, study: LoggedStudy, place: MlflowPlace) -> None:
+        self._study, self._place = study, place
+        self.key, self.attempts = study.study_id, place.attempts
         self._client: MlflowClient | None = None
         self._experiment = ""
         self.parent: str | None = None
         self.records: dict[int, TrialRecord] = {}
         self.params: dict[str, Any] = {}
-        self.summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+        self.summary: Summary | None = None
         self.logged: set[int] | None = None
 
     @silenced()
@@ -75,12 +90,14 @@ class MlflowRecord:
 
         client, self._experiment = self._place.open()
         self._client = client
+        set_up(client, self._experiment)
         parents, children = self._found()
         self.parent = parent = self._one_parent(parents, children)
         client.update_run(parent, status="RUNNING")
         known = client.get_run(parent).data.params
         fresh = [Param(key, _text(value)) for key, value in self.params.items() if key not in known]
         client.log_batch(parent, params=fresh)
+        client.log_inputs(parent, datasets=inputs(self._study.fingerprints))
         self.logged = self._keep_right_ones(children)
 
     def forget(self) -> None:
@@ -120,7 +137,11 @@ class MlflowRecord:
 
     def _found(self) -> tuple[list[Any], list[Any]]:
         """Active runs of this study, oldest first: parents, and children, even if they lost a tag or their parent."""
-        runs = {run.info.run_id: run for run in self._runs(f"tags.study_id = '{self._study_id}'") if self._is_ours(run)}
+        runs = {
+            run.info.run_id: run
+            for run in self._runs(f"tags.study_id = '{self._study.study_id}'")
+            if self._is_ours(run)
+        }
         parents = [key for key, run in runs.items() if run.data.tags.get("kind") == "study"]
         for parent in parents:
             for run in self._runs(f"tags.`mlflow.parentRunId` = '{parent}'"):
@@ -135,20 +156,20 @@ class MlflowRecord:
         """Whether a parent run is this folder's: a copied folder is a study of its own, a renamed one takes its runs
         along.
         """
-        name = run.data.tags.get("study", self._study)
-        return name == self._study or not (self._root / name / "study.json").is_file()
+        name = run.data.tags.get("study", self._study.name)
+        return name == self._study.name or not (self._study.root / name / "study.json").is_file()
 
     def _one_parent(self, parents: list[Any], children: list[Any]) -> str:
         """The parent with the most children, or a new one; any others are deleted."""
-        tags = {"study": self._study, "study_id": self._study_id, "kind": "study"}
+        tags = {"study": self._study.name, "study_id": self._study.study_id, "kind": "study"}
         if not parents:
-            return self._store.create_run(self._experiment, tags=tags, run_name=self._study).info.run_id
+            return self._store.create_run(self._experiment, tags=tags, run_name=self._study.name).info.run_id
         counts = Counter(child.data.tags.get("mlflow.parentRunId") for child in children)
         kept = max(parents, key=lambda run: counts[run.info.run_id])
         for run in parents:
             if run is not kept:
                 self._store.delete_run(run.info.run_id)
-        self._set_tags(kept, tags | {"mlflow.runName": self._study})
+        self._set_tags(kept, tags | {"mlflow.runName": self._study.name})
         return kept.info.run_id
 
     def _keep_right_ones(self, children: list[Any]) -> set[int]:
@@ -161,8 +182,11 @@ class MlflowRecord:
                 self._store.delete_run(run.info.run_id)
                 continue
             logged.add(record.number)
-            self._set_tags(run, self._tags(record))
+            self._set_tags(run, self._tags(record) | {"mlflow.runName": self._name(record)})
         return logged
+
+    def _name(self, record: TrialRecord) -> str:
+        return _text(run_name(record, self._study.metric, self._study.unit))
 
     def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
         for tag, value in tags.items():
@@ -172,7 +196,7 @@ class MlflowRecord:
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
         expected = self._summary_of(record) if record.result.state == COMPLETE else {}
-        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._unit))
+        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._study.unit))
         return (
             run.info.status == _status(record)
             and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
@@ -187,17 +211,18 @@ class MlflowRecord:
 
         if self.summary is None:
             return
-        metrics, files = self.summary
+        metrics, files, note = self.summary
         now = _milliseconds(time.time())
         self._store.log_batch(self._run, metrics=[Logged(k, float(v), now, 0) for k, v in metrics.items()])
         self._place.write(self._store, self._run, files)
+        self._store.set_tag(self._run, NOTE, _text(note))
         self.summary = None
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
         tags = {
             "mlflow.parentRunId": self._run,
-            "study": self._study,
-            "study_id": self._study_id,
+            "study": self._study.name,
+            "study_id": self._study.study_id,
             "kind": "trial",
             "trial": str(record.number),
             "state": record.result.state,
@@ -212,13 +237,13 @@ class MlflowRecord:
         from mlflow.entities import Param
 
         result, policy = record.result, record.policy
-        started, finished = (_milliseconds(self._to_time(t)) for t in (record.started, record.finished))
+        started, finished = (_milliseconds(self._study.to_time(t)) for t in (record.started, record.finished))
         client = self._store
         run = client.create_run(
             self._experiment,
             start_time=started,
             tags=self._tags(record),
-            run_name=f"{self._study}-trial-{record.number:05d}",
+            run_name=self._name(record),
         ).info.run_id
         params = {
             "granularity": policy.granularity_label,
@@ -232,7 +257,7 @@ class MlflowRecord:
         metrics = [Logged(key, float(value), finished, 0) for key, value in self._summary_of(record).items()]
         for number, point in enumerate(result.curve, 1):
             curve = {"train_loss": point.train_loss, "val_loss": point.validation_loss, "val_accuracy": point.accuracy}
-            curve |= logged_values(self._unit, {"val_": point.accuracy})
+            curve |= logged_values(self._study.unit, {"val_": point.accuracy})
             metrics += [Logged(f"epoch_{key}", float(value), finished, number) for key, value in curve.items()]
         entries = [Param(k, _text(v)) for k, v in params.items()]
         first = BATCH - len(entries)  # each batch takes five transactions
@@ -252,7 +277,9 @@ class MlflowRecord:
 
     def _summary_of(self, record: TrialRecord) -> dict[str, float]:
         shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
-        return logged_values(self._unit, shares) | _summary(record)
+        cost = record.result.shares
+        size = {} if cost is None else {"size": cost.of(self._study.metric)}
+        return logged_values(self._study.unit, shares) | _summary(record) | size
 
     def _runs(self, condition: str) -> list[Any]:
         runs: list[Any] = []

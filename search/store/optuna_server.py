@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from search.errors import EnvironmentProblem, UsageError
 from search.masking import masked
 from search.records import TrialRecord
 from search.store.optuna_file import OptunaProjection, Translation
+from search.store.projection import Summary
 
 OWNER = "prunefront_study_id"
 """Attribute of a study in Optuna's record: which study of ours it is."""
@@ -64,7 +65,7 @@ class OptunaServer:
         self.key, self._url, self._name, self._translation = study_id, url, study, translation
         self.records: dict[int, TrialRecord] = {}
         self.params: dict[str, Any] = {}
-        self.summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+        self.summary: Summary | None = None
         self.logged: set[int] | None = None
         self._storage: RDBStorage | None = None
         self._projection: OptunaProjection | None = None

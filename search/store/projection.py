@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from search.errors import EnvironmentProblem
 from search.records import TrialRecord
+
+
+class Summary(NamedTuple):
+    """What is known of a study as a whole when it has ended.
+
+    Attributes:
+        metrics: by name.
+        files: name -> content.
+        note: Markdown that a person reads first.
+    """
+
+    metrics: Mapping[str, float]
+    files: Mapping[str, bytes]
+    note: str
 
 
 class Projection(Protocol):
@@ -22,7 +36,7 @@ class Projection(Protocol):
         attempts: how often something is written before that counts as a failure.
         records: what it is to hold: finished trials by number.
         params: the study's settings.
-        summary: metrics and files (name -> content) that the study is still to get.
+        summary: what the study is still to get.
         logged: trials that are known to be there; None while that is unknown.
     """
 
@@ -31,7 +45,7 @@ class Projection(Protocol):
     attempts: int
     records: dict[int, TrialRecord]
     params: dict[str, Any]
-    summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None
+    summary: Summary | None
     logged: set[int] | None
 
     def match(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from search.process.interrupts import check
 from search.progress import ProgressReporter
 from search.records import TrialRecord
-from search.store.projection import Projection
+from search.store.projection import Projection, Summary
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 """Seconds before a store that failed is tried again; doubled each time, up to the longest."""
@@ -53,7 +53,7 @@ class _Order:
 
     records: Mapping[int, TrialRecord] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
-    summary: tuple[Mapping[str, float], Mapping[str, bytes]] | None = None
+    summary: Summary | None = None
     status: str | None = None
     is_due: bool = False
     attempts: int = 1
@@ -87,9 +87,9 @@ class Tracker:
         self._given.add(record.number)
         self._orders.put(_Order(records={record.number: record}))
 
-    def log_summary(self, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
-        """Log metrics and files (name -> content) of the whole study."""
-        self._orders.put(_Order(summary=(metrics, files), is_due=True))
+    def log_summary(self, summary: Summary) -> None:
+        """Log what is known of the whole study."""
+        self._orders.put(_Order(summary=summary, is_due=True))
 
     def wait(self) -> None:
         """Wait until all that was given is written, or could not be."""

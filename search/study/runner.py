@@ -20,6 +20,7 @@ from search.executors.choose import make_executor
 from search.executors.dispatch import evaluations
 from search.executors.jobs import Done, Job
 from search.goal import told_goal
+from search.identity.study_identity import DENSE, of_split
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
 from search.progress import ProgressReporter, duration
@@ -28,16 +29,17 @@ from search.proposals.optuna_study import Objectives, OptunaStudy
 from search.records import COMPLETE, CRASHED, ERROR, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
 from search.results.comparison import Comparison, known_comparison
 from search.results.figures import front_png, profile_png
+from search.results.note import study_note
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.results.view import SearchResult
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import mlflow_place
-from search.store.mlflow_record import MlflowRecord, logged_values
+from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values
 from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
 from search.store.outline import NetworkOutline, write_outline, write_profile
-from search.store.projection import Projection
+from search.store.projection import Projection, Summary
 from search.store.tracker import Tracker
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
@@ -49,6 +51,7 @@ from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
 from search.training.profile_cache import brief_note, cached_profile, recalibration_note
 from search.training.scan_notes import undefined_note
+from search.workloads.base import SPLITS
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.allocation.importance import AllocationInputs
@@ -180,7 +183,12 @@ class StudyRunner:
     def _projections(self, study_id: str, translation: Translation) -> Iterator[Projection]:
         """What the study is written to besides its folder."""
         root, name = self.folder.root, self.folder.name
-        yield MlflowRecord(root, name, study_id, translation.to_time, mlflow_place(root), self.state.unit)
+        identity = self.folder.read_record()["identity"]
+        begun_with = {part: identity[part] for part in (*map(of_split, SPLITS), DENSE) if part in identity}
+        study = LoggedStudy(
+            root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with
+        )
+        yield MlflowRecord(study, mlflow_place(root))
         if self.config.optuna_storage:
             yield OptunaServer(self.config.optuna_storage, name, study_id, translation)
 
@@ -429,7 +437,7 @@ class StudyRunner:
             own = {"best_": best.accuracy, "best_final_": best.final_accuracy, "best_test_": best.test_accuracy}
             metrics |= logged_values(state.unit, {**own, "dense_": state.dense_accuracy})
         for tracker in self.trackers:
-            tracker.log_summary(metrics, files)
+            tracker.log_summary(Summary(metrics, files, study_note(self.folder.name, state)))
 
 
 def environment(placement: Placement) -> dict[str, Any]:

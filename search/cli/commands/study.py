@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import socket
+import sys
+import webbrowser
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,8 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
 from search.results.view import SearchResult, open_study
-from search.store.mlflow_place import TRACKING, server_named
+from search.store.folder import find_study
+from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
 from spaces.bits import FLOAT_BITS
 
@@ -206,9 +211,13 @@ def view(arguments: argparse.Namespace) -> Reply:
         raise UsageError(
             f"--port must be a whole number, 1 <= port <= 65535, got {arguments.port!r}; the default is 5000"
         )
-    if server := server_named():
-        return Reply({"url": masked(server)}, f"MLflow's record is kept by the server of {TRACKING}: {masked(server)}")
     root = open_root(arguments.root)
+    record = find_study(root, arguments.study).read_record() if arguments.study else None
+    place = mlflow_place(root)
+    if server := server_named():
+        url = f"{server}/{study_page(place, arguments.study, record)}"
+        said = f"MLflow's record is kept by the server of {TRACKING}: {masked(url)}"
+        return Reply({"url": masked(url)}, said, then=lambda: _show(url, arguments))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -218,7 +227,16 @@ def view(arguments: argparse.Namespace) -> Reply:
                 f"port {arguments.port} cannot be used ({error}): choose another with --port"
             ) from None
     open_store(root, TerminalReporter())
-    url = f"http://127.0.0.1:{arguments.port}"
+    address = f"http://127.0.0.1:{arguments.port}"
+    url = f"{address}/{study_page(place, arguments.study, record)}"
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
-    return Reply({"url": url, "command": command}, text, then=lambda: serve_ui(root, arguments.port))
+    then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
+    return Reply({"url": address, "page": url, "command": command}, text, then=then)
+
+
+def _show(url: str, arguments: argparse.Namespace) -> None:
+    """Open a page in a browser, for a person at a terminal with a screen who did not say otherwise."""
+    has_screen = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if arguments.browser == "on" and not arguments.json and has_screen and sys.stderr.isatty():
+        webbrowser.open(url)

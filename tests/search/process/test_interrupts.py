@@ -15,7 +15,7 @@ import pytest
 
 from search.process import interrupts
 from search.store.mlflow_place import mlflow_place
-from search.store.mlflow_record import MlflowRecord
+from search.store.mlflow_record import LoggedStudy, MlflowRecord
 from search.store.tracker import Tracker
 from search.user_code.loading import pass_signals_on
 
@@ -180,7 +180,7 @@ def test_mlflows_forgiveness_takes_no_signal_for_its_own_error(watched, monkeypa
 
     monkeypatch.setattr("search.store.mlflow_store.open_store", fails)
     with pytest.raises(interrupts.Terminated):
-        Tracker(MlflowRecord(tmp_path, "s", "id", lambda seconds: seconds, mlflow_place(tmp_path))).start({}, {})
+        Tracker(MlflowRecord(LoggedStudy(tmp_path, "s", "id", float), mlflow_place(tmp_path))).start({}, {})
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,13 @@ from search.progress import ProgressReporter
 from search.records import FAILED, TrialRecord, TrialResult
 from search.store import tracker as tracking
 from search.store.journal import Journal
-from search.store.mlflow_place import mlflow_place
-from search.store.mlflow_record import MlflowRecord, logged_name, logged_values
+from search.store.mlflow_page import run_name
+from search.store.mlflow_place import mlflow_place, study_page
+from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_name, logged_values
 from search.store.mlflow_store import silenced
+from search.store.projection import Summary
 from search.store.tracker import Tracker
+from spaces.policy import PruningPolicy
 
 
 def client(root: Path):
@@ -142,7 +145,7 @@ def logged(logged_once, tmp_path) -> Path:
 
 def begun(root: Path, records, params=(), unit=SHARE, **changes) -> Tracker:
     options = {"root": root, "study": "mine", "study_id": "id-of-mine"} | changes
-    record = MlflowRecord(*options.values(), lambda seconds: 1e9 + seconds, mlflow_place(root), unit)
+    record = MlflowRecord(LoggedStudy(*options.values(), lambda seconds: 1e9 + seconds, unit), mlflow_place(root))
     tracker = Tracker(record)
     tracker.start(dict(params), records)
     return tracker
@@ -343,7 +346,7 @@ def test_a_summary_that_could_not_be_written_is_when_the_study_ends(trials, tmp_
     tracker = begun(tmp_path, {})
     with monkeypatch.context() as failing:
         failing.setattr(tracker._record._client, "log_batch", locked)
-        tracker.log_summary({"front_size": 3}, {"front.csv": b"trial\n"})
+        tracker.log_summary(Summary({"front_size": 3}, {"front.csv": b"trial\n"}, "note"))
         tracker.wait()
     tracker.finish("FINISHED")
     parent = runs(tmp_path, "mine")[0][0]
@@ -556,3 +559,55 @@ def test_the_ui_is_bound_to_this_machine(tmp_path):
     command = ui_command(tmp_path, 5123)
     assert command[:2] == ["mlflow", "ui"] and command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "00 fine-grained 12.5 % 90.1"),
+        ({"bits": 4}, "00 fine-grained 12.5 % 4-bit 90.1"),
+        ({"bits": {"conv0.weight": 8}}, "00 fine-grained 12.5 % mixed bits 90.1"),
+        ({"granularity": "channel", "bits": 3}, "00 channel 12.5 % 3-bit 90.1"),
+    ],
+)
+def test_a_trial_is_called_by_its_policy(trials, changes, name):
+    policy = PruningPolicy(
+        **({"sparsity": {"conv0.weight": 0.25}, "granularity": "fine-grained", "bits": 32} | changes)
+    )
+    shares = replace(trials[0].result.shares, encoded=0.1251)
+    record = replace(trials[0], policy=policy, result=replace(trials[0].result, accuracy=0.9012, shares=shares))
+    assert run_name(record, "encoded") == name
+    assert run_name(record, "encoded", Metric("mAP", low=0, high=50)) == name.replace("90.1", "45.06")
+    failed = replace(record, number=3000, target=0.375, result=TrialResult(FAILED, "diverged: loss is nan"))
+    assert run_name(failed, "encoded") == name.replace("00 ", "3000 ").replace("12.5", "37.5").replace("90.1", "failed")
+
+
+def test_a_page_of_mlflows_opens_at_what_a_person_looks_for(finished):
+    """In the view for training runs, with columns and order; links are those that MLflow 3.17 was seen to follow."""
+    place, record = mlflow_place(finished.root), json.loads((finished.path / "study.json").read_text())
+    (parent,), children = runs(finished.root, "tiny")
+    experiment, run = parent.info.experiment_id, parent.info.run_id
+    page = study_page(place, "tiny", record)
+    assert page == f"#/experiments/{experiment}/runs/{run}/artifacts/front.png?workflowType=machine_learning"
+    view = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=prunefront"
+    assert study_page(place, None, None) == view
+    unknown = study_page(place, "other", {"study_id": "none"})
+    assert unknown == f"{view}&searchFilter=tags.study%20%3D%20%22other%22"
+    tags = client(finished.root).get_experiment(experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    columns = json.loads(tags["mlflow.sharedViewState.prunefront"])["selectedColumns"]
+    shown = {name.split("`")[1] for name in columns if name.startswith("metrics")}
+    assert shown == {"accuracy", "size", "macs"} and all(shown <= child.data.metrics.keys() for child in children)
+
+
+def test_the_studys_own_run_tells_what_it_found_and_began_with(finished):
+    (parent,), children = runs(finished.root, "tiny")
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("8 trials, ") and f"| {finished.reply['best']} | " in note
+    assert "`prunefront export tiny --trial best --out DIR`" in note
+    identity = json.loads((finished.path / "study.json").read_text())["identity"]
+    held = {one.dataset.name: json.loads(one.dataset.source)["fingerprint"] for one in parent.inputs.dataset_inputs}
+    assert held == {part: found for part, found in identity.items() if part.endswith(" data") or part == "dense model"}
+    names = {int(run.data.tags["trial"]): run.info.run_name for run in children}
+    journal = {trial.number: trial for trial in Journal(finished.path / "journal").trials()}
+    assert names == {number: run_name(trial, "encoded") for number, trial in journal.items()}

@@ -25,7 +25,7 @@ from search.run import run_search
 from search.store import tracker as tracking
 from search.store.journal import Journal
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, unused_place
-from search.store.mlflow_record import MlflowRecord
+from search.store.mlflow_record import LoggedStudy, MlflowRecord
 from search.store.mlflow_server import EXPERIMENT_NAMED, MlflowServer
 from search.store.mlflow_store import RootStore
 from search.store.optuna_file import Translation
@@ -303,7 +303,7 @@ def test_view_names_a_server_that_is_not_ours(main, no_server, tmp_path):
 def test_an_mlflow_server_that_is_not_there_costs_a_line(no_server, trials, tmp_path, caplog):
     random.seed(7)
     before = random.getstate()
-    tracker = Tracker(MlflowRecord(tmp_path, "mine", "id", float, mlflow_place(tmp_path)))
+    tracker = Tracker(MlflowRecord(LoggedStudy(tmp_path, "mine", "id", float), mlflow_place(tmp_path)))
     tracker.start({}, {0: trials[0]})
     tracker.log_trial(trials[1])
     tracker.finish("FINISHED")
@@ -356,7 +356,7 @@ def test_a_deleted_experiment_of_others_is_not_restored(server, trials, monkeypa
     monkeypatch.setenv(EXPERIMENT_NAMED, "ours")
     client = MlflowClient(tracking_uri=server.uri)
     client.delete_experiment(client.create_experiment("ours"))
-    tracker = Tracker(MlflowRecord(tmp_path, "mine", "id", float, mlflow_place(tmp_path)))
+    tracker = Tracker(MlflowRecord(LoggedStudy(tmp_path, "mine", "id", float), mlflow_place(tmp_path)))
     tracker.start({}, {0: trials[0]})
     tracker.finish("FAILED")
     assert "experiment 'ours' of" in caplog.messages[0] and "is deleted: restore it (mlflow" in caplog.messages[0]
