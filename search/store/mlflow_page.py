@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from search.metric import SHARE, Metric
 from search.records import COMPLETE, TrialRecord
@@ -33,7 +32,7 @@ def _tags() -> dict[str, str]:
     view = {
         "orderByKey": "metrics.`accuracy`",
         "orderByAsc": False,
-        "selectedColumns": ["attributes.`Duration`", *COLUMNS],
+        "selectedColumns": COLUMNS,
         "runListHidden": False,
         "viewMaximized": True,
     }
@@ -57,10 +56,9 @@ def run_name(record: TrialRecord, metric: str, unit: Metric = SHARE) -> str:
     return " ".join(filter(None, words))[:MOST_NAME]
 
 
-def runs_page(experiment: str, study: str | None = None) -> str:
-    """The part of an address, from `#` on, of the runs of an experiment, or of one study in it."""
-    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return page if study is None else f"{page}&searchFilter={quote(f'tags.study = {json.dumps(study)}')}"
+def runs_page(experiment: str) -> str:
+    """The part of an address, from `#` on, of an experiment's runs; with a filter MLflow would leave out the view."""
+    return f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 
 
 def run_page(experiment: str, run: str, file: str = "") -> str:

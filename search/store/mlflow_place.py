@@ -64,12 +64,9 @@ def unused_place() -> str | None:
     )
 
 
-def study_page(place: MlflowPlace, study: str | None, record: Mapping[str, Any] | None) -> str:
-    """The part of an address, from `#` on, of a study's own run, at its picture of the front once there is one; where
-    there is no such run, of the study's runs, or of those of all studies.
-
-    Args:
-        record: of the study.
+def study_page(place: MlflowPlace, study_id: str | None) -> str:
+    """The part of an address, from `#` on, of a study's own run, at its picture of the front once there is one; of the
+    runs of all studies where none is named, or that one has no run.
 
     Raises:
         EnvironmentProblem: the store cannot be used.
@@ -79,13 +76,13 @@ def study_page(place: MlflowPlace, study: str | None, record: Mapping[str, Any] 
             client, experiment = place.open()
             set_up(client, experiment)
             found: list[Any] = []
-            if record is not None:
-                ours = f"tags.study_id = '{record['study_id']}' and tags.kind = 'study'"
+            if study_id is not None:
+                ours = f"tags.study_id = '{study_id}' and tags.kind = 'study'"
                 found = client.search_runs([experiment], ours, max_results=1)
     except Exception as error:
         raise place.problem_of(error) from None
     if not found:
-        return runs_page(experiment, study)
+        return runs_page(experiment)
     run = found[0]
     return run_page(experiment, run.info.run_id, PICTURE if "front_size" in run.data.metrics else "")
 

@@ -212,10 +212,10 @@ def view(arguments: argparse.Namespace) -> Reply:
             f"--port must be a whole number, 1 <= port <= 65535, got {arguments.port!r}; the default is 5000"
         )
     root = open_root(arguments.root)
-    record = find_study(root, arguments.study).read_record() if arguments.study else None
+    study_id = find_study(root, arguments.study).read_record()["study_id"] if arguments.study else None
     place = mlflow_place(root)
     if server := server_named():
-        url = f"{server}/{study_page(place, arguments.study, record)}"
+        url = f"{server}/{study_page(place, study_id)}"
         said = f"MLflow's record is kept by the server of {TRACKING}: {masked(url)}"
         return Reply({"url": masked(url)}, said, then=lambda: _show(url, arguments))
     with socket.socket() as probe:
@@ -228,7 +228,7 @@ def view(arguments: argparse.Namespace) -> Reply:
             ) from None
     open_store(root, TerminalReporter())
     address = f"http://127.0.0.1:{arguments.port}"
-    url = f"{address}/{study_page(place, arguments.study, record)}"
+    url = f"{address}/{study_page(place, study_id)}"
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
