@@ -35,15 +35,27 @@ class Objectives:
     Attributes:
         metric: of the size, `encoded` or `nonzero`.
         cost: the third objective, `macs` or `latency`.
+        accuracy: what the accuracy is a share of: of 1, or of the range of a metric with this name.
     """
 
     metric: str = "encoded"
     cost: str = "macs"
+    accuracy: str = "accuracy"
 
     @property
     def names(self) -> list[str]:
-        """As Optuna's tools show them."""
-        return ["accuracy", "size", self.cost]
+        """As Optuna's tools show them, with what their values are shares of.
+
+        >>> Objectives(cost="latency").names
+        ['validation accuracy (share of 1)', 'encoded size (share of dense)', 'predicted latency (share of dense)']
+        """
+        whole = "1" if self.accuracy == "accuracy" else "its range"
+        cost = {"macs": "MACs", "latency": "predicted latency"}[self.cost]
+        return [
+            f"validation {self.accuracy} (share of {whole})",
+            f"{self.metric} size (share of dense)",
+            f"{cost} (share of dense)",
+        ]
 
     def of(self, record: TrialRecord) -> list[float] | None:
         """Their values of a complete trial; None of another."""

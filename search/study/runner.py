@@ -157,7 +157,7 @@ class StudyRunner:
         guide = self._guide() if guided else None
         record = self.folder.read_record()
         began = time.perf_counter()
-        objectives = Objectives(self.config.size_metric, self.config.cost)
+        objectives = Objectives(self.config.size_metric, self.config.cost, self.state.unit.name)
         self.study = OptunaStudy(self.config.sampler, self.config.seed, self.space.axes, guide, objectives)
         for trial in self.state.records.values():
             self.study.add(trial)

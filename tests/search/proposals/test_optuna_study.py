@@ -204,4 +204,6 @@ def test_objectives_are_those_of_the_limits_measure_and_of_the_speed():
     cost = record.result.shares
     assert Objectives().of(record) == [record.result.accuracy, 0.25, cost.macs]
     assert Objectives("nonzero", "latency").of(record) == [record.result.accuracy, 0.5, 0.375]
-    assert Objectives("nonzero", "latency").names == ["accuracy", "size", "latency"]
+    assert Objectives("nonzero", "latency", "mAP").names == [
+        "validation mAP (share of its range)", "nonzero size (share of dense)", "predicted latency (share of dense)",
+    ]  # fmt: skip

@@ -213,7 +213,9 @@ def test_what_the_guide_knew_is_in_the_journal_and_in_optuna(whole, root):
 
 def test_optuna_knows_what_came_of_the_preferences(whole, root):
     study = optuna.load_study(study_name="whole", storage=f"sqlite:///{root / 'whole' / 'study.db'}")
-    assert study.metric_names == ["accuracy", "size", "macs"]
+    assert study.metric_names == [
+        "validation accuracy (share of 1)", "encoded size (share of dense)", "MACs (share of dense)",
+    ]  # fmt: skip
     for trial, theirs in zip(records(root, "whole"), study.trials, strict=True):
         assert {name for name in theirs.params if "." in name} >= {f"preference.{name}" for name in trial.sampled}
         landed, shares = theirs.user_attrs["landed"], trial.result.shares
