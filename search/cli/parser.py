@@ -298,6 +298,9 @@ def _add_export(commands: Any) -> None:
         parser, "criterion", "where the study's own criterion is, ./file.py:function: for a trial that kept no weights"
     )
     _add_formats(parser)
+    parser.add_argument(
+        "--register", metavar="NAME", help="also log it to MLflow, as the next version of this model of its registry"
+    )
 
 
 def _add_formats(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ class MlflowPlace(Protocol):
         """A client, and the id of the experiment, made if there is none; raises whatever MLflow raises."""
 
     def write(self, client: MlflowClient, run: str, files: Mapping[str, bytes]) -> None:
-        """Log files (name -> content) of a run."""
+        """Log files (name, which may have folders -> content) of a run."""
 
     def has(self, run: str, name: str) -> bool:
         """Whether a finished run, to which a file of this name was logged, still has it."""

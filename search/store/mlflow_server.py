@@ -95,6 +95,7 @@ class MlflowServer:
         """Log files (name -> content) of a run."""
         with TemporaryDirectory(prefix="prunefront-") as folder:
             for name, content in files.items():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).write_bytes(content)
             client.log_artifacts(run, folder)
 

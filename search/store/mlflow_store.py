@@ -92,8 +92,8 @@ class RootStore:
         root had earlier in this process.
         """
         folder = artifacts_place(self._root, run)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
     def has(self, run: str, name: str) -> bool:

@@ -23,6 +23,7 @@ from search.export.folder_swap import check_folder
 from search.export.manifest import MANIFEST, ONNX, largest_files, read_manifest
 from search.export.onnx_file import require_onnx
 from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_cpu, take_criterion
+from search.export.registry import check_name, register
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
 from search.files import check_writable, read_text
@@ -33,6 +34,7 @@ from search.progress import TerminalReporter
 from search.results.cells import percent
 from search.results.selection import is_dead
 from search.results.view import open_study
+from search.store.mlflow_place import mlflow_place
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
@@ -61,6 +63,8 @@ NOTED_DIFFERENCE = 0.05
 
 def export(arguments: argparse.Namespace) -> Reply:
     """Write a trial."""
+    if arguments.register is not None:
+        check_name(arguments.register)
     seen = open_study(arguments.root, arguments.study)
     chosen = choose_trial(seen, arguments.trial)
     if arguments.torch_prune:
@@ -71,7 +75,12 @@ def export(arguments: argparse.Namespace) -> Reply:
     watcher = TerminalReporter()
     _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
     made, workload, config = export_of_trial(seen, chosen, watcher)
-    reply = _reply_to(_write(made, workload, config, arguments), made, config, Path(arguments.out), chosen.name)
+    out = Path(arguments.out)
+    reply = _reply_to(_write(made, workload, config, arguments), made, config, out, chosen.name)
+    if arguments.register is not None:
+        place, study_id = mlflow_place(seen.folder.root), seen.folder.read_record()["study_id"]
+        uri = register(place, study_id, chosen, made, workload, out, arguments.register)
+        reply = replace(reply, data={**reply.data, "registered": uri}, text=f"{reply.text}\nRegistered: {uri}")
     values = {name: value for name, value in seen.state.dense_scores.items() if name != "dense_accuracy"}
     return replace(reply, data={**reply.data, **values})
 

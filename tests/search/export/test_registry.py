@@ -1,0 +1,63 @@
+"""Exported networks in MLflow's registry, loaded by MLflow itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from search import get_workload
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "-a", "n" * 101, "a'b"])
+def test_a_name_that_the_registry_refuses_is_refused_before_any_work(main, name, tmp_path):
+    ended = main("export", "tiny", "--out", tmp_path / "out", f"--register={name}")
+    assert (
+        ended.code == 2
+        and f"--register must be a name of 1 to 100 letters, digits, spaces, '.', '_' and '-', got " in (ended.err)
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_registered_network_is_what_the_export_holds(main, finished, place, tmp_path):
+    """By the trial that has the fewest channels left, as a graph and as ONNX."""
+    root = shutil.copytree(finished.root, tmp_path / "root")
+    words = ["export", "tiny", "--root", root, "--trial", "smallest", "--register", "my net", "--json"]
+    first = main(*words, "--out", tmp_path / "first")
+    second = main(*words, "--out", tmp_path / "second", *(["--onnx"] if _has_onnx() else []))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert [json.loads(one.out)["registered"] for one in (first, second)] == ["models:/my net/1", "models:/my net/2"]
+
+    import mlflow
+    from mlflow import MlflowClient
+
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+        loaded = mlflow.pytorch.load_model("models:/my net/1")
+        version = MlflowClient().get_model_version("my net", "1")
+        run = MlflowClient().get_run(version.run_id)
+    finally:
+        mlflow.set_tracking_uri(before)
+    exported = json.loads(first.out)
+    assert int(run.data.tags["trial"]) == exported["origin"]["trial"]
+    assert version.tags == {
+        "study": "tiny",
+        "origin": f"trial {run.data.tags['trial']}",
+        "digest": run.data.tags["digest"],
+    }
+    example = get_workload(f"{place / 'tiny.py'}:tiny").example_input
+    rows = torch.tensor(exported["outputs"])
+    torch.testing.assert_close(loaded(example)[: len(rows)], rows, atol=1e-5, rtol=1e-5)
+
+
+def _has_onnx() -> bool:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
