@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +22,6 @@ from search.workloads import Workload
 
 if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
-
-FOLDER = "model"
-"""Of a run's files, that which holds the model."""
 
 
 def check_name(name: str) -> str:
@@ -64,14 +62,15 @@ def register(
             simplefilter("ignore")  # MLflow warns of its own code
             client, experiment = place.open()
             run = _run_of(client, experiment, study_id, chosen)
-            saved = Path(folder) / FOLDER
+            saved = Path(folder) / "model"
             if (out / ONNX).is_file():
                 _save_onnx(out / ONNX, saved)
             else:
                 _save_graph(export, workload, saved)
-            files = {str(path.relative_to(folder)): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
-            place.write(client, run.info.run_id, files)
-            return _next_version(client, name, run, chosen)
+            files = {str(path.relative_to(saved)): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+            source = f"model-{sha256(b''.join(files.values())).hexdigest()[:8]}"  # one of each kind beside the others
+            place.write(client, run.info.run_id, {f"{source}/{file}": content for file, content in files.items()})
+            return _next_version(client, name, run, source, chosen)
     except (EnvironmentProblem, UsageError):
         raise
     except Exception as error:
@@ -112,9 +111,9 @@ def _needs(*packages: str) -> list[str]:
     return [f"{package}=={version(package)}" for package in packages]
 
 
-def _next_version(client: MlflowClient, name: str, run: Any, chosen: Chosen) -> str:
+def _next_version(client: MlflowClient, name: str, run: Any, source: str, chosen: Chosen) -> str:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     tags = {"study": run.data.tags["study"], "origin": chosen.name, "digest": chosen.policy.digest}
-    made = client.create_model_version(name, f"{run.info.artifact_uri}/{FOLDER}", run.info.run_id, tags=tags)
+    made = client.create_model_version(name, f"{run.info.artifact_uri}/{source}", run.info.run_id, tags=tags)
     return f"models:/{name}/{made.version}"

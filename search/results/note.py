@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from search.results.closing import verdict
+from search.results.remarks import verdict_of
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 
@@ -25,7 +25,7 @@ def study_note(name: str, state: StudyState) -> str:
         lines += [_line(_cells(row, state)) for row in front[:MOST_ROWS]]
         if len(front) > MOST_ROWS:
             lines += ["", f"and {len(front) - MOST_ROWS} more in `front.csv`"]
-    compared = state.comparison and verdict(state.comparison, state.scores, config.max_size, config.size_metric, unit)
+    compared = verdict_of(state)
     lines += ["", compared] if compared else []
     lines += ["", f"`prunefront export {name} --trial best --out DIR` writes the best as files."]
     return "\n".join(lines)

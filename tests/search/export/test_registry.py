@@ -16,7 +16,7 @@ def test_a_name_that_the_registry_refuses_is_refused_before_any_work(main, name,
     ended = main("export", "tiny", "--out", tmp_path / "out", f"--register={name}")
     assert (
         ended.code == 2
-        and f"--register must be a name of 1 to 100 letters, digits, spaces, '.', '_' and '-', got " in (ended.err)
+        and "--register must be a name of 1 to 100 letters, digits, spaces, '.', '_' and '-', got " in (ended.err)
     )
     assert not (tmp_path / "out").exists()
 
