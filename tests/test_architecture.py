@@ -79,6 +79,7 @@ ONLY_IN = {
         "search/store/optuna_server.py",
     },
     "mlflow": {
+        "search/export/registry.py",
         "search/store/mlflow_page.py",
         "search/store/mlflow_place.py",
         "search/store/mlflow_record.py",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # importing MLflow takes seconds
     from mlflow import MlflowClient
 
 TRACKING = "MLFLOW_TRACKING_URI"
-PICTURE = "front.png"
-"""A file of a study's own run, once the study has ended."""
+REPORT = "report.html"
+"""A file of a study's own run."""
 
 
 class MlflowPlace(Protocol):
@@ -64,9 +64,12 @@ def unused_place() -> str | None:
     )
 
 
-def study_page(place: MlflowPlace, study_id: str | None) -> str:
-    """The part of an address, from `#` on, of a study's own run, at its picture of the front once there is one; of the
-    runs of all studies where none is named, or that one has no run.
+def study_page(place: MlflowPlace, study_id: str | None, report: bytes | None = None) -> str:
+    """The part of an address, from `#` on, of a study's own run, at its report; where none is named, or has no run, of
+    the runs of all studies.
+
+    Args:
+        report: the study's, as a page, which becomes a file of the run.
 
     Raises:
         EnvironmentProblem: the store cannot be used.
@@ -79,12 +82,13 @@ def study_page(place: MlflowPlace, study_id: str | None) -> str:
             if study_id is not None:
                 ours = f"tags.study_id = '{study_id}' and tags.kind = 'study'"
                 found = client.search_runs([experiment], ours, max_results=1)
+            if found and report is not None:
+                place.write(client, found[0].info.run_id, {REPORT: report})
     except Exception as error:
         raise place.problem_of(error) from None
     if not found:
         return runs_page(experiment)
-    run = found[0]
-    return run_page(experiment, run.info.run_id, PICTURE if "front_size" in run.data.metrics else "")
+    return run_page(experiment, found[0].info.run_id, "" if report is None else REPORT)
 
 
 def mlflow_place(root: Path) -> MlflowPlace:

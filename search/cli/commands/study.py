@@ -38,7 +38,6 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
 from search.results.view import SearchResult, open_study
-from search.store.folder import find_study
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
 from spaces.bits import FLOAT_BITS
@@ -212,10 +211,15 @@ def view(arguments: argparse.Namespace) -> Reply:
             f"--port must be a whole number, 1 <= port <= 65535, got {arguments.port!r}; the default is 5000"
         )
     root = open_root(arguments.root)
-    study_id = find_study(root, arguments.study).read_record()["study_id"] if arguments.study else None
+    study_id = page = None
+    if arguments.study:
+        from search.report.page import report_of  # draws, which the other commands do without
+
+        seen = open_study(root, arguments.study)
+        study_id, page = seen.folder.read_record()["study_id"], report_of(seen).html.encode()
     place = mlflow_place(root)
     if server := server_named():
-        url = f"{server}/{study_page(place, study_id)}"
+        url = f"{server}/{study_page(place, study_id, page)}"
         said = f"MLflow's record is kept by the server of {TRACKING}: {masked(url)}"
         return Reply({"url": masked(url)}, said, then=lambda: _show(url, arguments))
     with socket.socket() as probe:
@@ -228,7 +232,7 @@ def view(arguments: argparse.Namespace) -> Reply:
             ) from None
     open_store(root, TerminalReporter())
     address = f"http://127.0.0.1:{arguments.port}"
-    url = f"{address}/{study_page(place, study_id)}"
+    url = f"{address}/{study_page(place, study_id, page)}"
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))

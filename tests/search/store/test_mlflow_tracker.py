@@ -582,13 +582,17 @@ def test_a_trial_is_called_by_its_policy(trials, changes, name):
     assert run_name(failed, "encoded") == name.replace("00 ", "3000 ").replace("12.5", "37.5").replace("90.1", "failed")
 
 
-def test_a_page_of_mlflows_opens_at_what_a_person_looks_for(finished):
+def test_a_page_of_mlflows_opens_at_what_a_person_looks_for(finished, tmp_path):
     """In the view for training runs, with columns and order; links are those that MLflow 3.17 was seen to follow."""
-    place, study_id = mlflow_place(finished.root), json.loads((finished.path / "study.json").read_text())["study_id"]
+    root = shutil.copytree(finished.root, tmp_path, dirs_exist_ok=True)
+    place, study_id = mlflow_place(root), json.loads((finished.path / "study.json").read_text())["study_id"]
     (parent,), children = runs(finished.root, "tiny")
     experiment, run = parent.info.experiment_id, parent.info.run_id
-    page = study_page(place, study_id)
-    assert page == f"#/experiments/{experiment}/runs/{run}/artifacts/front.png?workflowType=machine_learning"
+    page = study_page(place, study_id, b"<p>what to ship</p>")
+    assert page == f"#/experiments/{experiment}/runs/{run}/artifacts/report.html?workflowType=machine_learning"
+    found = client(root).download_artifacts(run, "report.html", str(tmp_path))
+    assert Path(found).read_bytes() == b"<p>what to ship</p>"
+    assert study_page(place, study_id) == f"#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
     view = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=prunefront"
     assert study_page(place, None) == study_page(place, "no such id") == view
     tags = client(finished.root).get_experiment(experiment).tags
