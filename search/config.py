@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
+from search.given_workload import factory_of, spec_of
 from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
 from search.masking import masked
 from search.metric import SHARE, Metric
@@ -69,20 +71,27 @@ else:
 class SearchConfig(_Fields):
     """One study: its options by name, checked; what is left out has its default.
 
+    `workload` may also be a `Workload`, or a function that returns one; read, it is text, the name that the study's
+    files have for it.
+
     Raises:
         ConfigError: an unknown option (nearest match named), or a value outside its range; a `ValueError`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    _factory: Callable[..., Any] | None = PrivateAttr(None)
+
     if not TYPE_CHECKING:  # a type checker takes the arguments from the fields
 
         def __init__(self, **options: Any) -> None:
+            options, factory = _with_workload_named(options)
             try:
                 super().__init__(**options)
             except ValidationError as error:
                 said = "; ".join(_one_line(problem) for problem in error.errors())
                 raise ConfigError(_as_spelt(said, options)) from None
+            self._factory = factory
 
     @model_validator(mode="before")
     @classmethod
@@ -96,7 +105,11 @@ class SearchConfig(_Fields):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, which checks nothing of `update`; former names are taken for those of today."""
-        return super().model_copy(update=present_names(update or {}), deep=deep)
+        named, factory = _with_workload_named(present_names(update or {}))
+        copy = super().model_copy(update=named, deep=deep)
+        if "workload" in named:
+            copy._factory = factory
+        return copy
 
     @field_validator("*", mode="before")
     @classmethod
@@ -260,9 +273,14 @@ class SearchConfig(_Fields):
         return self.workers > 1 or self.executor != "local"
 
     @property
+    def factory(self) -> Callable[..., Any] | None:
+        """What makes the workload, where it was given in Python."""
+        return self._factory
+
+    @property
     def factory_options(self) -> dict[str, Any]:
         """What `get_workload` makes the workload from, besides its name and the cache."""
-        return {name: getattr(self, name) for name in FACTORY_OPTIONS}
+        return {"factory": self.factory, **{name: getattr(self, name) for name in FACTORY_OPTIONS}}
 
     def stored(self) -> dict[str, Any]:
         """What a study remembers, as plain data, by the names that study.json and MLflow have had from the first."""
@@ -283,6 +301,19 @@ def present_names(options: Mapping[str, Any]) -> dict[str, Any]:
         if former in options and name in options:
             raise ConfigError(f"{key_of(former)!r} is the former name of {key_of(name)!r}: give one of them, not both")
     return {FORMER.get(name, name): value for name, value in options.items()}
+
+
+def _with_workload_named(options: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[..., Any] | None]:
+    """The options with the name of a workload that is given as such, or as a function, and what makes it."""
+    given = options.get("workload", "")
+    if isinstance(given, str):
+        return dict(options), None
+    if (factory := factory_of(given)) is None:
+        raise ConfigError(
+            "workload must be a name such as 'digits' or './file.py:function', a search.Workload, or a function that "
+            f"returns one, got {shortened(masked(repr(given)), LONGEST_WORD)}"
+        )
+    return {**options, "workload": spec_of(factory)}, factory
 
 
 def updated(options: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ field of `SearchOptions`, and the code that uses it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, dataclass_transform, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, dataclass_transform, get_args
 
 BUILT_IN_WORKLOADS = {
     "digits": "search.workloads.digits:digits",
@@ -112,10 +112,30 @@ class _Fields:
     """Tells type checkers that fields below are arguments of `SearchConfig`."""
 
 
+if TYPE_CHECKING:
+
+    class AnyWorkload(Protocol):
+        """What type checkers know of a `search.Workload` here."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def build_model(self) -> Callable[[], Any]: ...
+
+    class WorkloadName:
+        """Text that may be given as a workload, or as a function that returns one."""
+
+        def __get__(self, config: Any, kind: Any) -> str: ...
+        def __set__(self, config: Any, given: str | AnyWorkload | Callable[..., AnyWorkload]) -> None: ...
+
+else:
+    WorkloadName = str
+
+
 class SearchOptions(_Fields):
     """The options in the order in which help, docs and stored studies have them."""
 
-    workload: str = option(
+    workload: WorkloadName = option(
         f"{', '.join(WORKLOAD_FORMS)} ({{default}})",
         default="digits",
         metavar="W",

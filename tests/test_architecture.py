@@ -20,6 +20,7 @@ FOLDERS = ("spaces", "pruning", "search")
 BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}}
 ROOMS = {
     "adapters": {"errors", "workloads"},
+    "given_workload": {"options"},
     "__init__": {"config", "metric", "namesakes", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
@@ -29,29 +30,32 @@ ROOMS = {
     "networks": {"errors"},
     "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},
-    "workloads": {"errors", "metric", "networks", "options", "placement", "user_code", "weights"},
+    "workloads": {
+        "errors", "given_workload", "metric", "networks", "options", "placement", "user_code", "weights",
+    },
     "training": {
         "checksum", "errors", "files", "metric", "placement", "process", "progress", "records", "storage", "user_code",
         "weights", "workloads",
     },
     "proposals": {"knew", "records"},
     "store": {
-        "config", "errors", "files", "masking", "metric", "options", "process", "progress", "proposals",
-        "record_checks", "records", "storage",
+        "config", "errors", "files", "given_workload", "masking", "metric", "options", "process", "progress",
+        "proposals", "record_checks", "records", "storage",
     },
     "results": {
-        "config", "errors", "files", "metric", "options", "proposals", "record_checks", "records", "storage", "store",
+        "config", "errors", "files", "given_workload", "metric", "options", "proposals", "record_checks", "records",
+        "storage", "store",
     },
     "report": {"config", "files", "masking", "metric", "options", "proposals", "records", "results", "store"},
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {
-        "config", "errors", "files", "identity", "metric", "placement", "progress", "records", "results", "store",
-        "training", "user_code", "weights", "workloads",
+        "config", "errors", "files", "given_workload", "identity", "metric", "placement", "progress", "records",
+        "results", "store", "training", "user_code", "weights", "workloads",
     },
     "executors": {
-        "config", "errors", "files", "identity", "metric", "placement", "process", "progress", "records", "store",
-        "training", "user_code", "workloads",
+        "config", "errors", "files", "given_workload", "identity", "metric", "placement", "process", "progress",
+        "records", "store", "training", "user_code", "workloads",
     },
     "study": {
         "config", "errors", "executors", "files", "goal", "identity", "metric", "placement", "progress", "proposals",
@@ -62,7 +66,7 @@ ROOMS = {
         "placement", "process", "progress", "report", "results", "store", "study", "training", "user_code", "weights",
         "workloads",
     },
-    "config": {"errors", "files", "goal", "masking", "metric", "options", "record_checks"},
+    "config": {"errors", "files", "given_workload", "goal", "masking", "metric", "options", "record_checks"},
     "goal": {"metric"},
     "dense": {"training"},
     "run": {"study"},

@@ -294,6 +294,7 @@ def _add_export(commands: Any) -> None:
         "static baseline of the closing table: baseline:uniform, baseline:global, baseline:lamp",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
+    _add(parser, "workload", "what makes a workload that was given in Python, ./file.py:function; others are known")
     _add(
         parser, "criterion", "where the study's own criterion is, ./file.py:function: for a trial that kept no weights"
     )

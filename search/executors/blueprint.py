@@ -15,6 +15,7 @@ from typing import Any
 from pruning.channels.structure import Structure
 from search.config import SearchConfig
 from search.errors import EnvironmentProblem, UsageError
+from search.given_workload import lives_in_python
 from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.study_identity import study_identity
 from search.metric import Metric, metric_from_plain, metric_to_plain
@@ -56,6 +57,15 @@ class Blueprint:
     def to_plain(self) -> dict[str, Any]:
         """Data for JSON."""
         return asdict(self)
+
+
+def require_found(workload: str) -> None:
+    """Raise `UsageError` if the workload is one that only this program has."""
+    if lives_in_python(workload):
+        raise UsageError(
+            f"workload {workload!r} lives in this program alone, where workers cannot find it: give a function of a "
+            "file or module, or its name, such as './file.py:function', or leave workers out"
+        )
 
 
 def require_known(criterion: str) -> None:

@@ -8,7 +8,7 @@ import joblib
 import torch
 
 from search.config import SearchConfig
-from search.executors.blueprint import blueprint, require_known
+from search.executors.blueprint import blueprint, require_found, require_known
 from search.executors.jobs import Executor
 from search.executors.later import LaterExecutor
 from search.executors.local import LocalExecutor
@@ -27,10 +27,11 @@ def require_workers(config: SearchConfig) -> None:
     """Refuse, before anything is trained, what workers cannot begin with.
 
     Raises:
-        UsageError: they cannot know the criterion, or there is no address of a cluster.
+        UsageError: they cannot know the workload or the criterion, or there is no address of a cluster.
         EnvironmentProblem: Ray is not installed, or nobody listens at the address.
     """
     if config.has_workers:
+        require_found(config.workload)
         require_known(config.criterion)
     if config.executor != LOCAL:
         require_cluster(config.ray_address)

@@ -14,6 +14,7 @@ from pruning.importance.own_criteria import own_function
 from search.config import SearchConfig
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen
+from search.given_workload import lives_in_python
 from search.identity.recorded_recipe import with_recorded_recipe
 from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.placement import placement_of
@@ -72,6 +73,22 @@ def take_criterion(view: StudyView, spec: str) -> None:
             f"the code of criterion {word!r} has changed since study {view.folder.name!r} was begun: "
             "export with the code it was begun with"
         )
+
+
+def with_workload(view: StudyView, spec: str) -> StudyView:
+    """The study with the name by which a workload that was given in Python is found; fingerprints tell whether it is
+    the same.
+
+    Raises:
+        UsageError: the study has a workload with a name, and another one.
+    """
+    named, own = view.config.model_copy(update={"workload": SearchConfig(workload=spec).workload}), view.config.workload
+    if not lives_in_python(own) and named.workload != own:
+        raise UsageError(
+            f"--workload {spec!r} is not the workload {own!r} that study {view.folder.name!r} was begun with: leave it "
+            "out"
+        )
+    return replace(view, config=named)
 
 
 def export_of_trial(

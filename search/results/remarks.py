@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.config import SearchConfig
+from search.given_workload import lives_in_python
 from search.metric import MAX
 from search.results.cells import MIXED
 from search.results.closing import ClosingRow, closing_rows, verdict
@@ -81,6 +82,8 @@ def resume_line(config: SearchConfig, place: str | None) -> str:
     """How the study goes on; `place` is where a criterion of the user's own was, see `StudyView`."""
     if ":" in config.criterion and ".py:" not in config.criterion:
         return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
+    if lives_in_python(config.workload):
+        return f"Resume: by run_search in the Python program that has workload {config.workload!r}"
     return f"Resume: {resume_command(config, place)}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from search.config import SearchConfig
 from search.errors import Refused, UsageError
+from search.given_workload import lives_in_python
 from search.options import MAY_CHANGE, UNSTORED, key_of
 from spaces.bits import FLOAT_BITS
 from spaces.search_space.space import PREFERENCE
@@ -49,19 +50,24 @@ def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
 def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
     """The stored config of `study`, with what was asked for of the options that may change.
 
-    Options the user did not give keep the study's value.
+    Options the user did not give keep the study's value. A workload that lived in Python alone may get a name by which
+    it is found: whether it is the same, fingerprints tell.
 
     Raises:
         UsageError: an option given differs and may not change; the difference is shown.
     """
     stored = stored_config(record, asked.root)
     given = {key: getattr(asked, key) for key in asked.model_fields_set - {"study", *UNSTORED}}
+    is_named = lives_in_python(stored.workload) and not lives_in_python(given.get("workload", stored.workload))
+    may_change = (*MAY_CHANGE, *(["workload"] if is_named else []))
     refuse_changes(
-        {key: getattr(stored, key) for key in given if key not in MAY_CHANGE},
-        {key: value for key, value in given.items() if key not in MAY_CHANGE},
+        {key: getattr(stored, key) for key in given if key not in may_change},
+        {key: value for key, value in given.items() if key not in may_change},
         study,
     )
-    changed = {key: value for key, value in given.items() if key in MAY_CHANGE}
+    changed = {key: value for key, value in given.items() if key in may_change}
+    if asked.factory is not None:
+        changed["workload"] = asked.factory
     return stored.model_copy(update={**changed, **{key: getattr(asked, key) for key in UNSTORED}})
 
 

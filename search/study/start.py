@@ -34,7 +34,7 @@ from search.training.fingerprint import model_fingerprint
 from search.training.latency_cache import cached_latency_table
 from search.training.refresh import statistics_note, unread_note
 from search.training.train import in_fast_layout
-from search.user_code.loading import criterion_place
+from search.user_code.loading import criterion_place, refuse_while_loading
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
 from search.workloads.overlap import overlaps
@@ -61,6 +61,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
         EnvironmentProblem: missing data, an unwritable root, a study in use.
         Refused: unsafe weights or a damaged study.
     """
+    refuse_while_loading("run_search")
     watcher = watcher or ProgressReporter()
     config = _with_stored_options(config)
     with _placement_of(config).running():

@@ -21,6 +21,8 @@ from search.user_code.blame import place, told
 from spaces.criteria import check_criterion
 from spaces.validation import unknown
 
+_being_run: list[str] = []
+"""Names of the user's files that are being run now, one by the other."""
 OURS = ("spaces", "pruning", "search")
 """Our packages; their modules come before any the user has of the same name."""
 
@@ -122,13 +124,25 @@ def _module_of_file(what: str, path: Path) -> Any:
     if str(path.parent) not in sys.path:  # stays: a function may import its neighbours when it is called
         sys.path.append(str(path.parent))
     linecache.checkcache(str(path))
+    _being_run.append(path.name)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         pass_signals_on(error)
         said = f"{what} file {path.name} raised {type(error).__name__}: {error}"
         raise UsageError(said + _namesake_in(path.parent, *_missed(error))) from error
+    finally:
+        _being_run.pop()
     return module
+
+
+def refuse_while_loading(call: str) -> None:
+    """Raise `UsageError` if a file is being run only for a function in it: what it calls itself is not meant."""
+    if _being_run:
+        raise UsageError(
+            f"{_being_run[-1]} calls {call} whenever it is loaded, also for a function of it alone: put the call under "
+            "`if __name__ == '__main__':`"
+        )
 
 
 def _missed(error: BaseException) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pruning.modules import check_example
 from pruning.trees import ModelInputs
 from search.errors import PrunefrontError, UsageError
+from search.given_workload import Given, lives_in_python
 from search.metric import Metric
 from search.networks.names import find_network, is_network, lacks_name
 from search.options import BUILT_IN_WORKLOADS
@@ -37,7 +38,7 @@ def is_built_in(spec: str) -> bool:
     return spec in BUILT_IN_WORKLOADS
 
 
-def get_workload(spec: str, **options: Any) -> Workload:
+def get_workload(spec: str, *, factory: Callable[..., Any] | None = None, **options: Any) -> Workload:
     """Build the workload that a specification names.
 
     The global random generators have a fixed seed while its code runs, so that splits it draws are the same each time.
@@ -45,6 +46,7 @@ def get_workload(spec: str, **options: Any) -> Workload:
     Args:
         spec: a name of `BUILT_IN_WORKLOADS`, `package.module:factory` or `./file.py:factory`. Only ever pass what the
             user wrote: the factory's code is imported and run.
+        factory: the function itself, where it is at hand: nothing is imported then, and `spec` is what it is called.
         options: `data`, `width`, `network`, `pretrained`, `trust_remote_code` and `cache`, as the command line has
             them; those that are None are left out. A factory that takes a `network` or `pretrained` is given it, and
             they are carried out here for any other. `cache` is dropped if the factory does not take it.
@@ -56,6 +58,11 @@ def get_workload(spec: str, **options: Any) -> Workload:
     """
     if not isinstance(spec, str):
         raise UsageError(f"a workload must be named by a string such as 'digits' or './file.py:factory', got {spec!r}")
+    if factory is None and lives_in_python(spec):
+        raise UsageError(
+            f"workload {spec!r} was given in Python, where no other program finds it: give it again by "
+            "SearchConfig(workload=...) there, or name the function that makes it, by --workload ./file.py:function"
+        )
     if lacks_name(spec):
         find_network(spec)  # which says how they are named
     if is_network(spec):
@@ -65,7 +72,7 @@ def get_workload(spec: str, **options: Any) -> Workload:
         )
     cache, trusted = Path(options.get("cache") or DEFAULT_CACHE), bool(options.pop("trust_remote_code", False))
     with seeded(SEED):
-        factory = _factory(BUILT_IN_WORKLOADS.get(spec, spec))
+        factory = factory or _factory(BUILT_IN_WORKLOADS.get(spec, spec))
         ours = {"network", "pretrained"} - inspect.signature(factory).parameters.keys()
         network, pretrained = (options.pop(key, None) if key in ours else None for key in ("network", "pretrained"))
         if network is not None:
@@ -93,7 +100,8 @@ def _made(spec: str, factory: Callable[..., Workload], options: dict[str, Any]) 
         options.pop("cache", None)
     for key in options:
         if key not in accepted and not takes_any:
-            raise UsageError(f"workload {spec!r} takes no --{key}: its factory has no parameter {key!r}")
+            why = "it is made already" if isinstance(factory, Given) else f"its factory has no parameter {key!r}"
+            raise UsageError(f"workload {spec!r} takes no --{key}: {why}")
     try:
         workload = factory(**options)
     except PrunefrontError:

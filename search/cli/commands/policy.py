@@ -22,7 +22,7 @@ from search.export.choose import choose_trial
 from search.export.folder_swap import check_folder
 from search.export.manifest import MANIFEST, ONNX, largest_files, read_manifest
 from search.export.onnx_file import require_onnx
-from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_cpu, take_criterion
+from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_cpu, take_criterion, with_workload
 from search.export.registry import check_name, register
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only, write_export
@@ -70,6 +70,8 @@ def export(arguments: argparse.Namespace) -> Reply:
     if arguments.torch_prune:
         check_masks_only(chosen.policy)
     _check_files(arguments)
+    if arguments.workload:
+        seen = with_workload(seen, arguments.workload)
     if arguments.criterion:
         take_criterion(seen, arguments.criterion)
     watcher = TerminalReporter()
