@@ -238,8 +238,34 @@ def csv_text(
     return file.getvalue()
 
 
+LAYER_BITS = "layer_bits"
+"""The column of a data frame that has bits where layers differ, beside `bits`, which is a number there."""
+_DTYPES = {"float": "float64", "int": "Int64", "str": "string"}
+"""The type of a row's field, None aside -> of its column in a data frame; mappings are objects."""
+
+
 def data_frame(rows: Iterable[TrialRow], columns: Sequence[str], unit: Metric = SHARE) -> pd.DataFrame:
-    """Rows as pandas has them; every column is of dtype object, so that None stays None."""
+    """Rows as pandas has them: numbers as `float64` and `Int64`, words as `string`, mappings of layers as objects.
+
+    What was not measured is missing (NaN or `<NA>`; None of a mapping). So is a mapping without layers, of which Parquet
+    could not hold a whole column. Where layers differ in `bits`, they are in the column `layer_bits`, and `bits` is
+    missing.
+    """
     import pandas as pd  # takes a third of a second, and most commands do without
 
-    return pd.DataFrame(plain_rows(rows, columns, unit), columns=_with_values(columns, unit), dtype=object)
+    found = plain_rows(rows, columns, unit)
+    names = _with_values(columns, unit)
+    if "bits" in names:
+        names.insert(names.index("bits") + 1, LAYER_BITS)
+    for data in found:
+        differ = isinstance(data.get("bits"), Mapping)
+        data[LAYER_BITS], data["bits"] = (data["bits"], None) if differ else (None, data.get("bits"))
+        data |= {name: None for name, value in data.items() if value == {}}
+    series = {name: pd.Series([data[name] for data in found], dtype=_dtype(name)) for name in names}
+    return pd.DataFrame(series, columns=names)
+
+
+def _dtype(column: str) -> str:
+    types = {field.name: str(field.type).removesuffix(" | None") for field in fields(TrialRow)}
+    types |= {"metric": "str", "bits": "int", TEST_SD: "float", **dict.fromkeys(VALUES.values(), "float")}
+    return _DTYPES.get(types.get(column, ""), "object")

@@ -9,11 +9,12 @@ from statistics import fmean, stdev
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 
 from search.cli.text_tables import front_table
 from search.config import make_config
-from search.metric import Metric
+from search.metric import SHARE, Metric
 from search.proposals.hypervolume import non_dominated
 from search.records import FAILED, FinalRecord, TrialRecord, TrialResult, WrittenFile
 from search.results.comparison import Comparison, Reference
@@ -135,7 +136,8 @@ def test_the_limit_is_inclusive_and_binds_on_the_measure():
 def test_an_empty_front_has_no_choice_and_still_its_columns(trials):
     found = state(trials)
     assert found.front == [] and found.best is knee_trial([]) is smallest_trial([]) is None
-    assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == FRONT_COLUMNS == TRIAL_COLUMNS[:19]
+    assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == (*FRONT_COLUMNS, "layer_bits")
+    assert FRONT_COLUMNS == TRIAL_COLUMNS[:19] and FRONT_COLUMNS[-1] == "bits"
     assert csv_text(found.front, ("trial", "sparsity"), str) == "trial,sparsity\n"
 
 
@@ -235,13 +237,11 @@ def test_the_smallest_accurate_enough_is_the_best_where_an_accuracy_is_asked_for
     assert [state(trials, least=least).best for least in (None, 0.75, 0.9, 0.95)] == [0, 1, 0, 0]
 
 
-def test_rows_leave_as_json_csv_and_a_frame_of_objects():
+def test_rows_leave_as_json_and_csv():
     found = state([trial(0, None), trial(1, 0.5, latency=0.125)])
     failed, complete = plain_rows(found.rows)
     assert json.dumps(failed, allow_nan=False) and failed["accuracy"] is None and failed["reason"] == "diverged: nan"
     assert complete["latency"] == 0.125 and tuple(complete) == TRIAL_COLUMNS
-    frame = data_frame(found.rows, TRIAL_COLUMNS)
-    assert set(frame.dtypes) == {np.dtype(object)} and frame["accuracy"][0] is None and frame["trial"][1] == 1
     away = trial(2, 0.5, worker="2 on node-b")
     away = replace(away, result=replace(away.result, device="Card 1", precision="bf16"))
     (row,) = plain_rows(state([away]).rows)
@@ -253,8 +253,33 @@ def test_rows_leave_as_json_csv_and_a_frame_of_objects():
         'trial,accuracy,latency,sparsity,reason\n0,,,"{""conv.weight"": 0.001}",diverged: nan\n'
         '1,0.5,0.125,"{""conv.weight"": 0.002}",\n'
     )
-    dicts = frame.assign(sparsity=frame["sparsity"].map(json.dumps))[list(columns)]
+    frame = data_frame(found.rows, columns)
+    dicts = frame.assign(sparsity=frame["sparsity"].map(json.dumps))
     assert csv_text(found.rows, columns, json.dumps) == dicts.to_csv(index=False)
+
+
+@pytest.mark.parametrize("unit", [SHARE, Metric("RMSE", best="min", dense=20.0)], ids=["share", "RMSE"])
+def test_a_frame_has_numbers_words_and_mappings(tmp_path, unit):
+    """Also where all of a column is missing, as `rung` is; and Parquet gives back what it was given."""
+    mixed = trial(2, 0.25, policy=PruningPolicy({"a.weight": 0.5}, bits={"a.weight": 4}))
+    frame = data_frame(state([trial(0, None), trial(1, 0.5, latency=0.125), mixed]).rows, TRIAL_COLUMNS, unit)
+    kinds = {name: str(dtype) for name, dtype in frame.dtypes.items()}
+    words = {"granularity", "schedule", "criterion", "origin", "digest", "state", "reason", "cause", "device"}
+    words |= {"precision", "worker", *({"metric"} & {*kinds})}
+    assert {name for name, kind in kinds.items() if kind == "Int64"} == {"trial", "bits", "rung"}
+    assert {name for name, kind in kinds.items() if kind == "string"} == words
+    assert {name for name, kind in kinds.items() if kind == "object"} == {"sparsity", "removal", "layer_bits"}
+    assert {*kinds.values()} == {"Int64", "string", "object", "float64"}
+    assert frame.nlargest(1, "accuracy")["trial"].item() == 1 and frame["accuracy"].isna().tolist() == [1, 0, 0]
+    assert frame.describe().loc["max", "accuracy"] == 0.5
+    assert frame["layer_bits"][2] == {"a.weight": 4} and frame["bits"].fillna(0).tolist() == [32, 32, 0]
+    assert frame["removal"].tolist() == [None] * 3
+    frame.to_parquet(tmp_path / "trials.parquet")
+    back = pd.read_parquet(tmp_path / "trials.parquet")
+    mappings = ["sparsity", "layer_bits"]
+    pd.testing.assert_frame_equal(back.drop(columns=mappings), frame.drop(columns=mappings))
+    named = [{layer: share for layer, share in row.items() if share is not None} for row in back["sparsity"]]
+    assert named == frame["sparsity"].tolist()
 
 
 def test_reasons_are_counted_in_the_order_of_the_trials():
