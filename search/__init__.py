@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
 
     from search.config import SearchConfig
     from search.metric import Metric
-    from search.results.view import SearchResult, load_front
+    from search.results.view import load_front
+    from search.study.result import SearchResult
     from search.study.start import run_search
     from search.workloads import Workload, get_workload
     from search.workloads.recipe import Recipe
@@ -24,7 +25,7 @@ _PLACES = {
     "Recipe": "search.workloads.recipe",
     "Run": "search.workloads.run",
     "SearchConfig": "search.config",
-    "SearchResult": "search.results.view",
+    "SearchResult": "search.study.result",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.results.view",

@@ -32,7 +32,8 @@ from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem
 from search.options import MASKS, study_file
 from search.results.device_support import TARGETS
-from search.results.view import SearchResult, open_study
+from search.results.view import open_study
+from search.study.result import SearchResult
 from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
@@ -767,9 +768,9 @@ def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path,
 
 
 def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search.cli.commands import policy
+    from search.export import of_study
 
-    monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
+    monkeypatch.setattr(of_study, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     (tmp_path / "thesis.tex").write_text("years of work")
     one_line_error(main("export", "tiny", "--out", tmp_path), 2, "thesis.tex")
     one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--criterion", "taylor"), 2, "'magnitude-l2'")
@@ -843,10 +844,10 @@ def test_verify_checks_the_masks_of_an_export(main, finished, tmp_path):
 
 
 def test_masks_of_removed_channels_are_refused_before_any_work(main, finished, tmp_path, monkeypatch):
-    from search.cli.commands import policy
+    from search.export import of_study
 
     out, number = tmp_path / "out", trial_of(main, removes_channels=True)
-    monkeypatch.setattr(policy, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
+    monkeypatch.setattr(of_study, "export_of_trial", lambda *_: pytest.fail("the export was begun"))
     one_line_error(main("export", "tiny", "--trial", number, "--out", out, "--torch-prune"), 2, "--torch-prune", "conv")
     (tmp_path / "dict.json").write_text('{"conv1.weight": 0.25}')
     words = ["--workload", "./absent.py:tiny", "--out", out, "--granularity", "channel", "--torch-prune"]

@@ -19,6 +19,7 @@ from search.report.prediction import PredictionQuality
 from search.results.cells import MIXED, percent
 from search.results.comparison import Comparison
 from search.results.figures import (
+    MARKERS,
     Mark,
     Named,
     compared_marks,
@@ -41,11 +42,6 @@ from spaces.sensitivity import Profile
 
 INK, QUIET = "#222222", "#8a8a8a"
 BARS, PALE = "#0072b2", "#b9d7ea"
-MARKERS = {
-    "fine-grained": "o", "channel": "D", "vector": "v", "kernel": "^", "1:4": "<", "2:4": ">", "*:4": "p", "*:8": "h",
-    MIXED: "X",
-}  # fmt: skip
-"""Granularity -> marker; those of two stages have their mask's, with a thicker edge."""
 COLOUR_SCALE = "cividis"
 """From dark to light in the same order for every eye, and without colours."""
 MOST_LAYERS, MOST_TRIALS = 80, 20

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,11 +16,19 @@ from spaces.granularity import parts_of
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
 
+if TYPE_CHECKING:
+    from search.results.picture import Picture
+
 COLOURS = {
-    "fine-grained": "#1f77b4", "vector": "#1b9e77", "kernel": "#66a61e", "channel": "#d95f02", "mixed": "#7570b3",
-    "1:4": "#e7298a", "2:4": "#a6761d", "*:4": "#e6ab02", "*:8": "#666666",
+    "fine-grained": "#0a4d8c", "vector": "#009e73", "kernel": "#117733", "channel": "#d55e00", "mixed": "#000000",
+    "1:4": "#cc79a7", "2:4": "#882255", "*:4": "#56b4e9", "*:8": "#666666",
 }  # fmt: skip
-DOTS_PER_INCH = 120
+"""Granularity -> colour: apart to colour-blind eyes, and with `MARKERS` in print without colours."""
+MARKERS = {
+    "fine-grained": "o", "channel": "D", "vector": "v", "kernel": "^", "1:4": "<", "2:4": ">", "*:4": "p", "*:8": "h",
+    "mixed": "X",
+}  # fmt: skip
+"""Granularity -> marker; those of two stages have their mask's, with a dark edge."""
 SHOWN_POINTS = 15
 """How many points of accuracy below the most accurate trial the front's picture shows."""
 NEAR = (60, 16)
@@ -54,6 +60,19 @@ def front_png(
     metric: str = "encoded",
     unit: Metric = SHARE,
 ) -> bytes:
+    """The picture of `front_figure`."""
+    return png_bytes(front_figure(trials, front, max_size, comparison, finals, metric, unit))
+
+
+def front_figure(
+    trials: Sequence[TrialRow],
+    front: Sequence[TrialRow],
+    max_size: float,
+    comparison: Comparison | None = None,
+    finals: Mapping[str, FinalScore] = MappingProxyType({}),
+    metric: str = "encoded",
+    unit: Metric = SHARE,
+) -> Picture:
     """Accuracy against size on a log axis: every complete trial faint, the front strong, the limit as a line; with a
     comparison also the dense model as it is and rounded, and the means of the finals of finalists and static baselines.
 
@@ -62,17 +81,16 @@ def front_png(
         metric: of the sizes, `encoded` or `nonzero`. Rounding changes only the first.
         unit: of the axis of accuracies, see `value_ticks`.
     """
-    figure, axes = new_figure(8, 5)
+    figure, axes = new_figure(8, 5.6)
     complete = [row for row in trials if row.state == COMPLETE]
     for granularity in sorted({row.granularity for row in complete if row.granularity is not None}):
         *removal, mask = parts_of(granularity)
-        colour, marker = COLOURS.get(mask, "grey"), "D" if removal else "o"
-        style = {"color": colour, "marker": marker}
+        style = {"color": COLOURS.get(mask, "grey"), "marker": MARKERS.get(mask, "o")}
         points = _points(row for row in complete if row.granularity == granularity)
         axes.scatter(*points, s=16, alpha=0.25, linewidths=0, **style)
         on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.point.size)
         axes.scatter(
-            *_points(on_front), s=42, edgecolors="white", **style,
+            *_points(on_front), s=46, edgecolors="black" if removal else "white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
     sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
@@ -86,7 +104,8 @@ def front_png(
     for mark in marks:
         axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
     size_scale(axes)
-    axes.set_xlabel("size, share of the dense model")
+    axes.set_title(_front_title(len(complete), len(front), unit), fontsize=11)
+    axes.set_xlabel(f"{metric} size, % of the dense model's (log scale)")
     axes.set_ylabel(unit.label("validation"))
     shown = _points(front)[1]
     if not unit.is_share:  # what finals are compared with may lie below all of the front
@@ -94,8 +113,14 @@ def front_png(
         shown = np.array([*shown, *(100 * share for share in [*dense, *beside])])
     _write_beside(axes, zoom(axes, _points(complete)[1], shown, marks))
     value_ticks(axes, unit)
-    axes.legend(frameon=False, loc="best", fontsize=8)
-    return png_bytes(figure)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _front_title(trials: int, front: int, unit: Metric) -> str:
+    """What is to be seen, in a line."""
+    name = literal(f"{unit.name[:1].upper()}{unit.name[1:]}" if unit.is_share else unit.name)
+    return f"{name} against stored size: {trials} network{'s' * (trials != 1)}, {front or 'none'} of them on the front"
 
 
 def value_ticks(axes: Any, unit: Metric, count: int = 6) -> None:
@@ -310,11 +335,11 @@ def size_scale(axes: Any) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Picture, Any]:
     """A figure of this size in inches, and its axes; `options` as in `Figure.subplots`."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from search.results.picture import DOTS_PER_INCH, Picture  # matplotlib takes long, and most commands do without
 
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Picture(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(rows, columns, **options)
     for axes in np.ravel(panels):
         axes.spines[["top", "right"]].set_visible(False)
@@ -350,10 +375,6 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def png_bytes(figure: Any) -> bytes:
+def png_bytes(figure: Picture) -> bytes:
     """The figure as a PNG file that depends only on what is drawn."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a character the font lacks is drawn as a box
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return figure.png()

@@ -247,9 +247,9 @@ _DTYPES = {"float": "float64", "int": "Int64", "str": "string"}
 def data_frame(rows: Iterable[TrialRow], columns: Sequence[str], unit: Metric = SHARE) -> pd.DataFrame:
     """Rows as pandas has them: numbers as `float64` and `Int64`, words as `string`, mappings of layers as objects.
 
-    What was not measured is missing (NaN or `<NA>`; None of a mapping). So is a mapping without layers, of which Parquet
-    could not hold a whole column. Where layers differ in `bits`, they are in the column `layer_bits`, and `bits` is
-    missing.
+    What was not measured is missing (NaN or `<NA>`; None of a mapping). So is a mapping without layers, of which
+    Parquet could not hold a whole column. Where layers differ in `bits`, they are in the column `layer_bits`, and
+    `bits` is missing.
     """
     import pandas as pd  # takes a third of a second, and most commands do without
 

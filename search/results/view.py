@@ -1,23 +1,21 @@
-"""A study as others see it: what a search returns, and what its folder shows whether or not it is running."""
+"""A study as its folder shows it, whether or not it is running."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.config import SearchConfig
 from search.errors import UsageError
-from search.metric import Metric, metric_from_plain
+from search.metric import metric_from_plain
 from search.record_checks import MOST_TRIALS
-from search.results.comparison import Comparison, shown_comparison
+from search.results.comparison import shown_comparison
 from search.results.state import StudyState
-from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, FinalScore, TrialRow, data_frame
+from search.results.tables import FRONT_COLUMNS, TrialRow, data_frame
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import is_held
 from search.store.study_record import stored_config
@@ -28,79 +26,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 0.5
 """Seconds to wait for a lock on the database; its writer holds it for less."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """A study as it stands when `run_search` returns. Its numbers and tables are those of its `state`.
-
-    Attributes:
-        study: its name.
-        folder: where it is kept.
-        state: its results.
-        seconds: phase -> seconds.
-    """
-
-    study: str
-    folder: Path
-    state: StudyState
-    seconds: Mapping[str, float]
-
-    @cached_property
-    def front(self) -> pd.DataFrame:
-        """The non-dominated trials within the limit; columns as `prunefront front --format json`."""
-        return data_frame(self.state.front, FRONT_COLUMNS, self.state.unit)
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """All trials by number, with `state` and `reason`."""
-        return data_frame(self.state.rows, TRIAL_COLUMNS, self.state.unit)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Trials by state."""
-        return self.state.counts()
-
-    @property
-    def best(self) -> int | None:
-        """The trial `export --trial best` ships; None without a feasible one."""
-        return self.state.best
-
-    @property
-    def finals(self) -> Mapping[str, FinalScore]:
-        """Scores of full-length fine-tunes by policy digest."""
-        return self.state.scores
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """Dense model, also rounded, and static baselines; None when finals were left out."""
-        return self.state.comparison
-
-    @property
-    def least_accuracy(self) -> float | None:
-        """The validation accuracy asked for, if one was."""
-        return self.state.least_accuracy
-
-    @property
-    def dense_accuracy(self) -> float:
-        """Of the dense model on validation data."""
-        assert self.state.dense_accuracy is not None, "a study that ran knows its dense model"
-        return self.state.dense_accuracy
-
-    @property
-    def metric(self) -> Metric:
-        """What accuracies, which are shares, are shown in: `.metric.value(share)` is the value in its unit."""
-        return self.state.unit
-
-    @property
-    def dense_value(self) -> float:
-        """Of the dense model on validation data, in the metric's unit."""
-        return self.metric.value(self.dense_accuracy)
-
-    @property
-    def chance(self) -> float | None:
-        """Accuracy up to which networks are dead, and on no front; None if unknown."""
-        return self.state.chance
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from search.results.figures import front_png, profile_png
 from search.results.note import study_note
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
-from search.results.view import SearchResult
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import mlflow_place
 from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values
@@ -44,6 +43,7 @@ from search.store.tracker import Tracker
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.study.loop_remarks import LoopRemarks
+from search.study.result import SearchResult
 from search.study.shared_scan import shared_scan
 from search.training.attempts import Attempt
 from search.training.chance import chance_accuracy

@@ -19,13 +19,13 @@ from search.identity.unchanged import refuse_changed_study, refuse_changes_of, r
 from search.metric import metric_from_plain
 from search.placement import Placement, placement_of
 from search.progress import ProgressReporter
-from search.results.view import SearchResult
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
 from search.store.mlflow_place import unused_place
 from search.store.optuna_server import require_storage
 from search.store.study_record import KNOB_WORD, new_record, resumed_config
+from search.study.result import SearchResult
 from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.evaluate import PreparedModel

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pruning.importance.own_criteria import own_function
-from pruning.sparse_file import dense_bytes
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
 from search.cli.commands.options import placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
 from search.cli.text_tables import render
 from search.config import SearchConfig, make_config
-from search.errors import EnvironmentProblem, GoalMissed, UsageError
-from search.export.choose import choose_trial
-from search.export.folder_swap import check_folder
-from search.export.manifest import MANIFEST, ONNX, largest_files, read_manifest
-from search.export.onnx_file import require_onnx
-from search.export.rebuild import Export, export_of_trial, fine_tuned, moved_to_cpu, take_criterion, with_workload
+from search.errors import EnvironmentProblem, UsageError
+from search.export.manifest import MANIFEST, largest_files, read_manifest
+from search.export.of_study import check_export, export_study, note_dead, require_whole, write_network
+from search.export.rebuild import Export, fine_tuned, moved_to_cpu
 from search.export.registry import check_name, register
 from search.export.verify import Check, as_json, verify_contents, verify_files
-from search.export.write import Written, check_masks_only, write_export
+from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
 from search.metric import metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
@@ -66,32 +63,18 @@ def export(arguments: argparse.Namespace) -> Reply:
     if arguments.register is not None:
         check_name(arguments.register)
     seen = open_study(arguments.root, arguments.study)
-    chosen = choose_trial(seen, arguments.trial)
-    if arguments.torch_prune:
-        check_masks_only(chosen.policy)
-    _check_files(arguments)
-    if arguments.workload:
-        seen = with_workload(seen, arguments.workload)
-    if arguments.criterion:
-        take_criterion(seen, arguments.criterion)
-    watcher = TerminalReporter()
-    _note_dead(chosen.name, chosen.result.measured.accuracy, seen.state.chance, watcher)
-    made, workload, config = export_of_trial(seen, chosen, watcher)
     out = Path(arguments.out)
-    reply = _reply_to(_write(made, workload, config, arguments), made, config, out, chosen.name)
+    found = export_study(
+        seen, arguments.trial, out, TerminalReporter(), workload=arguments.workload,
+        criterion=arguments.criterion, onnx=arguments.onnx, torch_prune=arguments.torch_prune,
+    )  # fmt: skip
+    reply = _reply_to(found.written, found.made, found.config, out, found.chosen.name)
     if arguments.register is not None:
         place, study_id = mlflow_place(seen.folder.root), seen.folder.read_record()["study_id"]
-        uri = register(place, study_id, chosen, made, workload, out, arguments.register)
+        uri = register(place, study_id, found.chosen, found.made, found.workload, out, arguments.register)
         reply = replace(reply, data={**reply.data, "registered": uri}, text=f"{reply.text}\nRegistered: {uri}")
     values = {name: value for name, value in seen.state.dense_scores.items() if name != "dense_accuracy"}
     return replace(reply, data={**reply.data, **values})
-
-
-def _check_files(arguments: argparse.Namespace) -> None:
-    """Refuse, before anything is computed, an export that could not be written."""
-    check_folder(Path(arguments.out))
-    if arguments.onnx:
-        require_onnx()
 
 
 def apply(arguments: argparse.Namespace) -> Reply:
@@ -113,7 +96,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
-    _check_files(arguments)
+    check_export(Path(arguments.out), arguments.onnx)
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {reason}")
@@ -142,7 +125,7 @@ def _applied(
             watcher.note(f"{name} stays whole: {why}")
     asked, policy = policy, as_removed(prepared.network, policy)
     chance = chance_accuracy(workload)
-    _note_dead("the dense model", dense_accuracy, chance, watcher)
+    note_dead("the dense model", dense_accuracy, chance, watcher)
     epochs = workload.recipe.final_epochs
     tuned = fine_tuned(prepared, policy, epochs, config.seed, watcher, arguments.training)
     if arguments.training == FINE_TUNE:
@@ -152,34 +135,28 @@ def _applied(
         how = "trained from fresh weights"
     how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
     if not is_dead(dense_accuracy, chance):
-        _note_dead(f"the pruned network, {how},", tuned.result.measured.accuracy, chance, watcher)
+        note_dead(f"the pruned network, {how},", tuned.result.measured.accuracy, chance, watcher)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
     made = Export(
         policy, *moved_to_cpu(tuned, workload), None, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
-    written = _write(made, workload, config, arguments)
+    out = Path(arguments.out)
+    written = write_network(made, workload, config, out, arguments.onnx, arguments.torch_prune)
     paths, unit = list[str](), named(workload.metric)
     if arguments.pictures:
         files = _stage_files(prepared, policy, made.model, arguments.training)
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher), unit)
         paths = write_files(Path(arguments.pictures), files)
+    require_whole(written, out)
     told: dict[str, Any] = {**with_values({"dense_accuracy": dense_accuracy}, unit), "epochs": trained}
-    reply, first = _reply_to(written, made, config, Path(arguments.out)), unit.shown(dense_accuracy)
+    reply, first = _reply_to(written, made, config, out), unit.shown(dense_accuracy)
     text = f"Dense {unit.name}: {first} on validation data; {how}\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
     return replace(reply, data={**told, **reply.data}, text=text)
-
-
-def _note_dead(name: str, accuracy: float, chance: float | None, watcher: TerminalReporter) -> None:
-    if is_dead(accuracy, chance):
-        watcher.note(
-            f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
-            "than chance"
-        )
 
 
 def _check_policy(
@@ -374,23 +351,8 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _write(made: Export, workload: Workload, config: SearchConfig, arguments: argparse.Namespace) -> Written:
-    dense_size = dense_bytes(build_model(workload, config.dense_seed))
-    options = {key: getattr(config, key) for key in ("workload", "data", "width")}
-    options |= {"network": config.network} if config.network else {}
-    return write_export(made, workload, options, Path(arguments.out), dense_size, arguments.onnx, arguments.torch_prune)
-
-
 def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, name: str = "") -> Reply:
-    """What is said of an export that stands; `name` is what was chosen of a study.
-
-    Raises:
-        GoalMissed: without the ONNX file that was asked for.
-    """
-    if written.no_onnx:
-        raise GoalMissed(
-            f"the export in {str(out)!r} is complete but for {ONNX}: {written.no_onnx}"
-        ) from written.no_onnx
+    """What is said of an export that stands; `name` is what was chosen of a study."""
     manifest = written.manifest
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
     policy, file, seed = made.policy, made.result.file, made.origin.get("seed")

@@ -37,9 +37,10 @@ from search.results.remarks import (
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
-from search.results.view import SearchResult, open_study
+from search.results.view import open_study
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
+from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
 
 

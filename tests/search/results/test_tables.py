@@ -137,7 +137,7 @@ def test_an_empty_front_has_no_choice_and_still_its_columns(trials):
     found = state(trials)
     assert found.front == [] and found.best is knee_trial([]) is smallest_trial([]) is None
     assert tuple(data_frame(found.front, FRONT_COLUMNS).columns) == (*FRONT_COLUMNS, "layer_bits")
-    assert FRONT_COLUMNS == TRIAL_COLUMNS[:19] and FRONT_COLUMNS[-1] == "bits"
+    assert TRIAL_COLUMNS[:19] == FRONT_COLUMNS and FRONT_COLUMNS[-1] == "bits"
     assert csv_text(found.front, ("trial", "sparsity"), str) == "trial,sparsity\n"
 
 

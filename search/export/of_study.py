@@ -1,0 +1,103 @@
+"""Exporting a network of a study: chosen, rebuilt and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pruning.sparse_file import dense_bytes
+from search.config import SearchConfig
+from search.errors import GoalMissed
+from search.export.choose import Chosen, choose_trial
+from search.export.folder_swap import check_folder
+from search.export.manifest import ONNX
+from search.export.onnx_file import require_onnx
+from search.export.rebuild import Export, export_of_trial, take_criterion, with_workload
+from search.export.write import Written, check_masks_only, write_export
+from search.progress import ProgressReporter
+from search.results.selection import is_dead
+from search.results.view import StudyView
+from search.training.dense_model import build_model
+from search.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was chosen of a study, the network as it was rebuilt, the config that it was rebuilt by, and its files."""
+
+    chosen: Chosen
+    made: Export
+    config: SearchConfig
+    written: Written
+
+
+def export_study(
+    view: StudyView,
+    choice: str,
+    out: Path,
+    watcher: ProgressReporter,
+    *,
+    workload: str | None = None,
+    criterion: str | None = None,
+    onnx: bool = False,
+    torch_prune: bool = False,
+) -> Exported:
+    """Write a network of a study to a folder, new or of an export; what cannot be written is refused before anything is
+    computed.
+
+    Args:
+        choice: see `choose_trial`.
+        workload: where the function is that makes a workload that was given in Python.
+        criterion: where a criterion of the user's own is.
+
+    Raises:
+        GoalMissed: the export stands but for the ONNX file that was asked for.
+        UsageError, Refused, EnvironmentProblem: as `choose_trial`, `export_of_trial` and `write_export` do.
+    """
+    chosen = choose_trial(view, choice)
+    if torch_prune:
+        check_masks_only(chosen.policy)
+    check_export(out, onnx)
+    if workload:
+        view = with_workload(view, workload)
+    if criterion:
+        take_criterion(view, criterion)
+    note_dead(chosen.name, chosen.result.measured.accuracy, view.state.chance, watcher)
+    made, own, config = export_of_trial(view, chosen, watcher)
+    written = write_network(made, own, config, out, onnx, torch_prune)
+    require_whole(written, out)
+    return Exported(chosen, made, config, written)
+
+
+def check_export(out: Path, onnx: bool) -> None:
+    """Refuse, before anything is computed, an export that could not be written."""
+    check_folder(out)
+    if onnx:
+        require_onnx()
+
+
+def write_network(
+    made: Export, workload: Workload, config: SearchConfig, out: Path, onnx: bool, torch_prune: bool
+) -> Written:
+    """The files of a network, see `write_export`."""
+    dense_size = dense_bytes(build_model(workload, config.dense_seed))
+    options = {key: getattr(config, key) for key in ("workload", "data", "width")}
+    options |= {"network": config.network} if config.network else {}
+    return write_export(made, workload, options, out, dense_size, onnx, torch_prune)
+
+
+def require_whole(written: Written, out: Path) -> None:
+    """Raise `GoalMissed` of an export that stands but for the ONNX file that was asked for."""
+    if written.no_onnx:
+        raise GoalMissed(
+            f"the export in {str(out)!r} is complete but for {ONNX}: {written.no_onnx}"
+        ) from written.no_onnx
+
+
+def note_dead(name: str, accuracy: float, chance: float | None, watcher: ProgressReporter) -> None:
+    """Say that a network is no more accurate than chance, if so."""
+    if is_dead(accuracy, chance):
+        watcher.note(
+            f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
+            "than chance"
+        )

@@ -1,0 +1,144 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.metric import Metric
+from search.progress import ProgressReporter
+from search.results.comparison import Comparison
+from search.results.glance import glance_html, glance_text, picture_of
+from search.results.state import StudyState
+from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, FinalScore, data_frame
+from search.results.view import open_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult:
+    """A study as it stands when `run_search` returns. Its numbers and tables are those of its `state`.
+
+    Printed, it is a short table of the front; as the last line of a notebook's cell it is that table and the picture.
+
+    Attributes:
+        study: its name.
+        folder: where it is kept.
+        state: its results.
+        seconds: phase -> seconds.
+    """
+
+    study: str
+    folder: Path
+    state: StudyState
+    seconds: Mapping[str, float]
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated trials within the limit, the most accurate first; columns in `docs/python.md`."""
+        return data_frame(self.state.front, FRONT_COLUMNS, self.state.unit)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """All trials by number, with `state` and `reason`; further columns as of `front`."""
+        return data_frame(self.state.rows, TRIAL_COLUMNS, self.state.unit)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        return self.state.counts()
+
+    @property
+    def best(self) -> int | None:
+        """The trial `export --trial best` ships; None without a feasible one."""
+        return self.state.best
+
+    @property
+    def finals(self) -> Mapping[str, FinalScore]:
+        """Scores of full-length fine-tunes by policy digest."""
+        return self.state.scores
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Dense model, also rounded, and static baselines; None when finals were left out."""
+        return self.state.comparison
+
+    @property
+    def least_accuracy(self) -> float | None:
+        """The validation accuracy asked for, if one was."""
+        return self.state.least_accuracy
+
+    @property
+    def dense_accuracy(self) -> float:
+        """Of the dense model on validation data."""
+        assert self.state.dense_accuracy is not None, "a study that ran knows its dense model"
+        return self.state.dense_accuracy
+
+    @property
+    def metric(self) -> Metric:
+        """What accuracies, which are shares, are shown in: `.metric.value(share)` is the value in its unit."""
+        return self.state.unit
+
+    @property
+    def dense_value(self) -> float:
+        """Of the dense model on validation data, in the metric's unit."""
+        return self.metric.value(self.dense_accuracy)
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy up to which networks are dead, and on no front; None if unknown."""
+        return self.state.chance
+
+    def plot(self) -> Figure:
+        """The picture of the front: accuracy against stored size of every complete trial, dense model and baselines.
+
+        Returns:
+            A figure of matplotlib's that pyplot does not know: a notebook shows it, and `.savefig("front.png")` writes
+            it.
+        """
+        return picture_of(self.state)
+
+    def export(
+        self,
+        trial: str | int,
+        out: str | Path,
+        *,
+        onnx: bool = False,
+        torch_prune: bool = False,
+        watcher: ProgressReporter | None = None,
+    ) -> Mapping[str, Any]:
+        """Write a trial's sparsity dict, sparse file and runnable model, as `prunefront export` does.
+
+        Args:
+            trial: `best`, `knee`, `smallest`, a trial's number, or `baseline:lamp` and the like.
+            out: the folder that is written, new or of an export.
+            onnx: also a checked `model.onnx`; needs the extra `onnx`.
+            torch_prune: also the masks as `torch.nn.utils.prune` has them.
+            watcher: shows that a fine-tune is repeated, where a trial kept no weights.
+
+        Returns:
+            The export's manifest.
+
+        Raises:
+            UsageError: no such trial, or a folder that cannot be used; before anything is computed.
+            GoalMissed: nothing to export, or an export that stands but for the ONNX file.
+            EnvironmentProblem, Refused: as of the command.
+        """
+        from search.export.of_study import export_study  # PyTorch takes seconds, and tables do without
+
+        seen = replace(open_study(self.folder.parent, self.study), config=self.state.config)
+        watcher = watcher or ProgressReporter()
+        return export_study(seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune).written.manifest
+
+    def __repr__(self) -> str:
+        return glance_text(self.study, self.state)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return glance_html(self.study, self.state)
