@@ -23,10 +23,11 @@ from search.workloads import Workload
 
 @dataclass(frozen=True)
 class Exported:
-    """What was chosen of a study, the network as it was rebuilt, the config that it was rebuilt by, and its files."""
+    """What was chosen of a study, the network as it was rebuilt, by which workload and config, and its files."""
 
     chosen: Chosen
     made: Export
+    workload: Workload
     config: SearchConfig
     written: Written
 
@@ -66,7 +67,7 @@ def export_study(
     made, own, config = export_of_trial(view, chosen, watcher)
     written = write_network(made, own, config, out, onnx, torch_prune)
     require_whole(written, out)
-    return Exported(chosen, made, config, written)
+    return Exported(chosen, made, own, config, written)
 
 
 def check_export(out: Path, onnx: bool) -> None:
