@@ -26,8 +26,9 @@ def headline(name: str, state: StudyState) -> str:
     """What came of a study, in a line."""
     best = f"; best: trial {state.best}" if state.best is not None else ""
     dense = f"dense {state.unit.name} {state.unit.shown(state.dense_accuracy) or 'unknown'}"
-    front = f"front of {state.front_length}, {state.config.size_metric} size at most {state.max_size:.4g} of the dense"
-    return printable(f"Study {name}: {counts_line(state.counts())}; {dense}; {front} model's{best}")
+    limit = f"{state.max_size * 100:.4g} % of the dense {state.config.size_metric} size"
+    front = f"front of {state.front_length} within {limit}"
+    return printable(f"Study {name}: {counts_line(state.counts())}; {dense}; {front}{best}")
 
 
 def front_glance(state: StudyState) -> pd.DataFrame:

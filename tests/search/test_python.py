@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import shutil
 import sys
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import FunctionType
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from torch import nn
 
-from search import SearchConfig, SearchResult, Workload, run_search
+from search import Metric, SearchConfig, SearchResult, Workload, load_front, run_search
 from search.config import ConfigError
 from search.errors import UsageError
 from search.given_workload import lives_in_python, spec_of
+from search.results.state import StudyState
 from search.store.folder import StudyFolder
 from search.user_code.loading import load_function
 from search.workloads import get_workload
@@ -152,3 +158,72 @@ def test_a_script_that_searches_when_it_is_loaded_is_told(tmp_path):
     script.write_text("from search import SearchConfig, run_search\nrun_search(SearchConfig())\ndef task(): ...\n")
     with pytest.raises(UsageError, match=r"script.py calls run_search whenever it is loaded, .*: put the call un"):
         get_workload(f"{script}:task")
+
+
+def test_a_result_is_a_short_table(searched):
+    """Of what its front has, with sizes and accuracies as percent."""
+    first, best = searched.state.front[0], searched.best
+    lines = str(searched).splitlines()
+    limit = "50 % of the dense encoded size"
+    assert lines[0].endswith(f" %; front of {len(searched.front)} within {limit}; best: trial {best}")
+    assert lines[0].startswith("Study alone: 4 complete; dense accuracy ")
+    assert lines[2].split() == ["trial", "accuracy", "final", "test", "size", "MACs", "granularity", "bits"]
+    assert lines[3].split()[:3] == [str(first.trial), f"{first.accuracy * 100:.2f}", "%"]
+    assert len(lines) == 3 + len(searched.front) and max(map(len, lines)) <= 120 and repr(searched) == str(searched)
+
+
+def test_a_long_front_is_cut_short_and_an_empty_one_said(searched, monkeypatch):
+    monkeypatch.setattr("search.results.glance.MOST_ROWS", 1)
+    more = len(searched.front) - 1
+    assert more > 0 and str(searched).splitlines()[-1] == f"and {more} more in .front"
+    assert f"<p>and {more} more in .front</p>" in searched._repr_html_()
+    nothing = SearchResult("none", searched.folder, StudyState(searched.state.config, {}), {})
+    assert str(nothing).splitlines() == [
+        "Study none: no trials; dense accuracy unknown; front of 0 within 50 % of the dense encoded size",
+        "", "no feasible trial yet",
+    ]  # fmt: skip
+    assert "<table" not in nothing._repr_html_() and "<img" not in nothing._repr_html_() and len(nothing.front) == 0
+
+
+def test_a_notebook_shows_the_table_and_the_picture(searched):
+    shown = searched._repr_html_()
+    page = ElementTree.fromstring(shown.replace('width="640">', 'width="640"/>').replace("&nbsp;", " "))
+    assert [cell.text for cell in page.iter("th")][:2] == ["trial", "accuracy"]
+    assert len([*page.iter("tr")]) == 1 + len(searched.front) and page.findtext("p") == str(searched).splitlines()[0]
+    kind, _, content = page.find("img").get("src").partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(content) == searched.plot().png()
+    assert page.find("img").get("alt") and len(shown) < 150_000
+
+
+def test_what_a_notebook_shows_is_escaped(searched):
+    state = copy(searched.state)
+    state.unit = Metric("<script>x", low=0, high=1)
+    shown = SearchResult("alone", searched.folder, state, {})._repr_html_()
+    assert "<script>" not in shown and shown.count("&lt;script&gt;x") == 3
+
+
+def test_a_plot_is_a_figure_of_its_own(searched):
+    """Which pyplot knows nothing of, and a notebook shows."""
+    figure = searched.plot()
+    assert isinstance(figure, Figure) and figure is not searched.plot()
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_an_export_is_that_of_the_command(searched, tmp_path, main):
+    manifest = searched.export("smallest", tmp_path / "smallest")
+    smallest = searched.front.nsmallest(1, "size")["trial"].item()
+    assert manifest["origin"]["trial"] == smallest and manifest["workload"]["workload"] == "<tiny>"
+    assert json.loads((tmp_path / "smallest" / "manifest.json").read_text()) == manifest
+    again = searched.export(smallest, tmp_path / "again")
+    assert again["files"] == manifest["files"]
+    with pytest.raises(UsageError, match=r"^trial 99 is not a complete trial of study 'alone'; the nearest is 3$"):
+        searched.export(99, tmp_path / "x")
+    done = main("verify", tmp_path / "smallest", "--workload", "./tiny.py:tiny")
+    assert done.code == 0, done.out
+
+
+def test_a_front_read_again_is_that_of_the_result(searched):
+    read = load_front("alone", searched.folder.parent)
+    pd.testing.assert_frame_equal(read, searched.front)
+    assert searched.trials["state"].tolist() == ["complete"] * 4 and len(searched.trials.columns) > len(read.columns)
