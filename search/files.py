@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -67,20 +68,27 @@ def _opened(path: Path, most: int) -> int:
     return opened
 
 
-def open_root(root: str | Path) -> Path:
+def open_root(root: str | Path, create: bool = True) -> Path:
     """The root folder, created if necessary and known to be writable; absolute, since the user's code may change the
     working directory.
+
+    Args:
+        create: otherwise it, or the folder that it would be created in, is only known to be writable.
 
     Raises:
         EnvironmentProblem: it cannot be created or written, or its path is too long for databases in it.
     """
     try:
         path = Path(root).absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        if create:
+            path.mkdir(parents=True, exist_ok=True)
         os.fsencode(path).decode()
     except (OSError, ValueError) as error:
         raise _no_root(root, getattr(error, "strerror", None) or str(error)) from None
-    for folder in (path, path / "cache"):
+    nearest = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not nearest.is_dir():
+        raise _no_root(root, os.strerror(errno.EEXIST if nearest == path else errno.ENOTDIR))
+    for folder in (nearest, path / "cache"):
         if folder.is_dir() and (reason := unwritable(folder)):
             raise _no_root(root, reason)
     check_database_path(path / "mlflow.db")

@@ -211,6 +211,7 @@ def _add_search(commands: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "a STUDY.toml:\n\n" + textwrap.indent(study_file(), "  ")
     parser.add_argument("study_file", nargs="?", metavar="STUDY.toml", help="options from a file; flags go before it")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and show it; train and write nothing")
     for name in OPTIONS:
         if name != "root":
             _add(parser, name)

@@ -42,6 +42,13 @@ def held_lock(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def require_free(path: Path) -> None:
+    """Refuse, as `held_lock` does, a lock that another process holds; nothing is written, and the lock stays free."""
+    if is_held(path):
+        owner = path.read_text(encoding="ascii", errors="replace")[:LONGEST_OWNER].strip()
+        raise _in_use(path, owner or "unknown", False)
+
+
 def _in_use(path: Path, owner: str, waited: bool) -> EnvironmentProblem:
     if waited:
         return EnvironmentProblem(

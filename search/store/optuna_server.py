@@ -51,6 +51,21 @@ def require_storage(url: str, study: str, study_id: str | None) -> None:
         raise _unusable(url, error) from None
 
 
+def require_reachable(url: str) -> None:
+    """Make sure that a database lets us in, without writing to it.
+
+    Raises:
+        EnvironmentProblem: it cannot be reached, does not let us in, or psycopg is not installed.
+    """
+    try:
+        with _engine(url).connect():
+            pass
+    except EnvironmentProblem:
+        raise
+    except Exception as error:
+        raise _unusable(url, error) from None
+
+
 class OptunaServer:
     """One study in a PostgreSQL database; a `Projection`.
 
@@ -158,14 +173,17 @@ def _close(storage: RDBStorage) -> None:
     storage.engine.dispose()
 
 
+def _engine(url: str) -> sqlalchemy.Engine:
+    try:
+        return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=CONNECTION)
+    except ModuleNotFoundError:
+        raise EnvironmentProblem(MISSING) from None
+
+
 def _opened(url: str) -> RDBStorage:
     """Optuna's storage in a database, its tables made by one process at a time."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=CONNECTION)
-    except ModuleNotFoundError:
-        raise EnvironmentProblem(MISSING) from None
-    with engine.connect() as connection:
+    with _engine(url).connect() as connection:
         connection.execute(sqlalchemy.text("SET lock_timeout = '30s'"))
         connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK})"))  # until the connection is closed
         quoted = url.replace("{", "%7B").replace("}", "%7D")  # Optuna fills braces in

@@ -52,14 +52,9 @@ def cached_latency_table(
         progress: called with (rounds done, total rounds) while measuring.
         batch: examples in one forward pass.
     """
+    if (known := known_latency_table(subject, architecture, cache, batch)) is not None:
+        return known
     path = latency_path(subject, architecture, cache, batch)
-    if path.is_file():
-        try:
-            table = LatencyTable.from_json(unsealed(read_text(path)))
-            table.require(subject.network)
-            return table
-        except (ValueError, OSError) as error:
-            log.warning("%s: %s", path.name, printable(error))
     table = measure_latency_table(
         subject.dense,
         subject.graph,
@@ -76,6 +71,21 @@ def cached_latency_table(
         )
     write_durably(path, sealed(table.to_json()).encode())
     return table
+
+
+def known_latency_table(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> LatencyTable | None:
+    """The table that the cache holds, without measuring any; None if there is none, or, with a warning, if it is
+    damaged or of another network."""
+    path = latency_path(subject, architecture, cache, batch)
+    if not path.is_file():
+        return None
+    try:
+        table = LatencyTable.from_json(unsealed(read_text(path)))
+        table.require(subject.network)
+        return table
+    except (ValueError, OSError) as error:
+        log.warning("%s: %s", path.name, printable(error))
+        return None
 
 
 def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> Path:

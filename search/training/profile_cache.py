@@ -130,6 +130,25 @@ def cached_profile(
     return profile
 
 
+def known_profile(
+    subject: PreparedModel,
+    dense: DenseModel,
+    criterion: str,
+    granularities: Sequence[str],
+    cache: Path,
+    bits: Sequence[int] = (),
+) -> Profile | None:
+    """The profile that `cached_profile` would take from the cache without scanning anything; None if it would scan."""
+    multiples = tuple(group.multiple for group in subject.network.groups)
+    layers, deep = subject.network.by_name, len(subject.network.prunable) > DEEP
+    for brief in (False, True) if deep else (False,):
+        path = profile_path(subject.workload, dense, criterion, granularities, cache, multiples, brief)
+        kept = _kept_profile(path, granularities, layers)
+        if kept is not None:
+            return None if kept.lacks_rounding(layers, sorted(bits)[:1] if brief else bits) else kept
+    return None
+
+
 def scanned_points(subject: PreparedModel, scan: Scan, **options: Any) -> Profile:
     """Scan the dense model on calibration data; `options` are further ones of `scan_sensitivity`."""
     workload = subject.workload

@@ -69,8 +69,30 @@ def _unpruned(space: Space) -> Iterator[InitialPoint]:
 
 
 def _allocations(projector: Projector) -> Iterator[InitialPoint]:
-    space = projector.space
-    names = allocator_names(scanned=all(inputs.tradeoff for inputs in projector.inputs.values()))
+    scanned = all(inputs.tradeoff for inputs in projector.inputs.values())
+    for turn in allocations_in_turn(projector.space, scanned):
+        point = _point(projector, turn.allocator, turn.granularity, turn.size, turn.bits)
+        if point is not None:
+            yield point
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is tried of an allocation: a size, a share of the dense model, that the granularity reaches at the bits."""
+
+    allocator: str
+    granularity: str
+    bits: int
+    size: float
+
+
+def allocations_in_turn(space: Space, scanned: bool) -> Iterator[Turn]:
+    """The allocations behind initial points, before it is known which give the size, and which remove the same units.
+
+    Args:
+        scanned: whether those of a sensitivity scan are among them.
+    """
+    names = allocator_names(scanned)
     low, high = space.pruned_range(max(space.bits))
     for turn in range(len(SEED_SIZES) * len(names)):
         lap, place = divmod(turn, len(names))
@@ -79,9 +101,7 @@ def _allocations(projector: Projector) -> Iterator[InitialPoint]:
             if name == "scan-speed" and "channel" not in parts_of(granularity):
                 continue  # masks change no MACs
             bits = _bits_in_turn(space, granularity, size, lap, place)
-            point = _point(projector, name, granularity, space.reachable(size, granularity, bits), bits)
-            if point is not None:
-                yield point
+            yield Turn(name, granularity, bits, float(space.reachable(size, granularity, bits)))
 
 
 def _bits_in_turn(space: Space, granularity: str, size: float, lap: int, place: int) -> int:

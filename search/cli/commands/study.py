@@ -54,9 +54,19 @@ def search(arguments: argparse.Namespace) -> Reply:
     if isinstance(options.get("criterion"), str):
         options["criterion"] = named_criterion(options["criterion"])
     config = make_config(**options)
+    if arguments.dry_run:
+        return _previewed(config)
     result = run_search(config, TerminalReporter())
     met = result.best is not None and is_accurate(result.state)
     return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
+
+
+def _previewed(config: SearchConfig) -> Reply:
+    from search.cli.preview_text import preview_data, preview_text
+    from search.study.preview import preview_study
+
+    found = preview_study(config, TerminalReporter())
+    return Reply(preview_data(found), preview_text(found))
 
 
 def _search_data(result: SearchResult) -> dict[str, Any]:

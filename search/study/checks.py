@@ -1,0 +1,188 @@
+"""What is checked of a study before anything is spent on it, and the space that it searches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pruning.importance.own_criteria import own_function
+from search.config import GUIDED, SearchConfig, check_study_name
+from search.errors import UsageError
+from search.executors.choose import require_workers, threads_of
+from search.files import open_root
+from search.identity.recorded_recipe import with_recorded_recipe
+from search.placement import Placement, placement_of
+from search.progress import ProgressReporter
+from search.store.folder import StudyFolder
+from search.store.mlflow_place import unused_place
+from search.store.optuna_server import require_reachable, require_storage
+from search.store.study_record import KNOB_WORD, resumed_config
+from search.training.dense_model import build_model
+from search.training.evaluate import PreparedModel
+from search.training.examples import step_count
+from search.training.fingerprint import model_fingerprint
+from search.training.latency_cache import cached_latency_table, known_latency_table
+from search.training.train import in_fast_layout
+from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.tally import named
+from spaces.allocation.budget import Unreachable
+from spaces.cost.latency_predictor import Predictor
+from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space, allocator_names
+
+FEW_STEPS = 50
+"""Optimizer steps a trial should have; of fewer, a study warns."""
+
+
+@dataclass(frozen=True)
+class CheckedStudy:
+    """A study whose options, workload and places are in order.
+
+    Attributes:
+        workload: not moved to `placement` yet.
+        writes: whether this is a search; one that is only shown writes nothing, and measures no latency.
+    """
+
+    config: SearchConfig
+    folder: StudyFolder
+    workload: Workload
+    placement: Placement
+    writes: bool
+
+
+def checked_study(config: SearchConfig, watcher: ProgressReporter, writes: bool = True) -> CheckedStudy:
+    """Options completed by those of a stored study, and checked as far as no network is needed.
+
+    Raises:
+        UsageError: wrong settings, or a changed study.
+        EnvironmentProblem: missing data, or a place that cannot be written.
+        Refused: unsafe weights or a damaged study.
+    """
+    config = _with_stored_options(config)
+    with _placement_of(config).running():
+        root = open_root(config.root, create=writes)
+        _require_criterion(config.criterion)
+        workload = get_workload(config.workload, **config.factory_options, cache=str(root / "cache"))
+        config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
+        folder = StudyFolder(root, _study_name(config, workload))
+        if folder.exists:
+            config = resumed_config(config, folder.read_record(), folder.name)
+            _require_criterion(config.criterion)
+            workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    if not folder.exists:  # one that has all its results needs none
+        require_workers(config)
+    _require_places(config, folder, watcher, writes)
+    config = config.model_copy(update={"threads": threads_of(config)})
+    # The placement is that of the study, whose name may be known by its workload only.
+    return CheckedStudy(config, folder, workload, _placement_of(config), writes)
+
+
+def _require_places(config: SearchConfig, folder: StudyFolder, watcher: ProgressReporter, writes: bool) -> None:
+    """Refuse what the study is to be written to besides its folder, if that cannot be, before anything is computed."""
+    if said := unused_place():
+        watcher.note(said)
+    if config.optuna_storage and not writes:
+        require_reachable(config.optuna_storage)
+    elif config.optuna_storage:
+        known = folder.read_record()["study_id"] if folder.exists else None
+        require_storage(config.optuna_storage, folder.name, known)
+
+
+def _placement_of(config: SearchConfig) -> Placement:
+    return placement_of(config.device, config.precision, config.deterministic, config.threads)
+
+
+def _require_criterion(criterion: str) -> None:
+    """Refuse a criterion whose code is not here, or whose name nobody else could read in the study's files."""
+    try:
+        own = own_function(criterion)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if own is not None and ":" not in criterion:
+        raise UsageError(
+            f"criterion {criterion!r} is your own: register it with a ':' in its name, such as 'my:{criterion}', "
+            "so that the study can be read where it is not registered"
+        )
+
+
+def _study_name(config: SearchConfig, workload: Workload) -> str:
+    try:
+        return check_study_name(config.study or workload.name)
+    except ValueError as error:
+        raise UsageError(f"{error}; name another with --study") from None
+
+
+def _with_stored_options(config: SearchConfig) -> SearchConfig:
+    """When the name given is a stored study's, its workload need not be given again."""
+    name = config.study or (config.workload if is_built_in(config.workload) and config.network is None else None)
+    folder = StudyFolder(Path(config.root), name) if name else None
+    return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
+
+
+def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressReporter) -> tuple[PreparedModel, Space]:
+    """The untrained network and the search space on it: whether the limits can be reached needs no training.
+
+    Args:
+        workload: the study's, where its networks run.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    folder, config = study.folder, study.config
+    word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
+    untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
+    space = _space(study, untrained, watcher, word)
+    for granularity, reason in space.left_out.items():
+        fate = "only used beside others" if granularity in space.choices else "left out"
+        watcher.note(f"granularity {granularity} is {fate}: {reason}")
+    if space.network.uncounted:
+        watcher.note(f"MACs leave out {'; '.join(space.network.uncounted)}")
+    steps = step_count(workload, workload.recipe.trial_epochs)
+    if steps is not None and steps < FEW_STEPS:
+        watcher.note(
+            f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "
+            "recipe with more trial_epochs or a smaller batch"
+        )
+    return untrained, space
+
+
+def _space(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter, knob_word: str) -> Space:
+    config = study.config
+    untrained = untrained.defined_for(config.criterion)
+    latency = _predictor(study, untrained, watcher) if config.needs_latency else None
+    if config.needs_latency and latency is None:
+        config = config.model_copy(update={"max_latency": 1.0, "cost": "macs"})
+    try:
+        return Space(
+            network=untrained.network,
+            max_size=config.max_size,
+            granularities=config.granularity,
+            metric=config.size_metric,
+            mixed=config.mixed,
+            bits=config.bits,
+            criterion=config.criterion,
+            min_size=config.min_size,
+            max_macs=config.max_macs,
+            max_latency=config.max_latency,
+            latency=latency,
+            speed=config.cost,
+            schedules=config.schedule,
+            knob_prefix=knob_word,
+            allocations=allocator_names(scanned=config.warm_start or config.sampler == GUIDED),
+        )
+    except Unreachable as error:
+        raise UsageError(str(error)) from None
+
+
+def _predictor(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter) -> Predictor | None:
+    """Of latency; None, which is said, where a study that is only shown would have to measure its table."""
+    model, network, cache = untrained.dense, untrained.network, study.folder.root / "cache"
+    fast = replace(untrained, dense=in_fast_layout(model, untrained.workload.example_input).eval())
+    fingerprint = model_fingerprint(model)
+    if study.writes:
+        with watcher.stage("latency table") as progress:
+            return Predictor(cached_latency_table(fast, fingerprint, cache, progress), network)
+    if (table := known_latency_table(fast, fingerprint, cache)) is not None:
+        return Predictor(table, network)
+    watcher.note("latency is left out here: the search first measures its table on this machine")
+    return None

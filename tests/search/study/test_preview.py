@@ -1,0 +1,83 @@
+"""What `search --dry-run` says is what the search then does, and it leaves no trace."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(p): sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def previewed(main, *words: object) -> dict:
+    done = main("search", "--dry-run", "--json", *words)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_it_foretells_the_first_trials_of_a_study(main, finished):
+    before = content(finished.root)
+    found = previewed(
+        main, "--workload", "./tiny.py:tiny", "--trials", 8, "--max-size", 0.5, "--finalists", 2, "--study", "another"
+    )
+    assert content(finished.root) == before and not (finished.root / "another").exists()
+    assert found["study"] == "another" and found["is_new"] and found["has_scan"] and found["first_trials_exact"]
+    assert found["trials"] == {"asked": 8, "finished": 0}
+    assert found["dense_accuracy"] == finished.reply["dense_accuracy"]
+    rows = json.loads(main("front", finished.name, "--all", "--json").out)["front"][:4]
+    told = [(one["allocator"], one["granularity"], one["bits"]) for one in found["first_trials"]]
+    assert told == [(row["origin"], row["granularity"], row["bits"]) for row in rows]
+    for one, row in zip(found["first_trials"], rows, strict=True):
+        assert row["size"] <= one["size"] <= row["size"] * 1.1
+    assert found["finals"] == {"finalists": 2, "repeats": 3, "baselines": ["uniform", "global", "lamp"]}
+    assert [one["layer"] for one in found["layers"]] == ["conv0.weight", "conv1.weight", "classifier.weight"]
+    assert [bool(one["channels_stay"]) for one in found["layers"]] == [False, False, True]
+    assert found["seconds"] > 0
+
+
+def test_a_new_root_is_not_even_made(main, place, tmp_path):
+    root = tmp_path / "new" / "root"
+    found = previewed(main, "--root", root, "--workload", "./tiny.py:tiny", "--trials", 12, "--granularity", "channel")
+    assert list(tmp_path.iterdir()) == []
+    assert found["dense_accuracy"] is None and found["has_scan"] is False and not found["first_trials_exact"]
+    assert len(found["first_trials"]) == 6 and {one["granularity"] for one in found["first_trials"]} == {"channel"}
+    assert all(one["size"] <= 0.25 for one in found["first_trials"])
+    low, high = found["searched"]
+    assert found["reachable"][0] <= low < high <= found["reachable"][1] < 0.25
+
+
+def test_its_text_fits_a_terminal(main, finished):
+    done = main("search", "--dry-run", "--study", finished.name, "--trials", 30)
+    assert done.code == 0 and max(map(len, done.out.splitlines())) <= 80
+    assert "8 of 30 trials done" in done.out and "limit 50.00 %" in done.out and "uniform, global, lamp" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--max-size", 0.001, "--study", "x"], 2, "cannot be reached"),
+        (["--max-size", 0.4], 2, "max-size was 0.5, is 0.4"),
+        (["--weights", "no.pt", "--study", "x"], 3, "no.pt"),
+        (["--root", "tiny.py"], 3, "cannot write to root"),
+    ],
+)
+def test_it_refuses_what_a_search_refuses(main, finished, words, code, said):
+    results = [main("search", *dry, "--workload", "./tiny.py:tiny", *words) for dry in (["--dry-run"], [])]
+    last = [result.err.splitlines()[-1] for result in results]
+    assert [result.code for result in results] == [code, code] and last[0] == last[1] and said in last[0]
+
+
+def test_a_study_that_runs_is_refused_and_left(main, finished, tmp_path):
+    shutil.copytree(finished.root, tmp_path / "root")
+    lock = tmp_path / "root" / finished.name / "lock"
+    (found,) = [path for path in lock.parent.iterdir() if "lock" in path.name]
+    with found.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = main("search", "--dry-run", "--root", tmp_path / "root", "--study", finished.name)
+    assert done.code == 3 and "is in use by process" in done.err
