@@ -63,8 +63,8 @@ ROOMS = {
     },
     "cli": {
         "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",
-        "placement", "process", "progress", "report", "results", "store", "study", "training", "user_code", "weights",
-        "workloads",
+        "placement", "process", "progress", "report", "results", "storage", "store", "study", "training", "user_code",
+        "weights", "workloads",
     },
     "config": {"errors", "files", "given_workload", "goal", "masking", "metric", "options", "record_checks"},
     "goal": {"metric"},

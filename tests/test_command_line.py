@@ -38,7 +38,7 @@ from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
-COMMANDS = ("search", "scan", "inspect", "front", "status", "report", "view", "export", "apply", "verify")
+COMMANDS = ("search", "scan", "inspect", "front", "status", "report", "view", "export", "apply", "verify", "doctor")
 CONTRACT_COLUMNS = {
     "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded", "macs",
     "latency", "granularity", "schedule", "exponent", "criterion", "sparsity",

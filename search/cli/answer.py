@@ -28,6 +28,7 @@ COMMANDS = {
     "study": ("search", "front", "status", "report", "view"),
     "network": ("scan", "inspect"),
     "policy": ("export", "apply", "verify"),
+    "doctor": ("doctor",),
 }
 """File in `search.cli.commands` -> the commands it holds."""
 _stdout = 1

@@ -152,6 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_apply(commands)
     _add_verify(commands)
+    _command(commands, "doctor", "what this machine has of what studies need, and what to do about the rest")
     return parser
 
 

@@ -79,15 +79,16 @@ def _normalised(images: Tensor) -> Tensor:
 def _four_files(data: Path | None, cache: Path) -> list[Path]:
     """Train images, train labels, test images, test labels."""
     if data is not None:
-        found = _files_in(data) or _files_in(data / "FashionMNIST" / "raw")
+        found = idx_files(data) or idx_files(data / "FashionMNIST" / "raw")
         if found is None:
             raise EnvironmentProblem(f"no fashion-mnist idx files in {str(data)!r}: {REMEDY}")
         return found
     download = cache / "data"
-    return _files_in(DEBIAN_FOLDER) or _files_in(download / "FashionMNIST" / "raw") or _downloaded(download)
+    return idx_files(DEBIAN_FOLDER) or idx_files(download / "FashionMNIST" / "raw") or _downloaded(download)
 
 
-def _files_in(folder: Path) -> list[Path] | None:
+def idx_files(folder: Path) -> list[Path] | None:
+    """Train images, train labels, test images and test labels in a folder, each plain or gzip; None if one lacks."""
     stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     found = [path for stem in stems for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()]
     by_stem = {path.name.removesuffix(".gz"): path for path in reversed(found)}
@@ -102,7 +103,7 @@ def _downloaded(folder: Path) -> list[Path]:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise EnvironmentProblem(f"fashion-mnist was not found and its download failed ({reason}): {REMEDY}") from None
-    found = _files_in(folder / "FashionMNIST" / "raw")
+    found = idx_files(folder / "FashionMNIST" / "raw")
     if found is None:
         raise EnvironmentProblem(f"the download into {folder} holds no idx files: {REMEDY}")
     return found
