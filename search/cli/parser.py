@@ -258,6 +258,8 @@ def _add_front(commands: Any) -> None:
     )
     _add(parser, "max_size", "the front within another limit, without new trials")
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
+    parser.add_argument("--picture", metavar="FILE", help="also draw the front: FILE.png, FILE.svg or FILE.pdf")
+    parser.add_argument("--compare", metavar="STUDY", help="the front of another study beside it, by size")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

@@ -70,6 +70,21 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
     return render([*columns, "state"] if with_state else columns, body)
 
 
+def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> str:
+    """Fronts of studies side by side, from the largest size on; a row is a trial, in the column of its study."""
+    rows = [(row, name) for name, front in fronts.items() for row in front]
+    rows.sort(key=lambda one: -(one[0].size or 0.0))
+    body = [
+        [
+            percent(row.size, 2),
+            *(unit.shown(row.accuracy) if own == name else "" for name in fronts),
+            row.trial, row.granularity, bits_cell(row.bits),
+        ]
+        for row, own in rows
+    ]  # fmt: skip
+    return render(["size", *fronts, "trial", "granularity", "bits"], body)
+
+
 def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
     return render(*closing_cells(rows, unit))

@@ -29,6 +29,8 @@ MARKERS = {
     "mixed": "X",
 }  # fmt: skip
 """Granularity -> marker; those of two stages have their mask's, with a dark edge."""
+KINDS = ("png", "svg", "pdf")
+"""Of files that pictures are written as."""
 SHOWN_POINTS = 15
 """How many points of accuracy below the most accurate trial the front's picture shows."""
 NEAR = (60, 16)
@@ -121,6 +123,29 @@ def _front_title(trials: int, front: int, unit: Metric) -> str:
     """What is to be seen, in a line."""
     name = literal(f"{unit.name[:1].upper()}{unit.name[1:]}" if unit.is_share else unit.name)
     return f"{name} against stored size: {trials} network{'s' * (trials != 1)}, {front or 'none'} of them on the front"
+
+
+def fronts_figure(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> Picture:
+    """The fronts of studies in one picture, a colour each: accuracy against size on a log axis.
+
+    Args:
+        fronts: name of a study -> its front.
+        unit: as of `front_png`.
+    """
+    figure, axes = new_figure(8, 5)
+    for colour, (name, front) in zip((COLOURS["fine-grained"], COLOURS["channel"]), fronts.items(), strict=False):
+        sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
+        highest = accuracies >= np.maximum.accumulate(accuracies)
+        axes.step(sizes[highest], accuracies[highest], where="post", color=colour, linewidth=1)
+        axes.scatter(sizes, accuracies, s=42, color=colour, edgecolors="white", label=short(name), zorder=3)
+    shown = _points(row for front in fronts.values() for row in front)[1]
+    size_scale(axes)
+    axes.set_xlabel("size, share of the dense model")
+    axes.set_ylabel(unit.label("validation"))
+    zoom(axes, shown, shown, [])
+    value_ticks(axes, unit)
+    axes.legend(frameon=False, loc="best", fontsize=8)
+    return figure
 
 
 def value_ticks(axes: Any, unit: Metric, count: int = 6) -> None:

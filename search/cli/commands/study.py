@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 import webbrowser
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from typing import Any
 from search.cli.commands.reply import Reply, written_line
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
-from search.cli.text_tables import closing_table, front_table
+from search.cli.text_tables import closing_table, front_table, fronts_table
 from search.config import make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
-from search.files import check_writable, open_root
+from search.files import check_writable, open_root, write_durably
 from search.masking import masked
 from search.progress import TerminalReporter, duration
 from search.results.cells import bits_cell, counts_line, latency_line, percent
 from search.results.closing import alike_line, plain_closing_rows
+from search.results.figures import KINDS, front_figure, fronts_figure
 from search.results.remarks import (
     accuracy_remark,
     closing_of,
@@ -37,7 +38,7 @@ from search.results.remarks import (
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
-from search.results.view import open_study
+from search.results.view import StudyView, open_study
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
 from search.study.result import SearchResult
@@ -128,7 +129,10 @@ def _files_line(state: StudyState) -> str:
 
 def front(arguments: argparse.Namespace) -> Reply:
     """The Pareto set, or all trials."""
+    kind = _kind_of_picture(arguments.picture)
     view = open_study(arguments.root, arguments.study, arguments.max_size)
+    if arguments.compare is not None:
+        return _compared(arguments, view, kind)
     state, columns = view.state, TRIAL_COLUMNS if arguments.all else FRONT_COLUMNS
     rows = view.rows if arguments.all else state.front
     data = plain_rows(rows, columns, state.unit)
@@ -144,7 +148,59 @@ def front(arguments: argparse.Namespace) -> Reply:
             text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
             text += f"\n\n{dead_line(dead)}"
-    return Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
+    reply = Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
+    if not kind:
+        return reply
+    config = view.config
+    shown = view.rows, state.front, state.max_size, state.comparison, state.scores, config.size_metric, state.unit
+    return _with_picture(reply, arguments, front_figure(*shown).saved(kind))
+
+
+def _kind_of_picture(file: str | None) -> str | None:
+    """The kind of file that `--picture` names, once it is sure that it can be written; None without one."""
+    if file is None:
+        return None
+    kind = Path(file).suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise UsageError(f"--picture must end in .png, .svg or .pdf, got {file!r}: name it so")
+    if Path(file).is_dir():
+        raise UsageError(f"--picture {file!r} is a folder: name a file")
+    check_writable(Path(file).absolute().parent, "--picture")
+    return kind
+
+
+def _with_picture(reply: Reply, arguments: argparse.Namespace, picture: bytes) -> Reply:
+    """Write it; a line says so, but where the text is for programs."""
+    write_durably(Path(arguments.picture), picture)
+    line = f"\n\n{written_line([arguments.picture])}" if arguments.format == "table" else ""
+    return replace(reply, data={**reply.data, "picture": arguments.picture}, text=reply.text + line)
+
+
+def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) -> Reply:
+    """Two fronts side by side, within one limit."""
+    if arguments.all or arguments.format != "table":
+        wrong = "--all" if arguments.all else f"--format {arguments.format}"
+        raise UsageError(f"{wrong} has no effect beside --compare, whose rows --json has: leave it out")
+    if arguments.compare == arguments.study:
+        raise UsageError(f"--compare names {arguments.compare!r}, the study itself: name another one")
+    other = open_study(arguments.root, arguments.compare, arguments.max_size)
+    for what, ours, theirs in (
+        ("size-metric", view.config.size_metric, other.config.size_metric),
+        ("metric", view.state.unit.name, other.state.unit.name),
+    ):
+        if ours != theirs:
+            raise UsageError(
+                f"{arguments.study} and {arguments.compare} cannot be compared: {what} is {ours!r} and {theirs!r}"
+            )
+    unit = view.state.unit
+    fronts = {arguments.study: view.state.front, arguments.compare: other.state.front}
+    reply = Reply(
+        {"studies": [{"study": name, "front": plain_rows(rows, FRONT_COLUMNS, unit)} for name, rows in fronts.items()]},
+        fronts_table(fronts, unit),
+    )
+    if not kind:
+        return reply
+    return _with_picture(reply, arguments, fronts_figure(fronts, unit).saved(kind))
 
 
 def status(arguments: argparse.Namespace) -> Reply:

@@ -1,0 +1,71 @@
+"""`front` as a picture, and beside that of another study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from io import BytesIO
+
+import pytest
+from matplotlib.image import imread
+
+MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+
+
+@pytest.fixture(scope="module")
+def two(finished, tmp_path_factory):
+    """A root with the finished study and one whose trials are the same but for the most accurate, which lacks."""
+    root = tmp_path_factory.mktemp("two")
+    for name in (finished.name, "shorter"):
+        shutil.copytree(finished.path, root / name)
+    (root / "shorter" / "journal" / f"trial-{finished.reply['best']:05d}.json").unlink()
+    return root
+
+
+@pytest.mark.parametrize("kind", MAGIC)
+def test_the_front_is_drawn_as_its_ending_says(main, finished, tmp_path, kind):
+    file = tmp_path / "new" / f"front.{kind.upper() if kind == 'png' else kind}"
+    done = main("front", finished.name, "--picture", file)
+    assert done.code == 0 and done.out.endswith(f"Written to {file.parent}: {file.name}\n"), done.err
+    content = file.read_bytes()
+    assert content.startswith(MAGIC[kind])
+    again = main("front", finished.name, "--picture", file, "--json")
+    assert json.loads(again.out)["picture"] == str(file) and file.read_bytes() == content
+
+
+def test_rows_for_programs_stay_alone(main, finished, tmp_path):
+    plain = main("front", finished.name, "--format", "csv").out
+    assert main("front", finished.name, "--format", "csv", "--picture", tmp_path / "a.png").out == plain
+
+
+@pytest.mark.parametrize("file", ["front.gif", "front", "front.png/", ".png"])
+def test_another_format_is_refused_before_anything_is_read(main, finished, tmp_path, file):
+    (tmp_path / "front.png").mkdir()
+    done = main("front", "no-such-study", "--picture", f"{tmp_path}/{file}")
+    assert done.code == 2 and "--picture" in done.err and not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_two_fronts_stand_side_by_side(main, two, finished, tmp_path):
+    words = ("front", finished.name, "--root", two, "--compare", "shorter")
+    found = json.loads(main(*words, "--json").out)["studies"]
+    assert [one["study"] for one in found] == [finished.name, "shorter"]
+    for one in found:
+        alone = json.loads(main("front", one["study"], "--root", two, "--json").out)["front"]
+        assert one["front"] == alone
+    assert found[0]["front"] != found[1]["front"]
+    text = main(*words, "--picture", tmp_path / "both.png").out
+    lines = text.splitlines()
+    assert lines[0].split() == ["size", finished.name, "shorter", "trial", "granularity", "bits"]
+    assert len(lines) == 1 + sum(len(one["front"]) for one in found) + 2
+    sizes = [float(line.split()[0]) for line in lines[1:-2]]
+    assert sizes == sorted(sizes, reverse=True)
+    pixels = imread(BytesIO((tmp_path / "both.png").read_bytes()))[..., :3]
+    for colour in ((0x0A, 0x4D, 0x8C), (0xD5, 0x5E, 0x00)):
+        assert (abs(pixels * 255 - colour).max(axis=2) < 2).sum() > 50
+
+
+@pytest.mark.parametrize(("words", "said"), [(["--all"], "--all"), (["--format", "csv"], "csv"), ([], "itself")])
+def test_a_comparison_that_says_nothing_is_refused(main, two, finished, words, said):
+    other = "shorter" if words else finished.name
+    done = main("front", finished.name, "--root", two, "--compare", other, *words)
+    assert done.code == 2 and said in done.err
