@@ -33,7 +33,7 @@ from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import CHOICES, parts_in
 from spaces.printable import LONGEST_WORD, shortened
-from spaces.schedule import SCHEDULES
+from spaces.schedule import EXPONENT_OF, SCHEDULES
 from spaces.search_space.limits import LARGEST_TARGET, check_mixable
 from spaces.validation import percent_meant, unknown
 
@@ -151,6 +151,11 @@ class SearchConfig(_Fields):
             raise ValueError(f"{name} must be text or a list of words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
         for word in words:
+            if name == "schedule" and word in EXPONENT_OF:
+                raise ValueError(
+                    f"schedule {word} is the polynomial of exponent {EXPONENT_OF[word]:g}, and a search samples the "
+                    "exponent: name it polynomial"
+                )
             if word not in known:
                 raise ValueError(unknown(name, word, known))
         if not words or len(set(words)) < len(words):

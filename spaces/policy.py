@@ -13,7 +13,7 @@ from typing import Any
 from spaces.bits import FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
 from spaces.granularity import COMBINED, GRANULARITIES
-from spaces.schedule import SCHEDULES, Schedule
+from spaces.schedule import EXPONENT_OF, SCHEDULES, Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import check_sparsity, unknown
 
@@ -86,7 +86,9 @@ class PruningPolicy:
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", Schedule(self.schedule))
         if not isinstance(self.schedule, Schedule):
-            raise ValueError(f"schedule must be a Schedule or one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+            raise ValueError(
+                f"schedule must be a Schedule or one of {', '.join((*SCHEDULES, *EXPONENT_OF))}, got {self.schedule!r}"
+            )
         object.__setattr__(self, "bits", _checked_bits(self.bits))
         for name in self.removal:
             if self.sparsity.get(name, 0.0) > 0 and self.granularity_of(name) == "channel":

@@ -10,6 +10,8 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.validation import is_number, percent_meant, unknown
 
 SCHEDULES = ("one-shot", "polynomial", "iterative")
+EXPONENT_OF = {"linear": 1.0, "cubic": 3.0}
+"""Names of polynomials -> their exponent."""
 DEFAULT_RAMP, DEFAULT_ROUNDS = 0.6, 3
 MOST = {"exponent": 1000, "interval": 10**9, "rounds": 1000}
 """Larger values change nothing, however long the fine-tune is."""
@@ -26,7 +28,8 @@ class Schedule:
     Attributes:
         kind: `one-shot` (all before the first step), `polynomial`, v(t) = v_f (1 - (1 - p)^exponent), or `iterative`:
             the fine-tune is divided into equal rounds, each with its own learning rate cycle; round k of n begins with
-            the polynomial's value at p = k / n, and the last one with the final sparsity.
+            the polynomial's value at p = k / n, and the last one with the final sparsity. `linear` and `cubic` are
+            taken as well, and become `polynomial` with exponents 1 and 3.
         exponent: E > 0 of the polynomial; 1 is linear, 3 cubic. Has no effect on `one-shot`.
         ramp: share of the fine-tune's steps after which the polynomial has ended, start < ramp <= 1; masks are fixed
             after that.
@@ -45,8 +48,17 @@ class Schedule:
     regrow: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind in EXPONENT_OF:
+            named = EXPONENT_OF[self.kind]
+            if self.exponent not in (named, type(self).exponent):
+                raise ValueError(
+                    f"schedule {self.kind} is the polynomial of exponent {named:g}, got exponent "
+                    f"{_said(self.exponent)}: leave the exponent out, or name the schedule polynomial"
+                )
+            object.__setattr__(self, "kind", "polynomial")
+            object.__setattr__(self, "exponent", named)
         if self.kind not in SCHEDULES:
-            raise ValueError(unknown("schedule", self.kind, SCHEDULES))
+            raise ValueError(unknown("schedule", self.kind, (*SCHEDULES, *EXPONENT_OF)))
         for name, kind, word in (*_NUMBERS, *_WHOLE):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind):

@@ -483,6 +483,26 @@ def test_scan_of_bits(main, finished, tmp_path):
         assert reply.code == 2 and reply.err.startswith("prunefront: --bits must be one of 32, 16, 8,"), reply.err
 
 
+def test_scan_at_sparsities_of_its_own_is_kept_apart(main, finished, tmp_path):
+    shutil.copytree(finished.root / "cache", tmp_path / "cache")
+    before = set((tmp_path / "cache").glob("profile-*.json"))
+    words = ["scan", "--workload", "./tiny.py:tiny", "--root", tmp_path, "--bits", "8", "--granularity", "fine-grained"]
+    found = json.loads(main(*words, "--sparsities", "0.6,0.25", "--json").out)
+    points = found["points"]["fine-grained"]["conv1.weight"]
+    assert [round(point["sparsity"], 2) for point in points] == [0.25, 0.6]
+    assert Path(found["profile"]) not in before and before <= set((tmp_path / "cache").glob("profile-*.json"))
+    one_line_error(main(*words, "--sparsities", "0.5,1.5"), 2, "--sparsities", "1.5")
+
+
+def test_a_named_schedule_has_its_exponent(main, tmp_path):
+    (tmp_path / "dict.json").write_text('{"conv1.weight": 0.25}')
+    words = ["apply", tmp_path / "dict.json", "--workload", "./tiny.py:tiny", "--out", tmp_path / "out"]
+    reply = main(*words, "--schedule", "linear", "--exponent", "3")
+    one_line_error(reply, 2, "--exponent", "linear", "leave it out")
+    one_line_error(main(*words, "--schedule", "quadratic"), 2, "quadratic", "cubic", "linear")
+    one_line_error(main("search", "--schedule", "linear"), 2, "exponent 1", "polynomial")
+
+
 def test_inspect_draws_the_trained_weights(main, tmp_path):
     words = ["inspect", "./tiny.py:tiny", "--pictures", tmp_path / "drawn", "--granularity", "fine-grained,kernel"]
     reply = main(*words, "--sparsities", "0.25", "--layer", "conv0.weight", "--json")

@@ -223,6 +223,7 @@ def _add_scan(commands: Any) -> None:
     _add_workload_options(parser)
     _add(parser, "granularity", f"what to scan (fine-grained,channel); {MASKS}")
     _add(parser, "criterion", "which units go first (magnitude-l2), as for search")
+    parser.add_argument("--sparsities", metavar="S,S", help="at which (0.3,0.5,0.7,0.85,0.93,0.97,0.99)")
     parser.add_argument("--bits", metavar="B,B", help="value bits that layers are rounded to (8,6,4,3,2); 32: none")
     parser.add_argument(
         "--whole",
@@ -334,7 +335,7 @@ def _add_apply(commands: Any) -> None:
         "--bits", type=_whole, metavar="B", help="of a bare dict: width of a stored value (32), or 16, 8, 7, ... 2"
     )
     _add(parser, "round_to")
-    _add(parser, "schedule", "of a bare dict: polynomial (default), one-shot or iterative", "S")
+    _add(parser, "schedule", "of a bare dict: polynomial (default), linear, cubic, one-shot or iterative", "S")
     parser.add_argument("--exponent", type=_number, metavar="E", help="of a bare dict's polynomial or rounds (3)")
     parser.add_argument("--ramp", type=_number, metavar="SHARE", help="share of the steps by which it is reached (0.6)")
     parser.add_argument("--start", type=_number, metavar="SHARE", help="share of the steps before the ramp begins (0)")

@@ -73,6 +73,7 @@ def cached_profile(
     bits: Sequence[int] = (),
     whole: bool = False,
     elsewhere: Elsewhere | None = None,
+    levels: Sequence[float] | None = None,
 ) -> Profile:
     """The profile of this model and data from the cache, or from a scan on calibration data.
 
@@ -84,17 +85,18 @@ def cached_profile(
 
     Args:
         elsewhere: scores points in other processes, each of which is kept as it comes.
+        levels: rising sparsities, in place of those that searches use; such a scan is whole, and kept apart.
     """
     multiples = tuple(group.multiple for group in subject.network.groups)
     where = subject.workload, dense, criterion, granularities, cache, multiples
-    path = profile_path(*where)
+    path = profile_path(*where, levels=levels)
     kept = _kept_profile(path, granularities, subject.network.by_name)
-    brief = kept is None and not whole and len(subject.network.prunable) > DEEP
+    brief = kept is None and not whole and levels is None and len(subject.network.prunable) > DEEP
     if brief:
         path = profile_path(*where, brief=True)
         kept = _kept_profile(path, granularities, subject.network.by_name)
         bits = sorted(bits)[:1]
-    levels = BRIEF_LEVELS if brief else LEVELS
+    levels = BRIEF_LEVELS if brief else LEVELS if levels is None else tuple(levels)
     if kept is not None and not kept.lacks_rounding(subject.network.by_name, bits):
         return kept
     before = known_points(kept, levels) if kept else {}
@@ -222,8 +224,10 @@ def profile_path(
     cache: Path,
     multiples: Sequence[int] = (),
     brief: bool = False,
+    levels: Sequence[float] | None = None,
 ) -> Path:
-    """Where the profile of this model is kept; `multiples` are those that the channel groups keep."""
+    """Where the profile of this model is kept; `multiples` are those that the channel groups keep, `levels` those of
+    `cached_profile`."""
     scoring = [SCORE_EXAMPLES, SCORE_BATCH] if criterion_word(criterion).needs_data else []
     key = digest(
         dense.weights,
@@ -232,7 +236,7 @@ def profile_path(
         dense.data["calibration"],
         criterion,
         sorted(granularities),
-        LEVELS,
+        LEVELS if levels is None else tuple(levels),
         SCAN_EXAMPLES,
         *scoring,
         *criterion_fingerprint(criterion),

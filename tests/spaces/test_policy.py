@@ -177,7 +177,7 @@ class TestValidation:
             (lambda: PruningPolicy({}, schedule="oneshot"), "unknown schedule 'oneshot': did you mean 'one-shot'"),
             (
                 lambda: PruningPolicy({}, schedule=3),
-                "schedule must be a Schedule or one of one-shot, polynomial, iterative, got 3",
+                "schedule must be a Schedule or one of one-shot, polynomial, iterative, linear, cubic, got 3",
             ),
             (lambda: PruningPolicy([0.5]), "sparsity must map layer names to shares, got list"),
             (lambda: PruningPolicy({}, removal=0.5), "removal must map layer names to shares, got float"),
@@ -331,3 +331,15 @@ class TestDigest:
         digests = [policy.digest for policy in variants]
         assert len(set(digests)) == len(variants)
         assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in digests)
+
+
+@pytest.mark.parametrize(("name", "exponent"), [("linear", 1.0), ("cubic", 3.0)])
+def test_named_polynomials_are_stored_as_their_exponent(name, exponent):
+    given = Schedule(name, ramp=0.25)
+    assert given == Schedule("polynomial", exponent, 0.25) == Schedule(name, exponent, 0.25)
+    assert given.to_dict() == {"kind": "polynomial", "exponent": exponent, "ramp": 0.25}
+    policy = PruningPolicy({"a": 0.25}, schedule=name)
+    assert policy == PruningPolicy({"a": 0.25}, schedule=Schedule("polynomial", exponent))
+    assert Schedule.from_dict({"kind": name}) == Schedule("polynomial", exponent)
+    with pytest.raises(ValueError, match=f"schedule {name} is the polynomial of exponent {exponent:g}, got exponent 2"):
+        Schedule(name, 2)

@@ -54,15 +54,21 @@ def scan(arguments: argparse.Namespace) -> Reply:
     """Sensitivity of every layer."""
     criterion = named_criterion(arguments.criterion) if arguments.criterion else None
     bits = BITS if arguments.bits is None else bits_of(arguments.bits)
+    levels = None if arguments.sparsities is None else sparsities_of(arguments.sparsities, "--sparsities")
     check_writable(arguments.out)
     config, root, workload = workload_of(arguments, granularity=arguments.granularity, criterion=criterion)
     placement = placement_asked(config)
     with placement.running():
-        return _scanned(arguments, config, root, placed(workload, placement), bits)
+        return _scanned(arguments, config, root, placed(workload, placement), bits, levels)
 
 
 def _scanned(
-    arguments: argparse.Namespace, config: SearchConfig, root: Path, workload: Workload, bits: Sequence[int]
+    arguments: argparse.Namespace,
+    config: SearchConfig,
+    root: Path,
+    workload: Workload,
+    bits: Sequence[int],
+    levels: Sequence[float] | None,
 ) -> Reply:
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed))
     try:
@@ -78,9 +84,11 @@ def _scanned(
         watcher.note(f"left out: {', '.join(layer.name for layer in left_out)} ({left_out[0].whole})")
     with watcher.stage("sensitivity scan") as progress:
         profile = cached_profile(
-            prepared, dense, config.criterion, scanned, root / "cache", progress, bits, arguments.whole
+            prepared, dense, config.criterion, scanned, root / "cache", progress, bits, arguments.whole, levels=levels
         ).with_rounding_to(bits)
-    stored = profile_path(workload, dense, config.criterion, scanned, root / "cache", brief=profile.brief)
+    stored = profile_path(
+        workload, dense, config.criterion, scanned, root / "cache", brief=profile.brief, levels=levels
+    )
     folder = Path(arguments.out) if arguments.out else stored.parent
     target = folder / ("profile.json" if arguments.out else stored.name)
     if arguments.out:

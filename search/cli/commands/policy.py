@@ -46,7 +46,7 @@ from spaces.cost.effect import as_removed, asked_layers, require_removal, unprun
 from spaces.network import Network
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
-from spaces.schedule import Schedule
+from spaces.schedule import EXPONENT_OF, Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
 
@@ -342,6 +342,8 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
             own_function(policy.criterion)
             return policy
         options = {k: flags.pop(k) for k in SCHEDULE_FLAGS if k in flags}
+        if "exponent" in options and flags.get("schedule") in EXPONENT_OF:
+            raise ValueError(f"--exponent has no effect on a schedule that is {flags['schedule']}: leave it out")
         schedule = Schedule(flags.pop("schedule", "polynomial"), **options)
         for name in options:
             if name in schedule.idle:
