@@ -21,6 +21,20 @@ MASKS = "also vector, kernel, 1:4, 2:4, *:4, *:8"
 """Granularities of masks that are no default."""
 
 
+NEAR = 0.7
+"""From which likeness, 0 to 1, a name is taken to be misspelt, and not to be another word."""
+_OF_THE_RECIPE = "it is part of the recipe of a workload"
+INSTEAD = {
+    **dict.fromkeys(("epochs", "lr", "learning-rate", "batch-size", "batch", "optimizer"), _OF_THE_RECIPE),
+    "budget": "trials and timeout limit a search",
+    "sparsity": "a search has max-size, the limit of the stored size, from which sparsities follow",
+    "gpu": "device cuda",
+    "gpus": "device cuda, and workers for several",
+    "resume": "the same search command resumes a study",
+}
+"""What people call things here that have no option of that name -> what there is instead."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option.
@@ -90,16 +104,32 @@ def unknown_option(received: str, known: Iterable[str], former: Mapping[str, str
     >>> unknown_option("spead", ["seed", "cost"], {"speed": "cost"})
     "unknown option 'spead': did you mean 'cost', formerly 'speed'?"
     """
-    from difflib import get_close_matches
-
     from spaces.validation import unknown  # spaces imports numpy, which --help does not need
 
     names = list(known)
     spelt = received if "_" in "".join(names) else received.replace("_", "-")
-    for nearest in get_close_matches(spelt, [*names, *former], 1):
-        if nearest in former:
-            return f"unknown {what} {received!r}: did you mean {former[nearest]!r}, formerly {nearest!r}?"
-    return unknown(what, received, names)
+    near = _nearest(spelt, [*names, *former])
+    if near is not None and near in former:
+        return f"unknown {what} {received!r}: did you mean {former[near]!r}, formerly {near!r}?"
+    instead = INSTEAD.get(_bare(received), "") if any(_bare(name) == "workload" for name in names) else ""
+    return unknown(what, received, names, f"did you mean {near!r}?" if near and not instead else instead)
+
+
+def _nearest(received: str, names: list[str]) -> str | None:
+    """The name that is meant; None where none is near, as of a word that means something else."""
+    from difflib import get_close_matches
+
+    spelt, bare = _bare(received), {_bare(name): name for name in reversed(names)}
+    other = {"max": "min", "min": "max"}.get(spelt[:3])
+    able = [name for name in bare if other is None or not name.startswith(f"{other}-")]
+    holding = [name for name in able if len(spelt) > 3 and spelt in name]
+    found = get_close_matches(spelt, holding, 1, 0.0) or get_close_matches(spelt, able, 1, NEAR)
+    return bare[found[0]] if found else None
+
+
+def _bare(name: str) -> str:
+    """A name as it is compared: dashes before it are in all options alike."""
+    return name.lstrip("-").replace("_", "-")
 
 
 def option(help: str, *, default: Any, **details: Any) -> Any:

@@ -11,9 +11,12 @@ from typing import TypeGuard
 from spaces.printable import LONGEST_WORD, shortened
 
 
-def unknown(what: str, received: object, valid: Iterable[str]) -> str:
+def unknown(what: str, received: object, valid: Iterable[str], hint: str | None = None) -> str:
     """Say that `received` is not a known `what`, and which valid name is nearest: one that contains it, if there is
     one.
+
+    Args:
+        hint: what is said in place of the nearest name; nothing if it is empty.
 
     >>> unknown("layer", "conv1.wieght", ["conv0.weight", "conv1.weight"])
     "unknown layer 'conv1.wieght': did you mean 'conv1.weight'? (2 known: conv0.weight, conv1.weight)"
@@ -25,7 +28,9 @@ def unknown(what: str, received: object, valid: Iterable[str]) -> str:
     holding = [name for name in names if len(text) > 1 and text in name]
     near = difflib.get_close_matches(text, holding or names, n=1, cutoff=0.0)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    hint = f": did you mean {near[0]!r}?" if near else ""
+    if hint is None:
+        hint = f"did you mean {near[0]!r}?" if near else ""
+    hint = f": {hint}" if hint else ""
     return f"unknown {what} {said}{hint} ({len(names)} known: {shown})"
 
 

@@ -486,7 +486,7 @@ def test_scan_of_bits(main, finished, tmp_path):
 def test_scan_at_sparsities_of_its_own_is_kept_apart(main, finished, tmp_path):
     shutil.copytree(finished.root / "cache", tmp_path / "cache")
     before = set((tmp_path / "cache").glob("profile-*.json"))
-    words = ["scan", "--workload", "./tiny.py:tiny", "--root", tmp_path, "--bits", "8", "--granularity", "fine-grained"]
+    words = ["scan", "--workload", "./tiny.py:tiny", "--root", tmp_path, "--bits", "8"]
     found = json.loads(main(*words, "--sparsities", "0.6,0.25", "--json").out)
     points = found["points"]["fine-grained"]["conv1.weight"]
     assert [round(point["sparsity"], 2) for point in points] == [0.25, 0.6]

@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
             if option in command._option_string_actions:
                 return f"{option!r} belongs after the COMMAND, as in 'prunefront {name} {option} ...'"
         known = {name for parser in (self, *self._commands.values()) for name in parser.shown_options()}
-        return f"{_unknown('option', option, known)}; options of a command come after it"
+        return f"{unknown_option(option, known, {})}; options of a command come after it"
 
     def shown_options(self) -> Iterator[str]:
         """Those that `--help` lists."""

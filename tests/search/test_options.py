@@ -169,3 +169,20 @@ def test_a_former_name_misspelt_leads_to_the_name_of_today(given, nearest, forme
 def test_what_is_no_mapping_is_refused_by_pydantic(given):
     with pytest.raises(ValidationError):
         SearchConfig.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--epochs", "recipe"), ("--lr", "recipe"), ("--batch-size", "recipe"), ("--budget", "trials and timeout"),
+        ("--sparsity", "max-size"), ("--gpu", "device cuda"), ("--resume", "resumes"), ("--output", None),
+        ("--verbose", None), ("--format", None), ("--max-accuracy", None), ("--n-trials", "did you mean '--trials'"),
+        ("--trails", "did you mean '--trials'"), ("--max_size", "did you mean '--max-size'"),
+        ("--storage", "did you mean '--optuna-storage'"), ("--num-workers", "did you mean '--workers'"),
+    ],
+)  # fmt: skip
+def test_only_what_is_meant_is_guessed(main, word, said):
+    done = main("search", word, "1")
+    head = done.err.partition(" known: ")[0]
+    assert done.code == 2 and f"unknown option {word!r}" in head
+    assert said in head if said else "did you mean" not in head and ": (" not in head and head.count(":") == 1
