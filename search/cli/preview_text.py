@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from search.cli.text_tables import percent, render
+from search.cli.text_tables import render
 from search.progress import duration
+from search.results.cells import percent
 from search.study.preview import Preview
 
 SHOWN_LAYERS = 40

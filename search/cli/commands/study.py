@@ -18,7 +18,7 @@ from search.cli.commands.reply import Reply, written_line
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
 from search.cli.text_tables import closing_table, front_table, fronts_table
-from search.config import make_config, read_study_file, updated
+from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.files import check_writable, open_root, write_durably
 from search.masking import masked
