@@ -107,8 +107,11 @@ def _peaks(flat: Tensor) -> Tensor:
 
 
 def _least_scale(peaks: Tensor, largest: int) -> float:
-    """A power of two that no scale is below where these (rows,) are the largest values of the channels."""
-    top = int(torch.frexp(peaks.max() / largest)[1]) if len(peaks) else 0
+    """A power of two that no scale is below where these (rows,) are the largest values of the channels.
+
+    The scale of the largest may be in the octave above that of peak / largest, and has to be near enough to the least.
+    """
+    top = 1 + int(torch.frexp(peaks.max() / largest)[1]) if len(peaks) else 0
     return 2.0 ** (max(top + 1 - 2**SCALE_DISTANCE, LEAST_EXPONENT) - 1)
 
 
