@@ -6,6 +6,7 @@ Names are imported on first use, so that `prunefront --help` does not wait for P
 from __future__ import annotations
 
 import importlib
+import warnings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typing` takes long
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
 
     from search.config import SearchConfig
     from search.metric import Metric
+    from search.progress import ProgressReporter, TerminalReporter
     from search.results.view import load_front
     from search.study.result import SearchResult
     from search.study.start import run_search
@@ -22,17 +24,20 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
 
 _PLACES = {
     "Metric": "search.metric",
+    "ProgressReporter": "search.progress",
     "Recipe": "search.workloads.recipe",
     "Run": "search.workloads.run",
     "SearchConfig": "search.config",
     "SearchResult": "search.study.result",
+    "TerminalReporter": "search.progress",
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.results.view",
     "run_search": "search.study.start",
 }
 __all__ = [
-    "Metric", "Recipe", "Run", "SearchConfig", "SearchResult", "Workload", "get_workload", "load_front", "run_search",
+    "Metric", "ProgressReporter", "Recipe", "Run", "SearchConfig", "SearchResult", "TerminalReporter", "Workload",
+    "get_workload", "load_front", "run_search",
 ]  # fmt: skip
 
 
@@ -42,7 +47,10 @@ def __getattr__(name: str) -> Any:
     from search.namesakes import refuse_namesakes
 
     refuse_namesakes("spaces", "pruning")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    with warnings.catch_warnings():
+        # a notebook without ipywidgets; of tqdm, which Optuna imports and of which nothing is shown here
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -21,12 +21,13 @@ BELOW = {"spaces": set(), "pruning": {"spaces"}, "search": {"spaces", "pruning"}
 ROOMS = {
     "adapters": {"errors", "workloads"},
     "given_workload": {"options"},
-    "__init__": {"config", "metric", "namesakes", "results", "study", "workloads"},
+    "__init__": {"config", "metric", "namesakes", "progress", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
     "progress": {"process"},
     "user_code": {"errors", "process"},
     "metric": {"errors"},
+    "notebook": {"process", "progress"},
     "networks": {"errors"},
     "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},
@@ -58,8 +59,8 @@ ROOMS = {
         "records", "store", "training", "user_code", "workloads",
     },
     "study": {
-        "config", "errors", "executors", "export", "files", "goal", "identity", "metric", "placement", "progress",
-        "proposals", "records", "results", "storage", "store", "training", "user_code", "workloads",
+        "config", "errors", "executors", "export", "files", "goal", "identity", "metric", "notebook", "placement",
+        "progress", "proposals", "records", "results", "storage", "store", "training", "user_code", "workloads",
     },
     "cli": {
         "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",

@@ -23,7 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pruning import Structure, apply_structure, encode_model, make_mask, prune, register_criterion, trace_channels
-from search import Recipe, SearchConfig, SearchResult, Workload, get_workload, load_front, run_search
+from search import (
+    Recipe, SearchConfig, SearchResult, TerminalReporter, Workload, get_workload, load_front, run_search,
+)
 from spaces import PruningPolicy
 
 layer = nn.Linear(6, 8)
@@ -50,11 +52,16 @@ name: str = get_workload("digits").name
 config = SearchConfig(workload="digits", trials=24, max_size=0.25, granularity=("channel", "fine-grained"))
 result: SearchResult = run_search(config)
 front: pd.DataFrame = result.front
+result.plot().savefig("front.png")
+written: object = result.export("best", "out")["size_encoded"]
+spec: str = SearchConfig(workload=given).workload
+again = run_search(SearchConfig(workload=lambda: given, study="again"), TerminalReporter())
 read: pd.DataFrame = load_front("digits")
 """
 WRONG = {
     "SearchConfig(trails=3)": r'Unexpected keyword argument "trails" for "SearchConfig"; did you mean "trials"\?',
     'SearchConfig(trials="many")': r'Argument "trials" to "SearchConfig" has incompatible type "str"; expected "int"',
+    "SearchConfig(workload=3)": r'Argument "workload" to "SearchConfig" has incompatible type "int"; expected "str \| ',
     'SearchConfig(sampler="tpee")': r'Argument "sampler" to "SearchConfig" has incompatible type "Literal',
     'PruningPolicy({"0.weight": "half"}, "kernel")': r'Dict entry 0 has incompatible type "str": "str"; expected ',
     "run_search(24)": r'Argument 1 to "run_search" has incompatible type "int"; expected "SearchConfig"',
@@ -100,11 +107,11 @@ def test_a_mistake_is_found_before_the_program_runs(told, line, expected):
 def test_the_signature_of_a_search_is_known(told):
     (said,) = told[place("reveal_type(run_search)")]
     shown = "def (config: search.config.SearchConfig, watcher: search.progress.ProgressReporter | None =)"
-    assert said == f'Revealed type is "{shown} -> search.results.view.SearchResult"'
+    assert said == f'Revealed type is "{shown} -> search.study.result.SearchResult"'
 
 
 @pytest.mark.parametrize("package", ["spaces", "pruning", "search"])
 def test_checkers_are_told_that_there_are_types(package):
     """Without the file they take all of an installed package for `Any`."""
     assert (ROOT / package / "py.typed").is_file()
-    assert f'{package} = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
+    assert f'{package} = ["py.typed"' in (ROOT / "pyproject.toml").read_text()

@@ -61,6 +61,7 @@ def _workers(
     dense: DenseModel,
     watcher: ProgressReporter,
 ) -> Executor:
+    require_found(config.workload)
     require_known(config.criterion)
     plan = blueprint(config, prepared, dense, folder.dense_weights).to_plain()
     if config.executor != LOCAL:

@@ -98,7 +98,7 @@ def front_figure(
     sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
     highest = accuracies >= np.maximum.accumulate(accuracies)
     axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
-    axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit {max_size:.0%}")
+    axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit, {max_size * 100:.4g} %")
     marks = compared_marks(comparison, finals, metric) if comparison is not None else []
     dense = [comparison.dense.validation_accuracy] if comparison is not None and comparison.dense is not None else []
     for accuracy in dense:

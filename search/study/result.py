@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.metric import Metric
+from search.notebook import usual_reporter
 from search.progress import ProgressReporter
 from search.results.comparison import Comparison
 from search.results.glance import glance_html, glance_text, picture_of
@@ -120,7 +121,7 @@ class SearchResult:
             out: the folder that is written, new or of an export.
             onnx: also a checked `model.onnx`; needs the extra `onnx`.
             torch_prune: also the masks as `torch.nn.utils.prune` has them.
-            watcher: shows that a fine-tune is repeated, where a trial kept no weights.
+            watcher: shows the fine-tune that is repeated where a trial kept no weights; as of `run_search`.
 
         Returns:
             The export's manifest.
@@ -133,7 +134,7 @@ class SearchResult:
         from search.export.of_study import export_study  # PyTorch takes seconds, and tables do without
 
         seen = replace(open_study(self.folder.parent, self.study), config=self.state.config)
-        watcher = watcher or ProgressReporter()
+        watcher = watcher or usual_reporter()
         return export_study(seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune).written.manifest
 
     def __repr__(self) -> str:

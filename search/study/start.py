@@ -10,6 +10,7 @@ from search.identity.measuring import settle_measuring
 from search.identity.study_identity import latency_device, study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of, refuse_other_latency_device
 from search.metric import metric_from_plain
+from search.notebook import usual_reporter
 from search.progress import ProgressReporter
 from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
@@ -35,13 +36,18 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     anything else hears of it, and every point of the scan is as it comes, so an interruption costs the running trial
     or point only, or the training of the dense model.
 
+    Args:
+        watcher: what shows how it gets on. Without it a notebook has one live area, a terminal what `prunefront search`
+            shows on stderr, and everything else nothing: `TerminalReporter()` writes a line now and then into a log,
+            `ProgressReporter()` shows nothing anywhere.
+
     Raises:
         UsageError: wrong settings, a limit that cannot be reached, or a changed study; before training.
         EnvironmentProblem: missing data, an unwritable root, a study in use.
         Refused: unsafe weights or a damaged study.
     """
     refuse_while_loading("run_search")
-    watcher = watcher or ProgressReporter()
+    watcher = watcher or usual_reporter()
     study = checked_study(config, watcher)
     with study.placement.running():
         return _run(study, watcher)

@@ -30,7 +30,8 @@ from search.proposals.pool import FRACTIONS
 from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
 from search.results.resume import resume_command
-from search.results.view import SearchResult, open_study
+from search.results.view import open_study
+from search.study.result import SearchResult
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from search.study.start import run_search
