@@ -26,7 +26,9 @@ NETWORK = {
 }
 MODULES = {"urllib.request", "http.client", "http.server", "torch.hub", "torch.distributed", "xmlrpc.client"}
 SERVERS = {
+    "search/cli/commands/doctor.py": "whether the servers that the environment names answer",
     "search/cli/commands/study.py": "the port of MLflow's page",
+    "search/cli/mlflow_ui.py": "the same, once it listens",
     "search/executors/child.py": "none: a pair of sockets between a study and its worker",
     "search/executors/process.py": "likewise",
     "search/executors/ray_cluster.py": "the cluster that the user names",

@@ -31,9 +31,9 @@ from search.results.closing import closing_rows
 from search.results.comparison import read_comparison
 from search.results.resume import resume_command
 from search.results.view import open_study
-from search.study.result import SearchResult
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
+from search.study.result import SearchResult
 from search.study.start import run_search
 from search.training.evaluate import failed
 from search.workloads.run import TRIAL
