@@ -48,7 +48,7 @@ class Schedule:
     regrow: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind in EXPONENT_OF:
+        if isinstance(self.kind, str) and self.kind in EXPONENT_OF:  # from a file it may be anything
             named = EXPONENT_OF[self.kind]
             if self.exponent not in (named, type(self).exponent):
                 raise ValueError(
