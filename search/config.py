@@ -151,7 +151,7 @@ class SearchConfig(_Fields):
             raise ValueError(f"{name} must be text or a list of words, got {value!r}")
         words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else tuple(value)
         for word in words:
-            if name == "schedule" and word in EXPONENT_OF:
+            if name == "schedule" and isinstance(word, str) and word in EXPONENT_OF:
                 raise ValueError(
                     f"schedule {word} is the polynomial of exponent {EXPONENT_OF[word]:g}, and a search samples the "
                     "exponent: name it polynomial"

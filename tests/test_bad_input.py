@@ -341,6 +341,8 @@ BAD_CHOICES = {
     "policy from no text": (lambda: PruningPolicy.from_json(None), "JSON must be text, got NoneType"),
     "policy criterion": (lambda: PruningPolicy(HALF, criterion=None), "unknown criterion None"),
     "schedule": (lambda: Schedule("fast"), "unknown schedule 'fast'"),
+    "schedule of no word": (lambda: Schedule(["linear"]), "unknown schedule ['linear']"),
+    "searched schedule of no word": (lambda: SearchConfig(schedule=[["linear"]]), "unknown schedule ['linear']"),
     "schedule exponent": (lambda: Schedule("polynomial", "3"), "exponent must be a number, got '3'"),
     "schedule ramp": (
         lambda: Schedule("polynomial", 3.0, 60),
