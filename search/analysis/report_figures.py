@@ -17,7 +17,7 @@ from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.analysis.pruning_curves import METHODS, Curves
 from search.metric import SHARE, Metric, told_share
-from search.results.figures import COLOURS, new_figure, png_bytes, short, value_ticks
+from search.results.figures import COLOURS, MARKERS, literal, new_figure, png_bytes, short, value_ticks
 from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
@@ -28,8 +28,8 @@ SLANTED_NAMES = 12
 """Up to this many layer names along an axis are slanted; more are upright."""
 PLAIN_CURVES = 3
 """Up to this many granularities, the curves without recalibration are drawn too."""
-STAGE_COLOURS = ("#4c78a8", "#d95f02", "#1b9e77")
-METHOD_STYLES = dict(zip(METHODS, (("#d95f02", "o--"), ("#4c78a8", "s-"), ("#1b9e77", "^-")), strict=True))
+STAGE_COLOURS = ("#0a4d8c", "#d55e00", "#56b4e9")
+METHOD_STYLES = dict(zip(METHODS, (("#d55e00", "o--"), ("#0a4d8c", "s-"), ("#56b4e9", "^-")), strict=True))
 KEPT, REMOVED, EDGES = "#1f4e79", "#f0f3f6", "#b0b8c0"
 LAYOUT_WIDTH, LAYOUT_HEIGHT, LAYOUT_ASPECT = 11.0, 9.0, 1.5
 """The largest width and height in inches, and the ratio of width to height that the panels aim for."""
@@ -64,6 +64,7 @@ def histogram_pages(
             axes.tick_params(labelsize=6)
             axes.ticklabel_format(axis="both", scilimits=(-4, 5))
         _hide(panels.flat[len(page) :])
+        figure.suptitle("How the weights of each layer are spread", fontsize=10)
         figure.supxlabel("value of a weight", fontsize=8)
         figure.supylabel("weights; zeros left out", fontsize=8)
         _number(figure, number, count)
@@ -107,7 +108,7 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
                 found = {row.layer: getattr(row, key) for row in rows if row.granularity == word}
                 values = [np.nan if found.get(layer) is None else found[layer] for layer in layers]
                 offsets = np.arange(len(layers)) + (place - (len(words) - 1) / 2) * 0.07
-                right.plot(offsets, values, "o", color=COLOURS[word], markersize=4, label=word)
+                right.plot(offsets, values, MARKERS[word], color=COLOURS[word], markersize=4, label=word)
             right.set_xticks(range(len(layers)))
             right.set_xlim(-0.6, len(layers) - 0.4)
             right.grid(axis="both", color="0.92", linewidth=0.6)
@@ -122,8 +123,9 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
         compared = len(means[0].layers) if means else 0
         panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=8)
         panels[0, 1].set_title(f"each layer alone at sparsity {sparsity:g}, nothing trained", fontsize=8)
+        figure.suptitle(f"What each granularity leaves of a layer at sparsity {sparsity:g}", fontsize=10)
         figure.legend(
-            *panels[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False,
+            *panels[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False,
             fontsize=8, handletextpad=0.2, columnspacing=1.2,
         )  # fmt: skip
         _number(figure, number, count)
@@ -170,6 +172,7 @@ def layout_png(
     shown = flat[0].imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     flat[0].set_title("weights", fontsize=8)
     bar = figure.colorbar(shown, ax=flat[0], shrink=0.8, pad=0.01)
+    bar.set_label("value of a weight", fontsize=6)
     bar.ax.tick_params(labelsize=6)
     for axes, (word, (mask, achieved)) in zip(flat[1:], masks.items(), strict=False):
         _two_tones(axes, mask)
@@ -239,7 +242,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
         figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=9)
         figure.legend(
             handles=_sensitivity_legend(profile, plain, unit), loc="outside upper center", ncols=2 * columns - 1,
-            frameon=False, fontsize=8,
+            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", frameon=False, fontsize=8,
         )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
@@ -257,7 +260,8 @@ def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bo
             dense = profile.reference if prefix else (profile.dense_loss, profile.dense_accuracy)
             accuracy = np.array([dense[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
             loss = [dense[0], *(getattr(p, f"{prefix}loss") for p in points)]
-            options = {"color": COLOURS[word], "linestyle": style, "linewidth": width, "marker": ".", "markersize": 3}
+            options = {"color": COLOURS[word], "linestyle": style, "linewidth": width}
+            options |= {"marker": MARKERS[word], "markersize": 3}
             upper.plot(levels, accuracy * 100, **options)
             lower.plot(levels, loss, **options)
             losses += loss
@@ -284,7 +288,9 @@ def _loss_scale(axes: Any, losses: np.ndarray) -> None:
 def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=COLOURS[word], label=word) for word in profile.points]
+    handles = [
+        Line2D([], [], color=COLOURS[word], marker=MARKERS[word], markersize=4, label=word) for word in profile.points
+    ]
     if plain:
         handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
     dense = told_share(unit, profile.dense_accuracy)
@@ -297,7 +303,7 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     Args:
         unit: of the axis of accuracies, see `search.results.figures.value_ticks`.
     """
-    figure, axes = new_figure(7, 4.4)
+    figure, axes = new_figure(7, 4.8)
     for method, (colour, style) in METHOD_STYLES.items():
         points = [(p.sparsity, p.accuracy) for p in curves.points if p.method == method and p.accuracy is not None]
         if points:
@@ -308,9 +314,10 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     axes.set_ylabel(unit.label("validation"))
     epochs = f"{curves.epochs:g} epochs"
     length = epochs if curves.steps is None else f"{curves.steps:,} steps ({epochs})"
+    figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)
     axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
     value_ticks(axes, unit)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return png_bytes(figure)
 
 

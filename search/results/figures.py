@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from search.results.picture import Picture
 
 COLOURS = {
-    "fine-grained": "#0a4d8c", "vector": "#009e73", "kernel": "#117733", "channel": "#d55e00", "mixed": "#000000",
-    "1:4": "#cc79a7", "2:4": "#882255", "*:4": "#56b4e9", "*:8": "#666666",
+    "fine-grained": "#0a4d8c", "vector": "#009e73", "kernel": "#e6ab02", "channel": "#d55e00", "mixed": "#000000",
+    "1:4": "#cc79a7", "2:4": "#882255", "*:4": "#56b4e9", "*:8": "#6b6b3a",
 }  # fmt: skip
 """Granularity -> colour: apart to colour-blind eyes, and with `MARKERS` in print without colours."""
 MARKERS = {
@@ -208,7 +208,9 @@ def _points(rows: Iterable[TrialRow]) -> np.ndarray:
 
 def profile_png(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> bytes:
     """The picture of `profile_figure`."""
-    return png_bytes(profile_figure(profile, unit, shares))
+    figure = profile_figure(profile, unit, shares)
+    figure.suptitle(f"Sensitivity: {literal(unit.name)} where one layer alone is pruned or rounded", fontsize=11)
+    return png_bytes(figure)
 
 
 def profile_figure(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> Any:

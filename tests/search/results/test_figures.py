@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from search.metric import SHARE, Metric
 from search.results.comparison import Comparison, Reference
 from search.results.figures import (
+    COLOURS,
+    MARKERS,
     _by_point,
     _profile_curves,
     _side_by_side,
     compared_marks,
+    front_figure,
     front_png,
     new_figure,
     profile_png,
@@ -116,3 +122,52 @@ def test_a_panel_names_the_layers_that_are_worst_in_it_and_no_two_alike(layers, 
     shown = [drawn[f"conv{n}"] for n in named]
     assert [line.get_color() for line in legend.get_lines()] == shown and len({*shown}) == len(named)
     assert len(drawn) == layers and {drawn[f"conv{n}"] for n in {*range(layers)} - {*named}} <= {"0.85"}
+
+
+EYES = {
+    "normal": np.eye(3),
+    "protanope": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranope": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanope": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""What linear light becomes to colour-blind eyes, by Machado, Oliveira and Fernandes (2009)."""
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(light: np.ndarray) -> np.ndarray:
+    """CIELAB of linear light under D65."""
+    found = TO_XYZ @ np.clip(light, 0, 1) / [0.9505, 1, 1.089]
+    x, y, z = np.where(found > 0.008856, np.cbrt(found), 7.787 * found + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_granularities_are_told_apart_by_any_eye_and_without_colours(eye):
+    rgb = {word: np.array(to_rgb(colour)) for word, colour in COLOURS.items()}
+    light = {word: np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for word, c in rgb.items()}
+    seen = {word: lab(np.array(EYES[eye]) @ one) for word, one in light.items()}
+    nearest = min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(seen, 2))
+    assert nearest > 12
+    grey = {word: lab(one)[0] for word, one in light.items()}
+    assert abs(grey["fine-grained"] - grey["channel"]) > 15  # searches' own choices
+    assert {*MARKERS} == {*COLOURS} and len({*MARKERS.values()}) == len(MARKERS)
+
+
+def test_the_front_says_what_is_to_be_seen_and_its_legend_covers_nothing():
+    rows = [
+        TrialRow(n, accuracy=a, size=s, granularity=g, state="complete")
+        for n, (a, s, g) in enumerate([(0.92, 0.22, "channel"), (0.88, 0.12, "channel+2:4"), (0.5, 0.05, "kernel")])
+    ]
+    figure = front_figure(rows, rows[:2], 0.125, COMPARISON, FINALS, "nonzero")
+    (axes,) = figure.axes
+    assert axes.get_title() == "Accuracy against stored size: 3 networks, 2 of them on the front"
+    assert axes.get_xlabel() == "nonzero size, % of the dense model's (log scale)"
+    assert axes.get_ylabel() == "validation accuracy, %"
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts[:4] == ["channel (1 on the front)", "channel+2:4 (1 on the front)", "kernel (0 on the front)",
+                         "limit, 12.5 %"]  # fmt: skip
+    figure.canvas.draw()
+    assert axes.get_legend() is None and not legend.get_window_extent().overlaps(axes.get_window_extent())
+    none = front_figure([rows[0]], [], 0.1, unit=Metric("R$^2$", low=0, high=1))
+    assert none.axes[0].get_title() == r"R\$^2\$ against stored size: 1 network, none of them on the front"
