@@ -67,7 +67,8 @@ def test_functions_are_named_by_where_others_find_them_and_the_rest_by_a_mark(pl
     loaded = load_function("workload", "factory", f"{place / 'tiny.py'}:tiny", "")
     assert spec_of(loaded) == spec_of(tiny.tiny)
     assert spec_of(digits) == "digits" and spec_of(json.dumps) == "json:dumps"
-    cell = FunctionType(tiny.tiny.__code__.replace(co_filename="/tmp/ipykernel_7/3.py"), vars(tiny), "cell")
+    code = tiny.tiny.__code__.replace(co_filename="/tmp/ipykernel_7/3.py", co_name="cell", co_qualname="cell")
+    cell = FunctionType(code, vars(tiny))
     monkeypatch.setattr(tiny, "cell", cell, raising=False)
     found = [spec_of(one) for one in (nested(), partial(tiny.tiny), Workload, cell)]
     assert found == ["<lambda>", "<partial>", "<Workload>", "<cell>"] and all(map(lives_in_python, found))
@@ -133,8 +134,9 @@ def test_it_goes_on_with_the_object_and_may_get_a_name(searched, workload, tiny,
         found = run_search(options(given, tmp_path, study="alone"))
         assert {row.trial: row.digest for row in found.state.rows} == known
         assert StudyFolder(tmp_path, "alone").read_record()["config"]["workload"] == name
-    with pytest.raises(UsageError, match=r"\(workload was '/.*/tiny.py:tiny', is '<tiny>'\)"):
-        run_search(options(workload, tmp_path, study="alone"))
+    for given, name in ((workload, "<tiny>"), ("digits", "digits")):
+        with pytest.raises(UsageError, match=rf"\(workload was '/.*/tiny.py:tiny', is '{name}'\)"):
+            run_search(options(given, tmp_path, study="alone"))
 
 
 def test_its_commands_say_what_it_lacks_and_take_the_function_that_makes_it(searched, main, place, tmp_path):
@@ -169,6 +171,7 @@ def test_a_result_is_a_short_table(searched):
     assert lines[0].startswith("Study alone: 4 complete; dense accuracy ")
     assert lines[2].split() == ["trial", "accuracy", "final", "test", "size", "MACs", "granularity", "bits"]
     assert lines[3].split()[:3] == [str(first.trial), f"{first.accuracy * 100:.2f}", "%"]
+    assert lines[-1].split()[3:5] == ["-", "-"]  # no finalist
     assert len(lines) == 3 + len(searched.front) and max(map(len, lines)) <= 120 and repr(searched) == str(searched)
 
 
