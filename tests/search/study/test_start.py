@@ -97,7 +97,7 @@ def test_every_granularity_can_be_searched(begin, mixed):
 def test_a_study_takes_other_schedules(begin):
     study = begin("rounds", schedule="iterative", trials=8)
     assert set(study.trials["state"]) == {"complete"} and set(study.trials["schedule"]) == {"iterative"}
-    with pytest.raises(UsageError, match="unknown schedule 'cubic'"):
+    with pytest.raises(UsageError, match="schedule cubic is the polynomial of exponent 3, and a search samples the"):
         begin("wrong", schedule="cubic", trials=2)
 
 
@@ -788,7 +788,8 @@ def test_a_study_of_removals_before_masks_is_searched_and_resumed(begin, root):
         own = trial.params["granularity"] != "channel"
         assert trial.result.shares.encoded <= trial.target <= 0.5 and trial.result.shares.macs <= 0.8
         assert (trial.policy.removal == {}) == (not own) and 0.1 <= trial.params["removal"] <= 0.9
-        assert dict(study.trials.set_index("trial")["removal"][trial.number]) == dict(trial.policy.removal)
+        told = study.trials.set_index("trial")["removal"][trial.number]  # None where nothing is asked for
+        assert (told or {}) == dict(trial.policy.removal)
 
 
 def test_a_word_for_whole_policies_is_refused_for_mixed_layers(begin):
