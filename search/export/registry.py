@@ -12,7 +12,7 @@ from warnings import catch_warnings, simplefilter
 
 from torch import Tensor
 
-from search.errors import EnvironmentProblem, UsageError
+from search.errors import EnvironmentProblem, GoalMissed, PrunefrontError, UsageError
 from search.export.choose import Chosen
 from search.export.manifest import ONNX
 from search.export.rebuild import Export
@@ -55,6 +55,7 @@ def register(
 
     Raises:
         EnvironmentProblem: MLflow cannot be used, or has no run of the trial.
+        GoalMissed: PyTorch cannot make a graph of the network.
         UsageError: the network takes inputs that such a model cannot.
     """
     try:
@@ -71,7 +72,7 @@ def register(
             source = f"model-{sha256(b''.join(files.values())).hexdigest()[:8]}"  # one of each kind beside the others
             place.write(client, run.info.run_id, {f"{source}/{file}": content for file, content in files.items()})
             return _next_version(client, name, run, source, chosen)
-    except (EnvironmentProblem, UsageError):
+    except PrunefrontError:
         raise
     except Exception as error:
         raise place.problem_of(error) from None
@@ -94,10 +95,16 @@ def _save_graph(export: Export, workload: Workload, to: Path) -> None:
     example = workload.example_input
     if not isinstance(example, Tensor):
         raise UsageError("--register takes networks of one tensor as input: add --onnx for one of several")
-    mlflow.pytorch.save_model(
-        export.model.eval(), str(to), input_example=example.numpy(), serialization_format="pt2",
-        pip_requirements=_needs("torch"),
-    )  # fmt: skip
+    try:
+        mlflow.pytorch.save_model(
+            export.model.eval(), str(to), input_example=example.numpy(), serialization_format="pt2",
+            pip_requirements=_needs("torch"),
+        )  # fmt: skip
+    except Exception as error:  # whatever torch.export makes of a network that is no graph
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GoalMissed(
+            f"the export stands, but PyTorch cannot make a graph of its network for the registry ({reason}): add --onnx"
+        ) from None
 
 
 def _save_onnx(file: Path, to: Path) -> None:

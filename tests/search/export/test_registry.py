@@ -54,6 +54,22 @@ def test_a_registered_network_is_what_the_export_holds(main, finished, place, tm
     torch.testing.assert_close(loaded(example)[: len(rows)], rows, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_network_that_is_no_graph_is_told_as_that(main, finished, tmp_path, monkeypatch):
+    import mlflow.pytorch
+
+    def refuses(*_, **__):
+        raise RuntimeError("data-dependent control flow\nand where")
+
+    monkeypatch.setattr(mlflow.pytorch, "save_model", refuses)
+    root = shutil.copytree(finished.root, tmp_path / "root")
+    ended = main(
+        "export", "tiny", "--root", root, "--trial", "smallest", "--register", "net", "--out", tmp_path / "out"
+    )
+    assert ended.code == 1 and "the registry (data-dependent control flow): add --onnx" in ended.err
+    assert (tmp_path / "out" / "manifest.json").is_file() and "mlflow.db" not in ended.err
+
+
 def _has_onnx() -> bool:
     try:
         import onnx  # noqa: F401
