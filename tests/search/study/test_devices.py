@@ -15,7 +15,7 @@ from search.export.rebuild import export_of_trial
 from search.placement import CPU, Placement
 from search.progress import ProgressReporter
 from search.results.view import open_study
-from search.study import start
+from search.study import checks
 from search.study.start import run_search
 
 THERE = Placement(DEVICE)
@@ -32,7 +32,7 @@ class Notes(ProgressReporter):
 
 def test_a_study_is_the_same_on_a_device_and_goes_on_elsewhere(place, tmp_path, monkeypatch):
     def study(name: str, placement: Placement, trials: int, notes: Notes | None = None):
-        monkeypatch.setattr(start, "placement_of", lambda *_: placement)
+        monkeypatch.setattr(checks, "placement_of", lambda *_: placement)
         options = {"max_size": 0.5, "finalists": 1, "final_repeats": 1, "trials": trials, "study": name}
         config = make_config(workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path / "root"), **options)
         return run_search(config, notes or Notes())
