@@ -20,7 +20,7 @@ def dispatch(
     The next job is only asked for when a slot is free and all results before it were taken: what is proposed knows
     everything there is to know.
 
-    A fine-tune that lacks memory which others share is carried out once more when these have ended, and before any
+    A job that lacks memory which others share is carried out once more when these have ended, and before any
     other begins; only then its failure is a result.
 
     Args:
@@ -78,7 +78,7 @@ def _by_itself(executor: Executor, job: AnyJob) -> list[Done | Scanned | Lost]:
 
 
 def _lacked_memory(ended: Done | Scanned) -> bool:
-    return isinstance(ended, Done) and ended.result.cause == OUT_OF_MEMORY
+    return ended.lacked_memory if isinstance(ended, Scanned) else ended.result.cause == OUT_OF_MEMORY
 
 
 def _failed(job: AnyJob, reason: str) -> Done | Scanned:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from pruning.analysis.sensitivity_scan import Point, PointKey
+from pruning.memory import out_of_memory
 from search.errors import OwnCodeProblem, PrunefrontError
 from search.executors.jobs import AnyJob, Done, Job, Scanned
 from search.training.attempts import Attempt, Progress
@@ -34,8 +35,10 @@ def carry_out(
     try:
         with attempt.running(progress) as step:
             scanned_points(prepared, job.scan, only={*job.points}, keep=found.__setitem__, progress=step)
-    except PrunefrontError:
-        raise
+    except PrunefrontError as error:
+        if not out_of_memory(error):
+            raise
+        return Scanned(job, {}, str(error), lacked_memory=True)
     except ValueError as error:
         return Scanned(job, {}, str(error))
     except BaseException as error:

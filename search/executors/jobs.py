@@ -119,15 +119,17 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class Scanned:
-    """The points of a scan that a job found; or none, and the line that says why."""
+    """The points of a scan that a job found; or none, the line that says why, and whether that is a lack of memory."""
 
     job: ScanJob
     points: Mapping[PointKey, Point]
     problem: str | None = None
+    lacked_memory: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """Data for JSON, without the job."""
-        return {"points": [[*key, asdict(point)] for key, point in self.points.items()], "problem": self.problem}
+        points = [[*key, asdict(point)] for key, point in self.points.items()]
+        return {"points": points, "problem": self.problem, "lacked_memory": self.lacked_memory}
 
     @classmethod
     def from_plain(cls, job: ScanJob, data: Mapping[str, Any]) -> Scanned:
@@ -136,7 +138,7 @@ class Scanned:
             (kind, layer, level): (RoundingPoint if kind == ROUNDING else ProfilePoint)(**values)
             for kind, layer, level, values in data["points"]
         }
-        return cls(job, found, data["problem"])
+        return cls(job, found, data["problem"], data["lacked_memory"])
 
 
 AnyJob = Job | ScanJob

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from pruning.analysis.sensitivity_scan import Point, PointKey
 from search.config import SearchConfig
-from search.errors import UsageError
+from search.errors import EnvironmentProblem, UsageError
 from search.executors.dispatch import dispatch
 from search.executors.jobs import Executor, ScanJob, Scanned
 from search.progress import ProgressReporter
@@ -38,7 +38,8 @@ def _points(
     """Points as their parts are done; neighbours stay together, since they share what comes before their layers.
 
     Raises:
-        UsageError: a part failed, or its worker was lost too often.
+        EnvironmentProblem: a part lacks memory, even alone.
+        UsageError: a part failed otherwise, or its worker was lost too often.
     """
     parts = min(PARTS * config.workers, len(keys))
     cuts = [len(keys) * number // parts for number in range(parts + 1)] if parts else [0]
@@ -50,5 +51,6 @@ def _points(
         if isinstance(ended, Scanned):
             Attempt(folder.journal.folder, ended.job.key).finish()  # another scan has parts of the same names
             if ended.problem is not None:
-                raise UsageError(f"{ended.job.name} failed: {ended.problem}")
+                kind = EnvironmentProblem if ended.lacked_memory else UsageError
+                raise kind(f"{ended.job.name} failed: {ended.problem}")
             yield from ended.points.items()

@@ -139,6 +139,16 @@ def killed_in_scan():
     return changed(name="killed_in_scan", metric=metric)
 
 
+def hungry_in_scan():
+    """Lacks memory while another part of the scan runs."""
+    def metric(outputs, targets):
+        if len([*Path(os.environ["ROOT"]).glob("*/journal/begun-scan-*.now")]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (outputs.argmax(1) == targets).float().mean().item()
+
+    return changed(name="hungry_in_scan", metric=metric)
+
+
 def drawn():
     """Other images in every process."""
     whole = changed()
@@ -349,6 +359,14 @@ def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin, right):
     _, found = begin("tasks.py:hungry", study="hungry", trials=3, workers=2, attempts=1, watcher=watcher)
     assert found == {number: right[number] for number in range(3)}
     assert [note for note in watcher.notes if "is tried once more alone" in note]
+
+
+@pytest.mark.slow
+def test_parts_of_a_scan_that_lack_memory_beside_others_are_measured_alone(begin, tmp_path):
+    watcher = Noted()
+    begin("tasks.py:hungry_in_scan", study="scan", trials=1, workers=2, warm_start=True, watcher=watcher)
+    assert [note for note in watcher.notes if "part" in note and "is tried once more alone" in note]
+    assert len([*tmp_path.glob("cache/profile-*")]) == 1
 
 
 @pytest.mark.slow
