@@ -29,6 +29,7 @@ from search.report.figures import (
 )
 from search.report.growth import growth_of
 from search.report.influence import FEWEST, QUANTILE, Influence, influences
+from search.report.limits import within_limits
 from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
@@ -83,7 +84,10 @@ def report_of(view: StudyView) -> Report:
         prediction_picture(quality, state.unit) if quality else None,
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)
-    shipped = [{**asdict(one), "command": _command(view, one.trial)} for one in recommendations(state)]
+    shipped, within = (
+        [{**asdict(one), "command": _command(view, one.trial)} for one in found]
+        for found in (recommendations(state), within_limits(state))
+    )
     said = {topic.question: list(topic.sentences) for topic in topics(view)}
     front = state.front
     kind, _, command = resume_line(view.config, view.criterion_place).partition(": ")
@@ -94,6 +98,7 @@ def report_of(view: StudyView) -> Report:
         "unit": state.unit.name,
         "outline": outline is not None,
         "recommendations": shipped,
+        "within_limits": within,
         "nothing_to_ship": _nothing_to_ship(view),
         "topics": topics(view),
         "statements": statements_for(state),
@@ -113,7 +118,7 @@ def report_of(view: StudyView) -> Report:
         "records": _records(view),
         "trials": {number: _pointed(view, state.records[number]) for number in _pointed_numbers(pictures)},
     }
-    words = {"standing": context["standing"], "recommendations": shipped, "questions": said}
+    words = {"standing": context["standing"], "recommendations": shipped, "limits": within, "questions": said}
     return Report(_rendered(context), pictures, words)
 
 

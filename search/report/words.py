@@ -80,13 +80,13 @@ def recommendations(state: StudyState) -> list[Recommendation]:
     best = state.best
     if best is None or not front:
         return []
-    found = [Recommendation(f"{state.unit.name} within the limit, any device", best, _told(state, state.row(best)))]
+    found = [Recommendation(f"{state.unit.name} within the limit, any device", best, described(state, state.row(best)))]
     for target, number in (
         (f"size against {state.unit.name} (the knee)", knee_trial(front)),
         ("least bytes", smallest_trial(front)),
     ):
         if number is not None:
-            found.append(Recommendation(target, number, _told(state, state.row(number))))
+            found.append(Recommendation(target, number, described(state, state.row(number))))
     return [
         *found,
         _for_dense_kernels(state, front, best),
@@ -101,8 +101,8 @@ def statements_for(state: StudyState) -> list[Statement]:
     return [one for target in TARGETS for one in STATEMENTS if one.target == target and parts & {*one.granularities}]
 
 
-def _told(state: StudyState, row: TrialRow) -> str:
-    """A trial in a few words."""
+def described(state: StudyState, row: TrialRow) -> str:
+    """A finished trial in a few words."""
     final = row.final_accuracy is not None
     accuracy = state.unit.shown(row.final_accuracy if final else row.accuracy)
     bits = "" if row.bits in (None, FLOAT_BITS) else f", {bits_cell(row.bits)} bits"
@@ -112,6 +112,8 @@ def _told(state: StudyState, row: TrialRow) -> str:
     split = "validation data, mean of finals" if final else "validation data"
     size = f"{percent(row.size)} of the size"
     granularity = "granularities that differ by layer" if row.granularity == MIXED else row.granularity
+    if not any(share for shares in (row.sparsity, row.removal) for share in (shares or {}).values()):
+        granularity = "nothing pruned"
     return f"{state.unit.name} {accuracy} on {split}, {size}, {cost}; {granularity}{bits}"
 
 
@@ -143,13 +145,12 @@ def _for_dense_kernels(state: StudyState, front: Sequence[TrialRow], best: int) 
     if near:
         row = min(near, key=cost)
         fewest, apart = "least" if by_latency else "fewest", state.unit.distance(_accuracy(state.row(best)), least)
-        said = f"the {fewest} {what} at most {apart} from the best: {_told(state, row)}{_measured(state, row)}"
+        said = f"the {fewest} {what} at most {apart} from the best: {described(state, row)}{_measured(state, row)}"
         return Recommendation(target, row.trial, said)
     row = max(faster, key=_accuracy)
     apart = state.unit.distance(_accuracy(state.row(best)), _accuracy(row))
-    said = (
-        f"the most accurate of those that are faster, {apart} from the best: {_told(state, row)}{_measured(state, row)}"
-    )
+    found = f"{described(state, row)}{_measured(state, row)}"
+    said = f"the most accurate of those that are faster, {apart} from the best: {found}"
     return Recommendation(target, row.trial, said)
 
 
@@ -168,7 +169,7 @@ def _for_patterns(state: StudyState, front: Sequence[TrialRow]) -> list[Recommen
     if not rows:
         return []
     row = max(rows, key=_accuracy)
-    said = f"a 2:4 pattern, for linear layers in half precision or int8: {_told(state, row)}"
+    said = f"a 2:4 pattern, for linear layers in half precision or int8: {described(state, row)}"
     return [Recommendation("GPU with 2:4 kernels", row.trial, said)]
 
 
@@ -187,7 +188,7 @@ def _for_sparse_runtimes(state: StudyState, front: Sequence[TrialRow]) -> Recomm
         )
     row, gone = max(found, key=lambda pair: _accuracy(pair[0]))
     return Recommendation(
-        target, row.trial, f"{percent(gone, 0)} of its multiplications are by zero: {_told(state, row)}"
+        target, row.trial, f"{percent(gone, 0)} of its multiplications are by zero: {described(state, row)}"
     )
 
 

@@ -20,6 +20,7 @@ from search.metric import Metric, metric_to_plain
 from search.report.page import report_of, study_toml
 from search.results.view import open_study
 from search.store.locks import held_lock
+from spaces.policy import PruningPolicy
 
 VOID = {"meta", "link", "img", "br", "circle"}
 
@@ -123,6 +124,23 @@ def test_what_it_says_on_top(whole, page):
     assert "It was off by 2.00 points on average" in page.text
 
 
+def test_what_fits_within_smaller_limits(whole, page):
+    """Sizes rise from 5 % in steps of 1.2 points, and every second trial has 40 % of the MACs."""
+    fitting = {one["target"]: one["trial"] for one in whole.words["limits"]}
+    sizes = {"at most 20 % of the size": 12, "at most 10 % of the size": 4, "at most 5 % of the size": 0}
+    assert fitting == {**sizes, "at most 75 % of the MACs": 14, "at most 50 % of the MACs": 14}
+    (kept,) = (one["why"] for one in whole.words["limits"] if one["target"] == "at most 10 % of the size")
+    assert kept == "accuracy 68.00 % on validation data, 9.8 % of the size, 40.0 % of the MACs; channel, 8 bits"
+    assert "at most 10 % of the size trial 4" in page.text
+
+
+def test_a_trial_that_only_rounds_is_said_to_prune_nothing(tmp_path):
+    folder = study(tmp_path)
+    folder.journal.write_trial(trial(0, 0.7, 0.12, policy=PruningPolicy({"first.weight": 0.0}, bits=4)))
+    (first, *_) = report_of(open_study(tmp_path, "hand")).words["recommendations"]
+    assert first["why"].endswith("40.0 % of the MACs; nothing pruned, 4 bits")
+
+
 def test_points_lie_where_their_trials_are(whole):
     """Further right is larger, further up more accurate; the left panel comes first."""
     (front,) = (picture for picture in whole.pictures if picture.name == "front")
@@ -206,4 +224,4 @@ def test_a_damaged_profile_or_outline_is_left_out(tmp_path, caplog):
 def test_policies_are_listed_layer_by_layer(page):
     """Trial 14 asks 0.72 of the first layer, 0.73 of the second, and has 4 bits."""
     assert "</script><script>alert(1)</script>.weight 73.0 % 73.0 % channel 4" in page.text
-    assert page.text.count(" first.weight ") == len([one for one in page.of("tr") if "data-trial" in one]) - 5
+    assert page.text.count(" first.weight ") == len([one for one in page.of("tr") if "data-trial" in one]) - 5 - 5
