@@ -345,6 +345,9 @@ def _add_apply(commands: Any) -> None:
         "--training", default="fine-tune", metavar="T", help="fine-tune; or from fresh weights scratch-e, scratch-b"
     )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
+    _add(parser, "epochs", "of the fine-tune (the final epochs of the recipe)")
+    _add(parser, "learning_rate", "peak of the fine-tune, for a network that lost most (the recipe's)")
+    _add(parser, "batch")
     _add(parser, "seed", "of the fine-tune (0)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the weights: dense, pruned, fine-tuned")
     parser.add_argument(

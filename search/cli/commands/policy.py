@@ -14,6 +14,7 @@ from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
 from search.cli.commands.options import placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
+from search.cli.parser import given_options
 from search.cli.text_tables import render
 from search.config import SearchConfig, make_config
 from search.errors import EnvironmentProblem, UsageError
@@ -26,12 +27,13 @@ from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
 from search.metric import metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
-from search.options import WORKLOAD_FORMS
+from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
 from search.results.cells import percent
 from search.results.selection import is_dead
 from search.results.view import open_study
 from search.store.mlflow_place import mlflow_place
+from search.training.asked_recipe import require_followed
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
@@ -39,6 +41,7 @@ from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
+from search.workloads.run import FINAL
 from search.workloads.tally import named
 from spaces.allocation.scaling import scaled
 from spaces.bits import FLOAT_BITS
@@ -52,6 +55,8 @@ from spaces.validation import is_number, unknown
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
+OF_FINE_TUNES = ("schedule", *SCHEDULE_FLAGS, "epochs", "learning_rate")
+"""Flags that say something of a fine-tune, and nothing of a training from fresh weights."""
 WIDEST = 2.0
 """Width factor up to which a manifest's is taken: 37 million parameters."""
 NOTED_DIFFERENCE = 0.05
@@ -83,20 +88,26 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.training not in TRAININGS:
         raise UsageError(unknown("training", arguments.training, TRAININGS))
     if arguments.training != FINE_TUNE:
-        if given := [name for name in ("schedule", *SCHEDULE_FLAGS) if getattr(arguments, name) is not None]:
-            raise UsageError(f"--{given[0]} has no effect on --training {arguments.training}: leave one of them out")
+        if given := [name for name in OF_FINE_TUNES if getattr(arguments, name) is not None]:
+            raise UsageError(
+                f"--{key_of(given[0])} has no effect on --training {arguments.training}: leave one of them out"
+            )
         policy = replace(policy, schedule=Schedule("one-shot"))
     if arguments.torch_prune:
         check_masks_only(policy)
     levels = _curve_levels(arguments)
     watcher = TerminalReporter()
     _settle_workload(arguments, watcher)
-    config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
+    asked = given_options(arguments, RECIPE_OPTIONS)
+    config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed, **asked)
+    recipe = workload.recipe.of_final(config.epochs, config.learning_rate, config.batch)
+    workload = replace(workload, recipe=recipe)
     placement = placement_asked(config)
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
     check_export(Path(arguments.out), arguments.onnx)
+    require_followed(workload, untrained.dense, config.asked_recipe, recipe.final_epochs, FINAL)
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {reason}")
