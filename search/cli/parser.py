@@ -260,6 +260,12 @@ def _add_front(commands: Any) -> None:
     _add(parser, "max_size", "the front within another limit, without new trials")
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
     parser.add_argument("--picture", metavar="FILE", help="also draw the front: FILE.png, FILE.svg or FILE.pdf")
+    parser.add_argument(
+        "--trial",
+        metavar="T",
+        help="the picture is of this one's policy, layer by layer: best, knee, smallest, a trial's number, or a static "
+        "baseline such as baseline:lamp",
+    )
     parser.add_argument("--compare", metavar="STUDY", help="the front of another study beside it, by size")
 
 

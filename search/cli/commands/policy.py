@@ -33,9 +33,11 @@ from search.networks.names import LARGEST, is_ordinary
 from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
 from search.results.cells import percent
+from search.results.policy_figure import policy_figure
 from search.results.selection import is_dead
 from search.results.view import open_study
 from search.store.mlflow_place import mlflow_place
+from search.store.outline import NetworkOutline
 from search.training.asked_recipe import require_followed
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
@@ -174,6 +176,12 @@ def _applied(
         files = _stage_files(prepared.dense, pruned.model, model, policy, arguments.training)
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher), unit)
+        layers, title = (
+            [layer.name for layer in network.prunable],
+            f"{Path(arguments.file).name}: what goes of each layer",
+        )
+        shares = NetworkOutline.of(network).parameter_shares()
+        files |= {"policy.png": policy_figure(asked, layers, title, shares).png()}
         paths = write_files(Path(arguments.pictures), files)
     require_whole(written, out)
     told: dict[str, Any] = {
