@@ -27,7 +27,17 @@ from search.given_workload import factory_of, spec_of
 from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
 from search.masking import masked
 from search.metric import SHARE, Metric
-from search.options import FACTORY_OPTIONS, FORMER, OPTIONS, UNSTORED, Option, SearchOptions, key_of, unknown_option
+from search.options import (
+    FACTORY_OPTIONS,
+    FORMER,
+    OPTIONS,
+    RECIPE_OPTIONS,
+    UNSTORED,
+    Option,
+    SearchOptions,
+    key_of,
+    unknown_option,
+)
 from search.record_checks import MOST_TRIALS
 from spaces.bits import BITS, FLOAT_BITS, check_bits
 from spaces.criteria import check_criterion
@@ -286,6 +296,11 @@ class SearchConfig(_Fields):
     def factory_options(self) -> dict[str, Any]:
         """What `get_workload` makes the workload from, besides its name and the cache."""
         return {"factory": self.factory, **{name: getattr(self, name) for name in FACTORY_OPTIONS}}
+
+    @property
+    def asked_recipe(self) -> dict[str, float]:
+        """What takes the place of parts of the workload's recipe, by name; what was not asked for is left out."""
+        return {name: value for name in RECIPE_OPTIONS if (value := getattr(self, name)) is not None}
 
     def stored(self) -> dict[str, Any]:
         """What a study remembers, as plain data, by the names that study.json and MLflow have had from the first."""

@@ -25,7 +25,9 @@ NEAR = 0.7
 """From which likeness, 0 to 1, a name is taken to be misspelt, and not to be another word."""
 _OF_THE_RECIPE = "it is part of the recipe of a workload"
 INSTEAD = {
-    **dict.fromkeys(("epochs", "lr", "learning-rate", "batch-size", "batch", "optimizer"), _OF_THE_RECIPE),
+    **dict.fromkeys(("epochs", "learning-rate", "batch", "optimizer"), _OF_THE_RECIPE),
+    "lr": f"{_OF_THE_RECIPE}, which learning-rate of search and apply overrides",
+    "batch-size": f"{_OF_THE_RECIPE}, which batch of search and apply overrides",
     "budget": "trials and timeout limit a search",
     "sparsity": "a search has max-size, the limit of the stored size, from which sparsities follow",
     "gpu": "device cuda",
@@ -358,6 +360,29 @@ class SearchOptions(_Fields):
         at_least=0,
         below=2**31,
     )
+    epochs: float | None = option(
+        "epochs of a trial's fine-tune (the recipe's)",
+        default=None,
+        metavar="N",
+        above=0,
+        example=0.5,
+        more="fractions are allowed; finals keep the recipe's length, but are never shorter than a trial",
+    )
+    learning_rate: float | None = option(
+        "peak learning rate of fine-tunes, for networks that lost most (the recipe's)",
+        default=None,
+        metavar="F",
+        above=0,
+        example=0.02,
+        more="the less was lost, the lower it is; the dense model's own training keeps the recipe's",
+    )
+    batch: int | None = option(
+        "examples a step, in the dense model's own training too (the recipe's)",
+        default=None,
+        metavar="N",
+        at_least=1,
+        example=64,
+    )
     finalists: int = option(
         "front members tuned at full length and tested ({default}); 0: neither finals nor baselines",
         default=3,
@@ -470,6 +495,8 @@ FACTORY_OPTIONS = ("data", "width", "network", "pretrained", "trust_remote_code"
 """What `search.workloads.get_workload` takes."""
 PLACEMENT_OPTIONS = ("device", "precision", "deterministic", "threads")
 """Where networks are trained, scanned and timed, and how."""
+RECIPE_OPTIONS = ("epochs", "learning_rate", "batch")
+"""What takes the place of a part of the workload's recipe."""
 UNSTORED = ("root", "trust_remote_code", "optuna_storage")
 """What a study does not remember: each command says it again."""
 MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)

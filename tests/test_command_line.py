@@ -536,7 +536,7 @@ def test_apply_draws_stages_and_curves_that_equal_its_own_runs(main, tmp_path):
     reply = main(*drawn, "--out", tmp_path / "rounds", "--json")
     assert reply.code == 0, reply.err
     data = json.loads(reply.out)
-    names = ["weights.png", "weights.json", "curves.png", "curves.json"]
+    names = ["weights.png", "weights.json", "curves.png", "curves.json", "policy.png"]
     assert data["pictures"] == [str(tmp_path / "drawn" / name) for name in names]
     stages = json.loads((tmp_path / "drawn" / "weights.json").read_text())
     assert stages["stages"] == ["dense", "pruned", "fine-tuned"]

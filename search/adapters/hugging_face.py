@@ -13,6 +13,11 @@ from search.errors import EnvironmentProblem
 from search.workloads.base import Train
 from search.workloads.run import Run
 
+OF_THE_RUN = {
+    "num_train_epochs": "epochs", "learning_rate": "learning_rate", "per_device_train_batch_size": "batch",
+    "seed": "seed",
+}  # fmt: skip
+"""Argument of `TrainingArguments` -> attribute of a `Run`."""
 LOGGED = 10
 """Steps between two losses that are reported."""
 
@@ -51,10 +56,11 @@ def _train(
             if logs and "loss" in logs:
                 run.report(float(logs["loss"]))
 
+    replaced = {*arguments, *(["num_train_epochs"] if "max_steps" in arguments else [])}
     with TemporaryDirectory() as folder:
         own: dict[str, Any] = {
-            "output_dir": folder, "num_train_epochs": run.epochs, "learning_rate": run.learning_rate,
-            "per_device_train_batch_size": run.batch, "seed": run.seed, "use_cpu": run.device.type == "cpu",
+            **{name: getattr(run, ours) for name, ours in OF_THE_RUN.items() if name not in replaced},
+            "output_dir": folder, "use_cpu": run.device.type == "cpu",
             "bf16": run.precision == "bf16", "fp16": run.precision == "fp16", "save_strategy": "no", "report_to": [],
             "disable_tqdm": True, "logging_steps": LOGGED, "dataloader_pin_memory": run.device.type == "cuda",
         }  # fmt: skip

@@ -65,8 +65,7 @@ def _train(
             if outputs is not None:
                 run.report(outputs["loss"] if isinstance(outputs, dict) else outputs)
 
-    steps, on_cpu = run.steps, run.device.type == "cpu"
-    length = {"max_epochs": max(1, round(run.epochs))} if steps is None else {"max_steps": steps, "max_epochs": -1}
+    on_cpu, length = run.device.type == "cpu", _length(run, options)
     place = {"accelerator": {"cuda": "gpu"}.get(run.device.type, run.device.type)}
     devices = {"devices": 1 if on_cpu or run.device.index is None else [run.device.index]}
     own = {**QUIET, **length, **place, **devices, "precision": PRECISIONS[run.precision], **options}
@@ -81,6 +80,15 @@ def _train(
     with _without_remarks():
         lightning.Trainer(**own).fit(task, run.loader("fit") if data is None else data(run))
     task.trainer = None  # which a copy of the network would take along
+
+
+def _length(run: Run, options: dict[str, Any]) -> dict[str, int]:
+    """How long the trainer trains, as far as its options do not say; the run is asked for nothing that they replace."""
+    if "max_steps" in options:
+        return {"max_epochs": -1}
+    if (steps := run.steps) is not None:
+        return {"max_steps": steps, "max_epochs": -1}
+    return {} if "max_epochs" in options else {"max_epochs": max(1, round(run.epochs))}
 
 
 @contextmanager

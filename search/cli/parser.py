@@ -260,6 +260,12 @@ def _add_front(commands: Any) -> None:
     _add(parser, "max_size", "the front within another limit, without new trials")
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
     parser.add_argument("--picture", metavar="FILE", help="also draw the front: FILE.png, FILE.svg or FILE.pdf")
+    parser.add_argument(
+        "--trial",
+        metavar="T",
+        help="the picture is of this one's policy, layer by layer: best, knee, smallest, a trial's number, or a static "
+        "baseline such as baseline:lamp",
+    )
     parser.add_argument("--compare", metavar="STUDY", help="the front of another study beside it, by size")
 
 
@@ -345,6 +351,9 @@ def _add_apply(commands: Any) -> None:
         "--training", default="fine-tune", metavar="T", help="fine-tune; or from fresh weights scratch-e, scratch-b"
     )
     parser.add_argument("--regrow", action="store_true", default=None, help="masked weights may come back")
+    _add(parser, "epochs", "of the fine-tune (the final epochs of the recipe)")
+    _add(parser, "learning_rate", "peak of the fine-tune, for a network that lost most (the recipe's)")
+    _add(parser, "batch")
     _add(parser, "seed", "of the fine-tune (0)")
     parser.add_argument("--pictures", metavar="DIR", help="draw the weights: dense, pruned, fine-tuned")
     parser.add_argument(

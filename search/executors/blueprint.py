@@ -16,7 +16,7 @@ from pruning.channels.structure import Structure
 from search.config import SearchConfig
 from search.errors import EnvironmentProblem, UsageError
 from search.given_workload import lives_in_python
-from search.identity.recorded_recipe import with_recorded_recipe
+from search.identity.recorded_recipe import with_study_recipe
 from search.identity.study_identity import study_identity
 from search.metric import Metric, metric_from_plain, metric_to_plain
 from search.placement import placement_of
@@ -26,7 +26,7 @@ from search.training.evaluate import PreparedModel
 from search.training.fingerprint import SplitFingerprints, model_fingerprint, weights_fingerprint
 from search.training.train import in_fast_layout
 from search.user_code.loading import criterion_place, named_criterion
-from search.workloads import get_workload, is_built_in
+from search.workloads import get_workload
 from search.workloads.base import placed, with_dense_value
 
 
@@ -104,7 +104,7 @@ def rebuild(plain: Mapping[str, Any]) -> PreparedModel:
         named_criterion(said.criterion)
     config = SearchConfig(**{**said.config, "root": said.root, "trust_remote_code": said.trusted})
     workload = get_workload(config.workload, **config.factory_options, cache=str(Path(said.root) / "cache"))
-    workload = with_recorded_recipe(workload, said.identity, is_built_in(config.workload))
+    workload = with_study_recipe(workload, config, said.identity)
     placement = placement_of(config.device, config.precision, config.deterministic, config.threads)
     workload = placed(workload, placement)
     model = build_model(workload, config.dense_seed)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-
-from torch import nn
 
 from pruning.analysis.sensitivity_scan import Point, PointKey
 from pruning.memory import out_of_memory
-from search.errors import OwnCodeProblem, PrunefrontError
+from search.errors import PrunefrontError
 from search.executors.jobs import AnyJob, Done, Job, Scanned
 from search.training.attempts import Attempt, Progress
 from search.training.checkpoints import save_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_policy, failed
 from search.training.own_scores import Metrics
 from search.training.profile_cache import scanned_points
-from search.training.scoring import score
+from search.training.scoring import test_scores
 from search.user_code.blame import told
 from search.user_code.loading import pass_signals_on
 
@@ -70,15 +67,5 @@ def _tested(evaluation: Evaluation, prepared: PreparedModel) -> tuple[Evaluation
     """With its scores on test data; failed where it has none."""
     if evaluation.model is None:
         return evaluation, None
-    tested = test_scores(evaluation.model, prepared)
+    tested = test_scores(evaluation.model, prepared.workload)
     return (failed(tested), None) if isinstance(tested, str) else (evaluation, tested)
-
-
-def test_scores(model: nn.Module, prepared: PreparedModel) -> Metrics | str:
-    """The scores of a network on test data, or why it has none."""
-    try:
-        found = score(model, "test", prepared.workload)
-    except BaseException as error:
-        pass_signals_on(error)
-        return f"error on test data: {error if isinstance(error, OwnCodeProblem) else told(error)}"
-    return found if math.isfinite(found.accuracy) else f"error on test data: the metric is {found.accuracy}"

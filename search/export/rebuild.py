@@ -15,7 +15,7 @@ from search.config import SearchConfig
 from search.errors import GoalMissed, Refused, UsageError
 from search.export.choose import Chosen
 from search.given_workload import lives_in_python
-from search.identity.recorded_recipe import with_recorded_recipe
+from search.identity.recorded_recipe import with_study_recipe
 from search.identity.unchanged import as_recorded, refuse_changed_study, refuse_changes_of
 from search.placement import placement_of
 from search.progress import ProgressReporter
@@ -29,7 +29,7 @@ from search.training.former_fingerprints import old_criterion_fingerprint
 from search.training.scoring import score
 from search.training.train import FINE_TUNE
 from search.user_code.loading import named_criterion
-from search.workloads import Workload, get_workload, is_built_in
+from search.workloads import Workload, get_workload
 from search.workloads.base import placed, with_dense_value
 from search.workloads.run import FINAL, TRIAL
 from spaces.policy import PruningPolicy
@@ -107,7 +107,7 @@ def export_of_trial(
     """
     folder, config, unit = view.folder, view.config, view.state.unit
     workload = get_workload(config.workload, **config.factory_options, cache=str(folder.root / "cache"))
-    workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+    workload = with_study_recipe(workload, config, folder.read_record()["identity"])
     workload = with_dense_value(workload, unit)
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):

@@ -1,4 +1,4 @@
-"""The recipe of a study that was begun before the rates of fine-tunes followed damage."""
+"""The recipe of a study: the workload's, or what options say in its place; of old studies the recorded one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from search.config import SearchConfig
+from search.workloads import is_built_in
 from search.workloads.base import Workload
 from search.workloads.recipe import FIXED, Recipe
+
+
+def with_study_recipe(workload: Workload, config: SearchConfig, identity: Mapping[str, Any] | None = None) -> Workload:
+    """The workload as a study of this config trains it.
+
+    Args:
+        identity: of the study's record, if there is one.
+    """
+    if identity is not None:
+        workload = with_recorded_recipe(workload, identity, is_built_in(config.workload))
+    recipe = workload.recipe.of_study(config.epochs, config.learning_rate, config.batch)
+    return workload if recipe == workload.recipe else replace(workload, recipe=recipe)
 
 
 def with_recorded_recipe(workload: Workload, identity: Mapping[str, Any], built_in: bool) -> Workload:

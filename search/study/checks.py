@@ -11,13 +11,14 @@ from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.executors.choose import require_workers, threads_of
 from search.files import open_root
-from search.identity.recorded_recipe import with_recorded_recipe
+from search.identity.recorded_recipe import with_study_recipe
 from search.placement import Placement, placement_of
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import unused_place
 from search.store.optuna_server import require_reachable, require_storage
 from search.store.study_record import KNOB_WORD, resumed_config
+from search.training.asked_recipe import require_followed
 from search.training.dense_model import build_model
 from search.training.evaluate import PreparedModel
 from search.training.examples import step_count
@@ -25,6 +26,7 @@ from search.training.fingerprint import model_fingerprint
 from search.training.latency_cache import cached_latency_table, known_latency_table
 from search.training.train import in_fast_layout
 from search.workloads import Workload, get_workload, is_built_in
+from search.workloads.run import TRIAL
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
@@ -68,7 +70,7 @@ def checked_study(config: SearchConfig, watcher: ProgressReporter, writes: bool 
         if folder.exists:
             config = resumed_config(config, folder.read_record(), folder.name)
             _require_criterion(config.criterion)
-            workload = with_recorded_recipe(workload, folder.read_record()["identity"], is_built_in(config.workload))
+        workload = with_study_recipe(workload, config, folder.read_record()["identity"] if folder.exists else None)
     if not folder.exists:  # one that has all its results needs none
         require_workers(config)
     _require_places(config, folder, watcher, writes)
@@ -132,6 +134,8 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     space = _space(study, untrained, watcher, word)
+    if not folder.exists:
+        require_followed(workload, untrained.dense, config.asked_recipe, workload.recipe.trial_epochs, TRIAL)
     for granularity, reason in space.left_out.items():
         fate = "only used beside others" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
@@ -140,8 +144,8 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
     steps = step_count(workload, workload.recipe.trial_epochs)
     if steps is not None and steps < FEW_STEPS:
         watcher.note(
-            f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give the workload a "
-            "recipe with more trial_epochs or a smaller batch"
+            f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give it more --epochs "
+            "or a smaller --batch"
         )
     return untrained, space
 

@@ -9,7 +9,6 @@ import torch
 
 from search.config import SearchConfig
 from search.executors.dispatch import evaluations
-from search.executors.evaluation import test_scores
 from search.executors.jobs import Executor, Job
 from search.metric import Metric, told_share
 from search.progress import ProgressReporter, duration
@@ -35,7 +34,7 @@ from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
 from search.training.latency_cache import time_finals
-from search.training.scoring import score
+from search.training.scoring import score, test_scores
 from search.workloads.run import FINAL
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
@@ -190,7 +189,7 @@ def _references(
 
 
 def _dense(subject: PreparedModel) -> Reference | str:
-    tested = test_scores(subject.dense, subject)
+    tested = test_scores(subject.dense, subject.workload)
     if isinstance(tested, str):
         return tested
     return Reference(score(subject.dense, "validation", subject.workload).accuracy, tested.accuracy, 1.0, 1.0)
@@ -200,7 +199,7 @@ def _rounded_dense(subject: PreparedModel, bits: int) -> Reference | str:
     evaluation = _rounded(subject, bits)
     if evaluation.model is None:
         return str(evaluation.result.reason)
-    tested = test_scores(evaluation.model, subject)
+    tested = test_scores(evaluation.model, subject.workload)
     if isinstance(tested, str):
         return tested
     accuracy, _, shares = evaluation.result.measured

@@ -363,7 +363,7 @@ class StudyRunner:
         if len({result.reason for result in last}) > 1 or cause not in (ERROR, OUT_OF_MEMORY):
             return
         if cause == OUT_OF_MEMORY:
-            raise EnvironmentProblem(f"{told}: free memory, or give the workload a recipe with a smaller batch")
+            raise EnvironmentProblem(f"{told}: free memory, or give a new --study a smaller --batch")
         raise GoalMissed(
             f"{told}: repair what raised it and run the same command, with a new --study if that changed the code of "
             "train, evaluate, loss, metric or augment"

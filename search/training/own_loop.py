@@ -227,7 +227,7 @@ class OwnLoop:
             self._progress(self._done if known else self.taken, self._length if known else max(self.taken, 1))
 
 
-class _Teacher:
+class Teacher:
     """A frozen copy of the dense network, made when it is asked for."""
 
     def __init__(self, dense: nn.Module | None) -> None:
@@ -279,7 +279,7 @@ def trained_by_user(
         workload.examples(split)  # which refuses one that is not there
         return loop.drawn(given_batches(workload, epochs, seed))
 
-    run = Run(stage, epochs, seed, peak, workload.recipe.batch, workload.placement, loop, loader, _Teacher(dense))
+    run = Run(stage, epochs, seed, peak, workload.recipe.batch, workload.placement, loop, loader, Teacher(dense))
     with forked_rng(workload.placement.device), seeded(seed):
         torch.manual_seed(seed)
         with loop.followed():

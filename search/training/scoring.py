@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,12 @@ from torch import nn
 from pruning.batches import examples_at_once
 from pruning.outputs import join_batches, on_cpu
 from pruning.trees import NetworkInputs, contents, run
+from search.errors import OwnCodeProblem
 from search.placement import CPU, Placement
 from search.training.examples import kept
 from search.training.own_scores import Metrics, evaluating, scored_by_user
+from search.user_code.blame import told
+from search.user_code.loading import pass_signals_on
 from search.workloads.base import Workload
 from search.workloads.examples import Examples
 from search.workloads.splits import Split, as_examples
@@ -63,6 +67,16 @@ def score(model: nn.Module, split: str | Split | Examples, workload: Workload) -
     if len(losses) == 1:
         return Metrics(losses[0][0], accuracy)
     return Metrics(sum(loss * n for loss, n in losses) / sum(n for _, n in losses), accuracy)
+
+
+def test_scores(model: nn.Module, workload: Workload) -> Metrics | str:
+    """The scores of a network on test data, or why it has none."""
+    try:
+        found = score(model, "test", workload)
+    except BaseException as error:
+        pass_signals_on(error)
+        return f"error on test data: {error if isinstance(error, OwnCodeProblem) else told(error)}"
+    return found if math.isfinite(found.accuracy) else f"error on test data: the metric is {found.accuracy}"
 
 
 @dataclass(frozen=True)

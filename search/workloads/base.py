@@ -52,7 +52,7 @@ class Workload:
             that do not change are kept in memory.
         calibration: the data that scans and data-driven criteria use.
         validation: the data that trials are compared on.
-        test: read once for each finalist, and by nothing else.
+        test: read once for each finalist, by `apply` for the networks that it compares, and by nothing else.
         recipe: how networks are trained and fine-tuned.
         loss: (outputs, targets) -> scalar tensor, the mean over examples; default cross-entropy. Outputs are what the
             network returns: a tensor, or tensors in dicts, tuples, lists and dataclasses.

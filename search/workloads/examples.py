@@ -37,6 +37,11 @@ class Examples(ABC):
         return self.count if self.count is not None else sum(len(inputs) for inputs, _ in self.in_order(1))
 
     @property
+    def has_own_batches(self) -> bool:
+        """Whether its batches are as large as they come, whatever size is asked for."""
+        return False
+
+    @property
     def whole(self) -> Batch | None:
         """All of them, where they are the same each time and fit into memory; None otherwise."""
         return None

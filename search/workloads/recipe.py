@@ -116,6 +116,28 @@ class Recipe:
         left_out = {name: value for name, value in parts.items() if getattr(self, name) == self._defaults()[name]}
         return [fixed, *(replace(fixed, **{name: left_out[name] for name in names}) for names in _choices(left_out))]
 
+    def of_study(self, epochs: float | None, learning_rate: float | None, batch: int | None) -> Recipe:
+        """The recipe with what a study's options say in its place.
+
+        `epochs` are a trial's; a final run keeps its length, but is never shorter than a trial.
+
+        >>> found = Recipe(trial_epochs=1).of_study(epochs=5, learning_rate=None, batch=64)
+        >>> found.trial_epochs, found.final_epochs, found.learning_rate, found.batch
+        (5, 5, 0.05, 64)
+        """
+        lengths: dict[str, float] = (
+            {} if epochs is None else {"trial_epochs": epochs, "final_epochs": max(epochs, self.final_epochs)}
+        )
+        return self._with(lengths, learning_rate, batch)
+
+    def of_final(self, epochs: float | None, learning_rate: float | None, batch: int | None) -> Recipe:
+        """Likewise of one fine-tune of full length, which takes that many epochs."""
+        return self._with({} if epochs is None else {"final_epochs": epochs}, learning_rate, batch)
+
+    def _with(self, lengths: Mapping[str, Any], learning_rate: float | None, batch: int | None) -> Recipe:
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        return replace(self, **lengths, learning_rate=rate, batch=self.batch if batch is None else batch)
+
     def _check_memory(self) -> None:
         """Check the fields that only one optimizer has: momentum of `sgd`, betas of `adamw`."""
         if self.optimizer == "sgd":

@@ -53,6 +53,10 @@ class Stream(Examples):
     def count(self) -> int | None:
         return self._count
 
+    @property
+    def has_own_batches(self) -> bool:
+        return not self._by_examples
+
     def some(self, most: int) -> Batch:
         self._begin(most)
         parts = self._begun

@@ -107,6 +107,7 @@ def test_stored_studies_keep_the_names_they_have():
     # Options added since the golden record was written: a new one joins them. Records without it get its default.
     later = {"trial_timeout", "bits", "device", "precision", "deterministic", "threads", "network", "pretrained"}
     later |= {"min_score", "workers", "executor", "ray_address", "attempts", "stall"}
+    later |= {"epochs", "learning_rate", "batch"}
     assert set(stored) - set(GOLDEN) == later and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options
     config = stored_config({"config": stored}, "here")
@@ -174,7 +175,8 @@ def test_what_is_no_mapping_is_refused_by_pydantic(given):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("--epochs", "recipe"), ("--lr", "recipe"), ("--batch-size", "recipe"), ("--budget", "trials and timeout"),
+        ("--optimizer", "recipe"), ("--lr", "learning-rate of"), ("--batch-size", "which batch of"),
+        ("--budget", "trials and timeout"),
         ("--sparsity", "max-size"), ("--gpu", "device cuda"), ("--resume", "resumes"), ("--output", None),
         ("--verbose", None), ("--format", None), ("--max-accuracy", None), ("--n-trials", "did you mean '--trials'"),
         ("--trails", "did you mean '--trials'"), ("--max_size", "did you mean '--max-size'"),

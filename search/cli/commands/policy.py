@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pruning.importance.own_criteria import own_function
 from search.analysis.pruning_curves import pruning_curves
 from search.analysis.report_files import Files, curve_files, weight_files, write_files
 from search.cli.commands.options import placement_asked, sparsities_of, workload_of
 from search.cli.commands.reply import Reply, written_line
+from search.cli.parser import given_options
+from search.cli.stages import Stage, stages_data, stages_table
 from search.cli.text_tables import render
 from search.config import SearchConfig, make_config
 from search.errors import EnvironmentProblem, UsageError
@@ -26,22 +30,28 @@ from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
 from search.metric import metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
-from search.options import WORKLOAD_FORMS
+from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
 from search.results.cells import percent
+from search.results.policy_figure import policy_figure
 from search.results.selection import is_dead
 from search.results.view import open_study
 from search.store.mlflow_place import mlflow_place
+from search.store.outline import NetworkOutline
+from search.training.asked_recipe import require_followed
 from search.training.chance import chance_accuracy
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
+from search.training.scoring import test_scores
 from search.training.train import FINE_TUNE, TRAININGS, scratch_epochs
 from search.user_code.loading import named_criterion
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.base import placed, with_dense_value
+from search.workloads.run import FINAL
 from search.workloads.tally import named
 from spaces.allocation.scaling import scaled
 from spaces.bits import FLOAT_BITS
+from spaces.cost.counts import RelativeCost
 from spaces.cost.effect import as_removed, asked_layers, require_removal, unpruned_layers
 from spaces.network import Network
 from spaces.policy import PruningPolicy, parse_sparsity
@@ -52,8 +62,12 @@ from spaces.validation import is_number, unknown
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
+OF_FINE_TUNES = ("schedule", *SCHEDULE_FLAGS, "epochs", "learning_rate")
+"""Flags that say something of a fine-tune, and nothing of a training from fresh weights."""
 WIDEST = 2.0
 """Width factor up to which a manifest's is taken: 37 million parameters."""
+WHOLE = RelativeCost(encoded=1.0, nonzero=1.0, macs=1.0, macs_nonzero=1.0)
+"""What the dense network costs, as shares of itself."""
 NOTED_DIFFERENCE = 0.05
 """Difference between a share asked for and the one removed from which `apply` names it."""
 
@@ -83,20 +97,26 @@ def apply(arguments: argparse.Namespace) -> Reply:
     if arguments.training not in TRAININGS:
         raise UsageError(unknown("training", arguments.training, TRAININGS))
     if arguments.training != FINE_TUNE:
-        if given := [name for name in ("schedule", *SCHEDULE_FLAGS) if getattr(arguments, name) is not None]:
-            raise UsageError(f"--{given[0]} has no effect on --training {arguments.training}: leave one of them out")
+        if given := [name for name in OF_FINE_TUNES if getattr(arguments, name) is not None]:
+            raise UsageError(
+                f"--{key_of(given[0])} has no effect on --training {arguments.training}: leave one of them out"
+            )
         policy = replace(policy, schedule=Schedule("one-shot"))
     if arguments.torch_prune:
         check_masks_only(policy)
     levels = _curve_levels(arguments)
     watcher = TerminalReporter()
     _settle_workload(arguments, watcher)
-    config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed)
+    asked = given_options(arguments, RECIPE_OPTIONS)
+    config, root, workload = workload_of(arguments, round_to=arguments.round_to, seed=arguments.seed, **asked)
+    recipe = workload.recipe.of_final(config.epochs, config.learning_rate, config.batch)
+    workload = replace(workload, recipe=recipe)
     placement = placement_asked(config)
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
     check_export(Path(arguments.out), arguments.onnx)
+    require_followed(workload, untrained.dense, config.asked_recipe, recipe.final_epochs, FINAL)
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
             watcher.note(f"{name} keeps all its channels: {reason}")
@@ -133,27 +153,44 @@ def _applied(
     else:
         trained = scratch_epochs(workload, policy, prepared.graph, arguments.training)
         how = "trained from fresh weights"
-    how = f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
+    name, how = how, f"{how} for {trained:.3g} epoch" + ("" if trained == 1 else "s")
     if not is_dead(dense_accuracy, chance):
         note_dead(f"the pruned network, {how},", tuned.result.measured.accuracy, chance, watcher)
     for note in _differences(asked, tuned, network):
         watcher.note(note)
+    pruned = evaluate_untrained(prepared, policy)
+    model, structure, result = moved_to_cpu(tuned, workload)
+    stages = [
+        Stage("dense", dense_accuracy, _tested("dense", prepared.dense, prepared.workload, watcher), WHOLE),
+        Stage("pruned", pruned.result.accuracy, None, pruned.result.shares),
+        Stage(name, result.accuracy, _tested(name, model, workload, watcher), result.shares),
+    ]
     made = Export(
-        policy, *moved_to_cpu(tuned, workload), None, None,
+        policy, model, structure, result, stages[-1].test_accuracy, None,
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     out = Path(arguments.out)
     written = write_network(made, workload, config, out, arguments.onnx, arguments.torch_prune)
     paths, unit = list[str](), named(workload.metric)
     if arguments.pictures:
-        files = _stage_files(prepared, policy, made.model, arguments.training)
+        files = _stage_files(prepared.dense, pruned.model, model, policy, arguments.training)
         if levels:
             files |= curve_files(pruning_curves(prepared, asked, levels, epochs, config.seed, watcher), unit)
+        layers, title = (
+            [layer.name for layer in network.prunable],
+            f"{Path(arguments.file).name}: what goes of each layer",
+        )
+        shares = NetworkOutline.of(network).parameter_shares()
+        files |= {"policy.png": policy_figure(asked, layers, title, shares).png()}
         paths = write_files(Path(arguments.pictures), files)
     require_whole(written, out)
-    told: dict[str, Any] = {**with_values({"dense_accuracy": dense_accuracy}, unit), "epochs": trained}
+    told: dict[str, Any] = {
+        **with_values({"dense_accuracy": dense_accuracy}, unit),
+        "epochs": trained,
+        "networks": stages_data(stages, unit),
+    }
     reply, first = _reply_to(written, made, config, out), unit.shown(dense_accuracy)
-    text = f"Dense {unit.name}: {first} on validation data; {how}\n{reply.text}"
+    text = f"Dense {unit.name}: {first} on validation data; {how}\n\n{stages_table(stages, unit)}\n\n{reply.text}"
     if paths:
         told, text = told | {"pictures": paths}, f"{text}\n{written_line(paths)}"
     return replace(reply, data={**told, **reply.data}, text=text)
@@ -220,15 +257,21 @@ def _curve_levels(arguments: argparse.Namespace) -> tuple[float, ...]:
     return sparsities_of(arguments.curves, "--curves")
 
 
-def _stage_files(prepared: PreparedModel, policy: PruningPolicy, trained: Any, training: str) -> Files:
-    pruned = evaluate_untrained(prepared, policy)
-    stages = {
-        "dense": prepared.dense,
-        "pruned": pruned.model,
-        "fine-tuned" if training == FINE_TUNE else training: trained,
-    }
+def _stage_files(
+    dense: nn.Module, pruned: nn.Module | None, trained: nn.Module, policy: PruningPolicy, training: str
+) -> Files:
+    stages = {"dense": dense, "pruned": pruned, "fine-tuned" if training == FINE_TUNE else training: trained}
     found = {stage: model for stage, model in stages.items() if model is not None}
     return weight_files(found, policy.bits_of if policy.is_rounded else None)
+
+
+def _tested(name: str, model: nn.Module, workload: Workload, watcher: TerminalReporter) -> float | None:
+    """Accuracy on test data; None, which is said, where it has none."""
+    found = test_scores(model, workload)
+    if isinstance(found, str):
+        watcher.note(f"the {name} network: {found}")
+        return None
+    return found.accuracy
 
 
 def _settle_workload(arguments: argparse.Namespace, watcher: TerminalReporter) -> None:

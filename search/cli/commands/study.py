@@ -20,12 +20,15 @@ from search.cli.parser import given_options
 from search.cli.text_tables import closing_table, front_table, fronts_table
 from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
+from search.export.choose import choose_trial
 from search.files import check_writable, open_root, write_durably
 from search.masking import masked
 from search.progress import TerminalReporter, duration
 from search.results.cells import bits_cell, counts_line, latency_line, percent
 from search.results.closing import alike_line, plain_closing_rows
 from search.results.figures import KINDS, front_figure, fronts_figure
+from search.results.picture import Picture
+from search.results.policy_figure import policy_figure
 from search.results.remarks import (
     accuracy_remark,
     closing_of,
@@ -41,6 +44,7 @@ from search.results.tightness import tightness_line
 from search.results.view import StudyView, open_study
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
+from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
 
@@ -131,6 +135,9 @@ def front(arguments: argparse.Namespace) -> Reply:
     """The Pareto set, or all trials."""
     kind = _kind_of_picture(arguments.picture)
     view = open_study(arguments.root, arguments.study, arguments.max_size)
+    if arguments.trial is not None and (kind is None or arguments.compare is not None):
+        what = "beside --compare: leave one of them out" if kind else "without --picture FILE.png: name one"
+        raise UsageError(f"--trial {arguments.trial} has no effect {what}")
     if arguments.compare is not None:
         return _compared(arguments, view, kind)
     state, columns = view.state, TRIAL_COLUMNS if arguments.all else FRONT_COLUMNS
@@ -151,9 +158,23 @@ def front(arguments: argparse.Namespace) -> Reply:
     reply = Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
     if not kind:
         return reply
+    if arguments.trial is not None:
+        return _with_picture(reply, arguments, _policy_drawn(view, arguments.trial).saved(kind))
     config = view.config
     shown = view.rows, state.front, state.max_size, state.comparison, state.scores, config.size_metric, state.unit
     return _with_picture(reply, arguments, front_figure(*shown).saved(kind))
+
+
+def _policy_drawn(view: StudyView, choice: str) -> Picture:
+    """The picture of a policy of the study."""
+    chosen, unit = choose_trial(view, choice), view.state.unit
+    outline = shown_outline(view.folder)
+    policy, found = chosen.policy, chosen.result.measured
+    layers = [layer.name for layer in outline.layers] if outline else [*policy.sparsity, *policy.removal]
+    metric = view.config.size_metric
+    value, size = unit.shown(found.accuracy), percent(found.shares.of(metric))
+    title = f"{chosen.name[:1].upper()}{chosen.name[1:]}: {unit.name} {value} at {size} of the {metric} size"
+    return policy_figure(policy, list(dict.fromkeys(layers)), title, outline.parameter_shares() if outline else {})
 
 
 def _kind_of_picture(file: str | None) -> str | None:

@@ -69,3 +69,25 @@ def test_a_comparison_that_says_nothing_is_refused(main, two, finished, words, s
     other = "shorter" if words else finished.name
     done = main("front", finished.name, "--root", two, "--compare", other, *words)
     assert done.code == 2 and said in done.err
+
+
+def test_a_policy_is_drawn_in_place_of_the_front(main, finished, tmp_path):
+    file, front = tmp_path / "policy.png", tmp_path / "front.png"
+    done = main("front", finished.name, "--trial", "best", "--picture", file)
+    assert done.code == 0 and done.out.endswith(f"Written to {tmp_path}: policy.png\n"), done.err
+    whole = main("front", finished.name, "--picture", front).out
+    assert whole.replace("front.png", "policy.png") == done.out
+    best = tmp_path / "number.png"
+    assert main("front", finished.name, "--trial", finished.reply["best"], "--picture", best).code == 0
+    assert best.read_bytes() == file.read_bytes() != front.read_bytes()
+
+
+def test_whose_policy_is_drawn_is_said_with_a_picture_and_exists(main, finished, tmp_path):
+    for words, said in (
+        (["--trial", "best"], "--trial best has no effect without --picture"),
+        (["--trial", "0", "--compare", "other", "--picture", tmp_path / "a.png"], "no effect beside --compare"),
+        (["--trial", "99", "--picture", tmp_path / "a.png"], "trial 99 is not a complete trial"),
+        (["--trial", "worst", "--picture", tmp_path / "a.png"], "got 'worst'"),
+    ):
+        done = main("front", finished.name, *words)
+        assert done.code == 2 and said in done.err and not list(tmp_path.iterdir())
