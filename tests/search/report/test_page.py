@@ -150,13 +150,16 @@ def test_passwords_stay_out_of_it(tmp_path):
 
 
 def test_a_metric_with_a_unit_is_shown_in_it(tmp_path):
-    """A share of 0.85 of an RMSE whose dense value is 20 stands for more than that, and for no percents."""
-    unit = Metric("RMSE <b>", None, "min", 0, None, 20.0)
+    """A share of 0.85 of an RMSE whose dense value is 20 stands for more than that, and for no percents; its name is
+    no formula in any picture.
+    """
+    unit = Metric(r"RMSE 誤差 <b>$\frac$", None, "min", 0, None, 20.0)
     folder = study(tmp_path, finalists=0)
     folder.write_record({**folder.read_record(), "metric": metric_to_plain(unit)})
-    folder.journal.write_trial(trial(0, 0.85, 0.2))
+    for record in (trial(0, 0.85, 0.2), trial(5, 0.84, 0.1)):  # the second was predicted
+        folder.journal.write_trial(record)
     text = Document(report_of(open_study(tmp_path, "hand")).html).text
-    assert f"RMSE <b> {unit.value(0.85):.5g} on validation data" in text and unit.value(0.85) > 20
+    assert f"{unit.name} {unit.value(0.85):.5g} on validation data" in text and unit.value(0.85) > 20
     assert "85.00 %" not in text and "accuracy" not in text.replace("accuracy, size (log scale)", "")
 
 
