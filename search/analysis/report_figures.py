@@ -17,7 +17,7 @@ from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.analysis.pruning_curves import METHODS, Curves
 from search.metric import SHARE, Metric, told_share
-from search.results.figures import COLOURS, MARKERS, literal, new_figure, png_bytes, short, value_ticks
+from search.results.figures import COLOURS, MARKERS, axis_label, literal, new_figure, png_bytes, short, value_ticks
 from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
@@ -233,7 +233,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
             upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=8)
             value_ticks(upper, unit, count=4)
             if column == 0:
-                upper.set_ylabel(unit.label(), fontsize=7)
+                upper.set_ylabel(axis_label(unit), fontsize=7)
                 lower.set_ylabel("loss", fontsize=7)
             lower.tick_params(axis="x", labelbottom=True)
         for place in range(len(page), columns * height):
@@ -293,7 +293,7 @@ def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any
     ]
     if plain:
         handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
-    dense = told_share(unit, profile.dense_accuracy)
+    dense = literal(told_share(unit, profile.dense_accuracy))
     return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {dense}")]
 
 
@@ -311,7 +311,7 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
             axes.plot(levels, accuracies, style, color=colour, markersize=5, label=method)
     axes.axhline(curves.dense_accuracy * 100, color="0.5", linestyle=":", label="dense")
     axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
-    axes.set_ylabel(unit.label("validation"))
+    axes.set_ylabel(axis_label(unit, "validation"))
     epochs = f"{curves.epochs:g} epochs"
     length = epochs if curves.steps is None else f"{curves.steps:,} steps ({epochs})"
     figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)

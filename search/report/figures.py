@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from search.results.figures import (
     MARKERS,
     Mark,
     Named,
+    axis_label,
     compared_marks,
     literal,
     new_figure,
@@ -129,7 +131,7 @@ def front_picture(state: StudyState) -> Picture | None:
     left.set_xlabel(f"{state.config.size_metric} size, share of the dense model's (log scale)", fontsize=10)
     predicted = ", predicted" if by_latency else ""
     right.set_xlabel(f"{cost}{predicted}, % of the dense model's", fontsize=10)
-    left.set_ylabel(state.unit.label("validation"), fontsize=10)
+    left.set_ylabel(axis_label(state.unit, "validation"), fontsize=10)
     handles = [*_granularity_handles(complete), *_bit_handles(colours), *_other_handles(left, right)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     title = f"The front: {state.unit.name} against stored size and against {cost}"
@@ -161,7 +163,7 @@ def growth_picture(growth: Growth, state: StudyState) -> Picture:
             label=label,
         )
     value_ticks(upper, state.unit)
-    upper.set_ylabel(f"best {state.unit.label('validation')}", fontsize=10)
+    upper.set_ylabel(f"best {axis_label(state.unit, 'validation')}", fontsize=10)
     upper.set_title(f"The best {literal(state.unit.name)} so far", fontsize=11)
     lower.step(growth.finished, np.array(growth.volume) * 100, where="post", color=BARS)
     lower.set_title("How much of the front's volume was found", fontsize=11)
@@ -293,8 +295,8 @@ def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
     value_ticks(axes, unit)
     if not unit.is_share:
         axes.set_xticks(axes.get_yticks(), [label.get_text() for label in axes.get_yticklabels()])
-    axes.set_xlabel(f"predicted {unit.label()}", fontsize=10)
-    axes.set_ylabel(f"measured {unit.label('validation')}", fontsize=10)
+    axes.set_xlabel(f"predicted {axis_label(unit)}", fontsize=10)
+    axes.set_ylabel(f"measured {axis_label(unit, 'validation')}", fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     places = [(axes, TrialRow(one.trial), one.predicted * 100, one.accuracy * 100) for one in points]
     alt = f"{len(points)} trials, on average {quality.error:.4f} of the search's scale from 0 to 1 off."
@@ -320,7 +322,8 @@ def _name(axes: Any, named: Sequence[Named], taken: Sequence[tuple[float, float]
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
-    figure.draw_without_rendering()  # until then nobody knows where points lie
+    with _lacking_characters_drawn_as_boxes():
+        figure.draw_without_rendering()  # until then nobody knows where points lie
     boxes = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in map(axes.transData.transform, taken)]
     for line in axes.get_lines():
         if len(ends := line.get_xdata()) == 2:  # of the limit and the dense model
@@ -466,6 +469,14 @@ def _heat(figure: Any, axes: Any, values: np.ndarray, ends: tuple[float, float],
         axes.text(across, down, f"{value:.0f}", ha="center", va="center", fontsize=7, color=INK if light else "white")
 
 
+@contextmanager
+def _lacking_characters_drawn_as_boxes() -> Iterator[None]:
+    """Without a warning of each that the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        yield
+
+
 def _entitle(figure: Any, title: str) -> None:
     figure.suptitle(literal(title), fontsize=12.5, fontweight="bold")
 
@@ -479,8 +490,7 @@ def _picture(
     _entitle(figure, title)
     png = png_bytes(figure)
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a character the font lacks is drawn as a box
+    with matplotlib.rc_context({"svg.hashsalt": name}), _lacking_characters_drawn_as_boxes():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     spots: list[Spot] = []
     for axes, row, across, up in places:

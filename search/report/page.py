@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from search.config import SearchConfig
+from search.given_workload import lives_in_python
 from search.masking import masked
 from search.metric import Metric
 from search.options import OPTIONS, key_of
@@ -34,7 +35,8 @@ from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.figures import short_name
-from search.results.remarks import closing_of, dead_line, resume_line
+from search.results.remarks import closing_of, dead_line, resumed_in_python
+from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 from search.results.view import StudyView
@@ -45,7 +47,6 @@ from spaces.printable import LONGEST_WORD, printable, shortened
 HERE = Path(__file__).parent
 SCREEN = 0.8
 """Pixels of a page for one of a picture, which is drawn at 120 dots an inch."""
-RESUMES = "This command goes on with the study, in the folder where it was begun:"
 NAMES = ("front", "growth", "sensitivity", "layers", "influence", "prediction")
 """Pictures that the page has a place for."""
 MOST_LAYERS = 200
@@ -90,7 +91,6 @@ def report_of(view: StudyView) -> Report:
     )
     said = {topic.question: list(topic.sentences) for topic in topics(view)}
     front = state.front
-    kind, _, command = resume_line(view.config, view.criterion_place).partition(": ")
     context = {
         "study": view.folder.name,
         "standing": where_it_stands(view),
@@ -112,7 +112,8 @@ def report_of(view: StudyView) -> Report:
         "no_scan": _no_scan(view),
         "influence": _influence_words(judged, state.unit),
         "prediction": _prediction_words(quality, state.unit, state.config.sampler),
-        "resume": (RESUMES if kind == "Resume" else kind, command),
+        "in_python": resumed_in_python(view.config),
+        "resume": resume_command(view.config, view.criterion_place),
         "options": study_toml(view.config).splitlines(),
         "folder": str(view.folder.path),
         "records": _records(view),
@@ -174,9 +175,17 @@ def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
 
 
 def study_toml(config: SearchConfig) -> str:
-    """The options of a study as a STUDY.toml; what has no value is left out, and so is the root."""
-    values = {key_of(name): getattr(config, name) for name in OPTIONS if name != "root"}
-    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
+    """The options of a study as a STUDY.toml; what has no value is left out, and so are the root, and a workload that no
+    name leads to.
+    """
+    left_out = {"root", *(["workload"] if lives_in_python(config.workload) else [])}
+    values = {key_of(name): getattr(config, name) for name in OPTIONS if name not in left_out}
+    return "\n".join(f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)
+
+
+def _toml(value: object) -> str:
+    """As JSON, but for characters that JSON has as two halves, or as they are."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _nothing_to_ship(view: StudyView) -> str:

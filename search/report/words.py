@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from search.given_workload import lives_in_python
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
 from search.results.closing import ALIKE, ClosingRow, against_static, alike_line, level_with_top, rounding_alone
 from search.results.device_support import STATEMENTS, TARGETS, Statement
@@ -47,10 +48,12 @@ class Topic:
 
 
 def export_command(view: StudyView, number: int) -> str:
-    """The command line that exports a trial."""
+    """The command line that exports a trial; of a workload that was given in Python, with a place for what makes it."""
     name, root = view.folder.name, str(view.folder.root)
     place = [] if root == "mlruns" else ["--root", root]
-    return shlex.join(["prunefront", "export", name, "--trial", str(number), "--out", f"{name}-{number}", *place])
+    made_by = ["--workload", "./file.py:function"] if lives_in_python(view.config.workload) else []
+    words = ["prunefront", "export", name, "--trial", str(number), "--out", f"{name}-{number}", *made_by, *place]
+    return shlex.join(words)
 
 
 def where_it_stands(view: StudyView) -> str:

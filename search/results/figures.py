@@ -108,7 +108,7 @@ def front_figure(
     size_scale(axes)
     axes.set_title(_front_title(len(complete), len(front), unit), fontsize=11)
     axes.set_xlabel(f"{metric} size, % of the dense model's (log scale)")
-    axes.set_ylabel(unit.label("validation"))
+    axes.set_ylabel(axis_label(unit, "validation"))
     shown = _points(front)[1]
     if not unit.is_share:  # what finals are compared with may lie below all of the front
         beside = [accuracy for mark in marks for _, accuracy in mark.points]
@@ -141,7 +141,7 @@ def fronts_figure(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE
     shown = _points(row for front in fronts.values() for row in front)[1]
     size_scale(axes)
     axes.set_xlabel("size, share of the dense model")
-    axes.set_ylabel(unit.label("validation"))
+    axes.set_ylabel(axis_label(unit, "validation"))
     zoom(axes, shown, shown, [])
     value_ticks(axes, unit)
     axes.legend(frameon=False, loc="best", fontsize=8)
@@ -272,7 +272,7 @@ def _profile_curves(
             plain = [profile.dense_accuracy, *(p.accuracy for p in points)]
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
-    axes.set_ylabel(unit.label("calibration"))
+    axes.set_ylabel(axis_label(unit, "calibration"))
     low, high = axes.get_ylim()
     high = min(high, 101) if unit.is_share else high
     axes.set_ylim(min(low, high - LEAST_SPAN), high)  # what differs by an example or two is no cliff
@@ -400,6 +400,11 @@ def literal(text: str) -> str:
     '\\$x\\$'
     """
     return text.replace("$", r"\$")
+
+
+def axis_label(unit: Metric, split: str = "") -> str:
+    """`Metric.label`, as matplotlib draws it as it stands."""
+    return literal(unit.label(split))
 
 
 def png_bytes(figure: Picture) -> bytes:

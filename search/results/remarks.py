@@ -78,13 +78,18 @@ def is_accurate(state: StudyState) -> bool:
     return accuracy is not None and accuracy >= state.least_accuracy
 
 
+def resumed_in_python(config: SearchConfig) -> str:
+    """Where a study of what lives in a Python program alone goes on; empty of one that a command resumes."""
+    if ":" in config.criterion and ".py:" not in config.criterion:
+        return f"by run_search in a Python program that registers criterion {config.criterion!r}"
+    if lives_in_python(config.workload):
+        return f"by run_search in the Python program that has workload {config.workload!r}"
+    return ""
+
+
 def resume_line(config: SearchConfig, place: str | None) -> str:
     """How the study goes on; `place` is where a criterion of the user's own was, see `StudyView`."""
-    if ":" in config.criterion and ".py:" not in config.criterion:
-        return f"Resume: by run_search in a Python program that registers criterion {config.criterion!r}"
-    if lives_in_python(config.workload):
-        return f"Resume: by run_search in the Python program that has workload {config.workload!r}"
-    return f"Resume: {resume_command(config, place)}"
+    return f"Resume: {resumed_in_python(config) or resume_command(config, place)}"
 
 
 def _article(name: str) -> str:

@@ -50,7 +50,8 @@ def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
 def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
     """The stored config of `study`, with what was asked for of the options that may change.
 
-    Options the user did not give keep the study's value. A workload that lived in Python alone may get a name by which
+    Options the user did not give keep the study's value. A study that is asked for by its name keeps that, whatever its
+    workload is called now. A workload that lived in Python alone may get a name by which
     it is found: whether it is the same, fingerprints tell.
 
     Raises:
@@ -68,6 +69,7 @@ def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -
     changed = {key: value for key, value in given.items() if key in may_change}
     if asked.factory is not None:
         changed["workload"] = asked.factory
+    changed["study"] = asked.study or stored.study
     return stored.model_copy(update={**changed, **{key: getattr(asked, key) for key in UNSTORED}})
 
 

@@ -22,8 +22,11 @@ from search import Metric, SearchConfig, SearchResult, Workload, load_front, run
 from search.config import ConfigError
 from search.errors import UsageError
 from search.given_workload import lives_in_python, spec_of
+from search.progress import ProgressReporter
 from search.results.state import StudyState
 from search.store.folder import StudyFolder
+from search.store.study_record import new_record
+from search.study.checks import checked_study
 from search.user_code.loading import load_function
 from search.workloads import get_workload
 from search.workloads.digits import digits
@@ -137,6 +140,15 @@ def test_it_goes_on_with_the_object_and_may_get_a_name(searched, workload, tiny,
     for given, name in ((workload, "<tiny>"), ("digits", "digits")):
         with pytest.raises(UsageError, match=rf"\(workload was '/.*/tiny.py:tiny', is '{name}'\)"):
             run_search(options(given, tmp_path, study="alone"))
+
+
+def test_a_study_asked_for_by_its_name_goes_on_whatever_its_workload_is_called(tiny, tmp_path):
+    """Not one that has the workload's name, which this study was not given and had from its workload once."""
+    factory = partial(tiny.changed, name="renamed")
+    identity = {"recipe": tiny.RECIPE.to_dict()}
+    StudyFolder(tmp_path, "begun").write_record(new_record(SearchConfig(workload=factory), identity))
+    checked = checked_study(SearchConfig(workload=factory, study="begun", root=str(tmp_path)), ProgressReporter(), False)
+    assert checked.folder.name == checked.config.study == "begun" and checked.workload.name == "renamed"
 
 
 def test_its_commands_say_what_it_lacks_and_take_the_function_that_makes_it(searched, main, place, tmp_path):

@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from search.errors import EnvironmentProblem, UsageError
 from search.export.choose import choose_trial
 from search.files import check_writable, open_root, write_durably
 from search.masking import masked
+from search.metric import Metric
 from search.progress import TerminalReporter, duration
 from search.results.cells import bits_cell, counts_line, latency_line, percent
 from search.results.closing import alike_line, plain_closing_rows
@@ -205,23 +207,35 @@ def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) 
     if arguments.compare == arguments.study:
         raise UsageError(f"--compare names {arguments.compare!r}, the study itself: name another one")
     other = open_study(arguments.root, arguments.compare, arguments.max_size)
+    unit, their_unit = view.state.unit, other.state.unit
     for what, ours, theirs in (
         ("size-metric", view.config.size_metric, other.config.size_metric),
-        ("metric", view.state.unit.name, other.state.unit.name),
+        ("metric", _told_metric(unit), _told_metric(their_unit)),
     ):
         if ours != theirs:
             raise UsageError(
                 f"{arguments.study} and {arguments.compare} cannot be compared: {what} is {ours!r} and {theirs!r}"
             )
-    unit = view.state.unit
-    fronts = {arguments.study: view.state.front, arguments.compare: other.state.front}
-    reply = Reply(
-        {"studies": [{"study": name, "front": plain_rows(rows, FRONT_COLUMNS, unit)} for name, rows in fronts.items()]},
-        fronts_table(fronts, unit),
-    )
+    fronts = {arguments.study: (view.state.front, unit), arguments.compare: (other.state.front, their_unit)}
+    studies = [{"study": name, "front": plain_rows(rows, FRONT_COLUMNS, own)} for name, (rows, own) in fronts.items()]
+    shown = {name: _in_unit(rows, own, unit) for name, (rows, own) in fronts.items()}
+    reply = Reply({"studies": studies}, fronts_table(shown, unit))
     if not kind:
         return reply
-    return _with_picture(reply, arguments, fronts_figure(fronts, unit).saved(kind))
+    return _with_picture(reply, arguments, fronts_figure(shown, unit).saved(kind))
+
+
+def _told_metric(unit: Metric) -> str:
+    """All of a metric but the dense model's value, which differs from study to study."""
+    ends = (f"{name} {end:g}" for name, end in (("low", unit.low), ("high", unit.high)) if end is not None)
+    return ", ".join([unit.name, f"best {unit.best}", *ends])
+
+
+def _in_unit(rows: Sequence[TrialRow], own: Metric, unit: Metric) -> list[TrialRow]:
+    """Rows whose accuracies stand for the same values by another study's metric, which may have another dense model."""
+    if own == unit:
+        return list(rows)
+    return [replace(row, accuracy=unit.share(own.value(row.point.accuracy))) for row in rows]
 
 
 def status(arguments: argparse.Namespace) -> Reply:

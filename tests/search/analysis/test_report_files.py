@@ -84,10 +84,10 @@ def test_curves_say_what_they_cost_and_how_they_were_scaled(curves):
     assert [p["accuracy"] for p in data["points"]] == [p.accuracy for p in curves.points]
     assert data["seed"] == SEED and data["policy"]["sparsity"] == SHARES and "logits" in data["scaled_by"]
     unsaid = replace(curves, steps=None)  # as a loop of the user's own leaves them
-    own = curve_files(unsaid, Metric("mAP", low=0, high=40))
+    own = curve_files(unsaid, Metric(r"m$\frac$", low=0, high=40))
     assert own["curves.png"] not in (files["curves.png"], curve_files(unsaid)["curves.png"])
     data = read(own, "curves.json")
-    assert data["metric"] == "mAP" and data["cost"]["steps"] is None
+    assert data["metric"] == r"m$\frac$" and data["cost"]["steps"] is None
     assert [p["value"] for p in data["points"]] == pytest.approx([40 * p.accuracy for p in curves.points])
 
 
@@ -185,9 +185,9 @@ def test_sensitivity_begins_with_the_dense_model(subject):
         }
     }  # fmt: skip
     profile = Profile("m", 60, 0.5, 0.875, points, 1.0)
-    own = sensitivity_files(profile, subject.network, "s", unit=Metric("mAP", low=0, high=40))
+    own = sensitivity_files(profile, subject.network, "s", unit=Metric(r"m$\frac$", low=0, high=40))
     data = read(own, "s.json")
-    assert data["metric"] == "mAP" and data["dense"]["value"] == 35 and own["s.png"] != files["s.png"]
+    assert data["metric"] == r"m$\frac$" and data["dense"]["value"] == 35 and own["s.png"] != files["s.png"]
     assert data["layers"][1]["curves"]["fine-grained"]["recalibrated_value"] == [35, 34, 8]
 
 

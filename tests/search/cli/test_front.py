@@ -7,7 +7,10 @@ import shutil
 from io import BytesIO
 
 import pytest
+from hand_made_study import study, trial
 from matplotlib.image import imread
+
+from search.metric import Metric, metric_to_plain
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
@@ -62,6 +65,32 @@ def test_two_fronts_stand_side_by_side(main, two, finished, tmp_path):
     pixels = imread(BytesIO((tmp_path / "both.png").read_bytes()))[..., :3]
     for colour in ((0x0A, 0x4D, 0x8C), (0xD5, 0x5E, 0x00)):
         assert (abs(pixels * 255 - colour).max(axis=2) < 2).sum() > 50
+
+
+def with_metric(root, name, **metric):
+    """A study of one trial, half of whose dense value is a share of 0.45, that is 0.9 / 2."""
+    folder = study(root, name)
+    folder.write_record({**folder.read_record(), "metric": metric_to_plain(Metric("RMSE", **metric))})
+    folder.journal.write_trial(trial(0, 0.45, 0.2))
+
+
+def test_values_without_a_range_stand_side_by_side_as_each_study_has_them(main, tmp_path):
+    """By hand: an error of twice the dense one's, which is 2.0 and 8.0."""
+    with_metric(tmp_path, "small", best="min", dense=2.0)
+    with_metric(tmp_path, "large", best="min", dense=8.0)
+    words = ("front", "small", "--root", tmp_path, "--compare", "large")
+    cells = [line.split()[2] for line in main(*words).out.splitlines()[1:]]
+    assert cells == ["4", "16"]
+    studies = json.loads(main(*words, "--json").out)["studies"]
+    assert [(one["front"][0]["accuracy"], one["front"][0]["value"]) for one in studies] == [(0.45, 4), (0.45, 16)]
+
+
+@pytest.mark.parametrize("metric", [{"best": "max", "dense": 2.0}, {"best": "min", "low": 0, "high": 1}], ids=str)
+def test_metrics_that_share_a_name_only_are_not_compared(main, tmp_path, metric):
+    with_metric(tmp_path, "one", best="min", dense=2.0)
+    with_metric(tmp_path, "two", **metric)
+    done = main("front", "one", "--root", tmp_path, "--compare", "two")
+    assert done.code == 2 and "cannot be compared: metric is 'RMSE, best min' and 'RMSE, best m" in done.err
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--all"], "--all"), (["--format", "csv"], "csv"), ([], "itself")])

@@ -150,10 +150,31 @@ def test_points_lie_where_their_trials_are(whole):
     assert left[14].down < left[9].down and front.png.startswith(b"\x89PNG") and front.svg.count("</svg>") == 1
 
 
-def test_the_options_make_the_same_study(root):
-    config = open_study(root, "hand").config
+@pytest.mark.parametrize("options", [{}, {"workload": "/é\U0001f600\x7f/t.py:make", "data": '"\U0001f600\\'}], ids=str)
+def test_the_options_make_the_same_study(root, options):
+    config = open_study(root, "hand").config.model_copy(update=options)
     again = make_config(**{key.replace("-", "_"): value for key, value in tomllib.loads(study_toml(config)).items()})
     assert again.model_dump(exclude={"root"}) == config.model_dump(exclude={"root"})
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"workload": "<mine>"}, "in the Python program that has workload '<mine>'"),
+        ({"criterion": "my:own"}, "in a Python program that registers criterion 'my:own'"),
+    ],
+    ids=["workload", "criterion"],
+)
+def test_no_command_is_shown_for_what_lives_in_python(tmp_path, options, place):
+    """But that of an export, which has a word for what makes the workload."""
+    folder = study(tmp_path, **options)
+    folder.journal.write_trial(trial(0, 0.85, 0.2))
+    found = report_of(open_study(tmp_path, "hand"))
+    text = Document(found.html).text
+    assert f"The study goes on by run_search {place}. The same study from nothing: in that program, with" in text
+    assert "prunefront search" not in text and 'workload = "<mine>"' not in text and "study = " in text
+    named = found.words["recommendations"][0]["command"].count(" --workload ./file.py:function ")
+    assert named == ("workload" in options)
 
 
 def test_passwords_stay_out_of_it(tmp_path):
@@ -168,13 +189,16 @@ def test_passwords_stay_out_of_it(tmp_path):
 
 
 def test_a_metric_with_a_unit_is_shown_in_it(tmp_path):
-    """A share of 0.85 of an RMSE whose dense value is 20 stands for more than that, and for no percents."""
-    unit = Metric("RMSE <b>", None, "min", 0, None, 20.0)
+    """A share of 0.85 of an RMSE whose dense value is 20 stands for more than that, and for no percents; its name is
+    no formula in any picture.
+    """
+    unit = Metric(r"RMSE 誤差 <b>$\frac$", None, "min", 0, None, 20.0)
     folder = study(tmp_path, finalists=0)
     folder.write_record({**folder.read_record(), "metric": metric_to_plain(unit)})
-    folder.journal.write_trial(trial(0, 0.85, 0.2))
+    for record in (trial(0, 0.85, 0.2), trial(5, 0.84, 0.1)):  # the second was predicted
+        folder.journal.write_trial(record)
     text = Document(report_of(open_study(tmp_path, "hand")).html).text
-    assert f"RMSE <b> {unit.value(0.85):.5g} on validation data" in text and unit.value(0.85) > 20
+    assert f"{unit.name} {unit.value(0.85):.5g} on validation data" in text and unit.value(0.85) > 20
     assert "85.00 %" not in text and "accuracy" not in text.replace("accuracy, size (log scale)", "")
 
 

@@ -21,6 +21,7 @@ from search.results.figures import (
     compared_marks,
     front_figure,
     front_png,
+    fronts_figure,
     new_figure,
     profile_png,
     value_ticks,
@@ -89,6 +90,16 @@ def test_pictures_are_in_the_unit():
     ):
         assert len({draw(unit=unit) for unit in (SHARE, RMSE, unranged)}) == 3
         assert draw(unit=SHARE) == draw(unit=Metric("accuracy", low=0, high=1))
+
+
+def test_no_name_of_a_metric_is_a_formula():
+    """As one the name would be refused, by matplotlib and in the middle of a study's end."""
+    rows = [TrialRow(0, accuracy=0.92, size=0.2, granularity="channel", state="complete")]
+    unit = Metric(r"m$\frac$", low=0, high=1)
+    for picture in (front_figure(rows, rows, 0.25, unit=unit), fronts_figure({"one": rows, "two": []}, unit)):
+        assert picture.axes[0].get_ylabel() == r"validation m\$\frac\$, %" and picture.png()
+    points = {"channel": {"conv.weight": (ProfilePoint(0.25, 0.7, 0.8, 0.6, 0.85),)}}
+    assert profile_png(Profile("m", 60, 0.5, 0.9, points, 1.0), unit)
 
 
 def test_a_picture_changes_with_each_thing_it_shows():
