@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -40,10 +41,18 @@ HALF_LEVEL = 0.75
 """Two more networks lose this share of the first or the second half of their groups. They tell the cost of activations,
 most of which are in the first half, from that of weights, most of which are in the second.
 """
+FEW_LEVELS = (0.5,)
+"""The grid of a network so slow that few rounds of the whole one fit into the time."""
 REPEATS = 30
+LEAST_REPEATS = 3
+TABLE_SECONDS = 20.0
+"""No round of a table begins later, once it has its least repeats."""
 WARM_UP_ROUNDS = 2
 NETWORK_RUNS = 4
-"""How often a round runs each whole network; the rest is a difference, so its terms must be precise."""
+"""How often a round runs each whole network, where there is time; the rest is a difference, so its terms must be
+precise."""
+ROUND_PASSES = 40
+"""About as many passes of the dense network take as long as a round of a table at the usual levels."""
 KERNEL_STEP = 8
 """Kernels run 10 to 20 % faster at multiples of their vector length. Few policies hit one, so beyond the first no grid
 point does, except the dense size.
@@ -56,6 +65,10 @@ launching would be timed.
 
 NETWORK_ROUNDS = 30
 """Rounds in which whole networks are compared."""
+LEAST_ROUNDS = 10
+"""As few if more take too long: an interval of the median needs 6, and of 10 it leaves out the extremes."""
+NETWORK_SECONDS = 60.0
+"""No round begins later, once there are the least."""
 
 Clock = Callable[[], float]
 Task = Callable[[], object]
@@ -66,8 +79,9 @@ def measure_latency_table(
     graph: ChannelGraph,
     example_input: NetworkInputs,
     batch: int = 1,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] | None = None,
     repeats: int = REPEATS,
+    seconds: float = TABLE_SECONDS,
     fingerprint: str = "",
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
@@ -77,18 +91,22 @@ def measure_latency_table(
     A round times every layer at every pair of kept outputs and inputs, the dense network, and the network with all or
     half of its groups at some levels. Each is run once untimed just before, since kernels of a new size take longer.
     The fastest round counts: other work on the machine only adds time, and more to long runs than to short ones, so
-    medians would distort shares. What a network takes beyond its layers is the rest, never below 0. All layers of the
-    grid are in memory at once: about eight times the model.
+    medians would distort shares. What a network takes beyond its layers is the rest, never below 0.
+
+    Rounds end after `repeats`, or once `seconds` are over and there are `LEAST_REPEATS`. Where these would take longer,
+    a round has `FEW_LEVELS` and runs each network once: of a network of many seconds, the whole takes some 60 of its
+    passes. About three times the model is in memory: layers alone share their weights.
 
     Args:
         model: is not changed; timed on the device of its weights.
         graph: its traced channel groups.
         example_input: a batch that the model accepts; its examples are repeated to fill `batch`.
         batch: examples in one forward pass, at least 1.
-        levels: sparsities of the grid, each in [0, 1).
-        repeats: rounds that count, at least 1.
+        levels: sparsities of the grid, each in [0, 1); by default `LEVELS`, or `FEW_LEVELS` for want of time.
+        repeats: rounds that count, at least 1, if there is time.
+        seconds: by `clock`, after which no more than the least rounds are begun.
         fingerprint: kept in the table, to tell which model it belongs to.
-        progress: called with (rounds done, total rounds).
+        progress: called with (rounds done, total rounds); where time is over, all are done.
         clock: seconds, rising.
 
     Raises:
@@ -96,18 +114,21 @@ def measure_latency_table(
             on such a batch.
     """
     _check_counts(batch=batch, repeats=repeats)
-    levels = [check_sparsity(level, "level") for level in levels]
+    given = None if levels is None else [check_sparsity(level, "level") for level in levels]
     network = graph.network
     check_fits(model, network)
     dense = copy_model(model).eval()
     device = device_of(dense, example_input)
     example = _filled(example_input, batch, device)
-    sizes = _sizes(network, levels)
-    tasks = _layer_tasks(network, sizes, _observed_calls(dense, example))
+    calls = _observed_calls(dense, example)
+    pace = _Pace(repeats, LEAST_REPEATS, seconds)
+    hurried = pace.is_over_after(ROUND_PASSES * _seconds_of_a_pass(dense, example, device, clock))
+    sizes = _sizes(network, given if given is not None else FEW_LEVELS if hurried else LEVELS)
+    tasks = _layer_tasks(network, sizes, calls)
     tasks |= {number: _network_task(dense, graph, kept, example) for number, kept in enumerate(sizes)}
-    seconds = _time_in_rounds(tasks, repeats, device, clock, progress)
-    fastest = {key: min(times) for key, times in seconds.items()}
-    low, middle, high = np.quantile(seconds[0], (0.25, 0.5, 0.75))
+    taken = _time_in_rounds(tasks, pace, 1 if hurried else NETWORK_RUNS, device, clock, progress)
+    fastest = {key: min(times) for key, times in taken.items()}
+    low, middle, high = np.quantile(taken[0], (0.25, 0.5, 0.75))
     return LatencyTable(
         model=fingerprint,
         device=describe_device(device),
@@ -126,6 +147,7 @@ def time_networks(
     example_input: NetworkInputs,
     batch: int = 1,
     rounds: int = NETWORK_ROUNDS,
+    seconds: float = NETWORK_SECONDS,
     progress: Callable[[int, int], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> TimedNetworks:
@@ -133,15 +155,17 @@ def time_networks(
 
     A round runs every network `NETWORK_RUNS` times in a new random order, each once untimed just before. Its fastest
     run in a round counts, since other work on the machine only adds time; it is compared with the dense network's of
-    the same round, so that slow drift cancels.
+    the same round, so that slow drift cancels. Rounds end once `seconds` are over and there are `LEAST_ROUNDS`; where
+    these would take longer, a round runs every network once.
 
     Args:
         dense: is not changed, nor are `networks`; timed on the device of its weights.
         networks: by name, with the same input.
         example_input: a batch that the models accept; its examples are repeated to fill `batch`.
         batch: examples in one forward pass, at least 1.
-        rounds: that count, at least 1.
-        progress: called with (rounds done, total rounds).
+        rounds: that count, at least 1, if there is time.
+        seconds: by `clock`, after which no more than the least rounds are begun.
+        progress: called with (rounds done, total rounds); where time is over, all are done.
         clock: seconds, rising.
 
     Raises:
@@ -152,14 +176,18 @@ def time_networks(
     device = device_of(dense, example_input)
     example = _filled(example_input, batch, device)
     tasks: dict[_Key, Task] = {number: partial(run, model, example) for number, model in enumerate(models)}
-    taken = _time_in_rounds(tasks, rounds, device, clock, progress)
-    fastest = [np.reshape(taken[number], (rounds, NETWORK_RUNS)).min(axis=1).tolist() for number in tasks]
+    pace = _Pace(rounds, LEAST_ROUNDS, seconds)
+    passes = 2 * NETWORK_RUNS * len(models)
+    hurried = pace.is_over_after(passes * _seconds_of_a_pass(models[0], example, device, clock))
+    runs = 1 if hurried else NETWORK_RUNS
+    taken = _time_in_rounds(tasks, pace, runs, device, clock, progress)
+    fastest = [np.reshape(taken[number], (-1, runs)).min(axis=1).tolist() for number in tasks]
     first, again, *others = (timed_network(seconds, fastest[0]) for seconds in fastest)
     return TimedNetworks(
         device=describe_device(device),
         threads=torch.get_num_threads(),
         batch=batch,
-        rounds=rounds,
+        rounds=len(fastest[0]),
         dense=first,
         copy=again,
         networks=dict(zip(networks, others, strict=True)),
@@ -233,6 +261,24 @@ class _Call:
     input: Tensor
 
 
+class _Shared:
+    """Memory that layers and their inputs lie in one over another: what they compute matters to nobody."""
+
+    def __init__(self, calls: Mapping[str, Sequence[_Call]]) -> None:
+        each = list(chain.from_iterable(calls.values()))
+        self._most = {"weights": max(call.module.weight.numel() for call in each)} if each else {}
+        self._most |= {"inputs": max(call.input.numel() for call in each)} if each else {}
+        self._made: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, tensor: Tensor, use: str) -> Tensor:
+        """Numbers in [0, 1) of a tensor's size, type and layout; `use` is `weights` or `inputs`."""
+        key = use, tensor.dtype, tensor.device
+        if key not in self._made:
+            numbers = torch.rand(self._most[use], generator=torch.Generator().manual_seed(0))
+            self._made[key] = numbers.to(tensor.device, tensor.dtype)
+        return self._made[key].as_strided(tensor.shape, tensor.stride())
+
+
 def _observed_calls(model: nn.Module, example: NetworkInputs) -> dict[str, list[_Call]]:
     """Layer -> every call of its module in one forward pass."""
     names = {id(weight): name for name, weight in prunable_weights(model).items()}
@@ -256,19 +302,19 @@ def _observed_calls(model: nn.Module, example: NetworkInputs) -> dict[str, list[
 
 def _layer_tasks(network: Network, sizes: Sequence[Kept], calls: Mapping[str, Sequence[_Call]]) -> dict[_Key, Task]:
     """Every layer at every pair of outputs and inputs that some sizes give it."""
-    shapes = [_shapes(network, kept) for kept in sizes]
+    shapes, memory = [_shapes(network, kept) for kept in sizes], _Shared(calls)
     tasks: dict[_Key, Task] = {}
     for layer in timed_layers(network):
         for outputs in {points[layer.name].outputs for points in shapes}:
             for inputs in {points[layer.name].inputs for points in shapes}:
-                tasks[_Point(layer.name, outputs, inputs)] = _layer_task(calls[layer.name], outputs, inputs)
+                tasks[_Point(layer.name, outputs, inputs)] = _layer_task(calls[layer.name], outputs, inputs, memory)
     return tasks
 
 
 @torch.no_grad()
-def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
+def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int, memory: _Shared) -> Task:
     """Run standalone layers of these sizes, once for each call, in the memory format of the originals."""
-    small = [_resized(call, outputs, inputs) for call in calls]
+    small = [_resized(call, outputs, inputs, memory) for call in calls]
 
     def run() -> None:
         for call in small:
@@ -277,16 +323,17 @@ def _layer_task(calls: Sequence[_Call], outputs: int, inputs: int) -> Task:
     return run
 
 
-def _resized(call: _Call, outputs: int, inputs: int) -> _Call:
+def _resized(call: _Call, outputs: int, inputs: int, memory: _Shared) -> _Call:
     kept = {"weight": {0: tuple(range(outputs)), 1: tuple(range(inputs))}}
     if call.module.bias is not None:
         groups = 1 if isinstance(call.module, nn.Linear) else call.module.groups
         kept["bias"] = {0: tuple(range(inputs * groups if output_dim(call.module) else outputs))}
     module = apply_structure(call.module, Structure(kept))
+    module.weight.data = memory.like(module.weight, "weights")
     channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
     dim = call.input.ndim - (module.weight.ndim - 1)
     taken = call.input.narrow(dim, 0, channels)
-    return _Call(module, taken.clone(memory_format=_layout(call.input)))
+    return _Call(module, memory.like(torch.empty_like(taken, memory_format=_layout(call.input)), "inputs"))
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -304,27 +351,50 @@ def _network_task(dense: nn.Module, graph: ChannelGraph, kept: Kept, example: Ne
     return lambda: run(small, example)
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """How many rounds are to count, and when there is no time for more than the least."""
+
+    rounds: int
+    least: int
+    seconds: float
+
+    def is_over_after(self, a_round: float) -> bool:
+        """Whether the least rounds of so many seconds take too long."""
+        return (WARM_UP_ROUNDS + min(self.least, self.rounds)) * a_round > self.seconds
+
+
+@torch.no_grad()
+def _seconds_of_a_pass(model: nn.Module, example: NetworkInputs, device: torch.device, clock: Clock) -> float:
+    return _timed(partial(run, model, example), device, clock)
+
+
 @torch.no_grad()
 def _time_in_rounds(
     tasks: Mapping[_Key, Task],
-    repeats: int,
+    pace: _Pace,
+    network_runs: int,
     device: torch.device,
     clock: Clock,
     progress: Callable[[int, int], None] | None,
 ) -> dict[_Key, list[float]]:
     """Seconds of every task in every round that counts."""
-    order = [key for key in tasks for _ in range(1 if isinstance(key, _Point) else NETWORK_RUNS)]
+    order = [key for key in tasks for _ in range(1 if isinstance(key, _Point) else network_runs)]
     shuffler = random.Random(0)
     seconds: dict[_Key, list[float]] = {key: [] for key in tasks}
+    total, ends = WARM_UP_ROUNDS + pace.rounds, clock() + pace.seconds
     with _fastest_kernels(device):
-        for number in range(WARM_UP_ROUNDS + repeats):
+        for number in range(total):
             shuffler.shuffle(order)
             for key in order:
                 spent = _timed(tasks[key], device, clock)
                 if number >= WARM_UP_ROUNDS:
                     seconds[key].append(spent)
+            is_last = number + 1 >= WARM_UP_ROUNDS + pace.least and clock() >= ends
             if progress:
-                progress(number + 1, WARM_UP_ROUNDS + repeats)
+                progress(total if is_last else number + 1, total)
+            if is_last:
+                break
     return seconds
 
 

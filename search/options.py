@@ -297,11 +297,12 @@ class SearchOptions(_Fields):
         more="encoded is bytes of the sparse file",
     )
     cost: Literal["macs", "latency"] = option(
-        "the third objective: macs (default) or latency",
-        default="macs",
+        "the third objective: latency (default) or macs",
+        default="latency",
         metavar="C",
         former="speed",
-        more="latency is predicted by a table that is measured once on this machine",
+        more="latency is predicted by a table that is measured as the study begins and stays with it; by default macs "
+        "where that fails",
     )
     granularity: tuple[str, ...] = option(
         f"choices ({{default}}); {MASKS}; channel+kernel, channel+2:4, ...: channels go, then masks",
@@ -404,7 +405,7 @@ class SearchOptions(_Fields):
         default="auto",
         metavar="D",
         may_change=True,
-        more="with a limit on latency or --cost latency it stays; exports are made and verified on the CPU",
+        more="latency goes on being predicted for the first; exports are made and verified on the CPU",
     )
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "in which training computes: {default} (default), bf16 or fp16",

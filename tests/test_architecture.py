@@ -40,8 +40,8 @@ ROOMS = {
     },
     "proposals": {"knew", "records"},
     "store": {
-        "config", "errors", "files", "given_workload", "masking", "metric", "options", "process", "progress",
-        "proposals", "record_checks", "records", "storage",
+        "checksum", "config", "errors", "files", "given_workload", "masking", "metric", "options", "process",
+        "progress", "proposals", "record_checks", "records", "storage",
     },
     "results": {
         "config", "errors", "files", "given_workload", "metric", "options", "proposals", "record_checks", "records",

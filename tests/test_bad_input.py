@@ -429,7 +429,7 @@ BAD_OPTIONS = {
     "criterion": {"l2": f"unknown criterion 'l2': {MISSPELT} 'magnitude-l2'", 5: "criterion must be text, got 5"},
     "sampler": {"tpee": f"unknown sampler 'tpee': {MISSPELT} 'tpe'"},
     "size_metric": {"bytes": "size-metric must be 'encoded' or 'nonzero', got 'bytes'; the default is 'encoded'"},
-    "speed": {"watts": "speed must be 'macs' or 'latency', got 'watts'; the default is 'macs'"},
+    "speed": {"watts": "speed must be 'macs' or 'latency', got 'watts'; the default is 'latency'"},
     "seeds": {"maybe": "seeds must be true or false, got 'maybe'; the default is True"},
     "min_accuracy": {
         92: "min-accuracy must be a share such as 0.92, or dense-0.005 for 0.5 points less, got ",

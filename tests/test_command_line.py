@@ -1117,6 +1117,7 @@ def test_a_port_in_use_is_an_environment_problem(main, finished):
 @pytest.mark.slow
 def test_removals_before_masks_from_search_to_verify(run, main, tmp_path):
     words = ("search", "--workload", "./tiny.py:tiny", "--root", tmp_path / "runs", "--max-size", 0.5, "--finalists", 0)
+    words += ("--cost", "macs")
     ended = run(*words, "--granularity", "channel+vector,channel+2:4", "--bits", 32, "--trials", 4, "--json")
     assert ended.returncode == 0, ended.stderr
     row = json.loads(ended.stdout)["front"][0]

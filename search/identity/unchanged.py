@@ -74,12 +74,15 @@ def refuse_changes_of(
 
 
 def refuse_other_latency_device(record: Mapping[str, Any], folder: StudyFolder, workload: Workload) -> dict[str, str]:
-    """The part of an identity that is about latency; a `UsageError` where that was measured on another device.
+    """The part of an identity that is about latency; a `UsageError` where a study of an earlier version, which kept no
+    table, is on another device.
 
     Exports of a study do not ask: they time nothing.
     """
     now = latency_device(folder.config, workload.placement)
     before = {key: value for key, value in record["identity"].items() if key == LATENCY_DEVICE}
+    if before and folder.latency.exists():
+        return before
     refuse_changes(before, now if before else {}, folder.name)
     return now
 

@@ -43,7 +43,10 @@ def speed_remark(front: Sequence[TrialRow]) -> str:
     masks = [word for word in words if "channel" not in parts_of(word)]
     if masks:
         named = ", ".join(masks)
-        return f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs."
+        return (
+            f"Masks ({named}) make the file smaller, not dense kernels faster; only removed channels lower MACs and "
+            "latency."
+        )
     return ""
 
 

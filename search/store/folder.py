@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search.checksum import sealed, unsealed
 from search.config import RESERVED, SearchConfig, check_study_name
 from search.errors import Refused, UsageError
 from search.files import read_text, write_durably
 from search.record_checks import MOST_TRIALS
 from search.store.journal import Journal
 from search.store.study_record import KNOB_WORD, stored_config
+from spaces.cost.latency_table import LatencyTable
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE
 from spaces.strict_json import parse_object
@@ -52,7 +54,7 @@ def _check_parts(record: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """`ROOT/STUDY/`: `study.json`, `study.db`, `journal/`, `checkpoints/`."""
+    """`ROOT/STUDY/`: `study.json`, `latency.json`, `study.db`, `journal/`, `checkpoints/`."""
 
     root: Path
     name: str
@@ -87,6 +89,29 @@ class StudyFolder:
 
     def final_weights(self, digest: str, seed: int) -> Path:
         return self.path / "checkpoints" / f"final-{digest}-{seed}.safetensors"
+
+    @property
+    def latency(self) -> Path:
+        """The latency table that all of the study's predictions are read off."""
+        return self.path / "latency.json"
+
+    def write_latency_table(self, table: LatencyTable) -> None:
+        write_durably(self.latency, sealed(table.to_json()).encode())
+
+    def read_latency_table(self) -> LatencyTable | None:
+        """What `write_latency_table` wrote; None if nothing was.
+
+        Raises:
+            Refused: it is damaged.
+        """
+        if not self.latency.exists():
+            return None
+        try:
+            return LatencyTable.from_json(unsealed(read_text(self.latency)))
+        except (ValueError, OSError) as error:
+            raise Refused(
+                f"damaged latency table {self.latency}: {error}; put back a copy of it, or name a new --study"
+            ) from None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         write_durably(self.path / "study.json", json.dumps({"version": FOLDER_VERSION, **record}, indent=1).encode())

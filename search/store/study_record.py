@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from search.config import SearchConfig
+from search.config import SearchConfig, updated
 from search.errors import Refused, UsageError
 from search.given_workload import lives_in_python
 from search.options import MAY_CHANGE, UNSTORED, key_of
@@ -38,10 +38,12 @@ def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, A
 def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
     """The config in a study's record; raises `Refused` if it is none.
 
-    Studies of earlier versions, whose records name no bits, rounded nothing.
+    Studies of earlier versions, whose records name no bits, rounded nothing, and those that name no third objective had
+    MACs.
     """
     try:
-        return SearchConfig(**{"bits": (FLOAT_BITS,), **record["config"], "root": root})
+        former = {"bits": (FLOAT_BITS,), "cost": "macs"}
+        return SearchConfig(**updated(former, record["config"]), root=root)
     except (KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Refused(f"damaged study record of {root!r}: its options make no study ({reason})") from None

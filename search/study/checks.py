@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from pruning.importance.own_criteria import own_function
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
@@ -23,13 +25,14 @@ from search.training.dense_model import build_model
 from search.training.evaluate import PreparedModel
 from search.training.examples import step_count
 from search.training.fingerprint import model_fingerprint
-from search.training.latency_cache import cached_latency_table, known_latency_table
+from search.training.latency_cache import Unmeasured, cached_latency_table, known_latency_table
 from search.training.train import in_fast_layout
 from search.workloads import Workload, get_workload, is_built_in
 from search.workloads.run import TRIAL
 from search.workloads.tally import named
 from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
+from spaces.cost.latency_table import LatencyTable
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space, allocator_names
 
 FEW_STEPS = 50
@@ -121,21 +124,46 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
 
 
-def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressReporter) -> tuple[PreparedModel, Space]:
+@dataclass(frozen=True)
+class SearchedSpace:
+    """What a study searches.
+
+    Attributes:
+        config: the study's; MACs are its third objective where latency is only the default and cannot be measured.
+        untrained: the network, with its channels traced.
+        table: what latency is predicted by; None if it plays no part, or a study that is only shown would have to
+            measure it.
+    """
+
+    config: SearchConfig
+    untrained: PreparedModel
+    space: Space
+    table: LatencyTable | None
+
+
+def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressReporter) -> SearchedSpace:
     """The untrained network and the search space on it: whether the limits can be reached needs no training.
 
     Args:
         workload: the study's, where its networks run.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: they cannot, or latency was asked for and cannot be measured.
+        Refused: the study's latency table is damaged.
     """
     folder, config = study.folder, study.config
     word = folder.read_record().get(KNOB_WORD, OLD_PREFERENCE) if folder.exists else PREFERENCE
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
-    space = _space(study, untrained, watcher, word)
     if not folder.exists:
         require_followed(workload, untrained.dense, config.asked_recipe, workload.recipe.trial_epochs, TRIAL)
+    defined = untrained.defined_for(config.criterion)
+    table = None
+    if config.needs_latency:
+        try:
+            table = _latency_table(study, defined, watcher)
+        except Unmeasured as error:
+            config = _without_latency(study, str(error), watcher)
+    space = _space(config, defined, table, word)
     for granularity, reason in space.left_out.items():
         fate = "only used beside others" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")
@@ -147,14 +175,12 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
             f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give it more --epochs "
             "or a smaller --batch"
         )
-    return untrained, space
+    return SearchedSpace(config, untrained, space, table)
 
 
-def _space(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter, knob_word: str) -> Space:
-    config = study.config
-    untrained = untrained.defined_for(config.criterion)
-    latency = _predictor(study, untrained, watcher) if config.needs_latency else None
-    if config.needs_latency and latency is None:
+def _space(config: SearchConfig, untrained: PreparedModel, table: LatencyTable | None, knob_word: str) -> Space:
+    latency = Predictor(table, untrained.network) if table else None
+    if latency is None:
         config = config.model_copy(update={"max_latency": 1.0, "cost": "macs"})
     try:
         return Space(
@@ -178,15 +204,48 @@ def _space(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressRepor
         raise UsageError(str(error)) from None
 
 
-def _predictor(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter) -> Predictor | None:
-    """Of latency; None, which is said, where a study that is only shown would have to measure its table."""
-    model, network, cache = untrained.dense, untrained.network, study.folder.root / "cache"
+def _latency_table(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter) -> LatencyTable | None:
+    """The study's own, else this machine's; None, which is said, where a study that is only shown would measure it.
+
+    Raises:
+        Unmeasured: it cannot be measured.
+        Refused: the study's own is damaged.
+    """
+    kept = study.folder.read_latency_table()
+    if kept is not None and kept.is_of(untrained.network):  # else the study's model changed, which is refused later
+        here = study.placement.name, torch.get_num_threads()
+        if (kept.device, kept.threads) != here:
+            watcher.note(f"latency goes on being predicted {_measured_on(kept)}, where the study's table was measured")
+        return kept
+    model, cache = untrained.dense, study.folder.root / "cache"
     fast = replace(untrained, dense=in_fast_layout(model, untrained.workload.example_input).eval())
     fingerprint = model_fingerprint(model)
-    if study.writes:
-        with watcher.stage("latency table") as progress:
-            return Predictor(cached_latency_table(fast, fingerprint, cache, progress), network)
-    if (table := known_latency_table(fast, fingerprint, cache)) is not None:
-        return Predictor(table, network)
-    watcher.note("latency is left out here: the search first measures its table on this machine")
-    return None
+    if not study.writes:
+        table = known_latency_table(fast, fingerprint, cache)
+        if table is None:
+            watcher.note("latency is left out here: the search first measures its table on this machine")
+        return table
+    with watcher.stage("latency table") as progress:
+        table = cached_latency_table(fast, fingerprint, cache, progress)
+    watcher.note(f"latency is predicted {_measured_on(table)}, one example at a time")
+    return table
+
+
+def _measured_on(table: LatencyTable) -> str:
+    return f"for {table.device}, {table.threads} thread{'s' * (table.threads > 1)}"
+
+
+def _without_latency(study: CheckedStudy, reason: str, watcher: ProgressReporter) -> SearchConfig:
+    """The config with MACs in latency's place, which is said.
+
+    Raises:
+        UsageError: latency was asked for.
+    """
+    config = study.config
+    told = f"latency cannot be measured on {study.placement.name} ({reason})"
+    if config.max_latency < 1:
+        raise UsageError(f"{told}: leave out --max-latency, or limit MACs by --max-macs")
+    if "cost" in config.model_fields_set:
+        raise UsageError(f"{told}: give --cost macs")
+    watcher.note(f"{told}: the third objective is MACs")
+    return config.model_copy(update={"cost": "macs"})

@@ -33,7 +33,7 @@ from search.training.attempts import Attempt
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
-from search.training.latency_cache import time_finals
+from search.training.latency_cache import Unmeasured, time_finals
 from search.training.scoring import score, test_scores
 from search.workloads.run import FINAL
 from spaces.cost.timing import TimedNetworks
@@ -151,8 +151,9 @@ def _timed(
     scores: Mapping[str, FinalScore],
     comparison: Comparison,
     watcher: ProgressReporter,
-) -> TimedNetworks:
-    """Time all compared networks side by side, in shared rounds, unless that was done in this environment before."""
+) -> TimedNetworks | None:
+    """Time all compared networks side by side, in shared rounds, unless that was done in this environment before;
+    None if they cannot be timed, which is said."""
     digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
@@ -161,8 +162,12 @@ def _timed(
         return before
     dense = build_model(subject.workload, config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
-    with watcher.stage("latency of the finals") as progress:
-        return time_finals(subject, networks, progress)
+    try:
+        with watcher.stage("latency of the finals") as progress:
+            return time_finals(subject, networks, progress)
+    except Unmeasured as error:
+        watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
+        return before
 
 
 def _headline(run: str, result: TrialResult, left: float, unit: Metric) -> str:

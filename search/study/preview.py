@@ -142,7 +142,8 @@ def _previewed(study: CheckedStudy, watcher: ProgressReporter) -> Preview:
     config, folder = study.config, study.folder
     workload = placed(study.workload, study.placement)
     folder.refuse_orphan()
-    untrained, space = searched_space(study, workload, watcher)
+    searched = searched_space(study, workload, watcher)
+    space = searched.space
     check_database_path(folder.database)
     require_free(folder.lock)
     for said in (overlaps(workload), unsteady(workload)):
@@ -156,7 +157,7 @@ def _previewed(study: CheckedStudy, watcher: ProgressReporter) -> Preview:
         for said in (statistics_note(dense.model, workload.example_input), unread_note(workload, dense.model)):
             if said:
                 watcher.note(said)
-        subject = untrained.with_weights(dense.model, dense.workload).scored_by(config.criterion)
+        subject = searched.untrained.with_weights(dense.model, dense.workload).scored_by(config.criterion)
         try:
             space = replace(space, network=subject.network)  # without layers that the criterion sees no data of
         except Unreachable as error:

@@ -16,7 +16,7 @@ from search.storage import check_database_path, write_problem
 from search.store.folder import StudyFolder
 from search.store.locks import held_lock
 from search.store.study_record import new_record
-from search.study.checks import CheckedStudy, checked_study, searched_space
+from search.study.checks import CheckedStudy, SearchedSpace, checked_study, searched_space
 from search.study.result import SearchResult
 from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, dense_model
@@ -26,7 +26,6 @@ from search.workloads import Workload
 from search.workloads.base import placed, with_dense_value
 from search.workloads.overlap import overlaps
 from search.workloads.steadiness import unsteady
-from spaces.network import Network
 
 
 def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) -> SearchResult:
@@ -54,10 +53,11 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
 
 
 def _run(study: CheckedStudy, watcher: ProgressReporter) -> SearchResult:
-    config, folder, root = study.config, study.folder, study.folder.root
+    folder, root = study.folder, study.folder.root
     workload = placed(study.workload, study.placement)
     folder.refuse_orphan()
-    untrained, space = searched_space(study, workload, watcher)
+    searched = searched_space(study, workload, watcher)
+    config, space = searched.config, searched.space
     with ExitStack() as stack:
         _make_folder(folder)
         stack.enter_context(held_lock(folder.lock))
@@ -72,8 +72,8 @@ def _run(study: CheckedStudy, watcher: ProgressReporter) -> SearchResult:
             if said:
                 watcher.note(said)
         known = metric_from_plain(folder.read_record().get("metric")) if folder.exists else None
-        _settle_identity(folder, config, workload, dense, space.network, watcher)
-        prepared = untrained.with_weights(dense.model, with_dense_value(dense.workload, known))
+        _settle_identity(folder, config, workload, dense, searched, watcher)
+        prepared = searched.untrained.with_weights(dense.model, with_dense_value(dense.workload, known))
         return StudyRunner(config, folder, space, prepared, dense, watcher).run()
 
 
@@ -103,7 +103,7 @@ def _settle_identity(
     config: SearchConfig,
     workload: Workload,
     dense: DenseModel,
-    network: Network,
+    searched: SearchedSpace,
     watcher: ProgressReporter,
 ) -> None:
     """Write a new study down, or refuse one whose model, data, recipe or objectives changed, or whose results were
@@ -111,7 +111,7 @@ def _settle_identity(
 
     Its test split may change as long as no final run has been scored on it.
     """
-    now = environment(workload.placement)
+    now, network, table = environment(workload.placement), searched.space.network, searched.table
     if folder.exists:
         record = folder.read_record()
         if (ran_on := record.get("environment", now).get("device")) and ran_on != now["device"]:
@@ -134,4 +134,6 @@ def _settle_identity(
         record = new_record(config, identity)
     if place := criterion_place(config.criterion):  # shown by `status`, never run
         record["criterion_place"] = place
+    if table and folder.read_latency_table() != table:
+        folder.write_latency_table(table)
     folder.write_record({**record, "environment": now})

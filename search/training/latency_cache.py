@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pruning.channels.removal import one_line
 from pruning.devices import device_of
 from pruning.latency import (
     KERNEL_STEP,
     LEAST_SECONDS,
     LEVELS,
     REPEATS,
+    TABLE_SECONDS,
     describe_device,
     measure_latency_table,
     time_networks,
@@ -29,6 +31,11 @@ from search.training.train import in_fast_layout
 from spaces.cost.latency_table import LatencyTable
 from spaces.cost.timing import TimedNetworks
 from spaces.printable import printable
+
+
+class Unmeasured(ValueError):
+    """Latency cannot be measured of this network or on this device; says why, in a line."""
+
 
 log = logging.getLogger(__name__)
 QUIET_SPREAD = 0.2
@@ -51,18 +58,20 @@ def cached_latency_table(
         architecture: the model's fingerprint; its weights play no part.
         progress: called with (rounds done, total rounds) while measuring.
         batch: examples in one forward pass.
+
+    Raises:
+        Unmeasured: it cannot be.
     """
     if (known := known_latency_table(subject, architecture, cache, batch)) is not None:
         return known
     path = latency_path(subject, architecture, cache, batch)
-    table = measure_latency_table(
-        subject.dense,
-        subject.graph,
-        subject.workload.example_input,
-        batch=batch,
-        fingerprint=architecture,
-        progress=progress,
-    )
+    example = subject.workload.example_input
+    try:
+        table = measure_latency_table(
+            subject.dense, subject.graph, example, batch=batch, fingerprint=architecture, progress=progress
+        )
+    except Exception as error:  # code of the user's network, and any device's
+        raise Unmeasured(one_line(error)) from error
     if table.spread > QUIET_SPREAD:
         log.warning(
             "the machine was busy while latency was measured (spread %.0f %%): delete %s to repeat it when it is idle",
@@ -100,7 +109,7 @@ def latency_path(subject: PreparedModel, architecture: str, cache: Path, batch: 
         [(str(tensor.dtype), tensor.stride()) for tensor in tensors],
         [part for one in tensors_in(contents(example)) for part in (tuple(one.shape[1:]), str(one.dtype))],
         [describe_device(device), torch.get_num_threads(), torch.__version__],
-        [batch, LEVELS, KERNEL_STEP, REPEATS],
+        [batch, LEVELS, KERNEL_STEP, REPEATS, TABLE_SECONDS],
         *([torch.version.cuda, torch.backends.cudnn.version(), LEAST_SECONDS] if device.type == "cuda" else []),
     )
     return cache / f"latency-{key}.json"
@@ -112,10 +121,16 @@ def time_finals(
     """Time fine-tuned networks, one example at a time, side by side with the dense model and a copy of it.
 
     All run in the memory layout of fine-tunes; `networks` are moved into it. Warns of a busy machine.
+
+    Raises:
+        Unmeasured: one of them fails.
     """
     example = subject.workload.example_input
     moved = {name: in_fast_layout(network, example) for name, network in networks.items()}
-    timed = time_networks(subject.dense, moved, example, progress=progress)
+    try:
+        timed = time_networks(subject.dense, moved, example, progress=progress)
+    except Exception as error:  # code of the user's network, and any device's
+        raise Unmeasured(one_line(error)) from error
     if timed.dense.spread > QUIET_SPREAD:
         log.warning(
             "the machine was busy while finals were timed (spread %.0f %%): their latency is in doubt",

@@ -116,6 +116,14 @@ class LatencyTable:
                 actual = f"{layer.shape[0]} x {layer.shape[1]}"
                 raise ValueError(f"the latency table has {layer.name!r} as {measured}, it is {actual}: measure again")
 
+    def is_of(self, network: Network) -> bool:
+        """Whether `require` takes the network."""
+        try:
+            self.require(network)
+        except ValueError:
+            return False
+        return True
+
     def to_json(self) -> str:
         """JSON text; `from_json` undoes it."""
         return json.dumps({"version": LATENCY_VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n"

@@ -143,7 +143,14 @@ def measured(network: str, share: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         began = time.process_time()
         config = SearchConfig(
-            workload=f"{__file__}:{network}", root=root, study="s", timeout=1e-9, finalists=0, device="cpu", threads=1
+            workload=f"{__file__}:{network}",
+            root=root,
+            study="s",
+            timeout=1e-9,
+            finalists=0,
+            device="cpu",
+            threads=1,
+            cost="macs",
         )
         run_search(config, stages)
         whole = stages.ready - began

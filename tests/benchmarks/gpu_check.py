@@ -294,7 +294,8 @@ def study(check: Check) -> dict[str, Any]:
     task = ("digits", 2) if check.dry else ("fashion-mnist", 24)
     with tempfile.TemporaryDirectory() as root:
         config = SearchConfig(
-            workload=task[0], width=check.width, trials=task[1], finalists=0, data=None if check.dry else check.data,
+            workload=task[0], width=check.width, trials=task[1], finalists=0, cost="macs",
+            data=None if check.dry else check.data,
             device=str(check.device), root=root, timeout=max(check.until - time.perf_counter() - 30, 20),
         )  # fmt: skip
         result = run_search(config)

@@ -203,7 +203,7 @@ def main() -> None:
         run_search(
             make_config(
                 workload=workload, root=root, trials=options.trials, sampler=options.sampler, finalists=0, seeds=False,
-                max_size=0.5,
+                max_size=0.5, cost="macs",
             )
         )  # fmt: skip
     if options.total:

@@ -174,7 +174,14 @@ def run(workers: int, trials: int, sampler: str) -> dict[str, Any]:
     workload = f"{Path(__file__).parents[1] / 'tiny_workload.py'}:tiny"
     try:
         with tempfile.TemporaryDirectory() as root:
-            options = {"finalists": 0, "seeds": False, "max_size": 0.5, "root": root, "sampler": sampler}
+            options = {
+                "finalists": 0,
+                "seeds": False,
+                "max_size": 0.5,
+                "root": root,
+                "sampler": sampler,
+                "cost": "macs",
+            }
             run_search(make_config(workload=workload, trials=trials, **options), ProgressReporter())
             check(Path(root), trials)
     finally:

@@ -76,6 +76,7 @@ def main() -> None:
 
 def _search(options: argparse.Namespace, root: Path) -> None:
     command = [shutil.which("prunefront", path=str(Path(sys.executable).parent)) or "prunefront", "search"]
+    command += ["--cost", "macs"]  # the same search on every machine
     for name in ("workload", "trials", "max_size", "finalists"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     subprocess.run([*command, "--root", str(root)], stdout=subprocess.DEVNULL, check=True)

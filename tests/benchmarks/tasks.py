@@ -45,7 +45,7 @@ TRIALS, KILL_AT = 6, 2
 POLL = 0.02
 PROGRAM = shutil.which("prunefront", path=Path(sys.executable).parent) or "prunefront"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SEARCH = ("--trials", TRIALS, "--max-size", "0.5", "--finalists", "0")
+SEARCH = ("--trials", TRIALS, "--max-size", "0.5", "--finalists", "0", "--cost", "macs")
 
 
 @dataclass(frozen=True)

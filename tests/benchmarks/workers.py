@@ -29,7 +29,20 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def study(root: Path, name: str, workers: int, trials: int) -> dict[str, float]:
     """Seconds of one study: by the clock, all and steady; of its evaluations, all and steady; CPU seconds in all."""
-    words = [PROGRAM, "search", "--workload", "digits", "--study", name, "--root", root, "--trials", trials]
+    words = [
+        PROGRAM,
+        "search",
+        "--workload",
+        "digits",
+        "--study",
+        name,
+        "--root",
+        root,
+        "--trials",
+        trials,
+        "--cost",
+        "macs",
+    ]
     words += ["--sampler", "random", "--warm-start", "off", "--finalists", 0, "--threads", 1, "--workers", workers]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(

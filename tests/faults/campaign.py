@@ -36,7 +36,7 @@ from search.cli import entry  # noqa: E402
 STUDY, TRIALS = "small", 6
 SEARCH = [
     "search", "--workload", f"{HERE / 'small_task.py'}:small", "--trials", str(TRIALS), "--max-size", "0.5",
-    "--finalists", "2", "--final-seeds", "1", "--seed", "3",
+    "--finalists", "2", "--final-seeds", "1", "--seed", "3", "--cost", "macs",
 ]  # fmt: skip
 PHASES = ("start-up", "dense training", "scan", "store creation", "trials", "finals", "export")
 DISK = "disk"

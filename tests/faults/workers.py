@@ -40,7 +40,7 @@ def words(root: Path, trials: int, workers: int, *more: str) -> list[str]:
     return [
         PROGRAM, "search", "--workload", f"{HERE / 'small_task.py'}:small", "--trials", str(trials), "--sampler",
         "random", "--warm-start", "off", "--max-size", "0.5", "--finalists", "0", "--threads", "1", "--workers",
-        str(workers), "--attempts", "100", "--root", str(root), *more,
+        str(workers), "--cost", "macs", "--attempts", "100", "--root", str(root), *more,
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -362,13 +363,13 @@ class Costly(nn.Module):
         return self.linear(x)
 
 
-def timed(speed, rounds: int = 30):
+def timed(speed, rounds: int = 30, seconds: float = 1e9):
     clock = Ticking()
     clock.speed = lambda: speed(len(clock.order))
     dense, networks = Costly(clock, 1.0), {"half": Costly(clock, 0.5), "near": Costly(clock, 0.98)}
     seen = []
     found = time_networks(
-        dense, networks, torch.zeros(3, 3), batch=4, rounds=rounds, progress=lambda *n: seen.append(n), clock=clock
+        dense, networks, torch.zeros(3, 3), 4, rounds, seconds, progress=lambda *n: seen.append(n), clock=clock
     )
     assert dense.training and seen[-1] == (rounds + WARM_UP_ROUNDS,) * 2
     return found, clock
@@ -384,7 +385,8 @@ def test_networks_are_timed_as_they_are():
     assert not found.within_noise("half") and not found.within_noise("near")
     runs = 2 * NETWORK_RUNS  # each once untimed just before
     length = 4 * runs
-    rounds = [clock.order[start : start + length] for start in range(0, len(clock.order), length)]
+    calls = clock.order[2:]  # of the pass before, which tells how much there is time for
+    rounds = [calls[start : start + length] for start in range(0, len(calls), length)]
     assert len(rounds) == 30 + WARM_UP_ROUNDS and all(sorted(order) == sorted(rounds[0]) for order in rounds)
     assert len({tuple(order) for order in rounds}) > 25, "every round has an order of its own"
     assert all(first == second for order in rounds for first, second in zip(order[::2], order[1::2], strict=True))
@@ -392,13 +394,44 @@ def test_networks_are_timed_as_they_are():
 
 def test_drift_between_rounds_falls_out_and_noise_within_them_is_seen():
     length = 4 * 2 * NETWORK_RUNS
-    drifting, _ = timed(lambda calls: 1.0 + calls // length)
+    drifting, _ = timed(lambda calls: 1.0 + (calls - 2) // length)
     assert drifting.networks["half"].share == pytest.approx(0.5) and drifting.dense.spread > 0.4
     random = np.random.default_rng(0)
     noisy, _ = timed(lambda _: 1 + 0.1 * random.random())
     assert noisy.copy.low < 1 < noisy.copy.high and noisy.copy.low < noisy.copy.share < noisy.copy.high
     assert noisy.within_noise("near") and not noisy.within_noise("half")
     assert noisy.networks["half"].low < 0.5 < noisy.networks["half"].high
+
+
+def test_slow_networks_are_timed_in_fewer_rounds():
+    """A pass of all four takes 3.48 seconds; each is run twice, and the dense network is timed before."""
+    found, clock = timed(lambda _: 1.0, seconds=400)  # (2 + 10) rounds of 4 runs take 334 seconds, and 15 rounds 418
+    assert found.rounds == 13 and len(clock.order) == 2 + 15 * 32
+    found, clock = timed(lambda _: 1.0, seconds=40)
+    assert found.rounds == 10 and len(clock.order) == 2 + 12 * 8, "each network once a round"
+    assert [found.networks["half"].share, found.copy.share] == pytest.approx([0.5, 1.0])
+
+
+def test_a_table_of_a_slow_network_keeps_to_its_time(cases):
+    """Its clock is slowed down, as by so much larger layers; the law still holds on the coarse grid."""
+    case, began = cases["vgg"], []
+    with LawfulClock(type(case.model)) as clock:
+
+        def measured(seconds: float, repeats: int = 30) -> LatencyTable:
+            began.append(clock.now)
+            return measure_latency_table(
+                case.model, case.graph, case.example, repeats=repeats, seconds=seconds, clock=clock
+            )
+
+        a_pass = case.table.dense_seconds
+        whole, few = measured(1e3 * a_pass), measured(100 * a_pass)
+        began.append(clock.now)
+    lengths = [after - before for before, after in pairwise(began)]
+    assert 1e3 * a_pass < lengths[0] < 1.1e3 * a_pass and lengths[1] < 125 * a_pass
+    layer = "backbone.conv1.weight"
+    assert whole.layers[layer].outputs == (1, 2, 4, 8, 12, 16) and few.layers[layer].outputs == (1, 4, 8, 16)
+    policy = uniform(case.layers, 0.4)
+    assert Predictor(few, case.graph.network).share(policy) == pytest.approx(case.lawful_share(policy), rel=1e-6)
 
 
 def test_impossible_counts_are_refused():

@@ -202,7 +202,7 @@ def test_a_program_of_the_users_is_not_ended_for_it(tmp_path):
 
 
 def config(place, study: str, trials: int, **options) -> SearchConfig:
-    options = {"finalists": 0, "seeds": False, "max_size": 0.5, "sampler": "random", **options}
+    options = {"finalists": 0, "seeds": False, "max_size": 0.5, "sampler": "random", "cost": "macs", **options}
     return SearchConfig(
         workload=f"{place / 'tiny.py'}:tiny", study=study, root=str(place / "deadly"), trials=trials, **options
     )

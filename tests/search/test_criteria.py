@@ -229,7 +229,7 @@ class TestCommands:
     @pytest.mark.slow
     def test_a_study_by_own_code_is_begun_resumed_read_and_exported(self, main, own, tmp_path, monkeypatch):
         words = ["search", "--workload", "./tiny.py:tiny", "--root", tmp_path / "root", "--max-size", 0.5]
-        words += ["--finalists", 0, "--seeds", "off", "--sampler", "random", "--json"]
+        words += ["--finalists", 0, "--seeds", "off", "--sampler", "random", "--cost", "macs", "--json"]
         begun = main(*words, "--trials", 2, "--criterion", f"{own}:spread")
         assert begun.code == 0, begun.err
         rows = json.loads(begun.out)["front"]
@@ -257,7 +257,19 @@ class TestCommands:
     @pytest.mark.usefixtures("without_mlflow")
     def test_a_fine_tune_is_repeated_by_the_code_the_study_began_with(self, main, own, tmp_path, monkeypatch):
         root = tmp_path / "root"
-        words = ["search", "--workload", "./tiny.py:tiny", "--root", root, "--max-size", 0.5, "--finalists", 0]
+        words = [
+            "search",
+            "--workload",
+            "./tiny.py:tiny",
+            "--root",
+            root,
+            "--max-size",
+            0.5,
+            "--finalists",
+            0,
+            "--cost",
+            "macs",
+        ]
         words += ["--seeds", "off", "--sampler", "random", "--trials", 3, "--criterion", f"{own}:spread", "--json"]
         assert main(*words).code == 0
         for path in (root / "tiny" / "checkpoints").iterdir():

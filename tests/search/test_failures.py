@@ -70,7 +70,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def begin(root, place, without_mlflow):
     def go(study: str, **options):
-        options = {"max_size": 0.5, "finalists": 0, "trials": 4, **options}
+        options = {"max_size": 0.5, "finalists": 0, "trials": 4, "cost": "macs", **options}
         return run_search(make_config(workload=f"{place / 'tiny.py'}:tiny", study=study, root=str(root), **options))
 
     return go

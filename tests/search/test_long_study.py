@@ -103,7 +103,7 @@ def counted(place, tmp_path_factory):
             run_search(
                 make_config(
                     workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path_factory.mktemp("long")), max_size=0.5,
-                    trials=99, sampler="random", seeds=False, finalists=2,
+                    trials=99, sampler="random", seeds=False, finalists=2, cost="macs",
                 )
             )  # fmt: skip
     return told

@@ -291,7 +291,7 @@ def task():
 def test_a_study_shows_values_and_searches_shares(main, place):
     (place / "units.py").write_text(UNITS)
     options = ("--workload", "./units.py:task", "--max-size", "0.5", "--finalists", "1", "--final-seeds", "2")
-    options += ("--min-score", "dense+0.2")
+    options += ("--min-score", "dense+0.2", "--cost", "macs")
     first = main("search", *options, "--trials", "4")
     assert first.code == 0 and "RMSE" in first.out and "accuracy" not in first.out.partition("Masks")[0], first.out
     assert "with an RMSE of at most " in first.out and "wanted: RMSE of at most " in first.err

@@ -23,7 +23,7 @@ from spaces.search_space.space import SEARCHED_SCHEDULES, SPEEDS
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "study-v1.json").read_text())["config"]
 RENAMED = {
-    "speed": ("cost", "latency", "latency"), "seeds": ("warm_start", False, "off"),
+    "speed": ("cost", "macs", "macs"), "seeds": ("warm_start", False, "off"),
     "final_seeds": ("final_repeats", 5, "5"),
 }  # fmt: skip
 """Former name -> name, a value that is not the default, and its word on the command line."""
@@ -88,7 +88,7 @@ def test_a_flag_replaces_what_a_study_file_says_by_either_name():
 
 
 def test_what_is_wrong_is_told_by_the_name_that_was_given():
-    words = "speed must be 'macs' or 'latency', got 'watts'; the default is 'macs'"
+    words = "speed must be 'macs' or 'latency', got 'watts'; the default is 'latency'"
     runs = "final-seeds must be a whole number, >= 1 and <= 20, got 0; the default is 3"
     for options, said in (
         ({"speed": "watts"}, words),
@@ -113,6 +113,10 @@ def test_stored_studies_keep_the_names_they_have():
     config = stored_config({"config": stored}, "here")
     assert config == SearchConfig(**options, root="here")
     record = {"config": stored}
+    by_macs = {"config": stored | {"speed": "macs"}}
+    assert resumed_config(SearchConfig(trials=9), by_macs, "mine").cost == "macs", "a default is not asked for"
+    unsaid = {key: value for key, value in stored.items() if key != "speed"}
+    assert stored_config({"config": unsaid}, "here").cost == "macs", "which was the only one"
     assert resumed_config(SearchConfig(cost="latency", final_seeds=2, trials=99), record, "mine").trials == 99
     with pytest.raises(UsageError, match="cost was 'latency', is 'macs'"):
         resumed_config(SearchConfig(speed="macs"), record, "mine")

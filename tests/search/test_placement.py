@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -208,10 +209,10 @@ def test_all_devices_are_named_the_best_first(machine):
 
 
 def folder(**options) -> SimpleNamespace:
-    return SimpleNamespace(config=SearchConfig(**options), name="mine")
+    return SimpleNamespace(config=SearchConfig(**options), name="mine", latency=Path("no table"))
 
 
-def test_where_latency_plays_a_part_a_study_stays_on_its_device():
+def test_where_latency_plays_a_part_a_study_without_a_table_of_its_own_stays_on_its_device():
     there, here = (SimpleNamespace(placement=Placement(device)) for device in (DEVICE, torch.device("cpu")))
     for options in ({"cost": "latency"}, {"max_latency": 0.5}):
         asked = folder(**options)
@@ -221,8 +222,11 @@ def test_where_latency_plays_a_part_a_study_stays_on_its_device():
         with pytest.raises(UsageError, match="device that latency is measured on was 'fake', is"):
             refuse_other_latency_device({"identity": part}, asked, here)
         assert refuse_other_latency_device({"identity": {}}, asked, there) == part  # of an earlier version
-    assert latency_device(folder().config, there.placement) == {}
-    assert refuse_other_latency_device({"identity": {}}, folder(), here) == {}
+        asked.latency = Path(__file__)  # that of any file: the table is there
+        assert refuse_other_latency_device({"identity": part}, asked, here) == part
+    by_macs = folder(cost="macs")
+    assert latency_device(by_macs.config, there.placement) == {}
+    assert refuse_other_latency_device({"identity": {}}, by_macs, here) == {}
 
 
 def test_a_study_keeps_its_precision_and_may_change_its_device():

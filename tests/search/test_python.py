@@ -45,7 +45,7 @@ def tiny(place):
 
 def options(workload: object, root: Path, **more: object) -> SearchConfig:
     given = {"workload": workload, "root": str(root), "trials": 4, "max_size": 0.5, "finalists": 1, "final_repeats": 1}
-    return SearchConfig(**{**given, "sampler": "random", **more})
+    return SearchConfig(**{**given, "sampler": "random", "cost": "macs", **more})
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
         options = {"trials": 6, "finalists": 0, "warm_start": False, "sampler": "random", "max_size": 0.5} | options
-        options = {"root": str(tmp_path), "threads": 1} | options
+        options = {"root": str(tmp_path), "threads": 1, "cost": "macs"} | options
         config = SearchConfig(workload=f"{tasks.parent / task}", **options)
         result = run_search(config, watcher)
         return result, {trial.number: told(trial) for trial in Journal(result.folder / "journal").trials()}

@@ -37,6 +37,7 @@ def cluster(tmp_path_factory):
 
 def config(place, root, study: str, **options) -> SearchConfig:
     options = {"trials": 6, "finalists": 0, "warm_start": False, "sampler": "random", "max_size": 0.5} | options
+    options["cost"] = "macs"
     return SearchConfig(workload=f"{place / 'tiny.py'}:slow", root=str(root), study=study, threads=1, **options)
 
 

@@ -390,6 +390,7 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
     outage = Outage(server, postgres)
     config = make_config(
         workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path), study="mine", max_size=0.5, trials=7, finalists=0,
+        cost="macs",
         optuna_storage=url,
     )  # fmt: skip
     run_search(config, outage)

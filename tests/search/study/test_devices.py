@@ -34,6 +34,7 @@ def test_a_study_is_the_same_on_a_device_and_goes_on_elsewhere(place, tmp_path, 
     def study(name: str, placement: Placement, trials: int, notes: Notes | None = None):
         monkeypatch.setattr(checks, "placement_of", lambda *_: placement)
         options = {"max_size": 0.5, "finalists": 1, "final_repeats": 1, "trials": trials, "study": name}
+        options["cost"] = "macs"
         config = make_config(workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path / "root"), **options)
         return run_search(config, notes or Notes())
 

@@ -55,7 +55,7 @@ def study(place, root, monkeypatch):
         fits.clear()
         config = make_config(
             workload=f"{place / 'tiny.py'}:tiny", study=sampler, root=str(root), max_size=0.5, trials=trials,
-            sampler=sampler, finalists=0,
+            sampler=sampler, finalists=0, cost="macs",
         )  # fmt: skip
         folder = run_search(config).folder
         return Journal(folder / "journal").trials(), list(fits), network[0] if network else None

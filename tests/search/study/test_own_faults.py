@@ -180,7 +180,7 @@ def short():
 '''
 SEARCH = (
     "--trials", 3, "--max-size", 0.4, "--granularity", "fine-grained", "--schedule", "polynomial", "--bits", 32,
-    "--finalists", 1, "--final-repeats", 1,
+    "--finalists", 1, "--final-repeats", 1, "--cost", "macs",
 )  # fmt: skip
 
 

@@ -74,7 +74,8 @@ def task():
 '''
 SEARCH = (
     "search", "--workload", "./own.py:task", "--trials", 6, "--max-size", 0.4, "--granularity", "fine-grained,channel",
-    "--schedule", "one-shot,polynomial", "--finalists", 1, "--final-repeats", 1, "--json",
+    "--schedule", "one-shot,polynomial", "--finalists", 1, "--final-repeats", 1, "--cost", "macs",
+    "--json",
 )  # fmt: skip
 
 

@@ -44,7 +44,13 @@ def test_a_study_traces_its_network_once(place, tmp_path, counted):
     spec = f"{place / 'tiny.py'}:tiny"
     run_search(
         SearchConfig(
-            workload=spec, root=str(tmp_path), trials=3, finalists=1, criterion="bn-scale", granularity="channel"
+            workload=spec,
+            root=str(tmp_path),
+            trials=3,
+            finalists=1,
+            criterion="bn-scale",
+            granularity="channel",
+            cost="macs",
         )
     )
     assert counted["trace_channels"] == counted["following_norms"] == 1

@@ -44,7 +44,7 @@ from spaces.search_space.initial import UNPRUNED
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
 pytestmark = pytest.mark.usefixtures("without_mlflow")
-QUICK = {"max_size": 0.5, "finalists": 0}
+QUICK = {"max_size": 0.5, "finalists": 0, "cost": "macs"}
 
 
 @pytest.fixture(scope="module")
@@ -605,7 +605,7 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
     monkeypatch.setattr(
         "search.training.latency_cache.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=())
     )
-    options = {"speed": "latency", "granularity": "channel", "bits": 32, "finalists": 1, "final_seeds": 2}
+    options = {"cost": "latency", "granularity": "channel", "bits": 32, "finalists": 1, "final_seeds": 2}
     first = begin("timed-finals", trials=4, **options)
     comparison = read_comparison(StudyFolder(root, "timed-finals"))
     compared = {*comparison.finalists, *comparison.baselines.values()}
@@ -647,7 +647,8 @@ class Running:
         self.steps.touch()
         self.file = self.log.open("w")
         self.process = subprocess.Popen(
-            [program, "search", "--root", str(root), "--max-size", "0.5", "--finalists", "0", *words], cwd=place,
+            [program, "search", "--root", str(root), "--max-size", "0.5", "--finalists", "0", "--cost", "macs",
+             *words], cwd=place,
             stdout=subprocess.DEVNULL, stderr=self.file,
             env={**os.environ, "OMP_NUM_THREADS": "1", "STEPS": str(self.steps)},
         )  # fmt: skip
