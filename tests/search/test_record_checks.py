@@ -291,7 +291,8 @@ COMPARED = json.loads((GOLDEN / "comparison-v4.json").read_text())
         ("granularity", {}), ("latency/dense/seconds", 10**400), ("latency/networks", 5), ("test_examples", 0),
         ("test_examples", 37.5), ("references/dense/size_nonzero", -0.25), ("references/dense/test_accuracy", True),
         ("references", DELETED), ("bits", [8]), ("matched", 5), ("matched", {"fedcba9876543210": {"rule": "lamp"}}),
-        ("matched", {"fedcba9876543210": {"rule": 5, "digest": "a"}}), ("matched", {"a": {"rule": "lamp", "digest": "a"}}),
+        ("matched", {"fedcba9876543210": {"rule": 5, "digest": "a"}}),
+        ("matched", {"a": {"rule": "lamp", "digest": "a"}}),
         ("named", ["a"]), ("named", 5),
     ],
 )  # fmt: skip

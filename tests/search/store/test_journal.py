@@ -207,7 +207,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 
 LATER = {
     "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
-    "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall",
+    "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison",
 }  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 
