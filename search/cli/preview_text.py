@@ -135,6 +135,6 @@ def _closing_line(found: Preview) -> str:
     if config.comparison == FULL:
         return f"Finals: up to {config.finalists} finalists and the baselines {rules}, {repeats} runs each"
     return (
-        f"Finals: up to {config.finalists} finalists, each beside the best of {rules} at its size;\n"
-        f"{repeats} runs of the best and of its baseline, fewer of the others"
+        f"Finals: up to {config.finalists} finalists, each beside the best of {rules}\n"
+        f"at its size; {repeats} runs of the best and of its baseline, fewer of others"
     )

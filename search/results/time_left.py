@@ -96,5 +96,6 @@ def short_runs_left(
     """
     if not config.finalists or comparison or {final.digest for final in finals} - {*finalists}:
         return 0
-    bits = len(config.bits) if config.comparison == FULL and len(config.bits) > 1 else 0
-    return len(BASELINES) * (len(finalists) + bits)
+    if config.comparison != FULL:
+        return len(BASELINES) * min(len(finalists), len(config.granularity))
+    return len(BASELINES) * (len(finalists) + (len(config.bits) if len(config.bits) > 1 else 0))

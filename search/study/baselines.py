@@ -50,16 +50,18 @@ def rivals_at(projector: Projector, size: float, granularity: str, bits: Iterabl
     return found
 
 
-def matched_rivals(projector: Projector, trial: TrialRecord) -> list[Rival]:
-    """Static rules at a finalist's own size, granularity and bits.
+def matched_granularity(projector: Projector, trial: TrialRecord) -> str:
+    """The granularity of static rules beside a finalist: its own, or the study's first where its layers differ."""
+    own = trial.policy.granularity
+    return own if isinstance(own, str) else projector.space.usable[0]
 
-    Where its layers differ in granularity, rules have the study's first one; where they differ in bits, rules choose
-    among the study's.
+
+def matched_rivals(projector: Projector, trial: TrialRecord) -> list[Rival]:
+    """Static rules at a finalist's own size, granularity and bits; where its layers differ in bits, at all of the
+    study's.
     """
-    space, policy = projector.space, trial.policy
-    granularity = policy.granularity if isinstance(policy.granularity, str) else space.usable[0]
-    bits = (policy.bits,) if isinstance(policy.bits, int) else space.bits
-    return rivals_at(projector, trial.target, granularity, bits)
+    bits = (trial.policy.bits,) if isinstance(trial.policy.bits, int) else projector.space.bits
+    return rivals_at(projector, trial.target, matched_granularity(projector, trial), bits)
 
 
 def rivals_at_limit(projector: Projector) -> list[Rival]:
@@ -77,17 +79,11 @@ def informative(projector: Projector, rivals: Iterable[Rival], sizes: Iterable[f
     return [rival for rival in rivals if asked_layers(rival.policy)]
 
 
-def known_alike(
-    network: Network, contests: Iterable[Iterable[Rival]], finalists: Sequence[PruningPolicy]
-) -> list[list[Rival]]:
-    """The same contests, where a policy that does what a finalist or an earlier rival does is replaced by that one, so
-    that it is tuned once.
+def known_alike(network: Network, rivals: Iterable[Rival], known: dict[str, PruningPolicy]) -> list[Rival]:
+    """The same rivals, where a policy that does what an earlier one does is replaced by that one, so that it is tuned
+    once; `known` are policies by what they do (`fine_tune_key`), and takes these in.
     """
-    known = {fine_tune_key(network, policy): policy for policy in reversed(finalists)}
-    return [
-        [Rival(rule, known.setdefault(fine_tune_key(network, policy), policy)) for rule, policy in rivals]
-        for rivals in contests
-    ]
+    return [Rival(rule, known.setdefault(fine_tune_key(network, policy), policy)) for rule, policy in rivals]
 
 
 def best_rival(rivals: Sequence[Rival], accuracies: Mapping[str, float]) -> Rival:

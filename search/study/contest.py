@@ -9,9 +9,21 @@ from search.records import TrialRecord
 from search.results.comparison import Baseline, Comparison
 from search.results.state import StudyState
 from search.results.time_left import final_runs_left
-from search.study.baselines import Rival, best_rival, informative, known_alike, matched_rivals, rivals_at_limit
+from search.study.baselines import (
+    Rival,
+    best_rival,
+    informative,
+    known_alike,
+    matched_granularity,
+    matched_rivals,
+    rivals_at_limit,
+)
 from search.study.final_runs import Tuned
+from spaces.cost.effect import fine_tune_key
 from spaces.search_space.projection import Projector
+
+Accuracies = Callable[[Iterable[Rival]], Mapping[str, float]]
+"""Scores policies, by digest, after short fine-tunes on validation data."""
 
 
 class Contest:
@@ -62,21 +74,30 @@ class Contest:
         repeats = self._config.final_repeats
         return [self._tuned(leader, repeats)] if self._state.final_runs(leader) < repeats else []
 
-    def choose_baselines(self, accuracies: Callable[[Iterable[Rival]], Mapping[str, float]]) -> None:
+    def choose_baselines(self, accuracies: Accuracies) -> None:
         """Take the best static rule at each finalist's size, and at the limit where that says more.
+
+        Which rule is the best is asked once for each granularity, at the size of the finalist that leads in it, but in
+        a full comparison of each finalist.
 
         Args:
             accuracies: digest -> accuracy on validation data of policies among which there is a choice.
         """
+        network, best = self._projector.space.network, self._state.best
         trials = [self._state.records[number] for number in self.finalists]
-        contests = [matched_rivals(self._projector, trial) for trial in trials] + self._contests_at_limit(trials)
-        contests = known_alike(self._projector.space.network, contests, [trial.policy for trial in trials])
-        contested = [rivals for rivals in contests if len({rival.policy.digest for rival in rivals}) > 1]
-        scores = accuracies(rival for rivals in contested for rival in rivals)
-        best = [best_rival(rivals, scores) if rivals else None for rivals in contests]
-        matched = zip(self.finalists, best, strict=False)
-        self._matched = {number: rival for number, rival in matched if rival is not None}
-        self._at_limit = [rival for rival in best[len(trials) :] if rival is not None]
+        known = {fine_tune_key(network, trial.policy): trial.policy for trial in reversed(trials)}
+        rules: dict[str, str] = {}
+        self._matched = {}
+        for trial in sorted(trials, key=lambda one: one.number != best):
+            rivals = known_alike(network, matched_rivals(self._projector, trial), known)
+            granularity = matched_granularity(self._projector, trial)
+            if not self._is_full:
+                rivals = [one for one in rivals if one.rule == rules.get(granularity)] or rivals
+            if rivals:
+                self._matched[trial.number] = found = _winner(rivals, accuracies)
+                rules[granularity] = found.rule
+        at_limit = [known_alike(network, rivals, known) for rivals in self._contests_at_limit(trials)]
+        self._at_limit = [_winner(rivals, accuracies) for rivals in at_limit if rivals]
 
     def _contests_at_limit(self, trials: Sequence[TrialRecord]) -> list[list[Rival]]:
         """One of all rules; in a full comparison one for the bits of each."""
@@ -103,7 +124,9 @@ class Contest:
 
     @property
     def runs_left(self) -> int:
-        """How many full-length runs are still to come at least, before baselines are chosen."""
+        """How many full-length runs are still to come at least; 0 once baselines are chosen, whose runs are known."""
+        if self._matched:
+            return 0
         digests = [self._state.records[number].policy.digest for number in self.finalists]
         return final_runs_left(self._config, digests, self._state.finals, None)
 
@@ -127,3 +150,9 @@ class Contest:
 
     def _tuned(self, number: int, runs: int) -> Tuned:
         return Tuned(f"trial {number}", self._state.records[number].policy, runs)
+
+
+def _winner(rivals: Sequence[Rival], accuracies: Accuracies) -> Rival:
+    """The best of them; where all are one policy, nothing is trained to tell."""
+    differ = len({rival.policy.digest for rival in rivals}) > 1
+    return best_rival(rivals, accuracies(rivals) if differ else {})

@@ -315,7 +315,7 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
 
 def test_time_for_choosing_bits_counts_until_it_is_known_to_be_spent():
     config = make_config(workload="digits", bits=(8, 4))
-    assert short_runs_left(config, ["a", "b"], [], None) == 3 * 2
+    assert short_runs_left(config, ["a", "b", "c"], [], None) == 3 * 2  # once for each granularity
     full = config.model_copy(update={"comparison": "full"})
     assert short_runs_left(full, ["a", "b"], [], None) == 3 * (2 + 2)
     policy = PruningPolicy({"conv.weight": 0.5})

@@ -23,7 +23,7 @@ from search.study.contest import Contest
 from search.study.final_runs import Tuned
 from spaces import Space
 from spaces.allocation.importance import AllocationInputs
-from spaces.cost.effect import achieved
+from spaces.cost.effect import achieved, fine_tune_key
 from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.search_space.initial import initial_points
@@ -207,7 +207,8 @@ def test_a_baseline_that_removes_what_a_finalist_does_is_that_finalist(vgg, vgg_
     projector = Projector(space, evidence)
     seeds = list(islice(initial_points(projector), 20))
     finalists = [projector.project(seed.params).policy for seed in seeds if seed.allocator == "lamp"]
-    (found,) = known_alike(space.network, [rivals_at_limit(projector)], finalists)
+    known = {fine_tune_key(space.network, policy): policy for policy in reversed(finalists)}
+    found = known_alike(space.network, rivals_at_limit(projector), known)
     assert [rule for rule, _ in found] == list(BASELINES) and found[2].policy is finalists[0]
     different = {tuple(achieved(space.network, rival.policy).values()) for rival in found}
     assert len({rival.policy.digest for rival in found}) == len(different)
@@ -260,6 +261,11 @@ def study_of(projector: Projector, **options) -> StudyState:
     return state
 
 
+def scores(rivals) -> dict[str, float]:
+    """LAMP's are the highest."""
+    return {rival.policy.digest: 0.7 + (rival.rule == "lamp") / 10 for rival in rivals}
+
+
 def play(contest: Contest, state: StudyState, accuracy) -> dict[str, int]:
     """Have all runs that a contest asks for; `accuracy` is of a name and a seed. Returns the runs by name."""
     runs: dict[str, int] = {}
@@ -275,9 +281,7 @@ def play(contest: Contest, state: StudyState, accuracy) -> dict[str, int]:
 
     while asked := contest.undecided():
         have(asked)
-    contest.choose_baselines(
-        lambda rivals: {rival.policy.digest: 0.7 + (rival.rule == "lamp") / 10 for rival in rivals}
-    )
+    contest.choose_baselines(scores)
     have(contest.baselines)
     assert not contest.undecided()
     return runs
@@ -324,6 +328,24 @@ def test_baselines_have_the_size_granularity_and_bits_of_their_finalist(projecto
         assert 0.95 * record.target < size <= record.target
     names = list(closing_rows_of(comparison, state))
     assert names[1:3] == ["trial 1", "lamp for trial 1"] and len(names) == 1 + 6
+
+
+@pytest.mark.parametrize(("comparison", "contests"), [("paired", [[1], [0]]), ("full", [[1], [0], [2]])])
+def test_rules_compete_once_for_each_granularity(projectors, comparison, contests):
+    """By short fine-tunes at the size of the finalist that leads in it, trial 1 of channels; 0 is fine-grained."""
+    projector, asked = projectors(0.05), []
+    state = study_of(projector, comparison=comparison, final_repeats=1)
+    contest = Contest(state.config, projector, state)
+
+    def noted(rivals):
+        widths = {number: record.policy.bits for number, record in state.records.items()}
+        asked.append([number for number, bits in widths.items() if {rival.policy.bits for rival in rivals} == {bits}])
+        return scores(rivals)
+
+    play(contest, state, lambda name, seed: {"trial 1": 0.9}.get(name, 0.5))
+    contest.choose_baselines(noted)
+    assert asked[: len(contests)] == contests and len(asked) == len(contests) + 3 * (comparison == "full")
+    assert {one.rule for one in contest.comparison.matched.values()} == {"lamp"}
 
 
 def closing_rows_of(comparison: Comparison, state: StudyState) -> dict[str, ClosingRow]:
