@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a signal while this is imported cannot be told of, and `typ
     from search.progress import ProgressReporter, TerminalReporter
     from search.results.view import load_front
     from search.study.result import SearchResult
-    from search.study.start import run_search
+    from search.study.start import run_finals, run_search
     from search.workloads import Workload, get_workload
     from search.workloads.recipe import Recipe
     from search.workloads.run import Run
@@ -33,11 +33,12 @@ _PLACES = {
     "Workload": "search.workloads",
     "get_workload": "search.workloads",
     "load_front": "search.results.view",
+    "run_finals": "search.study.start",
     "run_search": "search.study.start",
 }
 __all__ = [
     "Metric", "ProgressReporter", "Recipe", "Run", "SearchConfig", "SearchResult", "TerminalReporter", "Workload",
-    "get_workload", "load_front", "run_search",
+    "get_workload", "load_front", "run_finals", "run_search",
 ]  # fmt: skip
 
 

@@ -49,6 +49,8 @@ from spaces.validation import percent_meant, unknown
 
 GUIDED = "guided"
 NONZERO = "nonzero"
+FULL = "full"
+"""The comparison of finals in which nothing is left out."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 """What a device can be named by; CUDA's others have their number."""
 RESERVED = ("artifacts", "cache", "mlflow.db", "mlflow.lock")
@@ -241,7 +243,7 @@ class SearchConfig(_Fields):
     def _criterion_exists(cls, word: str) -> str:
         return check_criterion(word)
 
-    @field_validator("sampler", "precision", "executor", mode="before")
+    @field_validator("sampler", "precision", "executor", "comparison", mode="before")
     @classmethod
     def _word_exists(cls, word: Any, info: ValidationInfo) -> Any:
         name = str(info.field_name)

@@ -393,12 +393,20 @@ class SearchOptions(_Fields):
         may_change=True,
     )
     final_repeats: int = option(
-        "full fine-tunes of each finalist and baseline ({default})",
+        "full fine-tunes of the best finalist and its baseline, as many as others have at most ({default})",
         default=3,
         metavar="N",
         at_least=1,
         at_most=20,
         former="final_seeds",
+        may_change=True,
+    )
+    comparison: Literal["paired", "full"] = option(
+        "of finalists: paired (default) with the best static rule at each one's size, or full: all rules, all repeats",
+        default="paired",
+        metavar="C",
+        may_change=True,
+        more="full adds every static rule at the limit",
     )
     device: str = option(
         "where networks train, are scanned and timed: {default} (default: cuda, else mps, else cpu), cpu, cuda:1, ...",

@@ -59,8 +59,9 @@ ROOMS = {
         "records", "store", "training", "user_code", "workloads",
     },
     "study": {
-        "config", "errors", "executors", "export", "files", "goal", "identity", "metric", "notebook", "placement",
-        "progress", "proposals", "records", "results", "storage", "store", "training", "user_code", "workloads",
+        "config", "errors", "executors", "export", "files", "goal", "identity", "metric", "notebook", "options",
+        "placement", "progress", "proposals", "records", "results", "storage", "store", "training", "user_code",
+        "workloads",
     },
     "cli": {
         "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",

@@ -38,7 +38,9 @@ from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
 HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
-COMMANDS = ("search", "scan", "inspect", "front", "status", "report", "view", "export", "apply", "verify", "doctor")
+COMMANDS = (
+    "search", "finals", "scan", "inspect", "front", "status", "report", "view", "export", "apply", "verify", "doctor",
+)  # fmt: skip
 CONTRACT_COLUMNS = {
     "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded", "macs",
     "latency", "granularity", "schedule", "exponent", "criterion", "sparsity",
@@ -200,9 +202,8 @@ def test_search_json_is_one_object_with_the_front_and_finals(finished):
     }  # fmt: skip
     assert reply["best"] in {row["trial"] for row in reply["front"]}
     names = {row["name"] for row in reply["finals"]}
-    assert {"dense", *(f"dense at {n} bits" for n in (8, 6, 4)), "uniform (fine-grained)"} <= names and any(
-        "trial" in name for name in names
-    )
+    assert {"dense", *(f"dense at {n} bits" for n in (8, 6, 4)), f"trial {reply['best']}"} <= names
+    assert max(row["runs"] for row in reply["finals"]) == 3
     assert all(row["size"] <= finished.limit for row in reply["front"])
 
 
@@ -317,11 +318,11 @@ def test_a_report_is_a_page_beside_the_study_and_changes_nothing_of_it(main, fin
 
 
 def test_time_left_includes_finals_and_is_never_nothing(finished):
-    """Of 8 trials and 3 seeds of 2 finalists and 3 baselines, of which some may be one policy."""
+    """Of 8 trials, 2 finalists and their baselines, of which some may be one policy; one of each has 3 runs."""
     lines = [line for line in finished.stderr.splitlines() if re.match(r"(trial|final run) \d+", line)]
     trials = [line for line in lines if line.startswith("trial") and "best so far" in line]
     finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+% on validation", line)]
-    assert len(trials) == 8 and len(finals) in range(3 * 2, 3 * 5 + 1)
+    assert len(trials) == 8 and len(finals) in range(4, 3 * 4 + 1)
     assert all(re.search(r"about [\d.]+ (s|min)", line) for line in trials + finals[:-1])
     assert "left" not in finals[-1] and not any(re.search(r"\b0\.0 s", line) for line in lines)
 
@@ -350,7 +351,7 @@ def test_below_the_closing_table_static_rules_of_one_network_are_told(finished):
     finalist = view.state.comparison.finalists[0]
 
     def below(baselines):
-        view.state.comparison = replace(view.state.comparison, baselines=baselines)
+        view.state.comparison = replace(view.state.comparison, baselines=baselines, matched={})
         text = search_text(SearchResult(finished.name, finished.path, view.state, {}), "mlruns")
         (table,) = (part for part in text.split("\n\n") if part.startswith("network"))
         return [line for line in table.splitlines() if not re.match(r"network|dense|global|lamp|uniform|trial", line)]
@@ -757,7 +758,7 @@ def test_an_onnx_file_that_computes_something_else_is_left_out(main, finished, t
     assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
 
 
-@pytest.mark.parametrize("choice", ["baseline:uniform", "best"])
+@pytest.mark.parametrize("choice", ["baseline", "best"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "repeated"])
 def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path, kept, choice):
     """Kept or repeated at full length, even where a trial's own weights are still there."""
@@ -766,18 +767,19 @@ def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path,
     if not kept:
         for path in (tmp_path / "root" / "tiny" / "checkpoints").glob("final-*"):
             path.unlink()
-    out = tmp_path / "out"
-    reply = main("export", "tiny", "--root", tmp_path / "root", "--trial", choice, "--out", out, "--json")
+    out, asked = tmp_path / "out", choice
+    if choice == "baseline":
+        (best,) = (row["digest"] for row in finished.reply["front"] if row["trial"] == finished.reply["best"])
+        matched = json.loads((finished.path / "comparison.json").read_text())["matched"][best]
+        asked = f"baseline:{matched['rule']}"
+    reply = main("export", "tiny", "--root", tmp_path / "root", "--trial", asked, "--out", out, "--json")
     assert reply.code == 0, reply.err
     manifest = json.loads(reply.out)
     if choice == "best":
         (digest,) = (row["digest"] for row in finished.reply["front"] if row["trial"] == finished.reply["best"])
         name, origin = f"trial {finished.reply['best']}", {"trial": finished.reply["best"]}
     else:
-        digest = json.loads((finished.path / "comparison.json").read_text())["baselines"]["uniform"]
-        name, origin = "baseline uniform", {"baseline": "uniform"}
-        asked = set(json.loads((out / "sparsity.json").read_text()).values())
-        assert len(asked) == 1 and asked.pop() < 1
+        digest, name, origin = matched["digest"], f"baseline {matched['rule']}", {"baseline": matched["rule"]}
     assert (f"{name} kept no weights" in reply.err) is not kept
     assert manifest["origin"] == {"study": "tiny", **origin, "seed": manifest["origin"]["seed"]}
     runs = [json.loads(p.read_text()) for p in (finished.path / "journal").glob(f"final-{digest}-*.json")]

@@ -25,7 +25,7 @@ from search.user_code.blame import told
 from search.user_code.lasting import LastingStream, leave_threads_behind
 
 COMMANDS = {
-    "study": ("search", "front", "status", "report", "view"),
+    "study": ("search", "finals", "front", "status", "report", "view"),
     "network": ("scan", "inspect"),
     "policy": ("export", "apply", "verify"),
     "doctor": ("doctor",),
@@ -44,7 +44,7 @@ def answer(words: Sequence[str], mask: Collection[int]) -> int:
         mask: the signals that are to be held back, as `signal.pthread_sigmask` takes them, once others are watched for.
     """
     arguments = argparse.Namespace(json="--json" in words, debug=False)
-    if "search" in words[:1]:
+    if words[:1] in (["search"], ["finals"]):
         arguments.resume = masked(shlex.join(["prunefront", *words]))
     begin_anew()
     interrupts.watch(lambda message, code: _say_at_once(message, code, arguments))

@@ -143,6 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="the installed version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     _add_search(commands)
+    _add_finals(commands)
     _add_scan(commands)
     _add_inspect(commands)
     _add_front(commands)
@@ -216,6 +217,24 @@ def _add_search(commands: Any) -> None:
     for name in OPTIONS:
         if name != "root":
             _add(parser, name)
+
+
+def _add_finals(commands: Any) -> None:
+    parser = _command(commands, "finals", "run or complete the finals of a study that has trials")
+    _add_study(parser)
+    parser.add_argument(
+        "--trials", "--trial", dest="named", type=_wholes, metavar="N,N",
+        help="trials to tune with all repeats (the front's finalists, as the search picks them)",
+    )  # fmt: skip
+    _add(parser, "finalists", "front members tuned at full length and tested (the study's; 3 where that is 0)")
+    for name in ("final_repeats", "comparison", "trial_timeout"):
+        _add(parser, name)
+    _add(parser, "workload", "what makes a workload that was given in Python, ./file.py:function; others are known")
+    _add(parser, "criterion", "where the study's own criterion is, ./file.py:function")
+    for name in ("trust_remote_code", "device", "deterministic", "threads", "workers", "executor", "ray_address"):
+        _add(parser, name)
+    for name in ("attempts", "stall"):
+        _add(parser, name)
 
 
 def _add_scan(commands: Any) -> None:

@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from search.cli.text_tables import render
+from search.config import FULL
 from search.progress import duration
 from search.results.cells import percent
 from search.study.preview import Preview
@@ -130,7 +131,10 @@ def _closing_line(found: Preview) -> str:
     config = found.config
     if not config.finalists:
         return "Finals: none"
+    rules, repeats = ", ".join(found.baselines), config.final_repeats
+    if config.comparison == FULL:
+        return f"Finals: up to {config.finalists} finalists and the baselines {rules}, {repeats} runs each"
     return (
-        f"Finals: up to {config.finalists} finalists and the baselines {', '.join(found.baselines)}, "
-        f"{config.final_repeats} runs each"
+        f"Finals: up to {config.finalists} finalists, each beside the best of {rules}\n"
+        f"at its size; {repeats} runs of the best and of its baseline, fewer of others"
     )

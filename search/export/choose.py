@@ -65,12 +65,15 @@ def _chosen_baseline(view: StudyView, name: str) -> Chosen:
     if name not in BASELINES:
         raise UsageError(unknown("baseline", name, BASELINES))
     comparison = view.state.comparison or read_comparison(view.folder)  # which refuses a damaged one
-    digest = comparison.baselines.get(name) if comparison else None
+    of_rule = [one.digest for one in comparison.static if one.rule == name] if comparison else []
+    tuned = [view.state.scores[digest] for digest in of_rule if digest in view.state.scores]
+    digest = max(tuned, key=lambda score: (score.n, score.final_accuracy)).digest if tuned else None
     final = None if digest is None else view.state.final(digest)
     if final is None:
         raise GoalMissed(
-            f"study {view.folder.name!r} has no complete finals of baseline {name!r}: resume it with --finalists 1 or "
-            "more; a baseline that cannot reach the limit has none"
+            f"study {view.folder.name!r} has no complete finals of baseline {name!r}: only the best static rule at a "
+            f"finalist's size has them; `prunefront finals {view.folder.name} --comparison full` adds those that reach "
+            "the limit"
         )
     return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
 

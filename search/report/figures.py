@@ -362,7 +362,7 @@ def _limit_and_dense(state: StudyState, left: Any, right: Any) -> None:
 def _finals_by_cost(axes: Any, state: StudyState, comparison: Comparison, by_latency: bool) -> None:
     """Static baselines and finalists over their MACs, or over their latency where that was measured."""
     timed = comparison.latency.networks if comparison.latency else {}
-    styles = {"ks": comparison.baselines.values(), "k*": comparison.finalists}
+    styles = {"ks": [one.digest for one in comparison.static], "k*": comparison.finalists}
     for style, digests in styles.items():
         for digest in dict.fromkeys(digests):
             if digest in state.scores:

@@ -35,7 +35,8 @@ from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.figures import short_name
-from search.results.remarks import closing_of, dead_line, resumed_in_python
+from search.results.legend import closing_legend, front_legend
+from search.results.remarks import closing_of, dead_line, finals_line, resumed_in_python
 from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
@@ -106,9 +107,10 @@ def report_of(view: StudyView) -> Report:
         "pictures": dict.fromkeys(NAMES) | {picture.name: _embedded(picture) for picture in pictures},
         "front": [_front_row(view, row) for row in front],
         "front_columns": _front_columns(state),
+        "front_legend": front_legend(front, state.unit),
         "numbers": _front_columns(state).index("granularity"),
         **_finals(state),
-        "no_finals": _no_finals(state),
+        "no_finals": _no_finals(view),
         "no_scan": _no_scan(view),
         "influence": _influence_words(judged, state.unit),
         "prediction": _prediction_words(quality, state.unit, state.config.sampler),
@@ -175,8 +177,8 @@ def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
 
 
 def study_toml(config: SearchConfig) -> str:
-    """The options of a study as a STUDY.toml; what has no value is left out, and so are the root, and a workload that no
-    name leads to.
+    """The options of a study as a STUDY.toml; what has no value is left out, as are the root and a workload that no name
+    leads to.
     """
     left_out = {"root", *(["workload"] if lives_in_python(config.workload) else [])}
     values = {key_of(name): getattr(config, name) for name in OPTIONS if name not in left_out}
@@ -269,12 +271,15 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
 def _finals(state: StudyState) -> dict[str, Any]:
     columns, rows = closing_cells(closing_of(state), state.unit)
     examples = state.comparison.test_examples if state.comparison else None
-    return {"finals": rows, "final_columns": columns, "test_examples": examples}
+    legend = closing_legend(closing_of(state), state.unit)
+    return {"finals": rows, "final_columns": columns, "test_examples": examples, "finals_legend": legend}
 
 
-def _no_finals(state: StudyState) -> str:
+def _no_finals(view: StudyView) -> str:
+    state = view.state
     if state.config.finalists == 0:
-        return "None: they were left out (--finalists 0). The same command with --finalists 3 adds them."
+        _, _, command = finals_line(view.config, view.folder.name, view.criterion_place).partition(": ")
+        return f"None: they were left out (--finalists 0). To add them: {command}"
     done = len(state.finals)
     return f"Not yet: {done} full fine-tunes are done." if done else "Not yet: they follow the last trial."
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from search.given_workload import lives_in_python
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
-from search.results.closing import ALIKE, ClosingRow, against_static, alike_line, level_with_top, rounding_alone
+from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
 from search.results.device_support import STATEMENTS, TARGETS, Statement
-from search.results.remarks import accuracy_remark, closing_of, dead_line, speed_remark
+from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, speed_remark
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
 from search.results.state import StudyState
 from search.results.tables import TrialRow
@@ -210,7 +210,7 @@ def _noise(state: StudyState) -> list[str]:
         ]
     if static := against_static(comparison, state.scores, state.unit):
         said.append(static)
-    if alike := alike_line(comparison, state.scores):
+    if alike := alike_of(state):
         said.append(alike)
     top, level, apart = found
     names = {record.policy.digest: f"trial {number}" for number, record in sorted(state.records.items(), reverse=True)}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from search.metric import MAX, SHARE, Metric
@@ -61,23 +62,53 @@ def plain_closing_rows(rows: Iterable[ClosingRow], unit: Metric = SHARE) -> list
 def closing_rows(
     comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int]
 ) -> list[ClosingRow]:
-    """Rows for dense, dense rounded, baselines and finalists; `trial_of` maps a finalist's digest to its trial."""
+    """Rows for dense, dense rounded, every finalist with its baseline below it, and baselines at the limit; `trial_of`
+    maps a finalist's digest to its trial.
+
+    A baseline that is another row's network has none of its own, see `alike_line`.
+    """
     timed = comparison.latency
     rows = [_reference_row(name, reference) for name, reference in comparison.references.items()]
     rows = [replace(row, latency=timed.dense) if timed and row.name == DENSE else row for row in rows]
-    named = {f"{name} ({comparison.granularity})": digest for name, digest in comparison.baselines.items()}
-    named |= {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
+    named = _named(comparison, trial_of)
     return rows + [_final_row(name, finals[digest], timed) for name, digest in named.items() if digest in finals]
 
 
-def alike_line(comparison: Comparison, finals: Mapping[str, FinalScore]) -> str | None:
-    """Which rows of the closing table are of one network, where static rules come to the same; None if none are."""
-    named: dict[str, list[str]] = {}
-    for name, digest in comparison.baselines.items():
+def _named(comparison: Comparison, trial_of: Mapping[str, int]) -> dict[str, str]:
+    """What a row is called -> the digest of its policy, in order; comparisons before `matched` have baselines first."""
+    finalists = {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
+    where = f"at the limit ({comparison.granularity})" if comparison.matched else f"({comparison.granularity})"
+    at_limit = {f"{rule} {where}": digest for rule, digest in comparison.baselines.items()}
+    if not comparison.matched:
+        return at_limit | finalists
+    named: dict[str, str] = {}
+    for name, digest in finalists.items():
+        named[name] = digest
+        matched = comparison.matched.get(digest)
+        if matched and matched.digest not in {*finalists.values(), *named.values()}:
+            named[f"{matched.rule} for {name}"] = matched.digest
+    return named | at_limit
+
+
+def alike_line(
+    comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int] = MappingProxyType({})
+) -> str | None:
+    """Which static rules come to the network of another row of the closing table; None if none do."""
+    alike: dict[str, list[str]] = {}
+    for rule, digest in comparison.baselines.items():
         if digest in finals:
-            named.setdefault(digest, []).append(name)
-    parts = [f"{', '.join(first)} and {last}" for *first, last in named.values() if first]
-    return f"Static rules that come to one network: {'; '.join(parts)}." if parts else None
+            alike.setdefault(digest, []).append(rule)
+    parts = [f"{', '.join(first)} and {last}" for *first, last in alike.values() if first]
+    said = [f"Static rules that come to one network: {'; '.join(parts)}."] if parts else []
+    rows: dict[str, str] = {}
+    for name, digest in _named(comparison, trial_of).items():
+        rows.setdefault(digest, name)
+    for digest, matched in comparison.matched.items():
+        trial, other = rows[digest], rows[matched.digest]
+        if other != f"{matched.rule} for {trial}":
+            network = "that trial's network" if other == trial else f"the network of {other}"
+            said.append(f"The best static rule at the size of {trial}, {matched.rule}, comes to {network}.")
+    return " ".join(said) or None
 
 
 def _reference_row(name: str, reference: Reference) -> ClosingRow:
@@ -130,27 +161,42 @@ def _top(comparison: Comparison, finals: Mapping[str, FinalScore]) -> FinalScore
 def against_static(comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE) -> str:
     """The part of the `verdict` on static baselines; empty if there is nothing to compare."""
     comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
-    top, static = _top(comparison, finals), {n: finals[d] for n, d in comparison.baselines.items() if d in finals}
-    return "" if top is None else _against_static(comparison, top, static, unit)
-
-
-def _against_static(comparison: Comparison, top: FinalScore, static: Mapping[str, FinalScore], unit: Metric) -> str:
+    if (top := _top(comparison, finals)) is None:
+        return ""
+    most = "most accurate" if unit.is_share else "best"
+    matched = comparison.matched.get(top.digest)
+    if matched and matched.digest in finals:
+        where = f"the {most} static rule at its size"
+        return _against_static(comparison, top, matched.rule, where, finals[matched.digest], unit)
+    static = {rule: finals[digest] for rule, digest in comparison.baselines.items() if digest in finals}
     if not static:
         return ""
-    name = max(static, key=lambda n: static[n].final_accuracy)
-    other = static[name]
+    rule = max(static, key=lambda name: static[name].final_accuracy)
+    where = f"the {most} static rule" + (" at the limit" if comparison.matched else "")
+    return _against_static(comparison, top, rule, where, static[rule], unit)
+
+
+def _against_static(
+    comparison: Comparison, top: FinalScore, name: str, where: str, other: FinalScore, unit: Metric
+) -> str:
     most = "most accurate" if unit.is_share else "best"
-    finalist, rule = f"The {most} finalist", f"'{name}', the {most} static rule on validation data,"
+    finalist, rule = f"The {most} finalist", f"'{name}', {where} on validation data,"
     if top.digest == other.digest:
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
     difference = top.test_accuracy - other.test_accuracy
     points = unit.distance(top.test_accuracy, other.test_accuracy)
-    seeds = "one seed each" if top.test_sd is None or other.test_sd is None else f"{top.n} seeds"
-    remarks = "; ".join([seeds, *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
+    remarks = "; ".join([_seeds(top, other), *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
     error = _difference_error(top, other, comparison.test_examples)
     if error is not None and abs(difference) <= NOISE_FACTOR * error:
         return f"{finalist} and {rule} differ by {points} on test, within noise ({remarks})."
     return f"{finalist} is {points} {_side(difference, unit)} {rule} on test ({remarks})."
+
+
+def _seeds(first: FinalScore, second: FinalScore) -> str:
+    """Of how many runs two means are."""
+    if first.n == second.n:
+        return "one seed each" if first.n == 1 else f"{first.n} seeds"
+    return f"{first.n} and {second.n} seeds"
 
 
 def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str, unit: Metric) -> str:
@@ -227,13 +273,13 @@ def _side(difference: float, unit: Metric) -> str:
 def _difference_error(first: FinalScore, second: FinalScore, examples: int | None) -> float | None:
     """Standard error of a difference of test accuracies, from the spread over seeds and the number of test examples.
 
-    Examples count as if each network had been tested on different ones, which gives the largest error. None if nothing
-    is known.
+    One run has no spread of its own: the other's stands for it. Examples count as if each network had been tested on
+    different ones, which gives the largest error. None if nothing is known.
     """
     variance, known = 0.0, False
-    if first.test_sd is not None and second.test_sd is not None:
+    if spreads := [one.test_sd**2 for one in (first, second) if one.test_sd is not None]:
         known = True
-        variance += fmean([first.test_sd**2, second.test_sd**2]) * 2 / min(first.n, second.n)
+        variance += fmean(spreads) * (1 / first.n + 1 / second.n)
     if examples:
         known = True
         variance += _variance_of_examples(examples, first.test_accuracy, second.test_accuracy)

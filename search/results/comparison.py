@@ -22,9 +22,10 @@ from spaces.validation import is_number, unknown
 
 log = logging.getLogger(__name__)
 
-COMPARISON_VERSION = 3
-READ_VERSIONS = (1, 2, 3)
-"""Version 1 had no `latency`; 1 and 2 had `dense` and `int8` in place of `references`, and no `bits`."""
+COMPARISON_VERSION = 4
+READ_VERSIONS = (1, 2, 3, 4)
+"""Version 1 had no `latency`; 1 and 2 had `dense` and `int8` in place of `references`, and no `bits`; 1 to 3 compared
+all finalists with baselines at the limit, and had no `matched` and `named`."""
 BASELINES = ("uniform", "global", "lamp")
 DENSE, INT8 = "dense", "dense int8"
 REFERENCE_BITS = (8, 6, 4)
@@ -59,6 +60,14 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A static allocation that is tuned and tested: the name of its rule, and the digest of its policy."""
+
+    rule: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What finalists are compared with.
 
@@ -67,14 +76,18 @@ class Comparison:
             weights rounded to few bits (`rounded_name`; `dense int8` in older comparisons).
         baselines: static allocator -> policy digest, each fitted to the largest size target in `granularity`; the
             digest is that of a finalist, or of an earlier baseline, if both remove the same. Allocators that cannot
-            reach the limit are absent.
-        granularity: of the baselines.
+            reach the limit, or were not compared at it, are absent.
+        granularity: of these baselines.
         finalists: policy digests, in the order they were chosen.
         latency: the dense model's, and by policy digest those of finalists and baselines, measured on the runs that an
             export ships; None if latency plays no part in the study.
         test_examples: number of examples behind the test accuracies; None in older comparisons.
         bits: static allocator -> bits of its stored weights, of a study's choices those that did best on validation
             data; one that is not named has 32.
+        matched: digest of a finalist -> the static allocation that does best on validation data at that finalist's own
+            size, granularity and bits. Its digest is the finalist's, or another's, if both remove the same. Finalists
+            whose size no static allocator reaches are absent, as are all in comparisons before version 4.
+        named: digests of the finalists that somebody named, rather than the front.
     """
 
     references: Mapping[str, Reference]
@@ -84,6 +97,19 @@ class Comparison:
     latency: TimedNetworks | None = None
     test_examples: int | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
+    matched: Mapping[str, Baseline] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+
+    @property
+    def static(self) -> list[Baseline]:
+        """All static baselines, those at finalists' sizes first; no policy is there twice by one rule."""
+        at_limit = [Baseline(rule, digest) for rule, digest in self.baselines.items()]
+        return list(dict.fromkeys([*self.matched.values(), *at_limit]))
+
+    @property
+    def digests(self) -> list[str]:
+        """Of all policies that are tuned, each once, finalists first."""
+        return list(dict.fromkeys([*self.finalists, *(one.digest for one in self.static)]))
 
     @property
     def dense(self) -> Reference | None:
@@ -151,7 +177,9 @@ def _parsed(path: Path) -> Comparison | None:
             return None
         latency = _read_latency(data.pop("latency", None))
         references = _read_references(data)
-        found = Comparison(references, finalists=tuple(data.pop("finalists")), latency=latency, **data)
+        finalists, named = tuple(data.pop("finalists")), tuple(data.pop("named", ()))
+        matched = {digest: Baseline(**one) for digest, one in data.pop("matched", {}).items()}
+        found = Comparison(references, finalists=finalists, latency=latency, matched=matched, named=named, **data)
         _check_comparison(found)
         return found
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -172,9 +200,12 @@ def _check_comparison(found: Comparison) -> None:
     examples = found.test_examples
     if examples is not None and not (type(examples) is int and examples > 0):
         raise ValueError(f"test_examples must be a whole number from 1 on, got {examples!r}")
-    digests = [*found.finalists, *dict(found.baselines).values()]
-    if not all(isinstance(word, str) for word in (*digests, *found.baselines, found.granularity)):
+    digests = [*found.finalists, *found.named, *dict(found.baselines).values()]
+    rules = [word for one in found.matched.values() for word in (one.rule, one.digest)]
+    if not all(isinstance(word, str) for word in (*digests, *rules, *found.baselines, found.granularity)):
         raise ValueError("baselines, finalists and granularity must be text")
+    if missing := {*found.matched, *found.named} - {*found.finalists}:
+        raise ValueError(f"{min(missing)!r} is no finalist, and is compared as one")
     for name, bits in dict(found.bits).items():
         check_bits(bits, f"bits of baseline {name!r}")
 

@@ -183,7 +183,7 @@ def compared_marks(comparison: Comparison, finals: Mapping[str, FinalScore], met
     references = _by_point(
         ((one.size_encoded, one.validation_accuracy), f"{BITS_OF[name]} bits") for name, one in rounded.items()
     )
-    static = _by_point((point(digest), name) for name, digest in comparison.baselines.items() if digest in finals)
+    static = _by_point((point(one.digest), one.rule) for one in comparison.static if one.digest in finals)
     finalists = {point(digest): "" for digest in comparison.finalists if digest in finals}
     found = [
         Mark("dense, rounded only", "kx", references, (3, -13)),  # below: above are baselines of about that size

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from search.config import SearchConfig
 from search.given_workload import lives_in_python
 from search.metric import MAX
 from search.results.cells import MIXED
-from search.results.closing import ClosingRow, closing_rows, verdict
+from search.results.closing import ClosingRow, alike_line, closing_rows, verdict
 from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
@@ -19,8 +20,17 @@ def closing_of(state: StudyState) -> list[ClosingRow]:
     """The closing table's rows; none before the finals."""
     if state.comparison is None:
         return []
-    trial_of = {record.policy.digest: number for number, record in sorted(state.records.items())}
-    return closing_rows(state.comparison, state.scores, trial_of)
+    return closing_rows(state.comparison, state.scores, _trial_of(state))
+
+
+def alike_of(state: StudyState) -> str | None:
+    """Which static rules come to the network of another row, see `search.results.closing.alike_line`."""
+    return alike_line(state.comparison, state.scores, _trial_of(state)) if state.comparison else None
+
+
+def _trial_of(state: StudyState) -> dict[str, int]:
+    """Digest of a policy -> the trial that has it."""
+    return {record.policy.digest: number for number, record in sorted(state.records.items())}
 
 
 def verdict_of(state: StudyState) -> str | None:
@@ -93,6 +103,19 @@ def resumed_in_python(config: SearchConfig) -> str:
 def resume_line(config: SearchConfig, place: str | None) -> str:
     """How the study goes on; `place` is where a criterion of the user's own was, see `StudyView`."""
     return f"Resume: {resumed_in_python(config) or resume_command(config, place)}"
+
+
+def finals_line(config: SearchConfig, study: str, place: str | None = None) -> str:
+    """How the finals of a study that were left out are made up for; `place` is as of `resume_line`."""
+    if ":" in config.criterion and ".py:" not in config.criterion:
+        return f"Finals: by run_finals in a Python program that registers criterion {config.criterion!r}"
+    if lives_in_python(config.workload):
+        return f"Finals: by run_finals in the Python program that has workload {config.workload!r}"
+    parts = ["prunefront", "finals", study]
+    parts += ["--criterion", place or config.criterion] if ":" in config.criterion else []
+    parts += ["--trust-remote-code"] if config.trust_remote_code else []
+    parts += ["--root", config.root] if config.root != "mlruns" else []
+    return f"Finals: {shlex.join(parts)}"
 
 
 def _article(name: str) -> str:

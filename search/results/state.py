@@ -74,7 +74,7 @@ class StudyState:
         self.finals.append(run)
         runs = self._runs.setdefault(run.digest, [])
         runs.append(run)
-        if score := score_runs(runs, self.config.final_repeats, self.unit):
+        if score := score_runs(runs, self.unit):
             self.scores[run.digest] = score
 
     def add_all(self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord]) -> list[int]:
@@ -85,7 +85,11 @@ class StudyState:
 
     def has_finals(self, number: int) -> bool:
         """Whether a full-length fine-tune of a trial's policy is there."""
-        return self.records[number].policy.digest in self._runs
+        return self.final_runs(number) > 0
+
+    def final_runs(self, number: int) -> int:
+        """How many full-length fine-tunes of a trial's policy are there, failed ones included."""
+        return len(self._runs.get(self.records[number].policy.digest, ()))
 
     def final(self, digest: str) -> FinalRecord | None:
         """The full-length fine-tune of median validation accuracy of a policy; None without its scores."""
@@ -128,7 +132,8 @@ class StudyState:
 
         A trial that has finals only because a static baseline has its policy is left out: the study did not choose it.
         """
-        compared = set(self.comparison.baselines.values()) - set(self.comparison.finalists) if self.comparison else ()
+        static = {one.digest for one in self.comparison.static} if self.comparison else set()
+        compared = static - {*self.comparison.finalists} if self.comparison else static
         tuned = [
             self.row(number)
             for number, record in sorted(self.records.items())
@@ -184,7 +189,7 @@ class StudyState:
         """
         digests = [self.records[number].policy.digest for number in self.finalists(self.config.finalists)]
         runs = final_runs_left(self.config, digests, self.finals, self.comparison)
-        short = short_runs_left(self.config, self.finals, self.comparison)
+        short = short_runs_left(self.config, digests, self.finals, self.comparison)
         return seconds_left(self.config, self.recipe, self._pace, self.finals, runs, short)
 
     @property

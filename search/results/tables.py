@@ -126,13 +126,13 @@ class FinalScore:
         return self.size_encoded if metric == "encoded" else self.size_nonzero
 
 
-def score_runs(runs: Sequence[FinalRecord], seeds: int, unit: Metric = SHARE) -> FinalScore | None:
-    """The scores of one policy; None until `seeds` fine-tunes of it are there, and if all of them failed.
+def score_runs(runs: Sequence[FinalRecord], unit: Metric = SHARE) -> FinalScore | None:
+    """The scores of one policy, of the fine-tunes that there are; None if there are none, or all of them failed.
 
     Means are those of values in the `unit`, see `Metric.mean`.
     """
     complete = [run for run in runs if run.result.state == COMPLETE]
-    if len(runs) < seeds or not complete:
+    if not complete:
         return None
     measured = [run.result.measured for run in complete]
     ordered = sorted(complete, key=lambda run: (run.result.measured.accuracy, run.seed))

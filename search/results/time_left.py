@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from search.config import SearchConfig
+from search.config import FULL, SearchConfig
 from search.records import FinalRecord, TrialRecord
 from search.results.comparison import BASELINES, Comparison
 
@@ -71,20 +71,31 @@ def final_runs_left(
 ) -> int:
     """The number of full-length fine-tunes still to come if these policies (digests) are the finalists.
 
-    Until a comparison says which static baselines reach the limit and differ from finalists, it is the largest possible
-    number.
+    It is the smallest possible number, in which the finalist that leads after its first run goes on leading. Until a
+    comparison says which baselines there are, each finalist has one of its own.
     """
     if not config.finalists or (comparison and set(finalists) <= {*comparison.finalists}):
         return 0
-    runs = Counter(final.digest for final in finals)
-    mine = sum(max(config.final_repeats - runs.pop(digest, 0), 0) for digest in finalists)
-    if comparison:
-        return mine
-    return mine + max(len(BASELINES) * config.final_repeats - runs.total(), 0)
+    repeats, count, runs = config.final_repeats, len(finalists), Counter(final.digest for final in finals)
+    own = [min(runs.pop(digest, 0), repeats) for digest in finalists]
+    new = own.count(0)
+    if config.comparison == FULL:
+        mine = sum(repeats - done for done in own)
+        theirs = (new if comparison else count + len(BASELINES)) * repeats
+    else:
+        mine = new + max(repeats - max([1, *own]), 0) if own else 0
+        theirs = new if comparison else count + repeats - 1
+    return mine + (theirs if comparison else max(theirs - runs.total(), 0))
 
 
-def short_runs_left(config: SearchConfig, finals: Sequence[FinalRecord], comparison: Comparison | None) -> int:
-    """The largest possible number of fine-tunes still to come by which static baselines choose their bits."""
-    if not config.finalists or finals or comparison or len(config.bits) == 1:
+def short_runs_left(
+    config: SearchConfig, finalists: Sequence[str], finals: Sequence[FinalRecord], comparison: Comparison | None
+) -> int:
+    """The largest possible number of fine-tunes still to come by which static rules are chosen as baselines of these
+    finalists (digests).
+    """
+    if not config.finalists or comparison or {final.digest for final in finals} - {*finalists}:
         return 0
-    return len(BASELINES) * len(config.bits)
+    if config.comparison != FULL:
+        return len(BASELINES) * min(len(finalists), len(config.granularity))
+    return len(BASELINES) * (len(finalists) + (len(config.bits) if len(config.bits) > 1 else 0))

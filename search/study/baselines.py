@@ -1,15 +1,16 @@
-"""Static allocations at the limit, each at those of the study's bits that do best on validation data."""
+"""Static allocations that finalists are compared with, those that do best on validation data after short fine-tunes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from search.config import SearchConfig
 from search.executors.dispatch import evaluations
 from search.executors.jobs import Executor, Job
 from search.metric import told_share
 from search.progress import ProgressReporter
-from search.records import COMPLETE, FinalRecord
+from search.records import COMPLETE, FinalRecord, TrialRecord
 from search.results.comparison import BASELINES
 from search.results.state import StudyState
 from search.store.folder import StudyFolder
@@ -17,43 +18,77 @@ from search.study.clock import StudyClock
 from search.training.attempts import Attempt
 from search.training.evaluate import PreparedModel
 from spaces.allocation.budget import Unreachable
-from spaces.cost.effect import fine_tune_key
+from spaces.cost.effect import asked_layers, fine_tune_key
+from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.search_space.initial import allocated
 from spaces.search_space.projection import Projector
 
+NEAR = 0.9
+"""A finalist of at least this share of the limit is at the limit: its own baseline stands for those there."""
 
-def static_candidates(projector: Projector, name: str) -> list[PruningPolicy]:
-    """The policies of a static allocation at the limit, one for each of the study's bits at which it reaches it."""
-    space, found = projector.space, []
-    for bits in space.bits:
-        try:
-            found.append(allocated(space, name, space.size_range[1], space.usable[0], projector.inputs, bits))
-        except Unreachable:
-            continue
+
+class Rival(NamedTuple):
+    """A static rule, and a policy that it comes to."""
+
+    rule: str
+    policy: PruningPolicy
+
+
+def rivals_at(projector: Projector, size: float, granularity: str, bits: Iterable[int]) -> list[Rival]:
+    """What static rules come to at a size, a share of the dense model, each at those of the bits at which it can have
+    that size.
+    """
+    found, bits = [], tuple(bits)
+    for rule in BASELINES:
+        for one in bits:
+            try:
+                policy = allocated(projector.space, rule, size, granularity, projector.inputs, one)
+            except Unreachable:
+                continue
+            found.append(Rival(rule, policy))
     return found
 
 
-def baseline_choices(projector: Projector, finalists: Sequence[PruningPolicy]) -> dict[str, list[PruningPolicy]]:
-    """Static allocations at the limit, by name, each at all bits at which it reaches it, from the most on.
+def matched_granularity(projector: Projector, trial: TrialRecord) -> str:
+    """The granularity of static rules beside a finalist: its own, or the study's first where its layers differ."""
+    own = trial.policy.granularity
+    return own if isinstance(own, str) else projector.space.usable[0]
 
-    One that does the same as a finalist or an earlier one is replaced by that policy, so that it is tuned once.
+
+def matched_rivals(projector: Projector, trial: TrialRecord) -> list[Rival]:
+    """Static rules at a finalist's own size, granularity and bits; where its layers differ in bits, at all of the
+    study's.
     """
-    network = projector.space.network
-    known = {fine_tune_key(network, policy): policy for policy in reversed(finalists)}
-    choices = {}
-    for name in BASELINES:
-        found = static_candidates(projector, name)
-        ours = [known.setdefault(fine_tune_key(network, one), one) for one in found]
-        choices[name] = list({one.digest: one for one in ours}.values())
-    return choices
+    bits = (trial.policy.bits,) if isinstance(trial.policy.bits, int) else projector.space.bits
+    return rivals_at(projector, trial.target, matched_granularity(projector, trial), bits)
 
 
-def best_baselines(
-    choices: Mapping[str, Sequence[PruningPolicy]], accuracies: Mapping[str, float]
-) -> dict[str, PruningPolicy]:
-    """Of each static allocation that reaches the limit the one of highest accuracy (by digest), ties by more bits."""
-    return {name: max(ones, key=lambda one: accuracies.get(one.digest, 0.0)) for name, ones in choices.items() if ones}
+def rivals_at_limit(projector: Projector) -> list[Rival]:
+    """Static rules at the limit, each at all of the study's bits, from the most on."""
+    space = projector.space
+    return rivals_at(projector, space.size_range[1], space.usable[0], space.bits)
+
+
+def informative(projector: Projector, rivals: Iterable[Rival], sizes: Iterable[float]) -> list[Rival]:
+    """Those of static rules at the limit that say more than other rows do: none where a finalist's size (`sizes`) is
+    near the limit, and none that only rounds, as the dense model's roundings are compared anyway.
+    """
+    if any(size >= NEAR * projector.space.size_range[1] for size in sizes):
+        return []
+    return [rival for rival in rivals if asked_layers(rival.policy)]
+
+
+def known_alike(network: Network, rivals: Iterable[Rival], known: dict[str, PruningPolicy]) -> list[Rival]:
+    """The same rivals, where a policy that does what an earlier one does is replaced by that one, so that it is tuned
+    once; `known` are policies by what they do (`fine_tune_key`), and takes these in.
+    """
+    return [Rival(rule, known.setdefault(fine_tune_key(network, policy), policy)) for rule, policy in rivals]
+
+
+def best_rival(rivals: Sequence[Rival], accuracies: Mapping[str, float]) -> Rival:
+    """The rival of highest accuracy (by digest); of equals the first."""
+    return max(rivals, key=lambda rival: accuracies.get(rival.policy.digest, 0.0))
 
 
 class ShortRuns:
@@ -77,14 +112,11 @@ class ShortRuns:
         self._clock, self._watcher, self._trials, self._unit = clock, watcher, state.records, state.unit
         self._done = {run.digest: run for run in folder.journal.short_runs()}
 
-    def accuracies(self, choices: Mapping[str, Sequence[PruningPolicy]]) -> dict[str, float]:
-        """Digest -> accuracy on validation data, -1 if the fine-tune failed, of all policies among which there is a
-        choice.
-        """
-        asked = {one.digest: (name, one) for name, ones in choices.items() if len(ones) > 1 for one in ones}
-        of_trials = self._of_trials(one for _, one in asked.values())
-        missing = {key: what for key, what in asked.items() if key not in of_trials and key not in self._done}
-        self._run(missing)
+    def accuracies(self, rivals: Iterable[Rival]) -> dict[str, float]:
+        """Digest -> accuracy of these policies on validation data, -1 if the fine-tune failed."""
+        asked = {rival.policy.digest: rival for rival in rivals}
+        of_trials = self._of_trials(rival.policy for rival in asked.values())
+        self._run([rival for key, rival in asked.items() if key not in of_trials and key not in self._done])
         ours = {key: self._done[key].result.accuracy for key in asked if key not in of_trials}
         return of_trials | {key: -1.0 if accuracy is None else accuracy for key, accuracy in ours.items()}
 
@@ -96,9 +128,9 @@ class ShortRuns:
         found = {policy.digest: known.get(fine_tune_key(network, policy)) for policy in policies}
         return {key: accuracy for key, accuracy in found.items() if accuracy is not None}
 
-    def _run(self, missing: Mapping[str, tuple[str, PruningPolicy]]) -> None:
+    def _run(self, missing: Sequence[Rival]) -> None:
         config, folder = self._config, self._folder.journal.folder
-        jobs = [self._job(name, policy) for name, policy in missing.values()]
+        jobs = [self._job(*rival) for rival in missing]
         for done in evaluations(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
             policy, result = done.job.policy, done.result
             scored = result, None, None, self._clock.seconds, done.worker
@@ -111,11 +143,12 @@ class ShortRuns:
                 said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
             self._watcher.headline(f"{done.job.label}: {said}")
 
-    def _job(self, name: str, policy: PruningPolicy) -> Job:
+    def _job(self, rule: str, policy: PruningPolicy) -> Job:
+        label = ", ".join(filter(None, [f"baseline {rule}", policy.bits_label]))
         return Job(
             key=f"static-{policy.digest}",
-            name=f"baseline {name}, {policy.bits_label}",
-            label=f"baseline {name}, {policy.bits_label}",
+            name=label,
+            label=label,
             policy=policy,
             epochs=self._subject.workload.recipe.trial_epochs,
             seed=self._config.seed,

@@ -8,11 +8,8 @@ from dataclasses import replace
 import torch
 
 from search.config import SearchConfig
-from search.executors.dispatch import evaluations
-from search.executors.jobs import Executor, Job
-from search.metric import Metric, told_share
-from search.progress import ProgressReporter, duration
-from search.records import COMPLETE, FinalRecord, TrialResult
+from search.executors.jobs import Executor
+from search.progress import ProgressReporter
 from search.results.comparison import (
     DENSE,
     REFERENCE_BITS,
@@ -25,17 +22,15 @@ from search.results.comparison import (
 from search.results.state import StudyState
 from search.results.tables import FinalScore
 from search.store.folder import StudyFolder
-from search.store.journal import Journal
-from search.study.baselines import ShortRuns, baseline_choices, best_baselines
+from search.study.baselines import ShortRuns
 from search.study.clock import StudyClock
-from search.study.loop_remarks import LoopRemarks
-from search.training.attempts import Attempt
+from search.study.contest import Contest
+from search.study.final_runs import FinalRuns
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
 from search.training.latency_cache import Unmeasured, time_finals
 from search.training.scoring import score, test_scores
-from search.workloads.run import FINAL
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
 from spaces.search_space.projection import Projector
@@ -50,98 +45,36 @@ def compare_finals(
     clock: StudyClock,
     watcher: ProgressReporter,
     executor: Executor,
+    named: Sequence[int] = (),
 ) -> Comparison:
-    """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in."""
-    finalists = [state.records[number].policy for number in state.finalists(config.finalists)]
-    choices = baseline_choices(projector, finalists)
-    shorts = ShortRuns(config, folder, subject, state, clock, watcher, executor)
-    baselines = best_baselines(choices, shorts.accuracies(choices))
-    named = {f"finalist {n}": policy for n, policy in enumerate(finalists, 1)} | baselines
-    seeds = [config.seed + 1 + n for n in range(config.final_repeats)]
-    runs = {(policy.digest, seed): (name, policy) for name, policy in named.items() for seed in seeds}
-    _run_finals(config, folder, subject, runs, state, clock, watcher, executor)
-    _tell_failures(folder.journal, state.finals, runs, watcher)
+    """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in.
+
+    Args:
+        named: trials that are finalists whatever the front says.
+    """
+    around = config, folder, subject, state, clock, watcher, executor
     known = read_comparison(folder)
-    comparison = Comparison(
+    contest, shorts = Contest(config, projector, state, named, known), ShortRuns(*around)
+    runs = FinalRuns(*around, left=lambda: contest.runs_left)
+    standing: object = None
+    while standing != contest.standing:  # a baseline can be a trial, which then may lead
+        while asked := contest.undecided():
+            runs.run(asked)
+        standing = contest.standing
+        contest.choose_baselines(shorts.accuracies)
+        runs.run(contest.baselines)
+    runs.tell_failures()
+    comparison = replace(
+        contest.comparison,
         references=_references(subject, known.references if known else {}, watcher),
-        baselines={name: policy.digest for name, policy in baselines.items()},
-        granularity=projector.space.usable[0],
-        finalists=tuple(policy.digest for policy in finalists),
         latency=known.latency if known else None,
         test_examples=subject.workload.examples("test").counted() if subject.workload.reads("test") else None,
-        bits={name: policy.bits for name, policy in baselines.items() if isinstance(policy.bits, int)},
     )
     if config.needs_latency:
         comparison = replace(comparison, latency=_timed(config, folder, subject, state.scores, comparison, watcher))
     write_comparison(folder, comparison)
     state.comparison = comparison
     return comparison
-
-
-def _run_finals(
-    config: SearchConfig,
-    folder: StudyFolder,
-    subject: PreparedModel,
-    runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]],
-    state: StudyState,
-    clock: StudyClock,
-    watcher: ProgressReporter,
-    executor: Executor,
-) -> None:
-    """Full-length fine-tunes of policies by digest and seed, but for those that are done.
-
-    Their time limit is a trial's, times the ratio of their epochs if that is above 1.
-    """
-    done_before = {(final.digest, final.seed) for final in state.finals}
-    missing = {run: what for run, what in runs.items() if run not in done_before}
-    recipe, limit = subject.workload.recipe, config.trial_timeout
-    if limit is not None:
-        limit *= max(recipe.final_epochs / recipe.trial_epochs, 1)
-    jobs, seeds = {}, {}
-    for number, ((digest, seed), (name, policy)) in enumerate(missing.items(), 1):
-        job = Job(
-            key=f"{digest}-{seed}",
-            name=f"the final run of {name} with seed {seed}",
-            label=f"final run {number}/{len(missing)} ({name}, seed {seed})",
-            policy=policy,
-            epochs=recipe.final_epochs,
-            seed=seed,
-            stage=FINAL,
-            limit=limit,
-            is_tested=True,
-            weights=folder.final_weights(digest, seed),
-        )
-        jobs[job.key], seeds[job.key] = job, (number, name)
-    began, remarks = clock.seconds, LoopRemarks(watcher)
-    ended = evaluations(executor, iter(jobs.values()), folder.journal.folder, config.attempts, watcher.note)
-    for count, done in enumerate(ended, 1):
-        job, (number, name) = done.job, seeds[done.job.key]
-        remarks.tell(job.name, done.result)
-        if not done.keep_weights():
-            watcher.note(f"the weights of {job.name} are gone with their node: export repeats it")
-        accuracy, loss = (done.tested.accuracy, done.tested.loss) if done.tested else (None, None)
-        scored = done.result, accuracy, loss, clock.seconds, done.worker
-        record = FinalRecord(job.policy.digest, job.seed, job.policy, *scored)
-        folder.journal.write_final(record)
-        Attempt(folder.journal.folder, job.key).finish()
-        state.add_final(record)
-        left = (clock.seconds - began) / count * (len(missing) - count)
-        watcher.headline(_headline(f"final run {number}/{len(missing)} ({name})", done.result, left, state.unit))
-
-
-def _tell_failures(
-    journal: Journal,
-    finals: Sequence[FinalRecord],
-    runs: Mapping[tuple[str, int], tuple[str, PruningPolicy]],
-    watcher: ProgressReporter,
-) -> None:
-    for final in sorted(finals, key=lambda final: (final.digest, final.seed)):
-        if final.result.state != COMPLETE and (what := runs.get((final.digest, final.seed))):
-            path = journal.final_path(final.digest, final.seed)
-            watcher.note(
-                f"the final run of {what[0]} with seed {final.seed} failed ({final.result.reason}) and is left out "
-                f"of the means: to repeat it, delete {path} and run `prunefront search` again"
-            )
 
 
 def _timed(
@@ -154,8 +87,7 @@ def _timed(
 ) -> TimedNetworks | None:
     """Time all compared networks side by side, in shared rounds, unless that was done in this environment before;
     None if they cannot be timed, which is said."""
-    digests = dict.fromkeys([*comparison.finalists, *comparison.baselines.values()])
-    kept = {d: folder.final_weights(d, scores[d].best_seed) for d in digests if d in scores}
+    kept = {d: folder.final_weights(d, scores[d].best_seed) for d in comparison.digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
     before, here = comparison.latency, (subject.workload.placement.name, torch.get_num_threads())
     if before and (before.device, before.threads) == here and before.networks.keys() >= kept.keys():
@@ -168,15 +100,6 @@ def _timed(
     except Unmeasured as error:
         watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
         return before
-
-
-def _headline(run: str, result: TrialResult, left: float, unit: Metric) -> str:
-    what = (
-        f"{told_share(unit, result.measured.accuracy)} on validation"
-        if result.state == COMPLETE
-        else f"{result.state}: {result.reason}"
-    )
-    return f"{run}: {what}" + (f" | about {duration(left)} left" if left else "")
 
 
 def _references(

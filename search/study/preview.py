@@ -18,6 +18,7 @@ from search.metric import MAX
 from search.progress import ProgressReporter
 from search.results.comparison import BASELINES, known_comparison
 from search.results.state import StudyState
+from search.results.time_left import final_runs_left, short_runs_left
 from search.storage import check_database_path
 from search.store.folder import StudyFolder
 from search.store.locks import require_free
@@ -249,8 +250,8 @@ def _duration(config: SearchConfig, workload: Workload, state: StudyState | None
         return Duration(
             None, "a training loop of your own takes as long as it takes: see `status` after the first trial"
         )
-    finals = (config.finalists + len(BASELINES)) * config.final_repeats if config.finalists else 0
-    short = len(BASELINES) * len(config.bits) if config.finalists and len(config.bits) > 1 else 0
+    finalists = [f"finalist {n}" for n in range(config.finalists)]
+    finals, short = final_runs_left(config, finalists, (), None), short_runs_left(config, finalists, (), None)
     steps = trial * (config.trials + short) + final * finals
     first = 0 if has_dense or config.weights else step_count(workload, recipe.dense_epochs) or 0
     seconds = _step_seconds(workload, config.dense_seed)

@@ -27,7 +27,7 @@ from search.progress import ProgressReporter, duration
 from search.proposals.guide import GuidedProposer
 from search.proposals.optuna_study import Objectives, OptunaStudy
 from search.records import COMPLETE, CRASHED, ERROR, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
-from search.results.comparison import Comparison, known_comparison
+from search.results.comparison import known_comparison
 from search.results.figures import front_png, profile_png
 from search.results.note import study_note
 from search.results.state import StudyState
@@ -86,7 +86,9 @@ class StudyRunner:
         prepared: PreparedModel,
         dense: DenseModel,
         watcher: ProgressReporter,
+        named_trials: Sequence[int] = (),
     ) -> None:
+        self.named_trials = named_trials
         self.config, self.folder, self.space, self.watcher = config, folder, space, watcher
         self.dense, self.journal = dense, folder.journal
         self.subject, workload = prepared.scored_by(config.criterion), prepared.workload
@@ -171,7 +173,8 @@ class StudyRunner:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
             self._run_trials()
-            self.state.comparison = self._finals() if self.config.finalists else None
+            if self.config.finalists or self.named_trials:
+                self._finals()
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
@@ -227,7 +230,7 @@ class StudyRunner:
         }
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.config.stored() | environment(self.subject.workload.placement)
+        settings = self.folder.read_record()["config"] | environment(self.subject.workload.placement)
         settings |= {} if self.state.unit == SHARE else {"metric": self.state.unit.name}
         return {key: value for key, value in settings.items() if value is not None}
 
@@ -393,13 +396,13 @@ class StudyRunner:
         accuracy, _, shares = record.result.measured
         return f"{told_share(self.state.unit, accuracy)} at {shares.of(self.config.size_metric):.1%}"
 
-    def _finals(self) -> Comparison | None:
-        """None if there is no finalist to compare with anything."""
-        if not self.state.front_length:
-            return None
-        return compare_finals(
-            self.config, self.folder, self.subject, self.projector, self.state, self.clock, self.watcher, self.executor
-        )
+    def _finals(self) -> None:
+        """Where there is a finalist, compare it with what it has to be better than."""
+        if self.state.front_length or self.named_trials:
+            compare_finals(
+                self.config, self.folder, self.subject, self.projector, self.state, self.clock, self.watcher,
+                self.executor, self.named_trials,
+            )  # fmt: skip
 
     def _seconds(self) -> dict[str, float]:
         """Phase -> seconds over the whole study, dense training and scan as far as this process ran them."""

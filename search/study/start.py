@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from search.config import SearchConfig
+from search.errors import GoalMissed, UsageError
 from search.files import remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.study_identity import latency_device, study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of, refuse_other_latency_device
 from search.metric import metric_from_plain
 from search.notebook import usual_reporter
+from search.options import FORMER, OPTIONS, unknown_option
 from search.progress import ProgressReporter
+from search.records import COMPLETE, TrialRecord
 from search.storage import check_database_path, write_problem
-from search.store.folder import StudyFolder
+from search.store.folder import StudyFolder, find_study
 from search.store.locks import held_lock
 from search.store.study_record import new_record
 from search.study.checks import CheckedStudy, SearchedSpace, checked_study, searched_space
@@ -52,7 +59,69 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
         return _run(study, watcher)
 
 
-def _run(study: CheckedStudy, watcher: ProgressReporter) -> SearchResult:
+def run_finals(
+    study: str,
+    root: str | Path = "mlruns",
+    *,
+    trials: Sequence[int] = (),
+    watcher: ProgressReporter | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Run or complete the finals of a study that has trials, such as one that was searched with `finalists=0`.
+
+    What of them is done is not repeated, and what is stored of the study's options stays as it is. The same call goes
+    on after an interruption.
+
+    Args:
+        study: its name.
+        root: the folder it is under.
+        trials: complete trials to tune with all `final_repeats` seeds and to compare; without any, the front's
+            finalists are.
+        watcher: as of `run_search`.
+        options: of `SearchConfig`, for these finals alone: `FINALS_OPTIONS`. Others, and those left out, are the
+            study's; where it has `finalists` 0, they are 3.
+
+    Raises:
+        UsageError: unknown study, trial or option, or a study that changed; before training.
+        GoalMissed: no complete trial within the limit.
+        EnvironmentProblem, Refused: as of `run_search`.
+    """
+    refuse_while_loading("run_finals")
+    watcher = watcher or usual_reporter()
+    for name in options:
+        if FORMER.get(name, name) not in FINALS_OPTIONS:
+            raise UsageError(unknown_option(name, FINALS_OPTIONS, FORMER, "option of finals"))
+    folder = find_study(root, study)
+    asked = checked_study(SearchConfig(study=study, root=str(root), **options), watcher)
+    records = folder.journal.trials()
+    _require_complete(trials, records, study)
+    changes: dict[str, Any] = {"trials": max(len(records), 1), "timeout": None}  # no further trial is proposed
+    if asked.config.finalists == 0 and "finalists" not in options:
+        changes["finalists"] = OPTIONS["finalists"].default
+    config = asked.config.model_copy(update=changes)
+    with asked.placement.running():
+        return _run(replace(asked, config=config), watcher, tuple(trials))
+
+
+FINALS_OPTIONS = (
+    "workload", "criterion", "trust_remote_code", "finalists", "final_repeats", "comparison", "trial_timeout", "device",
+    "deterministic", "threads", "workers", "executor", "ray_address", "attempts", "stall",
+)  # fmt: skip
+"""What may be said anew of a study whose finals are run."""
+
+
+def _require_complete(numbers: Sequence[int], records: Sequence[TrialRecord], study: str) -> None:
+    complete = [record.number for record in records if record.result.state == COMPLETE]
+    if not complete:
+        raise GoalMissed(f"study {study!r} has no complete trial to run finals of: give it more --trials")
+    for number in numbers:
+        if number not in complete:
+            near = min(complete, key=lambda one: abs(one - number))
+            raise UsageError(f"trial {number} is not a complete trial of study {study!r}; the nearest is {near}")
+
+
+def _run(study: CheckedStudy, watcher: ProgressReporter, finals_of: tuple[int, ...] | None = None) -> SearchResult:
+    """Where `finals_of` says so, finals alone, of these trials or else the front's: what is stored of options stays."""
     folder, root = study.folder, study.folder.root
     workload = placed(study.workload, study.placement)
     folder.refuse_orphan()
@@ -72,9 +141,10 @@ def _run(study: CheckedStudy, watcher: ProgressReporter) -> SearchResult:
             if said:
                 watcher.note(said)
         known = metric_from_plain(folder.read_record().get("metric")) if folder.exists else None
-        _settle_identity(folder, config, workload, dense, searched, watcher)
+        stored = config.stored() if finals_of is None else folder.read_record()["config"]
+        _settle_identity(folder, config, workload, dense, searched, watcher, stored)
         prepared = searched.untrained.with_weights(dense.model, with_dense_value(dense.workload, known))
-        return StudyRunner(config, folder, space, prepared, dense, watcher).run()
+        return StudyRunner(config, folder, space, prepared, dense, watcher, finals_of or ()).run()
 
 
 def _make_folder(folder: StudyFolder) -> None:
@@ -105,11 +175,12 @@ def _settle_identity(
     dense: DenseModel,
     searched: SearchedSpace,
     watcher: ProgressReporter,
+    stored: Mapping[str, Any],
 ) -> None:
     """Write a new study down, or refuse one whose model, data, recipe or objectives changed, or whose results were
     measured in a way that new ones cannot be compared with.
 
-    Its test split may change as long as no final run has been scored on it.
+    Its test split may change as long as no final run has been scored on it. `stored` are the options it then has.
     """
     now, network, table = environment(workload.placement), searched.space.network, searched.table
     if folder.exists:
@@ -128,7 +199,7 @@ def _settle_identity(
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device
         folder.journal.require_layers(network)
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
-        record["config"] = config.stored()
+        record["config"] = stored
     else:
         identity = study_identity(config, workload, dense) | latency_device(config, workload.placement)
         record = new_record(config, identity)

@@ -106,7 +106,7 @@ def test_stored_studies_keep_the_names_they_have():
     stored = new_record(SearchConfig(**options, root="elsewhere"), {})["config"]
     # Options added since the golden record was written: a new one joins them. Records without it get its default.
     later = {"trial_timeout", "bits", "device", "precision", "deterministic", "threads", "network", "pretrained"}
-    later |= {"min_score", "workers", "executor", "ray_address", "attempts", "stall"}
+    later |= {"min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison"}
     later |= {"epochs", "learning_rate", "batch"}
     assert set(stored) - set(GOLDEN) == later and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options

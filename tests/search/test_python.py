@@ -147,7 +147,9 @@ def test_a_study_asked_for_by_its_name_goes_on_whatever_its_workload_is_called(t
     factory = partial(tiny.changed, name="renamed")
     identity = {"recipe": tiny.RECIPE.to_dict()}
     StudyFolder(tmp_path, "begun").write_record(new_record(SearchConfig(workload=factory), identity))
-    checked = checked_study(SearchConfig(workload=factory, study="begun", root=str(tmp_path)), ProgressReporter(), False)
+    checked = checked_study(
+        SearchConfig(workload=factory, study="begun", root=str(tmp_path)), ProgressReporter(), False
+    )
     assert checked.folder.name == checked.config.study == "begun" and checked.workload.name == "renamed"
 
 

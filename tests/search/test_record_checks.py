@@ -278,7 +278,7 @@ def test_results_without_a_record_are_nobodys(tmp_path):
         find_study(tmp_path, "mine")
 
 
-COMPARED = json.loads((GOLDEN / "comparison-v3.json").read_text())
+COMPARED = json.loads((GOLDEN / "comparison-v4.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,10 @@ COMPARED = json.loads((GOLDEN / "comparison-v3.json").read_text())
         ("baselines", ["uniform"]), ("baselines", {"uniform": 5}), ("finalists", [5]), ("finalists", 5),
         ("granularity", {}), ("latency/dense/seconds", 10**400), ("latency/networks", 5), ("test_examples", 0),
         ("test_examples", 37.5), ("references/dense/size_nonzero", -0.25), ("references/dense/test_accuracy", True),
-        ("references", DELETED), ("bits", [8]),
+        ("references", DELETED), ("bits", [8]), ("matched", 5), ("matched", {"fedcba9876543210": {"rule": "lamp"}}),
+        ("matched", {"fedcba9876543210": {"rule": 5, "digest": "a"}}),
+        ("matched", {"a": {"rule": "lamp", "digest": "a"}}),
+        ("named", ["a"]), ("named", 5),
     ],
 )  # fmt: skip
 def test_a_hand_edited_comparison_is_refused(tmp_path, path, value):

@@ -1,4 +1,4 @@
-"""Commands on a study: search, front, status, report, view."""
+"""Commands on a study: search, finals, front, status, report, view."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ from search.export.choose import choose_trial
 from search.files import check_writable, open_root, write_durably
 from search.masking import masked
 from search.metric import Metric
+from search.options import FORMER
 from search.progress import TerminalReporter, duration
 from search.results.cells import bits_cell, counts_line, latency_line, percent
-from search.results.closing import alike_line, plain_closing_rows
+from search.results.closing import plain_closing_rows
 from search.results.figures import KINDS, front_figure, fronts_figure
+from search.results.legend import closing_legend, front_legend
 from search.results.picture import Picture
 from search.results.policy_figure import policy_figure
 from search.results.remarks import (
     accuracy_remark,
+    alike_of,
     closing_of,
     dead_line,
     is_accurate,
@@ -68,6 +71,28 @@ def search(arguments: argparse.Namespace) -> Reply:
     return Reply(_search_data(result), _search_text(result, config.root), 0 if met else 1)
 
 
+def finals(arguments: argparse.Namespace) -> Reply:
+    """Run or complete the finals of a study."""
+    from search.study.start import FINALS_OPTIONS, run_finals  # PyTorch takes seconds to import
+    from search.user_code.loading import named_criterion
+
+    options = given_options(arguments, [*FINALS_OPTIONS, *FORMER])
+    if isinstance(options.get("criterion"), str):
+        options["criterion"] = named_criterion(options["criterion"])
+    named = _trial_numbers(arguments.named)
+    result = run_finals(arguments.study, arguments.root, trials=named, watcher=TerminalReporter(), **options)
+    met = result.best is not None and is_accurate(result.state)
+    return Reply(_search_data(result), _search_text(result, arguments.root), 0 if met else 1)
+
+
+def _trial_numbers(words: tuple[int | float | str, ...] | None) -> tuple[int, ...]:
+    """The trials that `--trials` names."""
+    for word in words or ():
+        if not isinstance(word, int) or word < 0:
+            raise UsageError(f"--trials takes numbers of trials, such as 7,12, got {word!r}; see `front --all`")
+    return tuple(word for word in words or () if isinstance(word, int))
+
+
 def _previewed(config: SearchConfig) -> Reply:
     from search.cli.preview_text import preview_data, preview_text
     from search.study.preview import preview_study
@@ -99,10 +124,13 @@ def _search_text(result: SearchResult, root: str) -> str:
     ]
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
-    parts.append(front_table(found, unit=result.state.unit))
+    said = front_legend(found, result.state.unit)
+    parts += [front_table(found, unit=result.state.unit), "\n".join(said)]
     if result.comparison:
-        table = closing_table(closing_of(result.state), result.state.unit)
-        parts.append("\n".join(filter(None, [table, alike_line(result.comparison, result.finals)])))
+        rows = closing_of(result.state)
+        more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
+        table = closing_table(rows, result.state.unit)
+        parts += ["\n".join(filter(None, [table, alike_of(result.state)])), "\n".join(more)]
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
@@ -150,7 +178,10 @@ def front(arguments: argparse.Namespace) -> Reply:
     elif arguments.format == "csv":
         text = csv_text(rows, columns, json.dumps, state.unit).rstrip("\n")
     else:
-        text = front_table(rows, arguments.all, state.unit) if rows else "no feasible trial yet"
+        text = "no feasible trial yet"
+        if rows:
+            legend = "\n".join(front_legend(rows, state.unit))
+            text = f"{front_table(rows, arguments.all, state.unit)}\n\n{legend}"
         if state.dense_accuracy is not None:
             text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):

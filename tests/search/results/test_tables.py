@@ -162,13 +162,13 @@ def final(seed: int, accuracy: float | None, tested: float | None, policy: Pruni
 def test_finals_are_means_and_the_median_seed():
     policy = PruningPolicy({"conv.weight": 0.5})
     runs = [final(1, 0.80, 0.70, policy), final(2, 0.90, 0.60, policy), final(3, 0.86, 0.71, policy)]
-    score = score_runs(runs, 3)
+    score = score_runs(runs)
     assert (score.digest, score.n, score.best_seed) == (policy.digest, 3, 3)
     assert score.final_accuracy == fmean([0.80, 0.90, 0.86]) and score.final_sd == stdev([0.80, 0.90, 0.86])
     assert score.test_accuracy == fmean([0.70, 0.60, 0.71]) and score.test_sd == stdev([0.70, 0.60, 0.71])
     assert score.size_encoded == 0.23  # the largest: the limit holds for every seed
-    assert score_runs(runs[:2], 2).best_seed == 1  # the lower of two
-    alone = score_runs(runs[:1], 1)
+    assert score_runs(runs[:2]).best_seed == 1  # the lower of two
+    alone = score_runs(runs[:1])
     assert alone.final_sd is None and alone.test_sd is None
 
 
@@ -176,7 +176,7 @@ def test_finals_by_a_metric_without_a_range_are_means_of_its_values():
     """By hand: RMSE 20 and 24 have the mean 22 and the deviation sqrt(8); on test, 30 and 36 have 33 and sqrt(18)."""
     unit, policy = Metric("RMSE", best="min", dense=21.0), PruningPolicy({"conv.weight": 0.5})
     shares = [[unit.share(value) for value in pair] for pair in ((20.0, 30.0), (24.0, 36.0))]
-    score = score_runs([final(seed, *pair, policy) for seed, pair in enumerate(shares)], 2, unit)
+    score = score_runs([final(seed, *pair, policy) for seed, pair in enumerate(shares)], unit)
     assert unit.value(score.final_accuracy) == pytest.approx(22) and unit.value(score.test_accuracy) == pytest.approx(
         33
     )
@@ -184,13 +184,13 @@ def test_finals_by_a_metric_without_a_range_are_means_of_its_values():
     assert sds == pytest.approx((8**0.5, 18**0.5))
 
 
-def test_unfinished_finals_give_no_score_and_failed_ones_are_counted():
+def test_finals_are_scored_as_they_come_and_failed_ones_are_counted():
     policy = PruningPolicy({"conv.weight": 0.5})
     runs = [final(1, 0.80, 0.70, policy), final(2, 0.90, 0.60, policy)]
-    assert score_runs(runs, 3) is None
-    score = score_runs([*runs, final(3, None, None, policy)], 3)
+    assert score_runs([]) is None and score_runs(runs).n == 2
+    score = score_runs([*runs, final(3, None, None, policy)])
     assert (score.n, score.failed) == (2, 1) and score.final_accuracy == fmean([0.80, 0.90])
-    assert score_runs([final(seed, None, None, policy) for seed in (1, 2)], 2) is None
+    assert score_runs([final(seed, None, None, policy) for seed in (1, 2)]) is None
 
 
 def test_a_failed_trial_with_the_policy_of_a_finalist_is_not_the_best():
@@ -199,12 +199,14 @@ def test_a_failed_trial_with_the_policy_of_a_finalist_is_not_the_best():
     assert state([good, broken], [final(1, 0.85, 0.7, good.policy)]).best == 0
 
 
-def test_best_goes_by_finals_once_there_are_enough_of_them():
+def test_best_goes_by_finals_once_there_are_some():
     trials = [trial(0, 0.9, 0.2), trial(1, 0.8, 0.1)]
     runs = [final(seed, 0.85, 0.7, trials[1].policy) for seed in (1, 2)]
-    found = state(trials, runs[:1], final_repeats=2)
-    assert found.best == 0 and found.final(trials[1].policy.digest) is None
-    found.add_final(runs[1])
+    found = state(trials, [], final_repeats=2)
+    assert found.best == 0 and found.final(trials[1].policy.digest) is None and found.final_runs(1) == 0
+    for run in runs:
+        found.add_final(run)
+    assert found.final_runs(1) == 2
     assert found.best == 1 and found.final(trials[1].policy.digest) is runs[0] and found.has_finals(1)
     assert [row["final_accuracy"] for row in plain_rows(found.front)] == [None, 0.85]
 
@@ -313,11 +315,14 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
 
 def test_time_for_choosing_bits_counts_until_it_is_known_to_be_spent():
     config = make_config(workload="digits", bits=(8, 4))
-    assert short_runs_left(config, [], None) == 3 * 2
+    assert short_runs_left(config, ["a", "b", "c"], [], None) == 3 * 2  # once for each granularity
+    full = config.model_copy(update={"comparison": "full"})
+    assert short_runs_left(full, ["a", "b"], [], None) == 3 * (2 + 2)
     policy = PruningPolicy({"conv.weight": 0.5})
-    assert short_runs_left(config, [final(1, 0.8, 0.7, policy)], None) == 0
-    assert short_runs_left(make_config(workload="digits", bits=(4,)), [], None) == 0
-    assert short_runs_left(config.model_copy(update={"finalists": 0}), [], None) == 0
+    run = final(1, 0.8, 0.7, policy)
+    assert short_runs_left(config, ["a", run.digest], [run], None) == 3 * 2
+    assert short_runs_left(config, ["a"], [run], None) == 0  # a baseline's: they are chosen
+    assert short_runs_left(config.model_copy(update={"finalists": 0}), ["a"], [], None) == 0
     pace = Pace([trial(0, 0.5)])
     pace.worked = 4.0
     finished = make_config(workload="digits", trials=1)

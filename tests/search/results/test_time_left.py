@@ -51,19 +51,21 @@ def compared(finalists: tuple[str, ...], **baselines: str) -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("finalists", "done", "comparison", "left"),
+    ("finalists", "done", "comparison", "left", "full"),
     [
-        (["a", "b"], [], None, 2 * 4 + len(BASELINES) * 4),
-        (["a", "b"], finals("a", 1, 2, 3), None, 1 + 4 + len(BASELINES) * 4),
-        (["a"], finals("a", 1, 2, 3, 4) + finals("lamp", 1), None, len(BASELINES) * 4 - 1),
-        (["a", "b"], finals("a", 1), compared(("b", "a"), lamp="l"), 0),  # written once all were done
-        (["a", "c"], finals("a", 1, 2, 3, 4) + finals("l", 1, 2, 3, 4), compared(("a",), lamp="l"), 4),
+        (["a", "b"], [], None, 2 * (2 + 3), 2 * 4 + (2 + len(BASELINES)) * 4),
+        (["a", "b"], finals("a", 1, 2, 3), None, 2 + 5, 5 + (2 + len(BASELINES)) * 4),
+        (["a"], finals("a", 1, 2, 3, 4) + finals("lamp", 1), None, 3, (1 + len(BASELINES)) * 4 - 1),
+        (["a", "b"], finals("a", 1), compared(("b", "a"), lamp="l"), 0, 0),  # written once all were done
+        (["a", "c"], finals("a", 1, 2, 3, 4) + finals("l", 1, 2, 3, 4), compared(("a",), lamp="l"), 2, 8),
     ],
 )
-def test_final_runs_left(finalists, done, comparison, left):
+def test_final_runs_left(finalists, done, comparison, left, full):
+    """By hand: one run each, three more of the first, and the same of their baselines."""
     config = make_config(final_seeds=4)
     assert final_runs_left(config, finalists, done, comparison) == left
     assert final_runs_left(config.model_copy(update={"finalists": 0}), finalists, done, comparison) == 0
+    assert final_runs_left(config.model_copy(update={"comparison": "full"}), finalists, done, comparison) == full
 
 
 def test_records_of_other_lengths_change_the_mean_alone():

@@ -16,7 +16,7 @@ from search.errors import EnvironmentProblem, Refused
 from search.files import remove_temporaries, write_durably
 from search.knew import Knew, Numbers
 from search.records import CurvePoint, FinalRecord, PendingTrial, TrialRecord, TrialResult
-from search.results.comparison import Comparison, Reference, read_comparison, write_comparison
+from search.results.comparison import Baseline, Comparison, Reference, read_comparison, write_comparison
 from search.store.folder import StudyFolder
 from search.store.journal import Journal
 from spaces.cost.footprint import RelativeCost
@@ -158,15 +158,25 @@ def comparison() -> Comparison:
             "dense at 4 bits": Reference(0.8125, 0.75, 0.09375, 0.78125),
         },
         {"uniform": "0123456789abcdef"}, "fine-grained", ("fedcba9876543210",), timed, 359, {"uniform": 6},
+        {"fedcba9876543210": Baseline("lamp", "00112233445566aa")}, ("fedcba9876543210",),
     )  # fmt: skip
 
 
-def test_a_comparison_is_written_and_read_as_in_version_3(tmp_path):
-    folder, golden = StudyFolder(tmp_path, "study"), (GOLDEN / "comparison-v3.json").read_text()
+def test_a_comparison_is_written_and_read_as_in_version_4(tmp_path):
+    folder, golden = StudyFolder(tmp_path, "study"), (GOLDEN / "comparison-v4.json").read_text()
     write_comparison(folder, comparison())
     assert json.loads((folder.path / "comparison.json").read_text()) == json.loads(golden)
     (folder.path / "comparison.json").write_text(golden)
     assert read_comparison(folder) == comparison()
+
+
+def test_a_comparison_of_version_3_has_all_baselines_at_the_limit(tmp_path):
+    folder = StudyFolder(tmp_path, "study")
+    folder.path.mkdir()
+    (folder.path / "comparison.json").write_bytes((GOLDEN / "comparison-v3.json").read_bytes())
+    found = read_comparison(folder)
+    assert found == replace(comparison(), matched={}, named=())
+    assert found.static == [Baseline("uniform", "0123456789abcdef")]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -178,7 +188,7 @@ def test_comparisons_of_earlier_versions_are_read(tmp_path, version):
     assert (found.dense.test_accuracy, found.granularity) == (0.875, "fine-grained")
     assert found.rounded == {"dense int8": Reference(0.90625, 0.84375, 0.3125, 0.25)}
     assert dict(found.baselines) == {"uniform": "0123456789abcdef"} and found.finalists == ("fedcba9876543210",)
-    same = replace(comparison(), references=found.references, test_examples=None, bits={})
+    same = replace(comparison(), references=found.references, test_examples=None, bits={}, matched={}, named=())
     assert found == (replace(same, latency=None) if version == 1 else same)
 
 
@@ -197,14 +207,14 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 
 LATER = {
     "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
-    "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall",
+    "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison",
 }  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 
 
 def shape(data: object) -> object:
     """Keys down to the leaves; what lies below a layer's or baseline's name, and what came later, does not count."""
-    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "references", "bits",
+    free = {"files", "policy", "params", "sampled", "achieved", "seconds", "baselines", "references", "bits", "matched",
             "shares", "scores", "latency"}  # fmt: skip
     if isinstance(data, dict):
         return {key: None if key in free else shape(value) for key, value in data.items() if key not in LATER}

@@ -608,7 +608,7 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
     options = {"cost": "latency", "granularity": "channel", "bits": 32, "finalists": 1, "final_seeds": 2}
     first = begin("timed-finals", trials=4, **options)
     comparison = read_comparison(StudyFolder(root, "timed-finals"))
-    compared = {*comparison.finalists, *comparison.baselines.values()}
+    compared = set(comparison.digests)
     assert calls == [compared] and len(compared) >= 2 and comparison == first.comparison
     rows = {row.name: row for row in closing_rows(comparison, first.finals, {})}
     assert {name for name, row in rows.items() if row.latency is None} == {*comparison.rounded}
@@ -616,7 +616,7 @@ def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypat
     assert len(calls) == 1, "nothing new to time"
     begin("timed-finals", trials=4, **options | {"finalists": 3})
     again = read_comparison(StudyFolder(root, "timed-finals"))
-    assert len(calls) == 2 and calls[1] == {*again.finalists, *again.baselines.values()} > compared
+    assert len(calls) == 2 and calls[1] == set(again.digests) > compared
     assert begin("untimed", trials=2, finalists=1, final_seeds=1).comparison.latency is None and len(calls) == 2
 
 
@@ -803,8 +803,8 @@ def test_a_word_for_whole_policies_is_refused_for_mixed_layers(begin):
 @pytest.mark.slow
 def test_finalists_and_baselines_of_removals_before_masks(begin):
     study = begin("in-turn-finals", granularity="channel+fine-grained", trials=3, finalists=1, final_seeds=1)
-    assert study.comparison.granularity == "channel+fine-grained" and study.comparison.baselines
-    assert study.finals.keys() >= set(study.comparison.baselines.values())
+    assert study.comparison.granularity == "channel+fine-grained" and study.comparison.matched
+    assert study.finals.keys() >= {one.digest for one in study.comparison.matched.values()}
     assert all(final.size_encoded <= 0.5 for final in study.finals.values())
 
 
@@ -834,7 +834,15 @@ def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root,
         return evaluate(subject, job, *rest)
 
     monkeypatch.setattr(search.executors.evaluation, "evaluate_job", counted)
-    options = {"trials": 2, "bits": (8, 4), "max_size": 0.2, "finalists": 1, "final_repeats": 1, "seed": 5}
+    options = {
+        "trials": 2,
+        "bits": (8, 4),
+        "max_size": 0.2,
+        "finalists": 1,
+        "final_repeats": 1,
+        "seed": 5,
+        "comparison": "full",
+    }
     options |= {"granularity": "fine-grained", "sampler": "random", "warm_start": False}
     with pytest.raises(KeyboardInterrupt):
         begin("chosen-bits", **options)
@@ -847,6 +855,7 @@ def test_static_baselines_choose_their_bits_on_validation_data_once(begin, root,
     comparison, best = result.comparison, {}
     for run in runs.values():
         assert run.test_accuracy is None and run.result.shares.encoded <= 0.2
+    best |= {digest: runs[digest].result.accuracy for digest in {one.digest for one in comparison.static} & {*runs}}
     for name, digest in comparison.baselines.items():
         assert comparison.bits[name] in (8, 4) and result.finals[digest].bits == comparison.bits[name]
         best[name] = runs[digest].result.accuracy if digest in runs else None
