@@ -177,8 +177,8 @@ def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
 
 
 def study_toml(config: SearchConfig) -> str:
-    """The options of a study as a STUDY.toml; what has no value is left out, as are the root and a workload that no name
-    leads to.
+    """The options of a study as a STUDY.toml; what has no value is left out, as are the root and a workload that no
+    name leads to.
     """
     left_out = {"root", *(["workload"] if lives_in_python(config.workload) else [])}
     values = {key_of(name): getattr(config, name) for name in OPTIONS if name not in left_out}
