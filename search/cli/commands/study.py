@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.cli.commands.reply import Reply, written_line
 from search.cli.mlflow_ui import serve_ui, ui_command
@@ -31,7 +31,6 @@ from search.results.cells import bits_cell, counts_line, latency_line, percent
 from search.results.closing import plain_closing_rows
 from search.results.figures import KINDS, front_figure, fronts_figure
 from search.results.legend import closing_legend, front_legend
-from search.results.picture import Picture
 from search.results.policy_figure import policy_figure
 from search.results.remarks import (
     accuracy_remark,
@@ -52,6 +51,9 @@ from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
+
+if TYPE_CHECKING:  # drawing, which the other commands do without
+    from search.results.picture import Picture
 
 
 def search(arguments: argparse.Namespace) -> Reply:

@@ -84,7 +84,7 @@ def test_bits_are_shown_where_any_are_fewer_than_32():
 
 def state(trials=(), finals=(), least: float | None = None, **options) -> StudyState:
     """Of a study with one final run a finalist and a limit of a quarter."""
-    config = make_config(**{"workload": "digits", "max_size": 0.25, "final_repeats": 1, **options})
+    config = make_config(**{"workload": "digits", "max_size": 0.25, "cost": "macs", "final_repeats": 1, **options})
     found = StudyState(config, {}, least_accuracy=least)
     found.add_all(trials, finals)
     return found

@@ -251,7 +251,7 @@ POINTS = ((0.03, "fine-grained", 6), (0.047, "channel", 8), (0.02, "channel", 4)
 
 def study_of(projector: Projector, **options) -> StudyState:
     """Three trials, all on the front: the smaller, the less accurate."""
-    state = StudyState(SearchConfig(max_size=0.05, bits=(8, 6, 4), **options), {})
+    state = StudyState(SearchConfig(max_size=0.05, bits=(8, 6, 4), cost="macs", **options), {})
     space = projector.space
     for number, (size, granularity, bits) in enumerate(POINTS):
         even = dict.fromkeys(space.knobs, 0.3) | {next(iter(space.knobs)): 0.6}

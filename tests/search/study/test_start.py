@@ -492,7 +492,7 @@ def test_a_workload_that_fails_late_costs_trials_not_the_study(root, place):
         ({"criterion": "random"}, "criterion was"),
         ({"size_metric": "nonzero"}, "size-metric was"),
         ({"seed": 9}, "seed was 0, is 9"),
-        ({"final_seeds": 2}, "final-repeats was 3, is 2"),
+        ({"final_repeats": 2, "granularity": "kernel"}, "granularity was"),
         ({"mixed": True}, "mixed was False, is True"),
         ({"bits": (8, 3)}, "bits was (8, 6, 4, 3), is (8, 3)"),
     ],
