@@ -724,7 +724,7 @@ def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
     """Code 1 and one line; all that was asked for besides is there, and what is there is right."""
     (tmp_path / "sparsity.json").write_text('{"conv1.weight": 0.25}')
     out, own = tmp_path / "out", ["--workload", "./tiny.py:without_onnx", "--root", tmp_path / "root"]
-    asked = ["--onnx", "--torch-prune", "--pictures", tmp_path / "pictures"]
+    asked = ["--onnx", "--onnx-int8", "--torch-prune", "--pictures", tmp_path / "pictures"]
     reply = main("apply", tmp_path / "sparsity.json", *own, "--out", out, *asked)
     one_line_error(
         reply,
@@ -734,12 +734,27 @@ def test_a_network_without_onnx_is_exported_without_it(main, tmp_path):
         "is complete but for model.onnx",
         "No ONNX function",
         "bessel_i1e",
+        "and model.int8.onnx: the network cannot be written as ONNX",
     )
     files = [*EXPORTED, "manifest.json", "model.torch-prune.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == sorted(files)
     assert any((tmp_path / "pictures").iterdir())
     verified = main("verify", out, *own)
     assert verified.code == 0 and "torch-prune file" in verified.out, verified.out
+
+
+@pytest.mark.slow
+def test_an_export_of_8_bits_says_its_accuracy(main, finished, tmp_path):
+    out = tmp_path / "out"
+    reply = main("export", "tiny", "--onnx-int8", "--out", out)
+    said = json.loads((out / "manifest.json").read_text())
+    change = abs(said["int8"]["accuracy"] - said["accuracy"]) * 100
+    assert reply.code == 0 and "model.int8.onnx" in said["files"] and "model.onnx" not in said["files"]
+    assert f"In 8 bits by ONNX Runtime: accuracy {said['int8']['accuracy']:.2%}".replace("%", " %") in reply.out
+    assert (f"{change:.2f} points" if change else "the same") in reply.out
+    assert "outputs differ by up to" in reply.out
+    verified = main("verify", out, "--workload", "./tiny.py:tiny")
+    assert verified.code == 0 and "onnx of 8 bits" in verified.out
 
 
 @pytest.mark.slow
@@ -797,7 +812,8 @@ def test_an_export_is_refused_before_any_work(main, finished, tmp_path, monkeypa
     one_line_error(main("export", "tiny", "--out", tmp_path), 2, "thesis.tex")
     one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--criterion", "taylor"), 2, "'magnitude-l2'")
     monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
-    one_line_error(main("export", "tiny", "--out", tmp_path / "x", "--onnx"), 3, "'onnx'", "prunefront[onnx]")
+    for asked in ("--onnx", "--onnx-int8"):
+        one_line_error(main("export", "tiny", "--out", tmp_path / "x", asked), 3, "'onnx'", "prunefront[onnx]")
 
 
 def trial_of(main, removes_channels: bool) -> int:

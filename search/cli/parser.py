@@ -337,6 +337,11 @@ def _add_export(commands: Any) -> None:
 def _add_formats(parser: argparse.ArgumentParser) -> None:
     """Files of an export that are written only when asked for."""
     parser.add_argument("--onnx", action="store_true", help="also a checked model.onnx (extra: onnx)")
+    parser.add_argument(
+        "--onnx-int8",
+        action="store_true",
+        help="also model.int8.onnx, weights and activations of 8 bits, and its accuracy (extra: onnx)",
+    )
     parser.add_argument("--torch-prune", action="store_true", help="also the masks as torch.nn.utils.prune has them")
 
 

@@ -20,10 +20,12 @@ SPARSITY, POLICY, STRUCTURE = "sparsity.json", "policy.json", "structure.json"
 WEIGHTS, SPARSE, ONNX, MANIFEST = "model.safetensors", "model.sparse.safetensors", "model.onnx", "manifest.json"
 CODED = "model.prf"
 """The sparse file of a network with rounded weights, version 2; `SPARSE` is of version 1."""
+ONNX_INT8 = "model.int8.onnx"
+"""The network with weights and activations of 8 bits; `ONNX` computes with floats."""
 TORCH_PRUNE = "model.torch-prune.safetensors"
 ALWAYS = (SPARSITY, POLICY, STRUCTURE, WEIGHTS)
 """Files of every export besides its manifest and its sparse file."""
-FILES = (*ALWAYS, SPARSE, CODED, ONNX, TORCH_PRUNE)
+FILES = (*ALWAYS, SPARSE, CODED, ONNX, ONNX_INT8, TORCH_PRUNE)
 """All files an export can have; a manifest that names others does not make them part of it."""
 _TYPES = {
     "files": Mapping, "workload": Mapping, "architecture": str, "accuracy": float, "outputs": list,
@@ -104,5 +106,6 @@ def largest_files(dense: nn.Module) -> dict[str, int]:
         SPARSE: dense_bytes(dense) + names,
         CODED: weights + names,
         ONNX: 4 * weights + 2**26,
+        ONNX_INT8: 4 * weights + 2**26,
         TORCH_PRUNE: 2 * (weights + names),
     }

@@ -10,7 +10,6 @@ from search.config import SearchConfig
 from search.errors import GoalMissed
 from search.export.choose import Chosen, choose_trial
 from search.export.folder_swap import check_folder
-from search.export.manifest import ONNX
 from search.export.onnx_file import require_onnx
 from search.export.rebuild import Export, export_of_trial, take_criterion, with_workload
 from search.export.write import Written, check_masks_only, write_export
@@ -42,6 +41,7 @@ def export_study(
     criterion: str | None = None,
     onnx: bool = False,
     torch_prune: bool = False,
+    onnx_int8: bool = False,
 ) -> Exported:
     """Write a network of a study to a folder, new or of an export; what cannot be written is refused before anything is
     computed.
@@ -52,20 +52,20 @@ def export_study(
         criterion: where a criterion of the user's own is.
 
     Raises:
-        GoalMissed: the export stands but for the ONNX file that was asked for.
+        GoalMissed: the export stands but for an ONNX file that was asked for.
         UsageError, Refused, EnvironmentProblem: as `choose_trial`, `export_of_trial` and `write_export` do.
     """
     chosen = choose_trial(view, choice)
     if torch_prune:
         check_masks_only(chosen.policy)
-    check_export(out, onnx)
+    check_export(out, onnx or onnx_int8)
     if workload:
         view = with_workload(view, workload)
     if criterion:
         take_criterion(view, criterion)
     note_dead(chosen.name, chosen.result.measured.accuracy, view.state.chance, watcher)
     made, own, config = export_of_trial(view, chosen, watcher)
-    written = write_network(made, own, config, out, onnx, torch_prune)
+    written = write_network(made, own, config, out, onnx, torch_prune, onnx_int8)
     require_whole(written, out)
     return Exported(chosen, made, own, config, written)
 
@@ -78,21 +78,26 @@ def check_export(out: Path, onnx: bool) -> None:
 
 
 def write_network(
-    made: Export, workload: Workload, config: SearchConfig, out: Path, onnx: bool, torch_prune: bool
+    made: Export,
+    workload: Workload,
+    config: SearchConfig,
+    out: Path,
+    onnx: bool,
+    torch_prune: bool,
+    onnx_int8: bool = False,
 ) -> Written:
     """The files of a network, see `write_export`."""
     dense_size = dense_bytes(build_model(workload, config.dense_seed))
     options = {key: getattr(config, key) for key in ("workload", "data", "width")}
     options |= {"network": config.network} if config.network else {}
-    return write_export(made, workload, options, out, dense_size, onnx, torch_prune)
+    return write_export(made, workload, options, out, dense_size, onnx, torch_prune, onnx_int8)
 
 
 def require_whole(written: Written, out: Path) -> None:
-    """Raise `GoalMissed` of an export that stands but for the ONNX file that was asked for."""
-    if written.no_onnx:
-        raise GoalMissed(
-            f"the export in {str(out)!r} is complete but for {ONNX}: {written.no_onnx}"
-        ) from written.no_onnx
+    """Raise `GoalMissed` of an export that stands but for an ONNX file that was asked for."""
+    for first in written.missing.values():
+        reasons = " and ".join(f"{name}: {why}" for name, why in written.missing.items())
+        raise GoalMissed(f"the export in {str(out)!r} is complete but for {reasons}") from first
 
 
 def note_dead(name: str, accuracy: float, chance: float | None, watcher: ProgressReporter) -> None:

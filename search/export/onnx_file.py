@@ -44,7 +44,7 @@ def write_onnx(
         difference = onnx_difference(model, example_input, path)
     except Exception as error:  # torch.onnx, onnx and onnxruntime have errors of many kinds, and no common one
         path.unlink(missing_ok=True)
-        raise GoalMissed(f"the network cannot be written as ONNX ({_root_cause(error)})") from error
+        raise GoalMissed(f"the network cannot be written as ONNX ({root_cause(error)})") from error
     if not difference <= TOLERANCE:  # NaN is no agreement
         path.unlink()
         raise GoalMissed(
@@ -120,7 +120,7 @@ def _inputs(example: NetworkInputs) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous() for tensor in tensors_in(contents(example)))
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The first line of the original error; torch.onnx wraps the one that names the operator."""
     while error.__cause__:
         error = error.__cause__

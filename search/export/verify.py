@@ -24,6 +24,7 @@ from search.export.manifest import (
     CODED,
     FILES,
     ONNX,
+    ONNX_INT8,
     POLICY,
     SPARSE,
     SPARSITY,
@@ -34,6 +35,7 @@ from search.export.manifest import (
     sparse_file_of,
 )
 from search.export.onnx_file import onnx_difference, worst
+from search.export.onnx_int8 import int8_scores, lost_zeros
 from search.export.write import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
 from search.identity.unchanged import as_recorded
@@ -115,6 +117,8 @@ def verify_contents(folder: Path, manifest: Mapping[str, Any], workload: Workloa
         steps["torch-prune file"] = lambda: _torch_prune_equals_plain(plain, folder / TORCH_PRUNE, most)
     if ONNX in manifest["files"]:
         steps["onnx"] = lambda: _onnx(model, workload, folder / ONNX)
+    if ONNX_INT8 in manifest["files"]:
+        steps["onnx of 8 bits"] = lambda: _onnx_int8(model, workload, folder / ONNX_INT8, manifest)
     return [_tried(name, step) for name, step in steps.items()]
 
 
@@ -215,6 +219,18 @@ def _of_validation(workload: Workload) -> str:
 def _onnx(model: nn.Module, workload: Workload, path: Path) -> Check:
     difference = onnx_difference(model, workload.example_input, path)
     return Check("onnx", difference <= OUTPUT_TOLERANCE, f"largest relative difference {difference:.1e}")
+
+
+def _onnx_int8(model: nn.Module, workload: Workload, path: Path, manifest: Mapping[str, Any]) -> Check:
+    difference = onnx_difference(model, workload.example_input, path)  # looks at the file before anything runs it
+    recorded, found = manifest["int8"]["accuracy"], int8_scores(model, workload, path).accuracy
+    lost, zeros = lost_zeros(path, model)
+    unit = named(workload.metric)
+    detail = (
+        f"{unit.name} {unit.told(found)}, recorded {unit.told(recorded)}; {zeros - lost} of {zeros} zeros kept; "
+        f"largest relative difference {difference:.1e}"
+    )
+    return Check("onnx of 8 bits", as_recorded(found, recorded, workload) and not lost, detail)
 
 
 def _largest_difference(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:

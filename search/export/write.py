@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from search.export.manifest import (
     MANIFEST,
     MANIFEST_VERSION,
     ONNX,
+    ONNX_INT8,
     POLICY,
     SPARSE,
     SPARSITY,
@@ -38,6 +40,7 @@ from search.export.manifest import (
     sparse_file_of,
 )
 from search.export.onnx_file import require_onnx, write_onnx
+from search.export.onnx_int8 import Int8, write_int8
 from search.export.rebuild import Export
 from search.metric import Metric, metric_to_plain, with_values
 from search.training.fingerprint import model_fingerprint
@@ -53,10 +56,10 @@ OUTPUT_ROWS = 2
 
 @dataclass(frozen=True)
 class Written:
-    """An export on disk: its manifest, and why an ONNX file that was asked for is missing, or None."""
+    """An export on disk: its manifest, and of each ONNX file that was asked for and is missing, why."""
 
     manifest: Mapping[str, Any]
-    no_onnx: GoalMissed | None
+    missing: Mapping[str, GoalMissed]
 
 
 def check_masks_only(policy: PruningPolicy) -> None:
@@ -81,19 +84,20 @@ def write_export(
     dense_bytes: int,
     onnx: bool,
     torch_prune: bool = False,
+    onnx_int8: bool = False,
 ) -> Written:
-    """Write all files and the manifest that names them; if the network has no ONNX form, without the ONNX file.
+    """Write all files and the manifest that names them; if the network has no ONNX form, or none of 8 bits, without it.
 
     Call `check_folder` first: it says whether `out` can be used.
 
     Raises:
         UsageError: `torch_prune` with removed channels.
-        EnvironmentProblem: the files cannot be written, or `onnx` is asked for without its extra; nothing has changed.
+        EnvironmentProblem: the files cannot be written, or ONNX is asked for without its extra; nothing has changed.
             Or `out` cannot be replaced; it is unchanged, and the message names the folder that holds the new export.
     """
     if torch_prune:
         check_masks_only(export.policy)
-    if onnx:
+    if onnx or onnx_int8:
         require_onnx()
     with filled_whole(out) as folder:
         (folder / SPARSITY).write_text(json.dumps(_all_layers(workload, export), indent=2) + "\n")
@@ -105,14 +109,21 @@ def write_export(
             (folder / CODED).write_bytes(encode(export.model.state_dict(), rounded))
         else:
             write_sparse(export.model, folder / SPARSE)
-        no_onnx = _onnx_refusal(export.model, rounded, workload, folder / ONNX) if onnx else None
+        missing: dict[str, GoalMissed] = {}
+        if onnx:
+            with _noted(missing, ONNX):
+                write_onnx(export.model, workload.example_input, folder / ONNX, rounded)
+        int8 = None
+        if onnx_int8:
+            with _noted(missing, ONNX_INT8):
+                int8 = write_int8(export.model, workload, folder / ONNX_INT8, rounded)
         if torch_prune:
             masks = {name: _nonzero_mask(export.model, name) for name in export.policy.mask_requests()}
             (folder / TORCH_PRUNE).write_bytes(_saved(to_torch_prune(export.model, masks)))
         files = {path.name: _described(path) for path in sorted(folder.iterdir())}
-        manifest = _manifest(export, workload, workload_options, dense_bytes, files)
+        manifest = _manifest(export, workload, workload_options, dense_bytes, files, int8)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return Written(manifest, no_onnx)
+    return Written(manifest, missing)
 
 
 def _rounded_weights(export: Export) -> dict[str, Rounded]:
@@ -135,15 +146,13 @@ def _rounded_weights(export: Export) -> dict[str, Rounded]:
     return rounded
 
 
-def _onnx_refusal(
-    model: nn.Module, rounded: Mapping[str, Rounded], workload: Workload, path: Path
-) -> GoalMissed | None:
-    """Write the ONNX file; returns why there is none, or None."""
+@contextmanager
+def _noted(missing: dict[str, GoalMissed], name: str) -> Iterator[None]:
+    """Note why a file is missing if it cannot be written."""
     try:
-        write_onnx(model, workload.example_input, path, rounded)
+        yield
     except GoalMissed as missed:
-        return missed
-    return None
+        missing[name] = missed
 
 
 def _saved(model: nn.Module) -> bytes:
@@ -161,6 +170,7 @@ def _manifest(
     workload_options: Mapping[str, Any],
     dense_bytes: int,
     files: Mapping[str, Mapping[str, Any]],
+    int8: Int8 | None,
 ) -> dict[str, Any]:
     sparse_bytes, measured = files[sparse_file_of(files)]["bytes"], export.result.measured
     unit = named(workload.metric)
@@ -175,6 +185,7 @@ def _manifest(
         **({"metric": metric_to_plain(workload.metric)} if isinstance(workload.metric, Metric) else {}),
         "loss": measured.loss,
         **with_values({"test_accuracy": export.test_accuracy}, unit),
+        **({"int8": with_values(int8.to_dict(), unit)} if int8 else {}),
         "dense_bytes": dense_bytes,
         "sparse_bytes": sparse_bytes,
         "size_encoded": sparse_bytes / dense_bytes,

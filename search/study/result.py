@@ -112,6 +112,7 @@ class SearchResult:
         *,
         onnx: bool = False,
         torch_prune: bool = False,
+        onnx_int8: bool = False,
         watcher: ProgressReporter | None = None,
     ) -> Mapping[str, Any]:
         """Write a trial's sparsity dict, sparse file and runnable model, as `prunefront export` does.
@@ -121,6 +122,7 @@ class SearchResult:
             out: the folder that is written, new or of an export.
             onnx: also a checked `model.onnx`; needs the extra `onnx`.
             torch_prune: also the masks as `torch.nn.utils.prune` has them.
+            onnx_int8: also `model.int8.onnx`, weights and activations of 8 bits; needs the extra `onnx`.
             watcher: shows the fine-tune that is repeated where a trial kept no weights; as of `run_search`.
 
         Returns:
@@ -128,14 +130,17 @@ class SearchResult:
 
         Raises:
             UsageError: no such trial, or a folder that cannot be used; before anything is computed.
-            GoalMissed: nothing to export, or an export that stands but for the ONNX file.
+            GoalMissed: nothing to export, or an export that stands but for an ONNX file.
             EnvironmentProblem, Refused: as of the command.
         """
         from search.export.of_study import export_study  # PyTorch takes seconds, and tables do without
 
         seen = replace(open_study(self.folder.parent, self.study), config=self.state.config)
         watcher = watcher or usual_reporter()
-        return export_study(seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune).written.manifest
+        done = export_study(
+            seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune, onnx_int8=onnx_int8
+        )
+        return done.written.manifest
 
     def __repr__(self) -> str:
         return glance_text(self.study, self.state)

@@ -28,7 +28,7 @@ from search.export.registry import check_name, register
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
-from search.metric import metric_from_plain, with_values
+from search.metric import Metric, metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
 from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
@@ -81,6 +81,7 @@ def export(arguments: argparse.Namespace) -> Reply:
     found = export_study(
         seen, arguments.trial, out, TerminalReporter(), workload=arguments.workload,
         criterion=arguments.criterion, onnx=arguments.onnx, torch_prune=arguments.torch_prune,
+        onnx_int8=arguments.onnx_int8,
     )  # fmt: skip
     reply = _reply_to(found.written, found.made, found.config, out, found.chosen.name)
     if arguments.register is not None:
@@ -115,7 +116,7 @@ def apply(arguments: argparse.Namespace) -> Reply:
     untrained = PreparedModel.of(workload, build_model(workload, config.dense_seed), config.round_to)
     network = untrained.defined_for(policy.criterion).network
     _check_policy(arguments, network, policy, levels)
-    check_export(Path(arguments.out), arguments.onnx)
+    check_export(Path(arguments.out), arguments.onnx or arguments.onnx_int8)
     require_followed(workload, untrained.dense, config.asked_recipe, recipe.final_epochs, FINAL)
     for name in policy.channel_requests():
         if reason := network.by_name[name].obstacle:
@@ -170,7 +171,7 @@ def _applied(
         {"file": Path(arguments.file).name, "seed": config.seed, "training": arguments.training},
     )  # fmt: skip
     out = Path(arguments.out)
-    written = write_network(made, workload, config, out, arguments.onnx, arguments.torch_prune)
+    written = write_network(made, workload, config, out, arguments.onnx, arguments.torch_prune, arguments.onnx_int8)
     paths, unit = list[str](), named(workload.metric)
     if arguments.pictures:
         files = _stage_files(prepared.dense, pruned.model, model, policy, arguments.training)
@@ -411,12 +412,28 @@ def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, n
         f"{out}: {which}validation {unit.name} {unit.shown(manifest['accuracy'])}"
         + (f", test {test}" if test else "")
         + f", {size} = {percent(manifest['size_encoded'], 2)}{bits}, MACs {percent(manifest['macs'])}\n"
-        f"{zeroed}"
+        f"{zeroed}{_int8_line(manifest, unit)}"
         f"Files: {', '.join(_sized(manifest['files']))}, manifest.json\n"
         f"Check: prunefront verify {shlex.quote(str(out))}"
         + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
     )
     return Reply({"out": str(out), **manifest}, text)
+
+
+def _int8_line(manifest: Mapping[str, Any], unit: Metric) -> str:
+    """What the file of 8-bit integers is worth beside the network it was made of; nothing where there is none."""
+    if "int8" not in manifest:
+        return ""
+    found, floats = manifest["int8"], manifest["accuracy"]
+    change = "worse" if found["accuracy"] < floats else "better"
+    apart = f"{unit.distance(found['accuracy'], floats)} {change}" if found["accuracy"] != floats else "the same"
+    new = len(found["weights_rounded_anew"])
+    return (
+        f"In 8 bits by ONNX Runtime: {unit.name} {unit.shown(found['accuracy'])}, {apart}; outputs differ by up to "
+        f"{found['output_difference']:.2%} of the largest"
+        + (f"; {new} weights were rounded anew" if new and found["weights_as_in_policy"] else "")
+        + "\n"
+    )
 
 
 def _sized(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
