@@ -267,7 +267,11 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("--sparsities", metavar="S,S", help="in the pictures (0.5,0.75)")
     parser.add_argument("--layer", metavar="NAME", help="whose masks are drawn (the first that all can prune)")
     _add(parser, "criterion", "which units go first in the pictures (magnitude-l1)")
-    parser.add_argument("--targets", action="store_true", help="which granularity for which device, with sources")
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="which granularity and bits are smaller or faster on which device, with sources",
+    )
 
 
 def _add_front(commands: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 from search.metric import SHARE, Metric
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.closing import ClosingRow
-from search.results.device_support import STATEMENTS
+from search.results.device_support import STATEMENTS, TARGETS
 from search.results.tables import TrialRow
 from spaces.bits import FLOAT_BITS
 from spaces.cost.footprint import stored_fractions
@@ -21,6 +22,8 @@ from spaces.sensitivity import Profile, ProfilePoint
 
 WIDTH = 120
 """Columns of a table, on a terminal or not, so that output compares line by line."""
+BLOCK_WIDTH = 80
+"""Columns of running text in blocks."""
 
 
 def render(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
@@ -127,11 +130,22 @@ def _weight_cells(layer: Layer, stored: Mapping[str, float]) -> list[str | None]
     return [layer.name, layer.kind, shape, f"{layer.numel:,}", percent(stored[layer.name]), f"{macs:,}"]
 
 
-def target_table() -> str:
-    """Which granularity for which target, with the source of each statement."""
-    return render(
-        ["granularity", "target", "effect", "source"],
-        [[", ".join(one.granularities), one.target, one.effect, one.source] for one in STATEMENTS],
+def target_blocks() -> str:
+    """What each granularity and number of bits brings on each target, a block a target, with the sources."""
+    blocks = []
+    for target in TARGETS:
+        lines = [target]
+        for one in STATEMENTS:
+            if one.target == target:
+                lines += _wrapped(f"{one.subject}: {one.verdict}", "  ")
+                lines += _wrapped(f"{one.effect} ({one.source})", "      ")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, BLOCK_WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
     )
 
 

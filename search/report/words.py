@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from search.given_workload import lives_in_python
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
-from search.results.device_support import STATEMENTS, TARGETS, Statement
+from search.results.device_support import KINDS, STATEMENTS, Statement
 from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, speed_remark
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
 from search.results.state import StudyState
@@ -101,7 +101,7 @@ def recommendations(state: StudyState) -> list[Recommendation]:
 def statements_for(state: StudyState) -> list[Statement]:
     """What the front's granularities bring on each target, target by target."""
     parts = {part for row in state.front for part in _parts(state, row)}
-    return [one for target in TARGETS for one in STATEMENTS if one.target == target and parts & {*one.granularities}]
+    return [one for target in KINDS for one in STATEMENTS if one.target == target and parts & {*one.granularities}]
 
 
 def described(state: StudyState, row: TrialRow) -> str:

@@ -23,7 +23,7 @@ from search.analysis.report_files import (
 )
 from search.cli.commands.options import bits_of, placement_asked, sparsities_of, task_or_network, workload_of
 from search.cli.commands.reply import Reply, written_line
-from search.cli.text_tables import layer_table, profile_table, rounding_table, target_table, whole_table
+from search.cli.text_tables import layer_table, profile_table, rounding_table, target_blocks, whole_table
 from search.config import SearchConfig
 from search.errors import UsageError
 from search.files import check_writable, write_durably
@@ -170,7 +170,7 @@ def inspect(arguments: argparse.Namespace) -> Reply:
     parts += ["\n".join(fitting)] if fitting else []
     data["targets"] = [asdict(one) for one in STATEMENTS]
     if arguments.targets:
-        parts.append(target_table())
+        parts.append(target_blocks())
     if arguments.pictures:
         granularities = parts_in(config.granularity)
         layer = _drawn_layer(arguments.layer, network, granularities)
