@@ -104,14 +104,14 @@ def random_images() -> Workload:
 TASKS = {"digits": partial(get_workload, "digits"), "resnet18": random_images}
 
 
-def variants(workload: Workload, bits: tuple[int, ...]) -> Iterator[Variant]:
+def variants(workload: Workload, kinds: Sequence[str], bits: Sequence[int]) -> Iterator[Variant]:
     """Every granularity with every number of bits, the dense network with floats first."""
     with TemporaryDirectory() as cache:
         dense = dense_model(workload, 0, Path(cache)).model
     prepared = PreparedModel.of(workload, dense).scored_by("magnitude-l2")
     layers = prepared.network.layer_names
-    for granularity, sparsity in SPARSITY.items():
-        for width in bits:
+    for granularity, sparsity in SHARES:
+        for width in bits if granularity in kinds else ():
             asked = dict.fromkeys(layers, sparsity) if sparsity else {}
             kind = "fine-grained" if granularity == "dense" else granularity
             policy = PruningPolicy(asked, granularity=kind, bits=width)
@@ -287,14 +287,14 @@ RUNTIMES: dict[str, Writer] = {
 }  # fmt: skip
 
 
-def measure(runtime: str, network: str, bits: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+def measure(runtime: str, network: str, kinds: Sequence[str], bits: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """The lines of one runtime and network."""
     workload = TASKS[network]()
     images = workload.validation[0][:EXAMPLES]
     rows: list[dict[str, Any]] = []
     tasks: dict[int, Callable[[], object]] = {}
     with TemporaryDirectory() as place:
-        for one in variants(workload, bits):
+        for one in variants(workload, kinds, bits):
             with torch.inference_mode():
                 wanted = [one.model(image[None]) for image in images]
             for name, write in RUNTIMES[runtime](one, workload, _folder(place, one)):
@@ -366,11 +366,11 @@ def _seconds(task: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def run(runtime: str, networks: list[str], bits: tuple[int, ...], rounds: int) -> None:
+def run(runtime: str, networks: Sequence[str], kinds: Sequence[str], bits: Sequence[int], rounds: int) -> None:
     """Replace a runtime's lines of some networks."""
     rows: list[Mapping[str, Any]] = []
     for network in networks:
-        rows += measure(runtime, network, bits, rounds)
+        rows += measure(runtime, network, kinds, bits, rounds)
     kept = [row for row in read_rows(TABLE) if row["runtime"] != runtime or row["network"] not in networks]
     TABLE.unlink(missing_ok=True)
     append_rows(TABLE, COLUMNS, [*kept, *rows])
@@ -394,7 +394,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
             own = {row["granularity"]: row for row in some if row["file"] == name}
             first = own["dense"]
             ends = f"[{first['control_low']}, {first['control_high']}]" if first["control_low"] else ""
-            cells = [cell(own[kind]) for kind in SPARSITY]
+            cells = [cell(own[kind]) if kind in own else "" for kind in SPARSITY]
             yield "| " + " | ".join([f"`{name}`", first["ms"], ends, *cells]) + " |"
         yield ""
 
@@ -422,6 +422,7 @@ def main() -> None:
     parser.add_argument("command", choices=(*RUNTIMES, "show"))
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"{' or '.join(TASKS)}; both")
     parser.add_argument("--bits", type=int, nargs="+", default=BITS, choices=BITS)
+    parser.add_argument("--granularity", nargs="+", default=[*SPARSITY], choices=[*SPARSITY], help="dense and others")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before any runtime makes its threads
@@ -429,7 +430,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of other people's converters
     logging.disable(logging.WARNING)
     if options.command != "show":
-        run(options.command, options.networks or [*TASKS], tuple(options.bits), options.rounds)
+        run(options.command, options.networks or [*TASKS], options.granularity, options.bits, options.rounds)
     show()
 
 
