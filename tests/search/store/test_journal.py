@@ -225,7 +225,7 @@ def shape(data: object) -> object:
     ("pattern", "golden"),
     [
         ("journal/trial-00000.json", "journal-trial-v1.json"),
-        ("comparison.json", "comparison-v3.json"),
+        ("comparison.json", "comparison-v4.json"),
         ("study.json", "study-v1-splits.json"),
         ("../../best/manifest.json", "manifest-v1.json"),
     ],
