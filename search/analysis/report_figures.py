@@ -30,6 +30,8 @@ PLAIN_CURVES = 3
 """Up to this many granularities, the curves without recalibration are drawn too."""
 STAGE_COLOURS = ("#0a4d8c", "#d55e00", "#56b4e9")
 METHOD_STYLES = dict(zip(METHODS, (("#d55e00", "o--"), ("#0a4d8c", "s-"), ("#56b4e9", "^-")), strict=True))
+VALUES = "cividis"
+"""Of weights: from dark to light in the same order for every eye, and without colours."""
 KEPT, REMOVED, EDGES = "#1f4e79", "#f0f3f6", "#b0b8c0"
 LAYOUT_WIDTH, LAYOUT_HEIGHT, LAYOUT_ASPECT = 11.0, 9.0, 1.5
 """The largest width and height in inches, and the ratio of width to height that the panels aim for."""
@@ -54,19 +56,21 @@ def histogram_pages(
     for page, number, count in _paged(cells, columns * rows):
         columns = min(columns, len(page))
         height = -(-len(page) // columns)
-        figure, panels = new_figure(3.6 * columns, 1.7 * height + 0.6, columns, height, squeeze=False)
+        figure, panels = new_figure(3.6 * columns, 2.1 * height + 0.8, columns, height, squeeze=False)
         for axes, (layer, stage, histogram) in zip(panels.flat, page, strict=False):
             axes.stairs(histogram.counts, histogram.edges, fill=True, color=STAGE_COLOURS[stage % 3])
             width = f", {bits[layer]} bits" if stage and layer in bits else ""
             axes.set_title(
-                f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=7
+                f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
             )
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=9)
+            axes.locator_params(axis="x", nbins=5)
+            axes.locator_params(axis="y", nbins=3, integer=True)
             axes.ticklabel_format(axis="both", scilimits=(-4, 5))
         _hide(panels.flat[len(page) :])
-        figure.suptitle("How the weights of each layer are spread", fontsize=10)
-        figure.supxlabel("value of a weight", fontsize=8)
-        figure.supylabel("weights; zeros left out", fontsize=8)
+        figure.suptitle("How the weights of each layer are spread", fontsize=14)
+        figure.supxlabel("value of a weight", fontsize=11)
+        figure.supylabel("number of weights, zeros left out", fontsize=11)
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
@@ -91,7 +95,7 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
     pages = []
     for layers, number, count in _paged(list(dict.fromkeys(row.layer for row in rows)), SHARED_LAYERS):
         figure, panels = new_figure(
-            4.6 + max(3.5, 0.3 * len(layers)), 7.2, 2, 2,
+            4.6 + max(3.5, 0.3 * len(layers)), 7.8, 2, 2,
             width_ratios=[3.2, max(3.5, 0.3 * len(layers))], sharey="row",
         )  # fmt: skip
         for (left, right), (key, label) in zip(
@@ -103,30 +107,32 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
             strict=True,
         ):
             _mean_bars(left, means, key)
-            left.set_ylabel(label, fontsize=8)
+            left.set_ylabel(label, fontsize=10)
             for place, word in enumerate(words):
                 found = {row.layer: getattr(row, key) for row in rows if row.granularity == word}
                 values = [np.nan if found.get(layer) is None else found[layer] for layer in layers]
                 offsets = np.arange(len(layers)) + (place - (len(words) - 1) / 2) * 0.07
-                right.plot(offsets, values, MARKERS[word], color=COLOURS[word], markersize=4, label=word)
+                right.plot(offsets, values, MARKERS[word], color=COLOURS[word], markersize=6, label=word)
             right.set_xticks(range(len(layers)))
             right.set_xlim(-0.6, len(layers) - 0.4)
             right.grid(axis="both", color="0.92", linewidth=0.6)
             right.set_axisbelow(True)
             for axes in (left, right):
-                axes.tick_params(labelsize=7)
+                axes.tick_params(labelsize=9.5)
                 axes.set_ylim(bottom=0)
         for axes in panels[0]:
             axes.tick_params(axis="x", labelbottom=False)
         slant = 50 if len(layers) <= SLANTED_NAMES else 90
-        panels[1, 1].set_xticklabels(map(short, layers), rotation=slant, ha="right", rotation_mode="anchor", fontsize=7)
+        panels[1, 1].set_xticklabels(
+            map(short, layers), rotation=slant, ha="right", rotation_mode="anchor", fontsize=9.5
+        )
         compared = len(means[0].layers) if means else 0
-        panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=8)
-        panels[0, 1].set_title(f"each layer alone at sparsity {sparsity:g}, nothing trained", fontsize=8)
-        figure.suptitle(f"What each granularity leaves of a layer at sparsity {sparsity:g}", fontsize=10)
+        panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=10)
+        panels[0, 1].set_title(f"each layer alone at sparsity {sparsity:g}, nothing trained", fontsize=10)
+        figure.suptitle(f"What each granularity leaves of a layer at sparsity {sparsity:g}", fontsize=13)
         figure.legend(
             *panels[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=9, frameon=False,
-            fontsize=8, handletextpad=0.2, columnspacing=1.2,
+            fontsize=10.5, handletextpad=0.2, columnspacing=1.2,
         )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
@@ -140,7 +146,7 @@ def _mean_bars(axes: Any, means: Sequence[MeanShare], key: str) -> None:
         return
     for place, (word, value) in enumerate(found):
         axes.bar(place, value, color=COLOURS[word], width=0.75)
-        axes.text(place, value, f"{value:.2f}", ha="center", va="bottom", fontsize=7)
+        axes.text(place, value, f"{value:.2f}", ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(found)))
     axes.set_xticklabels([word for word, _ in found], rotation=50, ha="right", rotation_mode="anchor")
 
@@ -169,20 +175,20 @@ def layout_png(
     )
     flat = list(panels.flat)
     limit = float(np.quantile(np.abs(weight), 0.99)) or 1.0
-    shown = flat[0].imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    flat[0].set_title("weights", fontsize=8)
+    shown = flat[0].imshow(weight, cmap=VALUES, vmin=-limit, vmax=limit, interpolation="nearest")
+    flat[0].set_title("weights: dark is below 0, light above", fontsize=9)
     bar = figure.colorbar(shown, ax=flat[0], shrink=0.8, pad=0.01)
-    bar.set_label("value of a weight", fontsize=6)
-    bar.ax.tick_params(labelsize=6)
+    bar.set_label("value of a weight", fontsize=9)
+    bar.ax.tick_params(labelsize=8.5)
     for axes, (word, (mask, achieved)) in zip(flat[1:], masks.items(), strict=False):
         _two_tones(axes, mask)
-        axes.set_title(f"{word}: {achieved:.1%} removed", fontsize=8)
+        axes.set_title(f"{word}: {achieved:.1%} removed", fontsize=10)
     for axes in flat[:count]:
         _kernel_lines(axes, weight.shape, cell)
     _hide(flat[count:])
-    figure.suptitle(f"{short(layer)}, {note}; dark: kept", fontsize=9)
-    figure.supxlabel("input channel x kernel width", fontsize=8)
-    figure.supylabel("output channel x kernel height", fontsize=8)
+    figure.suptitle(f"What each granularity keeps of {short(layer)} (dark)\n{note}", fontsize=12)
+    figure.supxlabel("input channel x kernel width", fontsize=10)
+    figure.supylabel("output channel x kernel height", fontsize=10)
     return png_bytes(figure)
 
 
@@ -204,7 +210,7 @@ def _kernel_lines(axes: Any, shape: tuple[int, ...], cell: tuple[int, int]) -> N
         axes.axhline(at - 0.5, color=EDGES, linewidth=0.5)
     for at in np.arange(columns, shape[1], columns) if columns > 1 else ():
         axes.axvline(at - 0.5, color=EDGES, linewidth=0.5)
-    axes.tick_params(labelsize=6)
+    axes.tick_params(labelsize=8.5)
     axes.spines[:].set_visible(False)
 
 
@@ -223,26 +229,27 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
         columns = min(SENSITIVITY_COLUMNS, len(page))
         height = -(-len(page) // columns)
         figure, panels = new_figure(
-            3.1 * columns, 3.1 * height + 0.8, columns, 2 * height, squeeze=False, sharex=True,
+            3.6 * columns, 3.7 * height + 1, columns, 2 * height, squeeze=False, sharex=True,
             height_ratios=[3, 2] * height,
         )  # fmt: skip
         for place, layer in enumerate(page):
             row, column = divmod(place, columns)
             upper, lower = panels[2 * row : 2 * row + 2, column]
             _sensitivity(upper, lower, profile, layer, plain)
-            upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=8)
+            upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=9.5)
             value_ticks(upper, unit, count=4)
             if column == 0:
-                upper.set_ylabel(axis_label(unit), fontsize=7)
-                lower.set_ylabel("loss", fontsize=7)
+                upper.set_ylabel(axis_label(unit), fontsize=10)
+                lower.set_ylabel("loss", fontsize=10)
             lower.tick_params(axis="x", labelbottom=True)
         for place in range(len(page), columns * height):
             row, column = divmod(place, columns)
             _hide(panels[2 * row : 2 * row + 2, column])
-        figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=9)
+        figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=11)
         figure.legend(
             handles=_sensitivity_legend(profile, plain, unit), loc="outside upper center", ncols=2 * columns - 1,
-            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", frameon=False, fontsize=8,
+            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", frameon=False, fontsize=10,
+            title_fontsize=13,
         )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
@@ -269,7 +276,7 @@ def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bo
     lower.axhline(profile.dense_loss, color="0.55", linewidth=0.8, linestyle=":")
     _loss_scale(lower, np.array(losses)[np.isfinite(losses)])
     for axes in (upper, lower):
-        axes.tick_params(labelsize=6)
+        axes.tick_params(labelsize=9)
         axes.set_xlim(-0.02, 1.02)
 
 
@@ -330,7 +337,7 @@ def _paged(items: Sequence[Any], most: int) -> Iterator[tuple[Sequence[Any], int
 
 def _number(figure: Any, number: int, count: int) -> None:
     if count > 1:
-        figure.text(0.995, 0.005, f"page {number} of {count}", fontsize=7, ha="right", color="0.4")
+        figure.text(0.995, 0.005, f"page {number} of {count}", fontsize=9, ha="right", color="0.4")
 
 
 def _hide(panels: Any) -> None:

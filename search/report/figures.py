@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -322,8 +320,8 @@ def _name(axes: Any, named: Sequence[Named], taken: Sequence[tuple[float, float]
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
-    with _lacking_characters_drawn_as_boxes():
-        figure.draw_without_rendering()  # until then nobody knows where points lie
+    figure.spell()
+    figure.draw_without_rendering()  # until then nobody knows where points lie
     boxes = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in map(axes.transData.transform, taken)]
     for line in axes.get_lines():
         if len(ends := line.get_xdata()) == 2:  # of the limit and the dense model
@@ -469,14 +467,6 @@ def _heat(figure: Any, axes: Any, values: np.ndarray, ends: tuple[float, float],
         axes.text(across, down, f"{value:.0f}", ha="center", va="center", fontsize=7, color=INK if light else "white")
 
 
-@contextmanager
-def _lacking_characters_drawn_as_boxes() -> Iterator[None]:
-    """Without a warning of each that the font lacks."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        yield
-
-
 def _entitle(figure: Any, title: str) -> None:
     figure.suptitle(literal(title), fontsize=12.5, fontweight="bold")
 
@@ -490,7 +480,7 @@ def _picture(
     _entitle(figure, title)
     png = png_bytes(figure)
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}), _lacking_characters_drawn_as_boxes():
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     spots: list[Spot] = []
     for axes, row, across, up in places:

@@ -11,6 +11,7 @@ import numpy as np
 from search.metric import SHARE, Metric
 from search.records import COMPLETE
 from search.results.comparison import BITS_OF, Comparison
+from search.results.glyphs import drawable
 from search.results.tables import FinalScore, TrialRow
 from spaces.granularity import parts_of
 from spaces.printable import printable
@@ -394,12 +395,12 @@ def short_name(layer: str) -> str:
 
 
 def literal(text: str) -> str:
-    r"""`text` as matplotlib draws it as it stands: no part between dollars is a formula.
+    r"""`text` as matplotlib draws it as it stands: no part between dollars is a formula, and no character a box.
 
     >>> literal("$x$")
     '\\$x\\$'
     """
-    return text.replace("$", r"\$")
+    return drawable(text).replace("$", r"\$")
 
 
 def axis_label(unit: Metric, split: str = "") -> str:

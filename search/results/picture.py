@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from search.results.glyphs import drawable
 
 DOTS_PER_INCH = 120
 
@@ -20,12 +22,17 @@ class Picture(Figure):
 
     def saved(self, kind: str) -> bytes:
         """A file of the kind, `png`, `svg` or `pdf`, that depends only on what is drawn."""
+        self.spell()
         buffer = io.BytesIO()
         undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        with warnings.catch_warnings(), rc_context({"svg.hashsalt": "prunefront"}):
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a character the font lacks is drawn as a box
+        with rc_context({"svg.hashsalt": "prunefront"}):
             self.savefig(buffer, format=kind, metadata=undated[kind])
         return buffer.getvalue()
+
+    def spell(self) -> None:
+        """Write characters that the font lacks as their numbers, so that none is drawn as a box, with a warning."""
+        for text in self.findobj(Text):
+            text.set_text(drawable(text.get_text()))
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""

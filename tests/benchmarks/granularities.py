@@ -24,7 +24,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from raw_rows import Row, append_rows, read_rows, seed_range
 from search_race import WORKLOADS, Contest, Tuned
@@ -34,6 +33,7 @@ from pruning.importance.scores import unit_importance
 from search.cli.text_tables import render
 from search.metric import SHARE
 from search.results.cells import percent
+from search.results.figures import COLOURS, MARKERS, new_figure, png_bytes
 from search.training.scoring import score
 from spaces.allocation.allocators import allocate
 from spaces.allocation.budget import Target, Unreachable
@@ -251,40 +251,43 @@ def _summary(cell: Cell, one: Measured) -> dict[str, Any]:
 
 def draw(found: Mapping[Cell, Measured], file: Path) -> None:
     """Accuracy against size by granularity, and against the schedule; bars are one standard deviation over seeds."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), width_ratios=(3, 2))
+    figure, (left, right) = new_figure(11, 5.4, columns=2, width_ratios=(3, 2))
     for word in (*SIZED, *FIXED):
         own = [one for cell, one in found.items() if cell.granularity == word and SCHEDULES[cell.schedule] == CUBIC]
-        style = "D" if word in FIXED else "o-"
         if own:
-            _bars(left, [one.size * 100 for one in own], own, style, word)
+            _bars(left, [one.size * 100 for one in own], own, word, "none" if word in FIXED else "-", word)
     if Cell(DENSE) in found:
-        left.axhline(found[Cell(DENSE)].mean * 100, color="grey", linestyle=":", label=DENSE)
-    left.set(
-        xscale="log", xlabel="encoded size, % of dense", ylabel="test accuracy, %", title="Granularity, cubic ramp"
-    )
+        left.axhline(found[Cell(DENSE)].mean * 100, color="0.4", linestyle=":", label=DENSE)
+    left.set_xscale("log")
+    left.set_xlabel("encoded size, % of the dense model's (log scale)")
+    left.set_ylabel("test accuracy, %")
+    left.set_title("By granularity, cubic ramp", fontsize=11)
     left.set_xticks([100 * size for size in SIZES], [f"{100 * size:g}" for size in SIZES])
     left.minorticks_off()
-    for word, size in product(SCHEDULED, SCHEDULED_SIZES):
+    for (word, size), line in zip(product(SCHEDULED, SCHEDULED_SIZES), ("-", "--") * len(SCHEDULED), strict=True):
         places = [n for n, name in enumerate(SCHEDULES) if Cell(word, size, name) in found]
         own = [found[Cell(word, size, name)] for name in SCHEDULES if Cell(word, size, name) in found]
         if own:
-            _bars(right, places, own, "o-", f"{word}, {size * 100:g} %")
-    right.set(xlabel="schedule", title="Schedule")
+            _bars(right, places, own, word, line, f"{word}, {size * 100:g} % of the size")
+    right.set_xlabel("schedule; E is the exponent of a polynomial")
+    right.set_title("By schedule", fontsize=11)
     right.set_xticks(range(len(SCHEDULES)), list(SCHEDULES))
-    for axes in (left, right):
+    for axes, columns in ((left, 5), (right, 2)):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    picture.tight_layout()
-    picture.savefig(file, dpi=110)
-    plt.close(picture)
+        axes.legend(
+            frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns,
+            columnspacing=1, handletextpad=0.4,
+        )  # fmt: skip
+    figure.suptitle(
+        "What a granularity and a schedule keep of the accuracy: mean and one deviation of seeds", fontsize=12
+    )
+    file.write_bytes(png_bytes(figure))
 
 
-def _bars(axes: Any, places: Sequence[float], own: Sequence[Measured], style: str, label: str) -> None:
+def _bars(axes: Any, places: Sequence[float], own: Sequence[Measured], word: str, line: str, label: str) -> None:
     means, sds = [one.mean * 100 for one in own], [(one.sd or 0.0) * 100 for one in own]
-    axes.errorbar(places, means, sds, fmt=style, markersize=4, capsize=3, label=label)
+    style = {"color": COLOURS.get(word, "black"), "marker": MARKERS.get(word, "X"), "linestyle": line}
+    axes.errorbar(places, means, sds, markersize=6, mec="white", mew=0.6, capsize=3, label=label, **style)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -8,7 +8,6 @@ its budget.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from raw_rows import Row
 from study import hardware
 
 from search.cli.text_tables import render
 from search.metric import SHARE
 from search.proposals.hypervolume import hypervolume, non_dominated
+from search.results.figures import LINE_COLOURS, new_figure, png_bytes
 
 GUIDED, PRIOR_FREE, MISLED = "guided", "guided -scan", "guided inverted"
 CHECKPOINTS = (6, 12, 18, 24, 48, 72)
 UNITS = ("fine-tunes", "seconds")
 """Of cost: fine-tunes, wall-clock seconds."""
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
-DOTS_PER_INCH = 120
+DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)))
+"""Of lines beside guided's: with their colours, all of a race differ, and most without colours."""
 
 
 @dataclass(frozen=True)
@@ -358,29 +360,41 @@ def _misled(runs: Runs) -> _Section:
 
 
 def share_png(scored: Mapping[str, Runs]) -> bytes:
-    """Share against fine-tunes and against seconds, one line a method, a band of one deviation; a row a workload."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    figure = Figure(figsize=(12, 4.2 * len(scored)), dpi=DOTS_PER_INCH, layout="constrained")
-    for panels, (workload, runs) in zip(figure.subplots(len(scored), 2, squeeze=False), scored.items(), strict=True):
-        shown = {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_variant(method)}
-        for place, (method, of_method) in enumerate(shown.items()):
-            style = {"color": "black" if method == GUIDED else f"C{place % 10}", "label": method}
-            style |= {"linewidth": 2.2 if method == GUIDED else 1.0, "linestyle": "--" if place >= 10 else "-"}
+    """Share against fine-tunes and against seconds, one line a method, a band of one deviation; a row a workload that
+    has more than one method.
+    """
+    shown = {workload: _raced(runs) for workload, runs in scored.items() if len(_raced(runs)) > 1}
+    figure, rows = new_figure(12, 4.6 * len(shown) + 0.4, columns=2, rows=len(shown), squeeze=False)
+    for panels, (workload, runs) in zip(rows, shown.items(), strict=True):
+        others = [method for method in runs if method != GUIDED]
+        for method, of_method in runs.items():
+            style: dict[str, Any] = {"color": "black", "linewidth": 2.4, "label": method, "zorder": 3}
+            if method != GUIDED:
+                place = others.index(method)
+                style |= {"color": LINE_COLOURS[place % len(LINE_COLOURS)], "linestyle": DASHES[place % len(DASHES)]}
+                style |= {"linewidth": 1.4, "zorder": 2}
             shares = _aligned(of_method)
             _band(panels[0], np.arange(1, shares.shape[1] + 1), shares, style)
             _band(panels[1], *_by_seconds(of_method), style)
-        panels[0].set_ylabel(f"{workload}: share of the reference hypervolume, %")
-        panels[0].set_xlabel("fine-tunes")
-        panels[1].set_xlabel("seconds, the scan included")
+        panels[0].set_ylabel("share of the reference\nhypervolume, %", fontsize=11)
+        panels[0].set_xlabel("fine-tunes", fontsize=11)
+        panels[0].set_title(f"{workload}, by fine-tunes", fontsize=12)
+        panels[1].set_xlabel("seconds, the scan included (log scale)", fontsize=11)
+        panels[1].set_title(f"{workload}, by seconds", fontsize=12)
         panels[1].set_xscale("log")
-        panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        panels[1].xaxis.set_major_locator(LogLocator())
+        panels[1].xaxis.set_major_formatter("{x:g}")
+        panels[1].xaxis.set_minor_formatter(NullFormatter())
+        panels[1].legend(frameon=False, fontsize=10, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3)
         for axes in panels:
-            axes.spines[["top", "right"]].set_visible(False)
             axes.set_ylim(bottom=0)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    figure.suptitle("How fast each method finds the front: mean of seeds, and one deviation", fontsize=13)
+    return png_bytes(figure)
+
+
+def _raced(runs: Runs) -> dict[str, list[Run]]:
+    """The methods of a workload that are drawn, and their runs."""
+    return {method: list(by_seed.values()) for method, by_seed in runs.items() if not is_variant(method)}
 
 
 def _by_seconds(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:

@@ -208,6 +208,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 LATER = {
     "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
     "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison",
+    "epochs", "learning_rate", "batch",
 }  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 
@@ -225,7 +226,7 @@ def shape(data: object) -> object:
     ("pattern", "golden"),
     [
         ("journal/trial-00000.json", "journal-trial-v1.json"),
-        ("comparison.json", "comparison-v3.json"),
+        ("comparison.json", "comparison-v4.json"),
         ("study.json", "study-v1-splits.json"),
         ("../../best/manifest.json", "manifest-v1.json"),
     ],
