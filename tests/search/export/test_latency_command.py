@@ -180,7 +180,7 @@ def test_a_study_times_its_finals_by_the_command(place, tmp_path, without_mlflow
     result, folder = run_search(SearchConfig(**given, latency_command=TIME_ONNX)), StudyFolder(tmp_path, "tiny")
     timed = read_comparison(folder).latency
     assert timed == result.comparison.latency and timed.command == TIME_ONNX and timed.rounds == 2
-    assert timed.networks.keys() == {*result.comparison.finalists, *result.comparison.baselines.values()}
+    assert timed.networks.keys() == {*result.comparison.digests}
     assert latency_line(timed).startswith(f"Latency: by the command {TIME_ONNX!r}; share of the dense model's")
     again = run_search(SearchConfig(**given))
     assert again.comparison.latency == timed, "what was measured stays, though the command is not given again"
