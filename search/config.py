@@ -23,6 +23,7 @@ from pydantic import (
 
 from search.errors import UsageError
 from search.files import read_text
+from search.given_command import check_latency_command
 from search.given_workload import factory_of, spec_of
 from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
 from search.masking import masked
@@ -259,6 +260,17 @@ class SearchConfig(_Fields):
         if word not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", word):
             raise ValueError(unknown("device", word, DEVICES))
         return word
+
+    @field_validator("latency_command")
+    @classmethod
+    def _command_names_its_file(cls, command: str | None) -> str | None:
+        return None if command is None else check_latency_command(command)
+
+    @model_validator(mode="after")
+    def _command_has_finals_to_time(self) -> SearchConfig:
+        if self.latency_command is not None and self.finalists == 0:
+            raise ValueError("latency-command times finals, and finalists is 0: leave it out, or give finalists")
+        return self
 
     @field_validator("optuna_storage")
     @classmethod

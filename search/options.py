@@ -408,6 +408,14 @@ class SearchOptions(_Fields):
         may_change=True,
         more="full adds every static rule at the limit",
     )
+    latency_command: str | None = option(
+        "times finals on your device: given {{file}}, an ONNX file, its last line of output is seconds",
+        default=None,
+        metavar="CMD",
+        example="adb-bench {file}",
+        more="in place of timing them here; run without a shell, at the start once for the dense network; needs the "
+        "extra onnx",
+    )
     device: str = option(
         "where networks train, are scanned and timed: {default} (default: cuda, else mps, else cpu), cpu, cuda:1, ...",
         default="auto",
@@ -506,7 +514,7 @@ PLACEMENT_OPTIONS = ("device", "precision", "deterministic", "threads")
 """Where networks are trained, scanned and timed, and how."""
 RECIPE_OPTIONS = ("epochs", "learning_rate", "batch")
 """What takes the place of a part of the workload's recipe."""
-UNSTORED = ("root", "trust_remote_code", "optuna_storage")
+UNSTORED = ("root", "trust_remote_code", "optuna_storage", "latency_command")
 """What a study does not remember: each command says it again."""
 MAY_CHANGE = tuple(name for name, one in OPTIONS.items() if one.may_change)
 """Names of options that may change when a study is resumed."""

@@ -51,8 +51,8 @@ ROOMS = {
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {
-        "config", "errors", "files", "given_workload", "identity", "metric", "placement", "progress", "records",
-        "results", "store", "training", "user_code", "weights", "workloads",
+        "config", "errors", "files", "given_command", "given_workload", "identity", "metric", "placement", "progress",
+        "records", "results", "store", "training", "user_code", "weights", "workloads",
     },
     "executors": {
         "config", "errors", "files", "given_workload", "identity", "metric", "placement", "process", "progress",
@@ -68,7 +68,9 @@ ROOMS = {
         "placement", "process", "progress", "report", "results", "storage", "store", "study", "training", "user_code",
         "weights", "workloads",
     },
-    "config": {"errors", "files", "given_workload", "goal", "masking", "metric", "options", "record_checks"},
+    "config": {
+        "errors", "files", "given_command", "given_workload", "goal", "masking", "metric", "options", "record_checks",
+    },
     "goal": {"metric"},
     "dense": {"training"},
     "run": {"study"},

@@ -62,6 +62,7 @@ def latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -
 def latency_line(timed: TimedNetworks) -> str:
     """How the closing table's latency was measured, and how far equal networks come out apart."""
     where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
+    where = f"by the command {timed.command!r}" if timed.command else where
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "

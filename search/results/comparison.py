@@ -127,6 +127,8 @@ def write_comparison(folder: StudyFolder, comparison: Comparison) -> None:
     data = {"version": COMPARISON_VERSION, **asdict(comparison)}
     if comparison.test_examples is None:
         del data["test_examples"]
+    if comparison.latency and comparison.latency.command is None:
+        del data["latency"]["command"]
     text = json.dumps(data, indent=1)
     write_durably(_place(folder), text.encode())
 

@@ -12,6 +12,7 @@ from pruning.importance.own_criteria import own_function
 from search.config import GUIDED, SearchConfig, check_study_name
 from search.errors import UsageError
 from search.executors.choose import require_workers, threads_of
+from search.export.latency_command import CommandFailed, check_command
 from search.files import open_root
 from search.identity.recorded_recipe import with_study_recipe
 from search.placement import Placement, placement_of
@@ -175,7 +176,19 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
             f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give it more --epochs "
             "or a smaller --batch"
         )
+    if config.latency_command is not None:
+        _try_out(config.latency_command, untrained, watcher)
     return SearchedSpace(config, untrained, space, table)
+
+
+def _try_out(command: str, untrained: PreparedModel, watcher: ProgressReporter) -> None:
+    """Refuse a command that does not time the dense network, before anything is spent."""
+    try:
+        with watcher.stage("latency command"):
+            seconds = check_command(command, untrained.dense, untrained.workload.example_input)
+    except CommandFailed as failed:
+        raise UsageError(f"--latency-command {command!r} fails on the dense network: {failed}") from None
+    watcher.note(f"finals are timed by {command!r}, which takes {seconds * 1e3:.3g} ms for the dense network")
 
 
 def _space(config: SearchConfig, untrained: PreparedModel, table: LatencyTable | None, knob_word: str) -> Space:

@@ -25,6 +25,7 @@ from search.store.folder import StudyFolder
 from search.study.baselines import ShortRuns
 from search.study.clock import StudyClock
 from search.study.contest import Contest
+from search.study.device_finals import timed_by_command
 from search.study.final_runs import FinalRuns
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
@@ -70,8 +71,10 @@ def compare_finals(
         latency=known.latency if known else None,
         test_examples=subject.workload.examples("test").counted() if subject.workload.reads("test") else None,
     )
-    if config.needs_latency:
-        comparison = replace(comparison, latency=_timed(config, folder, subject, state.scores, comparison, watcher))
+    if config.needs_latency or config.latency_command:
+        policies = {final.digest: final.policy for final in state.finals}
+        timed = _timed(config, folder, subject, state.scores, policies, comparison, watcher)
+        comparison = replace(comparison, latency=timed)
     write_comparison(folder, comparison)
     state.comparison = comparison
     return comparison
@@ -82,6 +85,7 @@ def _timed(
     folder: StudyFolder,
     subject: PreparedModel,
     scores: Mapping[str, FinalScore],
+    policies: Mapping[str, PruningPolicy],
     comparison: Comparison,
     watcher: ProgressReporter,
 ) -> TimedNetworks | None:
@@ -90,10 +94,15 @@ def _timed(
     kept = {d: folder.final_weights(d, scores[d].best_seed) for d in comparison.digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
     before, here = comparison.latency, (subject.workload.placement.name, torch.get_num_threads())
-    if before and (before.device, before.threads) == here and before.networks.keys() >= kept.keys():
-        return before
+    if before and before.networks.keys() >= kept.keys():
+        if before.command and config.latency_command in (None, before.command):
+            return before
+        if not (before.command or config.latency_command) and (before.device, before.threads) == here:
+            return before
     dense = build_model(subject.workload, config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
+    if config.latency_command:
+        return timed_by_command(config.latency_command, subject, networks, policies, watcher) or before
     try:
         with watcher.stage("latency of the finals") as progress:
             return time_finals(subject, networks, progress)

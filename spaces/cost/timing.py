@@ -51,6 +51,7 @@ class TimedNetworks:
         dense: the dense network; its share is exactly 1.
         copy: the dense network once more (A/A control): how far apart equal networks come out.
         networks: name -> what it took.
+        command: of the user's own that timed them, on a device and with threads that only it knows; None if none did.
     """
 
     device: str
@@ -60,6 +61,7 @@ class TimedNetworks:
     dense: TimedNetwork
     copy: TimedNetwork
     networks: Mapping[str, TimedNetwork]
+    command: str | None = None
 
     def within_noise(self, name: str) -> bool:
         """Whether a network's interval meets that of the dense copy: it is not shown to be faster or slower."""
