@@ -205,8 +205,8 @@ def _nothing_to_ship(view: StudyView) -> str:
         return "Nothing yet: no trial has finished."
     if state.front_length:
         return (
-            "Nothing yet: all finalists are dead, no more accurate than chance, after their finals. Give the study more "
-            "--trials or a larger limit, or export a trial by its number."
+            "Nothing yet: all finalists are dead, no more accurate than chance, after their finals. Give the study "
+            "more --trials or a larger limit, or export a trial by its number."
         )
     if state.is_fruitless:
         return "Nothing yet: no trial is complete. What did not complete, and why, is listed below."
