@@ -254,6 +254,9 @@ def metric_from_plain(data: object) -> Metric:
     if not isinstance(data, Mapping):
         return SHARE
     try:
-        return Metric(data["name"], None, *(data[key] for key in ("best", "low", "high", "dense")))
+        dense = data["dense"]
+        if dense is not None and not is_number(dense):
+            return SHARE
+        return Metric(data["name"], None, data["best"], data["low"], data["high"], dense)
     except (KeyError, TypeError, ValueError):  # of a damaged record, or a later version
         return SHARE

@@ -47,7 +47,9 @@ ROOMS = {
         "config", "errors", "files", "given_workload", "metric", "options", "proposals", "record_checks", "records",
         "storage", "store",
     },
-    "report": {"config", "files", "masking", "metric", "options", "proposals", "records", "results", "store"},
+    "report": {
+        "config", "files", "given_workload", "masking", "metric", "options", "proposals", "records", "results", "store",
+    },
     "identity": {"config", "errors", "placement", "progress", "records", "store", "training", "workloads"},
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {

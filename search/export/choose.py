@@ -100,5 +100,6 @@ def _number_of(view: StudyView, choice: str) -> int:
         raise UsageError(f"--trial takes {', '.join(CHOICES)}, a trial's number or {BASELINE}NAME, got {choice!r}")
     if int(choice) not in complete:
         near = min(complete, key=lambda n: abs(n - int(choice)), default=None)
-        raise UsageError(f"trial {choice} is not a complete trial of study {view.folder.name!r}; the nearest is {near}")
+        remedy = "it has none yet: give it more --trials" if near is None else f"the nearest is {near}"
+        raise UsageError(f"trial {choice} is not a complete trial of study {view.folder.name!r}; {remedy}")
     return int(choice)

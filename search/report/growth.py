@@ -87,6 +87,5 @@ def _point(record: TrialRecord, metric: str, cost: str) -> tuple[float, float, f
 def _volumes(fronts: Sequence[np.ndarray], state: StudyState) -> list[float]:
     dense_error = 0.0 if state.dense_accuracy is None else 1 - state.dense_accuracy
     reference = np.array([(1 + dense_error) / 2, math.log(state.max_size * BEYOND_LIMIT), WORST_COST])
-    scale = np.array([0.0, 1.0, 0.0], dtype=bool)
-    volumes = [hypervolume(np.where(scale, np.log(front), front), reference) for front in fronts]
+    volumes = [hypervolume(np.column_stack([f[:, 0], np.log(f[:, 1]), f[:, 2]]), reference) for f in fronts]
     return [volume / volumes[-1] if volumes[-1] else 0.0 for volume in volumes]

@@ -32,7 +32,14 @@ from search.report.growth import growth_of
 from search.report.influence import FEWEST, QUANTILE, Influence, influences
 from search.report.limits import within_limits
 from search.report.prediction import PredictionQuality, prediction_quality
-from search.report.words import export_command, recommendations, statements_for, topics, where_it_stands
+from search.report.words import (
+    export_command,
+    is_without_finals,
+    recommendations,
+    statements_for,
+    topics,
+    where_it_stands,
+)
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.figures import short_name
 from search.results.legend import closing_legend, front_legend
@@ -196,6 +203,11 @@ def _nothing_to_ship(view: StudyView) -> str:
         return f"Nothing yet: {dead_line(dead)}. Give the study more --trials or a larger limit."
     if not state.records:
         return "Nothing yet: no trial has finished."
+    if state.front_length:
+        return (
+            "Nothing yet: all finalists are dead, no more accurate than chance, after their finals. Give the study "
+            "more --trials or a larger limit, or export a trial by its number."
+        )
     if state.is_fruitless:
         return "Nothing yet: no trial is complete. What did not complete, and why, is listed below."
     return f"Nothing yet: no complete trial is within the limit of {percent(state.max_size)}."
@@ -280,6 +292,8 @@ def _no_finals(view: StudyView) -> str:
     if state.config.finalists == 0:
         _, _, command = finals_line(view.config, view.folder.name, view.criterion_place).partition(": ")
         return f"None: they were left out (--finalists 0). To add them: {command}"
+    if is_without_finals(state):
+        return "None: no network is within the limit and more accurate than chance."
     done = len(state.finals)
     return f"Not yet: {done} full fine-tunes are done." if done else "Not yet: they follow the last trial."
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.given_workload import lives_in_python
+from search.metric import MAX
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
 from search.results.device_support import KINDS, STATEMENTS, Statement
-from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, speed_remark
+from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, is_accurate, speed_remark
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
 from search.results.state import StudyState
 from search.results.tables import TrialRow
@@ -68,6 +69,11 @@ def where_it_stands(view: StudyView) -> str:
     return f"The study is interrupted: {said}. The command under “How to reproduce it” goes on with it."
 
 
+def is_without_finals(state: StudyState) -> bool:
+    """Whether a study has ended without a network that finals could be of."""
+    return state.config.finalists > 0 and not state.front_length and state.seconds_left == 0
+
+
 def topics(view: StudyView) -> list[Topic]:
     """The questions that a reader has first."""
     return [
@@ -83,7 +89,7 @@ def recommendations(state: StudyState) -> list[Recommendation]:
     best = state.best
     if best is None or not front:
         return []
-    found = [Recommendation(f"{state.unit.name} within the limit, any device", best, described(state, state.row(best)))]
+    found = [Recommendation(_target_of_best(state), best, described(state, state.row(best)))]
     for target, number in (
         (f"size against {state.unit.name} (the knee)", knee_trial(front)),
         ("least bytes", smallest_trial(front)),
@@ -96,6 +102,14 @@ def recommendations(state: StudyState) -> list[Recommendation]:
         *_for_patterns(state, front),
         _for_sparse_runtimes(state, front),
     ]
+
+
+def _target_of_best(state: StudyState) -> str:
+    """What the study's best is best in: a study that asks for an accuracy has the smallest with it as its best."""
+    unit, least = state.unit, state.least_accuracy
+    if least is None or not is_accurate(state):
+        return f"{unit.name} within the limit, any device"
+    return f"size, with {unit.name} of at {'least' if unit.best == MAX else 'most'} {unit.told(least)}, any device"
 
 
 def statements_for(state: StudyState) -> list[Statement]:
@@ -203,6 +217,8 @@ def _noise(state: StudyState) -> list[str]:
     found = level_with_top(comparison, state.scores, state.unit) if comparison else None
     if comparison is None or found is None:
         why = "were left out (--finalists 0)" if state.config.finalists == 0 else "are not there yet"
+        if is_without_finals(state):
+            why = "had no network within the limit to repeat"
         return [
             *said,
             f"The finals {why}: every {state.unit.name} here is of one short fine-tune, on validation data that "
@@ -221,7 +237,7 @@ def _noise(state: StudyState) -> list[str]:
         )
     if apart:
         said.append(f"Apart from {first} by more than noise: {_named([names.get(f.digest, f.digest) for f in apart])}.")
-    return said
+    return said or [f"Only {first} has finals: there is nothing to tell it apart from."]
 
 
 def _named(names: Sequence[str]) -> str:
@@ -237,6 +253,8 @@ def _quantisation(state: StudyState) -> str:
             return said
     plain = [row for row in state.rows if row.origin == "unpruned" and row.accuracy is not None]
     later = "The finals compare the front with the dense model at 8, 6 and 4 bits; there are none yet."
+    if is_without_finals(state):
+        later = "There were no finals, in which the front is compared with the dense model at 8, 6 and 4 bits."
     if config.finalists == 0:
         later = "Without finals (--finalists 0) nothing is compared on test data."
     if not plain:

@@ -185,8 +185,12 @@ class StudyState:
     def seconds_left(self) -> float | None:
         """Running seconds the study still needs, finals of as many finalists as the front has now included.
 
-        It is judged by the study's pace so far; None before its first trial.
+        It is judged by the study's pace so far; None before its first trial. Where the trials are done and none is on
+        the front, no finals follow.
         """
+        trials_left = seconds_left(self.config, self.recipe, self._pace, self.finals, 0)
+        if not (trials_left or self.front_length):
+            return trials_left
         digests = [self.records[number].policy.digest for number in self.finalists(self.config.finalists)]
         runs = final_runs_left(self.config, digests, self.finals, self.comparison)
         short = short_runs_left(self.config, digests, self.finals, self.comparison)

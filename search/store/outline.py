@@ -129,6 +129,8 @@ def _outline(text: str) -> NetworkOutline:
     counts = [found.parameters, found.macs, *(n for layer in layers for n in (layer.macs, *layer.shape))]
     if not all(is_number(count) and count >= 0 for count in counts):
         raise ValueError("counts and shapes must be numbers >= 0")
+    if not layers or any(layer.parameters < 1 for layer in layers):
+        raise ValueError("there must be layers, and each must have parameters")
     if not all(isinstance(word, str) for layer in layers for word in (layer.name, layer.kind)):
         raise ValueError("names and kinds of layers must be text")
     if sum(layer.parameters for layer in layers) > found.parameters:

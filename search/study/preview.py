@@ -252,13 +252,16 @@ def _duration(config: SearchConfig, workload: Workload, state: StudyState | None
         )
     finalists = [f"finalist {n}" for n in range(config.finalists)]
     finals, short = final_runs_left(config, finalists, (), None), short_runs_left(config, finalists, (), None)
-    steps = trial * (config.trials + short) + final * finals
+    of_trials, besides = trial * config.trials, trial * short + final * finals
     first = 0 if has_dense or config.weights else step_count(workload, recipe.dense_epochs) or 0
-    seconds = _step_seconds(workload, config.dense_seed)
+    step = _step_seconds(workload, config.dense_seed)
+    seconds, limited = of_trials / config.workers * step, ""
+    if config.timeout is not None and seconds > config.timeout:
+        seconds, limited = config.timeout, f", those of trials for {config.timeout:g} s, as --timeout says"
     return Duration(
-        (first + steps / config.workers) * seconds,
-        f"{first + steps:,} training steps of {seconds * 1e3:.3g} ms, as {TIMED_STEPS} steps of the dense network took "
-        "now; a scan that is not cached, scoring and encoding come on top",
+        seconds + (first + besides / config.workers) * step,
+        f"{first + of_trials + besides:,} training steps of {step * 1e3:.3g} ms, as {TIMED_STEPS} steps of the dense "
+        f"network took now{limited}; a scan that is not cached, scoring and encoding come on top",
     )
 
 

@@ -85,6 +85,7 @@ def test_what_a_study_writes_down_gives_the_metric_back():
         assert metric_from_plain(json.loads(json.dumps(metric_to_plain(metric)))) == metric
     for damaged in (None, {}, {"name": 3}, {"name": "a", "best": "b", "low": 0, "high": 1, "dense": None}):
         assert metric_from_plain(damaged) == SHARE
+    assert metric_from_plain(metric_to_plain(METRICS[2]) | {"dense": "2.5"}) == SHARE
 
 
 def test_tables_add_the_values_of_a_metric_with_a_unit():

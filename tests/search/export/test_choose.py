@@ -7,8 +7,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from hand_made_study import study, trial
 
-from search.errors import GoalMissed
+from search.errors import GoalMissed, UsageError
 from search.export.choose import choose_trial
 from search.results.state import StudyState
 from search.results.view import open_study
@@ -80,3 +81,10 @@ def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, wit
     assert reply.code == 1, reply.err
     assert "All finalists are dead" in reply.out and "--trial best" not in reply.out
     assert re.search("front of [1-9]", reply.out)
+
+
+def test_a_study_without_a_complete_trial_has_none_to_name(tmp_path):
+    study(tmp_path).journal.write_trial(trial(0, None, 0.2))
+    said = r"^trial 0 is not a complete trial of study 'hand'; it has none yet: give it more --trials$"
+    with pytest.raises(UsageError, match=said):
+        choose_trial(open_study(tmp_path, "hand"), "0")

@@ -80,3 +80,9 @@ def test_growth_is_by_the_time_of_ends_and_never_falls():
     assert all(before <= after for before, after in pairwise(found.volume))
     assert 0 < found.volume[0] == found.volume[1] < found.volume[2]
     assert growth_of(state([])) is growth_of(state([trial(2, 0.9, 0.3)])) is None
+
+
+def test_a_network_without_an_error_has_the_whole_volume():
+    """An accuracy of 1 is an error of 0, of which no logarithm is taken."""
+    found = growth_of(state([trial(1, 0.7, 0.2), trial(3, 1.0, 0.1)]))
+    assert found.volume[1] == 1 and 0 < found.volume[0] < 1

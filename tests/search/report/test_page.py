@@ -13,12 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hand_made_study import study, trial, with_everything
+from hand_made_study import REFERENCES, study, trial, with_everything
 
 from search.config import make_config
 from search.metric import Metric, metric_to_plain
+from search.records import FinalRecord
 from search.report.page import report_of, study_toml
-from search.results.view import open_study
+from search.report.words import recommendations, topics
+from search.results.comparison import Comparison, write_comparison
+from search.results.view import StudyView, open_study
 from search.store.locks import held_lock
 from spaces.policy import PruningPolicy
 
@@ -249,3 +252,46 @@ def test_policies_are_listed_layer_by_layer(page):
     """Trial 14 asks 0.72 of the first layer, 0.73 of the second, and has 4 bits."""
     assert "</script><script>alert(1)</script>.weight 73.0 % 73.0 % channel 4" in page.text
     assert page.text.count(" first.weight ") == len([one for one in page.of("tr") if "data-trial" in one]) - 5 - 5
+
+
+def test_a_study_that_ended_without_a_front_waits_for_no_finals(tmp_path):
+    """Its only trial took two seconds and is dead: nothing can be fine-tuned at full length."""
+    dead = trial(0, 0.1, 0.2)
+    folder = study(tmp_path, trials=1)
+    folder.journal.write_trial(replace(dead, result=replace(dead.result, seconds={"training": 2.0})))
+    view = open_study(tmp_path, "hand")
+    assert view.state.seconds_left == 0
+    text = Document(report_of(view).html).text
+    assert "The study is finished: 1 complete" in text and "None: no network is within the limit and more acc" in text
+    assert "The finals had no network within the limit to repeat" in text and "not there yet" not in text
+
+
+def test_the_best_of_a_study_that_asks_for_an_accuracy_is_the_smallest_with_it(root, whole):
+    state = open_study(root, "hand").state
+    state.least_accuracy = 0.8  # of the finals of trials 14 and 12, 12 is smaller
+    first = recommendations(state)[0]
+    assert (first.target, first.trial) == ("size, with accuracy of at least 80.00%, any device", 12)
+    state.least_accuracy = 0.99
+    assert recommendations(state)[0].target == "accuracy within the limit, any device"
+
+
+def with_finals(root, *accuracies: float) -> StudyView:
+    """A study of one trial, which has these full-length runs."""
+    folder, only = study(root, trials=1, finalists=1), trial(1, 0.7, 0.2)
+    folder.journal.write_trial(only)
+    for seed, accuracy in enumerate(accuracies):
+        result = replace(only.result, accuracy=accuracy)
+        folder.journal.write_final(FinalRecord(only.policy.digest, seed, only.policy, result, accuracy, 1.0, 9.0))
+    write_comparison(folder, Comparison(REFERENCES, {}, "fine-grained", (only.policy.digest,), None, 400))
+    return open_study(root, "hand")
+
+
+def test_a_front_whose_finals_are_dead_is_said_to_be_that(tmp_path):
+    view = with_finals(tmp_path, 0.1, 0.12, 0.11)
+    text = Document(report_of(view).html).text
+    assert "Nothing yet: all finalists are dead" in text and "no complete trial is within" not in text
+
+
+def test_a_network_that_is_compared_with_none_is_said_to_be_alone(tmp_path):
+    noise = topics(with_finals(tmp_path, 0.7, 0.71, 0.72))[0].sentences
+    assert noise == ("Only trial 1 has finals: there is nothing to tell it apart from.",)

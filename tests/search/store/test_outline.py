@@ -48,7 +48,9 @@ def test_an_outline_is_of_what_can_be_pruned():
     "change",
     [
         {"version": 2}, {"layers": [{"name": "x"}]}, {"layers": 3}, {"parameters": -1}, {"parameters": 100},
-        {"more": 1}, {"macs": None}, {"layers": [{"name": 1, "kind": "linear", "shape": [1], "macs": 0}]},
+        {"more": 1}, {"macs": None}, {"layers": []},
+        {"layers": [{"name": 1, "kind": "linear", "shape": [1], "macs": 0}]},
+        {"layers": [{"name": "x", "kind": "linear", "shape": [0], "macs": 0}], "parameters": 0},
     ],
     ids=str,
 )  # fmt: skip

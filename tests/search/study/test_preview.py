@@ -5,10 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+
+from search import Recipe, SearchConfig, get_workload
+from search.study.preview import _duration
+from search.training.examples import step_count
+from search.workloads.digits import digits
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -50,6 +56,19 @@ def test_a_new_root_is_not_even_made(main, place, tmp_path):
     assert all(one["size"] <= 0.25 for one in found["first_trials"])
     low, high = found["searched"]
     assert found["reachable"][0] <= low < high <= found["reachable"][1] < 0.25
+
+
+def test_trials_take_no_longer_than_their_time_limit(monkeypatch):
+    """At half a second a step; the dense training comes on top, and there are no finals."""
+    monkeypatch.setattr("search.study.preview._step_seconds", lambda *_: 0.5)
+    recipe = Recipe(batch=20, dense_epochs=1, trial_epochs=1, final_epochs=1)
+    task = get_workload("digits", factory=lambda: replace(digits(), recipe=recipe))
+    per_epoch = step_count(task, 1)
+    for timeout, trials in ((None, 6 * per_epoch * 0.5), (10**6, 6 * per_epoch * 0.5), (4, 4.0)):
+        config = SearchConfig(trials=6, finalists=0, timeout=timeout)
+        found = _duration(config, task, None, has_dense=False)
+        assert found.seconds == pytest.approx(trials + per_epoch * 0.5)
+        assert ("for 4 s, as --timeout says" in found.basis) == (timeout == 4)
 
 
 def test_its_text_fits_a_terminal(main, finished):
