@@ -19,7 +19,7 @@ from search.results.state import StudyState
 
 
 def state(records) -> StudyState:
-    found = StudyState(make_config(workload="digits", max_size=0.25), {}, dense_accuracy=0.95)
+    found = StudyState(make_config(workload="digits", max_size=0.25, cost="macs"), {}, dense_accuracy=0.95)
     found.add_all(records, [])
     return found
 
