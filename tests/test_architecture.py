@@ -68,7 +68,7 @@ ROOMS = {
     "cli": {
         "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",
         "placement", "process", "progress", "report", "results", "storage", "store", "study", "training", "user_code",
-        "weights", "workloads",
+        "weights", "workloads", "wrapping",
     },
     "config": {
         "errors", "files", "given_command", "given_workload", "goal", "masking", "metric", "options", "record_checks",

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from search.cli.commands.reply import Reply
 from search.cli.parser import Answered, WrongUsage, make_parser
+from search.cli.screen import SCREEN, shown
 from search.errors import EnvironmentProblem, PrunefrontError
 from search.masking import masked
 from search.namesakes import refuse_namesakes
@@ -31,8 +32,6 @@ COMMANDS = {
     "doctor": ("doctor",),
 }
 """File in `search.cli.commands` -> the commands it holds."""
-_stdout = 1
-"""Where the reply goes while file descriptor 1 leads to stderr."""
 SHORT = 1000
 """Characters of a message that is never cut."""
 
@@ -97,9 +96,10 @@ def _run(arguments: argparse.Namespace) -> int:
     with _everything_to_stderr():
         reply = _command_of(arguments.command)(arguments)
     text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
+    is_data = arguments.json or reply.is_data
     arguments.json = False  # the one object is out, or it is said on stderr why there is none
     if text:
-        _print_plain(text)
+        _print_plain(text, is_data=is_data)
     if reply.then:
         with _everything_to_stderr():
             reply.then()
@@ -115,9 +115,8 @@ def _command_of(name: str) -> Callable[[argparse.Namespace], Reply]:
 @contextlib.contextmanager
 def _everything_to_stderr() -> Iterator[None]:
     """Keep stdout for the reply: what user code, its child processes or a library print goes to stderr."""
-    global _stdout
     sys.stdout.flush()
-    kept = _stdout = os.dup(1)
+    kept = SCREEN.descriptor = os.dup(1)
     os.dup2(2, 1)
     lasting = LastingStream(sys.stderr)
     try:
@@ -125,7 +124,7 @@ def _everything_to_stderr() -> Iterator[None]:
             yield
     finally:
         os.dup2(kept, 1)
-        _stdout = 1
+        SCREEN.descriptor = 1
         os.close(kept)
 
 
@@ -151,12 +150,15 @@ def _one_line(message: str) -> str:
     return shortened(printable(line))
 
 
-def _print_plain(text: str, file: TextIO | None = None) -> None:
-    """Print text in which names and messages may be anybody's: nothing in it steers the terminal."""
-    if not text.replace("\n", "").isprintable():
-        from spaces.printable import printable
+def _print_plain(text: str, file: TextIO | None = None, is_data: bool = False) -> None:
+    """Print text in which names and messages may be anybody's: nothing in it steers the terminal.
 
-        text = printable(text, lines=True)
+    Args:
+        is_data: it is for programs, so that no line of it is broken.
+    """
+    on_screen = file is None and SCREEN.columns is not None and not is_data
+    if on_screen or not text.replace("\n", "").isprintable():
+        text = shown(text, on_screen)
     file = sys.stdout if file is None else file
     encoding = file.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
@@ -172,7 +174,7 @@ def _say_at_once(message: str | None, code: int, arguments: argparse.Namespace) 
     line = (message or _of_signal(code)) + _how_to_resume(arguments)
     os.write(2, f"prunefront: {line}\n".encode())
     if arguments.json:
-        os.write(_stdout, (json.dumps({"error": line, "exit_code": code}) + "\n").encode())
+        os.write(SCREEN.descriptor, (json.dumps({"error": line, "exit_code": code}) + "\n").encode())
 
 
 def _of_signal(code: int) -> str:

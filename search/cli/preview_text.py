@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 from search.cli.text_tables import render
@@ -52,7 +51,7 @@ def preview_data(found: Preview) -> dict[str, Any]:
 
 
 def preview_text(found: Preview) -> str:
-    """The same for a person, in lines of up to 80 columns where names are short."""
+    """The same for a person."""
     parts = [_begin(found), "\n".join(_space_lines(found))]
     parts.append(
         render(
@@ -61,13 +60,13 @@ def preview_text(found: Preview) -> str:
         )
     )
     rows = [[one.name, "x".join(map(str, one.shape)), _prunes(one.whole), _channels(one)] for one in found.layers]
-    table = render(["layer", "shape", "masks", "channels"], rows[:SHOWN_LAYERS])
+    table = render(["layer", "shape", "masks", "channels"], rows[:SHOWN_LAYERS], ["layer"], ["shape"])
     parts.append(table + (f"\nand {len(rows) - SHOWN_LAYERS} more" if len(rows) > SHOWN_LAYERS else ""))
     parts += _first_parts(found)
     parts.append(_closing_line(found))
     spent = found.duration
     took = "not known" if spent.seconds is None else f"about {duration(spent.seconds)}"
-    parts.append(textwrap.fill(f"Time: {took} ({spent.basis})", 80))
+    parts.append(f"Time: {took} ({spent.basis})")
     parts.append("Nothing is written, and no trial was trained: leave out --dry-run to search.")
     return "\n\n".join(parts)
 
@@ -121,7 +120,7 @@ def _first_parts(found: Preview) -> list[str]:
     if first.exact:
         return [f"First trials:\n{table}"]
     why = (
-        "These are not final before the dense model and its scan are there: one that\n"
+        "These are not final before the dense model and its scan are there: one that "
         "removes the same units as an earlier one gives its place to the next."
     )
     return [f"First trials:\n{table}\n{why}"]

@@ -8,37 +8,70 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from search.cli.screen import SCREEN, styled
+from search.cli.table_layout import GAP, Column, Kind, Layout, laid_out
 from search.metric import SHARE, Metric
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS, TARGETS
 from search.results.tables import TrialRow
+from search.wrapping import cut, wrapped
 from spaces.bits import FLOAT_BITS
 from spaces.cost.footprint import stored_fractions
 from spaces.network import Layer, Network
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint
 
-WIDTH = 120
-"""Columns of a table, on a terminal or not, so that output compares line by line."""
 BLOCK_WIDTH = 80
 """Columns of running text in blocks."""
 
 
-def render(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> str:
-    """A plain table; numbers are right-aligned, None is a dash."""
+def render(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], names: Sequence[str] = (), optional: Sequence[str] = ()
+) -> str:
+    """A plain table; numbers are right-aligned, None is a dash.
+
+    On a terminal it is no wider than that; a last line then says what was left out. Elsewhere a row is a line.
+
+    Args:
+        names: columns of names, which may lose their middle.
+        optional: columns that may be left out, the least wanted first.
+    """
     cells = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
-    table = Table(title=title, box=None, header_style="bold", title_justify="left", pad_edge=False)
+    ranks = {name: rank for rank, name in enumerate(optional)}
+    wanted = []
     for place, name in enumerate(columns):
-        numeric = all(_is_number(row[place]) for row in cells)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*row)
+        own = [row[place] for row in cells]
+        kind = Kind.NAME if name in names else Kind.NUMBER if all(map(_is_number, own)) else Kind.PROSE
+        wanted.append(Column(printable(name), kind, own, ranks.get(name)))
+    room = SCREEN.columns
+    layout = laid_out(wanted, room)
+    lines = _drawn(layout)
+    lines[0] = styled(lines[0], "bold")
+    if layout.left_out:
+        said = f"(left out at {room} columns: {', '.join(layout.left_out)}; `| less -S` shows all)"
+        lines += [styled(line, "dim") for line in wrapped(said, room).split("\n")]
+    return "\n".join(lines)
+
+
+def _drawn(layout: Layout) -> list[str]:
+    """The lines of a table, its header first."""
+    table = Table(box=None, pad_edge=False)
+    for column, width in zip(layout.shown, layout.widths, strict=True):
+        right = all(map(_is_number, column.cells))
+        table.add_column(column.name, justify="right" if right else "left", width=width, overflow="fold")
+    cut_columns = [
+        [cut(cell, width) if column.kind is Kind.NAME else cell for cell in column.cells]
+        for column, width in zip(layout.shown, layout.widths, strict=True)
+    ]
+    for row in zip(*cut_columns, strict=True):
+        table.add_row(*map(Text, row))
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
-    console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    whole = sum(layout.widths) + GAP * len(layout.widths)
+    Console(file=text, width=whole, no_color=True, markup=False, emoji=False, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def _is_number(text: str) -> bool:
@@ -70,7 +103,9 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
             cells.insert(7, percent(row.latency))
         told = f"{row.state}: {row.reason}" if row.reason else row.state
         body.append([*cells, told] if with_state else cells)
-    return render([*columns, "state"] if with_state else columns, body)
+    last = ["test", "MACs", "bits"] if with_state else ["MACs", "bits", "test"]
+    optional = ["origin", "schedule", "nonzero", "final", *last]
+    return render([*columns, "state"] if with_state else columns, body, optional=optional)
 
 
 def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> str:
@@ -85,16 +120,18 @@ def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE)
         ]
         for row, own in rows
     ]  # fmt: skip
-    return render(["size", *fronts, "trial", "granularity", "bits"], body)
+    return render(["size", *fronts, "trial", "granularity", "bits"], body, [*fronts], ["bits", "granularity"])
 
 
 def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
-    return render(*closing_cells(rows, unit))
+    return render(*closing_cells(rows, unit), names=["network"], optional=["nonzero", "runs", "validation", "MACs"])
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"
 """What MACs of no whole weight are of."""
+LESS_WANTED = ("kind", "group", "parameters", "shape", "MACs", "channels cannot go because")
+"""Of what there is to say of a layer, what a narrow terminal leaves out first."""
 
 
 def layer_table(network: Network) -> str:
@@ -103,6 +140,8 @@ def layer_table(network: Network) -> str:
     return render(
         ["layer", "kind", "shape", "parameters", "size", "MACs", "group", "channels cannot go because"],
         [[*_weight_cells(layer, stored), layer.channel_group, layer.obstacle] for layer in network.prunable],
+        ["layer"],
+        LESS_WANTED,
     )
 
 
@@ -122,6 +161,8 @@ def whole_table(network: Network) -> str:
             *([name, None, None, None, percent(stored[name]), None, why] for name, why in rest.items() if stored[name]),
             *([["other products", *[None] * 4, f"{network.other_macs:,}", OTHERS]] if network.other_macs else []),
         ],
+        ["stored besides"],
+        LESS_WANTED,
     )
 
 
@@ -165,7 +206,7 @@ def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> s
         cells = [_cell(point.recalibrated_accuracy, unit) for point in points]
         cells = cells if alike else [f"{share}: {cell}" for share, cell in zip(shares, cells, strict=True)]
         rows.append([layer, *cells, *[None] * (len(columns) - len(cells))])
-    return render([granularity, *columns], rows)
+    return render([granularity, *columns], rows, [granularity], [*columns[1::2], *columns[2::2]])
 
 
 def _cell(share: float, unit: Metric) -> str | None:
@@ -179,4 +220,4 @@ def rounding_table(profile: Profile, unit: Metric = SHARE) -> str:
     for layer, points in profile.rounding.items():
         found = {point.bits: _cell(point.recalibrated_accuracy, unit) for point in points}
         rows.append([layer, *map(found.get, bits)])
-    return render(["rounding", *(f"{own} bits" for own in bits)], rows)
+    return render(["rounding", *(f"{own} bits" for own in bits)], rows, ["rounding"])

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import sys
-import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 import joblib
 
 from search.cli.commands.reply import Reply
+from search.cli.screen import styled
 from search.errors import EnvironmentProblem, UsageError
 from search.files import open_root
 from search.masking import masked
@@ -38,11 +38,11 @@ from search.workloads.fashion_mnist import REMEDY as FASHION_REMEDY
 
 OK, LACKS, ABSENT = "ok", "lacks", "absent"
 """Here; not here, and needed by every study; not here, and needed by some only."""
+STYLE_OF = {OK: "green", LACKS: "red", ABSENT: "yellow"}
 SECONDS = 3.0
 """How long a server is waited for."""
 LEAST_SPACE = 100 * 2**20
 """Bytes that a small study, with its records and weights, fills."""
-WIDTH = 80
 GIB = 2**30
 
 
@@ -70,18 +70,15 @@ def doctor(arguments: argparse.Namespace) -> Reply:
     lacking = [one.name for one in found if one.state == LACKS]
     data = {"ready": not lacking, "lacking": lacking, "findings": [asdict(one) for one in found]}
     parts = [
-        "\n".join([part, *(line for one in ones for line in _lines(one))])
-        for part, ones in groupby(found, key=lambda one: one.part)
+        "\n".join([styled(part, "bold"), *map(_line, ones)]) for part, ones in groupby(found, key=lambda one: one.part)
     ]
     parts.append(f"A study lacks: {', '.join(lacking)}" if lacking else "All that a plain study needs is here.")
     return Reply(data, "\n\n".join(parts), 3 if lacking else 0)
 
 
-def _lines(one: Finding) -> list[str]:
-    said = f"{one.state:<6}  {one.name}: {one.detail}" + (f"; {one.remedy}" if one.remedy else "")
-    return textwrap.wrap(
-        said, WIDTH, initial_indent="  ", subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False
-    )
+def _line(one: Finding) -> str:
+    state = styled(one.state, STYLE_OF[one.state]) + " " * (len(ABSENT) - len(one.state))
+    return f"  {state}  {one.name}: {one.detail}" + (f"; {one.remedy}" if one.remedy else "")
 
 
 def _versions() -> Iterator[Finding]:

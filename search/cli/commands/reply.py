@@ -10,12 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes to stdout, as data for `--json` and as text, the exit code, and what happens after that."""
+    """What goes to stdout, as data for `--json` and as text, the exit code, and what happens after that.
+
+    Attributes:
+        is_data: whether the text, too, is for programs or to be copied, so that no line of it is broken on a terminal.
+    """
 
     data: Mapping[str, Any]
     text: str
     code: int = 0
     then: Callable[[], None] | None = None
+    is_data: bool = False
 
 
 def written_line(paths: Sequence[str]) -> str:

@@ -190,7 +190,8 @@ def front(arguments: argparse.Namespace) -> Reply:
             text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
             text += f"\n\n{dead_line(dead)}"
-    reply = Reply({"study": arguments.study, **state.dense_scores, "front": data}, text)
+    is_data = arguments.format != "table"
+    reply = Reply({"study": arguments.study, **state.dense_scores, "front": data}, text, is_data=is_data)
     if not kind:
         return reply
     if arguments.trial is not None:
@@ -356,7 +357,7 @@ def view(arguments: argparse.Namespace) -> Reply:
     if server := server_named():
         url = f"{server}/{study_page(place, study_id, page)}"
         said = f"MLflow's record is kept by the server of {TRACKING}: {masked(url)}"
-        return Reply({"url": masked(url)}, said, then=lambda: _show(url, arguments))
+        return Reply({"url": masked(url)}, said, then=lambda: _show(url, arguments), is_data=True)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -371,7 +372,7 @@ def view(arguments: argparse.Namespace) -> Reply:
     command = ui_command(root, arguments.port)
     text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
-    return Reply({"url": address, "page": url, "command": command}, text, then=then)
+    return Reply({"url": address, "page": url, "command": command}, text, then=then, is_data=True)
 
 
 def _show(url: str, arguments: argparse.Namespace) -> None:

@@ -118,6 +118,6 @@ def test_a_root_that_cannot_be_written_and_a_broken_database(asked, tmp_path):
     assert asked()["MLflow's database"]["state"] == "absent"
 
 
-def test_lines_fit_a_terminal():
-    lines = doctor._lines(Finding("Stores", "a store", "absent", "words " * 30, "a remedy " * 10))
-    assert len(lines) > 3 and max(map(len, lines)) <= 80 and all(line.startswith("  ") for line in lines)
+def test_a_line_tells_state_detail_and_remedy():
+    line = doctor._line(Finding("Stores", "a store", "ok", "its detail", "a remedy"))
+    assert line == "  ok      a store: its detail; a remedy"

@@ -1,0 +1,212 @@
+"""What a terminal of some width shows: tables and lines that fit, and colours; and a pipe, which has all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from terminals import on_a_terminal, resize
+
+from search.cli.screen import SCREEN, shown, styled
+from search.cli.text_tables import (
+    closing_table,
+    front_table,
+    layer_table,
+    profile_table,
+    render,
+    whole_table,
+)
+from search.results.closing import ClosingRow
+from search.results.tables import TrialRow
+from search.wrapping import cut, packed, wrapped
+from spaces.cost.timing import TimedNetwork
+from spaces.network import Layer, Network, StoredTensor
+from spaces.sensitivity import Profile, ProfilePoint
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+NAMES = st.lists(st.sampled_from(["backbone", "層", "conv1", "attention", "weight", "0"]), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def ends():
+    """Both ends of a terminal."""
+    master, slave = pty.openpty()
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.fixture
+def terminal(ends, monkeypatch):
+    """Makes stdout a terminal of so many columns."""
+    monkeypatch.setattr(SCREEN, "descriptor", ends[1])
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return lambda columns: resize(ends[1], columns)
+
+
+def widths(text: str) -> list[int]:
+    return [cell_len(ESCAPE.sub("", line)) for line in text.split("\n")]
+
+
+def network_of(names: list[str], reason: str | None) -> Network:
+    layers = [Layer(name, "conv2d", (512, 256, 3, 3), 196, obstacle=reason) for name in names]
+    tensors = [StoredTensor(name, (512, 256, 3, 3)) for name in names]
+    return Network(tuple(tensors), tuple(layers), (), {})
+
+
+def profile_of(names: list[str]) -> Profile:
+    """Levels that differ from layer to layer, so that cells are at their widest."""
+    levels = [0.3, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99]
+    points = {
+        name: [ProfilePoint(level + place / 1e3, 0.5, 0.75, 0.5, 0.75) for level in levels]
+        for place, name in enumerate(names)
+    }
+    return Profile("model", 60, 0.5, 0.875, {"fine-grained": points}, 2.5)
+
+
+def row(number: int, **changes) -> TrialRow:
+    scores = {"accuracy": 0.9265, "final_accuracy": 0.9271, "test_accuracy": 0.9262, "test_sd": 0.0017}
+    costs = {"size_encoded": 0.0943, "size_nonzero": 0.4056, "macs": 0.979, "latency": 0.951}
+    policy = {"granularity": "fine-grained", "schedule": "polynomial", "exponent": 2.5, "origin": "global", "bits": 4}
+    return TrialRow(number, **{**scores, **costs, **policy, **changes})
+
+
+TIMED = TimedNetwork(0.004, 0.02, 0.951, 0.94, 0.9625)
+CLOSING = ClosingRow(
+    "global magnitude (fine-grained)", 3, 0.9265, 0.001, 0.926, 0.0017, 0.0943, 0.4, 0.98, 4, TIMED, True
+)
+"""With all that its table may have."""
+
+
+@given(st.integers(60, 140), st.lists(NAMES.map(".".join), min_size=1, max_size=4, unique=True), st.booleans())
+def test_no_table_is_wider_than_the_terminal(ends, columns, names, has_reason):
+    reason = "its outputs are added to those of `backbone.layer1.0.conv2`, which stay" if has_reason else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SCREEN, "descriptor", ends[1])
+        patch.delenv("COLUMNS", raising=False)
+        patch.setenv("NO_COLOR", "1")
+        resize(ends[1], columns)
+        failed = row(7, state="failed", reason="error: the loss is not a number after step 25 of 100")
+        tables = [
+            front_table([row(3), row(12, bits={"a": 4})]),
+            front_table([row(3), failed], with_state=True),
+            closing_table([CLOSING]),
+            layer_table(network_of(names, reason)),
+            whole_table(network_of(names, reason)),
+            profile_table(profile_of(names), "fine-grained"),
+        ]
+    for table in tables:
+        assert max(widths(table)) <= columns, table
+
+
+def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
+    terminal(80)
+    lines = front_table([row(3), row(12)]).split("\n")
+    assert lines[0].split() == ["trial", "accuracy", "test", "encoded", "MACs", "latency", "granularity", "bits"]
+    assert lines[3] == "(left out at 80 columns: final, nonzero, schedule, origin; `| less -S` shows"
+    lines = closing_table([CLOSING]).split("\n")
+    assert lines[0].split() == ["network", "bits", "test", "encoded", "latency"]
+    assert "95.1 % [94.0, 96.2]" in lines[1] and lines[2].strip() == "noise"
+
+
+def test_columns_without_a_value_go_first_and_are_not_told_of(terminal):
+    terminal(88)
+    unfinished = row(3, final_accuracy=None, test_accuracy=None, test_sd=None, origin="uniform")
+    header, _, *left_out = front_table([unfinished]).split("\n")
+    assert header.split()[:4] == ["trial", "accuracy", "encoded", "nonzero"] and left_out == [
+        "(left out at 88 columns: origin; `| less -S` shows all)"
+    ]
+
+
+def test_a_pipe_has_all_columns_whole_names_and_a_row_a_line():
+    name = "backbone." * 20 + "weight"
+    table = layer_table(network_of([name], "a reason of many words " * 8)).split("\n")
+    assert len(table) == 2 and table[1].split()[:4] == [name, "conv2d", "512x256x3x3", "1,179,648"]
+    assert table[1].endswith("words a reason of many words") and "left out" not in front_table([row(3)])
+    assert not ESCAPE.search("".join(table)) and styled("word", "red") == "word"
+
+
+def test_long_names_keep_beginning_and_end(terminal):
+    terminal(60)
+    names = [f"backbone.stages.{place}.blocks.3.attention.projection.weight" for place in (1, 2)]
+    lines = layer_table(network_of(names, None)).split("\n")
+    cells = [line.split()[0] for line in lines[1:3]]
+    assert len(set(cells)) == 2 and all(cell.startswith("backbone.stages.") for cell in cells)
+    assert all("…" in cell and cell.endswith("projection.weight") for cell in cells)
+
+
+@given(st.text("ab層.", max_size=40), st.integers(1, 30))
+def test_a_cut_name_fits(name, most):
+    found = cut(name, most)
+    assert cell_len(found) <= most and (found == name if cell_len(name) <= most else "…" in found)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "word", "longer,", "`prunefront status a`", "層層"]), max_size=30),
+    st.integers(24, 60),
+)
+def test_broken_lines_fit_and_lose_nothing(words, columns):
+    text = " ".join(words)
+    lines = wrapped(text, columns).split("\n")
+    assert " ".join(line.strip() for line in lines) == text and max(map(cell_len, lines)) <= columns
+    assert " ".join(packed(words, columns, " ")) == text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prunefront export mine --trial best --out DIR --root 'a folder'",
+        "`prunefront front mine --all --root elsewhere --format json`",
+        "pip install 'prunefront[timm]' -U --no-deps --target there",
+    ],
+)
+def test_no_command_is_broken(command):
+    lines = wrapped(f"  absent  what is to be done about it: {command}", 50).split("\n")
+    assert lines == ["  absent  what is to be done about it:", f"          {command}"]
+    assert wrapped(f"{command}; and the rest of the sentence", 40).startswith(f"{command};")
+
+
+def test_two_commands_of_a_line_are_told_apart():
+    line = "Next: prunefront export mine --trial best --out DIR    or: prunefront view"
+    assert wrapped(line, 60).split("\n") == [
+        "Next: prunefront export mine --trial best --out DIR", "  or: prunefront view"
+    ]  # fmt: skip
+
+
+def test_colours_are_for_terminals_that_have_them(terminal, monkeypatch):
+    terminal(40)
+    monkeypatch.delenv("NO_COLOR")
+    header = shown(render(["layer"], [["conv\x1b[2J\ue000.weight"]]), on_screen=True)
+    assert header == "\x1b[1mlayer\x1b[0m\nconv\\x1b[2J\\ue000.weight"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert shown(render(["layer"], [["conv"]]), on_screen=True) == "layer\nconv"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not SCREEN.has_colours and SCREEN.columns == 40
+
+
+def test_styles_take_no_room(terminal, monkeypatch):
+    terminal(24)
+    monkeypatch.delenv("NO_COLOR")
+    line = f"{styled('ok', 'green')}  {'x' * 9} {'y' * 10}"
+    assert shown(line, on_screen=True) == f"\x1b[32mok\x1b[0m  {'x' * 9} {'y' * 10}"
+    assert shown(line + "z", on_screen=True).split("\n")[1] == f"    {'y' * 10}z"
+
+
+def test_commands_fit_a_terminal_and_data_is_not_broken(program, finished):
+    """The installed command on a terminal of 80 columns."""
+    shows = {words: on_a_terminal([program, *words], finished.root.parent, 80) for words in (
+        ("front", "tiny", "--all"), ("status", "tiny"), ("front", "tiny", "--format", "json"),
+    )}  # fmt: skip
+    table, status, data = ("\n".join(text.splitlines()) for text in shows.values())
+    assert max(widths(table)) <= 80 and "left out at 80 columns" in table and "\x1b[1mtrial" in table
+    assert max(widths(status)) <= 80 and "Study tiny: 8 complete of 8 asked" in status
+    assert len(json.loads(data)) == len(finished.reply["front"]) and len(data) > 1000
