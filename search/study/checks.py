@@ -158,13 +158,13 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
     if not folder.exists:
         require_followed(workload, untrained.dense, config.asked_recipe, workload.recipe.trial_epochs, TRIAL)
     defined = untrained.defined_for(config.criterion)
-    table = None
+    table, space = None, _space(config, defined, None, word)  # refuses what cannot be reached, before any measuring
     if config.needs_latency:
         try:
             table = _latency_table(study, defined, watcher)
         except Unmeasured as error:
             config = _without_latency(study, str(error), watcher)
-    space = _space(config, defined, table, word)
+        space = _space(config, defined, table, word)
     for granularity, reason in space.left_out.items():
         fate = "only used beside others" if granularity in space.choices else "left out"
         watcher.note(f"granularity {granularity} is {fate}: {reason}")

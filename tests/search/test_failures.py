@@ -146,7 +146,7 @@ def test_optunas_samplers_know_nothing_of_failed_trials(sampler):
     ("reason", "kind", "remedy"),
     [
         ("error: KeyError: 'label'", GoalMissed, "repair what raised it and run the same command"),
-        ("out-of-memory", EnvironmentProblem, "smaller batch"),
+        ("out-of-memory", EnvironmentProblem, "smaller --batch"),
     ],
 )
 def test_a_study_that_no_policy_can_save_ends_after_three_trials_and_goes_on_once_mended(

@@ -333,7 +333,10 @@ def test_a_test_split_may_change_until_a_final_run_depends_on_it(finished, place
             changed = dataclasses.replace(workload, **{split: (inputs, targets.flip(0))})
         found = dataclasses.replace(dense, data=SplitFingerprints(changed))
         network = trace_channels(dense.model, workload.example_input).network
-        _settle_identity(folder, folder.config, changed, found, network, SimpleNamespace(note=notes.append))
+        searched, watcher = SimpleNamespace(space=SimpleNamespace(network=network), table=None), SimpleNamespace()
+        watcher.note = notes.append
+        config = folder.config
+        _settle_identity(folder, config, changed, found, searched, watcher, config.stored())
 
     settle()
     for split in SPLITS:  # there are final runs
