@@ -16,6 +16,7 @@ from search.metric import SHARE, Metric
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
 from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS, TARGETS
+from search.results.legend import of_columns
 from search.results.tables import TrialRow
 from search.wrapping import cut, wrapped
 from spaces.bits import FLOAT_BITS
@@ -29,7 +30,11 @@ BLOCK_WIDTH = 80
 
 
 def render(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], names: Sequence[str] = (), optional: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    names: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    legend: Sequence[str] = (),
 ) -> str:
     """A plain table; numbers are right-aligned, None is a dash.
 
@@ -38,6 +43,7 @@ def render(
     Args:
         names: columns of names, which may lose their middle.
         optional: columns that may be left out, the least wanted first.
+        legend: lines below the table, but for those about columns that are left out.
     """
     cells = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
     ranks = {name: rank for rank, name in enumerate(optional)}
@@ -53,6 +59,8 @@ def render(
     if layout.left_out:
         said = f"(left out at {room} columns: {', '.join(layout.left_out)}; `| less -S` shows all)"
         lines += [styled(line, "dim") for line in wrapped(said, room).split("\n")]
+    if legend:
+        lines += ["", *of_columns(legend, layout.left_out)]
     return "\n".join(lines)
 
 
@@ -81,8 +89,10 @@ def _is_number(text: str) -> bool:
     )
 
 
-def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric = SHARE) -> str:
-    """The front, or with `with_state` all trials and why they are not complete."""
+def front_table(
+    rows: Sequence[TrialRow], with_state: bool = False, unit: Metric = SHARE, legend: Sequence[str] = ()
+) -> str:
+    """The front, or with `with_state` all trials and why they are not complete; `legend` is as of `render`."""
     columns = ["trial", unit.name, "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
     body, predicted = [], any(row.latency is not None for row in rows)
     rounded = any(row.bits not in (None, FLOAT_BITS) for row in rows)
@@ -105,7 +115,7 @@ def front_table(rows: Sequence[TrialRow], with_state: bool = False, unit: Metric
         body.append([*cells, told] if with_state else cells)
     last = ["test", "MACs", "bits"] if with_state else ["MACs", "bits", "test"]
     optional = ["origin", "schedule", "nonzero", "final", *last]
-    return render([*columns, "state"] if with_state else columns, body, optional=optional)
+    return render([*columns, "state"] if with_state else columns, body, optional=optional, legend=legend)
 
 
 def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> str:
@@ -123,9 +133,13 @@ def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE)
     return render(["size", *fronts, "trial", "granularity", "bits"], body, [*fronts], ["bits", "granularity"])
 
 
-def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> str:
-    """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured."""
-    return render(*closing_cells(rows, unit), names=["network"], optional=["nonzero", "runs", "validation", "MACs"])
+def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE, legend: Sequence[str] = ()) -> str:
+    """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured.
+
+    `legend` is as of `render`.
+    """
+    optional = ["nonzero", "runs", "validation", "MACs"]
+    return render(*closing_cells(rows, unit), names=["network"], optional=optional, legend=legend)
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from search.metric import SHARE, Metric
 from search.results.cells import MIXED, bits_cell
@@ -16,6 +16,20 @@ SIZES = (
 )
 MACS = "MACs: multiplications of dense kernels; only removed channels lower them"
 DIFFER = "mixed: layers differ"
+
+
+LED_BY = {"E": "schedule"}
+"""First word of a line -> the column it is about, where that is another word."""
+
+
+def of_columns(lines: Sequence[str], left_out: Collection[str]) -> list[str]:
+    """The lines but for those about columns that a narrow table leaves out.
+
+    >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule"})
+    ['final, test: ...']
+    """
+    firsts = ((line, line.partition(":")[0]) for line in lines)
+    return [line for line, first in firsts if LED_BY.get(first, first) not in left_out]
 
 
 def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str]:

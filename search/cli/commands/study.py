@@ -127,12 +127,11 @@ def _search_text(result: SearchResult, root: str) -> str:
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
     said = front_legend(found, result.state.unit)
-    parts += [front_table(found, unit=result.state.unit), "\n".join(said)]
+    parts.append(front_table(found, unit=result.state.unit, legend=said))
     if result.comparison:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
-        table = closing_table(rows, result.state.unit)
-        parts += ["\n".join(filter(None, [table, alike_of(result.state)])), "\n".join(more)]
+        parts += [closing_table(rows, result.state.unit, more), alike_of(result.state) or ""]
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
@@ -182,8 +181,7 @@ def front(arguments: argparse.Namespace) -> Reply:
     else:
         text = "no feasible trial yet"
         if rows:
-            legend = "\n".join(front_legend(rows, state.unit))
-            text = f"{front_table(rows, arguments.all, state.unit)}\n\n{legend}"
+            text = front_table(rows, arguments.all, state.unit, front_legend(rows, state.unit))
         if state.dense_accuracy is not None:
             text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):

@@ -23,6 +23,7 @@ from search.cli.text_tables import (
     whole_table,
 )
 from search.results.closing import ClosingRow
+from search.results.legend import front_legend
 from search.results.tables import TrialRow
 from search.wrapping import cut, packed, wrapped
 from spaces.cost.timing import TimedNetwork
@@ -112,6 +113,8 @@ def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
     lines = front_table([row(3), row(12)]).split("\n")
     assert lines[0].split() == ["trial", "accuracy", "test", "encoded", "MACs", "latency", "granularity", "bits"]
     assert lines[3] == "(left out at 80 columns: final, nonzero, schedule, origin; `| less -S` shows"
+    said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
+    assert "encoded: bytes of" in said and not re.search("^(nonzero|E|origin): ", said, re.M)
     lines = closing_table([CLOSING]).split("\n")
     assert lines[0].split() == ["network", "bits", "test", "encoded", "latency"]
     assert "95.1 % [94.0, 96.2]" in lines[1] and lines[2].strip() == "noise"
