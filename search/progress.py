@@ -4,16 +4,74 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from search.process.interrupts import check
+from search.wrapping import packed, wrapped
 from spaces.printable import printable, shortened
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+LONGEST_OUTCOME = 200
+"""The most characters that the live display has of what ended last."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a study stands when a trial has ended.
+
+    Attributes:
+        last: the trial and what came of it.
+        best: accuracy and size of the best trial so far within the limit, or `none yet`.
+        limit: the largest share of the dense size; 1 is no limit.
+        front: how many trials are on the front.
+        done: finished trials, of whatever state.
+        asked: trials in all.
+        workers: trials that run at once, at most.
+        seconds_left: None where unknown.
+        failures: cause -> failed trials.
+    """
+
+    last: str
+    best: str
+    limit: float
+    front: int
+    done: int
+    asked: int
+    workers: int
+    seconds_left: float | None
+    failures: Mapping[str, int]
+
+    @property
+    def line(self) -> str:
+        """For a log."""
+        said = f"{self.last} | {self.done}/{self.asked}, best so far {self.best}, front {self.front}"
+        return ", ".join([said, *self._time])
+
+    @property
+    def parts(self) -> list[str]:
+        """For a terminal, each short, what is wanted most first."""
+        within = f" within {self.limit * 100:.4g}% of dense" if self.limit < 1 else ""
+        failed = ", ".join(f"{count} {cause}" for cause, count in self.failures.items())
+        return [
+            f"best so far{within}: {self.best}",
+            f"front {self.front}",
+            f"{self.done} of {self.asked} trials",
+            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+            *self._time,
+            *([f"failed: {failed}"] if failed else []),
+            shortened(self.last, LONGEST_OUTCOME),
+        ]
+
+    @property
+    def _time(self) -> list[str]:
+        return [f"about {duration(self.seconds_left)} left"] if self.seconds_left else []
 
 
 class JobsShown:
@@ -46,7 +104,11 @@ class ProgressReporter:
         yield JobsShown()
 
     def headline(self, text: str) -> None:
-        """The live line of a study: what ended last, best so far, time left."""
+        """The live line of a study: what ended last."""
+
+    def standing(self, standing: Standing) -> None:
+        """The same of a trial, with best so far and time left; a line unless a reporter shows more."""
+        self.headline(standing.line)
 
 
 class _Bars(JobsShown):
@@ -84,33 +146,49 @@ class _Lines(JobsShown):
         del self._at[key]
 
 
+class _Display(Progress):
+    """Bars below lines; `above` says the lines anew whenever it is drawn."""
+
+    def __init__(self, console: Console, above: Callable[[], Iterable[str]]) -> None:
+        self._above = above
+        label = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+        super().__init__(label, BarColumn(bar_width=24), TimeRemainingColumn(), console=console, transient=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from (Text(line, overflow="fold", no_wrap=False) for line in self._above())
+        yield from super().get_renderables()
+
+
 class TerminalReporter(ProgressReporter):
     """Progress bars on a terminal; plain lines elsewhere. Whatever is shown ends by a signal that has come."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        self._headline, self._many = "", False
+        self._above: list[str] = []
 
     def note(self, text: str) -> None:
         check()
-        self._console.print(shortened(printable(text)), markup=False)
+        self._console.print(wrapped(shortened(printable(text)), self._columns), markup=False)
 
     def headline(self, text: str) -> None:
-        self._headline = printable(text)
-        if not self._console.is_terminal or self._many:
+        if self._console.is_terminal:
+            self._above = [printable(text)]
+        else:
             self.note(text)
+
+    def standing(self, standing: Standing) -> None:
+        if self._console.is_terminal:
+            self._above = [printable(part) for part in standing.parts]
+        else:
+            super().standing(standing)
 
     @contextmanager
     def jobs(self) -> Iterator[JobsShown]:
         if not self._console.is_terminal:
             yield _Lines(self.note)
             return
-        with self._bars() as progress:
-            self._many = True
-            try:
-                yield _Bars(progress)
-            finally:
-                self._many = False
+        with self._display() as progress:
+            yield _Bars(progress)
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Callable[[int, int], None]]:
@@ -128,14 +206,17 @@ class TerminalReporter(ProgressReporter):
 
     @contextmanager
     def _bar(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        with self._bars() as progress:
-            description = f"{self._headline}  {label}" if self._headline else label
-            task = progress.add_task(description, total=None)
+        with self._display() as progress:
+            task = progress.add_task(label, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
-    def _bars(self) -> Progress:
-        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeRemainingColumn()
-        return Progress(*columns, console=self._console, transient=True)
+    @property
+    def _columns(self) -> int | None:
+        """Of the terminal, whose size may change; None where there is none."""
+        return self._console.width if self._console.is_terminal else None
+
+    def _display(self) -> Progress:
+        return _Display(self._console, lambda: packed(self._above, self._console.width))
 
     @contextmanager
     def _lines(self, label: str) -> Iterator[Callable[[int, int], None]]:

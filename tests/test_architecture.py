@@ -24,7 +24,7 @@ ROOMS = {
     "__init__": {"config", "metric", "namesakes", "progress", "results", "study", "workloads"},
     "process": {"errors"},
     "files": {"errors", "storage"},
-    "progress": {"process"},
+    "progress": {"process", "wrapping"},
     "user_code": {"errors", "process"},
     "metric": {"errors"},
     "notebook": {"process", "progress"},

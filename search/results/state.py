@@ -59,6 +59,7 @@ class StudyState:
         self.scores: dict[str, FinalScore] = {}
         self._runs: dict[str, list[FinalRecord]] = {}
         self._states: Counter[str] = Counter()
+        self._causes: Counter[str] = Counter()
         self._pace = Pace()
         self._front = Front(self.max_size, config.size_metric, config.cost, chance)
 
@@ -66,6 +67,8 @@ class StudyState:
         """Take in a finished trial; returns the numbers that are not on the front, of it and of what it pushed off."""
         self.records[record.number] = record
         self._states[record.result.state] += 1
+        if record.result.cause is not None:
+            self._causes[record.result.cause] += 1
         self._pace.add(record)
         return self._front.add(record)
 
@@ -174,6 +177,11 @@ class StudyState:
         """Trials by the reason why they are not complete."""
         reasons = (self.records[number].result.reason for number in sorted(self.records))
         return dict(Counter(reason for reason in reasons if reason is not None))
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed trials by cause, the most frequent first."""
+        return dict(self._causes.most_common())
 
     @property
     def tightness(self) -> Tightness | None:

@@ -23,7 +23,7 @@ from search.goal import told_goal
 from search.identity.study_identity import DENSE, of_split
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
-from search.progress import ProgressReporter, duration
+from search.progress import ProgressReporter, Standing, duration
 from search.proposals.guide import GuidedProposer
 from search.proposals.optuna_study import Objectives, OptunaStudy
 from search.records import COMPLETE, CRASHED, ERROR, OUT_OF_MEMORY, SAMPLED, PendingTrial, TrialRecord
@@ -379,13 +379,20 @@ class StudyRunner:
                 self.folder.trial_weights(number).unlink(missing_ok=True)
 
     def _show(self, record: TrialRecord) -> None:
-        result, done, asked = record.result, len(self.state.records), self.config.trials
+        result, state = record.result, self.state
         what = self._point(record) if result.state == COMPLETE else f"{result.state}: {result.reason}"
-        left = self.state.seconds_left
-        self.watcher.headline(
-            f"trial {record.number}: {what} | {done}/{asked}, best so far {self._best_so_far()}, "
-            f"front {self.state.front_length}" + (f", about {duration(left)} left" if left else "")
+        standing = Standing(
+            last=f"trial {record.number}: {what}",
+            best=self._best_so_far(),
+            limit=state.max_size,
+            front=state.front_length,
+            done=len(state.records),
+            asked=self.config.trials,
+            workers=self.config.workers,
+            seconds_left=state.seconds_left,
+            failures=state.failures,
         )
+        self.watcher.standing(standing)
 
     def _best_so_far(self) -> str:
         for best in self.state.finalists(1):
