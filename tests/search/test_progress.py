@@ -125,5 +125,5 @@ def test_a_search_on_a_terminal_of_80_columns(program, place, tmp_path):
     lines = lines_of(said)
     assert max(map(cell_len, lines)) <= 80 and "…" not in said
     live = "  |  ".join(lines)
-    assert re.search(r"best so far within 25% of dense: \d+\.\d+% at \d+\.\d%  \|  front [1-3]  \|  3 of 4 trials", live)
+    assert re.search(r"within 25% of dense: \d+\.\d+% at \d+\.\d%  \|  front [1-3]  \|  3 of 4 trials", live)
     assert re.search(r"3 of 4 trials  \|  1 worker  \|  about \S+ s left  \|  trial 2: ", live)
