@@ -291,6 +291,12 @@ def test_reasons_are_counted_in_the_order_of_the_trials():
     assert state(broken).is_fruitless
 
 
+def test_failures_are_counted_by_cause():
+    causes = ["diverged", "out-of-memory", "out-of-memory"]
+    broken = [replace(trial(n, None), result=TrialResult(FAILED, "x", cause=why)) for n, why in enumerate(causes)]
+    assert list(state([*broken, trial(3, 0.5)]).failures.items()) == [("out-of-memory", 2), ("diverged", 1)]
+
+
 def with_file(number: int, size: int, planned: int, bound: int, given_up: int) -> TrialRecord:
     record = trial(number, 0.5)
     return replace(record, result=replace(record.result, file=WrittenFile(size, planned, bound, given_up)))
