@@ -227,7 +227,7 @@ def _add_finals(commands: Any) -> None:
         help="trials to tune with all repeats (the front's finalists, as the search picks them)",
     )  # fmt: skip
     _add(parser, "finalists", "front members tuned at full length and tested (the study's; 3 where that is 0)")
-    for name in ("final_repeats", "comparison", "trial_timeout"):
+    for name in ("final_repeats", "comparison", "latency_command", "trial_timeout"):
         _add(parser, name)
     _add(parser, "workload", "what makes a workload that was given in Python, ./file.py:function; others are known")
     _add(parser, "criterion", "where the study's own criterion is, ./file.py:function")

@@ -104,8 +104,8 @@ def run_finals(
 
 
 FINALS_OPTIONS = (
-    "workload", "criterion", "trust_remote_code", "finalists", "final_repeats", "comparison", "trial_timeout", "device",
-    "deterministic", "threads", "workers", "executor", "ray_address", "attempts", "stall",
+    "workload", "criterion", "trust_remote_code", "finalists", "final_repeats", "comparison", "latency_command",
+    "trial_timeout", "device", "deterministic", "threads", "workers", "executor", "ray_address", "attempts", "stall",
 )  # fmt: skip
 """What may be said anew of a study whose finals are run."""
 

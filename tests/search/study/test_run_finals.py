@@ -14,6 +14,7 @@ import pytest
 import search.executors.evaluation
 from search.config import SearchConfig
 from search.errors import GoalMissed, UsageError
+from search.export import latency_command
 from search.results.remarks import finals_line
 from search.results.view import open_study
 from search.store.journal import Journal
@@ -74,14 +75,22 @@ def test_an_interruption_repeats_and_changes_nothing(root, searched, tmp_path, m
 
 
 @pytest.mark.slow
-def test_trials_are_named_and_more_runs_asked_for(root):
+def test_trials_are_named_and_more_runs_asked_for_and_timed_by_a_command(root, monkeypatch):
+    """The command says the size of the file, which stands for an ONNX file."""
     state = open_study(root, "plain").state
     last = max(number for number, record in state.records.items() if record.result.state == "complete")
     found = run_finals("plain", root, trials=[last], final_repeats=2)
     digest = state.records[last].policy.digest
     assert found.comparison.finalists[0] == found.comparison.named[0] == digest
     assert found.finals[digest].n == 2 and found.counts["complete"] == 4
-    more = run_finals("plain", root, trials=[last], final_repeats=3)
+    monkeypatch.setattr(latency_command, "write_onnx", lambda _, example, path, rounded: path.write_bytes(b"x" * 25))
+    monkeypatch.setattr(latency_command, "ROUNDS", 2)
+    command = """sh -c 'printf 0.0; wc -c < "$1"' - {file}"""
+    more = run_finals("plain", root, trials=[last], final_repeats=3, latency_command=command)
+    timed = more.comparison.latency
+    assert found.comparison.latency.command is None and (timed.command, timed.rounds) == (command, 2)
+    assert timed.networks[digest].seconds == timed.dense.seconds == 0.025
+    assert "latency_command" not in json.loads((root / "plain" / "study.json").read_text())["config"]
     assert (
         more.finals[digest].n == 3
         and runs_of(root).items() >= {(run.digest, run.seed): run.result.accuracy for run in found.state.finals}.items()
@@ -96,9 +105,12 @@ def test_trials_are_named_and_more_runs_asked_for(root):
         ({"max_size": 0.2}, "unknown option of finals 'max_size'"),
         ({"finalist": 2}, "unknown option of finals 'finalist': did you mean 'finalists'"),
         ({"comparison": "ful"}, "unknown comparison 'ful': did you mean 'full'"),
+        ({"latency_command": "bench"}, r"latency-command must have \{file\} where the path of the ONNX file goes"),
+        ({"latency_command": "false {file}"}, "fails on the dense network: it ended with code 1"),
     ],
 )
-def test_what_makes_no_finals_is_refused_before_any_work(root, given, said):
+def test_what_makes_no_finals_is_refused_before_any_work(root, monkeypatch, given, said):
+    monkeypatch.setattr(latency_command, "write_onnx", lambda model, example, path, rounded: path.touch())
     with pytest.raises(UsageError, match=said):
         run_finals(**{"study": "plain", "root": root, **given})
     assert not runs_of(root)
