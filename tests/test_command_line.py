@@ -37,9 +37,10 @@ from search.study.result import SearchResult
 from search.workloads import get_workload
 from spaces.granularity import GRANULARITIES, SEARCHED
 
-HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib"}
+HEAVY = {"torch", "numpy", "optuna", "mlflow", "pandas", "rich", "pydantic", "scipy", "sklearn", "matplotlib", "shtab"}
 COMMANDS = (
     "search", "finals", "scan", "inspect", "front", "status", "report", "view", "export", "apply", "verify", "doctor",
+    "completion",
 )  # fmt: skip
 CONTRACT_COLUMNS = {
     "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded", "macs",
@@ -90,7 +91,7 @@ def test_help_imports_nothing_heavy(program, command):
 def test_help_lists_every_command(run):
     ended = run("--help")
     assert ended.returncode == 0
-    listed = re.findall(r"^ {4}([a-z]+) ", ended.stdout, flags=re.M)
+    listed = re.findall(r"^ {4}([a-z]+)\b", ended.stdout, flags=re.M)
     assert sorted(listed) == sorted(COMMANDS)
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "network": ("scan", "inspect"),
     "policy": ("export", "apply", "verify"),
     "doctor": ("doctor",),
+    "completion": ("completion",),
 }
 """File in `search.cli.commands` -> the commands it holds."""
 SHORT = 1000

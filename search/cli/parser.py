@@ -154,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_verify(commands)
     _command(commands, "doctor", "what this machine has of what studies need, and what to do about the rest")
+    _add_completion(commands)
     return parser
 
 
@@ -397,3 +398,8 @@ def _add_verify(commands: Any) -> None:
     _add(parser, "data", "the only folder that data is read from; the one that the manifest names never is")
     _add(parser, "width", "width factor of a built-in network; one above 2 is not taken from the manifest")
     _add(parser, "network", "in place of the workload's own; a manifest's is taken if it is torchvision's and no giant")
+
+
+def _add_completion(commands: Any) -> None:
+    parser = _command(commands, "completion", "the script by which a shell completes commands, options and files")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one the script is for")
