@@ -389,7 +389,9 @@ def test_a_bad_limit_is_refused_wherever_it_is_given(value, tmp_path):
             words = f"{option} must be a share of the dense model's, > 0 and <= 1, {said}"
             refuse(lambda make=make, name=name: make(**{name: value}), words, UsageError)
     refuse(lambda: allocate("uniform", Target(GRAPH.network, value), evidence()), f"0 < share <= 1, {said}")
-    refuse(lambda: load_front("mine", tmp_path, value), f"0 < max-size <= 1, {said}", UsageError)
+    for name in ("max_size", "max_macs", "max_latency"):
+        words = f"0 < {name.replace('_', '-')} <= 1, {said}"
+        refuse(lambda name=name: load_front("mine", tmp_path, **{name: value}), words, UsageError)
 
 
 BAD_OPTIONS = {
@@ -638,6 +640,8 @@ COMMANDS = {
     "granularity of scan": (["scan", *TINY, "--granularity", "2:5"], "unknown granularity '2:5'"),
     "front percent": (["front", "tiny", "--max-size", "25"], "0 < max-size <= 1, got 25.0; 25 % is 0.25"),
     "front percent sign": (["front", "tiny", "--max-size", "25%"], "0 < max-size <= 1, got '25%'; 25 % is 0.25"),
+    "front macs": (["front", "tiny", "--max-macs", "25%"], "0 < max-macs <= 1, got '25%'; 25 % is 0.25"),
+    "front latency": (["front", "tiny", "--max-latency", "0"], "0 < max-latency <= 1, got 0"),
     "front limit": (["front", "tiny", "--max-size", "small"], "0 < max-size <= 1, got 'small'"),
     "format": (["front", "tiny", "--format", "xml"], "unknown format 'xml'"),
     "ramp": ([*APPLY, "--ramp", "60%"], "ramp must be a number, got '60%'; 60 % is 0.6"),

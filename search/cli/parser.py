@@ -282,6 +282,8 @@ def _add_front(commands: Any) -> None:
         "--format", choices=("table", "json", "csv"), default="table", help="how rows are written (table)"
     )
     _add(parser, "max_size", "the front within another limit, without new trials")
+    _add(parser, "max_macs", "likewise within a limit on MACs, a share of the dense model's")
+    _add(parser, "max_latency", "likewise within a limit on predicted latency, where the study predicts it")
     parser.add_argument("--all", action="store_true", help="every trial, with its state")
     parser.add_argument("--picture", metavar="FILE", help="also draw the front: FILE.png, FILE.svg or FILE.pdf")
     parser.add_argument(

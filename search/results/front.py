@@ -6,6 +6,9 @@ import numpy as np
 
 from search.records import COMPLETE, TrialRecord
 
+SLACK = 1 + 1e-9
+"""Proposals lie on the limits of a search as nearly as that: within the study's own limit are all of its trials."""
+
 
 class Front:
     """The complete trials within a limit that no other one beats: accuracy up, size and cost down.
@@ -16,12 +19,20 @@ class Front:
         max_size: the limit, a share of the dense size by the measure `metric`.
         cost: the third objective, `macs` or `latency`.
         chance: accuracy up to which a network is dead and on no front, see `search.training.chance`; None if unknown.
+        max_macs, max_latency: further limits, see `is_fast_enough`.
     """
 
     def __init__(
-        self, max_size: float, metric: str = "encoded", cost: str = "macs", chance: float | None = None
+        self,
+        max_size: float,
+        metric: str = "encoded",
+        cost: str = "macs",
+        chance: float | None = None,
+        max_macs: float | None = None,
+        max_latency: float | None = None,
     ) -> None:
         self._max_size, self._metric, self._cost, self._chance = max_size, metric, cost, chance
+        self._max_macs, self._max_latency = max_macs, max_latency
         self._points = np.empty((0, 3))
         self.numbers: list[int] = []
 
@@ -59,5 +70,17 @@ class Front:
         size = shares.of(self._metric)
         if size > self._max_size or (self._chance is not None and accuracy <= self._chance):
             return None
+        if not is_fast_enough(record, self._max_macs, self._max_latency):
+            return None
         cost = record.latency if self._cost == "latency" else shares.macs
         return np.array([-accuracy, size, np.nan if cost is None else cost], dtype=float)
+
+
+def is_fast_enough(record: TrialRecord, max_macs: float | None, max_latency: float | None) -> bool:
+    """Whether a trial keeps limits on MACs and predicted latency, shares of the dense model's; None limits nothing.
+
+    What is not known of a trial keeps no limit.
+    """
+    shares = record.result.shares
+    of_each = ((max_macs, None if shares is None else shares.macs), (max_latency, record.latency))
+    return all(limit is None or (cost is not None and cost <= limit * SLACK) for limit, cost in of_each)

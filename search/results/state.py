@@ -10,7 +10,7 @@ from search.config import SearchConfig
 from search.metric import SHARE, Metric, with_values
 from search.records import COMPLETE, FINISHED_STATES, FinalRecord, TrialRecord
 from search.results.comparison import Comparison
-from search.results.front import Front
+from search.results.front import Front, is_fast_enough
 from search.results.selection import best_trial, is_dead
 from search.results.tables import FinalScore, TrialRow, score_runs, trial_row
 from search.results.tightness import Tightness, tightness
@@ -26,6 +26,7 @@ class StudyState:
         config: of the study.
         recipe: of its workload, as plain data.
         max_size: the limit, if another than the study's is asked about.
+        max_macs, max_latency: further limits that are asked about, see `search.results.front.is_fast_enough`.
 
     Attributes:
         dense_accuracy: of the dense model on validation data; None in studies last run before it was written down.
@@ -44,6 +45,8 @@ class StudyState:
         recipe: Mapping[str, Any],
         *,
         max_size: float | None = None,
+        max_macs: float | None = None,
+        max_latency: float | None = None,
         dense_accuracy: float | None = None,
         least_accuracy: float | None = None,
         chance: float | None = None,
@@ -52,6 +55,7 @@ class StudyState:
     ) -> None:
         self.config, self.recipe = config, recipe
         self.max_size = config.max_size if max_size is None else max_size
+        self._speed_limits = max_macs, max_latency
         self.dense_accuracy, self.least_accuracy, self.chance = dense_accuracy, least_accuracy, chance
         self.comparison, self.unit = comparison, unit
         self.records: dict[int, TrialRecord] = {}
@@ -61,7 +65,7 @@ class StudyState:
         self._states: Counter[str] = Counter()
         self._causes: Counter[str] = Counter()
         self._pace = Pace()
-        self._front = Front(self.max_size, config.size_metric, config.cost, chance)
+        self._front = Front(self.max_size, config.size_metric, config.cost, chance, *self._speed_limits)
 
     def add(self, record: TrialRecord) -> list[int]:
         """Take in a finished trial; returns the numbers that are not on the front, of it and of what it pushed off."""
@@ -150,7 +154,8 @@ class StudyState:
 
     def _is_within(self, record: TrialRecord, limit: float) -> bool:
         result, cost = record.result, record.result.shares
-        return result.state == COMPLETE and cost is not None and cost.of(self.config.size_metric) <= limit
+        is_small = result.state == COMPLETE and cost is not None and cost.of(self.config.size_metric) <= limit
+        return is_small and is_fast_enough(record, *self._speed_limits)
 
     def dead_within(self, limit: float) -> int:
         """How many complete trials of at most this size are on no front because they are dead."""

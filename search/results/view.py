@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,21 +60,28 @@ class StudyView:
         return self.state.counts(**{"running" if self.running else "waiting": len(self.begun)})
 
 
-def open_study(root: str | Path, name: str, max_size: float | None = None) -> StudyView:
-    """Read a study; `max_size` re-slices its front without new trials.
+def open_study(
+    root: str | Path,
+    name: str,
+    max_size: float | None = None,
+    max_macs: float | None = None,
+    max_latency: float | None = None,
+) -> StudyView:
+    """Read a study; limits, shares of the dense model's size, MACs and latency, re-slice its front without new trials.
 
     Raises:
-        UsageError: unknown study; the nearest name is told. A `max_size` outside (0, 1].
+        UsageError: unknown study; the nearest name is told. A limit outside (0, 1], or on latency, which the study
+            does not predict.
         Refused: a damaged record.
     """
-    if max_size is not None:
-        try:
-            check_limit("max-size", max_size)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+    _check_limits({"max-size": max_size, "max-macs": max_macs, "max-latency": max_latency})
     folder = find_study(root, name)
     record = folder.read_record()
     config = stored_config(record, str(folder.root))
+    if max_latency is not None and not config.needs_latency:
+        raise UsageError(
+            f"study {name!r} predicts no latency, so that max-latency {max_latency:g} cannot limit it: give max-macs"
+        )
     journal = folder.journal
     finals, trials = journal.finals(), journal.trials()
     running = is_held(folder.lock)
@@ -82,6 +90,8 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
         config,
         record["identity"]["recipe"],
         max_size=max_size,
+        max_macs=max_macs,
+        max_latency=max_latency,
         dense_accuracy=_share(record.get("dense_accuracy")),
         least_accuracy=record.get("least_accuracy"),
         chance=_share(record.get("chance")),
@@ -92,10 +102,25 @@ def open_study(root: str | Path, name: str, max_size: float | None = None) -> St
     return StudyView(folder, config, state, begun, running, record.get("criterion_place"))
 
 
-def load_front(study: str, root: str | Path = "mlruns", max_size: float | None = None) -> pd.DataFrame:
-    """The Pareto set of a study, as `prunefront front` shows it; `max_size` re-slices it."""
-    state = open_study(root, study, max_size).state
+def load_front(
+    study: str,
+    root: str | Path = "mlruns",
+    max_size: float | None = None,
+    max_macs: float | None = None,
+    max_latency: float | None = None,
+) -> pd.DataFrame:
+    """The Pareto set of a study, as `prunefront front` shows it; limits re-slice it, as they do `open_study`'s."""
+    state = open_study(root, study, max_size, max_macs, max_latency).state
     return data_frame(state.front, FRONT_COLUMNS, state.unit)
+
+
+def _check_limits(limits: Mapping[str, float | None]) -> None:
+    for name, share in limits.items():
+        if share is not None:
+            try:
+                check_limit(name, share)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
 
 
 def _share(value: object) -> float | None:

@@ -165,7 +165,7 @@ def _files_line(state: StudyState) -> str:
 def front(arguments: argparse.Namespace) -> Reply:
     """The Pareto set, or all trials."""
     kind = _kind_of_picture(arguments.picture)
-    view = open_study(arguments.root, arguments.study, arguments.max_size)
+    view = open_study(arguments.root, arguments.study, *_limits(arguments))
     if arguments.trial is not None and (kind is None or arguments.compare is not None):
         what = "beside --compare: leave one of them out" if kind else "without --picture FILE.png: name one"
         raise UsageError(f"--trial {arguments.trial} has no effect {what}")
@@ -197,6 +197,11 @@ def front(arguments: argparse.Namespace) -> Reply:
     config = view.config
     shown = view.rows, state.front, state.max_size, state.comparison, state.scores, config.size_metric, state.unit
     return _with_picture(reply, arguments, front_figure(*shown).saved(kind))
+
+
+def _limits(arguments: argparse.Namespace) -> tuple[float | None, float | None, float | None]:
+    """Of size, MACs and latency, as far as they are given."""
+    return arguments.max_size, arguments.max_macs, arguments.max_latency
 
 
 def _policy_drawn(view: StudyView, choice: str) -> Picture:
@@ -232,13 +237,13 @@ def _with_picture(reply: Reply, arguments: argparse.Namespace, picture: bytes) -
 
 
 def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) -> Reply:
-    """Two fronts side by side, within one limit."""
+    """Two fronts side by side, within the same limits."""
     if arguments.all or arguments.format != "table":
         wrong = "--all" if arguments.all else f"--format {arguments.format}"
         raise UsageError(f"{wrong} has no effect beside --compare, whose rows --json has: leave it out")
     if arguments.compare == arguments.study:
         raise UsageError(f"--compare names {arguments.compare!r}, the study itself: name another one")
-    other = open_study(arguments.root, arguments.compare, arguments.max_size)
+    other = open_study(arguments.root, arguments.compare, *_limits(arguments))
     unit, their_unit = view.state.unit, other.state.unit
     for what, ours, theirs in (
         ("size-metric", view.config.size_metric, other.config.size_metric),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -11,6 +12,8 @@ from hand_made_study import study, trial
 from matplotlib.image import imread
 
 from search.metric import Metric, metric_to_plain
+from search.results.view import load_front
+from spaces.cost.footprint import RelativeCost
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
@@ -120,3 +123,41 @@ def test_whose_policy_is_drawn_is_said_with_a_picture_and_exists(main, finished,
     ):
         done = main("front", finished.name, *words)
         assert done.code == 2 and said in done.err and not list(tmp_path.iterdir())
+
+
+def limited(root, **options):
+    """A study of four trials, by hand: the more accurate, the more MACs and the less latency."""
+    folder = study(root, "limited", **options)
+    costs = ((0.9, 0.25, 0.8, 0.3), (0.8, 0.2, 0.6, 0.5), (0.7, 0.15, 0.4 * (1 + 1e-12), 0.7), (0.6, 0.1, 0.3, None))
+    for number, (accuracy, size, macs, latency) in enumerate(costs):
+        shares = RelativeCost(encoded=size, nonzero=size, macs=macs, macs_nonzero=macs)
+        one = trial(number, accuracy, size, latency=latency)
+        folder.journal.write_trial(replace(one, result=replace(one.result, shares=shares)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("limits", "numbers"),
+    [
+        ((), [0, 1, 2]),
+        (("--max-macs", 0.6), [1, 2]),
+        (("--max-macs", 0.4), [2]),
+        (("--max-latency", 0.5), [0, 1]),
+        (("--max-latency", 0.5, "--max-macs", 0.7), [1]),
+        (("--max-latency", 0.9, "--max-macs", 0.9, "--max-size", 0.2), [1, 2]),
+        (("--max-macs", 0.1), []),
+    ],
+)
+def test_the_front_is_sliced_by_limits_on_speed(main, tmp_path, limits, numbers):
+    limited(tmp_path, cost="latency")
+    done = main("front", "limited", "--root", tmp_path, "--format", "json", *limits)
+    assert [row["trial"] for row in json.loads(done.out)] == numbers
+    options = {name.lstrip("-").replace("-", "_"): share for name, share in zip(limits[::2], limits[1::2], strict=True)}
+    assert [*load_front("limited", tmp_path, **options)["trial"]] == numbers
+
+
+def test_a_limit_on_what_is_not_predicted_is_refused(main, tmp_path):
+    limited(tmp_path, cost="macs")
+    done = main("front", "limited", "--root", tmp_path, "--max-latency", 0.5)
+    assert done.code == 2 and "'limited' predicts no latency" in done.err and "give max-macs" in done.err
+    assert main("front", "limited", "--root", tmp_path, "--max-macs", 0.6).code == 0
