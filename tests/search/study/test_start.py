@@ -717,6 +717,20 @@ def assert_whole(study: Running, run, kept: dict[str, bytes]) -> None:
     }  # fmt: skip
 
 
+def assert_read_while_it_runs(study: Running, run) -> None:
+    """`status` and `front` tell of the trials that are there and leave the search alone."""
+    before = len(study.journal())
+    status = run("status", "slow", "--root", study.root, "--json")
+    rows = run("front", "slow", "--root", study.root, "--all", "--format", "json")
+    after = len(study.journal())
+    said = json.loads(status.stdout)
+    assert said["running"] is True and before <= said["trials"]["complete"] <= after
+    assert said["trials"]["running"] <= 1 and said["trials"]["waiting"] == 0
+    states = [row["state"] for row in json.loads(rows.stdout)]
+    assert before <= states.count("complete") <= after and {*states} <= {"complete", "running"}
+    assert (status.returncode, rows.returncode, study.process.poll()) == (0, 0, None)
+
+
 def _beats(a: dict, b: dict) -> bool:
     pairs = [(-a["accuracy"], -b["accuracy"])] + [(a["shares"][k], b["shares"][k]) for k in ("encoded", "macs")]
     return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
@@ -763,6 +777,8 @@ def test_signals_end_resumable_with_their_code(running, run, number, code, word)
         second = run("search", "--root", study.root, "--workload", "./tiny.py:slow", "--finalists", 0)
         assert second.returncode == 3 and str(study.process.pid) in second.stderr, second.stderr
         assert study.process.poll() is None or study.log.read_text() == "second process came too late"
+    else:
+        assert_read_while_it_runs(study, run)
     assert study.stop(number) == code
     last = study.log.read_text().splitlines()[-1]
     assert last.startswith("prunefront: ") and word in last and "Traceback" not in study.log.read_text()
