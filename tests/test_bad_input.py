@@ -587,7 +587,7 @@ def test_a_bad_option_ends_a_search_before_it_begins(main, tmp_path, option):
 
 COMMANDS = {
     # what is no command, and what none has
-    "unknown": (["serach"], "status, verify, view); see prunefront --help"),
+    "unknown": (["serach"], "status, verify, ...); see prunefront --help"),
     "unknown, and an unknown option": (
         ["serach", "--max-sise", "0.1"],
         "unknown command 'serach': did you mean 'search'",

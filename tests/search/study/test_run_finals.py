@@ -149,6 +149,7 @@ def test_the_command_goes_on_after_a_kill(program, root, run):
     assert ended.returncode == 0, ended.stderr
     reply = json.loads(ended.stdout)
     assert runs_of(root).items() >= before.items() and len(before) >= 2
-    assert [row["runs"] for row in reply["finals"]].count(2) in (1, 2) and reply["best"] is not None
+    twice = [row["runs"] for row in reply["finals"]].count(2)  # of the best, its baseline, and who led before
+    assert 1 <= twice <= 3 and reply["best"] is not None
     refused = run("finals", "plain", "--root", root, "--trials", "1,x")
     assert refused.returncode == 2 and "--trials takes numbers of trials, such as 7,12, got 'x'" in refused.stderr
