@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import search.executors.evaluation
+import search.training.scoring
 from search import SearchConfig, run_search
 from search.process import interrupts
 from search.process.time_limit import limited
@@ -304,13 +305,13 @@ def test_interrupting_a_final_run_in_good_order_never_fails_it(place, monkeypatc
 
 @pytest.mark.slow
 def test_a_final_that_cannot_be_scored_on_test_data_fails_alone(place, monkeypatch):
-    score, calls = search.executors.evaluation.score, []
+    score, calls = search.training.scoring.score, []
 
     def once(*arguments):
         calls.append(arguments)
         return sys.exit(0) if len(calls) == 1 else score(*arguments)
 
-    monkeypatch.setattr(search.executors.evaluation, "score", once)
+    monkeypatch.setattr(search.training.scoring, "score", once)
     result = run_search(config(place, "untested", 2, finalists=1, final_seeds=2))
     (failure,) = [final for final in Journal(result.folder / "journal").finals() if final.result.state == "failed"]
     assert failure.result.reason.startswith("error on test data: sys.exit(0) (test_crashes.py, line ")
