@@ -3,6 +3,7 @@
 A fixture copies this file to `tiny.py` in a folder of its own, since a user's workload is code in the user's folder.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -45,12 +46,20 @@ def changed(**changes):
 
 
 def slow():
-    """Half a second of fine-tuning a trial, two of dense training; the file that `STEPS` names grows with each step."""
+    """Half a second of fine-tuning a trial, two of dense training; the file that `STEPS` names grows with each step.
+
+    While the folder that `HOLD` names is there, a process that takes a step notes its number in it and waits.
+    """
 
     def augment(inputs, generator):
         if "STEPS" in os.environ:
             with open(os.environ["STEPS"], "a") as file:
                 file.write(".")
+        hold = Path(os.environ.get("HOLD", "nowhere"))
+        while hold.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                (hold / str(os.getpid())).touch()
+            time.sleep(0.02)
         time.sleep(0.025)
         return inputs
 

@@ -7,10 +7,10 @@ import platform
 import signal
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from worker_processes import runs, wait_until
 
 from search import SearchConfig, run_search
 from search.errors import EnvironmentProblem, UsageError
@@ -63,13 +63,22 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
 ):
     alone = run_search(config(place, tmp_path, "alone", finalists=1, final_repeats=1))
     before_any = folders_of_nodes()
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    hold = tmp_path / "hold"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLD", str(hold))  # of the nodes' processes alone
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     journal, handlers = tmp_path / "shared" / "journal", [signal.getsignal(number) for number in SIGNALS]
 
     def end_a_node() -> None:
-        while len([*journal.glob("trial-*")]) < 1 or len([*journal.glob("pending-*")]) < 2:
-            time.sleep(0.02)
-        cluster.remove_node(nodes[1], allow_graceful=False)
+        """While both workers are within a trial: they wait until one of them is dead."""
+        assert wait_until(lambda: any(journal.glob("trial-*")))
+        hold.mkdir()
+        try:
+            assert wait_until(lambda: len([*hold.iterdir()]) == 2)
+            cluster.remove_node(nodes[1], allow_graceful=False)
+            assert wait_until(lambda: not all(runs(int(path.name)) for path in hold.iterdir()))
+        finally:
+            hold.rename(tmp_path / "ended")
 
     watcher = Noted()
     threading.Thread(target=end_a_node, daemon=True).start()
