@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from search.config import SearchConfig
-from search.executors.dispatch import evaluations
-from search.executors.jobs import Executor, Job
-from search.metric import told_share
-from search.progress import ProgressReporter
-from search.records import COMPLETE, FinalRecord, TrialRecord
+from search.executors.jobs import Job
+from search.records import COMPLETE, TrialRecord
 from search.results.comparison import BASELINES
-from search.results.state import StudyState
-from search.store.folder import StudyFolder
-from search.study.clock import StudyClock
-from search.training.attempts import Attempt
-from search.training.evaluate import PreparedModel
+from search.study.running import RunningStudy
 from spaces.allocation.budget import Unreachable
 from spaces.cost.effect import asked_layers, fine_tune_key
 from spaces.network import Network
@@ -97,20 +89,9 @@ class ShortRuns:
     One that does the same as a complete trial of the study has that trial's accuracy.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        folder: StudyFolder,
-        subject: PreparedModel,
-        state: StudyState,
-        clock: StudyClock,
-        watcher: ProgressReporter,
-        executor: Executor,
-    ) -> None:
-        self._executor = executor
-        self._config, self._folder, self._subject = config, folder, subject
-        self._clock, self._watcher, self._trials, self._unit = clock, watcher, state.records, state.unit
-        self._done = {run.digest: run for run in folder.journal.short_runs()}
+    def __init__(self, study: RunningStudy) -> None:
+        self._study = study
+        self._done = {run.digest: run for run in study.folder.journal.short_runs()}
 
     def accuracies(self, rivals: Iterable[Rival]) -> dict[str, float]:
         """Digest -> accuracy of these policies on validation data, -1 if the fine-tune failed."""
@@ -122,26 +103,17 @@ class ShortRuns:
 
     def _of_trials(self, policies: Iterable[PruningPolicy]) -> dict[str, float]:
         """Digest -> accuracy of those that a complete trial of the study had."""
-        network = self._subject.network
-        complete = (trial for trial in self._trials.values() if trial.result.state == COMPLETE)
+        network = self._study.subject.network
+        complete = (trial for trial in self._study.state.records.values() if trial.result.state == COMPLETE)
         known = {fine_tune_key(network, one.policy): one.result.measured.accuracy for one in complete}
         found = {policy.digest: known.get(fine_tune_key(network, policy)) for policy in policies}
         return {key: accuracy for key, accuracy in found.items() if accuracy is not None}
 
-    def _run(self, missing: Sequence[Rival]) -> None:
-        config, folder = self._config, self._folder.journal.folder
+    def _run(self, missing: Iterable[Rival]) -> None:
         jobs = [self._job(*rival) for rival in missing]
-        for done in evaluations(self._executor, iter(jobs), folder, config.attempts, self._watcher.note):
-            policy, result = done.job.policy, done.result
-            scored = result, None, None, self._clock.seconds, done.worker
-            record = FinalRecord(policy.digest, config.seed, policy, *scored)
-            self._folder.journal.write_short_run(record)
-            Attempt(folder, done.job.key).finish()
-            self._done[policy.digest] = record
-            said = f"{result.state}: {result.reason}"
-            if result.state == COMPLETE:
-                said = f"{told_share(self._unit, result.measured.accuracy)} on validation"
-            self._watcher.headline(f"{done.job.label}: {said}")
+        for job, record in self._study.fine_tunes(jobs, self._study.folder.journal.write_short_run):
+            self._done[record.digest] = record
+            self._study.watcher.headline(f"{job.label}: {self._study.told(record.result)}")
 
     def _job(self, rule: str, policy: PruningPolicy) -> Job:
         label = ", ".join(filter(None, [f"baseline {rule}", policy.bits_label]))
@@ -150,7 +122,7 @@ class ShortRuns:
             name=label,
             label=label,
             policy=policy,
-            epochs=self._subject.workload.recipe.trial_epochs,
-            seed=self._config.seed,
-            limit=self._config.trial_timeout,
+            epochs=self._study.subject.workload.recipe.trial_epochs,
+            seed=self._study.config.seed,
+            limit=self._study.config.trial_timeout,
         )

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from search.config import SearchConfig
-from search.executors.jobs import Executor
 from search.progress import ProgressReporter
 from search.results.comparison import (
     DENSE,
@@ -19,14 +17,11 @@ from search.results.comparison import (
     rounded_name,
     write_comparison,
 )
-from search.results.state import StudyState
-from search.results.tables import FinalScore
-from search.store.folder import StudyFolder
 from search.study.baselines import ShortRuns
-from search.study.clock import StudyClock
 from search.study.contest import Contest
 from search.study.device_finals import timed_by_command
 from search.study.final_runs import FinalRuns
+from search.study.running import RunningStudy
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
@@ -37,26 +32,16 @@ from spaces.policy import PruningPolicy
 from spaces.search_space.projection import Projector
 
 
-def compare_finals(
-    config: SearchConfig,
-    folder: StudyFolder,
-    subject: PreparedModel,
-    projector: Projector,
-    state: StudyState,
-    clock: StudyClock,
-    watcher: ProgressReporter,
-    executor: Executor,
-    named: Sequence[int] = (),
-) -> Comparison:
-    """Fine-tune and test what has not been yet, run by run, and write down what is compared; `state` takes it in.
+def compare_finals(study: RunningStudy, projector: Projector, named: Sequence[int] = ()) -> Comparison:
+    """Fine-tune and test what has not been yet, run by run, and write down what is compared, which the study's state
+    then knows.
 
     Args:
         named: trials that are finalists whatever the front says.
     """
-    around = config, folder, subject, state, clock, watcher, executor
-    known = read_comparison(folder)
-    contest, shorts = Contest(config, projector, state, named, known), ShortRuns(*around)
-    runs = FinalRuns(*around, left=lambda: contest.runs_left)
+    subject, state, known = study.subject, study.state, read_comparison(study.folder)
+    contest, shorts = Contest(study.config, projector, state, named, known), ShortRuns(study)
+    runs = FinalRuns(study, left=lambda: contest.runs_left)
     standing: object = None
     while standing != contest.standing:  # a baseline can be a trial, which then may lead
         while asked := contest.undecided():
@@ -67,47 +52,39 @@ def compare_finals(
     runs.tell_failures()
     comparison = replace(
         contest.comparison,
-        references=_references(subject, known.references if known else {}, watcher),
+        references=_references(subject, known.references if known else {}, study.watcher),
         latency=known.latency if known else None,
         test_examples=subject.workload.examples("test").counted() if subject.workload.reads("test") else None,
     )
-    if config.needs_latency or config.latency_command:
-        policies = {final.digest: final.policy for final in state.finals}
-        timed = _timed(config, folder, subject, state.scores, policies, comparison, watcher)
-        comparison = replace(comparison, latency=timed)
-    write_comparison(folder, comparison)
+    if study.config.needs_latency or study.config.latency_command:
+        comparison = replace(comparison, latency=_timed(study, comparison))
+    write_comparison(study.folder, comparison)
     state.comparison = comparison
     return comparison
 
 
-def _timed(
-    config: SearchConfig,
-    folder: StudyFolder,
-    subject: PreparedModel,
-    scores: Mapping[str, FinalScore],
-    policies: Mapping[str, PruningPolicy],
-    comparison: Comparison,
-    watcher: ProgressReporter,
-) -> TimedNetworks | None:
+def _timed(study: RunningStudy, comparison: Comparison) -> TimedNetworks | None:
     """Time all compared networks side by side, in shared rounds, unless that was done in this environment before;
     None if they cannot be timed, which is said."""
-    kept = {d: folder.final_weights(d, scores[d].best_seed) for d in comparison.digests if d in scores}
+    subject, scores, command = study.subject, study.state.scores, study.config.latency_command
+    kept = {d: study.folder.final_weights(d, scores[d].best_seed) for d in comparison.digests if d in scores}
     kept = {digest: path for digest, path in kept.items() if path.is_file()}
     before, here = comparison.latency, (subject.workload.placement.name, torch.get_num_threads())
     if before and before.networks.keys() >= kept.keys():
-        if before.command and config.latency_command in (None, before.command):
+        if before.command and command in (None, before.command):
             return before
-        if not (before.command or config.latency_command) and (before.device, before.threads) == here:
+        if not (before.command or command) and (before.device, before.threads) == here:
             return before
-    dense = build_model(subject.workload, config.dense_seed)
+    dense = build_model(subject.workload, study.config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
-    if config.latency_command:
-        return timed_by_command(config.latency_command, subject, networks, policies, watcher) or before
+    if command:
+        policies = {final.digest: final.policy for final in study.state.finals}
+        return timed_by_command(command, subject, networks, policies, study.watcher) or before
     try:
-        with watcher.stage("latency of the finals") as progress:
+        with study.watcher.stage("latency of the finals") as progress:
             return time_finals(subject, networks, progress)
     except Unmeasured as error:
-        watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
+        study.watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
         return before
 
 

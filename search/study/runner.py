@@ -44,6 +44,7 @@ from search.study.clock import StudyClock
 from search.study.finals import compare_finals
 from search.study.loop_remarks import LoopRemarks
 from search.study.result import SearchResult
+from search.study.running import RunningStudy
 from search.study.shared_scan import shared_scan
 from search.training.attempts import Attempt
 from search.training.chance import chance_accuracy
@@ -406,10 +407,10 @@ class StudyRunner:
     def _finals(self) -> None:
         """Where there is a finalist, compare it with what it has to be better than."""
         if self.state.front_length or self.named_trials:
-            compare_finals(
-                self.config, self.folder, self.subject, self.projector, self.state, self.clock, self.watcher,
-                self.executor, self.named_trials,
-            )  # fmt: skip
+            study = RunningStudy(
+                self.config, self.folder, self.subject, self.state, self.clock, self.watcher, self.executor
+            )
+            compare_finals(study, self.projector, self.named_trials)
 
     def _seconds(self) -> dict[str, float]:
         """Phase -> seconds over the whole study, dense training and scan as far as this process ran them."""
