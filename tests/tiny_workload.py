@@ -4,6 +4,7 @@ A fixture copies this file to `tiny.py` in a folder of its own, since a user's w
 """
 
 import contextlib
+import itertools
 import os
 import time
 from pathlib import Path
@@ -46,17 +47,16 @@ def changed(**changes):
 
 
 def slow():
-    """Half a second of fine-tuning a trial, two of dense training; the file that `STEPS` names grows with each step.
+    """Half a second of fine-tuning a trial, two of dense training.
 
-    While the folder that `HOLD` names is there, a process that takes a step notes its number in it and waits.
+    While the folder that `HOLD` names is there, a process that takes a step notes its number in it and waits, but for
+    the first `HOLD_AFTER` steps that it takes.
     """
+    steps, free = itertools.count(1), int(os.environ.get("HOLD_AFTER", "0"))
 
     def augment(inputs, generator):
-        if "STEPS" in os.environ:
-            with open(os.environ["STEPS"], "a") as file:
-                file.write(".")
-        hold = Path(os.environ.get("HOLD", "nowhere"))
-        while hold.is_dir():
+        hold, is_free = Path(os.environ.get("HOLD", "nowhere")), next(steps) <= free
+        while not is_free and hold.is_dir():
             with contextlib.suppress(FileNotFoundError):  # it ends just now
                 (hold / str(os.getpid())).touch()
             time.sleep(0.02)

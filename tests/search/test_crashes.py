@@ -184,10 +184,11 @@ def test_native_code_beyond_its_limit_ends_the_command_and_counts_as_timed_out(t
 
         interrupts.watch(say)
         attempt = Attempt(tmp_path, "net")
-        with attempt.running() as step, limited(0.2, give_up_on(attempt, "trial 3", 0.2)):
+        with attempt.running() as step:
             step(3, 20)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-            time.sleep(600)
+            with limited(0.2, give_up_on(attempt, "trial 3", 0.2)):
+                time.sleep(600)
 
     assert dies(act) == 3
     said = (tmp_path / "said").read_text()

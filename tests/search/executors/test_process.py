@@ -38,6 +38,7 @@ import os, resource, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import torch
+import search.executors.child
 from tiny import changed, slow
 
 HERE = Path(__file__).parent
@@ -61,6 +62,21 @@ def _augmented(name, act):
         return inputs
 
     return changed(name=name, augment=augment)
+
+
+def _begun(kind):
+    return len([*Path(os.environ["ROOT"]).glob(f"*/journal/begun-{kind}-*.now")])
+
+
+def _wait_for_two(kind):
+    ends = time.monotonic() + 60
+    while _begun(kind) < 2 and time.monotonic() < ends:
+        time.sleep(0.02)
+
+
+def paired():
+    """The first trial of a worker's waits until another has begun one."""
+    return _augmented("paired", lambda: _wait_for_two("trial"))
 
 
 def killed():
@@ -88,12 +104,12 @@ def parents():
 
 
 def thinking():
-    """Scores once, in a worker's trial, for longer than any step takes."""
+    """Scores once, in a worker's trial, for longer than any step takes; workers often say that they compute."""
+    search.executors.child.SECONDS_A_SIGN = 0.1
 
     def metric(outputs, targets):
-        running = [*Path(os.environ["ROOT"]).glob("*/journal/begun-trial-*.now")]
-        long = running and os.environ["COORDINATOR"] != str(os.getpid()) and _once("thinking")
-        until = time.process_time() + (4 if long else 0)
+        long = _begun("trial") and os.environ["COORDINATOR"] != str(os.getpid()) and _once("thinking")
+        until = time.process_time() + (2.5 if long else 0)
         while time.process_time() < until:
             pass
         return float((outputs.argmax(1) == targets).float().mean())
@@ -102,16 +118,16 @@ def thinking():
 
 
 def hungry():
-    """Lacks memory while another trial runs."""
-    whole = slow()
+    """Lacks memory while another trial runs, as one does when the first begins."""
 
     def augment(inputs, generator):
-        running = [*Path(os.environ["ROOT"]).glob("*/journal/begun-trial-*.now")]
-        if len(running) > 1:
+        if _begun("trial") and os.environ["COORDINATOR"] != str(os.getpid()) and _once("hungry"):
+            _wait_for_two("trial")
+        if _begun("trial") > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole.augment(inputs, generator)
+        return inputs
 
-    return replace(whole, name="hungry", augment=augment)
+    return changed(name="hungry", augment=augment)
 
 
 def speaking():
@@ -131,8 +147,7 @@ def hanging():
 def killed_in_scan():
     """Once, in a worker that has a part of the scan."""
     def metric(outputs, targets):
-        scanning = [*Path(os.environ["ROOT"]).glob("*/journal/begun-scan-*.now")]
-        if scanning and os.environ["COORDINATOR"] != str(os.getpid()) and _once("killed_in_scan"):
+        if _begun("scan") and os.environ["COORDINATOR"] != str(os.getpid()) and _once("killed_in_scan"):
             os.kill(os.getpid(), signal.SIGKILL)
         return (outputs.argmax(1) == targets).float().mean().item()
 
@@ -142,12 +157,9 @@ def killed_in_scan():
 def hungry_in_scan():
     """Lacks memory while another part of the scan runs."""
     def metric(outputs, targets):
-        begun = lambda: len([*Path(os.environ["ROOT"]).glob("*/journal/begun-scan-*.now")])
-        if begun() and os.environ["COORDINATOR"] != str(os.getpid()) and _once("hungry_in_scan"):
-            ends = time.monotonic() + 60
-            while begun() < 2 and time.monotonic() < ends:
-                time.sleep(0.02)
-        if begun() > 1:
+        if _begun("scan") and os.environ["COORDINATOR"] != str(os.getpid()) and _once("hungry_in_scan"):
+            _wait_for_two("scan")
+        if _begun("scan") > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return (outputs.argmax(1) == targets).float().mean().item()
 
@@ -173,7 +185,7 @@ def begin(tasks, tmp_path, without_mlflow, monkeypatch):
     monkeypatch.setenv("COORDINATOR", str(os.getpid()))
     monkeypatch.setenv("ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for mark in ("killed", "hanging", "killed_in_scan", "hungry_in_scan", "speaking", "thinking"):
+    for mark in ("paired", "killed", "hanging", "hungry", "killed_in_scan", "hungry_in_scan", "speaking", "thinking"):
         (tasks.parent / mark).unlink(missing_ok=True)
 
     def study(task: str = "tiny.py:tiny", watcher: ProgressReporter | None = None, **options):
@@ -274,7 +286,7 @@ def test_a_second_interrupt_while_workers_end_leaves_no_mark_of_a_trial(scripted
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
-    _, alone = begin(study="alone", finalists=1, final_repeats=2)
+    _, alone = begin("tasks.py:paired", study="alone", finalists=1, final_repeats=2)
     seen, over = set(), threading.Event()
 
     def look() -> None:
@@ -282,7 +294,7 @@ def test_two_workers_find_what_one_process_does_and_none_is_left(begin):
             seen.update(workers_of(os.getpid()))
 
     threading.Thread(target=look, daemon=True).start()
-    result, together = begin(study="together", workers=2, finalists=1, final_repeats=2)
+    result, together = begin("tasks.py:paired", study="together", workers=2, finalists=1, final_repeats=2)
     over.set()
     assert together == alone and len(alone) == 6
     before, now = (Journal(result.folder.parent / name / "journal") for name in ("alone", "together"))
@@ -309,7 +321,7 @@ def test_every_proposal_of_two_workers_can_be_repeated_from_the_journal(begin, m
 
     monkeypatch.setattr("search.study.start.StudyRunner", Kept)
     options = {"sampler": "guided", "warm_start": True, "trials": 10, "bits": (8, 4)}
-    result, _ = begin(study="guided", workers=2, **options)
+    result, _ = begin("tasks.py:paired", study="guided", workers=2, **options)
     trials = {trial.number: trial for trial in Journal(result.folder / "journal").trials()}
     (runner,) = runners
     assert any(trial.knew and trial.knew.running for trial in trials.values())
@@ -441,9 +453,10 @@ def test_workers_end_with_their_study_and_it_goes_on(program, tasks, tmp_path):
         study = subprocess.Popen([*words, "40"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         enough = len(kept) + 2
         assert wait_until(lambda enough=enough: len([*journal.glob("trial-*")]) >= enough)
+        assert wait_until(lambda study=study: len(workers_of(study.pid)) == 2)
         workers = workers_of(study.pid)
+        assert wait_until(lambda those=workers: all(len(group_of(worker)) == 1 for worker in those))
         started = [one for worker in workers for one in group_of(worker)]
-        assert len(workers) == 2 and len(started) == 2
         study.send_signal(number)
         _, errors = study.communicate(timeout=60)
         assert study.returncode == code and "Traceback" not in errors, errors

@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from urllib.parse import quote
 import optuna
 import pytest
 from servers import MlflowProcess, PostgresCluster, free_port, postgres_programs
+from worker_processes import wait_until
 
 from search.config import make_config, storage_url
 from search.errors import EnvironmentProblem, UsageError
@@ -365,10 +366,10 @@ def test_a_deleted_experiment_of_others_is_not_restored(server, trials, monkeypa
 
 
 class Outage(ProgressReporter):
-    """Ends both servers after the second trial, and begins them again after the fifth."""
+    """Ends both servers after the second trial, and begins them again after the fifth, once both were missed."""
 
-    def __init__(self, server: MlflowProcess, postgres: PostgresCluster) -> None:
-        self._servers, self.trials = (server, postgres), 0
+    def __init__(self, server: MlflowProcess, postgres: PostgresCluster, missed: Callable[[], set[str]]) -> None:
+        self._servers, self._missed, self.trials = (server, postgres), missed, 0
 
     def headline(self, text: str) -> None:
         self.trials += 1
@@ -376,6 +377,7 @@ class Outage(ProgressReporter):
             self._servers[0].kill()
             self._servers[1].stop()
         if self.trials == 5:
+            assert wait_until(lambda: len(self._missed()) == 2)
             for one in self._servers:
                 one.start()
 
@@ -387,7 +389,11 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
     monkeypatch.setenv(TRACKING, server.uri)
     monkeypatch.setenv(EXPERIMENT_NAMED, "shared")
     caplog.set_level(logging.WARNING)
-    outage = Outage(server, postgres)
+
+    def missed() -> set[str]:
+        return {line.partition(" could not be written")[0] for line in caplog.messages if "could not be" in line}
+
+    outage = Outage(server, postgres, missed)
     config = make_config(
         workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path), study="mine", max_size=0.5, trials=7, finalists=0,
         cost="macs",
@@ -402,8 +408,7 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
         number: ("FINISHED", record.result.accuracy, files) for number, record in journal.items()
     }
     assert stored(url) == wanted(journal)
-    written = {line.partition(" could not be written")[0] for line in caplog.messages if "could not be" in line}
-    assert written == {"MLflow", "PostgreSQL"}
+    assert missed() == {"MLflow", "PostgreSQL"}
     assert not (tmp_path / "mlflow.db").exists()
     secret = postgres.password.encode()
     assert not [path for path in Path(tmp_path).rglob("*") if path.is_file() and secret in path.read_bytes()]
