@@ -4,7 +4,6 @@ A fixture copies this file to `tiny.py` in a folder of its own, since a user's w
 """
 
 import contextlib
-import itertools
 import os
 import time
 from pathlib import Path
@@ -52,11 +51,13 @@ def slow():
     While the folder that `HOLD` names is there, a process that takes a step notes its number in it and waits, but for
     the first `HOLD_AFTER` steps that it takes.
     """
-    steps, free = itertools.count(1), int(os.environ.get("HOLD_AFTER", "0"))
 
     def augment(inputs, generator):
-        hold, is_free = Path(os.environ.get("HOLD", "nowhere")), next(steps) <= free
-        while not is_free and hold.is_dir():
+        hold = Path(os.environ.get("HOLD", "nowhere"))
+        free = int(os.environ.get("HOLD_AFTER", "0"))  # no variable of this function, which would be part of a study
+        if free > 0:
+            os.environ["HOLD_AFTER"] = str(free - 1)
+        while free <= 0 and hold.is_dir():
             with contextlib.suppress(FileNotFoundError):  # it ends just now
                 (hold / str(os.getpid())).touch()
             time.sleep(0.02)
