@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,14 @@ WRITTEN_CELLS = 200
 """Up to this many cells of it have their number written in them."""
 SHOWN_LAYERS = 10
 """Layers in the picture of what mattered."""
+MANY = 400
+"""Up to so many trials are each a shape of their own in a page; more are one image, which is smaller."""
+SHARP = 144
+"""Dots an inch of such an image: three for each two pixels of a page."""
 LINES = (("-", "#000000", "o"), ("--", "#d55e00", "s"), (":", "#0072b2", "^"))
 """Of the parts of the limit in the picture of growth."""
-
-
+Place = tuple[Any, TrialRow, float, float]
+"""A panel, a trial, and where it lies in the panel's data."""
 NAME_PLACES = (
     ("center", (0, -14)), ("center", (0, 14)), ("left", (9, 0)), ("right", (-9, 0)), ("center", (0, -26)),
     ("center", (0, 26)), ("left", (9, -20)), ("right", (-9, -20)), ("left", (9, 20)), ("center", (0, -38)),
@@ -93,8 +98,12 @@ class Picture:
     spots: tuple[Spot, ...] = ()
 
 
-def front_picture(state: StudyState) -> Picture | None:
-    """Accuracy against stored size, and against the study's third objective; None without a complete trial."""
+def front_picture(state: StudyState, pointed: Collection[int]) -> Picture | None:
+    """Accuracy against stored size, and against the study's third objective; None without a complete trial.
+
+    Args:
+        pointed: numbers of the trials that can be pointed at.
+    """
     complete = [row for row in state.rows if row.state == COMPLETE]
     if not complete:
         return None
@@ -103,13 +112,13 @@ def front_picture(state: StudyState) -> Picture | None:
     figure, (left, right) = new_figure(10.5, 5.6, columns=2, sharey=True)
     on_front = {row.trial for row in front}
     colours = _bit_colours(complete)
-    places: list[tuple[Any, TrialRow, float, float]] = []
+    places: list[Place] = []
     for row in sorted(complete, key=lambda row: row.trial in on_front):
         size, accuracy = row.point
         for axes, across in ((left, size), (right, row.latency if by_latency else row.macs)):
             if across is not None:
-                _dot(axes, row, across * 100, accuracy * 100, colours, row.trial in on_front)
                 places.append((axes, row, across * 100, accuracy * 100))
+    _draw_trials(places, colours, on_front)
     _limit_and_dense(state, left, right)
     comparison = state.comparison
     marks = compared_marks(comparison, state.scores, state.config.size_metric) if comparison else []
@@ -140,7 +149,7 @@ def front_picture(state: StudyState) -> Picture | None:
     if front:
         first, last = front[0], min(front, key=lambda row: row.point.size)
         alt += f" The front goes from {_in_words(first, state.unit)} down to {_in_words(last, state.unit)}."
-    return _picture("front", title, alt, figure, places)
+    return _picture("front", title, alt, figure, [place for place in places if place[1].trial in pointed])
 
 
 def growth_picture(growth: Growth, state: StudyState) -> Picture:
@@ -273,8 +282,10 @@ def influence_picture(found: Sequence[Influence], unit: Metric) -> Picture:
     return _picture("influence", f"Which choices mattered for {unit.name}", alt, figure)
 
 
-def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
-    """Accuracy predicted before a trial against what came of it, with the line on which they are equal."""
+def prediction_picture(quality: PredictionQuality, unit: Metric, pointed: Collection[int]) -> Picture:
+    """Accuracy predicted before a trial against what came of it, with the line on which they are equal; `pointed` are
+    numbers of the trials that can be pointed at.
+    """
     figure, axes = new_figure(6.4, 5.6)
     points = quality.points
     predicted = np.array([one.predicted for one in points]) * 100
@@ -286,7 +297,7 @@ def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
     axes.plot([low, high], [low, high], "--", color=QUIET, label="predicted as measured")
     axes.errorbar(
         predicted, measured, xerr=np.maximum(reach, 0), fmt="o", color=BARS, ecolor=PALE, ms=6, mec="white",
-        label="a trial, with one predicted deviation",
+        label="a trial, with one predicted deviation", rasterized=len(points) > MANY,
     )  # fmt: skip
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
@@ -296,18 +307,26 @@ def prediction_picture(quality: PredictionQuality, unit: Metric) -> Picture:
     axes.set_xlabel(f"predicted {axis_label(unit)}", fontsize=10)
     axes.set_ylabel(f"measured {axis_label(unit, 'validation')}", fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    places = [(axes, TrialRow(one.trial), one.predicted * 100, one.accuracy * 100) for one in points]
+    places = [
+        (axes, TrialRow(one.trial), one.predicted * 100, one.accuracy * 100) for one in points if one.trial in pointed
+    ]
     alt = f"{len(points)} trials, on average {quality.error:.4f} of the search's scale from 0 to 1 off."
     return _picture("prediction", f"How well {unit.name} was predicted before each trial", alt, figure, places)
 
 
-def _dot(axes: Any, row: TrialRow, across: float, up: float, colours: Mapping[str, str], strong: bool) -> None:
-    style = {"marker": _marker(row.granularity), "color": colours[_bits_label(row)]}
-    if strong:
-        width = 1.8 if "+" in (row.granularity or "") else 0.9
-        axes.plot([across], [up], ms=8.5, mec=INK, mew=width, zorder=3, ls="none", **style)
-    else:
-        axes.plot([across], [up], ms=5, mec=QUIET, mew=0.7, alpha=0.6, zorder=2, ls="none", **style)
+def _draw_trials(places: Sequence[Place], colours: Mapping[str, str], on_front: Collection[int]) -> None:
+    """All trials of a granularity at once, those of the front above the others."""
+    alike = defaultdict(list)
+    for axes, row, across, up in places:
+        alike[axes, row.granularity or "", row.trial in on_front].append((across, up, colours[_bits_label(row)]))
+    for (axes, granularity, strong), points in alike.items():
+        if strong:
+            width = 1.8 if "+" in granularity else 0.9
+            style: dict[str, Any] = {"s": 72, "ec": INK, "lw": width, "zorder": 3}
+        else:
+            style = {"s": 25, "ec": QUIET, "lw": 0.7, "alpha": 0.6, "zorder": 2, "rasterized": len(places) > MANY}
+        lefts, heights, filled = zip(*points, strict=True)
+        axes.scatter(lefts, heights, c=filled, marker=_marker(granularity), **style)
 
 
 def _places(marks: Iterable[Mark]) -> list[tuple[float, float]]:
@@ -322,9 +341,9 @@ def _name(axes: Any, named: Sequence[Named], taken: Sequence[tuple[float, float]
     figure = axes.figure
     figure.spell()
     figure.draw_without_rendering()  # until then nobody knows where points lie
-    boxes = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in map(axes.transData.transform, taken)]
+    boxes = [Bbox.from_extents(x - 7, y - 7, x + 7, y + 7) for x, y in axes.transData.transform(taken)]
     for line in axes.get_lines():
-        if len(ends := line.get_xdata()) == 2:  # of the limit and the dense model
+        if line.get_linestyle() != "None" and len(ends := line.get_xdata()) == 2:  # of the limit and the dense model
             boxes.append(Bbox(line.get_transform().transform(np.column_stack([ends, line.get_ydata()]))).padded(2))
     for one in sorted(named, key=lambda one: one.place):
         text = axes.annotate(
@@ -471,17 +490,15 @@ def _entitle(figure: Any, title: str) -> None:
     figure.suptitle(literal(title), fontsize=12.5, fontweight="bold")
 
 
-def _picture(
-    name: str, title: str, alt: str, figure: Any, places: Sequence[tuple[Any, TrialRow, float, float]] = ()
-) -> Picture:
-    """Draw it; `places` are panel, trial, and where in its data."""
+def _picture(name: str, title: str, alt: str, figure: Any, places: Sequence[Place] = ()) -> Picture:
+    """Draw it; `places` can be pointed at."""
     import matplotlib
 
     _entitle(figure, title)
     png = png_bytes(figure)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, dpi=SHARP)
     spots: list[Spot] = []
     for axes, row, across, up in places:
         x, y = figure.transFigure.inverted().transform(axes.transData.transform((across, up)))

@@ -18,7 +18,7 @@ from search.given_workload import lives_in_python
 from search.masking import masked
 from search.metric import Metric
 from search.options import OPTIONS, key_of
-from search.records import TrialRecord
+from search.records import COMPLETE, TrialRecord
 from search.report.figures import (
     Picture,
     front_picture,
@@ -31,6 +31,7 @@ from search.report.figures import (
 from search.report.growth import growth_of
 from search.report.influence import FEWEST, QUANTILE, Influence, influences
 from search.report.limits import within_limits
+from search.report.pointed import pointed_trials
 from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import (
     export_command,
@@ -83,14 +84,14 @@ def report_of(view: StudyView) -> Report:
     state, outline, profile = view.state, shown_outline(view.folder), shown_profile(view.folder)
     records = [state.records[number] for number in sorted(state.records)]
     growth, judged = growth_of(state), influences(records, state.config.size_metric)
-    quality = prediction_quality(records)
+    quality, pointed = prediction_quality(records), pointed_trials(state)
     drawn = [
-        front_picture(state),
+        front_picture(state, pointed),
         growth_picture(growth, state) if growth else None,
         sensitivity_picture(profile, outline, state.unit) if profile and profile.points else None,
         layers_picture(state, outline),
         influence_picture(judged, state.unit) if judged else None,
-        prediction_picture(quality, state.unit) if quality else None,
+        prediction_picture(quality, state.unit, pointed) if quality else None,
     ]
     pictures = tuple(picture for picture in drawn if picture is not None)
     shipped, within = (
@@ -112,6 +113,7 @@ def report_of(view: StudyView) -> Report:
         "statements": statements_for(state),
         "reasons": {shortened(reason, LONGEST_WORD): count for reason, count in state.reasons.items()},
         "pictures": dict.fromkeys(NAMES) | {picture.name: _embedded(picture) for picture in pictures},
+        "beyond": sum(row.state == COMPLETE for row in state.rows) - len(pointed),
         "front": [_front_row(view, row) for row in front],
         "front_columns": _front_columns(state),
         "front_legend": front_legend(front, state.unit),
@@ -156,7 +158,8 @@ def _digest(text: str) -> str:
 
 
 def _embedded(picture: Picture) -> dict[str, Any]:
-    source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode(errors="replace")).decode()
+    encoded = base64.b64encode(picture.svg.encode(errors="replace")).decode()
+    source = Markup("data:image/svg+xml;base64," + encoded)  # holds no name, and by chance what looks like a password
     width, height = round(picture.width * SCREEN), round(picture.height * SCREEN)
     spots = [asdict(spot) for spot in picture.spots]
     shown = {"source": source, "title": picture.title, "alt": picture.alt, "width": width, "height": height}

@@ -18,6 +18,7 @@ from hand_made_study import REFERENCES, study, trial, with_everything
 from search.config import make_config
 from search.metric import Metric, metric_to_plain
 from search.records import FinalRecord
+from search.report.figures import Picture
 from search.report.page import report_of, study_toml
 from search.report.words import recommendations, topics
 from search.results.comparison import Comparison, write_comparison
@@ -151,6 +152,31 @@ def test_points_lie_where_their_trials_are(whole):
     ordered = [left[number] for number in sorted(left)]
     assert len(ordered) > 5 and all(a.across < b.across for a, b in pairwise(ordered))
     assert left[14].down < left[9].down and front.png.startswith(b"\x89PNG") and front.svg.count("</svg>") == 1
+
+
+def test_of_very_many_trials_those_nearest_below_the_front_can_be_pointed_at(tmp_path, monkeypatch):
+    """0 and 8 are the front; 4 lies 3 points below 0, which is smaller, 2 lies 8, and 6 lies 9."""
+    monkeypatch.setattr("search.report.pointed.MOST_BELOW", 2)
+    monkeypatch.setattr("search.report.figures.MANY", 3)
+    folder = study(tmp_path)
+    for number, accuracy, size in ((0, 0.9, 0.1), (2, 0.82, 0.15), (4, 0.87, 0.2), (6, 0.81, 0.2), (8, 0.8, 0.05)):
+        folder.journal.write_trial(trial(number, accuracy, size))
+    found = report_of(open_study(tmp_path, "hand"))
+    page = Document(found.html)
+    front = next(picture for picture in found.pictures if picture.name == "front")
+    pointed = {0, 2, 4, 8}
+    assert {spot.trial for spot in front.spots} == pointed and front.svg.count("<image") == 2
+    assert {*json.loads(page.scripts[1])} == {*map(str, pointed)}
+    assert "The trials furthest below it are only drawn, 1 of them." in page.text
+
+
+def test_no_part_of_a_picture_is_taken_for_a_password(root, whole, monkeypatch):
+    """Encoded, it holds the word key, and ends with an equals sign."""
+    picture = Picture("front", "The front", "All trials.", b"", "<svg>d{ </svg>", 100, 100)
+    monkeypatch.setattr("search.report.page.front_picture", lambda *_: picture)
+    source = Document(report_of(open_study(root, "hand")).html).of("img")[0]["src"].partition("base64,")[2]
+    assert "key" in source and source.endswith("=")
+    assert base64.b64decode(source, validate=True) == picture.svg.encode()
 
 
 @pytest.mark.parametrize("options", [{}, {"workload": "/é\U0001f600\x7f/t.py:make", "data": '"\U0001f600\\'}], ids=str)
