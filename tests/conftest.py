@@ -21,8 +21,10 @@ from search.cli import entry
 from search.process import interrupts
 from search.workloads.vgg import VGG9
 
-collect_ignore = ["benchmarks/nnc_bytes.py", "benchmarks/nnc_network.py", "helpers/fake_device.py"]
-"""Run by environments of their own, which have what this one has not; and a device, which is registered only once."""
+collect_ignore = ["benchmarks/nnc_bytes.py", "benchmarks/nnc_network.py", "helpers/fake_device.py", "helpers/lit.py"]
+"""Run by environments of their own, which have what this one has not; a device, which is registered only once; and what
+imports an extra.
+"""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 torch.set_num_threads(1)
 

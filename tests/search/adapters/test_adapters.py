@@ -83,26 +83,22 @@ def copied(network, seen):
 
 @pytest.mark.parametrize("own_data", [False, True])
 def test_lightning(own_data, monkeypatch):
-    lightning = pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
+    pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
+    from lit import Lit
+
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rates = []
 
-    class Lit(lightning.LightningModule):
-        def __init__(self, network, rate):
-            super().__init__()
-            self.network, self.rate = network, rate
-
-        def training_step(self, batch, number):
-            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            rates.append(self.rate)
-            return torch.optim.AdamW(self.parameters(), self.rate)
+    def optimizer(parameters, rate):
+        rates.append(rate)
+        return torch.optim.AdamW(parameters, rate)
 
     def loader(run):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 16, shuffle=True)
 
-    train = from_lightning(lambda network, run: Lit(network, run.learning_rate), loader if own_data else None)
+    train = from_lightning(
+        lambda network, run: Lit(network, run.learning_rate, optimizer), loader if own_data else None
+    )
     followed(task(train) if own_data else task(train, fit=(X, Y)), 12, monkeypatch)
     assert rates == [0.004]
 

@@ -98,21 +98,11 @@ def test_a_batch_has_its_size_from_us_and_no_more_than_all(tiny, model):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_lightning_is_told_otherwise_is_refused(tiny, model):
-    lightning = pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
-
-    class Lit(lightning.LightningModule):
-        def __init__(self, network, rate):
-            super().__init__()
-            self.network, self.rate = network, rate
-
-        def training_step(self, batch, number):
-            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), self.rate)
+    pytest.importorskip("lightning", reason="Lightning is missing: pip install 'prunefront[lightning]'")
+    from lit import Lit
 
     def made(network, run):
-        return Lit(network, run.learning_rate)
+        return Lit(network, run.learning_rate, torch.optim.SGD)
 
     def loader(run):
         return DataLoader(TensorDataset(*tiny.fit), 16)
@@ -120,7 +110,7 @@ def test_what_lightning_is_told_otherwise_is_refused(tiny, model):
     looked(tiny, model, from_lightning(made))
     for train, said in (
         (from_lightning(made, loader), "batch 40 has no effect"),
-        (from_lightning(lambda network, run: Lit(network, 0.5)), "learning-rate 0.02 has no effect"),
+        (from_lightning(lambda network, run: Lit(network, 0.5, torch.optim.SGD)), "learning-rate 0.02 has no effect"),
         (from_lightning(made, lambda run: DataLoader(TensorDataset(*tiny.fit), run.batch), max_steps=9), "epochs 2.5 "),
     ):
         with pytest.raises(UsageError, match=said):
