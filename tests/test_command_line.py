@@ -1133,24 +1133,24 @@ def test_a_port_in_use_is_an_environment_problem(main, finished):
 
 
 @pytest.mark.slow
-def test_removals_before_masks_from_search_to_verify(run, main, tmp_path):
+def test_removals_before_masks_from_search_to_verify(main, without_mlflow, tmp_path):
     words = ("search", "--workload", "./tiny.py:tiny", "--root", tmp_path / "runs", "--max-size", 0.5, "--finalists", 0)
     words += ("--cost", "macs")
-    ended = run(*words, "--granularity", "channel+vector,channel+2:4", "--bits", 32, "--trials", 4, "--json")
-    assert ended.returncode == 0, ended.stderr
-    row = json.loads(ended.stdout)["front"][0]
+    ended = main(*words, "--granularity", "channel+vector,channel+2:4", "--bits", 32, "--trials", 4, "--json")
+    assert ended.code == 0, ended.err
+    row = json.loads(ended.out)["front"][0]
     assert row["granularity"] in ("channel+vector", "channel+2:4") and row["removal"]
     shown = main("front", "tiny", "--root", tmp_path / "runs", "--format", "csv").out
     assert json.loads(next(csv.DictReader(io.StringIO(shown)))["removal"]) == row["removal"]
     out = tmp_path / "out"
-    assert run("export", "tiny", "--root", tmp_path / "runs", "--trial", row["trial"], "--out", out).returncode == 0
+    assert main("export", "tiny", "--root", tmp_path / "runs", "--trial", row["trial"], "--out", out).code == 0
     policy = json.loads((out / "policy.json").read_text())
     assert (policy["sparsity"], policy["removal"]) == (row["sparsity"], row["removal"])
     assert policy["granularity"] == row["granularity"].removeprefix("channel+")
     assert (out / sparse_file(out)).stat().st_size <= 0.5 * json.loads((out / "manifest.json").read_text())[
         "dense_bytes"
     ]
-    assert run("verify", out, "--workload", "./tiny.py:tiny").returncode == 0
+    assert main("verify", out, "--workload", "./tiny.py:tiny").code == 0
 
 
 def test_scan_of_a_combined_word_is_of_its_parts(main, finished, tmp_path):
