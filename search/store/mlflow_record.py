@@ -42,6 +42,8 @@ class LoggedStudy:
         unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
         metric: of size, which the limit binds on.
         fingerprints: of what the study began with: name of a split, or of the dense model -> fingerprint.
+        dense_milliseconds: of one example, of the dense network in the table that latencies are predicted by; None
+            where they are not.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class LoggedStudy:
     unit: Metric = SHARE
     metric: str = SIZE_METRICS[0]
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    dense_milliseconds: float | None = None
 
 
 class MlflowRecord:
@@ -196,7 +199,9 @@ class MlflowRecord:
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
         expected = self._summary_of(record) if record.result.state == COMPLETE else {}
-        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._study.unit))
+        essential = (
+            "accuracy", "loss", "macs", LATENCY, "size_encoded", "size_nonzero", logged_name(self._study.unit)
+        )  # fmt: skip
         return (
             run.info.status == _status(record)
             and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
@@ -279,7 +284,8 @@ class MlflowRecord:
         shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
         cost = record.result.shares
         size = {} if cost is None else {"size": cost.of(self._study.metric)}
-        return logged_values(self._study.unit, shares) | _summary(record) | size
+        latency = milliseconds(record.latency, self._study.dense_milliseconds)
+        return logged_values(self._study.unit, shares) | _summary(record) | size | latency
 
     def _runs(self, condition: str) -> list[Any]:
         runs: list[Any] = []
@@ -291,9 +297,10 @@ class MlflowRecord:
         return runs
 
 
+LATENCY = "latency_ms"
 TAKEN = {
-    "accuracy", "loss", "macs", "latency", "learning_rate", "size", "size_encoded", "size_nonzero", "front_size",
-    "final_accuracy", "test_accuracy",
+    "accuracy", "loss", "macs", "latency", LATENCY, "learning_rate", "size", "size_encoded", "size_nonzero",
+    "front_size", "final_accuracy", "test_accuracy",
 }  # fmt: skip
 """Names of metrics that MLflow shows of every study."""
 
@@ -315,6 +322,16 @@ def logged_values(unit: Metric, shares: Mapping[str, float | None]) -> dict[str,
     name = logged_name(unit)
     found = {f"{key}{name}": unit.value_of(share) for key, share in shares.items()} if name else {}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def milliseconds(share: float | None, dense: float | None, prefix: str = "") -> dict[str, float]:
+    """A metric of MLflow: predicted milliseconds of one example; none where they are unknown.
+
+    Args:
+        share: of the dense network's.
+        dense: the dense network's, in milliseconds.
+    """
+    return {} if share is None or dense is None else {f"{prefix}{LATENCY}": share * dense}
 
 
 def _status(record: TrialRecord) -> str:

@@ -34,7 +34,7 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import mlflow_place
-from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values
+from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values, milliseconds
 from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
 from search.store.outline import NetworkOutline, write_outline, write_profile
@@ -189,11 +189,18 @@ class StudyRunner:
         identity = self.folder.read_record()["identity"]
         begun_with = {part: identity[part] for part in (*map(of_split, SPLITS), DENSE) if part in identity}
         study = LoggedStudy(
-            root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with
-        )
+            root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with,
+            self._dense_milliseconds,
+        )  # fmt: skip
         yield MlflowRecord(study, mlflow_place(root))
         if self.config.optuna_storage:
             yield OptunaServer(self.config.optuna_storage, name, study_id, translation)
+
+    @property
+    def _dense_milliseconds(self) -> float | None:
+        """Of the dense network in the table that latencies are predicted by; None where none are."""
+        table = self.folder.read_latency_table()
+        return None if table is None else 1000 * table.dense_seconds
 
     def _finish_trackers(self, status: str) -> None:
         for tracker in self.trackers:
@@ -441,13 +448,16 @@ class StudyRunner:
         metrics: dict[str, float] = {"front_size": len(front), **{f"trials_{k}": n for k, n in result.counts.items()}}
         if result.best is not None:
             best = state.row(result.best)
-            names = ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
+            names = ("accuracy", "final_accuracy", "test_accuracy", "size", "macs", "latency")
             measured = {f"best_{name}": getattr(best, name) for name in names}
             metrics |= {name: value for name, value in measured.items() if value is not None}
             own = {"best_": best.accuracy, "best_final_": best.final_accuracy, "best_test_": best.test_accuracy}
             metrics |= logged_values(state.unit, {**own, "dense_": state.dense_accuracy})
+            metrics |= milliseconds(best.latency, self._dense_milliseconds, "best_")
+        metrics |= milliseconds(1.0, self._dense_milliseconds, "dense_")
+        note = study_note(self.folder.name, state, str(self.folder.root.resolve()), self._dense_milliseconds)
         for tracker in self.trackers:
-            tracker.log_summary(Summary(metrics, files, study_note(self.folder.name, state)))
+            tracker.log_summary(Summary(metrics, files, note))
 
 
 def environment(placement: Placement) -> dict[str, Any]:
