@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -39,6 +39,7 @@ from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
 from search.store.outline import NetworkOutline, write_outline, write_profile
 from search.store.projection import Projection, Summary
+from search.store.system_metrics import Sample, sampled_machine
 from search.store.tracker import Tracker
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
@@ -172,9 +173,10 @@ class StudyRunner:
         try:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
-            self._run_trials()
-            if self.config.finalists or self.named_trials:
-                self._finals()
+            with self._sampled_machine():
+                self._run_trials()
+                if self.config.finalists or self.named_trials:
+                    self._finals()
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
@@ -192,9 +194,18 @@ class StudyRunner:
             root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with,
             self._dense_milliseconds,
         )  # fmt: skip
-        yield MlflowRecord(study, mlflow_place(root))
+        self.mlflow = MlflowRecord(study, mlflow_place(root))
+        yield self.mlflow
         if self.config.optuna_storage:
             yield OptunaServer(self.config.optuna_storage, name, study_id, translation)
+
+    def _sampled_machine(self) -> AbstractContextManager[None]:
+        """What the machine does in the meantime is written to MLflow, if that was asked for."""
+        return sampled_machine(self._log_sample) if self.config.system_metrics else nullcontext()
+
+    def _log_sample(self, sample: Sample) -> None:
+        self.mlflow.samples.append(sample)
+        self.trackers[0].nudge()
 
     @property
     def _dense_milliseconds(self) -> float | None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from search.store.mlflow_server import EXPERIMENT_NAMED, MlflowServer
 from search.store.mlflow_store import RootStore
 from search.store.optuna_file import Translation
 from search.store.optuna_server import OWNER, STATUS, OptunaServer, require_storage
+from search.store.system_metrics import INTERVAL
 from search.store.tracker import Tracker
 from search.study.runner import StudyRunner
 
@@ -352,6 +354,8 @@ def children_of(server: MlflowProcess, experiment: str, study: str) -> dict[int,
     place = client.get_experiment_by_name(experiment).experiment_id
     runs = client.search_runs([place], f"tags.study = '{study}'", max_results=1000)
     (parent,) = (run for run in runs if run.data.tags["kind"] == "study")
+    used = client.get_metric_history(parent.info.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in used] == [*range(len(used))] and (used or find_spec("psutil") is None)
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
     assert len({run.data.tags["trial"] for run in children}) == len(children), "no trial twice"
@@ -403,12 +407,13 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
     monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.2)
     monkeypatch.setenv(TRACKING, server.uri)
     monkeypatch.setenv(EXPERIMENT_NAMED, "shared")
+    monkeypatch.setenv(INTERVAL, "0.2")
     caplog.set_level(logging.WARNING)
     outage = Outage(server, postgres)
     config = make_config(
         workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path), study="mine", max_size=0.5, trials=7, finalists=0,
         cost="macs",
-        optuna_storage=url,
+        optuna_storage=url, system_metrics=find_spec("psutil") is not None,
     )  # fmt: skip
     run_search(config, outage)
     assert outage.trials == 7
