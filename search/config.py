@@ -26,7 +26,7 @@ from search.files import read_text
 from search.given_command import check_latency_command
 from search.given_workload import factory_of, spec_of
 from search.goal import checked_accuracy, checked_score, least_accuracy, least_share
-from search.masking import masked
+from search.masking import masked, masked_address
 from search.metric import SHARE, Metric
 from search.options import (
     FACTORY_OPTIONS,
@@ -375,8 +375,9 @@ def storage_url(url: str) -> str:
         made = None
     if made is None:
         raise ValueError(
-            f"optuna-storage must be {STORAGE}://HOST:PORT/DATABASE, got {shortened(masked(repr(url)), LONGEST_WORD)}: "
-            "the study's own study.db is a file that Optuna opens too"
+            f"optuna-storage must be {STORAGE}://HOST:PORT/DATABASE, got "
+            f"{shortened(repr(masked_address(url)), LONGEST_WORD)}: the study's own study.db is a file that Optuna "
+            "opens too"
         )
     return made.render_as_string(hide_password=False)
 

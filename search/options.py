@@ -494,6 +494,12 @@ class SearchOptions(_Fields):
         may_hold_password=True,
         more="user and password are taken from PGUSER, PGPASSWORD or ~/.pgpass; it is an extra, postgresql",
     )
+    system_metrics: bool = option(
+        "keep the use of CPU, memory, disk, network and NVIDIA cards with the study in MLflow",
+        default=False,
+        may_change=True,
+        more="of the machine that search runs on, every 10 s; it is an extra, system-metrics",
+    )
     root: str = option("the folder that everything is written to ({default})", default="mlruns", metavar="DIR")
 
 

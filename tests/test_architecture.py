@@ -95,11 +95,16 @@ ONLY_IN = {
         "search/store/mlflow_record.py",
         "search/store/mlflow_server.py",
         "search/store/mlflow_store.py",
+        "search/store/system_metrics.py",
     },
     "ray": {"search/executors/ray_cluster.py", "search/executors/ray_worker.py"},
 }
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
-NOT_IMPORTED = {"onnxscript": "torch.onnx.export needs it", "psycopg": "SQLAlchemy's driver of PostgreSQL"}
+NOT_IMPORTED = {
+    "nvidia-ml-py": "MLflow reads NVIDIA cards by it",
+    "onnxscript": "torch.onnx.export needs it",
+    "psycopg": "SQLAlchemy's driver of PostgreSQL",
+}
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

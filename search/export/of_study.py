@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pruning.sparse_file import dense_bytes
@@ -12,23 +13,28 @@ from search.export.choose import Chosen, choose_trial
 from search.export.folder_swap import check_folder
 from search.export.onnx_file import require_onnx
 from search.export.rebuild import Export, export_of_trial, take_criterion, with_workload
+from search.export.registry import Registered, Registry, require_registrable
 from search.export.write import Written, check_masks_only, write_export
 from search.progress import ProgressReporter
 from search.results.selection import is_dead
 from search.results.view import StudyView
+from search.store.mlflow_place import mlflow_place
 from search.training.dense_model import build_model
 from search.workloads import Workload
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was chosen of a study, the network as it was rebuilt, by which workload and config, and its files."""
+    """What was chosen of a study, the network as it was rebuilt, by which workload and config, its files, and which
+    version it is in MLflow's registry, if that was asked for.
+    """
 
     chosen: Chosen
     made: Export
     workload: Workload
     config: SearchConfig
     written: Written
+    registered: Registered | None
 
 
 def export_study(
@@ -42,6 +48,7 @@ def export_study(
     onnx: bool = False,
     torch_prune: bool = False,
     onnx_int8: bool = False,
+    register: str | None = None,
 ) -> Exported:
     """Write a network of a study to a folder, new or of an export; what cannot be written is refused before anything is
     computed.
@@ -50,10 +57,11 @@ def export_study(
         choice: see `choose_trial`.
         workload: where the function is that makes a workload that was given in Python.
         criterion: where a criterion of the user's own is.
+        register: checked name of a model in MLflow's registry that the network becomes a version of.
 
     Raises:
-        GoalMissed: the export stands but for an ONNX file that was asked for.
-        UsageError, Refused, EnvironmentProblem: as `choose_trial`, `export_of_trial` and `write_export` do.
+        GoalMissed: the export stands but for an ONNX file that was asked for, or cannot be registered.
+        UsageError, Refused, EnvironmentProblem: as `choose_trial`, `export_of_trial`, `write_export` and `Registry` do.
     """
     chosen = choose_trial(view, choice)
     if torch_prune:
@@ -63,11 +71,17 @@ def export_study(
         view = with_workload(view, workload)
     if criterion:
         take_criterion(view, criterion)
+    registry = None
+    if register is not None:
+        place, study_id = mlflow_place(view.folder.root), view.folder.read_record()["study_id"]
+        registry = Registry.of(place, study_id, chosen, register)
     note_dead(chosen.name, chosen.result.measured.accuracy, view.state.chance, watcher)
-    made, own, config = export_of_trial(view, chosen, watcher)
+    check = partial(require_registrable, has_onnx=onnx) if registry else lambda _: None
+    made, own, config = export_of_trial(view, chosen, watcher, check)
     written = write_network(made, own, config, out, onnx, torch_prune, onnx_int8)
     require_whole(written, out)
-    return Exported(chosen, made, own, config, written)
+    registered = registry.register(made, own, out, written) if registry else None
+    return Exported(chosen, made, own, config, written, registered)
 
 
 def check_export(out: Path, onnx: bool) -> None:

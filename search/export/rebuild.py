@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,12 +92,18 @@ def with_workload(view: StudyView, spec: str) -> StudyView:
 
 
 def export_of_trial(
-    view: StudyView, chosen: Chosen, watcher: ProgressReporter
+    view: StudyView,
+    chosen: Chosen,
+    watcher: ProgressReporter,
+    check: Callable[[Workload], None] = lambda _: None,
 ) -> tuple[Export, Workload, SearchConfig]:
     """The network chosen: of a finalist or baseline its full-length run of median validation accuracy.
 
     Weights kept by the study are loaded; without them the fine-tune is repeated, where the study runs, and said so.
     The network is on the CPU, whatever trained it.
+
+    Args:
+        check: refuses a workload before anything is computed.
 
     Raises:
         UsageError: the study's model, data, recipe or code changed, as when it is resumed.
@@ -109,6 +115,7 @@ def export_of_trial(
     workload = get_workload(config.workload, **config.factory_options, cache=str(folder.root / "cache"))
     workload = with_study_recipe(workload, config, folder.read_record()["identity"])
     workload = with_dense_value(workload, unit)
+    check(workload)
     refuse_changed_study(folder, workload, watcher)
     if made := _kept(view, chosen, workload):
         return made, workload, config

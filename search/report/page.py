@@ -34,7 +34,6 @@ from search.report.limits import within_limits
 from search.report.pointed import pointed_trials
 from search.report.prediction import PredictionQuality, prediction_quality
 from search.report.words import (
-    export_command,
     is_without_finals,
     recommendations,
     statements_for,
@@ -45,7 +44,7 @@ from search.results.cells import bits_cell, closing_cells, percent, schedule_cel
 from search.results.figures import short_name
 from search.results.legend import closing_legend, front_legend
 from search.results.remarks import closing_of, dead_line, finals_line, resumed_in_python
-from search.results.resume import resume_command
+from search.results.resume import export_command, resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 from search.results.view import StudyView
@@ -167,7 +166,10 @@ def _embedded(picture: Picture) -> dict[str, Any]:
 
 
 def _command(view: StudyView, trial: int | None) -> str | None:
-    return None if trial is None else export_command(view, trial)
+    if trial is None:
+        return None
+    name = view.folder.name
+    return export_command(view.config, name, str(trial), f"{name}-{trial}", str(view.folder.root))
 
 
 def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
@@ -237,7 +239,7 @@ def _front_row(view: StudyView, row: TrialRow) -> dict[str, Any]:
             *sizes, row.granularity, bits_cell(row.bits), schedule_cell(row), row.origin,
         ],
         "summary": f"{unit.name} {unit.shown(row.accuracy)}, {percent(row.size)} of the size",
-        "command": export_command(view, row.trial),
+        "command": _command(view, row.trial),
         "layers": layers,
         "more": more,
     }  # fmt: skip
@@ -279,7 +281,7 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
         "facts": [[name, printable(value)] for name, value in facts.items() if value is not None],
         "layers": [[short_name(name), f"{gone} gone", f"{bits} bits"] for name, _, gone, _, bits in layers],
         "more": more,
-        "command": export_command(view, record.number),
+        "command": _command(view, record.number),
     }
 
 

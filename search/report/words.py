@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.given_workload import lives_in_python
 from search.metric import MAX
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
@@ -46,15 +44,6 @@ class Topic:
 
     question: str
     sentences: tuple[str, ...]
-
-
-def export_command(view: StudyView, number: int) -> str:
-    """The command line that exports a trial; of a workload that was given in Python, with a place for what makes it."""
-    name, root = view.folder.name, str(view.folder.root)
-    place = [] if root == "mlruns" else ["--root", root]
-    made_by = ["--workload", "./file.py:function"] if lives_in_python(view.config.workload) else []
-    words = ["prunefront", "export", name, "--trial", str(number), "--out", f"{name}-{number}", *made_by, *place]
-    return shlex.join(words)
 
 
 def where_it_stands(view: StudyView) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 
+from search.results.cells import bits_cell, percent
 from search.results.remarks import verdict_of
+from search.results.resume import export_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 
@@ -12,31 +15,50 @@ MOST_ROWS = 20
 """Members of the front that are listed; the whole front is in `front.csv`."""
 
 
-def study_note(name: str, state: StudyState) -> str:
-    """What a study found, as Markdown of less than 4,000 characters."""
+def study_note(name: str, state: StudyState, root: str, dense_milliseconds: float | None = None) -> str:
+    """What a study found, as Markdown of less than 4,000 characters, a long `root` apart.
+
+    Args:
+        root: the study's, absolute, since the note is read from anywhere.
+        dense_milliseconds: of the dense network in the table that latency is predicted by; None where it is not.
+    """
     config, unit, front = state.config, state.unit, state.front
     lines = [
-        f"{len(state.records)} trials, {len(front)} on the front, {config.size_metric} size at most "
-        f"{config.max_size:.4g} of the dense model's. Dense {unit.name}: {unit.shown(state.dense_accuracy)}."
+        escaped(
+            f"{len(state.records)} trials, {len(front)} on the front, {config.size_metric} size at most "
+            f"{config.max_size:.4g} of the dense model's. Dense {unit.name}: {unit.shown(state.dense_accuracy)}."
+        )
     ]
     if front:
-        columns = ["trial", unit.name, "final", "test", "size", "MACs", "granularity", "bits"]
-        lines += ["", _line(columns), _line(["---:"] * 6 + ["---"] * 2)]
-        lines += [_line(_cells(row, state)) for row in front[:MOST_ROWS]]
+        latency = [] if dense_milliseconds is None else ["latency"]
+        columns = ["trial", unit.name, "final", "test", "size", "MACs", *latency, "granularity", "bits"]
+        lines += ["", _line(columns), _line(["---:"] * (len(columns) - 2) + ["---"] * 2, str)]
+        lines += [_line(_cells(row, state, dense_milliseconds)) for row in front[:MOST_ROWS]]
         if len(front) > MOST_ROWS:
             lines += ["", f"and {len(front) - MOST_ROWS} more in `front.csv`"]
     compared = verdict_of(state)
-    lines += ["", compared] if compared else []
-    lines += ["", f"`prunefront export {name} --trial best --out DIR` writes the best as files."]
+    lines += ["", escaped(compared)] if compared else []
+    command = export_command(config, name, "best", "DIR", root)
+    lines += ["", "This writes the best as files:", "", "```", command, "```"]
     return "\n".join(lines)
 
 
-def _cells(row: TrialRow, state: StudyState) -> list[str]:
-    shares = [state.unit.shown(share) or "" for share in (row.accuracy, row.final_accuracy, row.test_accuracy)]
-    sizes = ["" if share is None else f"{100 * share:.1f} %" for share in (row.size, row.macs)]
-    bits = "mixed" if isinstance(row.bits, Mapping) else str(row.bits)
-    return [str(row.trial), *shares, *sizes, row.granularity or "", bits]
+def escaped(text: str) -> str:
+    r"""Text as Markdown shows it unchanged, also in a cell of a table.
+
+    >>> print(escaped("IoU|0.5 of *:4"))
+    IoU\|0.5 of \*:4
+    """
+    return re.sub(r"([\\`*_\[\]<>|~&#])", r"\\\1", " ".join(text.split()))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _cells(row: TrialRow, state: StudyState, dense_milliseconds: float | None) -> list[str]:
+    shares = [state.unit.shown(share) for share in (row.accuracy, row.final_accuracy, row.test_accuracy)]
+    found = [str(row.trial), *shares, percent(row.size), percent(row.macs)]
+    if dense_milliseconds is not None:
+        found.append(None if row.latency is None else f"{row.latency * dense_milliseconds:.3g} ms")
+    return [cell or "" for cell in (*found, row.granularity, bits_cell(row.bits))]
+
+
+def _line(cells: Sequence[str], written: Callable[[str], str] = escaped) -> str:
+    return f"| {' | '.join(map(written, cells))} |"

@@ -1,10 +1,11 @@
-"""The command line that goes on with a study."""
+"""The command lines that go on with a study, and that export of it."""
 
 from __future__ import annotations
 
 import shlex
 
 from search.config import SearchConfig
+from search.given_workload import lives_in_python
 from search.options import FACTORY_OPTIONS
 
 
@@ -23,3 +24,16 @@ def resume_command(config: SearchConfig, place: str | None = None) -> str:
     if config.root != "mlruns":
         parts += ["--root", config.root]
     return shlex.join(parts)
+
+
+def export_command(config: SearchConfig, study: str, trial: str, out: str, root: str) -> str:
+    """The command line that exports a trial; of a workload that was given in Python, with a place for what makes it.
+
+    Args:
+        trial: as `--trial` takes it.
+        root: of the study, as it is named where the command is to be given.
+    """
+    words = ["prunefront", "export", study, "--trial", trial, "--out", out]
+    words += ["--workload", "./file.py:function"] if lives_in_python(config.workload) else []
+    words += ["--root", root] if root != "mlruns" else []
+    return shlex.join(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from search.metric import SHARE, Metric
@@ -14,8 +14,15 @@ if TYPE_CHECKING:  # importing MLflow takes seconds
 
 VIEW = "prunefront"
 """Name of the columns and order that links ask for."""
+KIND, SHARED_VIEW = "mlflow.experimentKind", f"mlflow.sharedViewState.{VIEW}"
+"""Tags of an experiment."""
 MOST_NAME = 120
-COLUMNS = ("metrics.`accuracy`", "metrics.`size`", "metrics.`macs`", "params.`granularity`", "params.`bits`")
+COLUMNS = (
+    "metrics.`accuracy`", "metrics.`size`", "metrics.`latency_ms`", "metrics.`macs`", "params.`granularity`",
+    "params.`bits`",
+)  # fmt: skip
+FORMER_COLUMNS = (tuple(column for column in COLUMNS if "latency" not in column),)
+"""What earlier versions asked for, which gives way to `COLUMNS`."""
 
 
 def set_up(client: MlflowClient, experiment: str) -> None:
@@ -23,23 +30,22 @@ def set_up(client: MlflowClient, experiment: str) -> None:
     columns for pruning policies.
     """
     known = client.get_experiment(experiment).tags
-    for tag, value in _tags().items():
-        if tag not in known:
+    former = map(_view, FORMER_COLUMNS)
+    for tag, value, replaced in ((KIND, "custom_model_development", ()), (SHARED_VIEW, _view(COLUMNS), former)):
+        if tag not in known or known[tag] in replaced:
             client.set_experiment_tag(experiment, tag, value)
 
 
-def _tags() -> dict[str, str]:
-    view = {
-        "orderByKey": "metrics.`accuracy`",
-        "orderByAsc": False,
-        "selectedColumns": COLUMNS,
-        "runListHidden": False,
-        "viewMaximized": True,
-    }
-    return {
-        "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
-    }
+def _view(columns: Sequence[str]) -> str:
+    return json.dumps(
+        {
+            "orderByKey": "metrics.`accuracy`",
+            "orderByAsc": False,
+            "selectedColumns": columns,
+            "runListHidden": False,
+            "viewMaximized": True,
+        }
+    )
 
 
 def run_name(record: TrialRecord, metric: str, unit: Metric = SHARE) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from search.errors import EnvironmentProblem
-from search.masking import masked
+from search.masking import masked_address
 from search.store.mlflow_page import run_page, runs_page, set_up
 from search.store.mlflow_server import MlflowServer, checked_server
 from search.store.mlflow_store import RootStore, silenced
@@ -59,8 +59,8 @@ def unused_place() -> str | None:
     if not named or server_named():
         return None
     return (
-        f"{TRACKING} is {masked(named)!r}, which is no server (http:// or https://): MLflow's record is kept under the "
-        "root"
+        f"{TRACKING} is {masked_address(named)!r}, which is no server (http:// or https://): MLflow's record is kept "
+        "under the root"
     )
 
 

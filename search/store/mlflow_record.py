@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from search.store.mlflow_page import inputs, run_name, set_up
 from search.store.mlflow_place import MlflowPlace
 from search.store.mlflow_store import silenced
 from search.store.projection import Summary
+from search.store.system_metrics import PREFIX, Sample
 from spaces.cost.counts import SIZE_METRICS
 
 if TYPE_CHECKING:  # importing MLflow takes seconds
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # importing MLflow takes seconds
 
 BATCH = 1000
 """The most metrics and parameters that MLflow takes in one batch."""
+MOST_SAMPLES = 1000
+"""Of the machine, that wait until they can be written; older ones are dropped."""
 LONGEST_TEXT = 4000
 """The most characters written of a tag or parameter; MLflow takes a few more."""
 NOTE = "mlflow.note.content"
@@ -42,6 +46,8 @@ class LoggedStudy:
         unit: besides accuracies, which are shares, the values that they stand for are logged, under its name.
         metric: of size, which the limit binds on.
         fingerprints: of what the study began with: name of a split, or of the dense model -> fingerprint.
+        dense_milliseconds: of one example, of the dense network in the table that latencies are predicted by; None
+            where they are not.
     """
 
     root: Path
@@ -51,6 +57,7 @@ class LoggedStudy:
     unit: Metric = SHARE
     metric: str = SIZE_METRICS[0]
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    dense_milliseconds: float | None = None
 
 
 class MlflowRecord:
@@ -65,6 +72,7 @@ class MlflowRecord:
         params: the study's settings, for the parent run.
         summary: what the parent run is still to get.
         logged: trials that MLflow is known to have; None while that is unknown.
+        samples: of the machine, to be written to the parent run; another thread may add to them.
     """
 
     title = "MLflow"
@@ -79,6 +87,8 @@ class MlflowRecord:
         self.params: dict[str, Any] = {}
         self.summary: Summary | None = None
         self.logged: set[int] | None = None
+        self.samples: deque[Sample] = deque(maxlen=MOST_SAMPLES)
+        self._first_step: int | None = None
 
     @silenced()
     def match(self) -> None:
@@ -94,8 +104,11 @@ class MlflowRecord:
         parents, children = self._found()
         self.parent = parent = self._one_parent(parents, children)
         client.update_run(parent, status="RUNNING")
-        known = client.get_run(parent).data.params
-        fresh = [Param(key, _text(value)) for key, value in self.params.items() if key not in known]
+        known = client.get_run(parent).data
+        fresh = [Param(key, _text(value)) for key, value in self.params.items() if key not in known.params]
+        if self._first_step is None:  # a study that is resumed goes on behind the samples that are there
+            sampled = [metric.step for metric in known.to_proto().metrics if metric.key.startswith(PREFIX)]
+            self._first_step = max(sampled, default=-1) + 1
         client.log_batch(parent, params=fresh)
         client.log_inputs(parent, datasets=inputs(self._study.fingerprints))
         self.logged = self._keep_right_ones(children)
@@ -118,8 +131,10 @@ class MlflowRecord:
 
     @silenced()
     def terminate(self, status: str) -> None:
-        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`."""
+        """Close the parent run as `FINISHED`, `KILLED` or `FAILED`; what samples are left come last."""
         self._store.set_terminated(self._run, status=status)
+        while self.samples:
+            self._log_samples()
 
     def problem_of(self, error: Exception) -> EnvironmentProblem:
         """An error of MLflow, or of what is below it, in our words and without a secret."""
@@ -196,7 +211,9 @@ class MlflowRecord:
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
         expected = self._summary_of(record) if record.result.state == COMPLETE else {}
-        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._study.unit))
+        essential = (
+            "accuracy", "loss", "macs", LATENCY, "size_encoded", "size_nonzero", logged_name(self._study.unit)
+        )  # fmt: skip
         return (
             run.info.status == _status(record)
             and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)
@@ -206,9 +223,10 @@ class MlflowRecord:
 
     @silenced()
     def log_summary(self) -> None:
-        """Write `summary`, if there is one."""
+        """Write `summary`, if there is one, and a batch of samples."""
         from mlflow.entities import Metric as Logged
 
+        self._log_samples()
         if self.summary is None:
             return
         metrics, files, note = self.summary
@@ -217,6 +235,26 @@ class MlflowRecord:
         self._place.write(self._store, self._run, files)
         self._store.set_tag(self._run, NOTE, _text(note))
         self.summary = None
+
+    def _log_samples(self) -> None:
+        """Write the oldest samples, as many as one batch takes; the same ones again change nothing."""
+        from mlflow.entities import Metric as Logged
+
+        assert self._first_step is not None, "found before anything is written"
+        taken, logged = list[Sample](), list[Logged]()
+        with suppress(IndexError):  # none is left
+            while len(logged) + len(self.samples[0].values) <= BATCH:
+                one = self.samples.popleft()
+                taken.append(one)
+                at = _milliseconds(one.time), self._first_step + one.number
+                logged += [Logged(key, value, *at) for key, value in one.values.items()]
+        if not logged:
+            return
+        try:
+            self._store.log_batch(self._run, metrics=logged)
+        except BaseException:
+            self.samples.extendleft(reversed(taken))
+            raise
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
         tags = {
@@ -279,7 +317,8 @@ class MlflowRecord:
         shares = {"": record.result.accuracy, "guide_predicted_": record.scores.get("predicted")}
         cost = record.result.shares
         size = {} if cost is None else {"size": cost.of(self._study.metric)}
-        return logged_values(self._study.unit, shares) | _summary(record) | size
+        latency = milliseconds(record.latency, self._study.dense_milliseconds)
+        return logged_values(self._study.unit, shares) | _summary(record) | size | latency
 
     def _runs(self, condition: str) -> list[Any]:
         runs: list[Any] = []
@@ -291,9 +330,10 @@ class MlflowRecord:
         return runs
 
 
+LATENCY = "latency_ms"
 TAKEN = {
-    "accuracy", "loss", "macs", "latency", "learning_rate", "size", "size_encoded", "size_nonzero", "front_size",
-    "final_accuracy", "test_accuracy",
+    "accuracy", "loss", "macs", "latency", LATENCY, "learning_rate", "size", "size_encoded", "size_nonzero",
+    "front_size", "final_accuracy", "test_accuracy",
 }  # fmt: skip
 """Names of metrics that MLflow shows of every study."""
 
@@ -315,6 +355,16 @@ def logged_values(unit: Metric, shares: Mapping[str, float | None]) -> dict[str,
     name = logged_name(unit)
     found = {f"{key}{name}": unit.value_of(share) for key, share in shares.items()} if name else {}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def milliseconds(share: float | None, dense: float | None, prefix: str = "") -> dict[str, float]:
+    """A metric of MLflow: predicted milliseconds of one example; none where they are unknown.
+
+    Args:
+        share: of the dense network's.
+        dense: the dense network's, in milliseconds.
+    """
+    return {} if share is None or dense is None else {f"{prefix}{LATENCY}": share * dense}
 
 
 def _status(record: TrialRecord) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from search.errors import EnvironmentProblem, UsageError
-from search.masking import masked
+from search.masking import masked, masked_address
 from search.storage import causes_of
 from search.store.mlflow_store import EXPERIMENT
 
@@ -38,8 +38,8 @@ def checked_server(address: str) -> str:
         valid = False
     if not valid:
         raise UsageError(
-            f"MLFLOW_TRACKING_URI must be http://HOST:PORT or https://HOST:PORT, got {masked(address)!r}: correct it, "
-            "or unset it to keep MLflow's record under the root"
+            f"MLFLOW_TRACKING_URI must be http://HOST:PORT or https://HOST:PORT, got {masked_address(address)!r}: "
+            "correct it, or unset it to keep MLflow's record under the root"
         )
     return address.rstrip("/")
 

@@ -91,6 +91,10 @@ class Tracker:
         """Log what is known of the whole study."""
         self._orders.put(_Order(summary=summary, is_due=True))
 
+    def nudge(self) -> None:
+        """Say that the projection itself has something new to write."""
+        self._orders.put(_Order())
+
     def wait(self) -> None:
         """Wait until all that was given is written, or could not be."""
         self._ask(_Order())

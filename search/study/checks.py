@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from search.store.folder import StudyFolder
 from search.store.mlflow_place import unused_place
 from search.store.optuna_server import require_reachable, require_storage
 from search.store.study_record import KNOB_WORD, resumed_config
+from search.store.system_metrics import require_system_metrics
 from search.training.asked_recipe import require_followed
 from search.training.dense_model import build_model
 from search.training.evaluate import PreparedModel
@@ -87,6 +89,10 @@ def _require_places(config: SearchConfig, folder: StudyFolder, watcher: Progress
     """Refuse what the study is to be written to besides its folder, if that cannot be, before anything is computed."""
     if said := unused_place():
         watcher.note(said)
+    if config.system_metrics:
+        require_system_metrics()
+        if torch.version.cuda and torch.cuda.is_available() and find_spec("pynvml") is None:
+            watcher.note("MLflow's system metrics leave out the GPU: pip install 'prunefront[system-metrics]'")
     if config.optuna_storage and not writes:
         require_reachable(config.optuna_storage)
     elif config.optuna_storage:

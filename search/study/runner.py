@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
@@ -34,11 +34,12 @@ from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, csv_text
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import mlflow_place
-from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values
+from search.store.mlflow_record import LoggedStudy, MlflowRecord, logged_values, milliseconds
 from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
 from search.store.outline import NetworkOutline, write_outline, write_profile
 from search.store.projection import Projection, Summary
+from search.store.system_metrics import Sample, sampled_machine
 from search.store.tracker import Tracker
 from search.study.clock import StudyClock
 from search.study.finals import compare_finals
@@ -173,9 +174,10 @@ class StudyRunner:
         try:
             self.seconds["storage"] = time.perf_counter() - began
             self.clock = StudyClock(begun)  # stores being made, or written anew, take nothing from the time limit
-            self._run_trials()
-            if self.config.finalists or self.named_trials:
-                self._finals()
+            with self._sampled_machine():
+                self._run_trials()
+                if self.config.finalists or self.named_trials:
+                    self._finals()
             result = SearchResult(self.folder.name, self.folder.path, self.state, self._seconds())
             self._publish(result, profile)
         except BaseException as error:
@@ -190,11 +192,27 @@ class StudyRunner:
         identity = self.folder.read_record()["identity"]
         begun_with = {part: identity[part] for part in (*map(of_split, SPLITS), DENSE) if part in identity}
         study = LoggedStudy(
-            root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with
-        )
-        yield MlflowRecord(study, mlflow_place(root))
+            root, name, study_id, translation.to_time, self.state.unit, self.config.size_metric, begun_with,
+            self._dense_milliseconds,
+        )  # fmt: skip
+        self.mlflow = MlflowRecord(study, mlflow_place(root))
+        yield self.mlflow
         if self.config.optuna_storage:
             yield OptunaServer(self.config.optuna_storage, name, study_id, translation)
+
+    def _sampled_machine(self) -> AbstractContextManager[None]:
+        """What the machine does in the meantime is written to MLflow, if that was asked for."""
+        return sampled_machine(self._log_sample) if self.config.system_metrics else nullcontext()
+
+    def _log_sample(self, sample: Sample) -> None:
+        self.mlflow.samples.append(sample)
+        self.trackers[0].nudge()
+
+    @property
+    def _dense_milliseconds(self) -> float | None:
+        """Of the dense network in the table that latencies are predicted by; None where none are."""
+        table = self.folder.read_latency_table()
+        return None if table is None else 1000 * table.dense_seconds
 
     def _finish_trackers(self, status: str) -> None:
         for tracker in self.trackers:
@@ -442,13 +460,16 @@ class StudyRunner:
         metrics: dict[str, float] = {"front_size": len(front), **{f"trials_{k}": n for k, n in result.counts.items()}}
         if result.best is not None:
             best = state.row(result.best)
-            names = ("accuracy", "final_accuracy", "test_accuracy", "size", "macs")
+            names = ("accuracy", "final_accuracy", "test_accuracy", "size", "macs", "latency")
             measured = {f"best_{name}": getattr(best, name) for name in names}
             metrics |= {name: value for name, value in measured.items() if value is not None}
             own = {"best_": best.accuracy, "best_final_": best.final_accuracy, "best_test_": best.test_accuracy}
             metrics |= logged_values(state.unit, {**own, "dense_": state.dense_accuracy})
+            metrics |= milliseconds(best.latency, self._dense_milliseconds, "best_")
+        metrics |= milliseconds(1.0, self._dense_milliseconds, "dense_")
+        note = study_note(self.folder.name, state, str(self.folder.root.resolve()), self._dense_milliseconds)
         for tracker in self.trackers:
-            tracker.log_summary(Summary(metrics, files, study_note(self.folder.name, state)))
+            tracker.log_summary(Summary(metrics, files, note))
 
 
 def environment(placement: Placement) -> dict[str, Any]:

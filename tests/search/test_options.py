@@ -107,7 +107,7 @@ def test_stored_studies_keep_the_names_they_have():
     # Options added since the golden record was written: a new one joins them. Records without it get its default.
     later = {"trial_timeout", "bits", "device", "precision", "deterministic", "threads", "network", "pretrained"}
     later |= {"min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison"}
-    later |= {"epochs", "learning_rate", "batch"}
+    later |= {"epochs", "learning_rate", "batch", "system_metrics"}
     assert set(stored) - set(GOLDEN) == later and set(GOLDEN) < set(stored)
     assert {name: stored[name] for name in options} == options
     config = stored_config({"config": stored}, "here")

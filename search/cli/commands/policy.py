@@ -24,7 +24,7 @@ from search.errors import EnvironmentProblem, UsageError
 from search.export.manifest import MANIFEST, largest_files, read_manifest
 from search.export.of_study import check_export, export_study, note_dead, require_whole, write_network
 from search.export.rebuild import Export, fine_tuned, moved_to_cpu
-from search.export.registry import check_name, register
+from search.export.registry import check_name
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
@@ -36,7 +36,6 @@ from search.results.cells import percent
 from search.results.policy_figure import policy_figure
 from search.results.selection import is_dead
 from search.results.view import open_study
-from search.store.mlflow_place import mlflow_place
 from search.store.outline import NetworkOutline
 from search.training.asked_recipe import require_followed
 from search.training.chance import chance_accuracy
@@ -81,13 +80,13 @@ def export(arguments: argparse.Namespace) -> Reply:
     found = export_study(
         seen, arguments.trial, out, TerminalReporter(), workload=arguments.workload,
         criterion=arguments.criterion, onnx=arguments.onnx, torch_prune=arguments.torch_prune,
-        onnx_int8=arguments.onnx_int8,
+        onnx_int8=arguments.onnx_int8, register=arguments.register,
     )  # fmt: skip
     reply = _reply_to(found.written, found.made, found.config, out, found.chosen.name)
-    if arguments.register is not None:
-        place, study_id = mlflow_place(seen.folder.root), seen.folder.read_record()["study_id"]
-        uri = register(place, study_id, found.chosen, found.made, found.workload, out, arguments.register)
-        reply = replace(reply, data={**reply.data, "registered": uri}, text=f"{reply.text}\nRegistered: {uri}")
+    if one := found.registered:
+        known = "" if one.is_new else ", which this very network was already: no other version was made"
+        data = {**reply.data, "registered": one.uri, "registered_before": not one.is_new}
+        reply = replace(reply, data=data, text=f"{reply.text}\nRegistered: {one.uri}{known}")
     values = {name: value for name, value in seen.state.dense_scores.items() if name != "dense_accuracy"}
     return replace(reply, data={**reply.data, **values})
 

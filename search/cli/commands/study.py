@@ -42,6 +42,7 @@ from search.results.remarks import (
     speed_remark,
     verdict_of,
 )
+from search.results.resume import export_command
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
@@ -145,7 +146,8 @@ def _search_text(result: SearchResult, root: str) -> str:
             "a larger limit, or export a trial by its number"
         )
         return "\n\n".join(part for part in parts if part)
-    parts.append(f"Next: prunefront export {result.study} --trial best --out DIR{place}    or: prunefront view{place}")
+    command = export_command(result.state.config, result.study, "best", "DIR", root)
+    parts.append(f"Next: {command}    or: prunefront view{place}")
     return "\n\n".join(part for part in parts if part)
 
 

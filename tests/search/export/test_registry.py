@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from search import get_workload
+from search.export.registry import require_registrable
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "-a", "n" * 101, "a'b"])
@@ -21,6 +23,16 @@ def test_a_name_that_the_registry_refuses_is_refused_before_any_work(main, name,
     assert not (tmp_path / "out").exists()
 
 
+def test_several_inputs_are_refused_before_anything_is_written(main, finished, tmp_path, monkeypatch):
+    """As of the study's own network, whose one input is taken for several."""
+    monkeypatch.setattr("search.export.registry.Tensor", tuple)
+    out = tmp_path / "out"
+    ended = main("export", "tiny", "--root", finished.root, "--register", "net", "--out", out)
+    assert ended.code == 2 and ended.err.strip().endswith("one tensor as input: add --onnx for one of several")
+    assert not out.exists()
+    require_registrable(SimpleNamespace(example_input=torch.ones(1)), has_onnx=True)
+
+
 @pytest.mark.slow
 def test_a_registered_network_is_what_the_export_holds(main, finished, place, tmp_path):
     """By the trial that has the fewest channels left, as a graph and as ONNX."""
@@ -29,7 +41,12 @@ def test_a_registered_network_is_what_the_export_holds(main, finished, place, tm
     first = main(*words, "--out", tmp_path / "first")
     second = main(*words, "--out", tmp_path / "second", *(["--onnx"] if _has_onnx() else []))
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert [json.loads(one.out)["registered"] for one in (first, second)] == ["models:/my net/1", "models:/my net/2"]
+    last = f"models:/my net/{2 if _has_onnx() else 1}"
+    assert [json.loads(one.out)["registered"] for one in (first, second)] == ["models:/my net/1", last]
+    files = sorted((root / "artifacts").rglob("*"))
+    again = json.loads(main(*words, "--out", tmp_path / "again").out)
+    assert (again["registered"], again["registered_before"]) == ("models:/my net/1", True)
+    assert sorted((root / "artifacts").rglob("*")) == files and not json.loads(first.out)["registered_before"]
 
     import mlflow
     from mlflow import MlflowClient
@@ -44,11 +61,8 @@ def test_a_registered_network_is_what_the_export_holds(main, finished, place, tm
         mlflow.set_tracking_uri(before)
     exported = json.loads(first.out)
     assert int(run.data.tags["trial"]) == exported["origin"]["trial"]
-    assert version.tags == {
-        "study": "tiny",
-        "origin": f"trial {run.data.tags['trial']}",
-        "digest": run.data.tags["digest"],
-    }
+    named = {"study": "tiny", "origin": f"trial {run.data.tags['trial']}", "digest": run.data.tags["digest"]}
+    assert version.tags | named == version.tags
     example = get_workload(f"{place / 'tiny.py'}:tiny").example_input
     rows = torch.tensor(exported["outputs"])
     torch.testing.assert_close(loaded(example)[: len(rows)], rows, atol=1e-5, rtol=1e-5)

@@ -144,8 +144,8 @@ def logged(logged_once, tmp_path) -> Path:
 
 
 def begun(root: Path, records, params=(), unit=SHARE, **changes) -> Tracker:
-    options = {"root": root, "study": "mine", "study_id": "id-of-mine"} | changes
-    record = MlflowRecord(LoggedStudy(*options.values(), lambda seconds: 1e9 + seconds, unit), mlflow_place(root))
+    options = {"root": root, "name": "mine", "study_id": "id-of-mine", "unit": unit} | changes
+    record = MlflowRecord(LoggedStudy(**options, to_time=lambda seconds: 1e9 + seconds), mlflow_place(root))
     tracker = Tracker(record)
     tracker.start(dict(params), records)
     return tracker
@@ -529,11 +529,11 @@ def test_a_copied_study_has_its_own_record_and_a_renamed_one_takes_its_record_al
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.json").write_text("{}")
     study(trials)
-    study(trials, study="copy")
+    study(trials, name="copy")
     assert shown(tmp_path) == shown(tmp_path, "copy") == expected(trials)
     shutil.rmtree(tmp_path / "mine")
     shutil.move(tmp_path / "copy", tmp_path / "third")
-    study(trials, study="third")
+    study(trials, name="third")
     assert shown(tmp_path, "third") == expected(trials)
     assert runs(tmp_path, "copy") == runs(tmp_path, "mine") == ([], [])
 
@@ -599,14 +599,46 @@ def test_a_page_of_mlflows_opens_at_what_a_person_looks_for(finished, tmp_path):
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     columns = json.loads(tags["mlflow.sharedViewState.prunefront"])["selectedColumns"]
     shown = {name.split("`")[1] for name in columns if name.startswith("metrics")}
-    assert shown == {"accuracy", "size", "macs"} and all(shown <= child.data.metrics.keys() for child in children)
+    assert shown == {"accuracy", "size", "macs", "latency_ms"}
+    assert all(shown - {"latency_ms"} <= child.data.metrics.keys() for child in children)  # whose cost is MACs
+
+
+def test_columns_of_an_earlier_version_give_way_and_others_stay(logged):
+    reader, tag = client(logged), "mlflow.sharedViewState.prunefront"
+    experiment = reader.get_experiment_by_name("prunefront")
+    former = (
+        '{"orderByKey": "metrics.`accuracy`", "orderByAsc": false, "selectedColumns": ["metrics.`accuracy`", '
+        '"metrics.`size`", "metrics.`macs`", "params.`granularity`", "params.`bits`"], "runListHidden": false, '
+        '"viewMaximized": true}'
+    )
+    for before, after in ((former, experiment.tags[tag]), ("{}", "{}")):
+        reader.set_experiment_tag(experiment.experiment_id, tag, before)
+        study_page(mlflow_place(logged), None)
+        assert reader.get_experiment(experiment.experiment_id).tags[tag] == after
+    assert "latency_ms" in experiment.tags[tag]
+
+
+def test_predicted_latency_is_logged_in_milliseconds(trials, logged):
+    """By hand: shares of 8 ms. Runs that lack it, since they were logged before, are logged again."""
+    records = {n: replace(trials[n], latency=share) for n, share in ((0, 0.375), (1, 0.25), (2, 0.5))}
+    begin_and_end(logged, records, dense_milliseconds=8.0)
+    reader = client(logged)
+    found = reader.search_runs(
+        [reader.get_experiment_by_name("prunefront").experiment_id], "tags.kind = 'trial'",
+        order_by=["metrics.latency_ms ASC"],
+    )  # fmt: skip
+    assert [(run.data.tags["trial"], run.data.metrics["latency_ms"]) for run in found] == [
+        ("1", 2.0), ("0", 3.0), ("2", 4.0)
+    ]  # fmt: skip
+    assert logged_name(Metric("latency_ms", low=0, high=9)) == "latency_ms value"
 
 
 def test_the_studys_own_run_tells_what_it_found_and_began_with(finished):
     (parent,), children = runs(finished.root, "tiny")
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("8 trials, ") and f"| {finished.reply['best']} | " in note
-    assert "`prunefront export tiny --trial best --out DIR`" in note
+    command = f"prunefront export tiny --trial best --out DIR --root {finished.root.resolve()}"
+    assert command in note.splitlines()
     identity = json.loads((finished.path / "study.json").read_text())["identity"]
     held = {one.dataset.name: json.loads(one.dataset.source)["fingerprint"] for one in parent.inputs.dataset_inputs}
     assert held == {part: found for part, found in identity.items() if part.endswith(" data") or part == "dense model"}

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,6 +32,7 @@ from search.store.mlflow_server import EXPERIMENT_NAMED, MlflowServer
 from search.store.mlflow_store import RootStore
 from search.store.optuna_file import Translation
 from search.store.optuna_server import OWNER, STATUS, OptunaServer, require_storage
+from search.store.system_metrics import INTERVAL
 from search.store.tracker import Tracker
 from search.study.runner import StudyRunner
 
@@ -247,7 +249,7 @@ def test_tables_of_another_optuna_are_told(url, postgres):
 def test_other_addresses_of_databases_are_refused_without_a_secret(main, given, tmp_path):
     ended = main("search", "--root", tmp_path, "--optuna-storage", given)
     assert ended.code == 2 and "optuna-storage must be postgresql+psycopg://HOST:PORT/DATABASE, got " in ended.err
-    assert "://ann" not in given or "s3cret" not in ended.err
+    assert "s3cret" not in ended.err
     assert [*tmp_path.iterdir()] == []
 
 
@@ -280,7 +282,8 @@ def no_server(monkeypatch) -> str:
 def test_the_environment_names_the_place_of_mlflows_record(no_server, monkeypatch, tmp_path):
     assert server_named() == no_server and isinstance(mlflow_place(tmp_path), MlflowServer)
     assert unused_place() is None
-    for other in ("", "sqlite:////elsewhere/mlflow.db", "postgresql://ann:s3cret@db/mlflow", "databricks", "mlruns"):
+    others = "sqlite:////elsewhere/mlflow.db", "postgresql://ann:s3cret@db/mlflow", "s3cret@db", "databricks", "mlruns"
+    for other in ("", *others):
         monkeypatch.setenv(TRACKING, other)
         assert server_named() is None and isinstance(mlflow_place(tmp_path), RootStore)
         said = unused_place()
@@ -294,6 +297,22 @@ def test_an_address_of_mlflow_that_is_none_is_refused_before_anything_is_compute
     assert ended.code == 2 and f"must be http://HOST:PORT or https://HOST:PORT, got {address!r}" in ended.err
     assert main("view", "--root", tmp_path).code == 2
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "named", ["http:s3cret@host", "https:/s3cret@host", "http://s3cret@host:port", "http://s3cret@"]
+)
+def test_a_token_alone_is_shown_nowhere(main, monkeypatch, tmp_path, named):
+    monkeypatch.setenv(TRACKING, named)
+    ended = main("view", "--root", tmp_path, "--json")
+    assert ended.code == 2 and "***@" in ended.out and "s3cret" not in ended.out + ended.err
+
+
+def test_a_token_alone_is_masked_where_a_server_is_named(main, monkeypatch, tmp_path):
+    monkeypatch.setenv(TRACKING, f"http://s3cret@127.0.0.1:{free_port()}")
+    for words in (("view", "--root", tmp_path, "--json"), ("doctor", "--root", tmp_path)):
+        ended = main(*words)
+        assert "http://***@127.0.0.1:" in ended.out and "s3cret" not in ended.out + ended.err
 
 
 def test_view_names_a_server_that_is_not_ours(main, no_server, tmp_path):
@@ -336,6 +355,8 @@ def children_of(server: MlflowProcess, experiment: str, study: str) -> dict[int,
     place = client.get_experiment_by_name(experiment).experiment_id
     runs = client.search_runs([place], f"tags.study = '{study}'", max_results=1000)
     (parent,) = (run for run in runs if run.data.tags["kind"] == "study")
+    used = client.get_metric_history(parent.info.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in used] == [*range(len(used))] and (used or find_spec("psutil") is None)
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
     assert len({run.data.tags["trial"] for run in children}) == len(children), "no trial twice"
@@ -388,6 +409,7 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
     monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.2)
     monkeypatch.setenv(TRACKING, server.uri)
     monkeypatch.setenv(EXPERIMENT_NAMED, "shared")
+    monkeypatch.setenv(INTERVAL, "0.2")
     caplog.set_level(logging.WARNING)
 
     def missed() -> set[str]:
@@ -397,7 +419,7 @@ def test_a_study_goes_on_while_its_servers_are_away(server, postgres, url, place
     config = make_config(
         workload=f"{place / 'tiny.py'}:tiny", root=str(tmp_path), study="mine", max_size=0.5, trials=7, finalists=0,
         cost="macs",
-        optuna_storage=url,
+        optuna_storage=url, system_metrics=find_spec("psutil") is not None,
     )  # fmt: skip
     run_search(config, outage)
     assert outage.trials == 7
