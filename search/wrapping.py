@@ -9,8 +9,10 @@ from rich.cells import cell_len
 
 INDENT = "  "
 """Of what a line goes on with."""
-_TOGETHER = re.compile(r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+")
-"""What is to be copied in one piece: a command, up to what ends it in a sentence."""
+_TOGETHER = re.compile(
+    r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+|[\d.]+(?: ± [\d.]+)? %"
+)
+"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence, and a number with its %."""
 _HELD = "\U000f0000"
 """Stands for the spaces of such a piece; printable text has none of it, and it is as wide as a space."""
 _ENTRY = re.compile(r" *\S{1,10}  +(?=\S)")

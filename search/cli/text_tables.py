@@ -13,7 +13,7 @@ from rich.text import Text
 from search.cli.screen import SCREEN, styled
 from search.cli.table_layout import GAP, Column, Kind, Layout, laid_out
 from search.metric import SHARE, Metric
-from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
+from search.results.cells import bits_cell, closing_cells, other_size, percent, schedule_cell
 from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS, TARGETS
 from search.results.legend import of_columns
@@ -35,6 +35,7 @@ def render(
     names: Sequence[str] = (),
     optional: Sequence[str] = (),
     legend: Sequence[str] = (),
+    continued: bool = False,
 ) -> str:
     """A plain table; numbers are right-aligned, None is a dash.
 
@@ -44,7 +45,27 @@ def render(
         names: columns of names, which may lose their middle.
         optional: columns that may be left out, the least wanted first.
         legend: lines below the table, but for those about columns that are left out.
+        continued: where more than one column would be left out, they are a second table, below the first column again.
     """
+    rows = list(rows)
+    lines, left_out = _fitted(columns, rows, names, optional)
+    if continued and len(left_out) > 1:
+        places = [0, *(place for place, name in enumerate(columns) if name in left_out)]
+        more = [[row[place] for place in places] for row in rows]
+        below, left_out = _fitted([columns[place] for place in places], more, names, optional)
+        lines += ["", *below]
+    if left_out:
+        said = f"(left out at {SCREEN.columns} columns: {', '.join(left_out)}; `| less -S` shows all)"
+        lines += [styled(line, "dim") for line in wrapped(said, SCREEN.columns).split("\n")]
+    if legend:
+        lines += ["", *of_columns(legend, left_out)]
+    return "\n".join(lines)
+
+
+def _fitted(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], names: Sequence[str], optional: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The lines of a table that is no wider than the terminal, and the columns that it lacks for that."""
     cells = [["-" if cell is None else printable(cell) for cell in row] for row in rows]
     ranks = {name: rank for rank, name in enumerate(optional)}
     wanted = []
@@ -52,16 +73,10 @@ def render(
         own = [row[place] for row in cells]
         kind = Kind.NAME if name in names else Kind.NUMBER if all(map(_is_number, own)) else Kind.PROSE
         wanted.append(Column(printable(name), kind, own, ranks.get(name)))
-    room = SCREEN.columns
-    layout = laid_out(wanted, room)
+    layout = laid_out(wanted, SCREEN.columns)
     lines = _drawn(layout)
     lines[0] = styled(lines[0], "bold")
-    if layout.left_out:
-        said = f"(left out at {room} columns: {', '.join(layout.left_out)}; `| less -S` shows all)"
-        lines += [styled(line, "dim") for line in wrapped(said, room).split("\n")]
-    if legend:
-        lines += ["", *of_columns(legend, layout.left_out)]
-    return "\n".join(lines)
+    return lines, layout.left_out
 
 
 def _drawn(layout: Layout) -> list[str]:
@@ -90,9 +105,18 @@ def _is_number(text: str) -> bool:
 
 
 def front_table(
-    rows: Sequence[TrialRow], with_state: bool = False, unit: Metric = SHARE, legend: Sequence[str] = ()
+    rows: Sequence[TrialRow],
+    with_state: bool = False,
+    unit: Metric = SHARE,
+    legend: Sequence[str] = (),
+    metric: str = "encoded",
 ) -> str:
-    """The front, or with `with_state` all trials and why they are not complete; `legend` is as of `render`."""
+    """The front, or with `with_state` all trials and why they are not complete.
+
+    Args:
+        legend: as of `render`.
+        metric: of the sizes, the one that the limit binds on, which is never left out.
+    """
     columns = ["trial", unit.name, "final", "test", "encoded", "nonzero", "MACs", "granularity", "schedule", "origin"]
     body, predicted = [], any(row.latency is not None for row in rows)
     rounded = any(row.bits not in (None, FLOAT_BITS) for row in rows)
@@ -114,7 +138,7 @@ def front_table(
         told = f"{row.state}: {row.reason}" if row.reason else row.state
         body.append([*cells, told] if with_state else cells)
     last = ["test", "MACs", "bits"] if with_state else ["MACs", "bits", "test"]
-    optional = ["origin", "schedule", "nonzero", "final", *last]
+    optional = ["origin", "schedule", other_size(metric), "final", *last]
     return render([*columns, "state"] if with_state else columns, body, optional=optional, legend=legend)
 
 
@@ -133,13 +157,19 @@ def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE)
     return render(["size", *fronts, "trial", "granularity", "bits"], body, [*fronts], ["bits", "granularity"])
 
 
-def closing_table(rows: Sequence[ClosingRow], unit: Metric = SHARE, legend: Sequence[str] = ()) -> str:
+def closing_table(
+    rows: Sequence[ClosingRow], unit: Metric = SHARE, legend: Sequence[str] = (), metric: str = "encoded"
+) -> str:
     """Dense, dense rounded, static baselines and finalists side by side; latency where it was measured.
 
-    `legend` is as of `render`.
+    A terminal that is too narrow has what networks are chosen by in one table, and the rest in another below it.
+
+    Args:
+        legend: as of `render`.
+        metric: of the sizes, the one that the limit binds on, which goes last.
     """
-    optional = ["nonzero", "runs", "validation", "MACs"]
-    return render(*closing_cells(rows, unit), names=["network"], optional=optional, legend=legend)
+    optional = [other_size(metric), "interval", "validation", "bits", "MACs", "runs"]
+    return render(*closing_cells(rows, unit), optional=optional, legend=legend, continued=True)
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"

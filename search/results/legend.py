@@ -51,7 +51,8 @@ def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str
     if any(bits_cell(row.bits) == MIXED for row in rows):
         said.append(f"bits {DIFFER}")
     if any(row.latency for row in rows):
-        said.append("latency: measured, as a share of the dense model's, with its 95 % interval")
+        said.append("latency: measured, as a share of the dense model's; noise: cannot be told from it")
+        said.append("interval: that of 95 % around the latency, in % of the dense model's")
     return said
 
 

@@ -126,12 +126,12 @@ def _search_text(result: SearchResult, root: str) -> str:
     ]
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
-    said = front_legend(found, result.state.unit)
-    parts.append(front_table(found, unit=result.state.unit, legend=said))
+    said, metric = front_legend(found, result.state.unit), result.state.config.size_metric
+    parts.append(front_table(found, unit=result.state.unit, legend=said, metric=metric))
     if result.comparison:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
-        parts += [closing_table(rows, result.state.unit, more), alike_of(result.state) or ""]
+        parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
@@ -181,7 +181,9 @@ def front(arguments: argparse.Namespace) -> Reply:
     else:
         text = "no feasible trial yet"
         if rows:
-            text = front_table(rows, arguments.all, state.unit, front_legend(rows, state.unit))
+            text = front_table(
+                rows, arguments.all, state.unit, front_legend(rows, state.unit), view.config.size_metric
+            )
         if state.dense_accuracy is not None:
             text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):

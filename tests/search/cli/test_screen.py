@@ -115,9 +115,26 @@ def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
     assert lines[3] == "(left out at 80 columns: final, nonzero, schedule, origin; `| less -S` shows"
     said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
     assert "encoded: bytes of" in said and not re.search("^(nonzero|E|origin): ", said, re.M)
-    lines = closing_table([CLOSING]).split("\n")
-    assert lines[0].split() == ["network", "bits", "test", "encoded", "latency"]
-    assert "95.1 % [94.0, 96.2]" in lines[1] and lines[2].strip() == "noise"
+    by_nonzero = front_table([row(3)], metric="nonzero").split("\n")[0].split()
+    assert "nonzero" in by_nonzero and "encoded" not in by_nonzero
+
+
+def test_the_closing_table_is_two_where_it_is_too_wide(terminal):
+    terminal(80)
+    legend = ["nonzero: what is left", "interval: of the latency"]
+    first, second, said = closing_table([CLOSING], legend=legend).split("\n\n")
+    columns, *cells = first.split("\n")
+    assert columns.split() == ["network", "runs", "test", "encoded", "MACs", "latency"]
+    assert "95.1 % noise" in cells[0] and [one.strip() for one in cells[1:]] == ["(fine-grained)"]
+    columns, *cells = second.split("\n")
+    assert columns.split() == ["network", "bits", "validation", "nonzero", "interval"]
+    assert cells[0].endswith("4  92.65 ± 0.10 %   40.0 %  [94.0, 96.2]") and said.split("\n") == legend
+    terminal(110)
+    lines = closing_table([CLOSING], legend=legend, metric="nonzero").split("\n")
+    assert "interval" in lines[3] and "network" in lines[3] and "left out" not in "".join(lines)
+    terminal(118)
+    lines = closing_table([CLOSING], legend=legend, metric="nonzero").split("\n")
+    assert lines[3].startswith("(left out at 118 columns: encoded;") and len(lines) == 7
 
 
 def test_columns_without_a_value_go_first_and_are_not_told_of(terminal):
@@ -175,6 +192,11 @@ def test_no_command_is_broken(command):
     lines = wrapped(f"  absent  what is to be done about it: {command}", 50).split("\n")
     assert lines == ["  absent  what is to be done about it:", f"          {command}"]
     assert wrapped(f"{command}; and the rest of the sentence", 40).startswith(f"{command};")
+
+
+def test_a_number_keeps_its_percent_sign():
+    assert wrapped("it is 3 seeds at 2.9 % of the size", 20).split("\n") == ["it is 3 seeds at", "  2.9 % of the size"]
+    assert wrapped("on test 96.9 ± 0.28 %", 20).split("\n") == ["on test", "  96.9 ± 0.28 %"]
 
 
 def test_two_commands_of_a_line_are_told_apart():
