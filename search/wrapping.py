@@ -12,7 +12,7 @@ INDENT = "  "
 _TOGETHER = re.compile(
     r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+|[\d.]+(?: ± [\d.]+)? %"
 )
-"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence, and a number with its %."""
+"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a number with its %."""
 _HELD = "\U000f0000"
 """Stands for the spaces of such a piece; printable text has none of it, and it is as wide as a space."""
 _ENTRY = re.compile(r" *\S{1,10}  +(?=\S)")

@@ -142,19 +142,33 @@ def front_table(
     return render([*columns, "state"] if with_state else columns, body, optional=optional, legend=legend)
 
 
-def fronts_table(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> str:
-    """Fronts of studies side by side, from the largest size on; a row is a trial, in the column of its study."""
-    rows = [(row, name) for name, front in fronts.items() for row in front]
-    rows.sort(key=lambda one: -(one[0].size or 0.0))
+def fronts_table(
+    fronts: Mapping[str, Sequence[TrialRow]], units: Mapping[str, Metric], size: str = "encoded", latency: bool = False
+) -> str:
+    """Fronts of studies side by side, from the largest size on; a row is a trial, its accuracy in the column of its
+    study.
+
+    Args:
+        units: name of a study -> the metric of its column.
+        size: the measure that rows are shown by.
+        latency: whether there is a column of predicted latency.
+    """
+    rows = [(percent(size_by(row, size), 2), name, row) for name, front in fronts.items() for row in front]
+    rows.sort(key=lambda one: -(size_by(one[2], size) or 0.0))
     body = [
         [
-            percent(row.size, 2),
-            *(unit.shown(row.accuracy) if own == name else "" for name in fronts),
-            row.trial, row.granularity, bits_cell(row.bits),
+            at, *(units[name].shown(row.accuracy) if own == name else "" for name in fronts), percent(row.macs),
+            *([percent(row.latency)] if latency else []), row.trial, row.granularity, bits_cell(row.bits),
         ]
-        for row, own in rows
+        for at, own, row in rows
     ]  # fmt: skip
-    return render(["size", *fronts, "trial", "granularity", "bits"], body, [*fronts], ["bits", "granularity"])
+    columns = [size, *fronts, "MACs", *(["latency"] if latency else []), "trial", "granularity", "bits"]
+    return render(columns, body, [*fronts], ["bits", "granularity", "MACs"])
+
+
+def size_by(row: TrialRow, metric: str) -> float | None:
+    """The size of a trial by a measure, `encoded` or `nonzero`, a share of the dense model's."""
+    return row.size_encoded if metric == "encoded" else row.size_nonzero
 
 
 def closing_table(
@@ -234,6 +248,10 @@ def _wrapped(text: str, indent: str) -> list[str]:
     )
 
 
+MOST_DIGITS = 4
+"""Decimals of a percentage that levels of a scan may need to be told apart."""
+
+
 def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> str:
     """Calibration accuracy by layer and sparsity, after BatchNorm recalibration where there is one.
 
@@ -242,7 +260,8 @@ def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> s
     layers: dict[str, list[ProfilePoint]] = {}
     for layer, point in profile.table(granularity):
         layers.setdefault(layer, []).append(point)
-    reached = [[percent(point.sparsity, 0) for point in points] for points in layers.values()]
+    digits = _telling_digits([[point.sparsity for point in points] for points in layers.values()])
+    reached = [[percent(point.sparsity, digits) for point in points] for points in layers.values()]
     alike = all(row == reached[0] for row in reached)
     columns = reached[0] if alike and reached else [f"level {n + 1}" for n in range(max(map(len, reached), default=0))]
     rows = []
@@ -251,6 +270,16 @@ def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> s
         cells = cells if alike else [f"{share}: {cell}" for share, cell in zip(shares, cells, strict=True)]
         rows.append([layer, *cells, *[None] * (len(columns) - len(cells))])
     return render([granularity, *columns], rows, [granularity], [*columns[1::2], *columns[2::2]])
+
+
+def _telling_digits(rows: Sequence[Sequence[float]]) -> int:
+    """The fewest decimals of a percentage by which no level looks like another of its row, like nothing or like all."""
+    for digits in range(MOST_DIGITS):
+        shown = [[percent(share, digits) for share in row] for row in rows]
+        ends = {percent(0.0, digits), percent(1.0, digits)}
+        if all(len({*row}) == len({*own}) and not ends & {*row} for row, own in zip(shown, rows, strict=True)):
+            return digits
+    return MOST_DIGITS
 
 
 def _cell(share: float, unit: Metric) -> str | None:

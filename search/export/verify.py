@@ -51,6 +51,7 @@ from search.workloads.tally import named
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
+from spaces.wording import counted
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest accepted difference of outputs, relative to the largest output; another CPU may round that differently."""
@@ -154,12 +155,12 @@ def _policy(folder: Path, most: Mapping[str, int]) -> Check:
     policy = PruningPolicy.from_json(read_text(folder / POLICY, most[POLICY]))
     flat = parse_sparsity(read_text(folder / SPARSITY, most[SPARSITY]))
     same = {n: s for n, s in flat.items() if s > 0} == {n: s for n, s in policy.sparsity.items() if s > 0}
-    return Check("sparsity dict", same, f"{len(flat)} layers, as in the policy")
+    return Check("sparsity dict", same, f"{counted(len(flat), 'layer')}, as in the policy")
 
 
 def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tensor]) -> Check:
     same = plain.keys() == sparse.keys() and all(torch.equal(plain[name], sparse[name]) for name in plain)
-    return Check("sparse file", same, f"{len(plain)} tensors equal to {WEIGHTS}, bit by bit")
+    return Check("sparse file", same, f"{counted(len(plain), 'tensor')} equal to {WEIGHTS}, bit by bit")
 
 
 def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
@@ -167,7 +168,9 @@ def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
     names = policy.bits.keys() if isinstance(policy.bits, Mapping) else sparse.rounded.keys()
     found = {name: one.bits for name, one in sparse.rounded.items()}
     return Check(
-        "bits", found == {name: policy.bits_of(name) for name in names}, f"{len(found)} layers, as in the policy"
+        "bits",
+        found == {name: policy.bits_of(name) for name in names},
+        f"{counted(len(found), 'layer')}, as in the policy",
     )
 
 
@@ -183,7 +186,7 @@ def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
     share, limit = found / whole, manifest["limit"]
     recorded = abs(share - manifest["size_encoded"]) < 1e-9
     bound = limit is not None and manifest["size_metric"] == "encoded"
-    detail = f"{found} of {whole} bytes = {share:.2%}" + (f", limit {limit:.2%}" if bound else "")
+    detail = f"{found:,} of {whole:,} bytes = {share:.2%}" + (f", limit {limit:.2%}" if bound else "")
     return Check("size on disk", recorded and (not bound or share <= limit), detail)
 
 

@@ -9,6 +9,7 @@ from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.cost.timing import TimedNetwork, TimedNetworks
+from spaces.wording import counted
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
@@ -53,7 +54,9 @@ def closing_cells(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> Cells:
 
 def latency_cell(row: ClosingRow) -> str | None:
     """A share of the dense latency, and whether it cannot be told from that; None where it was not measured."""
-    return row.latency and f"{percent(row.latency.share)}{' noise' if row.within_noise else ''}"
+    if row.latency is None:
+        return None
+    return f"{percent(row.latency.share)}{' noise' if row.within_noise else ''}"
 
 
 def interval_cell(timed: TimedNetwork | None) -> str | None:
@@ -70,12 +73,13 @@ def other_size(metric: str) -> str:
 
 def latency_line(timed: TimedNetworks) -> str:
     """How the closing table's latency was measured, and how far equal networks come out apart."""
-    where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
+    where = f"batch {timed.batch}, {counted(timed.threads, 'thread')}, {timed.device}"
     where = f"by the command {timed.command!r}" if timed.command else where
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {percent(timed.copy.share)} {interval_cell(timed.copy)}: an interval that overlaps this one is noise."
+        f"takes {dense}, a copy of it {percent(timed.copy.share)} {interval_cell(timed.copy)}: an "
+        "interval that overlaps this one is noise."
     )
 
 

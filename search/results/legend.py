@@ -67,7 +67,7 @@ def front_legend(rows: Sequence[TrialRow], unit: Metric = SHARE) -> list[str]:
             said.append("±: their standard deviation, where there is more than one")
     said += [*SIZES, MACS]
     if any(row.latency is not None for row in rows):
-        said.append("latency: predicted by a table, as a share of the dense model's")
+        said.append("latency: predicted by this study's table, as a share of the dense model's")
     if any(row.bits not in (None, FLOAT_BITS) for row in rows):
         said.append("bits: of a stored weight" + (f"; {DIFFER}" if any(_is_mixed(row) for row in rows) else ""))
     if any(row.exponent is not None for row in rows):

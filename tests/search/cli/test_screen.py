@@ -137,6 +137,19 @@ def test_the_closing_table_is_two_where_it_is_too_wide(terminal):
     assert lines[3].startswith("(left out at 118 columns: encoded;") and len(lines) == 7
 
 
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        ((0.001, 0.5), "0.1 % 50.0 %"), ((0.3, 0.5), "30 % 50 %"), ((0.9941, 0.9962), "99.4 % 99.6 %"),
+        ((0.9, 0.9), "90 % 90 %"), ((0.5, 0.99995), "50.000 % 99.995 %"),
+    ],
+)  # fmt: skip
+def test_headings_tell_levels_apart(levels, shown):
+    points = tuple(ProfilePoint(level, 0.5, 0.75, 0.5, 0.75) for level in levels)
+    profile = Profile("model", 60, 0.5, 0.875, {"fine-grained": {"one": points, "two": points}}, 2.5)
+    assert " ".join(profile_table(profile, "fine-grained").split("\n")[0].split()) == f"fine-grained {shown}"
+
+
 def test_columns_without_a_value_go_first_and_are_not_told_of(terminal):
     terminal(88)
     unfinished = row(3, final_accuracy=None, test_accuracy=None, test_sd=None, origin="uniform")
