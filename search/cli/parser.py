@@ -403,5 +403,5 @@ def _add_verify(commands: Any) -> None:
 
 
 def _add_completion(commands: Any) -> None:
-    parser = _command(commands, "completion", "the script by which a shell completes commands, options and files")
+    parser = _command(commands, "completion", "the script by which a shell completes commands, options, studies and files")
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one the script is for")
