@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS, TARGETS
 from search.results.legend import of_columns
 from search.results.tables import TrialRow
-from search.wrapping import cut, wrapped
+from search.wrapping import cut, held_together, let_go, wrapped
 from spaces.bits import FLOAT_BITS
 from spaces.cost.footprint import stored_fractions
 from spaces.network import Layer, Network
@@ -35,7 +36,7 @@ def render(
     names: Sequence[str] = (),
     optional: Sequence[str] = (),
     legend: Sequence[str] = (),
-    continued: bool = False,
+    continued: int | None = None,
 ) -> str:
     """A plain table; numbers are right-aligned, None is a dash.
 
@@ -45,11 +46,12 @@ def render(
         names: columns of names, which may lose their middle.
         optional: columns that may be left out, the least wanted first.
         legend: lines below the table, but for those about columns that are left out.
-        continued: where more than one column would be left out, they are a second table, below the first column again.
+        continued: where at least so many columns would be left out, they are a second table, which begins with the
+            first column again.
     """
     rows = list(rows)
     lines, left_out = _fitted(columns, rows, names, optional)
-    if continued and len(left_out) > 1:
+    if continued is not None and len(left_out) >= continued:
         places = [0, *(place for place, name in enumerate(columns) if name in left_out)]
         more = [[row[place] for place in places] for row in rows]
         below, left_out = _fitted([columns[place] for place in places], more, names, optional)
@@ -86,7 +88,7 @@ def _drawn(layout: Layout) -> list[str]:
         right = all(map(_is_number, column.cells))
         table.add_column(column.name, justify="right" if right else "left", width=width, overflow="fold")
     cut_columns = [
-        [cut(cell, width) if column.kind is Kind.NAME else cell for cell in column.cells]
+        [cut(cell, width) if column.kind is Kind.NAME else held_together(cell) for cell in column.cells]
         for column, width in zip(layout.shown, layout.widths, strict=True)
     ]
     for row in zip(*cut_columns, strict=True):
@@ -94,7 +96,7 @@ def _drawn(layout: Layout) -> list[str]:
     text = io.StringIO()
     whole = sum(layout.widths) + GAP * len(layout.widths)
     Console(file=text, width=whole, no_color=True, markup=False, emoji=False, highlight=False).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
+    return [let_go(line.rstrip()) for line in text.getvalue().splitlines()]
 
 
 def _is_number(text: str) -> bool:
@@ -183,7 +185,7 @@ def closing_table(
         metric: of the sizes, the one that the limit binds on, which goes last.
     """
     optional = [other_size(metric), "interval", "validation", "bits", "MACs", "runs"]
-    return render(*closing_cells(rows, unit), optional=optional, legend=legend, continued=True)
+    return render(*closing_cells(rows, unit), optional=optional, legend=legend, continued=2)
 
 
 OTHERS = "parts of weights, buffers and constants that are multiplied do not shrink"
@@ -255,29 +257,33 @@ MOST_DIGITS = 4
 def profile_table(profile: Profile, granularity: str, unit: Metric = SHARE) -> str:
     """Calibration accuracy by layer and sparsity, after BatchNorm recalibration where there is one.
 
-    Few units round to other sparsities in one layer than in another; then each cell names its own.
+    Few units round to other sparsities in one layer than in most; then its cells name their own. Levels that a terminal
+    has no room for are a second table below.
     """
     layers: dict[str, list[ProfilePoint]] = {}
     for layer, point in profile.table(granularity):
         layers.setdefault(layer, []).append(point)
     digits = _telling_digits([[point.sparsity for point in points] for points in layers.values()])
     reached = [[percent(point.sparsity, digits) for point in points] for points in layers.values()]
-    alike = all(row == reached[0] for row in reached)
-    columns = reached[0] if alike and reached else [f"level {n + 1}" for n in range(max(map(len, reached), default=0))]
-    rows = []
+    levels = range(max(map(len, reached), default=0))
+    usual = [Counter(row[n] for row in reached if len(row) > n).most_common(1)[0][0] for n in levels]
+    columns = [*map(str, usual)] if len({*usual}) == len(usual) else [f"level {n + 1}" for n in levels]
+    rows, differ = [], False
     for (layer, points), shares in zip(layers.items(), reached, strict=True):
         cells = [_cell(point.recalibrated_accuracy, unit) for point in points]
-        cells = cells if alike else [f"{share}: {cell}" for share, cell in zip(shares, cells, strict=True)]
+        own = [share != column for share, column in zip(shares, columns, strict=False)]
+        cells = [f"{at}: {cell}" if has else cell for at, cell, has in zip(shares, cells, own, strict=True)]
         rows.append([layer, *cells, *[None] * (len(columns) - len(cells))])
-    return render([granularity, *columns], rows, [granularity], [*columns[1::2], *columns[2::2]])
+        differ = differ or any(own)
+    said = ["a cell with a sparsity of its own: the layer has too few units for the column's"] if differ else []
+    return render([granularity, *columns], rows, [granularity], columns[:0:-1], said, continued=1)
 
 
 def _telling_digits(rows: Sequence[Sequence[float]]) -> int:
     """The fewest decimals of a percentage by which no level looks like another of its row, like nothing or like all."""
+    told = [{0.0, 1.0, *row} for row in rows]
     for digits in range(MOST_DIGITS):
-        shown = [[percent(share, digits) for share in row] for row in rows]
-        ends = {percent(0.0, digits), percent(1.0, digits)}
-        if all(len({*row}) == len({*own}) and not ends & {*row} for row, own in zip(shown, rows, strict=True)):
+        if all(len({percent(share, digits) for share in row}) == len(row) for row in told):
             return digits
     return MOST_DIGITS
 

@@ -40,6 +40,7 @@ from search.export.write import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
 from search.identity.unchanged import as_recorded
 from search.metric import metric_from_plain
+from search.results.cells import percent
 from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
@@ -186,7 +187,7 @@ def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
     share, limit = found / whole, manifest["limit"]
     recorded = abs(share - manifest["size_encoded"]) < 1e-9
     bound = limit is not None and manifest["size_metric"] == "encoded"
-    detail = f"{found:,} of {whole:,} bytes = {share:.2%}" + (f", limit {limit:.2%}" if bound else "")
+    detail = f"{found:,} of {whole:,} bytes = {percent(share, 2)}" + (f", limit {percent(limit, 2)}" if bound else "")
     return Check("size on disk", recorded and (not bound or share <= limit), detail)
 
 
@@ -194,7 +195,7 @@ def _nonzero(model: nn.Module, dense: nn.Module, workload: Workload, manifest: M
     share = measure_cost(model, workload.example_input).nonzero / sum(p.numel() for p in dense.parameters())
     bound = manifest["limit"] is not None and manifest["size_metric"] == "nonzero"
     within = abs(share - manifest["size_nonzero"]) < 1e-9 and (not bound or share <= manifest["limit"])
-    detail = f"{share:.2%} of the parameters" + (f", limit {manifest['limit']:.2%}" if bound else "")
+    detail = f"{percent(share, 2)} of the parameters" + (f", limit {percent(manifest['limit'], 2)}" if bound else "")
     return Check("nonzero size", within, detail)
 
 
@@ -211,8 +212,8 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
 def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
     found, recorded = score(model, "validation", workload).accuracy, manifest["accuracy"]
     unit = named(workload.metric)
-    said = [f"{share:.4f}" if unit.is_share else unit.told(share) for share in (found, recorded)]
-    return Check(_of_validation(workload), as_recorded(found, recorded, workload), ", recorded ".join(said))
+    detail = f"{unit.shown(found)}, recorded {unit.shown(recorded)}"
+    return Check(_of_validation(workload), as_recorded(found, recorded, workload), detail)
 
 
 def _of_validation(workload: Workload) -> str:
@@ -230,7 +231,7 @@ def _onnx_int8(model: nn.Module, workload: Workload, path: Path, manifest: Mappi
     lost, zeros = lost_zeros(path, model)
     unit = named(workload.metric)
     detail = (
-        f"{unit.name} {unit.told(found)}, recorded {unit.told(recorded)}; {zeros - lost} of {zeros} zeros kept; "
+        f"{unit.name} {unit.shown(found)}, recorded {unit.shown(recorded)}; {zeros - lost} of {zeros} zeros kept; "
         f"largest relative difference {difference:.1e}"
     )
     return Check("onnx of 8 bits", as_recorded(found, recorded, workload) and not lost, detail)

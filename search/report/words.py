@@ -61,8 +61,7 @@ def export_command(view: StudyView, number: int) -> str:
 def where_it_stands(view: StudyView) -> str:
     """Whether the study runs, what of it is there, and how it goes on."""
     counts, asked = view.counts, view.config.trials
-    finished = len(view.state.records)
-    said = f"{counts_line(counts)}; finished: {finished} of {counted(asked, 'trial')} asked for"
+    said = f"{counts_line(counts)}, of {counted(asked, 'trial')} asked for"
     if view.running:
         return f"The study is running: {said}. This page shows what there was when it was written."
     if view.state.seconds_left == 0:

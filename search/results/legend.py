@@ -18,18 +18,18 @@ MACS = "MACs: multiplications of dense kernels; only removed channels lower them
 DIFFER = "mixed: layers differ"
 
 
-LED_BY = {"E": "schedule"}
-"""First word of a line -> the column it is about, where that is another word."""
+LED_BY = {"E": ["schedule"], "final, test": ["final", "test"], "±": ["test"]}
+"""What stands before the colon of a line -> the columns it is about, where that is not one of this name."""
 
 
 def of_columns(lines: Sequence[str], left_out: Collection[str]) -> list[str]:
-    """The lines but for those about columns that a narrow table leaves out.
+    """The lines but for those of whose columns a narrow table has none.
 
-    >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule"})
+    >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule", "final"})
     ['final, test: ...']
     """
     firsts = ((line, line.partition(":")[0]) for line in lines)
-    return [line for line, first in firsts if LED_BY.get(first, first) not in left_out]
+    return [line for line, first in firsts if not {*LED_BY.get(first, [first])} <= {*left_out}]
 
 
 def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str]:

@@ -141,7 +141,7 @@ def test_the_closing_table_is_two_where_it_is_too_wide(terminal):
     ("levels", "shown"),
     [
         ((0.001, 0.5), "0.1 % 50.0 %"), ((0.3, 0.5), "30 % 50 %"), ((0.9941, 0.9962), "99.4 % 99.6 %"),
-        ((0.9, 0.9), "90 % 90 %"), ((0.5, 0.99995), "50.000 % 99.995 %"),
+        ((0.0, 0.5), "0 % 50 %"), ((0.9, 0.9), "level 1 level 2"), ((0.5, 0.99995), "50.000 % 99.995 %"),
     ],
 )  # fmt: skip
 def test_headings_tell_levels_apart(levels, shown):
@@ -176,6 +176,20 @@ def test_long_names_keep_beginning_and_end(terminal):
     assert all("…" in cell and cell.endswith("projection.weight") for cell in cells)
 
 
+def test_levels_without_room_are_in_a_second_table(terminal):
+    terminal(40)
+    points = {
+        name: tuple(ProfilePoint(level, 0.5, 0.75, 0.5, 0.75) for level in (low, 0.5, 0.75, 0.9))
+        for name, low in (("one", 0.25), ("two", 0.3), ("three", 0.25))
+    }
+    profile = Profile("model", 60, 0.5, 0.875, {"fine-grained": points}, 2.5)
+    first, second, said = profile_table(profile, "fine-grained").split("\n\n")
+    cells = [[" ".join(line.split()) for line in part.split("\n")] for part in (first, second)]
+    assert cells[0] == ["fine-grained 25 % 50 %", "one 75.0 % 75.0 %", "two 30 %: 75.0 % 75.0 %", "three 75.0 % 75.0 %"]
+    assert cells[1] == ["fine-grained 75 % 90 %", *(f"{name} 75.0 % 75.0 %" for name in ("one", "two", "three"))]
+    assert said.startswith("a cell with a sparsity of its own")
+
+
 @given(st.text("ab層.", max_size=40), st.integers(1, 30))
 def test_a_cut_name_fits(name, most):
     found = cut(name, most)
@@ -207,8 +221,13 @@ def test_no_command_is_broken(command):
     assert wrapped(f"{command}; and the rest of the sentence", 40).startswith(f"{command};")
 
 
-def test_a_number_keeps_its_percent_sign():
+def test_a_number_keeps_its_percent_sign(terminal):
     assert wrapped("it is 3 seeds at 2.9 % of the size", 20).split("\n") == ["it is 3 seeds at", "  2.9 % of the size"]
+    terminal(28)
+    assert render(["check", "detail"], [["size", "6 of 9 bytes = 66.67 %"]]).split("\n")[1:] == [
+        "size   6 of 9 bytes =",
+        "       66.67 %",
+    ]
     assert wrapped("on test 96.9 ± 0.28 %", 20).split("\n") == ["on test", "  96.9 ± 0.28 %"]
 
 
