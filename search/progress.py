@@ -16,6 +16,7 @@ from rich.text import Text
 from search.process.interrupts import check
 from search.wrapping import packed, wrapped
 from spaces.printable import printable, shortened
+from spaces.wording import counted
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 LONGEST_OUTCOME = 200
@@ -62,8 +63,8 @@ class Standing:
         return [
             f"best so far{within}: {self.best}",
             f"front {self.front}",
-            f"{self.done} of {self.asked} trials",
-            f"{self.workers} worker{'s' if self.workers > 1 else ''}",
+            f"{self.done} of {counted(self.asked, 'trial')}",
+            counted(self.workers, "worker"),
             *self._time,
             *([f"failed: {failed}"] if failed else []),
             shortened(self.last, LONGEST_OUTCOME),

@@ -9,8 +9,11 @@ from rich.cells import cell_len
 
 INDENT = "  "
 """Of what a line goes on with."""
-_TOGETHER = re.compile(r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+")
-"""What is to be copied in one piece: a command, up to what ends it in a sentence."""
+_PERCENT = re.compile(r"[\d.]+(?: ± [\d.]+)? %")
+_TOGETHER = re.compile(
+    rf"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+|{_PERCENT.pattern}"
+)
+"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a number with its %."""
 _HELD = "\U000f0000"
 """Stands for the spaces of such a piece; printable text has none of it, and it is as wide as a space."""
 _ENTRY = re.compile(r" *\S{1,10}  +(?=\S)")
@@ -42,7 +45,7 @@ def width(text: str) -> int:
 def _lines(line: str, columns: int) -> list[str]:
     if width(line) <= columns:
         return [line]
-    held = _TOGETHER.sub(lambda found: found[0].replace(" ", _HELD), line)
+    held = held_together(line, _TOGETHER)
     margin = line[: len(line) - len(line.lstrip(" "))]
     entry = _ENTRY.match(line)
     indent = " " * width(entry[0]) if entry else margin + INDENT
@@ -52,7 +55,17 @@ def _lines(line: str, columns: int) -> list[str]:
             lines.append(indent + word)
         else:
             lines[-1] += gap + word
-    return [one.replace(_HELD, " ") for one in lines]
+    return [let_go(one) for one in lines]
+
+
+def held_together(text: str, pieces: re.Pattern[str] = _PERCENT) -> str:
+    """Text for what breaks lines at spaces: some pieces, by default a number and its %, have other characters there."""
+    return pieces.sub(lambda found: found[0].replace(" ", _HELD), text)
+
+
+def let_go(text: str) -> str:
+    """The inverse of `held_together`."""
+    return text.replace(_HELD, " ")
 
 
 def packed(parts: Iterable[str], columns: int, between: str = "  |  ") -> list[str]:

@@ -19,6 +19,7 @@ from search.analysis.pruning_curves import METHODS, Curves
 from search.metric import SHARE, Metric, told_share
 from search.results.figures import COLOURS, MARKERS, axis_label, literal, new_figure, png_bytes, short, value_ticks
 from spaces.sensitivity import Profile
+from spaces.wording import counted
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
 SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3
@@ -79,7 +80,7 @@ def histogram_pages(
 def _counted(histogram: Histogram, stage: str) -> str:
     parts = [
         f"{stage}: " if stage else "",
-        f"{histogram.numel:,} weights, {histogram.zeros / histogram.numel:.1%} zero",
+        f"{counted(histogram.numel, 'weight')}, {histogram.zeros / histogram.numel:.1%} zero",
     ]
     return "".join(parts) + (f", {histogram.gone / histogram.numel:.1%} gone" if histogram.gone else "")
 
@@ -236,7 +237,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
             row, column = divmod(place, columns)
             upper, lower = panels[2 * row : 2 * row + 2, column]
             _sensitivity(upper, lower, profile, layer, plain)
-            upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=9.5)
+            upper.set_title(f"{short(layer)}: {counted(parameters[layer], 'parameter')}", fontsize=9.5)
             value_ticks(upper, unit, count=4)
             if column == 0:
                 upper.set_ylabel(axis_label(unit), fontsize=10)
@@ -319,8 +320,8 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     axes.axhline(curves.dense_accuracy * 100, color="0.5", linestyle=":", label="dense")
     axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
     axes.set_ylabel(axis_label(unit, "validation"))
-    epochs = f"{curves.epochs:g} epochs"
-    length = epochs if curves.steps is None else f"{curves.steps:,} steps ({epochs})"
+    epochs = f"{curves.epochs:g} epoch{'' if curves.epochs == 1 else 's'}"
+    length = epochs if curves.steps is None else f"{counted(curves.steps, 'step')} ({epochs})"
     figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)
     axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
     value_ticks(axes, unit)

@@ -311,9 +311,11 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_view(commands: Any) -> None:
-    parser = _command(commands, "view", "MLflow's UI on this store, on 127.0.0.1 only")
-    parser.add_argument("study", nargs="?", metavar="STUDY", help="opens at the run of this study (at those of all)")
-    parser.add_argument("--port", type=_whole, default=5000, metavar="N", help="where it listens (5000)")
+    parser = _command(commands, "view", "MLflow's pages of all studies under the root, on this machine only")
+    parser.add_argument("study", nargs="?", metavar="STUDY", help="the study whose run is opened (the list of all)")
+    parser.add_argument(
+        "--port", type=_whole, default=5000, metavar="N", help="of 127.0.0.1, where the pages are served (5000)"
+    )
     parser.add_argument(
         "--browser", choices=("on", "off"), default="on", help="show it in a browser, where there is a screen (on)"
     )
@@ -403,5 +405,7 @@ def _add_verify(commands: Any) -> None:
 
 
 def _add_completion(commands: Any) -> None:
-    parser = _command(commands, "completion", "the script by which a shell completes commands, options and files")
+    parser = _command(
+        commands, "completion", "the script by which a shell completes commands, options, studies and files"
+    )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which one the script is for")

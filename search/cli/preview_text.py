@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pruning.latency import NETWORK_SECONDS, TABLE_SECONDS
 from search.cli.text_tables import render
 from search.config import FULL
 from search.progress import duration
 from search.results.cells import percent
 from search.study.preview import Preview
+from spaces.wording import counted
 
 SHOWN_LAYERS = 40
 """Prunable layers of a network that are listed one by one in text; `--json` has all."""
@@ -38,6 +40,7 @@ def preview_data(found: Preview) -> dict[str, Any]:
         ],
         "dense_accuracy": found.dense_accuracy,
         "has_scan": found.has_scan,
+        "has_latency_table": found.has_latency_table,
         "first_trials": [vars(one) for one in found.first.trials],
         "first_trials_exact": found.first.exact,
         "finals": {
@@ -74,9 +77,9 @@ def preview_text(found: Preview) -> str:
 def _begin(found: Preview) -> str:
     trials, done = found.config.trials, found.finished
     if done is None:
-        begin = f"Study {found.folder.name} would begin: {trials} trials on {found.device}"
+        begin = f"Study {found.folder.name} would begin: {counted(trials, 'trial')} on {found.device}"
     else:
-        begin = f"Study {found.folder.name} would go on: {done} of {trials} trials done; on {found.device}"
+        begin = f"Study {found.folder.name} would go on: {done} of {counted(trials, 'trial')} done; on {found.device}"
     dense = (
         f"Dense model: {found.dense_value} on validation data"
         if found.dense_value
@@ -84,7 +87,16 @@ def _begin(found: Preview) -> str:
     )
     scan = {True: "Sensitivity scan: cached", False: "Sensitivity scan: to be made", None: "Sensitivity scan: none"}
     wanted = [f"Wanted: the smallest network with {found.wanted}"] if found.wanted else []
-    return "\n".join([begin, dense, *wanted, scan[found.has_scan]])
+    return "\n".join([begin, dense, *wanted, scan[found.has_scan], _latency_line(found)])
+
+
+def _latency_line(found: Preview) -> str:
+    """Whether latency is measured, and for how long."""
+    if found.has_latency_table is None:
+        return "Latency: not predicted, MACs are the third objective"
+    if found.has_latency_table:
+        return "Latency: predicted by a table that is there"
+    return f"Latency: predicted by a table that is measured first, in about {TABLE_SECONDS:.0f} s at most"
 
 
 def _space_lines(found: Preview) -> list[str]:
@@ -130,10 +142,16 @@ def _closing_line(found: Preview) -> str:
     config = found.config
     if not config.finalists:
         return "Finals: none"
-    rules, repeats = ", ".join(found.baselines), config.final_repeats
+    rules, runs = ", ".join(found.baselines), counted(config.final_repeats, "run")
+    finalists = counted(config.finalists, "finalist")
     if config.comparison == FULL:
-        return f"Finals: up to {config.finalists} finalists and the baselines {rules}, {repeats} runs each"
-    return (
-        f"Finals: up to {config.finalists} finalists, each beside the best of {rules}\n"
-        f"at its size; {repeats} runs of the best and of its baseline, fewer of others"
-    )
+        said = f"Finals: up to {finalists} and the baselines {rules}, {runs} each"
+    else:
+        lengths = "1 run each"
+        if config.final_repeats > 1:
+            lengths = f"{runs} of the best and of its baseline, fewer of others"
+        said = f"Finals: up to {finalists}, each beside the best of {rules}\nat its size; {lengths}"
+    if config.latency_command:
+        return f"{said};\nthen your command times them"
+    timed = f";\nthen they are timed side by side, for up to {NETWORK_SECONDS:.0f} s"
+    return said if found.has_latency_table is None else said + timed

@@ -19,6 +19,7 @@ from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.training.dense_model import DenseModel
 from search.training.evaluate import PreparedModel
+from spaces.wording import counted
 
 LOCAL = "local"
 
@@ -72,7 +73,9 @@ def _workers(
     begin = {"blueprint": plan, "folder": str(folder.journal.folder.absolute())}
     devices = cards(config.device, prepared.workload.placement)
     if devices and config.workers > len(devices):
-        watcher.note(f"{config.workers} workers share {len(devices)} cards: fewer --workers leave each its own")
+        watcher.note(
+            f"{config.workers} workers share {counted(len(devices), 'card')}: fewer --workers leave each its own"
+        )
     return ProcessExecutor(begin, config.workers, torch.get_num_threads(), devices, config.stall, watcher)
 
 

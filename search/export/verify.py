@@ -40,6 +40,7 @@ from search.export.write import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
 from search.identity.unchanged import as_recorded
 from search.metric import metric_from_plain
+from search.results.cells import percent
 from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
@@ -51,6 +52,7 @@ from search.workloads.tally import named
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
+from spaces.wording import counted
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest accepted difference of outputs, relative to the largest output; another CPU may round that differently."""
@@ -154,12 +156,12 @@ def _policy(folder: Path, most: Mapping[str, int]) -> Check:
     policy = PruningPolicy.from_json(read_text(folder / POLICY, most[POLICY]))
     flat = parse_sparsity(read_text(folder / SPARSITY, most[SPARSITY]))
     same = {n: s for n, s in flat.items() if s > 0} == {n: s for n, s in policy.sparsity.items() if s > 0}
-    return Check("sparsity dict", same, f"{len(flat)} layers, as in the policy")
+    return Check("sparsity dict", same, f"{counted(len(flat), 'layer')}, as in the policy")
 
 
 def _sparse_equals_plain(plain: Mapping[str, Tensor], sparse: Mapping[str, Tensor]) -> Check:
     same = plain.keys() == sparse.keys() and all(torch.equal(plain[name], sparse[name]) for name in plain)
-    return Check("sparse file", same, f"{len(plain)} tensors equal to {WEIGHTS}, bit by bit")
+    return Check("sparse file", same, f"{counted(len(plain), 'tensor')} equal to {WEIGHTS}, bit by bit")
 
 
 def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
@@ -167,7 +169,9 @@ def _bits(folder: Path, sparse: Decoded, most: Mapping[str, int]) -> Check:
     names = policy.bits.keys() if isinstance(policy.bits, Mapping) else sparse.rounded.keys()
     found = {name: one.bits for name, one in sparse.rounded.items()}
     return Check(
-        "bits", found == {name: policy.bits_of(name) for name in names}, f"{len(found)} layers, as in the policy"
+        "bits",
+        found == {name: policy.bits_of(name) for name in names},
+        f"{counted(len(found), 'layer')}, as in the policy",
     )
 
 
@@ -183,7 +187,7 @@ def _size(folder: Path, dense: nn.Module, manifest: Mapping[str, Any]) -> Check:
     share, limit = found / whole, manifest["limit"]
     recorded = abs(share - manifest["size_encoded"]) < 1e-9
     bound = limit is not None and manifest["size_metric"] == "encoded"
-    detail = f"{found} of {whole} bytes = {share:.2%}" + (f", limit {limit:.2%}" if bound else "")
+    detail = f"{found:,} of {whole:,} bytes = {percent(share, 2)}" + (f", limit {percent(limit, 2)}" if bound else "")
     return Check("size on disk", recorded and (not bound or share <= limit), detail)
 
 
@@ -191,7 +195,7 @@ def _nonzero(model: nn.Module, dense: nn.Module, workload: Workload, manifest: M
     share = measure_cost(model, workload.example_input).nonzero / sum(p.numel() for p in dense.parameters())
     bound = manifest["limit"] is not None and manifest["size_metric"] == "nonzero"
     within = abs(share - manifest["size_nonzero"]) < 1e-9 and (not bound or share <= manifest["limit"])
-    detail = f"{share:.2%} of the parameters" + (f", limit {manifest['limit']:.2%}" if bound else "")
+    detail = f"{percent(share, 2)} of the parameters" + (f", limit {percent(manifest['limit'], 2)}" if bound else "")
     return Check("nonzero size", within, detail)
 
 
@@ -208,8 +212,8 @@ def _outputs(model: nn.Module, from_sparse: nn.Module, workload: Workload, manif
 def _accuracy(model: nn.Module, workload: Workload, manifest: Mapping[str, Any]) -> Check:
     found, recorded = score(model, "validation", workload).accuracy, manifest["accuracy"]
     unit = named(workload.metric)
-    said = [f"{share:.4f}" if unit.is_share else unit.told(share) for share in (found, recorded)]
-    return Check(_of_validation(workload), as_recorded(found, recorded, workload), ", recorded ".join(said))
+    detail = f"{unit.shown(found)}, recorded {unit.shown(recorded)}"
+    return Check(_of_validation(workload), as_recorded(found, recorded, workload), detail)
 
 
 def _of_validation(workload: Workload) -> str:
@@ -227,7 +231,7 @@ def _onnx_int8(model: nn.Module, workload: Workload, path: Path, manifest: Mappi
     lost, zeros = lost_zeros(path, model)
     unit = named(workload.metric)
     detail = (
-        f"{unit.name} {unit.told(found)}, recorded {unit.told(recorded)}; {zeros - lost} of {zeros} zeros kept; "
+        f"{unit.name} {unit.shown(found)}, recorded {unit.shown(recorded)}; {zeros - lost} of {zeros} zeros kept; "
         f"largest relative difference {difference:.1e}"
     )
     return Check("onnx of 8 bits", as_recorded(found, recorded, workload) and not lost, detail)

@@ -21,6 +21,7 @@ from search.training.examples import step_count
 from search.workloads.base import Workload
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network
+from spaces.wording import counted
 
 MOST_LEFT = 0.02
 """The largest share of the dense model's running statistics that may be left after a fine-tune if its score is to
@@ -119,7 +120,7 @@ def _scored_as_trained(
     if left <= MOST_LEFT:
         yield _of(trials, finals, f"{before}; accuracies may differ from new ones by noise", True)
     else:
-        kept = f"with {left:.0%} of the dense model's left after {steps} steps"
+        kept = f"with {left:.0%} of the dense model's left after {counted(steps, 'step')}"
         yield _of(trials, finals, f"{before}, {kept}", False)
 
 
@@ -170,5 +171,5 @@ def _counted(trials: Sequence[int], finals: int) -> str:
         ]
     else:
         words = []
-    words += [f"{finals} final run{'s' * (finals > 1)}"] if finals else []
+    words += [counted(finals, "final run")] if finals else []
     return " and ".join(words)

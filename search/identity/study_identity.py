@@ -7,6 +7,7 @@ from typing import Any
 
 from search.config import SearchConfig
 from search.placement import Placement
+from search.store.study_record import ARCHITECTURE, DENSE, LATENCY_DEVICE, of_split
 from search.training.dense_model import DenseModel
 from search.training.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
 from search.training.former_fingerprints import (
@@ -16,17 +17,9 @@ from search.training.former_fingerprints import (
 )
 from search.workloads.base import SPLITS, Workload
 
-ARCHITECTURE, TRAINING, CRITERION = "architecture", "loss, metric and augmentation", "criterion"
-DENSE = "dense model"
-LATENCY_DEVICE = "device that latency is measured on"
-"""Recorded where latency plays a part, as seconds of two devices are two objectives; not by earlier versions."""
+TRAINING, CRITERION = "loss, metric and augmentation", "criterion"
 DATA = "data"
 """Key of the one fingerprint over all splits that studies used to record."""
-
-
-def of_split(split: str) -> str:
-    """The part of an identity that belongs to one split."""
-    return f"{split} data"
 
 
 def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) -> dict[str, Any]:

@@ -8,17 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from pruning.importance.own_criteria import own_function
-from search.identity.study_identity import (
-    CRITERION,
-    LATENCY_DEVICE,
-    in_todays_words,
-    latency_device,
-    of_split,
-    study_identity,
-)
+from search.identity.study_identity import CRITERION, in_todays_words, latency_device, study_identity
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
-from search.store.study_record import refuse_changes
+from search.store.study_record import LATENCY_DEVICE, of_split, refuse_changes
 from search.training.dense_model import DenseModel, build_model, dense_model
 from search.training.fingerprint import SplitFingerprints, model_fingerprint
 from search.workloads.base import Workload, placed

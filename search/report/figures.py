@@ -40,6 +40,7 @@ from search.store.outline import NetworkOutline
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import CHOICES
 from spaces.sensitivity import Profile
+from spaces.wording import counted
 
 INK, QUIET = "#222222", "#8a8a8a"
 BARS, PALE = "#0072b2", "#b9d7ea"
@@ -198,7 +199,8 @@ def sensitivity_picture(profile: Profile, outline: NetworkOutline | None, unit: 
         for layer, points in by.items():
             least[layer] = min([least.get(layer, 1.0), *(p.recalibrated_accuracy for p in points)])
     named = sorted(least, key=lambda layer: least[layer])[:3]
-    alt = f"Curves of {len(least)} layers. The most sensitive: {', '.join(short_name(layer) for layer in named)}."
+    sensitive = ", ".join(short_name(layer) for layer in named)
+    alt = f"Curves of {counted(len(least), 'layer')}. The most sensitive: {sensitive}."
     return _picture("sensitivity", "What pruning or rounding one layer alone costs, nothing trained", alt, figure)
 
 
@@ -245,9 +247,12 @@ def layers_picture(state: StudyState, outline: NetworkOutline | None) -> Picture
     first.set_ylim(len(shown) - 0.5, -0.5)
     title = "What is gone from each layer, in the front's members"
     if len(shown) < len(names):
-        title += f"\n({len(shown)} layers with the most parameters, of {len(names)})"
+        title += f"\n({counted(len(shown), 'layer')} with the most parameters, of {len(names)})"
     most = shown[int(gone.mean(axis=1).argmax())]
-    alt = f"{len(shown)} layers and {len(chosen)} trials of the front. Most is gone from {short_name(most)} on average."
+    alt = (
+        f"{counted(len(shown), 'layer')} and {counted(len(chosen), 'trial')} of the front. Most is gone from "
+        f"{short_name(most)} on average."
+    )
     return _picture("layers", title, alt, figure)
 
 
@@ -310,7 +315,7 @@ def prediction_picture(quality: PredictionQuality, unit: Metric, pointed: Collec
     places = [
         (axes, TrialRow(one.trial), one.predicted * 100, one.accuracy * 100) for one in points if one.trial in pointed
     ]
-    alt = f"{len(points)} trials, on average {quality.error:.4f} of the search's scale from 0 to 1 off."
+    alt = f"{counted(len(points), 'trial')}, on average {quality.error:.4f} of the search's scale from 0 to 1 off."
     return _picture("prediction", f"How well {unit.name} was predicted before each trial", alt, figure, places)
 
 

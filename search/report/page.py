@@ -51,6 +51,7 @@ from search.results.view import StudyView
 from search.store.outline import NetworkOutline, shown_outline, shown_profile
 from spaces.bits import FLOAT_BITS
 from spaces.printable import LONGEST_WORD, printable, shortened
+from spaces.wording import counted
 
 HERE = Path(__file__).parent
 SCREEN = 0.8
@@ -183,8 +184,8 @@ def _facts(view: StudyView, outline: NetworkOutline | None) -> list[str]:
     if dense is not None:
         said.append(f"The dense model has {state.unit.name} {dense} on validation data.")
     if outline is not None:
-        layers = f"{len(outline.layers):,} prunable layers"
-        said.append(f"It has {outline.parameters:,} parameters, {outline.macs:,} MACs and {layers}.")
+        layers = counted(len(outline.layers), "prunable layer")
+        said.append(f"It has {counted(outline.parameters, 'parameter')}, {counted(outline.macs, 'MAC')} and {layers}.")
     return [*said, "Sizes, MACs and latency are shares of the dense model's."]
 
 
@@ -259,7 +260,7 @@ def _layers(record: TrialRecord, most: int) -> tuple[list[tuple[str, str, str, s
             bits = policy.bits if isinstance(policy.bits, int) else policy.bits.get(name, FLOAT_BITS)
             rows.append((name, asked, percent(gone.get(name)) or "–", policy.granularity_of(name), str(bits)))
     left = len(names) - len(rows)
-    return rows, f"{left} more layers, of which less is gone" if left else ""
+    return rows, f"{counted(left, 'more layer')}, of which less is gone" if left else ""
 
 
 def _pointed_numbers(pictures: Iterable[Picture]) -> list[int]:
@@ -334,9 +335,7 @@ def _prediction_words(quality: PredictionQuality | None, unit: Metric, sampler: 
             return f"Only the guided sampler predicts accuracy; this study's is {sampler}."
         return "No trial that was predicted is complete yet."
     count = len(quality.points)
-    parts = [
-        f"{count} trial{'s' * (count > 1)} had a prediction. It was off by {_points(quality.error, unit)} on average"
-    ]
+    parts = [f"{counted(count, 'trial')} had a prediction. It was off by {_points(quality.error, unit)} on average"]
     if quality.naive_error is not None:
         parts.append(f"; the mean of all earlier trials would have been off by {_points(quality.naive_error, unit)}")
     parts.append(f". {quality.within} of {count} came out within one predicted deviation")

@@ -16,6 +16,7 @@ from search.results.tables import TrialRow
 from search.results.view import StudyView
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_in
+from spaces.wording import counted, listed
 
 NEAR_BEST = 0.01
 """How far below the best trial, as a share, the fastest one worth naming may be."""
@@ -49,8 +50,7 @@ class Topic:
 def where_it_stands(view: StudyView) -> str:
     """Whether the study runs, what of it is there, and how it goes on."""
     counts, asked = view.counts, view.config.trials
-    finished = len(view.state.records)
-    said = f"{counts_line(counts)}; {finished} of {asked} trials asked for have finished"
+    said = f"{counts_line(counts)}, of {counted(asked, 'trial')} asked for"
     if view.running:
         return f"The study is running: {said}. This page shows what there was when it was written."
     if view.state.seconds_left == 0:
@@ -222,16 +222,11 @@ def _noise(state: StudyState) -> list[str]:
     first = names.get(top.digest, top.digest)
     if level:
         said.append(
-            f"On test data {_named([names.get(f.digest, f.digest) for f in level])} cannot be told from {first}."
+            f"On test data {listed([names.get(f.digest, f.digest) for f in level])} cannot be told from {first}."
         )
     if apart:
-        said.append(f"Apart from {first} by more than noise: {_named([names.get(f.digest, f.digest) for f in apart])}.")
+        said.append(f"Apart from {first} by more than noise: {listed([names.get(f.digest, f.digest) for f in apart])}.")
     return said or [f"Only {first} has finals: there is nothing to tell it apart from."]
-
-
-def _named(names: Sequence[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _quantisation(state: StudyState) -> str:
@@ -271,4 +266,4 @@ def _speed(state: StudyState) -> list[str]:
 
 def _not_faster(rows: Sequence[ClosingRow]) -> list[str]:
     names = [row.name for row in rows if row.within_noise]
-    return [f"Not shown to be faster or slower than the dense model: {_named(names)}."] if names else []
+    return [f"Not shown to be faster or slower than the dense model: {listed(names)}."] if names else []

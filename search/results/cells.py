@@ -9,6 +9,7 @@ from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.cost.timing import TimedNetwork, TimedNetworks
+from spaces.wording import counted
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
@@ -37,36 +38,48 @@ class Cells(NamedTuple):
 
 
 def closing_cells(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> Cells:
-    """The closing table; it has latency where any was measured."""
+    """The closing table; it has latency and its interval where any was measured."""
     timed = any(row.latency for row in rows)
     columns = ["network", "bits", "runs", "validation", "test", "encoded", "nonzero", "MACs"]
     body = [
         [
             row.name, bits_cell(row.bits), runs_cell(row), unit.spread(row.validation, row.validation_sd),
             unit.spread(row.test, row.test_sd), percent(row.size_encoded), percent(row.size_nonzero), percent(row.macs),
-            *([latency_cell(row.latency, row.within_noise)] if timed else []),
+            *([latency_cell(row), interval_cell(row.latency)] if timed else []),
         ]
         for row in rows
     ]  # fmt: skip
-    return Cells([*columns, "latency"] if timed else columns, body)
+    return Cells([*columns, "latency", "interval"] if timed else columns, body)
 
 
-def latency_cell(timed: TimedNetwork | None, within_noise: bool | None = None) -> str | None:
-    """A share of the dense latency with its interval, and whether that is noise; None stays None."""
-    if timed is None:
+def latency_cell(row: ClosingRow) -> str | None:
+    """A share of the dense latency, and whether it cannot be told from that; None where it was not measured."""
+    if row.latency is None:
         return None
-    interval = "" if timed.low == timed.high else f" [{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
-    return f"{percent(timed.share)}{interval}" + (" noise" if within_noise else "")
+    return f"{percent(row.latency.share)}{' noise' if row.within_noise else ''}"
+
+
+def interval_cell(timed: TimedNetwork | None) -> str | None:
+    """The interval of a share of the dense latency, in percent; None where there is none."""
+    if timed is None or timed.low == timed.high:
+        return None
+    return f"[{timed.low * 100:.1f}, {timed.high * 100:.1f}]"
+
+
+def other_size(metric: str) -> str:
+    """The measure of size that the limit does not bind on."""
+    return "nonzero" if metric == "encoded" else "encoded"
 
 
 def latency_line(timed: TimedNetworks) -> str:
     """How the closing table's latency was measured, and how far equal networks come out apart."""
-    where = f"batch {timed.batch}, {timed.threads} thread{'s' * (timed.threads > 1)}, {timed.device}"
+    where = f"batch {timed.batch}, {counted(timed.threads, 'thread')}, {timed.device}"
     where = f"by the command {timed.command!r}" if timed.command else where
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {latency_cell(timed.copy)}: an interval that overlaps this one is noise."
+        f"takes {dense}, a copy of it {percent(timed.copy.share)} {interval_cell(timed.copy)}: an "
+        "interval that overlaps this one is noise."
     )
 
 

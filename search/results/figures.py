@@ -16,6 +16,7 @@ from search.results.tables import FinalScore, TrialRow
 from spaces.granularity import parts_of
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
+from spaces.wording import counted
 
 if TYPE_CHECKING:
     from search.results.picture import Picture
@@ -123,7 +124,7 @@ def front_figure(
 def _front_title(trials: int, front: int, unit: Metric) -> str:
     """What is to be seen, in a line."""
     name = literal(f"{unit.name[:1].upper()}{unit.name[1:]}" if unit.is_share else unit.name)
-    return f"{name} against stored size: {trials} network{'s' * (trials != 1)}, {front or 'none'} of them on the front"
+    return f"{name} against stored size: {counted(trials, 'network')}, {front or 'none'} of them on the front"
 
 
 def fronts_figure(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> Picture:
@@ -316,7 +317,7 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
         low = near.min() - 2
         axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
     count = int((trials < low).sum())
-    below = [f"{count} trial{'s' * (count > 1)}"] if count else []
+    below = [counted(count, "trial")] if count else []
     named = []
     for mark in marks:
         for (size, accuracy), text in mark.points.items():

@@ -18,18 +18,18 @@ MACS = "MACs: multiplications of dense kernels; only removed channels lower them
 DIFFER = "mixed: layers differ"
 
 
-LED_BY = {"E": "schedule"}
-"""First word of a line -> the column it is about, where that is another word."""
+LED_BY = {"E": ["schedule"], "final, test": ["final", "test"], "±": ["test"]}
+"""What stands before the colon of a line -> the columns it is about, where that is not one of this name."""
 
 
 def of_columns(lines: Sequence[str], left_out: Collection[str]) -> list[str]:
-    """The lines but for those about columns that a narrow table leaves out.
+    """The lines but for those of whose columns a narrow table has none.
 
-    >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule"})
+    >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule", "final"})
     ['final, test: ...']
     """
     firsts = ((line, line.partition(":")[0]) for line in lines)
-    return [line for line, first in firsts if LED_BY.get(first, first) not in left_out]
+    return [line for line, first in firsts if not {*LED_BY.get(first, [first])} <= {*left_out}]
 
 
 def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str]:
@@ -51,7 +51,8 @@ def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str
     if any(bits_cell(row.bits) == MIXED for row in rows):
         said.append(f"bits {DIFFER}")
     if any(row.latency for row in rows):
-        said.append("latency: measured, as a share of the dense model's, with its 95 % interval")
+        said.append("latency: measured, as a share of the dense model's; noise: cannot be told from it")
+        said.append("interval: that of 95 % around the latency, in % of the dense model's")
     return said
 
 
@@ -66,7 +67,7 @@ def front_legend(rows: Sequence[TrialRow], unit: Metric = SHARE) -> list[str]:
             said.append("±: their standard deviation, where there is more than one")
     said += [*SIZES, MACS]
     if any(row.latency is not None for row in rows):
-        said.append("latency: predicted by a table, as a share of the dense model's")
+        said.append("latency: predicted by this study's table, as a share of the dense model's")
     if any(row.bits not in (None, FLOAT_BITS) for row in rows):
         said.append("bits: of a stored weight" + (f"; {DIFFER}" if any(_is_mixed(row) for row in rows) else ""))
     if any(row.exponent is not None for row in rows):

@@ -10,6 +10,7 @@ from search.results.remarks import verdict_of
 from search.results.resume import export_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
+from spaces.wording import counted
 
 MOST_ROWS = 20
 """Members of the front that are listed; the whole front is in `front.csv`."""
@@ -25,7 +26,7 @@ def study_note(name: str, state: StudyState, root: str, dense_milliseconds: floa
     config, unit, front = state.config, state.unit, state.front
     lines = [
         escaped(
-            f"{len(state.records)} trials, {len(front)} on the front, {config.size_metric} size at most "
+            f"{counted(len(state.records), 'trial')}, {len(front)} on the front, {config.size_metric} size at most "
             f"{config.max_size:.4g} of the dense model's. Dense {unit.name}: {unit.shown(state.dense_accuracy)}."
         )
     ]

@@ -14,6 +14,7 @@ from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 from spaces.granularity import parts_of
+from spaces.wording import counted
 
 
 def closing_of(state: StudyState) -> list[ClosingRow]:
@@ -43,8 +44,7 @@ def verdict_of(state: StudyState) -> str | None:
 
 def dead_line(count: int) -> str:
     """Networks that are on no front because they have learnt nothing."""
-    networks = "1 dead network" if count == 1 else f"{count} dead networks"
-    return f"{networks} (no more accurate than chance) left out; `front --all` shows all trials"
+    return f"{counted(count, 'dead network')} (no more accurate than chance) left out; `front --all` shows all trials"
 
 
 def speed_remark(front: Sequence[TrialRow]) -> str:

@@ -47,14 +47,15 @@ def tightness(results: Iterable[TrialResult]) -> Tightness | None:
 def tightness_line(found: Tightness) -> str:
     """In one line.
 
-    >>> tightness_line(Tightness(24, (0.81, 0.93), (0.95, 1.0), 2, 35))
-    'Files: 24, 95 to 100 % of the predicted bytes, 81 to 93 % of the bound; 2 had values set to 0 to fit, at most 35'
+    >>> print(*tightness_line(Tightness(24, (0.81, 0.93), (0.95, 1.0), 2, 35)).split("; "), sep="\\n")
+    Files: 24 at 95 to 100 % of their predicted bytes, 81 to 93 % of their upper bound
+    2 had values set to 0 to fit, at most 35
     """
     lost = "none had values set to 0 to fit"
     if found.shortened:
         lost = f"{found.shortened} had values set to 0 to fit, at most {found.most_given_up:,}"
     bound, planned = (_range(shares) for shares in (found.of_bound, found.of_planned))
-    return f"Files: {found.files}, {planned} of the predicted bytes, {bound} of the bound; {lost}"
+    return f"Files: {found.files} at {planned} of their predicted bytes, {bound} of their upper bound; {lost}"
 
 
 def _range(shares: tuple[float, float]) -> str:

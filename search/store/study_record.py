@@ -17,6 +17,15 @@ from spaces.search_space.space import PREFERENCE
 
 KNOB_WORD = "knob_word"
 """Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.search_space.space`."""
+ARCHITECTURE, DENSE = "architecture", "dense model"
+"""Parts of its identity, like those that follow."""
+LATENCY_DEVICE = "device that latency is measured on"
+"""Recorded where latency plays a part, as seconds of two devices are two objectives; not by earlier versions."""
+
+
+def of_split(split: str) -> str:
+    """The part of an identity that belongs to one split."""
+    return f"{split} data"
 
 
 def new_record(config: SearchConfig, identity: Mapping[str, Any]) -> dict[str, Any]:

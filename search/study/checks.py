@@ -37,6 +37,7 @@ from spaces.allocation.budget import Unreachable
 from spaces.cost.latency_predictor import Predictor
 from spaces.cost.latency_table import LatencyTable
 from spaces.search_space.space import OLD_PREFERENCE, PREFERENCE, Space, allocator_names
+from spaces.wording import counted
 
 FEW_STEPS = 50
 """Optimizer steps a trial should have; of fewer, a study warns."""
@@ -179,8 +180,8 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
     steps = step_count(workload, workload.recipe.trial_epochs)
     if steps is not None and steps < FEW_STEPS:
         watcher.note(
-            f"a trial fine-tunes for {steps} steps only, too few for most networks to recover: give it more --epochs "
-            "or a smaller --batch"
+            f"a trial fine-tunes for {counted(steps, 'step')} only, too few for most networks to recover: give it more "
+            "--epochs or a smaller --batch"
         )
     if config.latency_command is not None:
         _try_out(config.latency_command, untrained, watcher)
@@ -224,7 +225,7 @@ def _space(config: SearchConfig, untrained: PreparedModel, table: LatencyTable |
 
 
 def _latency_table(study: CheckedStudy, untrained: PreparedModel, watcher: ProgressReporter) -> LatencyTable | None:
-    """The study's own, else this machine's; None, which is said, where a study that is only shown would measure it.
+    """The study's own, else this machine's; None where a study that is only shown would measure it.
 
     Raises:
         Unmeasured: it cannot be measured.
@@ -240,10 +241,7 @@ def _latency_table(study: CheckedStudy, untrained: PreparedModel, watcher: Progr
     fast = replace(untrained, dense=in_fast_layout(model, untrained.workload.example_input).eval())
     fingerprint = model_fingerprint(model)
     if not study.writes:
-        table = known_latency_table(fast, fingerprint, cache)
-        if table is None:
-            watcher.note("latency is left out here: the search first measures its table on this machine")
-        return table
+        return known_latency_table(fast, fingerprint, cache)
     with watcher.stage("latency table") as progress:
         table = cached_latency_table(fast, fingerprint, cache, progress)
     watcher.note(f"latency is predicted {_measured_on(table)}, one example at a time")
@@ -251,7 +249,7 @@ def _latency_table(study: CheckedStudy, untrained: PreparedModel, watcher: Progr
 
 
 def _measured_on(table: LatencyTable) -> str:
-    return f"for {table.device}, {table.threads} thread{'s' * (table.threads > 1)}"
+    return f"for {table.device}, {counted(table.threads, 'thread')}"
 
 
 def _without_latency(study: CheckedStudy, reason: str, watcher: ProgressReporter) -> SearchConfig:

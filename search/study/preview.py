@@ -103,6 +103,7 @@ class Preview:
         dense_value: the same in the metric's own unit, in words.
         wanted: the accuracy asked for, likewise; None if none was, or it is not known yet.
         has_scan: whether there is a sensitivity scan; None if the search does without.
+        has_latency_table: whether there is a table that latency is predicted by; None if latency plays no part.
         baselines: static allocations that are tuned beside the finalists.
     """
 
@@ -119,6 +120,7 @@ class Preview:
     dense_value: str | None
     wanted: str | None
     has_scan: bool | None
+    has_latency_table: bool | None
     first: FirstTrials
     baselines: Sequence[str]
     duration: Duration
@@ -186,6 +188,7 @@ def _previewed(study: CheckedStudy, watcher: ProgressReporter) -> Preview:
         if least is None
         else f"{unit.name} of at {'least' if unit.best == MAX else 'most'} {unit.told(least)}",
         has_scan=profile is not None if scans else None,
+        has_latency_table=searched.table is not None if searched.config.needs_latency else None,
         first=_first_trials(config, folder, space, subject, profile),
         baselines=BASELINES if config.finalists else (),
         duration=_duration(config, workload, state, dense is not None),
@@ -261,7 +264,7 @@ def _duration(config: SearchConfig, workload: Workload, state: StudyState | None
     return Duration(
         seconds + (first + besides / config.workers) * step,
         f"{first + of_trials + besides:,} training steps of {step * 1e3:.3g} ms, as {TIMED_STEPS} steps of the dense "
-        f"network took now{limited}; a scan that is not cached, scoring and encoding come on top",
+        f"network took now{limited}; scan and latency table, unless cached, scoring, encoding and timing come on top",
     )
 
 

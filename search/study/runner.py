@@ -20,7 +20,6 @@ from search.executors.choose import make_executor
 from search.executors.dispatch import evaluations
 from search.executors.jobs import Done, Job
 from search.goal import told_goal
-from search.identity.study_identity import DENSE, of_split
 from search.metric import SHARE, Metric, metric_to_plain, told_share
 from search.placement import Placement
 from search.progress import ProgressReporter, Standing, duration
@@ -39,6 +38,7 @@ from search.store.optuna_file import Translation, projection_in_file
 from search.store.optuna_server import OptunaServer
 from search.store.outline import NetworkOutline, write_outline, write_profile
 from search.store.projection import Projection, Summary
+from search.store.study_record import DENSE, of_split
 from search.store.system_metrics import Sample, sampled_machine
 from search.store.tracker import Tracker
 from search.study.clock import StudyClock

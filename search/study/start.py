@@ -33,6 +33,7 @@ from search.workloads import Workload
 from search.workloads.base import placed, with_dense_value
 from search.workloads.overlap import overlaps
 from search.workloads.steadiness import unsteady
+from spaces.wording import counted
 
 
 def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) -> SearchResult:
@@ -192,8 +193,8 @@ def _settle_identity(
             )
         if (before := record.get("environment", now)["threads"]) != now["threads"]:
             watcher.note(
-                f"PyTorch had {before} threads when the study last ran and has {now['threads']} now: fine-tunes may "
-                f"differ in their last digits from those before; --threads {before} avoids it"
+                f"PyTorch had {counted(before, 'thread')} when the study last ran and has {now['threads']} now: "
+                f"fine-tunes may differ in their last digits from those before; --threads {before} avoids it"
             )
         device = refuse_other_latency_device(record, folder, workload)
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device

@@ -32,6 +32,7 @@ from search.user_code.randomness import seeded
 from search.workloads.base import Workload
 from search.workloads.run import Run
 from spaces.validation import is_number
+from spaces.wording import counted
 
 PARTS = 1000
 """Into how many parts a training is divided whose number of steps nobody knows."""
@@ -295,7 +296,7 @@ def trained_by_user(
     training = time.perf_counter() - began
     done = finish(model, structure)
     scores = score(model, "validation", workload)
-    require_finite(scores, workload, f"after {loop.taken} steps")
+    require_finite(scores, workload, f"after {counted(loop.taken, 'step')}")
     scoring = time.perf_counter() - began - training - done.seconds_writing
     curve = (CurvePoint(epochs, losses.mean(), scores.loss, scores.accuracy),) if loop.reported else ()
     return Trained(

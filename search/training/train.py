@@ -38,6 +38,7 @@ from search.workloads.run import DENSE, TRIAL
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
+from spaces.wording import counted
 
 FINE_TUNE, SCRATCH = "fine-tune", ("scratch-e", "scratch-b")
 FRESH_SEED = 2**40
@@ -258,7 +259,7 @@ def _train_ourselves(
             scoring += time.perf_counter() - entered
             curve.append(CurvePoint((step + 1) / per_epoch, mean, scores.loss, scores.accuracy))
     assert scores is not None  # of the last step
-    require_finite(scores, workload, f"after {steps} steps")
+    require_finite(scores, workload, f"after {counted(steps, 'step')}")
     model.eval()
     training = time.perf_counter() - began - scoring
     scoring -= done.seconds_writing

@@ -33,7 +33,9 @@ def overlaps(workload: Workload) -> str | None:
         held = set(known[first])
         shared = sum(digest in held for digest in known[second])
         if shared > FEW * len(known[second]):
-            found.append(f"{shared} of {len(known[second])} {second} examples are also in {first}")
+            found.append(
+                f"{shared} of {len(known[second])} {second} examples {'is' if shared == 1 else 'are'} also in {first}"
+            )
     return f"splits overlap: {'; '.join(found)}: accuracies on them come out too high" if found else None
 
 

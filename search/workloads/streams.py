@@ -13,6 +13,7 @@ from pruning.trees import NetworkInputs, joined
 from search.user_code.randomness import OwnDraws, seeded
 from search.workloads.batch_form import Batch, BatchForm, equal
 from search.workloads.examples import SEED, Examples
+from spaces.wording import counted
 
 Opened = Callable[[int, int], Iterable[Any]]
 """(size, seed) -> the batches of a pass: of at most that size, if the stream does not decide that by itself, and in the
@@ -153,9 +154,9 @@ class Stream(Examples):
             return self._check_epoch(done, steps or done)
         self._require(done > 0, "is empty: it needs at least one batch")
         promised = done if self._promised is None or self._by_examples else self._promised
+        batches = counted(promised, "batch", "batches")
         self._require(
-            done >= promised,
-            f"ended early: after {done} of the {promised} batches of a pass; give it a len that is true",
+            done >= promised, f"ended early: after {done} of the {batches} of a pass; give it a len that is true"
         )
 
     def some_given(self, most: int) -> Any:
@@ -166,7 +167,8 @@ class Stream(Examples):
     def _check_epoch(self, done: int, steps: int) -> None:
         said = f"steps_per_epoch={done}" if self._steps is not None else "a len that is true"
         self._require(done > 0, "is empty: it needs at least one batch in every epoch")
-        self._require(done == steps, f"ended early: after {done} of the {steps} batches of an epoch; give it {said}")
+        batches = counted(steps, "batch", "batches")
+        self._require(done == steps, f"ended early: after {done} of the {batches} of an epoch; give it {said}")
 
     @property
     def has_length(self) -> bool:

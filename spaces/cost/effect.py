@@ -13,6 +13,7 @@ from spaces.granularity import obstacle_to, units_of
 from spaces.network import SECOND, Inputs, Layer, Network
 from spaces.policy import PruningPolicy
 from spaces.validation import check_sparsity
+from spaces.wording import counted
 
 NAMED = 3
 """Layers an error names with their reasons; of the others it gives the number."""
@@ -177,7 +178,7 @@ def mask_obstacle(granularity: str, shape: Sequence[int], share: float, inputs: 
 
 def rounds_to_none(share: float, units: int) -> str:
     """The reason of a request that is too small."""
-    return f"{share:g} of {units} units rounds to none"
+    return f"{share:g} of {counted(units, 'unit')} rounds to none"
 
 
 def skipped_layers(network: Network, request: Mapping[str, float]) -> dict[str, str]:

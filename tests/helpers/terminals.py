@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,3 +38,34 @@ def on_a_terminal(words: Sequence[str], folder: Path, columns: int, **environmen
     os.close(master)
     assert ended.wait(60) == 0, b"".join(pieces)
     return b"".join(pieces).decode()
+
+
+class Typed:
+    """A program on a terminal, which is typed to: call it with keys, and with what to wait for."""
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self._master, slave = pty.openpty()
+        resize(slave, 200)
+        plain = {**os.environ, "TERM": "dumb", "PS1": "> "}
+        self._program = subprocess.Popen(
+            words, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=plain, start_new_session=True
+        )
+        os.close(slave)
+
+    def __enter__(self) -> Typed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._program.kill()
+        self._program.wait()
+        os.close(self._master)
+
+    def __call__(self, keys: str, until: str = "", patience: float = 30.0) -> str:
+        """What was shown since, up to `until`; without it nothing is waited for."""
+        os.write(self._master, keys.encode())
+        shown, ends = "", time.monotonic() + patience
+        while until not in shown:
+            assert time.monotonic() < ends, shown
+            if select.select([self._master], [], [], 0.1)[0]:
+                shown += os.read(self._master, 1 << 16).decode(errors="replace")
+        return shown

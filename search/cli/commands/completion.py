@@ -1,4 +1,4 @@
-"""`completion`: the script by which a shell completes commands, options and the names of files."""
+"""`completion`: the script by which a shell completes commands, options and the names of files, studies and trials."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shtab
 
 from search.cli.commands.reply import Reply
 from search.cli.parser import make_parser
+from search.cli.shell_names import PREAMBLE, STUDIES, TRIALS
 from search.options import OPTIONS
 
 COMPLETED = {
@@ -18,18 +19,20 @@ COMPLETED = {
     "sparsity.json|policy.json": shtab.FILE,
 }
 """What a value is called in the help -> what a shell offers for it."""
+NAMED = {"study": STUDIES, "compare": STUDIES, "trial": TRIALS}
+"""The same by the name of an argument."""
 
 
 def completion(arguments: argparse.Namespace) -> Reply:
     """The script of one shell."""
     parser = make_parser()
     for action in _actions(parser):
-        if action.metavar in COMPLETED:
-            action.complete = COMPLETED[action.metavar]  # type: ignore[attr-defined] # where shtab looks for it
+        if offered := NAMED.get(action.dest) or COMPLETED.get(str(action.metavar)):
+            action.complete = offered  # type: ignore[attr-defined] # where shtab looks for it
         known = OPTIONS.get(action.dest)
         if known and action.help == known.help_line:
             action.choices = action.choices or [word for word in known.kinds if isinstance(word, str)] or None
-    script = shtab.complete(parser, arguments.shell)
+    script = shtab.complete(parser, arguments.shell, preamble=PREAMBLE[arguments.shell])
     return Reply({"shell": arguments.shell, "script": script}, script, is_data=True)
 
 

@@ -35,6 +35,7 @@ from search.workloads.cifar10 import REMEDY as CIFAR_REMEDY
 from search.workloads.cifar_files import find_files
 from search.workloads.fashion_mnist import DEBIAN_FOLDER, idx_files
 from search.workloads.fashion_mnist import REMEDY as FASHION_REMEDY
+from spaces.wording import counted
 
 OK, LACKS, ABSENT = "ok", "lacks", "absent"
 """Here; not here, and needed by every study; not here, and needed by some only."""
@@ -105,7 +106,7 @@ def _devices() -> Iterator[Finding]:
         able = [word for word in OPTIONS["precision"].kinds if _computes(device, word)]
         memory, free = _memory(), placement.free_bytes
         size = f"{free / GIB:.1f} GiB free" if free != float("inf") else f"{memory / GIB:.1f} GiB of memory"
-        cores = f", {joblib.cpu_count()} cores" if device == "cpu" else ""
+        cores = f", {counted(joblib.cpu_count(), 'core')}" if device == "cpu" else ""
         yield Finding("Devices", device, OK, f"{placement.name}{cores}, {size}, {', '.join(able)}")
 
 

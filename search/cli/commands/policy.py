@@ -58,6 +58,7 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import EXPONENT_OF, Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
+from spaces.wording import counted
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
@@ -405,7 +406,9 @@ def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, n
     test, bits = unit.shown(manifest["test_accuracy"]), f", {policy.bits_label}" if policy.is_rounded else ""
     which = f"{name}{'' if seed is None else f', seed {seed}'}: " if name else ""
     zeroed = (
-        f"{file.given_up:,} small values were set to 0 to fit its predicted bytes\n" if file and file.given_up else ""
+        f"{counted(file.given_up, 'small value')} set to 0 to fit its predicted bytes\n"
+        if file and file.given_up
+        else ""
     )
     text = (
         f"{out}: {which}validation {unit.name} {unit.shown(manifest['accuracy'])}"
@@ -430,7 +433,7 @@ def _int8_line(manifest: Mapping[str, Any], unit: Metric) -> str:
     return (
         f"In 8 bits by ONNX Runtime: {unit.name} {unit.shown(found['accuracy'])}, {apart}; outputs differ by up to "
         f"{found['output_difference']:.2%} of the largest"
-        + (f"; {new} weights were rounded anew" if new and found["weights_as_in_policy"] else "")
+        + (f"; rounded anew: {counted(new, 'weight')}" if new and found["weights_as_in_policy"] else "")
         + "\n"
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from search.cli.commands.reply import Reply, written_line
 from search.cli.mlflow_ui import serve_ui, ui_command
 from search.cli.parser import given_options
-from search.cli.text_tables import closing_table, front_table, fronts_table
+from search.cli.text_tables import closing_table, front_table, fronts_table, size_by
 from search.config import SearchConfig, make_config, read_study_file, updated
 from search.errors import EnvironmentProblem, UsageError
 from search.export.choose import choose_trial
@@ -46,12 +46,14 @@ from search.results.resume import export_command
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, TrialRow, csv_text, plain_rows
 from search.results.tightness import tightness_line
+from search.results.unlike import unlike
 from search.results.view import StudyView, open_study
 from search.store.mlflow_place import TRACKING, mlflow_place, server_named, study_page
 from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
+from spaces.wording import counted
 
 if TYPE_CHECKING:  # drawing, which the other commands do without
     from search.results.picture import Picture
@@ -127,12 +129,12 @@ def _search_text(result: SearchResult, root: str) -> str:
     ]
     if not found:
         return parts[0] + f": no feasible trial; see `prunefront front {result.study} --all`"
-    said = front_legend(found, result.state.unit)
-    parts.append(front_table(found, unit=result.state.unit, legend=said))
+    said, metric = front_legend(found, result.state.unit), result.state.config.size_metric
+    parts.append(front_table(found, unit=result.state.unit, legend=said, metric=metric))
     if result.comparison:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
-        parts += [closing_table(rows, result.state.unit, more), alike_of(result.state) or ""]
+        parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
         parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
@@ -183,7 +185,7 @@ def front(arguments: argparse.Namespace) -> Reply:
     else:
         text = "no feasible trial yet"
         if rows:
-            text = front_table(rows, arguments.all, state.unit, front_legend(rows, state.unit))
+            text = front_table(rows, arguments.all, state.unit, front_legend(rows, state.unit), view.config.size_metric)
         if state.dense_accuracy is not None:
             text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):
@@ -246,35 +248,31 @@ def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) 
     if arguments.compare == arguments.study:
         raise UsageError(f"--compare names {arguments.compare!r}, the study itself: name another one")
     other = open_study(arguments.root, arguments.compare, *_limits(arguments))
-    unit, their_unit = view.state.unit, other.state.unit
-    for what, ours, theirs in (
-        ("size-metric", view.config.size_metric, other.config.size_metric),
-        ("metric", _told_metric(unit), _told_metric(their_unit)),
-    ):
-        if ours != theirs:
-            raise UsageError(
-                f"{arguments.study} and {arguments.compare} cannot be compared: {what} is {ours!r} and {theirs!r}"
-            )
-    fronts = {arguments.study: (view.state.front, unit), arguments.compare: (other.state.front, their_unit)}
-    studies = [{"study": name, "front": plain_rows(rows, FRONT_COLUMNS, own)} for name, (rows, own) in fronts.items()]
-    shown = {name: _in_unit(rows, own, unit) for name, (rows, own) in fronts.items()}
-    reply = Reply({"studies": studies}, fronts_table(shown, unit))
+    found = unlike(view, other)
+    if kind and not found.metric:
+        raise UsageError(f"--picture has one scale, and {found.line(arguments.study, arguments.compare)}: leave it out")
+    seen = {arguments.study: view.state, arguments.compare: other.state}
+    fronts = {name: state.front for name, state in seen.items()}
+    units = {name: state.unit for name, state in seen.items()}
+    studies = [{"study": name, "front": plain_rows(fronts[name], FRONT_COLUMNS, units[name])} for name in seen]
+    said = found.line(arguments.study, arguments.compare)
+    table = fronts_table(fronts, units, found.size, found.latency)
+    text = f"{table}\n\n{said}" if said else table
+    reply = Reply({"studies": studies, "differences": list(found.differences)}, text)
     if not kind:
         return reply
-    return _with_picture(reply, arguments, fronts_figure(shown, unit).saved(kind))
+    drawn = {name: _drawn_by(rows, units[name], view.state.unit, found.size) for name, rows in fronts.items()}
+    return _with_picture(reply, arguments, fronts_figure(drawn, view.state.unit).saved(kind))
 
 
-def _told_metric(unit: Metric) -> str:
-    """All of a metric but the dense model's value, which differs from study to study."""
-    ends = (f"{name} {end:g}" for name, end in (("low", unit.low), ("high", unit.high)) if end is not None)
-    return ", ".join([unit.name, f"best {unit.best}", *ends])
-
-
-def _in_unit(rows: Sequence[TrialRow], own: Metric, unit: Metric) -> list[TrialRow]:
-    """Rows whose accuracies stand for the same values by another study's metric, which may have another dense model."""
+def _drawn_by(rows: Sequence[TrialRow], own: Metric, unit: Metric, size: str) -> list[TrialRow]:
+    """Rows with sizes by one measure, and with accuracies that stand for the same values by another study's metric,
+    which may have another dense model.
+    """
+    found = [replace(row, size=size_by(row, size)) for row in rows]
     if own == unit:
-        return list(rows)
-    return [replace(row, accuracy=unit.share(own.value(row.point.accuracy))) for row in rows]
+        return found
+    return [replace(row, accuracy=unit.share(own.value(row.point.accuracy))) for row in found]
 
 
 def status(arguments: argparse.Namespace) -> Reply:
@@ -305,7 +303,7 @@ def status(arguments: argparse.Namespace) -> Reply:
         ),
         *(f"  {number} x {reason}" for reason, number in reasons.items()),
         _best_line(row, state),
-        f"Front: {state.front_length} trials",
+        f"Front: {counted(state.front_length, 'trial')}",
         *filter(None, [_files_line(state)]),
     ]
     if left:

@@ -1,22 +1,30 @@
-"""Scripts by which shells complete the command line; a real bash runs its own."""
+"""Scripts by which shells complete the command line; real shells run their own, those that are installed."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 
 import pytest
+from terminals import Typed
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory, run):
-    """What a user writes to a file."""
+    """What a user writes to a file; beside it lie two roots with studies."""
     ended = run("completion", "bash")
     assert (ended.returncode, ended.stderr) == (0, "")
-    path = tmp_path_factory.mktemp("completion") / "prunefront"
-    path.write_text(ended.stdout)
-    return path
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "prunefront").write_text(ended.stdout)
+    for study in ("mlruns/digits", "mlruns/deep.net-2", "my runs/other", "mlruns/$(touch harm)"):
+        (folder / study / "journal").mkdir(parents=True)
+        (folder / study / "study.json").touch()
+    (folder / "mlruns" / "cache").mkdir()
+    for name in ("trial-00000", "trial-00012", "trial-00007", "begun-trial-00013", "final-0-1", "trial-x"):
+        (folder / "mlruns" / "digits" / "journal" / f"{name}.json").touch()
+    return folder / "prunefront"
 
 
 def completed(script, *words: str) -> list[str]:
@@ -30,7 +38,78 @@ def completed(script, *words: str) -> list[str]:
     ended = subprocess.run(
         ["bash", "--norc", "-c", asked], cwd=script.parent, capture_output=True, text=True, timeout=60, check=True
     )
+    assert ended.stderr == "" and not (script.parent / "harm").exists()
     return ended.stdout.split()
+
+
+TRIALS = ["best", "knee", "smallest", "0", "7", "12"]
+NAMES = [
+    (("front", ""), ["deep.net-2", "digits"]),
+    (("front", "di"), ["digits"]),
+    (("front", "digits", "--compare", "de"), ["deep.net-2"]),
+    (("search", "--study", "dee"), ["deep.net-2"]),
+    (("report", "--root", "my runs", ""), ["other"]),
+    (("status", "--root", "nowhere", ""), []),
+    (("export", "digits", "--trial", ""), TRIALS),
+    (("front", "--all", "digits", "--trial", "1"), ["12"]),
+    (("export", "deep.net-2", "--trial", ""), TRIALS[:3]),
+    (("export", "--root", "my runs", "other", "--trial", "k"), ["knee"]),
+]
+"""The words of a line -> what is offered for the last of them."""
+
+
+@pytest.mark.parametrize(("words", "offered"), NAMES)
+def test_bash_knows_studies_and_their_trials(script, words, offered):
+    assert sorted(completed(script, *words)) == sorted(offered)
+
+
+def test_bash_takes_a_root_behind_an_equals_sign(script):
+    """It makes three words of that."""
+    assert completed(script, "front", "digits", "--compare", "o", "--root", "=", "my runs") == []
+    assert "other" in completed(script, "front", "--root", "my runs", "o")
+
+
+def test_fish_knows_studies_and_their_trials(script, main):
+    fish = shell("fish")
+    file = script.parent / "names.fish"
+    file.write_text(main("completion", "fish").out)
+    asked = [
+        f"complete -C {shlex.quote(shlex.join(('prunefront', *words[:-1])) + ' ' + words[-1])}" for words, _ in NAMES
+    ]
+    code = "; echo ---; ".join([f"source {shlex.quote(str(file))}", *asked])
+    ended = subprocess.run(
+        [fish, "--no-config", "-c", code], cwd=script.parent, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stderr == ""
+    found = [
+        sorted(line.split("\t")[0] for line in part.split("\n") if line) for part in ended.stdout.split("---\n")[1:]
+    ]
+    harm = "$(touch harm)"  # fish quotes what it offers
+    assert [[name for name in names if name != harm] for names in found] == [sorted(offered) for _, offered in NAMES]
+
+
+def test_zsh_knows_studies_and_their_trials(script, main):
+    """TAB in a terminal, where the script lies in a folder of the fpath."""
+    zsh = shell("zsh")
+    folder = script.parent / "functions"
+    folder.mkdir()
+    (folder / "_prunefront").write_text(main("completion", "zsh").out)
+    with Typed([zsh, "-f", "-i"], script.parent) as typed:
+        typed("fpath=(functions $fpath); autoload -U compinit; compinit -u -D\n")
+        typed("prunefront() { print -r -- ${(j:,:)@} end }; print ready'!'\n", "ready!")
+        for line, said in (
+            ("front di\t", "front,digits"), ("export digits --trial 1\t", "export,digits,--trial,12"),
+            ("front digits --compare de\t", "front,digits,--compare,deep.net-2"), ("fr\t digits", "front,digits"),
+            ("report --root my\\ runs o\t", "report,--root,my runs,other"), ("status --root nowhere x\t", "x"),
+            ("search --size-metric enc\t", "search,--size-metric,encoded"),
+        ):  # fmt: skip
+            typed(f"prunefront {line}")
+            assert "error" not in typed("\n", f"{said} end")
+
+
+def shell(name):
+    """Its program; a test skips where there is none."""
+    return shutil.which(name) or pytest.skip(f"{name} is not installed")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from search.metric import Metric, metric_to_plain
 from search.results.view import load_front
+from search.store.study_record import LATENCY_DEVICE, of_split
 from spaces.cost.footprint import RelativeCost
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -61,8 +62,8 @@ def test_two_fronts_stand_side_by_side(main, two, finished, tmp_path):
     assert found[0]["front"] != found[1]["front"]
     text = main(*words, "--picture", tmp_path / "both.png").out
     lines = text.splitlines()
-    assert lines[0].split() == ["size", finished.name, "shorter", "trial", "granularity", "bits"]
-    assert len(lines) == 1 + sum(len(one["front"]) for one in found) + 2
+    assert lines[0].split() == ["encoded", finished.name, "shorter", "MACs", "trial", "granularity", "bits"]
+    assert len(lines) == 1 + sum(len(one["front"]) for one in found) + 2 and "differ" not in text
     sizes = [float(line.split()[0]) for line in lines[1:-2]]
     assert sizes == sorted(sizes, reverse=True)
     pixels = imread(BytesIO((tmp_path / "both.png").read_bytes()))[..., :3]
@@ -89,11 +90,37 @@ def test_values_without_a_range_stand_side_by_side_as_each_study_has_them(main, 
 
 
 @pytest.mark.parametrize("metric", [{"best": "max", "dense": 2.0}, {"best": "min", "low": 0, "high": 1}], ids=str)
-def test_metrics_that_share_a_name_only_are_not_compared(main, tmp_path, metric):
+def test_metrics_that_share_a_name_only_are_not_compared_and_that_is_said(main, tmp_path, metric):
     with_metric(tmp_path, "one", best="min", dense=2.0)
     with_metric(tmp_path, "two", **metric)
     done = main("front", "one", "--root", tmp_path, "--compare", "two")
-    assert done.code == 2 and "cannot be compared: metric is 'RMSE, best min' and 'RMSE, best m" in done.err
+    said = done.out.splitlines()[-1]
+    assert said.startswith("one and two differ in metric (RMSE best min, RMSE best m") and done.code == 0
+    assert said.endswith(" Their encoded sizes and MACs can be compared.")
+    drawn = main("front", "one", "--root", tmp_path, "--compare", "two", "--picture", tmp_path / "a.png")
+    assert drawn.code == 2 and "--picture has one scale, and one and two differ in metric" in drawn.err
+
+
+def test_studies_of_other_objectives_limits_and_data_say_what_compares(main, tmp_path):
+    for name, options in (
+        ("by-macs", {}), ("fast", {"cost": "latency", "max_size": 0.5}), ("faster", {"cost": "latency"}),
+    ):  # fmt: skip
+        folder = limited(tmp_path, name, **options)
+        identity = {LATENCY_DEVICE: "a CPU"} if options else {of_split("validation"): "other images"}
+        record = folder.read_record()
+        folder.write_record({**record, "identity": {**record["identity"], **identity}})
+    done = main("front", "by-macs", "--root", tmp_path, "--compare", "fast")
+    header, *_, said = done.out.splitlines()
+    assert header.split() == ["encoded", "by-macs", "fast", "MACs", "trial", "granularity", "bits"]
+    assert said == (
+        "by-macs and fast differ in third objective (MACs, predicted latency), size limit (25.0 %, 50.0 %) and "
+        "validation data. Their encoded sizes and MACs can be compared."
+    )
+    done = main("front", "faster", "--root", tmp_path, "--compare", "fast", "--max-size", 0.2)
+    assert done.out.split()[:5] == ["encoded", "faster", "fast", "MACs", "latency"] and "differ" not in done.out
+    study(tmp_path, "coarse", size_metric="nonzero", bits=(32,))
+    done = json.loads(main("front", "by-macs", "--root", tmp_path, "--compare", "coarse", "--json").out)
+    assert done["differences"] == ["size metric (encoded, nonzero)", "validation data"]
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--all"], "--all"), (["--format", "csv"], "csv"), ([], "itself")])
@@ -125,9 +152,9 @@ def test_whose_policy_is_drawn_is_said_with_a_picture_and_exists(main, finished,
         assert done.code == 2 and said in done.err and not list(tmp_path.iterdir())
 
 
-def limited(root, **options):
+def limited(root, name="limited", **options):
     """A study of four trials, by hand: the more accurate, the more MACs and the less latency."""
-    folder = study(root, "limited", **options)
+    folder = study(root, name, **options)
     costs = ((0.9, 0.25, 0.8, 0.3), (0.8, 0.2, 0.6, 0.5), (0.7, 0.15, 0.4 * (1 + 1e-12), 0.7), (0.6, 0.1, 0.3, None))
     for number, (accuracy, size, macs, latency) in enumerate(costs):
         shares = RelativeCost(encoded=size, nonzero=size, macs=macs, macs_nonzero=macs)

@@ -115,9 +115,39 @@ def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
     assert lines[3] == "(left out at 80 columns: final, nonzero, schedule, origin; `| less -S` shows"
     said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
     assert "encoded: bytes of" in said and not re.search("^(nonzero|E|origin): ", said, re.M)
-    lines = closing_table([CLOSING]).split("\n")
-    assert lines[0].split() == ["network", "bits", "test", "encoded", "latency"]
-    assert "95.1 % [94.0, 96.2]" in lines[1] and lines[2].strip() == "noise"
+    by_nonzero = front_table([row(3)], metric="nonzero").split("\n")[0].split()
+    assert "nonzero" in by_nonzero and "encoded" not in by_nonzero
+
+
+def test_the_closing_table_is_two_where_it_is_too_wide(terminal):
+    terminal(80)
+    legend = ["nonzero: what is left", "interval: of the latency"]
+    first, second, said = closing_table([CLOSING], legend=legend).split("\n\n")
+    columns, *cells = first.split("\n")
+    assert columns.split() == ["network", "runs", "test", "encoded", "MACs", "latency"]
+    assert "95.1 % noise" in cells[0] and [one.strip() for one in cells[1:]] == ["(fine-grained)"]
+    columns, *cells = second.split("\n")
+    assert columns.split() == ["network", "bits", "validation", "nonzero", "interval"]
+    assert cells[0].endswith("4  92.65 ± 0.10 %   40.0 %  [94.0, 96.2]") and said.split("\n") == legend
+    terminal(110)
+    lines = closing_table([CLOSING], legend=legend, metric="nonzero").split("\n")
+    assert "interval" in lines[3] and "network" in lines[3] and "left out" not in "".join(lines)
+    terminal(118)
+    lines = closing_table([CLOSING], legend=legend, metric="nonzero").split("\n")
+    assert lines[3].startswith("(left out at 118 columns: encoded;") and len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        ((0.001, 0.5), "0.1 % 50.0 %"), ((0.3, 0.5), "30 % 50 %"), ((0.9941, 0.9962), "99.4 % 99.6 %"),
+        ((0.0, 0.5), "0 % 50 %"), ((0.9, 0.9), "level 1 level 2"), ((0.5, 0.99995), "50.000 % 99.995 %"),
+    ],
+)  # fmt: skip
+def test_headings_tell_levels_apart(levels, shown):
+    points = tuple(ProfilePoint(level, 0.5, 0.75, 0.5, 0.75) for level in levels)
+    profile = Profile("model", 60, 0.5, 0.875, {"fine-grained": {"one": points, "two": points}}, 2.5)
+    assert " ".join(profile_table(profile, "fine-grained").split("\n")[0].split()) == f"fine-grained {shown}"
 
 
 def test_columns_without_a_value_go_first_and_are_not_told_of(terminal):
@@ -144,6 +174,20 @@ def test_long_names_keep_beginning_and_end(terminal):
     cells = [line.split()[0] for line in lines[1:3]]
     assert len(set(cells)) == 2 and all(cell.startswith("backbone.stages.") for cell in cells)
     assert all("…" in cell and cell.endswith("projection.weight") for cell in cells)
+
+
+def test_levels_without_room_are_in_a_second_table(terminal):
+    terminal(40)
+    points = {
+        name: tuple(ProfilePoint(level, 0.5, 0.75, 0.5, 0.75) for level in (low, 0.5, 0.75, 0.9))
+        for name, low in (("one", 0.25), ("two", 0.3), ("three", 0.25))
+    }
+    profile = Profile("model", 60, 0.5, 0.875, {"fine-grained": points}, 2.5)
+    first, second, said = profile_table(profile, "fine-grained").split("\n\n")
+    cells = [[" ".join(line.split()) for line in part.split("\n")] for part in (first, second)]
+    assert cells[0] == ["fine-grained 25 % 50 %", "one 75.0 % 75.0 %", "two 30 %: 75.0 % 75.0 %", "three 75.0 % 75.0 %"]
+    assert cells[1] == ["fine-grained 75 % 90 %", *(f"{name} 75.0 % 75.0 %" for name in ("one", "two", "three"))]
+    assert said.startswith("a cell with a sparsity of its own")
 
 
 @given(st.text("ab層.", max_size=40), st.integers(1, 30))
@@ -175,6 +219,16 @@ def test_no_command_is_broken(command):
     lines = wrapped(f"  absent  what is to be done about it: {command}", 50).split("\n")
     assert lines == ["  absent  what is to be done about it:", f"          {command}"]
     assert wrapped(f"{command}; and the rest of the sentence", 40).startswith(f"{command};")
+
+
+def test_a_number_keeps_its_percent_sign(terminal):
+    assert wrapped("it is 3 seeds at 2.9 % of the size", 20).split("\n") == ["it is 3 seeds at", "  2.9 % of the size"]
+    terminal(28)
+    assert render(["check", "detail"], [["size", "6 of 9 bytes = 66.67 %"]]).split("\n")[1:] == [
+        "size   6 of 9 bytes =",
+        "       66.67 %",
+    ]
+    assert wrapped("on test 96.9 ± 0.28 %", 20).split("\n") == ["on test", "  96.9 ± 0.28 %"]
 
 
 def test_two_commands_of_a_line_are_told_apart():

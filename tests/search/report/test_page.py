@@ -259,7 +259,7 @@ def test_one_trial_of_a_study_that_runs(tmp_path):
     with held_lock(folder.lock):
         found = report_of(open_study(tmp_path, "hand"))
     text = Document(found.html).text
-    assert "The study is running: 1 complete; 1 of 16 trials asked for have finished" in text
+    assert "The study is running: 1 complete, of 16 trials asked for" in text
     assert "--finalists 0" in text and "this study's is tpe" in text and "needs none" in text
     assert {picture.name for picture in found.pictures} == {"front", "growth", "layers"}
 

@@ -310,11 +310,11 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
     found = state(own, [tuned]).tightness
     assert found == Tightness(3, (90 / 120, 60 / 66), (70 / 80, 1.0), 2, 1234)
     assert tightness_line(found) == (
-        "Files: 3, 88 to 100 % of the predicted bytes, 75 to 91 % of the bound; "
+        "Files: 3 at 88 to 100 % of their predicted bytes, 75 to 91 % of their upper bound; "
         "2 had values set to 0 to fit, at most 1,234"
     )
     assert tightness_line(state(own[:1]).tightness).endswith(
-        "90 % of the predicted bytes, 75 % of the bound; none had values set to 0 to fit"
+        "90 % of their predicted bytes, 75 % of their upper bound; none had values set to 0 to fit"
     )
     assert state(own[2:]).tightness is None
 

@@ -8,10 +8,12 @@ import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from search import Recipe, SearchConfig, get_workload
+from search.cli.preview_text import _closing_line
 from search.study.preview import _duration
 from search.training.examples import step_count
 from search.workloads.digits import digits
@@ -75,6 +77,22 @@ def test_its_text_fits_a_terminal(main, finished):
     done = main("search", "--dry-run", "--study", finished.name, "--trials", 30)
     assert done.code == 0 and max(map(len, done.out.splitlines())) <= 80
     assert "8 of 30 trials done" in done.out and "limit 50.00 %" in done.out and "uniform, global, lamp" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "has_table", "said"),
+    [
+        ({}, True, "up to 3 finalists, each beside the best of lamp\nat its size; 3 runs of the best and of its "
+         "baseline, fewer of others;\nthen they are timed side by side, for up to 60 s"),
+        ({"finalists": 1, "final_repeats": 1}, None, "up to 1 finalist, each beside the best of lamp\nat its size; "
+         "1 run each"),
+        ({"final_repeats": 1, "comparison": "full"}, None, "up to 3 finalists and the baselines lamp, 1 run each"),
+        ({"finalists": 0}, True, "none"),
+    ],
+)  # fmt: skip
+def test_one_final_is_no_finals(options, has_table, said):
+    found = SimpleNamespace(config=SearchConfig(**options), baselines=("lamp",), has_latency_table=has_table)
+    assert _closing_line(found) == f"Finals: {said}"
 
 
 @pytest.mark.parametrize(

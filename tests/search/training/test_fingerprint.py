@@ -18,9 +18,10 @@ from pruning.channels.structure import Structure
 from pruning.channels.tracing import trace_channels
 from search.config import SearchConfig
 from search.errors import UsageError
-from search.identity.study_identity import in_todays_words, of_split, study_identity
+from search.identity.study_identity import in_todays_words, study_identity
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
+from search.store.study_record import of_split
 from search.study.start import _dense_model, _settle_identity
 from search.training.checkpoints import save_model
 from search.training.dense_model import dense_model
