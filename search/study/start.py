@@ -75,8 +75,8 @@ def run_finals(
     Args:
         study: its name.
         root: the folder it is under.
-        trials: complete trials to tune with all `final_repeats` seeds and to compare; without any, the front's
-            finalists are.
+        trials: complete trials to tune with all `final_repeats` seeds and to compare, in place of `finalists`; without
+            any, the front's finalists are.
         watcher: as of `run_search`.
         options: of `SearchConfig`, for these finals alone: `FINALS_OPTIONS`. Others, and those left out, are the
             study's; where it has `finalists` 0, they are 3.
@@ -91,6 +91,10 @@ def run_finals(
     for name in options:
         if FORMER.get(name, name) not in FINALS_OPTIONS:
             raise UsageError(unknown_option(name, FINALS_OPTIONS, FORMER, "option of finals"))
+    trials = tuple(trials)
+    if "finalists" in options and (trials or options["finalists"] == 0):
+        remedy = "beside trials, which are compared in their place" if trials else "on finals, which it leaves out"
+        raise UsageError(f"finalists {options['finalists']} has no effect {remedy}: leave it out")
     folder = find_study(root, study)
     asked = checked_study(SearchConfig(study=study, root=str(root), **options), watcher)
     records = folder.journal.trials()
@@ -100,7 +104,7 @@ def run_finals(
         changes["finalists"] = OPTIONS["finalists"].default
     config = asked.config.model_copy(update=changes)
     with asked.placement.running():
-        return _run(replace(asked, config=config), watcher, tuple(trials))
+        return _run(replace(asked, config=config), watcher, trials)
 
 
 FINALS_OPTIONS = (

@@ -70,8 +70,9 @@ def test_a_command_gets_the_path_as_one_word_and_its_last_line_counts(file):
     [
         ("sh -c 'echo 1; echo first >&2; echo no phone >&2; exit 3' {file}", "it ended with code 3: no phone"),
         ("false {file}", "it ended with code 1: no error was printed"),
-        ("sh -c 'kill -9 $$' {file}", "it ended with code -9: no error was printed"),
+        ("sh -c 'kill -9 $$' {file}", "it was ended by signal 9: no error was printed"),
         ("/no/such/program {file}", "it cannot be run: No such file or directory"),
+        ("\ud800 {file}", "it cannot be run: 'utf-8' codec can't encode"),
         ("true {file}", "must be seconds, a number above 0 such as 0.0042, got ''"),
         ("echo 4.2 ms {file}", "must be seconds, a number above 0 such as 0.0042, got '4.2 ms "),
         *((f"sh -c 'echo {word}' {{file}}", f"got '{word}'") for word in ("-0.25", "0", "nan", "inf", "12,5")),
@@ -89,6 +90,22 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(file, tmp_path):
         seconds_by(command, file, limit=0.5)
     pid = (tmp_path / "pid").read_text().strip()
     assert any(is_gone(pid) for _ in wait(10))
+
+
+def test_what_a_command_leaves_running_is_not_waited_for_and_ends(file, tmp_path):
+    command = f"sh -c 'sleep 60 & echo $! > {tmp_path / 'pid'}; echo 0.25' {{file}}"
+    assert seconds_by(command, file, limit=20) == 0.25
+    pid = (tmp_path / "pid").read_text().strip()
+    assert any(is_gone(pid) for _ in wait(10))
+
+
+def test_a_command_may_print_much_but_not_without_end(file, monkeypatch):
+    monkeypatch.setattr(latency_command, "LOOK_SECONDS", 0.01)
+    assert seconds_by("sh -c 'yes ü | head -c 200000; echo; echo 0.25' {file}", file) == 0.25
+    monkeypatch.setattr(latency_command, "MOST_OUTPUT", 2**20)
+    for where in ("", " >&2"):
+        with pytest.raises(CommandFailed, match=r"^it printed more than 1 MiB$"):
+            seconds_by(f"sh -c 'yes{where}' {{file}}", file, limit=20)
 
 
 def test_files_are_timed_in_shuffled_rounds_beside_the_dense_one_and_its_copy(tmp_path, monkeypatch):
