@@ -101,13 +101,14 @@ def _timed(
             return before
     dense = build_model(subject.workload, config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
-    if config.latency_command:
-        return timed_by_command(config.latency_command, subject, networks, policies, watcher) or before
     try:
+        if config.latency_command:
+            return timed_by_command(config.latency_command, subject, networks, policies, watcher)
         with watcher.stage("latency of the finals") as progress:
             return time_finals(subject, networks, progress)
     except Unmeasured as error:
-        watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
+        how = "without latency, which" if before is None else "with the latency measured before, as it now"
+        watcher.note(f"finals are compared {how} cannot be measured ({error})")
         return before
 
 
