@@ -256,7 +256,8 @@ def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) 
     fronts = {arguments.study: (view.state.front, unit), arguments.compare: (other.state.front, their_unit)}
     studies = [{"study": name, "front": plain_rows(rows, FRONT_COLUMNS, own)} for name, (rows, own) in fronts.items()]
     shown = {name: _in_unit(rows, own, unit) for name, (rows, own) in fronts.items()}
-    reply = Reply({"studies": studies}, fronts_table(shown, unit))
+    text = fronts_table(shown, unit) if any(shown.values()) else "no feasible trial in either study"
+    reply = Reply({"studies": studies}, text)
     if not kind:
         return reply
     return _with_picture(reply, arguments, fronts_figure(shown, unit).saved(kind))
