@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search.config import SearchConfig
-from search.errors import GoalMissed, UsageError
+from search.errors import GoalMissed, Refused, UsageError
 from search.files import remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.study_identity import latency_device, study_identity
@@ -202,6 +202,11 @@ def _settle_identity(
         device = refuse_other_latency_device(record, folder, workload)
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device
         folder.journal.require_layers(network)
+        if table and folder.read_latency_table() not in (None, table):
+            raise Refused(
+                f"latency table {folder.latency} is of another network than the study's: put back a copy of its own, or "
+                "name a new --study"
+            )
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
         record["config"] = stored
     else:
