@@ -115,6 +115,10 @@ def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
     assert lines[3] == "(left out at 80 columns: final, nonzero, schedule, origin; `| less -S` shows"
     said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
     assert "encoded: bytes of" in said and not re.search("^(nonzero|E|origin): ", said, re.M)
+    terminal(60)
+    said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
+    assert "latency: predicted" in said and not re.search("^(final|±|bits|MACs)", said, re.M)
+    terminal(80)
     lines = closing_table([CLOSING]).split("\n")
     assert lines[0].split() == ["network", "bits", "test", "encoded", "latency"]
     assert "95.1 % [94.0, 96.2]" in lines[1] and lines[2].strip() == "noise"
