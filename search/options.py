@@ -366,6 +366,7 @@ class SearchOptions(_Fields):
         default=None,
         metavar="N",
         above=0,
+        at_most=10**6,
         example=0.5,
         more="fractions are allowed; finals keep the recipe's length, but are never shorter than a trial",
     )
@@ -374,6 +375,7 @@ class SearchOptions(_Fields):
         default=None,
         metavar="F",
         above=0,
+        at_most=10**6,
         example=0.02,
         more="the less was lost, the lower it is; the dense model's own training keeps the recipe's",
     )

@@ -10,10 +10,11 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from typing import IO
 
 from torch import nn
 
@@ -29,6 +30,10 @@ from spaces.printable import LONGEST_WORD, printable, shortened
 
 CALL_SECONDS = 300.0
 """After which a call of the command is ended: its device hangs."""
+LOOK_SECONDS = 1.0
+"""Between two looks at how much the command has printed."""
+MOST_OUTPUT, TAIL = 2**26, 2**16
+"""Bytes that it may print, and of these the last that are read."""
 ROUNDS, LEAST_ROUNDS = 30, 10
 ROUNDS_SECONDS = 300.0
 """No round begins later, once there are the least."""
@@ -50,27 +55,44 @@ def seconds_by(command: str, file: Path, limit: float = CALL_SECONDS) -> float:
         limit: seconds that it may take.
 
     Raises:
-        CommandFailed: it cannot be run, takes too long, ends with another code than 0, or says no number above 0.
+        CommandFailed: it cannot be run, takes too long, prints more than `MOST_OUTPUT`, ends with another code than 0,
+            or says no number above 0.
     """
     words = [word.replace(FILE, str(file)) for word in shlex.split(command)]
-    try:
-        with Popen(words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
-            try:
-                output, errors = (text.decode(errors="replace") for text in process.communicate(timeout=limit))
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-    except TimeoutExpired:
-        raise CommandFailed(f"it took longer than {limit:g} s") from None
-    except OSError as error:
-        raise CommandFailed(f"it cannot be run: {error.strerror}") from None
-    if process.returncode:
-        raise CommandFailed(f"it ended with code {process.returncode}: {_last_line(errors) or 'no error was printed'}")
-    return _seconds_in(_last_line(output))
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            process = Popen(words, stdin=DEVNULL, stdout=output, stderr=errors, start_new_session=True)
+        except (OSError, ValueError) as error:  # words that no system takes are a `ValueError`
+            raise CommandFailed(f"it cannot be run: {getattr(error, 'strerror', error)}") from None
+        try:
+            _wait(process, (output, errors), limit)
+        finally:
+            with suppress(ProcessLookupError, PermissionError):  # what it started may outlive it
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        if code:
+            ended = f"it ended with code {code}" if code > 0 else f"it was ended by signal {-code}"
+            raise CommandFailed(f"{ended}: {_last_line(errors) or 'no error was printed'}")
+        return _seconds_in(_last_line(output))
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _wait(process: Popen[bytes], files: Sequence[IO[bytes]], limit: float) -> None:
+    """Until the command ends; raises `CommandFailed` where it takes too long or prints too much."""
+    ends = time.monotonic() + limit
+    while True:
+        with suppress(TimeoutExpired):
+            process.wait(min(LOOK_SECONDS, max(ends - time.monotonic(), 0)))
+            return
+        if time.monotonic() >= ends:
+            raise CommandFailed(f"it took longer than {limit:g} s")
+        if any(os.fstat(file.fileno()).st_size > MOST_OUTPUT for file in files):
+            raise CommandFailed(f"it printed more than {MOST_OUTPUT // 2**20} MiB")
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """The last line of a file that is not blank, as far as it is in the file's last `TAIL` bytes."""
+    file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+    lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     return shortened(printable(lines[-1]), 4 * LONGEST_WORD) if lines else ""
 
 

@@ -18,18 +18,20 @@ MACS = "MACs: multiplications of dense kernels; only removed channels lower them
 DIFFER = "mixed: layers differ"
 
 
-LED_BY = {"E": ["schedule"], "final, test": ["final", "test"], "±": ["test"]}
-"""What stands before the colon of a line -> the columns it is about, where that is not one of this name."""
+LED_BY = {"E": "schedule", "±": "test"}
+"""What a line begins with -> the column it is about, where that is another word."""
 
 
 def of_columns(lines: Sequence[str], left_out: Collection[str]) -> list[str]:
-    """The lines but for those of whose columns a narrow table has none.
+    """The lines but for those that are about nothing but columns that a narrow table leaves out.
 
     >>> of_columns(["nonzero: ...", "E: ...", "final, test: ..."], {"nonzero", "schedule", "final"})
     ['final, test: ...']
+    >>> of_columns(["final, test: ...", "±: ..."], {"final", "test"})
+    []
     """
-    firsts = ((line, line.partition(":")[0]) for line in lines)
-    return [line for line, first in firsts if not {*LED_BY.get(first, [first])} <= {*left_out}]
+    about = {line: [LED_BY.get(name, name) for name in line.partition(":")[0].split(", ")] for line in lines}
+    return [line for line, names in about.items() if not {*names} <= {*left_out}]
 
 
 def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str]:

@@ -178,7 +178,7 @@ def searched_space(study: CheckedStudy, workload: Workload, watcher: ProgressRep
     if space.network.uncounted:
         watcher.note(f"MACs leave out {'; '.join(space.network.uncounted)}")
     steps = step_count(workload, workload.recipe.trial_epochs)
-    if steps is not None and steps < FEW_STEPS:
+    if steps is not None and steps < FEW_STEPS and not folder.exists:
         watcher.note(
             f"a trial fine-tunes for {counted(steps, 'step')} only, too few for most networks to recover: give it more "
             "--epochs or a smaller --batch"

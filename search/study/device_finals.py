@@ -12,6 +12,7 @@ from search.errors import GoalMissed
 from search.export.latency_command import CommandFailed, time_by, written
 from search.progress import ProgressReporter
 from search.training.evaluate import PreparedModel
+from search.training.latency_cache import Unmeasured
 from spaces.cost.timing import TimedNetworks
 from spaces.policy import PruningPolicy
 
@@ -22,11 +23,13 @@ def timed_by_command(
     networks: Mapping[str, nn.Module],
     policies: Mapping[str, PruningPolicy],
     watcher: ProgressReporter,
-) -> TimedNetworks | None:
+) -> TimedNetworks:
     """Time fine-tuned networks, by policy digest, beside the dense model and a copy of it: the ONNX files of exports.
 
-    A network that cannot be written, or that the command fails on, is told and left out; None, which is told too, where
-    that is the dense model.
+    A network that cannot be written, or that the command fails on, is told and left out.
+
+    Raises:
+        Unmeasured: that is the dense model.
     """
     example, files = subject.workload.example_input, dict[str, Path]()
 
@@ -43,5 +46,4 @@ def timed_by_command(
                     leave_out(digest, str(missed))
             return time_by(command, dense, files, progress, leave_out)
         except (CommandFailed, GoalMissed) as failed:
-            watcher.note(f"finals are compared without latency: --latency-command {command!r}: {failed}")
-            return None
+            raise Unmeasured(f"--latency-command {command!r}: {failed}") from None

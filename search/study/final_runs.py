@@ -63,7 +63,7 @@ class FinalRuns:
                 path = self._study.folder.journal.final_path(final.digest, final.seed)
                 self._study.watcher.note(
                     f"the final run of {name} with seed {final.seed} failed ({final.result.reason}) and is left out "
-                    f"of the means: to repeat it, delete {path} and run `prunefront search` again"
+                    f"of the means: to repeat it, delete {path} and run the same command again"
                 )
 
     def _job(self, one: Tuned, seed: int, number: int, last: int) -> Job:

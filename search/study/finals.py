@@ -77,14 +77,15 @@ def _timed(study: RunningStudy, comparison: Comparison) -> TimedNetworks | None:
             return before
     dense = build_model(subject.workload, study.config.dense_seed)
     networks = {digest: load_model(dense, path)[0] for digest, path in kept.items()}
-    if command:
-        policies = {final.digest: final.policy for final in study.state.finals}
-        return timed_by_command(command, subject, networks, policies, study.watcher) or before
     try:
+        if command:
+            policies = {final.digest: final.policy for final in study.state.finals}
+            return timed_by_command(command, subject, networks, policies, study.watcher)
         with study.watcher.stage("latency of the finals") as progress:
             return time_finals(subject, networks, progress)
     except Unmeasured as error:
-        study.watcher.note(f"finals are compared without latency, which cannot be measured ({error})")
+        how = "without latency, which" if before is None else "with the latency measured before, as it now"
+        study.watcher.note(f"finals are compared {how} cannot be measured ({error})")
         return before
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search.config import SearchConfig
-from search.errors import GoalMissed, UsageError
+from search.errors import GoalMissed, Refused, UsageError
 from search.files import remove_temporaries
 from search.identity.measuring import settle_measuring
 from search.identity.study_identity import latency_device, study_identity
@@ -76,8 +76,8 @@ def run_finals(
     Args:
         study: its name.
         root: the folder it is under.
-        trials: complete trials to tune with all `final_repeats` seeds and to compare; without any, the front's
-            finalists are.
+        trials: complete trials to tune with all `final_repeats` seeds and to compare, in place of `finalists`; without
+            any, the front's finalists are.
         watcher: as of `run_search`.
         options: of `SearchConfig`, for these finals alone: `FINALS_OPTIONS`. Others, and those left out, are the
             study's; where it has `finalists` 0, they are 3.
@@ -92,6 +92,10 @@ def run_finals(
     for name in options:
         if FORMER.get(name, name) not in FINALS_OPTIONS:
             raise UsageError(unknown_option(name, FINALS_OPTIONS, FORMER, "option of finals"))
+    trials = tuple(trials)
+    if "finalists" in options and (trials or options["finalists"] == 0):
+        remedy = "beside trials, which are compared in their place" if trials else "on finals, which it leaves out"
+        raise UsageError(f"finalists {options['finalists']} has no effect {remedy}: leave it out")
     folder = find_study(root, study)
     asked = checked_study(SearchConfig(study=study, root=str(root), **options), watcher)
     records = folder.journal.trials()
@@ -101,7 +105,7 @@ def run_finals(
         changes["finalists"] = OPTIONS["finalists"].default
     config = asked.config.model_copy(update=changes)
     with asked.placement.running():
-        return _run(replace(asked, config=config), watcher, tuple(trials))
+        return _run(replace(asked, config=config), watcher, trials)
 
 
 FINALS_OPTIONS = (
@@ -199,6 +203,11 @@ def _settle_identity(
         device = refuse_other_latency_device(record, folder, workload)
         record["identity"] = refuse_changes_of(record, folder, workload, dense, watcher) | device
         folder.journal.require_layers(network)
+        if table and folder.read_latency_table() not in (None, table):
+            raise Refused(
+                f"latency table {folder.latency} is of another network than the study's: put back a copy of its own, or "
+                "name a new --study"
+            )
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
         record["config"] = stored
     else:

@@ -60,6 +60,7 @@ def test_two_fronts_stand_side_by_side(main, two, finished, tmp_path):
         alone = json.loads(main("front", one["study"], "--root", two, "--json").out)["front"]
         assert one["front"] == alone
     assert found[0]["front"] != found[1]["front"]
+    assert main(*words, "--max-size", 0.0001).out == "no feasible trial in either study\n"
     text = main(*words, "--picture", tmp_path / "both.png").out
     lines = text.splitlines()
     assert lines[0].split() == ["encoded", finished.name, "shorter", "MACs", "trial", "granularity", "bits"]

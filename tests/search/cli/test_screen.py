@@ -117,6 +117,9 @@ def test_eighty_columns_hold_what_a_choice_is_made_by(terminal):
     assert "encoded: bytes of" in said and not re.search("^(nonzero|E|origin): ", said, re.M)
     by_nonzero = front_table([row(3)], metric="nonzero").split("\n")[0].split()
     assert "nonzero" in by_nonzero and "encoded" not in by_nonzero
+    terminal(60)
+    said = front_table([row(3)], legend=front_legend([row(3)])).split("\n\n")[1]
+    assert "latency: predicted" in said and not re.search("^(final|±|bits|MACs)", said, re.M)
 
 
 def test_the_closing_table_is_two_where_it_is_too_wide(terminal):

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from search.results.cells import latency_line
 from search.results.comparison import read_comparison
 from search.store.folder import StudyFolder
 from search.study.device_finals import timed_by_command
+from search.training.latency_cache import Unmeasured
 from spaces import PruningPolicy
 
 TIME_ONNX = f"{sys.executable} -m search.export.time_onnx {{file}}"
@@ -70,8 +71,9 @@ def test_a_command_gets_the_path_as_one_word_and_its_last_line_counts(file):
     [
         ("sh -c 'echo 1; echo first >&2; echo no phone >&2; exit 3' {file}", "it ended with code 3: no phone"),
         ("false {file}", "it ended with code 1: no error was printed"),
-        ("sh -c 'kill -9 $$' {file}", "it ended with code -9: no error was printed"),
+        ("sh -c 'kill -9 $$' {file}", "it was ended by signal 9: no error was printed"),
         ("/no/such/program {file}", "it cannot be run: No such file or directory"),
+        ("\ud800 {file}", "it cannot be run: 'utf-8' codec can't encode"),
         ("true {file}", "must be seconds, a number above 0 such as 0.0042, got ''"),
         ("echo 4.2 ms {file}", "must be seconds, a number above 0 such as 0.0042, got '4.2 ms "),
         *((f"sh -c 'echo {word}' {{file}}", f"got '{word}'") for word in ("-0.25", "0", "nan", "inf", "12,5")),
@@ -91,13 +93,30 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(file, tmp_path):
     assert any(is_gone(pid) for _ in wait(10))
 
 
+def test_what_a_command_leaves_running_is_not_waited_for_and_ends(file, tmp_path):
+    command = f"sh -c 'sleep 60 & echo $! > {tmp_path / 'pid'}; echo 0.25' {{file}}"
+    assert seconds_by(command, file, limit=20) == 0.25
+    pid = (tmp_path / "pid").read_text().strip()
+    assert any(is_gone(pid) for _ in wait(10))
+
+
+def test_a_command_may_print_much_but_not_without_end(file, monkeypatch):
+    monkeypatch.setattr(latency_command, "LOOK_SECONDS", 0.01)
+    assert seconds_by("sh -c 'yes ü | head -c 200000; echo; echo 0.25' {file}", file) == 0.25
+    monkeypatch.setattr(latency_command, "MOST_OUTPUT", 2**20)
+    for where in ("", " >&2"):
+        with pytest.raises(CommandFailed, match=r"^it printed more than 1 MiB$"):
+            seconds_by(f"sh -c 'yes{where}' {{file}}", file, limit=20)
+
+
 def test_files_are_timed_in_shuffled_rounds_beside_the_dense_one_and_its_copy(tmp_path, monkeypatch):
     files = {name: tmp_path / f"{name}.onnx" for name in ("dense", "half", "bad")}
     for path, size in zip(files.values(), (40, 20, 30), strict=True):
         path.write_bytes(b"x" * size)
     order = tmp_path / "order"
     command = (
-        f"""sh -c 'echo "$1" >> {order}; case "$1" in *bad*) exit 7;; esac; printf 0.0; wc -c < "$1"' - {{file}}"""
+        f"""sh -c 'echo "$1" >> {order}; case "$1" in *bad*) exit 7;; *copy*) printf 0.01;; *) printf 0.0;; esac;"""
+        """ wc -c < "$1"' - {file}"""
     )
     monkeypatch.setattr(latency_command, "ROUNDS", 9)
     monkeypatch.setattr(latency_command, "LEAST_ROUNDS", 6)
@@ -108,13 +127,15 @@ def test_files_are_timed_in_shuffled_rounds_beside_the_dense_one_and_its_copy(tm
     )
     assert found.rounds == 6 and seen[-1] == (9, 9) and found.command == command
     assert left_out == [("bad", "it ended with code 7: no error was printed")]
-    assert (found.dense.seconds, found.copy.share, found.networks.keys()) == (0.04, 1.0, {"half"})
-    assert found.networks["half"].share == 0.5 and not found.within_noise("half")
+    assert (found.dense.seconds, found.copy.seconds, found.copy.share) == (0.04, 0.014, 0.35)
+    assert found.networks.keys() == {"half"} and found.networks["half"].share == 0.5
+    assert not found.within_noise("half")
     said = [Path(line).stem for line in order.read_text().splitlines() if "bad" not in line]
     rounds = [said[start : start + 3] for start in range(0, len(said), 3)]
     assert all(sorted(one) == ["copy", "dense", "half"] for one in rounds) and len({*map(tuple, rounds)}) > 1
-    with pytest.raises(CommandFailed, match=r"it ended with code 1: .*, on the dense network$"):
-        time_by("false {file}", dense, files)
+    for failing in ("false {file}", """sh -c 'case "$1" in *copy*) exit 1;; esac; echo 1' - {file}"""):
+        with pytest.raises(CommandFailed, match=r"it ended with code 1: .*, on the dense network$"):
+            time_by(failing, dense, files)
 
 
 @pytest.mark.parametrize(
@@ -186,23 +207,34 @@ def test_a_study_times_its_finals_by_the_command(place, tmp_path, without_mlflow
     assert again.comparison.latency == timed, "what was measured stays, though the command is not given again"
 
 
+def test_a_network_is_written_as_it_is_stored_and_stays_as_it_was(monkeypatch):
+    given = []
+    monkeypatch.setattr(latency_command, "write_onnx", lambda model, example, path, rounded: given.append(rounded))
+    torch.manual_seed(0)
+    model = Scaled().train()
+    before = model.linear.weight.detach().clone()
+    for policy in (None, PruningPolicy({}), PruningPolicy({}, bits=4)):
+        with written(model, policy, torch.zeros(2, 4)):
+            pass
+    assert [[*rounded] for rounded in given] == [[], [], ["linear.weight"]]
+    assert model.training and torch.equal(model.linear.weight, before)
+
+
 def test_finals_do_without_latency_where_their_command_fails(monkeypatch, tmp_path):
-    def write(model: nn.Module, example: torch.Tensor, path: Path, rounded: object) -> None:
+    def write(model: nn.Module, example: torch.Tensor, path: Path, rounded: Mapping[str, object]) -> None:
         if model.linear.out_features == 2:
             raise GoalMissed("the network cannot be written as ONNX (no such operator)")
-        path.write_bytes(b"x" * (10 * model.linear.out_features))
+        path.write_bytes(b"x" * (10 * model.linear.out_features + 10 * len(rounded)))
 
     monkeypatch.setattr(latency_command, "write_onnx", write)
     monkeypatch.setattr(latency_command, "ROUNDS", 1)
     subject = SimpleNamespace(dense=Scaled(), workload=SimpleNamespace(example_input=torch.zeros(2, 4)))
     networks, watcher = {"small": Scaled(1), "odd": Scaled(2)}, Notes()
-    policies = dict.fromkeys(networks, PruningPolicy({}))
+    policies = {"small": PruningPolicy({}, bits=8), "odd": PruningPolicy({})}
     found = timed_by_command(BY_SIZE, subject, networks, policies, watcher)
-    assert (found.dense.seconds, found.networks["small"].seconds, len(found.networks)) == (0.03, 0.01, 1)
+    assert (found.dense.seconds, found.networks["small"].seconds, len(found.networks)) == (0.03, 0.02, 1)
     (said,) = watcher.notes
     assert said.startswith("the network of policy odd is compared without latency: the network cannot be written")
-    assert timed_by_command("false {file}", subject, networks, policies, watcher) is None
-    assert watcher.notes[-1] == (
-        "finals are compared without latency: --latency-command 'false {file}': it ended with code 1: no error was "
-        "printed, on the dense network"
-    )
+    said = r"^--latency-command 'false \{file\}': it ended with code 1: no error was printed, on the dense network$"
+    with pytest.raises(Unmeasured, match=said):
+        timed_by_command("false {file}", subject, networks, policies, watcher)

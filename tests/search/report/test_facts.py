@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from search.config import make_config
 from search.report.growth import growth_of
 from search.report.influence import influences
+from search.report.limits import within_limits
 from search.report.prediction import prediction_quality
 from search.results.state import StudyState
 
@@ -53,6 +54,13 @@ def test_too_few_trials_or_equal_ones_say_nothing():
     assert influences(trials()[:11]) == []
     same = [replace(trial(1, 0.5, 0.2), number=number) for number in range(20)]
     assert influences(same) == []
+
+
+def test_within_a_smaller_limit_the_smallest_of_the_most_accurate_counts():
+    """The last is beyond the study's own limit, and all others are within 20 %."""
+    records = [trial(1, 0.9, 0.2), trial(3, 0.8, 0.06), trial(5, 0.8, 0.04), trial(9, 0.8, 0.05), trial(11, 0.99, 0.3)]
+    found = {one.target: one.trial for one in within_limits(state(records))}
+    assert found == {"at most 10 % of the size": 5, "at most 5 % of the size": 5}
 
 
 def test_predictions_are_compared_with_the_mean_of_earlier_trials():

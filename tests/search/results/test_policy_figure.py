@@ -51,6 +51,7 @@ def test_a_removal_stands_above_the_masks_of_its_layer():
     removed = figure.axes[0]
     assert bars(removed) == {0: [(75, "channel"), (25, "kernel")], 1: [(50, "kernel")]}
     assert removed.patches[0].get_y() < removed.patches[1].get_y()
+    assert [text.get_text() for text in removed.texts] == ["75", "25", "50"]
     assert "channels go first" in figure.legends[0].get_title().get_text()
 
 

@@ -86,8 +86,9 @@ def test_a_record_without_them_goes_on(study):
 @pytest.mark.parametrize(
     ("word", "value", "said"),
     [
-        ("--epochs", 0, "epochs must be a number, > 0, got 0"), ("--epochs", "nan", "epochs must be a number, > 0"),
-        ("--learning-rate", -0.5, "learning-rate must be a number, > 0, got -0.5"),
+        ("--epochs", 0, "epochs must be a number, > 0 and <= 1000000, got 0"), ("--epochs", "nan", "epochs must be a number, > 0"),
+        ("--learning-rate", -0.5, "learning-rate must be a number, > 0 and <= 1000000, got -0.5"),
+        ("--epochs", 1e300, "<= 1000000, got 1e+300"), ("--learning-rate", 1e300, "<= 1000000, got 1e+300"),
         ("--batch", 0, "batch must be a whole number, >= 1, got 0"), ("--batch", 2.5, "batch must be a whole number"),
         ("--batch", 401, "batch must be at most 400, the fit examples of workload 'tiny', got 401"),
     ],

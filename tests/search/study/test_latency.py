@@ -132,12 +132,19 @@ def test_where_latency_cannot_be_measured_macs_take_its_place_unless_it_was_aske
     assert not (root / "asked").exists()
 
 
-def test_a_damaged_table_is_refused(begin):
+def test_a_table_that_is_damaged_or_of_another_network_is_refused(begin):
     found = begin("damaged", trials=1)
     text = found.folder.latency.read_text()
     found.folder.latency.write_text(text.replace('"threads": 1', '"threads": 2'))
     with pytest.raises(Refused, match=r"^damaged latency table .*latency\.json: .*checksum.*name a new --study$"):
         begin("damaged")
+    found.folder.latency.write_text(text)
+    table = found.folder.read_latency_table()
+    found.folder.write_latency_table(replace(table, layers=dict(list(table.layers.items())[1:])))
+    kept = found.folder.latency.read_bytes()
+    with pytest.raises(Refused, match=r"^latency table .*latency\.json is of another network than the study's: put"):
+        begin("damaged")
+    assert found.folder.latency.read_bytes() == kept
 
 
 def test_a_dry_run_measures_nothing(main, tmp_path, monkeypatch):

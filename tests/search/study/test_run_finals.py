@@ -104,6 +104,8 @@ def test_trials_are_named_and_more_runs_asked_for_and_timed_by_a_command(root, m
     [
         ({"study": "plian"}, "unknown study 'plian': did you mean 'plain'"),
         ({"trials": [17]}, "trial 17 is not a complete trial of study 'plain'; the nearest is 3"),
+        ({"finalists": 0}, "finalists 0 has no effect on finals, which it leaves out: leave it out"),
+        ({"finalists": 2, "trials": [0]}, "finalists 2 has no effect beside trials, which are compared in their place"),
         ({"max_size": 0.2}, "unknown option of finals 'max_size'"),
         ({"finalist": 2}, "unknown option of finals 'finalist': did you mean 'finalists'"),
         ({"comparison": "ful"}, "unknown comparison 'ful': did you mean 'full'"),

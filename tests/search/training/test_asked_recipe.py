@@ -61,6 +61,33 @@ def test_a_loop_that_follows_all_is_left_after_a_step(tiny, model):
     assert weights_fingerprint(model) == before
 
 
+def test_steps_that_nobody_knows_are_not_followed(tiny, model):
+    """Without fit data of the workload's `run.steps` says nothing."""
+
+    def train(model, run):
+        assert run.steps is None
+        run.begin(9)
+        stepped(model, [(tiny.fit[0][:8], tiny.fit[1][:8])] * 9, run.learning_rate)
+
+    own = {"fit": None, "example_input": tiny.fit[0][:2], "evaluate": lambda *_: 0.25}
+    with pytest.raises(UsageError, match=r"epochs 2\.5 has no effect on workload 'tiny'"):
+        looked(tiny, model, train, {"epochs": 2.5}, **own)
+
+
+def test_a_loop_that_catches_errors_is_ended_all_the_same(tiny, model):
+    after = []
+
+    def train(model, run):
+        try:
+            stepped(model, run.loader("fit"), run.learning_rate)
+        except Exception:
+            after.append("caught")
+        after.append("went on")
+
+    looked(tiny, model, train)
+    assert not after
+
+
 @pytest.mark.parametrize(
     ("train", "said"),
     [
