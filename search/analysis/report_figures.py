@@ -49,6 +49,8 @@ def histogram_pages(
         stages: what the histograms show; several get a column each.
         bits: layer -> bits of its weights in all stages but the first, as far as they are told.
     """
+    from matplotlib.ticker import EngFormatter
+
     several = len(stages) > 1
     columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
     cells = [(layer, n, h) for layer, found in layers.items() for n, h in enumerate(found)]
@@ -58,7 +60,7 @@ def histogram_pages(
         height = -(-len(page) // columns)
         figure, panels = new_figure(3.6 * columns, 2.1 * height + 0.8, columns, height, squeeze=False)
         for axes, (layer, stage, histogram) in zip(panels.flat, page, strict=False):
-            axes.stairs(histogram.counts, histogram.edges, fill=True, color=STAGE_COLOURS[stage % 3])
+            _stairs(axes, histogram, STAGE_COLOURS[stage % 3])
             width = f", {bits[layer]} bits" if stage and layer in bits else ""
             axes.set_title(
                 f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
@@ -66,14 +68,39 @@ def histogram_pages(
             axes.tick_params(labelsize=9)
             axes.locator_params(axis="x", nbins=5)
             axes.locator_params(axis="y", nbins=3, integer=True)
-            axes.ticklabel_format(axis="both", scilimits=(-4, 5))
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.ticklabel_format(axis="x", scilimits=(-4, 5))
         _hide(panels.flat[len(page) :])
         figure.suptitle("How the weights of each layer are spread", fontsize=14)
-        figure.supxlabel("value of a weight", fontsize=11)
+        ends = ", an outermost bar: all as far as is written above it" if any(_beyond(h) for *_, h in page) else ""
+        figure.supxlabel(f"value of a weight{ends}", fontsize=11)
         figure.supylabel("number of weights, zeros left out", fontsize=11)
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
+
+
+def _stairs(axes: Any, histogram: Histogram, colour: str) -> None:
+    """Bars of even width; an outermost one whose bin is wider says how far its weights go."""
+    edges, width = np.array(histogram.edges), _even_width(histogram)
+    edges[0], edges[-1] = max(edges[0], edges[1] - width), min(edges[-1], edges[-2] + width)
+    axes.stairs(histogram.counts, edges, fill=True, color=colour)
+    for end, x, side in (0, 0.01, "left"), (-1, 0.99, "right"):
+        if end in _beyond(histogram):
+            text = f"to {histogram.edges[end]:.3g}".replace("-", "\N{MINUS SIGN}")
+            axes.text(x, 0.12, text, transform=axes.transAxes, ha=side, fontsize=9, color="0.4")
+
+
+def _even_width(histogram: Histogram) -> float:
+    """Of all bins but the outermost."""
+    first, second = histogram.edges[1:3] if len(histogram.edges) > 3 else histogram.edges[:2]
+    return second - first
+
+
+def _beyond(histogram: Histogram) -> list[int]:
+    """Which of the outermost edges, 0 and -1, lie far out."""
+    widths, even = np.diff(histogram.edges), _even_width(histogram)
+    return [end for end in (0, -1) if widths[end] > 1.5 * even]
 
 
 def _counted(histogram: Histogram, stage: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from pruning.analysis.histograms import layer_histograms
 from pruning.prune import prune
 from search import Metric, get_workload
+from search.analysis import report_figures
 from search.analysis.pruning_curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
 from search.analysis.report_figures import histogram_pages, short
 from search.analysis.report_files import (
@@ -189,6 +190,22 @@ def test_sensitivity_begins_with_the_dense_model(subject):
     data = read(own, "s.json")
     assert data["metric"] == r"m$\frac$" and data["dense"]["value"] == 35 and own["s.png"] != files["s.png"]
     assert data["layers"][1]["curves"]["fine-grained"]["recalibrated_value"] == [35, 34, 8]
+
+
+def test_histograms_say_how_far_the_outermost_bars_reach(monkeypatch):
+    monkeypatch.setattr(report_figures, "png_bytes", lambda figure: figure)
+    among = torch.arange(1, 2001) / 1000
+
+    def drawn(*further):
+        (histogram,) = layer_histograms([torch.cat([among, torch.tensor(further)])], bins=10)
+        (figure,) = histogram_pages({"one": (histogram,)}, ["dense"])
+        (axes,) = figure.axes
+        return [text.get_text() for text in axes.texts], figure.get_supxlabel(), axes.get_xlim()
+
+    assert drawn() == ([], "value of a weight", pytest.approx((-0.1, 2.1), abs=0.02))
+    texts, label, limits = drawn(-52.25)
+    assert texts == ["to \N{MINUS SIGN}52.2"] and "as far as is written" in label
+    assert limits == pytest.approx((-0.1, 2.1), abs=0.02)
 
 
 def test_many_layers_take_many_pages():
