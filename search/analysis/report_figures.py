@@ -17,7 +17,17 @@ from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.analysis.pruning_curves import METHODS, Curves
 from search.metric import SHARE, Metric, told_share
-from search.results.figures import COLOURS, MARKERS, axis_label, literal, new_figure, png_bytes, short, value_ticks
+from search.results.figures import (
+    COLOURS,
+    MARKERS,
+    accuracy_limits,
+    axis_label,
+    literal,
+    new_figure,
+    png_bytes,
+    short,
+    value_ticks,
+)
 from spaces.sensitivity import Profile
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
@@ -251,6 +261,8 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
     plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated and not profile.brief
+    dense = (profile.dense_loss, profile.dense_accuracy) if plain else profile.reference
+    limits = _limits(profile, dense[1], plain, unit)
     pages = []
     for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
         columns = min(SENSITIVITY_COLUMNS, len(page))
@@ -262,7 +274,8 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
         for place, layer in enumerate(page):
             row, column = divmod(place, columns)
             upper, lower = panels[2 * row : 2 * row + 2, column]
-            _sensitivity(upper, lower, profile, layer, plain)
+            _sensitivity(upper, lower, profile, layer, dense, plain)
+            upper.set_ylim(limits)
             upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=9.5)
             value_ticks(upper, unit, count=4)
             if column == 0:
@@ -274,33 +287,44 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
             _hide(panels[2 * row : 2 * row + 2, column])
         figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=11)
         figure.legend(
-            handles=_sensitivity_legend(profile, plain, unit), loc="outside upper center", ncols=2 * columns - 1,
-            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", frameon=False, fontsize=10,
-            title_fontsize=13,
+            handles=_sensitivity_legend(profile, dense[1], plain, unit), loc="outside upper center",
+            ncols=2 * columns - 1, frameon=False, fontsize=10,
+            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", title_fontsize=13,
         )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
 
 
-def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bool) -> None:
-    losses = [profile.dense_loss]
+def _limits(profile: Profile, dense: float, plain: bool, unit: Metric) -> tuple[float, float]:
+    """Of the axes of accuracies, which are alike, so that layers can be compared; in percent."""
+    points = [p for by_layer in profile.points.values() for own in by_layer.values() for p in own]
+    found = [dense, profile.reference[1], *(p.recalibrated_accuracy for p in points)]
+    found += [p.accuracy for p in points] if plain else []
+    low, high = 100 * float(np.nanmin(found)), 100 * float(np.nanmax(found))
+    beside = 0.05 * (high - low)
+    return accuracy_limits(low - beside, high + max(beside, 0.5), unit)
+
+
+def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, dense: tuple[float, float], plain: bool) -> None:
+    """A layer's accuracy and loss; `dense` has the loss and the accuracy that lines show."""
+    losses = [dense[0]]
     for word, by_layer in profile.points.items():
         if layer not in by_layer:
             continue
         points = by_layer[layer]
         levels = [0.0, *(p.sparsity for p in points)]
         for style, width, prefix in [("--", 0.8, ""), ("-", 1.4, "recalibrated_")][0 if plain else 1 :]:
-            dense = profile.reference if prefix else (profile.dense_loss, profile.dense_accuracy)
-            accuracy = np.array([dense[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
-            loss = [dense[0], *(getattr(p, f"{prefix}loss") for p in points)]
+            start = profile.reference if prefix else dense
+            accuracy = np.array([start[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
+            loss = [start[0], *(getattr(p, f"{prefix}loss") for p in points)]
             options = {"color": COLOURS[word], "linestyle": style, "linewidth": width}
             options |= {"marker": MARKERS[word], "markersize": 3}
             upper.plot(levels, accuracy * 100, **options)
             lower.plot(levels, loss, **options)
             losses += loss
-    upper.axhline(profile.dense_accuracy * 100, color="0.55", linewidth=0.8, linestyle=":")
-    lower.axhline(profile.dense_loss, color="0.55", linewidth=0.8, linestyle=":")
+    upper.axhline(dense[1] * 100, color="0.55", linewidth=0.8, linestyle=":")
+    lower.axhline(dense[0], color="0.55", linewidth=0.8, linestyle=":")
     _loss_scale(lower, np.array(losses)[np.isfinite(losses)])
     for axes in (upper, lower):
         axes.tick_params(labelsize=9)
@@ -319,7 +343,7 @@ def _loss_scale(axes: Any, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any]:
+def _sensitivity_legend(profile: Profile, dense: float, plain: bool, unit: Metric) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -327,8 +351,8 @@ def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any
     ]
     if plain:
         handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
-    dense = literal(told_share(unit, profile.dense_accuracy))
-    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {dense}")]
+    label = f"dense, {literal(told_share(unit, dense))}"
+    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=label)]
 
 
 def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:

@@ -217,7 +217,7 @@ def profile_png(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, flo
 def profile_figure(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> Any:
     """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
     scanned; dashed without recalibration. A panel of more than `NAMED_LINES` layers names those whose worst accuracy is
-    lowest in it, and draws the others in grey.
+    lowest in it, if it is below the dense model's, and draws the others in grey.
 
     Args:
         unit: of the axis of accuracies, see `value_ticks`.
@@ -261,7 +261,7 @@ def _profile_curves(
 ) -> None:
     """One panel, its legend below it."""
     is_twofold = profile.is_recalibrated and not profile.brief
-    colours = _colours(curves)
+    colours = _colours(curves, profile.reference[1])
     marks = dict(zip(colours, LINE_MARKS, strict=False))
     lines: dict[str, Any] = {}
     for layer, (places, points) in curves.items():
@@ -274,12 +274,10 @@ def _profile_curves(
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(axis_label(unit, "calibration"))
-    low, high = axes.get_ylim()
-    high = min(high, 101) if unit.is_share else high
-    axes.set_ylim(min(low, high - LEAST_SPAN), high)  # what differs by an example or two is no cliff
+    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
     value_ticks(axes, unit)
-    said = "" if len(colours) == len(curves) else f"the {len(colours)} most sensitive of {len(curves)}, worst first"
-    if shares:
+    said = "" if len(curves) <= NAMED_LINES else _named(len(colours), len(curves))
+    if shares and colours:
         said = f"{said or 'layer'} (share of the parameters)"
     axes.legend(
         handles=[lines[layer] for layer in colours], title=said or None, frameon=False, fontsize=8, title_fontsize=8,
@@ -287,15 +285,28 @@ def _profile_curves(
     )  # fmt: skip
 
 
-def _colours(curves: Curves) -> dict[str, str]:
-    """Of the layers that are named in a panel, in the order in which they are."""
+def accuracy_limits(low: float, high: float, unit: Metric) -> tuple[float, float]:
+    """An axis from about `low` to `high`, in percent, on which what differs by an example or two is no cliff."""
+    high = min(high, 101) if unit.is_share else high
+    return min(low, high - LEAST_SPAN), high
+
+
+def _named(count: int, layers: int) -> str:
+    if count == MOST_SENSITIVE:
+        return f"the {count} most sensitive of {layers}, worst first"
+    return f"{count or 'none'} of {layers} below the dense model{', worst first' * (count > 1)}"
+
+
+def _colours(curves: Curves, dense: float) -> dict[str, str]:
+    """Of the layers that are named in a panel, in the order in which they are: of many, such as fall below `dense`."""
     if len(curves) <= NAMED_LINES:
         return dict(zip(curves, LINE_COLOURS, strict=False))
     worst = {
         layer: min((float(np.nan_to_num(p.recalibrated_accuracy)) for p in points), default=1.0)
         for layer, (_, points) in curves.items()
     }
-    return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
+    fallen = sorted((layer for layer in worst if worst[layer] < dense), key=lambda layer: worst[layer])
+    return dict(zip(fallen[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
 
 
 class Named(NamedTuple):

@@ -135,6 +135,30 @@ def test_a_panel_names_the_layers_that_are_worst_in_it_and_no_two_alike(layers, 
     assert len(drawn) == layers and {drawn[f"conv{n}"] for n in {*range(layers)} - {*named}} <= {"0.85"}
 
 
+@pytest.mark.parametrize(
+    ("fallen", "title"),
+    [
+        (0, "none of 11 below the dense model"),
+        (1, "1 of 11 below the dense model"),
+        (7, "7 of 11 below the dense model, worst first"),
+        (8, "the 8 most sensitive of 11, worst first"),
+        (9, "the 8 most sensitive of 11, worst first"),
+    ],
+)
+def test_of_many_layers_such_as_lose_nothing_are_not_named(fallen, title):
+    curves = {
+        f"conv{n}.weight": ([0.0, 0.75], (ProfilePoint(0.75, 1, 1, 1, 0.9 - 0.001 * n * (n <= fallen)),))
+        for n in range(11)
+    }
+    _, axes = new_figure(5, 4)
+    _profile_curves(axes, Profile("m", 60, 0.5, 0.9, {}, 1.0), "channel", curves, SHARE, {"conv1.weight": 0.25})
+    legend = axes.get_legend()
+    own = [f"conv{n}" for n in range(fallen, max(fallen - 8, 0), -1)]
+    assert [text.get_text().partition(" (")[0] for text in legend.get_texts()] == own
+    assert legend.get_title().get_text() == title + " (share of the parameters)" * (fallen > 0)
+    assert axes.get_ylim()[1] - axes.get_ylim()[0] >= 5
+
+
 EYES = {
     "normal": np.eye(3),
     "protanope": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
