@@ -462,6 +462,10 @@ def _heat(figure: Any, axes: Any, values: np.ndarray, ends: tuple[float, float],
     bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, shrink=0.9, pad=0.02)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    for down in np.arange(0.5, values.shape[0] - 1):
+        axes.axhline(down, color="white", linewidth=0.6)
+    for across in np.arange(0.5, values.shape[1] - 1):
+        axes.axvline(across, color="white", linewidth=0.6)
     for (down, across), value in np.ndenumerate(values) if written else ():
         light = (value - ends[0]) / (ends[1] - ends[0]) > 0.55
         axes.text(across, down, f"{value:.0f}", ha="center", va="center", fontsize=7, color=INK if light else "white")

@@ -93,21 +93,24 @@ def front_figure(
         axes.scatter(*points, s=16, alpha=0.25, linewidths=0, **style)
         on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.point.size)
         axes.scatter(
-            *_points(on_front), s=46, edgecolors="black" if removal else "white", **style,
+            *_points(on_front), s=90 if mask == "mixed" else 46, edgecolors="black" if removal else "white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
     sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
     highest = accuracies >= np.maximum.accumulate(accuracies)
-    axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
+    label = "most accurate within a size" if len(front) else None
+    axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2, label=label)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit, {max_size * 100:.4g} %")
     marks = compared_marks(comparison, finals, metric) if comparison is not None else []
     dense = [comparison.dense.validation_accuracy] if comparison is not None and comparison.dense is not None else []
     for accuracy in dense:
         axes.axhline(accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
-        axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
+        size = 11 if "*" in mark.style else 7  # a star stands around the trial that it is the finals of
+        points = np.array(list(mark.points)).T * 100
+        axes.plot(*points, mark.style, markerfacecolor="none", markersize=size, label=mark.label, zorder=4)
     size_scale(axes)
-    axes.set_title(_front_title(len(complete), len(front), unit), fontsize=11)
+    axes.set_title(_front_title(len(complete), len(front), int((~highest).sum()), unit), fontsize=11)
     axes.set_xlabel(f"{metric} size, % of the dense model's (log scale)")
     axes.set_ylabel(axis_label(unit, "validation"))
     shown = _points(front)[1]
@@ -120,10 +123,12 @@ def front_figure(
     return figure
 
 
-def _front_title(trials: int, front: int, unit: Metric) -> str:
+def _front_title(trials: int, front: int, for_speed: int, unit: Metric) -> str:
     """What is to be seen, in a line."""
     name = literal(f"{unit.name[:1].upper()}{unit.name[1:]}" if unit.is_share else unit.name)
-    return f"{name} against stored size: {trials} network{'s' * (trials != 1)}, {front or 'none'} of them on the front"
+    networks = f"{trials} network{'s' * (trials != 1)}"
+    speed = f", {for_speed} of these for speed" if for_speed else ""
+    return f"{name} against stored size: {networks}, {front or 'none'} of them on the front{speed}"
 
 
 def fronts_figure(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> Picture:
@@ -287,8 +292,8 @@ def _profile_curves(
 
 def accuracy_limits(low: float, high: float, unit: Metric) -> tuple[float, float]:
     """An axis from about `low` to `high`, in percent, on which what differs by an example or two is no cliff."""
-    high = min(high, 101) if unit.is_share else high
-    return min(low, high - LEAST_SPAN), high
+    low = min(low, high - LEAST_SPAN)
+    return low, _top(low, min(high, 100)) if unit.is_share else high
 
 
 def _named(count: int, layers: int) -> str:
@@ -325,7 +330,7 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
-        axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
+        axes.set_ylim(low, _top(low, max(front.max(), axes.dataLim.y1)))
     count = int((trials < low).sum())
     below = [f"{count} trial{'s' * (count > 1)}"] if count else []
     named = []
@@ -340,11 +345,19 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     return named
 
 
+def _top(low: float, high: float) -> float:
+    """Of an axis that begins at `low`, with room above the mark at `high`; no tick beyond 100 fits in."""
+    return min(high + 0.06 * (high - low), 100 + 0.02 * (100 - low))
+
+
 def _write_beside(axes: Any, named: Sequence[Named]) -> None:
+    from matplotlib.patheffects import withStroke
+
     for mark in {id(one.mark): one.mark for one in named}.values():
         own = [(one.place, one.text) for one in named if one.mark is mark]
         for place, text in _side_by_side(axes, own):
-            axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
+            said = axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
+            said.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:

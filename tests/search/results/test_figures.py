@@ -200,9 +200,35 @@ def test_the_front_says_what_is_to_be_seen_and_its_legend_covers_nothing():
     assert axes.get_ylabel() == "validation accuracy, %"
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts[:4] == ["channel (1 on the front)", "channel+2:4 (1 on the front)", "kernel (0 on the front)",
-                         "limit, 12.5 %"]  # fmt: skip
+    assert texts[:5] == ["channel (1 on the front)", "channel+2:4 (1 on the front)", "kernel (0 on the front)",
+                         "most accurate within a size", "limit, 12.5 %"]  # fmt: skip
     figure.canvas.draw()
     assert axes.get_legend() is None and not legend.get_window_extent().overlaps(axes.get_window_extent())
     none = front_figure([rows[0]], [], 0.1, unit=Metric("R$^2$", low=0, high=1))
     assert none.axes[0].get_title() == r"R\$^2\$ against stored size: 1 network, none of them on the front"
+
+
+def test_members_of_the_front_below_others_of_their_size_are_there_for_speed():
+    rows = [
+        TrialRow(n, accuracy=a, size=s, granularity="channel", state="complete")
+        for n, (a, s) in enumerate([(0.92, 0.22), (0.85, 0.18), (0.88, 0.12), (0.87, 0.14)])
+    ]
+    (axes,) = front_figure(rows, rows, 0.25).axes
+    assert axes.get_title() == "Accuracy against stored size: 4 networks, 4 of them on the front, 2 of these for speed"
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "most accurate within a size"]
+    assert [*line.get_xdata()] == pytest.approx([12, 22]) and [*line.get_ydata()] == pytest.approx([88, 92])
+
+
+@pytest.mark.parametrize(("best", "dense", "top"), [(0.92, 0.95, 95.5), (0.97, 1.0, 100), (0.4, 0.3, 41)])
+def test_the_axis_of_accuracies_ends_above_what_is_highest_and_has_no_tick_beyond_100(best, dense, top):
+    rows = [
+        TrialRow(n, accuracy=a, size=0.2 - 0.1 * n, granularity="channel", state="complete")
+        for n, a in enumerate([best, 0.05])
+    ]
+    compared = replace(COMPARISON, references={"dense": Reference(dense, 0.9, 1.0, 1.0)})
+    figure = front_figure(rows, rows, 0.25, compared)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    end, highest = axes.get_ylim()[1], 100 * max(best, dense)
+    assert highest < end <= min(top + 0.5, 100.25)
+    assert all(tick <= 100 for tick in axes.get_yticks() if tick <= end)
