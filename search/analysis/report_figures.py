@@ -370,10 +370,11 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     axes.axhline(curves.dense_accuracy * 100, color="0.5", linestyle=":", label="dense")
     axes.set_xlabel("sparsity: weights asked to go, of the layers that are pruned, %")
     axes.set_ylabel(axis_label(unit, "validation"))
-    epochs = f"{curves.epochs:g} epochs"
+    epochs = f"{curves.epochs:g} epoch{'s' * (curves.epochs != 1)}"
     length = epochs if curves.steps is None else f"{curves.steps:,} steps ({epochs})"
     figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)
     axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
+    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
     value_ticks(axes, unit)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return png_bytes(figure)
