@@ -26,6 +26,7 @@ from search.results.figures import (
     new_figure,
     png_bytes,
     short,
+    shorts,
     value_ticks,
 )
 from spaces.sensitivity import Profile
@@ -61,7 +62,7 @@ def histogram_pages(
     """
     from matplotlib.ticker import EngFormatter
 
-    several = len(stages) > 1
+    several, names = len(stages) > 1, shorts(layers)
     columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
     cells = [(layer, n, h) for layer, found in layers.items() for n, h in enumerate(found)]
     pages = []
@@ -73,7 +74,7 @@ def histogram_pages(
             _stairs(axes, histogram, STAGE_COLOURS[stage % 3])
             width = f", {bits[layer]} bits" if stage and layer in bits else ""
             axes.set_title(
-                f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
+                f"{names[layer]}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
             )
             axes.tick_params(labelsize=9)
             axes.locator_params(axis="x", nbins=5)
@@ -161,7 +162,7 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
             axes.tick_params(axis="x", labelbottom=False)
         slant = 50 if len(layers) <= SLANTED_NAMES else 90
         panels[1, 1].set_xticklabels(
-            map(short, layers), rotation=slant, ha="right", rotation_mode="anchor", fontsize=9.5
+            shorts(layers).values(), rotation=slant, ha="right", rotation_mode="anchor", fontsize=9.5
         )
         compared = len(means[0].layers) if means else 0
         panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=10)
@@ -262,6 +263,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
     plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated and not profile.brief
     dense = (profile.dense_loss, profile.dense_accuracy) if plain else profile.reference
+    names = shorts(layers)
     limits = _limits(profile, dense[1], plain, unit)
     pages = []
     for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
@@ -276,7 +278,7 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
             upper, lower = panels[2 * row : 2 * row + 2, column]
             _sensitivity(upper, lower, profile, layer, dense, plain)
             upper.set_ylim(limits)
-            upper.set_title(f"{short(layer)}: {parameters[layer]:,} parameters", fontsize=9.5)
+            upper.set_title(f"{names[layer]}: {parameters[layer]:,} parameters", fontsize=9.5)
             value_ticks(upper, unit, count=4)
             if column == 0:
                 upper.set_ylabel(axis_label(unit), fontsize=10)

@@ -42,6 +42,8 @@ NAMED_LINES = 10
 """Up to this many lines of a panel have a colour and a name each; there are no more colours that differ."""
 MOST_SENSITIVE = 8
 """How many lines of a panel with more than that have a colour and a name."""
+SHORT_ENOUGH = 28
+"""The most characters of names that stand in two columns below a panel."""
 LIGHT_GREY = "0.85"
 LINE_COLOURS = (
     "#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#000000", "#44aa99", "#aa4499", "#b8860b",
@@ -269,9 +271,10 @@ def _profile_curves(
     colours = _colours(curves, profile.reference[1])
     marks = dict(zip(colours, LINE_MARKS, strict=False))
     lines: dict[str, Any] = {}
+    names = shorts(curves)
     for layer, (places, points) in curves.items():
         style = {"color": colours.get(layer, LIGHT_GREY), "zorder": 2 if layer in colours else 1.5}
-        named = short(layer) + (f" ({shares[layer] * 100:.2g} %)" if layer in shares else "")
+        named = names[layer] + (f" ({shares[layer] * 100:.2g} %)" if layer in shares else "")
         recalibrated = np.array([profile.reference[1], *(p.recalibrated_accuracy for p in points)]) * 100
         (lines[layer],) = axes.plot(places, recalibrated, marker=marks.get(layer, "."), ms=4, label=named, **style)
         if is_twofold:
@@ -284,9 +287,11 @@ def _profile_curves(
     said = "" if len(curves) <= NAMED_LINES else _named(len(colours), len(curves))
     if shares and colours:
         said = f"{said or 'layer'} (share of the parameters)"
+    handles = [lines[layer] for layer in colours]
+    is_wide = any(len(line.get_label()) > SHORT_ENOUGH for line in handles)
     axes.legend(
-        handles=[lines[layer] for layer in colours], title=said or None, frameon=False, fontsize=8, title_fontsize=8,
-        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2,
+        handles=handles, title=said or None, frameon=False, fontsize=8, title_fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1 if is_wide else 2,
     )  # fmt: skip
 
 
@@ -416,6 +421,27 @@ def short_name(layer: str) -> str:
     name = printable(layer.removesuffix(".weight"))
     half = (NAME_LENGTH - 1) // 2
     return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}"
+
+
+def shorts(layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> `short` of it, but no two alike: parts of names that all have are left out, or names are numbered.
+
+    >>> list(shorts(["a.b.weight", "a.c.weight"]).values())
+    ['a.b', 'a.c']
+    >>> long = "features.a_long_name_of_a_part.{}.and_a_further_one.conv.weight"
+    >>> list(shorts([long.format("block1"), long.format("block2")]).values())
+    ['…block1', '…block2']
+    """
+    layers = list(layers)
+    found = {layer: short(layer) for layer in layers}
+    if len({*found.values()}) == len(found):
+        return found
+    parts = {layer: layer.removesuffix(".weight").split(".") for layer in layers}
+    shared = set.intersection(*map(set, parts.values()))
+    found = {layer: short("…" + ".".join(part for part in own if part not in shared)) for layer, own in parts.items()}
+    if len({*found.values()}) == len(found):
+        return found
+    return {layer: f"{place}: {short(layer)}" for place, layer in enumerate(found, start=1)}
 
 
 def literal(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from search.results.figures import COLOURS, LIGHT_GREY, literal, new_figure, short
+from search.results.figures import COLOURS, LIGHT_GREY, literal, new_figure, shorts
 from spaces.policy import PruningPolicy
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def policy_figure(
         axes.xaxis.label.set_fontsize(9)
         if count > TALL:
             axes.tick_params(top=True, labeltop=True)
-    panels[0].set_yticks(range(count), [short(name) for name in layers], fontsize=9)
+    panels[0].set_yticks(range(count), list(shorts(layers).values()), fontsize=9)
     panels[0].set_ylim(count - 0.4, -0.6)
     figure.suptitle(literal(title), fontsize=11)
     twofold = any(policy.removal.get(name) and policy.sparsity.get(name) for name in layers)
