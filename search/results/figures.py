@@ -424,24 +424,25 @@ def short_name(layer: str) -> str:
 
 
 def shorts(layers: Iterable[str]) -> dict[str, str]:
-    """Layer -> `short` of it, but no two alike: parts of names that all have are left out, or names are numbered.
+    """`short_names`, as `short` has them."""
+    return {layer: literal(name) for layer, name in short_names(layers).items()}
 
-    >>> list(shorts(["a.b.weight", "a.c.weight"]).values())
-    ['a.b', 'a.c']
+
+def short_names(layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> its `short_name`, no two alike: parts that all names have are left out, or else names are numbered.
+
     >>> long = "features.a_long_name_of_a_part.{}.and_a_further_one.conv.weight"
-    >>> list(shorts([long.format("block1"), long.format("block2")]).values())
+    >>> list(short_names([long.format("block1"), long.format("block2")]).values())
     ['…block1', '…block2']
     """
-    layers = list(layers)
-    found = {layer: short(layer) for layer in layers}
-    if len({*found.values()}) == len(found):
-        return found
     parts = {layer: layer.removesuffix(".weight").split(".") for layer in layers}
-    shared = set.intersection(*map(set, parts.values()))
-    found = {layer: short("…" + ".".join(part for part in own if part not in shared)) for layer, own in parts.items()}
-    if len({*found.values()}) == len(found):
-        return found
-    return {layer: f"{place}: {short(layer)}" for place, layer in enumerate(found, start=1)}
+    shared = set.intersection(*map(set, parts.values())) if parts else set()
+    apart = {layer: "…" + ".".join(part for part in own if part not in shared) for layer, own in parts.items()}
+    for candidates in ({layer: layer for layer in parts}, apart):
+        found = {layer: short_name(name) for layer, name in candidates.items()}
+        if len({*found.values()}) == len(found):
+            return found
+    return {layer: f"{place}: {short_name(layer)}" for place, layer in enumerate(parts, start=1)}
 
 
 def literal(text: str) -> str:

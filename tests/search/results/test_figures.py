@@ -23,7 +23,10 @@ from search.results.figures import (
     front_png,
     fronts_figure,
     new_figure,
+    profile_figure,
     profile_png,
+    short_names,
+    shorts,
     value_ticks,
 )
 from search.results.tables import FinalScore, TrialRow
@@ -157,6 +160,31 @@ def test_of_many_layers_such_as_lose_nothing_are_not_named(fallen, title):
     assert [text.get_text().partition(" (")[0] for text in legend.get_texts()] == own
     assert legend.get_title().get_text() == title + " (share of the parameters)" * (fallen > 0)
     assert axes.get_ylim()[1] - axes.get_ylim()[0] >= 5
+
+
+LONG = "features.denseblock{}.a_rather_long_module_name.{}.weight"
+
+
+def test_short_names_are_no_two_alike():
+    plain = ["a.b.weight", "a.c.weight"]
+    assert short_names(plain) == {"a.b.weight": "a.b", "a.c.weight": "a.c"}
+    alike = [LONG.format(n, "conv1") for n in (1, 2)] + [LONG.format(1, "conv2")]
+    assert [*short_names(alike).values()] == ["…denseblock1.conv1", "…denseblock2.conv1", "…denseblock1.conv2"]
+    same = ["a" * 40 + f"{n}" + "b" * 40 for n in (1, 2)]
+    assert [*short_names(same).values()] == [f"{n}: {short_names(same[:1])[same[0]]}" for n in (1, 2)]
+    assert [*shorts(["$x$.weight"]).values()] == [r"\$x\$"] and short_names([]) == {}
+
+
+def test_legends_of_long_names_stay_in_the_picture_and_apart():
+    layers = [LONG.format(n, f"denselayer{n}.conv1") for n in range(12)]
+    points = {layer: (ProfilePoint(0.75, 1, 1, 1, 0.9 - 0.01 * n),) for n, layer in enumerate(layers)}
+    profile = Profile("m", 60, 0.5, 0.95, {"fine-grained": points, "channel": points}, 1.0)
+    figure = profile_figure(profile, SHARE, dict.fromkeys(layers, 0.0125))
+    figure.draw_without_rendering()
+    left, right = (axes.get_legend().get_window_extent() for axes in figure.axes)
+    assert left.x0 >= 0 and left.x1 <= right.x0 and right.x1 <= figure.bbox.width and left.y0 >= 0
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len({*names}) == 8 and figure.axes[0].bbox.width > 300
 
 
 EYES = {
