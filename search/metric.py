@@ -179,6 +179,8 @@ class Metric:
         >>> Metric("mAP", low=0, high=100).ticks(0.62, 0.91, 3)
         {0.7: '70', 0.8: '80', 0.9: '90'}
         """
+        if self.low is not None and self.high is not None:
+            return self._even_ticks(low, high, count)
         step, found = (high - low) / count, {}
         for place in range(count + 1):
             share = low + place * step
@@ -191,6 +193,18 @@ class Metric:
             if self._ends_around(rounded) and low <= (place_of := self._compared(rounded)) <= high:
                 found[place_of] = f"{rounded:.5g}"
         return found
+
+    def _even_ticks(self, low: float, high: float, count: int) -> dict[float, str]:
+        """The same of a metric whose values are evenly apart where shares are: a step of 1, 2 or 5 with zeros."""
+        ends = sorted((self.value(low), self.value(high)))
+        apart = (ends[1] - ends[0]) / count
+        if not 0 < apart < math.inf:
+            return {}
+        size = 10.0 ** math.floor(math.log10(apart))
+        size *= min((part for part in (1, 2, 5) if part * size >= apart), default=10)
+        steps = range(math.ceil(ends[0] / size), math.floor(ends[1] / size) + 1)
+        values = [value for step in steps if self._ends_around(value := step * size)]
+        return {self._compared(value): f"{value:.5g}" for value in sorted(values, reverse=self.best == MIN)}
 
     @property
     def is_share(self) -> bool:

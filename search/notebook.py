@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import deque
@@ -19,6 +20,8 @@ INTERVAL = 0.25
 """Seconds from one drawing to the next while steps are counted."""
 MOST_NOTES = 30
 """Notes that stay in sight."""
+LOGGING = ("search", "pruning")
+"""Packages whose warnings are notes."""
 BAR = 24
 """Characters of a bar."""
 
@@ -103,6 +106,32 @@ class NotebookReporter(ProgressReporter):
         for label, done, total in self._running.values():
             full = min(done * BAR // total, BAR) if total else 0
             yield f"{label:{width}}  {'█' * full}{'░' * (BAR - full)}" + (f"  {done}/{total}" if total else "")
+
+
+@contextmanager
+def warnings_noted(watcher: ProgressReporter) -> Iterator[None]:
+    """While it lasts, warnings that these packages log are notes in a notebook's area, not outputs of their own."""
+    if not isinstance(watcher, NotebookReporter):
+        yield
+        return
+    handler = _Notes(watcher)
+    loggers = [logging.getLogger(package) for package in LOGGING]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, reporter: NotebookReporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.note(record.getMessage())
 
 
 class _Bars(JobsShown):

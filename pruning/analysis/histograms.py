@@ -12,6 +12,10 @@ from pruning.importance.weights import NotFiniteError
 
 BINS = 80
 """Of a histogram: at a few thousand weights the shape shows, and a removed middle is several bins wide."""
+TAIL = 0.0025
+"""The share of the lowest weights, and of the highest, that share a bin where they lie far from the others."""
+FAR = 2
+"""How many times as wide as without tails the range of weights has to be for that."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Histogram:
 
     Attributes:
         counts: nonzero weights between neighbouring edges (bins,); the last bin holds its upper edge too.
-        edges: rising (bins + 1,).
+        edges: rising (bins + 1,), evenly; but for the outermost, which reach out to weights that lie apart.
         zeros: weights that are exactly zero; in no bin.
         gone: weights of the dense layer that left with removed channels.
     """
@@ -39,7 +43,8 @@ class Histogram:
 def layer_histograms(stages: Sequence[Tensor], bins: int = BINS) -> tuple[Histogram, ...]:
     """A histogram for every stage of one layer, all with the same edges, so that they can be compared bin by bin.
 
-    The edges reach from the lowest to the highest nonzero weight of all stages; without any, from 0 to 1.
+    The edges reach from the lowest to the highest nonzero weight of all stages; without any, from 0 to 1. A few weights
+    far from the others would leave most bins empty: then the outermost bins hold them, and the others have even widths.
 
     Args:
         stages: the layer's weight, the dense one first; later ones may have lost channels.
@@ -56,7 +61,7 @@ def layer_histograms(stages: Sequence[Tensor], bins: int = BINS) -> tuple[Histog
     if not all(np.isfinite(stage).all() for stage in values):
         raise NotFiniteError("weights hold NaN or infinite values: a histogram needs finite ones")
     nonzero = [stage[stage != 0] for stage in values]
-    edges = np.histogram_bin_edges(np.concatenate(nonzero), bins)
+    edges = _edges(np.concatenate(nonzero), bins)
     return tuple(
         Histogram(
             counts=tuple(np.histogram(left, edges)[0].tolist()),
@@ -66,3 +71,14 @@ def layer_histograms(stages: Sequence[Tensor], bins: int = BINS) -> tuple[Histog
         )
         for stage, left in zip(values, nonzero, strict=True)
     )
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    whole = np.histogram_bin_edges(values, bins)
+    if not len(values):
+        return whole
+    low, high = np.quantile(values, TAIL, method="lower"), np.quantile(values, 1 - TAIL, method="higher")
+    if not 0 < high - low < (whole[-1] - whole[0]) / FAR:
+        return whole
+    inner = np.linspace(low, high, bins + 1)
+    return np.array([min(inner[0], whole[0]), *inner[1:-1], max(inner[-1], whole[-1])])

@@ -17,7 +17,18 @@ from pruning.analysis.granularity_damage import LayerShare, MeanShare
 from pruning.analysis.histograms import Histogram
 from search.analysis.pruning_curves import METHODS, Curves
 from search.metric import SHARE, Metric, told_share
-from search.results.figures import COLOURS, MARKERS, axis_label, literal, new_figure, png_bytes, short, value_ticks
+from search.results.figures import (
+    COLOURS,
+    MARKERS,
+    accuracy_limits,
+    axis_label,
+    literal,
+    new_figure,
+    png_bytes,
+    short,
+    shorts,
+    value_ticks,
+)
 from spaces.sensitivity import Profile
 from spaces.wording import counted
 
@@ -50,7 +61,9 @@ def histogram_pages(
         stages: what the histograms show; several get a column each.
         bits: layer -> bits of its weights in all stages but the first, as far as they are told.
     """
-    several = len(stages) > 1
+    from matplotlib.ticker import EngFormatter
+
+    several, names = len(stages) > 1, shorts(layers)
     columns, rows = (len(stages), STAGE_ROWS) if several else (HISTOGRAM_COLUMNS, HISTOGRAM_ROWS)
     cells = [(layer, n, h) for layer, found in layers.items() for n, h in enumerate(found)]
     pages = []
@@ -59,22 +72,47 @@ def histogram_pages(
         height = -(-len(page) // columns)
         figure, panels = new_figure(3.6 * columns, 2.1 * height + 0.8, columns, height, squeeze=False)
         for axes, (layer, stage, histogram) in zip(panels.flat, page, strict=False):
-            axes.stairs(histogram.counts, histogram.edges, fill=True, color=STAGE_COLOURS[stage % 3])
+            _stairs(axes, histogram, STAGE_COLOURS[stage % 3])
             width = f", {bits[layer]} bits" if stage and layer in bits else ""
             axes.set_title(
-                f"{short(layer)}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
+                f"{names[layer]}{width}\n{_counted(histogram, stages[stage] if several else '')}", fontsize=9.5
             )
             axes.tick_params(labelsize=9)
             axes.locator_params(axis="x", nbins=5)
             axes.locator_params(axis="y", nbins=3, integer=True)
-            axes.ticklabel_format(axis="both", scilimits=(-4, 5))
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.ticklabel_format(axis="x", scilimits=(-4, 5))
         _hide(panels.flat[len(page) :])
         figure.suptitle("How the weights of each layer are spread", fontsize=14)
-        figure.supxlabel("value of a weight", fontsize=11)
+        ends = ", an outermost bar: all as far as is written above it" if any(_beyond(h) for *_, h in page) else ""
+        figure.supxlabel(f"value of a weight{ends}", fontsize=11)
         figure.supylabel("number of weights, zeros left out", fontsize=11)
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
+
+
+def _stairs(axes: Any, histogram: Histogram, colour: str) -> None:
+    """Bars of even width; an outermost one whose bin is wider says how far its weights go."""
+    edges, width = np.array(histogram.edges), _even_width(histogram)
+    edges[0], edges[-1] = max(edges[0], edges[1] - width), min(edges[-1], edges[-2] + width)
+    axes.stairs(histogram.counts, edges, fill=True, color=colour)
+    for end, x, side in (0, 0.01, "left"), (-1, 0.99, "right"):
+        if end in _beyond(histogram):
+            text = f"to {histogram.edges[end]:.3g}".replace("-", "\N{MINUS SIGN}")
+            axes.text(x, 0.12, text, transform=axes.transAxes, ha=side, fontsize=9, color="0.4")
+
+
+def _even_width(histogram: Histogram) -> float:
+    """Of all bins but the outermost."""
+    first, second = histogram.edges[1:3] if len(histogram.edges) > 3 else histogram.edges[:2]
+    return second - first
+
+
+def _beyond(histogram: Histogram) -> list[int]:
+    """Which of the outermost edges, 0 and -1, lie far out."""
+    widths, even = np.diff(histogram.edges), _even_width(histogram)
+    return [end for end in (0, -1) if widths[end] > 1.5 * even]
 
 
 def _counted(histogram: Histogram, stage: str) -> str:
@@ -125,7 +163,7 @@ def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity
             axes.tick_params(axis="x", labelbottom=False)
         slant = 50 if len(layers) <= SLANTED_NAMES else 90
         panels[1, 1].set_xticklabels(
-            map(short, layers), rotation=slant, ha="right", rotation_mode="anchor", fontsize=9.5
+            shorts(layers).values(), rotation=slant, ha="right", rotation_mode="anchor", fontsize=9.5
         )
         compared = len(means[0].layers) if means else 0
         panels[0, 0].set_title(f"mean over the {compared} layers that all of these prune", fontsize=10)
@@ -225,6 +263,9 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
     """
     layers = [name for name in parameters if any(name in by_layer for by_layer in profile.points.values())]
     plain = len(profile.points) <= PLAIN_CURVES and profile.is_recalibrated and not profile.brief
+    dense = (profile.dense_loss, profile.dense_accuracy) if plain else profile.reference
+    names = shorts(layers)
+    limits = _limits(profile, dense[1], plain, unit)
     pages = []
     for page, number, count in _paged(layers, SENSITIVITY_COLUMNS * SENSITIVITY_ROWS):
         columns = min(SENSITIVITY_COLUMNS, len(page))
@@ -236,8 +277,9 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
         for place, layer in enumerate(page):
             row, column = divmod(place, columns)
             upper, lower = panels[2 * row : 2 * row + 2, column]
-            _sensitivity(upper, lower, profile, layer, plain)
-            upper.set_title(f"{short(layer)}: {counted(parameters[layer], 'parameter')}", fontsize=9.5)
+            _sensitivity(upper, lower, profile, layer, dense, plain)
+            upper.set_ylim(limits)
+            upper.set_title(f"{names[layer]}: {counted(parameters[layer], 'parameter')}", fontsize=9.5)
             value_ticks(upper, unit, count=4)
             if column == 0:
                 upper.set_ylabel(axis_label(unit), fontsize=10)
@@ -248,33 +290,44 @@ def sensitivity_pages(profile: Profile, parameters: Mapping[str, int], unit: Met
             _hide(panels[2 * row : 2 * row + 2, column])
         figure.supxlabel("sparsity of this layer alone, nothing trained", fontsize=11)
         figure.legend(
-            handles=_sensitivity_legend(profile, plain, unit), loc="outside upper center", ncols=2 * columns - 1,
-            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", frameon=False, fontsize=10,
-            title_fontsize=13,
+            handles=_sensitivity_legend(profile, dense[1], plain, unit), loc="outside upper center",
+            ncols=2 * columns - 1, frameon=False, fontsize=10,
+            title=f"Sensitivity of each layer: {literal(unit.name)} above, loss below", title_fontsize=13,
         )  # fmt: skip
         _number(figure, number, count)
         pages.append(png_bytes(figure))
     return pages
 
 
-def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, plain: bool) -> None:
-    losses = [profile.dense_loss]
+def _limits(profile: Profile, dense: float, plain: bool, unit: Metric) -> tuple[float, float]:
+    """Of the axes of accuracies, which are alike, so that layers can be compared; in percent."""
+    points = [p for by_layer in profile.points.values() for own in by_layer.values() for p in own]
+    found = [dense, profile.reference[1], *(p.recalibrated_accuracy for p in points)]
+    found += [p.accuracy for p in points] if plain else []
+    low, high = 100 * float(np.nanmin(found)), 100 * float(np.nanmax(found))
+    beside = 0.05 * (high - low)
+    return accuracy_limits(low - beside, high + max(beside, 0.5), unit)
+
+
+def _sensitivity(upper: Any, lower: Any, profile: Profile, layer: str, dense: tuple[float, float], plain: bool) -> None:
+    """A layer's accuracy and loss; `dense` has the loss and the accuracy that lines show."""
+    losses = [dense[0]]
     for word, by_layer in profile.points.items():
         if layer not in by_layer:
             continue
         points = by_layer[layer]
         levels = [0.0, *(p.sparsity for p in points)]
         for style, width, prefix in [("--", 0.8, ""), ("-", 1.4, "recalibrated_")][0 if plain else 1 :]:
-            dense = profile.reference if prefix else (profile.dense_loss, profile.dense_accuracy)
-            accuracy = np.array([dense[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
-            loss = [dense[0], *(getattr(p, f"{prefix}loss") for p in points)]
+            start = profile.reference if prefix else dense
+            accuracy = np.array([start[1], *(getattr(p, f"{prefix}accuracy") for p in points)])
+            loss = [start[0], *(getattr(p, f"{prefix}loss") for p in points)]
             options = {"color": COLOURS[word], "linestyle": style, "linewidth": width}
             options |= {"marker": MARKERS[word], "markersize": 3}
             upper.plot(levels, accuracy * 100, **options)
             lower.plot(levels, loss, **options)
             losses += loss
-    upper.axhline(profile.dense_accuracy * 100, color="0.55", linewidth=0.8, linestyle=":")
-    lower.axhline(profile.dense_loss, color="0.55", linewidth=0.8, linestyle=":")
+    upper.axhline(dense[1] * 100, color="0.55", linewidth=0.8, linestyle=":")
+    lower.axhline(dense[0], color="0.55", linewidth=0.8, linestyle=":")
     _loss_scale(lower, np.array(losses)[np.isfinite(losses)])
     for axes in (upper, lower):
         axes.tick_params(labelsize=9)
@@ -293,7 +346,7 @@ def _loss_scale(axes: Any, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any]:
+def _sensitivity_legend(profile: Profile, dense: float, plain: bool, unit: Metric) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -301,8 +354,8 @@ def _sensitivity_legend(profile: Profile, plain: bool, unit: Metric) -> list[Any
     ]
     if plain:
         handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=0.8, label="BatchNorm not recalibrated"))
-    dense = literal(told_share(unit, profile.dense_accuracy))
-    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=f"dense, {dense}")]
+    label = f"dense, {literal(told_share(unit, dense))}"
+    return [*handles, Line2D([], [], color="0.55", linestyle=":", label=label)]
 
 
 def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
@@ -324,6 +377,7 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     length = epochs if curves.steps is None else f"{counted(curves.steps, 'step')} ({epochs})"
     figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)
     axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
+    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
     value_ticks(axes, unit)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return png_bytes(figure)

@@ -2,9 +2,9 @@
 
 Every JSON object has `version` and `picture`, which of these it is:
 
-- `weights`: `stages`, and `layers`: name -> one histogram a stage: `counts` (bins), `edges` (bins + 1), `zeros`, which
-  are in no bin, and `gone`, with removed channels; counts, zeros and gone add up to the dense layer's weights. Where
-  a policy rounds weights, `bits`: name -> bits in all stages but the dense one.
+- `weights`: `stages`, and `layers`: name -> one histogram a stage: `counts` (bins), `edges` (bins + 1; even but for the
+  outermost bins, which hold what lies far off), `zeros`, which are in no bin, and `gone`, with removed channels; these
+  add up to the dense layer's weights. Where a policy rounds weights, `bits`: name -> bits in stages but the dense one.
 - `shares`: `criterion`, `rows` (`pruning.analysis.granularity_damage.LayerShare`) and `means`
   (`pruning.analysis.granularity_damage.MeanShare`).
 - `layout`: `layer`, its `shape`, `criterion`, `shown` (outputs and inputs of it that are drawn), `weight` (rows), and

@@ -28,8 +28,8 @@ from search.results.figures import (
     new_figure,
     png_bytes,
     profile_figure,
-    short,
     short_name,
+    shorts,
     size_scale,
     value_ticks,
     zoom,
@@ -243,7 +243,7 @@ def layers_picture(state: StudyState, outline: NetworkOutline | None) -> Picture
         axes.set_xticks(range(len(chosen)), labels, fontsize=8, rotation=90 if is_wide else 0)
         axes.set_xlabel("trial (smallest first)" + ("" if mixed else ", its bits"), fontsize=9)
     first = figure.axes[0]
-    first.set_yticks(rows, [short(name) for name in shown], fontsize=size)
+    first.set_yticks(rows, list(shorts(shown).values()), fontsize=size)
     first.set_ylim(len(shown) - 0.5, -0.5)
     title = "What is gone from each layer, in the front's members"
     if len(shown) < len(names):
@@ -260,16 +260,17 @@ def influence_picture(found: Sequence[Influence], unit: Metric) -> Picture:
     """Choices, then the layers that mattered most: bars, and what chance would explain."""
     layers = [one for one in found if one.is_layer]
     shown = [*[one for one in found if not one.is_layer], *layers[:SHOWN_LAYERS]]
+    names = shorts(one.name for one in layers)
     figure, axes = new_figure(8.5, 0.34 * len(shown) + 1.9)
     rows = np.arange(len(shown))
     colours = [PALE if one.is_noise else BARS for one in shown]
     axes.barh(rows, [one.share * 100 for one in shown], 0.62, color=colours, ec=BARS, lw=0.8)
     axes.plot([one.chance * 100 for one in shown], rows, "|", color=INK, ms=14, mew=2, ls="none")
-    axes.set_yticks(rows, [_said_of(one) for one in shown], fontsize=9)
+    axes.set_yticks(rows, [_said_of(one, names) for one in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 100 * max([0.2, *(max(one.share, one.chance) for one in shown)]) * 1.05)
     axes.set_xlabel(
-        f"variance of the ranks of {literal(unit.name)} explained, beyond what size explains, %", fontsize=9
+        f"variance of the ranks of {literal(unit.name)} explained,\nbeyond what size explains, %", fontsize=9
     )
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -452,9 +453,8 @@ def _in_words(row: TrialRow, unit: Metric) -> str:
     )
 
 
-def _said_of(one: Influence) -> str:
-    name = short(one.name) if one.is_layer else literal(one.name)
-    what = f"sparsity of {name}" if one.is_layer else name
+def _said_of(one: Influence, names: Mapping[str, str]) -> str:
+    what = f"sparsity of {names[one.name]}" if one.is_layer else literal(one.name)
     return what if one.rises is None else f"{what} (more is {'better' if one.rises else 'worse'})"
 
 
@@ -486,6 +486,10 @@ def _heat(figure: Any, axes: Any, values: np.ndarray, ends: tuple[float, float],
     bar = figure.colorbar(image, ax=axes, location="bottom", aspect=30, shrink=0.9, pad=0.02)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    for down in np.arange(0.5, values.shape[0] - 1):
+        axes.axhline(down, color="white", linewidth=0.6)
+    for across in np.arange(0.5, values.shape[1] - 1):
+        axes.axvline(across, color="white", linewidth=0.6)
     for (down, across), value in np.ndenumerate(values) if written else ():
         light = (value - ends[0]) / (ends[1] - ends[0]) > 0.55
         axes.text(across, down, f"{value:.0f}", ha="center", va="center", fontsize=7, color=INK if light else "white")

@@ -41,7 +41,7 @@ from search.report.words import (
     where_it_stands,
 )
 from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
-from search.results.figures import short_name
+from search.results.figures import short_names
 from search.results.legend import closing_legend, front_legend
 from search.results.remarks import closing_of, dead_line, finals_line, resumed_in_python
 from search.results.resume import export_command, resume_command
@@ -271,6 +271,7 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
     """What is shown of a trial beside its point."""
     row, unit = view.state.row(record.number), view.state.unit
     layers, more = _layers(record, POINTED_LAYERS)
+    names = short_names(name for name, *_ in layers)
     facts = {
         unit.name: unit.shown(row.accuracy), "final": unit.shown(row.final_accuracy),
         "test": unit.spread(row.test_accuracy, row.test_sd), "size": percent(row.size), "MACs": percent(row.macs),
@@ -280,7 +281,7 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
     return {
         "title": f"Trial {record.number}",
         "facts": [[name, printable(value)] for name, value in facts.items() if value is not None],
-        "layers": [[short_name(name), f"{gone} gone", f"{bits} bits"] for name, _, gone, _, bits in layers],
+        "layers": [[names[name], f"{gone} gone", f"{bits} bits"] for name, _, gone, _, bits in layers],
         "more": more,
         "command": _command(view, record.number),
     }

@@ -43,6 +43,8 @@ NAMED_LINES = 10
 """Up to this many lines of a panel have a colour and a name each; there are no more colours that differ."""
 MOST_SENSITIVE = 8
 """How many lines of a panel with more than that have a colour and a name."""
+SHORT_ENOUGH = 28
+"""The most characters of names that stand in two columns below a panel."""
 LIGHT_GREY = "0.85"
 LINE_COLOURS = (
     "#332288", "#cc6677", "#117733", "#88ccee", "#882255", "#999933", "#000000", "#44aa99", "#aa4499", "#b8860b",
@@ -94,21 +96,24 @@ def front_figure(
         axes.scatter(*points, s=16, alpha=0.25, linewidths=0, **style)
         on_front = sorted((row for row in front if row.granularity == granularity), key=lambda row: row.point.size)
         axes.scatter(
-            *_points(on_front), s=46, edgecolors="black" if removal else "white", **style,
+            *_points(on_front), s=90 if mask == "mixed" else 46, edgecolors="black" if removal else "white", **style,
             label=f"{granularity} ({len(on_front)} on the front)", zorder=3,
         )  # fmt: skip
     sizes, accuracies = _points(sorted(front, key=lambda row: row.point.size))
     highest = accuracies >= np.maximum.accumulate(accuracies)
-    axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2)
+    label = "most accurate within a size" if len(front) else None
+    axes.step(sizes[highest], accuracies[highest], where="post", color="0.4", linewidth=1, zorder=2, label=label)
     axes.axvline(max_size * 100, color="0.3", linestyle=":", label=f"limit, {max_size * 100:.4g} %")
     marks = compared_marks(comparison, finals, metric) if comparison is not None else []
     dense = [comparison.dense.validation_accuracy] if comparison is not None and comparison.dense is not None else []
     for accuracy in dense:
         axes.axhline(accuracy * 100, color="0.7", linewidth=1, label="dense")
     for mark in marks:
-        axes.plot(*np.array(list(mark.points)).T * 100, mark.style, markerfacecolor="none", label=mark.label, zorder=4)
+        size = 11 if "*" in mark.style else 7  # a star stands around the trial that it is the finals of
+        points = np.array(list(mark.points)).T * 100
+        axes.plot(*points, mark.style, markerfacecolor="none", markersize=size, label=mark.label, zorder=4)
     size_scale(axes)
-    axes.set_title(_front_title(len(complete), len(front), unit), fontsize=11)
+    axes.set_title(_front_title(len(complete), len(front), int((~highest).sum()), unit), fontsize=11)
     axes.set_xlabel(f"{metric} size, % of the dense model's (log scale)")
     axes.set_ylabel(axis_label(unit, "validation"))
     shown = _points(front)[1]
@@ -121,10 +126,12 @@ def front_figure(
     return figure
 
 
-def _front_title(trials: int, front: int, unit: Metric) -> str:
+def _front_title(trials: int, front: int, for_speed: int, unit: Metric) -> str:
     """What is to be seen, in a line."""
     name = literal(f"{unit.name[:1].upper()}{unit.name[1:]}" if unit.is_share else unit.name)
-    return f"{name} against stored size: {counted(trials, 'network')}, {front or 'none'} of them on the front"
+    speed = f", {for_speed} of these for speed" if for_speed else ""
+    networks = counted(trials, "network")
+    return f"{name} against stored size: {networks}, {front or 'none'} of them on the front{speed}"
 
 
 def fronts_figure(fronts: Mapping[str, Sequence[TrialRow]], unit: Metric = SHARE) -> Picture:
@@ -218,7 +225,7 @@ def profile_png(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, flo
 def profile_figure(profile: Profile, unit: Metric = SHARE, shares: Mapping[str, float] = MappingProxyType({})) -> Any:
     """Accuracy against sparsity, one line a layer, one panel a granularity; against bits in a last one, if any were
     scanned; dashed without recalibration. A panel of more than `NAMED_LINES` layers names those whose worst accuracy is
-    lowest in it, and draws the others in grey.
+    lowest in it, if it is below the dense model's, and draws the others in grey.
 
     Args:
         unit: of the axis of accuracies, see `value_ticks`.
@@ -262,12 +269,13 @@ def _profile_curves(
 ) -> None:
     """One panel, its legend below it."""
     is_twofold = profile.is_recalibrated and not profile.brief
-    colours = _colours(curves)
+    colours = _colours(curves, profile.reference[1])
     marks = dict(zip(colours, LINE_MARKS, strict=False))
     lines: dict[str, Any] = {}
+    names = shorts(curves)
     for layer, (places, points) in curves.items():
         style = {"color": colours.get(layer, LIGHT_GREY), "zorder": 2 if layer in colours else 1.5}
-        named = short(layer) + (f" ({shares[layer] * 100:.2g} %)" if layer in shares else "")
+        named = names[layer] + (f" ({shares[layer] * 100:.2g} %)" if layer in shares else "")
         recalibrated = np.array([profile.reference[1], *(p.recalibrated_accuracy for p in points)]) * 100
         (lines[layer],) = axes.plot(places, recalibrated, marker=marks.get(layer, "."), ms=4, label=named, **style)
         if is_twofold:
@@ -275,28 +283,41 @@ def _profile_curves(
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(axis_label(unit, "calibration"))
-    low, high = axes.get_ylim()
-    high = min(high, 101) if unit.is_share else high
-    axes.set_ylim(min(low, high - LEAST_SPAN), high)  # what differs by an example or two is no cliff
+    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
     value_ticks(axes, unit)
-    said = "" if len(colours) == len(curves) else f"the {len(colours)} most sensitive of {len(curves)}, worst first"
-    if shares:
+    said = "" if len(curves) <= NAMED_LINES else _named(len(colours), len(curves))
+    if shares and colours:
         said = f"{said or 'layer'} (share of the parameters)"
+    handles = [lines[layer] for layer in colours]
+    is_wide = any(len(line.get_label()) > SHORT_ENOUGH for line in handles)
     axes.legend(
-        handles=[lines[layer] for layer in colours], title=said or None, frameon=False, fontsize=8, title_fontsize=8,
-        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2,
+        handles=handles, title=said or None, frameon=False, fontsize=8, title_fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1 if is_wide else 2,
     )  # fmt: skip
 
 
-def _colours(curves: Curves) -> dict[str, str]:
-    """Of the layers that are named in a panel, in the order in which they are."""
+def accuracy_limits(low: float, high: float, unit: Metric) -> tuple[float, float]:
+    """An axis from about `low` to `high`, in percent, on which what differs by an example or two is no cliff."""
+    low = min(low, high - LEAST_SPAN)
+    return low, _top(low, min(high, 100)) if unit.is_share else high
+
+
+def _named(count: int, layers: int) -> str:
+    if count == MOST_SENSITIVE:
+        return f"the {count} most sensitive of {layers}, worst first"
+    return f"{count or 'none'} of {layers} below the dense model{', worst first' * (count > 1)}"
+
+
+def _colours(curves: Curves, dense: float) -> dict[str, str]:
+    """Of the layers that are named in a panel, in the order in which they are: of many, such as fall below `dense`."""
     if len(curves) <= NAMED_LINES:
         return dict(zip(curves, LINE_COLOURS, strict=False))
     worst = {
         layer: min((float(np.nan_to_num(p.recalibrated_accuracy)) for p in points), default=1.0)
         for layer, (_, points) in curves.items()
     }
-    return dict(zip(sorted(worst, key=lambda layer: worst[layer])[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
+    fallen = sorted((layer for layer in worst if worst[layer] < dense), key=lambda layer: worst[layer])
+    return dict(zip(fallen[:MOST_SENSITIVE], LINE_COLOURS, strict=False))
 
 
 class Named(NamedTuple):
@@ -315,7 +336,7 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
-        axes.set_ylim(low, min(max(front.max(), axes.get_ylim()[1]) + 1, 100.5))
+        axes.set_ylim(low, _top(low, max(front.max(), axes.dataLim.y1)))
     count = int((trials < low).sum())
     below = [counted(count, "trial")] if count else []
     named = []
@@ -330,11 +351,19 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     return named
 
 
+def _top(low: float, high: float) -> float:
+    """Of an axis that begins at `low`, with room above the mark at `high`; no tick beyond 100 fits in."""
+    return min(high + 0.06 * (high - low), 100 + 0.02 * (100 - low))
+
+
 def _write_beside(axes: Any, named: Sequence[Named]) -> None:
+    from matplotlib.patheffects import withStroke
+
     for mark in {id(one.mark): one.mark for one in named}.values():
         own = [(one.place, one.text) for one in named if one.mark is mark]
         for place, text in _side_by_side(axes, own):
-            axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
+            said = axes.annotate(text, place, mark.offset, textcoords="offset points", fontsize=8, zorder=5)
+            said.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
@@ -393,6 +422,28 @@ def short_name(layer: str) -> str:
     name = printable(layer.removesuffix(".weight"))
     half = (NAME_LENGTH - 1) // 2
     return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[-(NAME_LENGTH - 1 - half) :]}"
+
+
+def shorts(layers: Iterable[str]) -> dict[str, str]:
+    """`short_names`, as `short` has them."""
+    return {layer: literal(name) for layer, name in short_names(layers).items()}
+
+
+def short_names(layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> its `short_name`, no two alike: parts that all names have are left out, or else names are numbered.
+
+    >>> long = "features.a_long_name_of_a_part.{}.and_a_further_one.conv.weight"
+    >>> list(short_names([long.format("block1"), long.format("block2")]).values())
+    ['…block1', '…block2']
+    """
+    parts = {layer: layer.removesuffix(".weight").split(".") for layer in layers}
+    shared = set.intersection(*map(set, parts.values())) if parts else set()
+    apart = {layer: "…" + ".".join(part for part in own if part not in shared) for layer, own in parts.items()}
+    for candidates in ({layer: layer for layer in parts}, apart):
+        found = {layer: short_name(name) for layer, name in candidates.items()}
+        if len({*found.values()}) == len(found):
+            return found
+    return {layer: f"{place}: {short_name(layer)}" for place, layer in enumerate(parts, start=1)}
 
 
 def literal(text: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 10
 """Members of the front that the short table has."""
-PICTURE_WIDTH = 640
+PICTURE_WIDTH = 720
 """Pixels across that the picture takes in a notebook."""
 
 

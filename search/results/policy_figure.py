@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from search.results.figures import COLOURS, LIGHT_GREY, literal, new_figure, short
+from search.results.figures import COLOURS, LIGHT_GREY, literal, new_figure, shorts
 from spaces.policy import PruningPolicy
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WIDTH, ROW, AROUND = 8.0, 0.21, 1.7
 """Inches: of the figure, of a layer's row, and of what stands above and below the rows."""
+TALL = 24
+"""More layers than that have the ticks of their axes above them too."""
 HATCHES = {"channel": "", "fine-grained": "", "vector": "////", "kernel": "xxxx"}
 """Granularity -> pattern of its bars, which tells those apart without colours that a policy may mix; N:M has dots."""
 BAR, HALF = 0.72, 0.36
@@ -50,7 +52,9 @@ def policy_figure(
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
         axes.xaxis.label.set_fontsize(9)
-    panels[0].set_yticks(range(count), [short(name) for name in layers], fontsize=9)
+        if count > TALL:
+            axes.tick_params(top=True, labeltop=True)
+    panels[0].set_yticks(range(count), list(shorts(layers).values()), fontsize=9)
     panels[0].set_ylim(count - 0.4, -0.6)
     figure.suptitle(literal(title), fontsize=11)
     twofold = any(policy.removal.get(name) and policy.sparsity.get(name) for name in layers)
@@ -79,7 +83,10 @@ def _bar(axes: Any, row: float, share: float, granularity: str, height: float) -
         row, 100 * share, height, color=COLOURS.get(granularity, "grey"), edgecolor="white", linewidth=0.3,
         hatch=HATCHES.get(granularity, "...."), label=granularity,
     )  # fmt: skip
-    axes.text(100 * share + 0.8, row, f"{100 * share:.0f}", va="center", fontsize=8 if height == BAR else 7)
+    percent = f"{100 * share:.0f}"
+    if percent in ("0", "100"):  # neither nothing nor all of a layer goes
+        percent = f"{100 * share:.3g}"
+    axes.text(100 * share + 0.8, row, percent, va="center", fontsize=8 if height == BAR else 7)
 
 
 def _bits(axes: Any, policy: PruningPolicy, layers: Sequence[str]) -> None:

@@ -324,3 +324,13 @@ def test_a_study_shows_values_and_searches_shares(main, place):
     logged = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], own)
     values = {int(run.data.tags["trial"]): run.data.metrics["RMSE"] for run in logged}
     assert all(values[row["trial"]] == pytest.approx(row["value"]) for row in front)
+
+
+@pytest.mark.parametrize("best", ["min", "max"])
+def test_ticks_of_a_metric_with_a_range_are_evenly_apart(best):
+    metric = Metric("RMSE", best=best, low=0, high=20)
+    low, high = (0.74, 0.955) if best == "min" else (0.045, 0.26)
+    ticks = metric.ticks(low, high)
+    assert sorted(ticks.values()) == ["1", "2", "3", "4", "5"] and [*ticks] == sorted(ticks)
+    assert [*ticks.values()] == sorted(ticks.values(), reverse=best == "min")
+    assert metric.ticks(0.5, 0.5) == {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import builtins
 import io
+import logging
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from search import notebook
-from search.notebook import NotebookReporter, usual_reporter
+from search.notebook import NotebookReporter, usual_reporter, warnings_noted
 from search.progress import ProgressReporter, TerminalReporter
 
 
@@ -73,6 +74,17 @@ def test_steps_are_not_drawn_one_by_one(reporter, cell, monkeypatch):
             step(done, 500)
     assert len(cell.outputs[0]) == 2  # as it began, and as it ended
     assert cell.shown == ""
+
+
+def test_logged_warnings_are_notes_while_a_search_runs(reporter, cell, capsys):
+    log = logging.getLogger("search.somewhere")
+    with warnings_noted(reporter):
+        log.warning("the machine was busy (spread %d %%)", 25)
+        log.info("unsaid")
+        assert cell.shown == "the machine was busy (spread 25 %)" and not capsys.readouterr().err
+    with warnings_noted(ProgressReporter()):
+        log.warning("as ever")
+    assert cell.shown.count("\n") == 0 and "as ever" not in cell.shown
 
 
 def test_a_stage_that_fails_leaves_no_bar(reporter, cell):

@@ -270,6 +270,18 @@ def test_histograms_count_every_weight_once(values, data):
             assert count == sum(edges[b] <= v < edges[b + 1] or (last and v == edges[-1]) for v in nonzero)
 
 
+def test_weights_far_from_the_others_share_the_outermost_bins():
+    among = torch.arange(-999, 1001) / 1000
+    (alone,) = layer_histograms([among], bins=10)
+    (found,) = layer_histograms([torch.cat([among, torch.tensor([50.0, 51, 52])])], bins=10)
+    assert np.allclose(np.diff(alone.edges), 0.1999)
+    assert (found.edges[0], found.edges[-1]) == (pytest.approx(-0.999), 52)
+    assert np.allclose(np.diff(found.edges)[1:-1], 0.199, atol=0.001) and found.edges[-2] == pytest.approx(
+        0.797, abs=0.005
+    )
+    assert found.counts[-1] == 3 + sum(v >= found.edges[-2] for v in among.tolist())
+
+
 def test_a_histogram_refuses_what_is_no_number():
     with pytest.raises(NotFiniteError, match="NaN or infinite"):
         layer_histograms([torch.tensor([1.0, math.nan])])

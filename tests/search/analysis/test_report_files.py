@@ -13,8 +13,9 @@ import torch
 from pruning.analysis.histograms import layer_histograms
 from pruning.prune import prune
 from search import Metric, get_workload
+from search.analysis import report_figures
 from search.analysis.pruning_curves import ITERATIVE, PRUNE_AND_TUNE, PRUNE_ONLY, pruning_curves
-from search.analysis.report_figures import histogram_pages, short
+from search.analysis.report_figures import histogram_pages, sensitivity_pages, short
 from search.analysis.report_files import (
     curve_files,
     default_layer,
@@ -189,6 +190,42 @@ def test_sensitivity_begins_with_the_dense_model(subject):
     data = read(own, "s.json")
     assert data["metric"] == r"m$\frac$" and data["dense"]["value"] == 35 and own["s.png"] != files["s.png"]
     assert data["layers"][1]["curves"]["fine-grained"]["recalibrated_value"] == [35, 34, 8]
+
+
+def test_histograms_say_how_far_the_outermost_bars_reach(monkeypatch):
+    monkeypatch.setattr(report_figures, "png_bytes", lambda figure: figure)
+    among = torch.arange(1, 2001) / 1000
+
+    def drawn(*further):
+        (histogram,) = layer_histograms([torch.cat([among, torch.tensor(further)])], bins=10)
+        (figure,) = histogram_pages({"one": (histogram,)}, ["dense"])
+        (axes,) = figure.axes
+        return [text.get_text() for text in axes.texts], figure.get_supxlabel(), axes.get_xlim()
+
+    assert drawn() == ([], "value of a weight", pytest.approx((-0.1, 2.1), abs=0.02))
+    texts, label, limits = drawn(-52.25)
+    assert texts == ["to \N{MINUS SIGN}52.2"] and "as far as is written" in label
+    assert limits == pytest.approx((-0.1, 2.1), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("brief", "lowest", "dense", "line"), [(False, 12, 87.5, "dense, 87.50%"), (True, 30, 82, "dense, 82.00%")]
+)
+def test_layers_are_compared_on_axes_that_are_alike(monkeypatch, brief, lowest, dense, line):
+    """The lowest accuracy that is drawn is one that was not recalibrated, which a brief scan leaves out."""
+    monkeypatch.setattr(report_figures, "png_bytes", lambda figure: figure)
+    points = {
+        "fine-grained": {
+            "one": (ProfilePoint(0.25, 0.7, 0.12, 0.6, 0.80),),
+            "two": (ProfilePoint(0.5, 0.7, 0.8, 0.6, 0.30),),
+        },
+    }
+    profile = Profile("m", 60, 0.5, 0.875, points, 1.0, 0.6, 0.82, brief=brief)
+    (figure,) = sensitivity_pages(profile, {"one": 10, "two": 20})
+    one, two = figure.axes[0], figure.axes[1]
+    assert one.get_ylim() == two.get_ylim() and lowest - 5 < one.get_ylim()[0] < lowest
+    assert one.get_ylim()[1] < 92 and one.get_lines()[-1].get_ydata() == pytest.approx([dense, dense])
+    assert figure.legends[0].get_texts()[-1].get_text() == line
 
 
 def test_many_layers_take_many_pages():

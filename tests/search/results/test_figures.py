@@ -23,7 +23,10 @@ from search.results.figures import (
     front_png,
     fronts_figure,
     new_figure,
+    profile_figure,
     profile_png,
+    short_names,
+    shorts,
     value_ticks,
 )
 from search.results.tables import FinalScore, TrialRow
@@ -135,6 +138,55 @@ def test_a_panel_names_the_layers_that_are_worst_in_it_and_no_two_alike(layers, 
     assert len(drawn) == layers and {drawn[f"conv{n}"] for n in {*range(layers)} - {*named}} <= {"0.85"}
 
 
+@pytest.mark.parametrize(
+    ("fallen", "title"),
+    [
+        (0, "none of 11 below the dense model"),
+        (1, "1 of 11 below the dense model"),
+        (7, "7 of 11 below the dense model, worst first"),
+        (8, "the 8 most sensitive of 11, worst first"),
+        (9, "the 8 most sensitive of 11, worst first"),
+    ],
+)
+def test_of_many_layers_such_as_lose_nothing_are_not_named(fallen, title):
+    curves = {
+        f"conv{n}.weight": ([0.0, 0.75], (ProfilePoint(0.75, 1, 1, 1, 0.9 - 0.001 * n * (n <= fallen)),))
+        for n in range(11)
+    }
+    _, axes = new_figure(5, 4)
+    _profile_curves(axes, Profile("m", 60, 0.5, 0.9, {}, 1.0), "channel", curves, SHARE, {"conv1.weight": 0.25})
+    legend = axes.get_legend()
+    own = [f"conv{n}" for n in range(fallen, max(fallen - 8, 0), -1)]
+    assert [text.get_text().partition(" (")[0] for text in legend.get_texts()] == own
+    assert legend.get_title().get_text() == title + " (share of the parameters)" * (fallen > 0)
+    assert axes.get_ylim()[1] - axes.get_ylim()[0] >= 5
+
+
+LONG = "features.denseblock{}.a_rather_long_module_name.{}.weight"
+
+
+def test_short_names_are_no_two_alike():
+    plain = ["a.b.weight", "a.c.weight"]
+    assert short_names(plain) == {"a.b.weight": "a.b", "a.c.weight": "a.c"}
+    alike = [LONG.format(n, "conv1") for n in (1, 2)] + [LONG.format(1, "conv2")]
+    assert [*short_names(alike).values()] == ["…denseblock1.conv1", "…denseblock2.conv1", "…denseblock1.conv2"]
+    same = ["a" * 40 + f"{n}" + "b" * 40 for n in (1, 2)]
+    assert [*short_names(same).values()] == [f"{n}: {short_names(same[:1])[same[0]]}" for n in (1, 2)]
+    assert [*shorts(["$x$.weight"]).values()] == [r"\$x\$"] and short_names([]) == {}
+
+
+def test_legends_of_long_names_stay_in_the_picture_and_apart():
+    layers = [LONG.format(n, f"denselayer{n}.conv1") for n in range(12)]
+    points = {layer: (ProfilePoint(0.75, 1, 1, 1, 0.9 - 0.01 * n),) for n, layer in enumerate(layers)}
+    profile = Profile("m", 60, 0.5, 0.95, {"fine-grained": points, "channel": points}, 1.0)
+    figure = profile_figure(profile, SHARE, dict.fromkeys(layers, 0.0125))
+    figure.draw_without_rendering()
+    left, right = (axes.get_legend().get_window_extent() for axes in figure.axes)
+    assert left.x0 >= 0 and left.x1 <= right.x0 and right.x1 <= figure.bbox.width and left.y0 >= 0
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len({*names}) == 8 and figure.axes[0].bbox.width > 300
+
+
 EYES = {
     "normal": np.eye(3),
     "protanope": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -176,9 +228,35 @@ def test_the_front_says_what_is_to_be_seen_and_its_legend_covers_nothing():
     assert axes.get_ylabel() == "validation accuracy, %"
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts[:4] == ["channel (1 on the front)", "channel+2:4 (1 on the front)", "kernel (0 on the front)",
-                         "limit, 12.5 %"]  # fmt: skip
+    assert texts[:5] == ["channel (1 on the front)", "channel+2:4 (1 on the front)", "kernel (0 on the front)",
+                         "most accurate within a size", "limit, 12.5 %"]  # fmt: skip
     figure.canvas.draw()
     assert axes.get_legend() is None and not legend.get_window_extent().overlaps(axes.get_window_extent())
     none = front_figure([rows[0]], [], 0.1, unit=Metric("R$^2$", low=0, high=1))
     assert none.axes[0].get_title() == r"R\$^2\$ against stored size: 1 network, none of them on the front"
+
+
+def test_members_of_the_front_below_others_of_their_size_are_there_for_speed():
+    rows = [
+        TrialRow(n, accuracy=a, size=s, granularity="channel", state="complete")
+        for n, (a, s) in enumerate([(0.92, 0.22), (0.85, 0.18), (0.88, 0.12), (0.87, 0.14)])
+    ]
+    (axes,) = front_figure(rows, rows, 0.25).axes
+    assert axes.get_title() == "Accuracy against stored size: 4 networks, 4 of them on the front, 2 of these for speed"
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "most accurate within a size"]
+    assert [*line.get_xdata()] == pytest.approx([12, 22]) and [*line.get_ydata()] == pytest.approx([88, 92])
+
+
+@pytest.mark.parametrize(("best", "dense", "top"), [(0.92, 0.95, 95.5), (0.97, 1.0, 100), (0.4, 0.3, 41)])
+def test_the_axis_of_accuracies_ends_above_what_is_highest_and_has_no_tick_beyond_100(best, dense, top):
+    rows = [
+        TrialRow(n, accuracy=a, size=0.2 - 0.1 * n, granularity="channel", state="complete")
+        for n, a in enumerate([best, 0.05])
+    ]
+    compared = replace(COMPARISON, references={"dense": Reference(dense, 0.9, 1.0, 1.0)})
+    figure = front_figure(rows, rows, 0.25, compared)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    end, highest = axes.get_ylim()[1], 100 * max(best, dense)
+    assert highest < end <= min(top + 0.5, 100.25)
+    assert all(tick <= 100 for tick in axes.get_yticks() if tick <= end)

@@ -37,12 +37,23 @@ def test_every_layer_has_its_share_granularity_and_bits():
     for row, name in list(enumerate(LAYERS))[1:-1]:
         assert found[row] == [(pytest.approx(100 * MIXED.sparsity[name]), MIXED.granularity_of(name))]
     (dots,) = bits.collections
-    columns = [label.get_text() for label in bits.get_xticklabels()]
-    assert columns == ["3", "8", "32"]
+    below, above = (
+        [label.get_text() for tick in bits.xaxis.get_major_ticks() if (label := getattr(tick, name)).get_visible()]
+        for name in ("label1", "label2")
+    )
+    columns = below
+    assert below == above == ["3", "8", "32"]  # 50 layers reach far
     assert [int(columns[round(x)]) for x, _ in dots.get_offsets()] == [MIXED.bits_of(name) for name in LAYERS]
     assert [round(bar.get_width(), 2) for bar in parameters.patches][:3] == [0, 0.05, 0.1]
     low, high = removed.get_ylim()
     assert low > high  # the first layer is on top
+
+
+def test_next_to_nothing_is_not_written_as_nothing_nor_nearly_all_as_all():
+    policy = PruningPolicy({"a.weight": 0.0003, "b.weight": 0.996, "c.weight": 0.0}, "kernel")
+    removed = policy_figure(policy, [f"{name}.weight" for name in "abc"], "small").axes[0]
+    assert [text.get_text() for text in removed.texts] == ["0.03", "99.6", "whole"]
+    assert not any(tick.label2.get_visible() for tick in removed.xaxis.get_major_ticks())
 
 
 def test_a_removal_stands_above_the_masks_of_its_layer():
