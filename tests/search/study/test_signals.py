@@ -33,7 +33,7 @@ class Running:
         )  # fmt: skip
 
     def wait_for(self, happened) -> None:
-        for _ in range(6000):
+        for _ in range(60_000):
             if happened():
                 return
             assert self.process.poll() is None, self.log.read_text()
@@ -45,7 +45,7 @@ class Running:
 
     def stop(self, number: int) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(60)
+        code = self.process.wait(600)
         self.file.close()
         return code
 
