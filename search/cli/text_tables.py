@@ -182,7 +182,7 @@ def closing_table(
 
     Args:
         legend: as of `render`.
-        metric: of the sizes, the one that the limit binds on, which goes last.
+        metric: of the sizes, the one that the limit binds on, which stays in the first table.
     """
     optional = [other_size(metric), "interval", "validation", "bits", "MACs", "runs"]
     return render(*closing_cells(rows, unit), optional=optional, legend=legend, continued=2)

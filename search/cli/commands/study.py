@@ -249,13 +249,13 @@ def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) 
         raise UsageError(f"--compare names {arguments.compare!r}, the study itself: name another one")
     other = open_study(arguments.root, arguments.compare, *_limits(arguments))
     found = unlike(view, other)
+    said = found.line(arguments.study, arguments.compare)
     if kind and not found.metric:
-        raise UsageError(f"--picture has one scale, and {found.line(arguments.study, arguments.compare)}: leave it out")
+        raise UsageError(f"--picture draws accuracies on one scale: leave it out, since {said}")
     seen = {arguments.study: view.state, arguments.compare: other.state}
     fronts = {name: state.front for name, state in seen.items()}
     units = {name: state.unit for name, state in seen.items()}
     studies = [{"study": name, "front": plain_rows(fronts[name], FRONT_COLUMNS, units[name])} for name in seen]
-    said = found.line(arguments.study, arguments.compare)
     table = fronts_table(fronts, units, found.size, found.latency)
     text = f"{table}\n\n{said}" if said else table
     reply = Reply({"studies": studies, "differences": list(found.differences)}, text)

@@ -99,7 +99,7 @@ def test_metrics_that_share_a_name_only_are_not_compared_and_that_is_said(main, 
     assert said.startswith("one and two differ in metric (RMSE best min, RMSE best m") and done.code == 0
     assert said.endswith(" Their encoded sizes and MACs can be compared.")
     drawn = main("front", "one", "--root", tmp_path, "--compare", "two", "--picture", tmp_path / "a.png")
-    assert drawn.code == 2 and "--picture has one scale, and one and two differ in metric" in drawn.err
+    assert drawn.code == 2 and "leave it out, since one and two differ in metric" in drawn.err
 
 
 def test_studies_of_other_objectives_limits_and_data_say_what_compares(main, tmp_path):
