@@ -15,6 +15,7 @@ from typing import Any
 DESCRIPTION = "Print the seconds of one forward pass of the network in an ONNX file, by onnxruntime."
 WARM_UP_RUNS = 3
 LEAST_RUNS, MOST_RUNS = 5, 100
+MOST_THREADS = 1024
 RUN_SECONDS = 1.0
 """No run begins later, once there are the least."""
 
@@ -30,7 +31,10 @@ def seconds_of_a_pass(file: Path, threads: int = 1, clock: Callable[[], float] =
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    kinds: dict[str, Any] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+    kinds: dict[str, Any] = {
+        "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+        "tensor(int32)": np.int32, "tensor(bool)": np.bool_,
+    }  # fmt: skip
     given: dict[str, Any] = {
         of.name: np.ones([size if isinstance(size, int) else 1 for size in of.shape], kinds.get(of.type, np.float32))
         for of in session.get_inputs()
@@ -46,10 +50,16 @@ def seconds_of_a_pass(file: Path, threads: int = 1, clock: Callable[[], float] =
     return statistics.median(taken)
 
 
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 to {MOST_THREADS}, got {text!r}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m search.export.time_onnx", description=DESCRIPTION)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of an operator (1)")
+    parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="of an operator (1)")
     given = parser.parse_args()
     print(f"{seconds_of_a_pass(given.file, given.threads):.9f}")
 

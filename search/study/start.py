@@ -206,8 +206,8 @@ def _settle_identity(
         folder.journal.require_layers(network)
         if table and folder.read_latency_table() not in (None, table):
             raise Refused(
-                f"latency table {folder.latency} is of another network than the study's: put back a copy of its own, or "
-                "name a new --study"
+                f"latency table {folder.latency} is of another network than the study's: put back a copy of its own, "
+                "or name a new --study"
             )
         settle_measuring(folder, config.trials, workload, dense.model, network, watcher)
         record["config"] = stored

@@ -16,7 +16,7 @@ from torch import nn
 
 from search import SearchConfig, run_search
 from search.errors import GoalMissed, UsageError
-from search.export import latency_command
+from search.export import latency_command, time_onnx
 from search.export.latency_command import CommandFailed, seconds_by, time_by, written
 from search.progress import ProgressReporter
 from search.results.cells import latency_line
@@ -177,6 +177,15 @@ class Scaled(nn.Module):
         return self.linear(x)
 
 
+@pytest.mark.parametrize("threads", ["0", "-1", "1025", "x"])
+def test_onnxruntime_is_given_no_impossible_number_of_threads(monkeypatch, capsys, threads):
+    monkeypatch.setattr(sys, "argv", ["time_onnx", "some.onnx", f"--threads={threads}"])
+    monkeypatch.setattr(time_onnx, "seconds_of_a_pass", lambda *_: pytest.fail("timed"))
+    with pytest.raises(SystemExit, match="2"):
+        time_onnx.main()
+    assert f"argument --threads: must be a whole number, 1 to 1024, got '{threads}'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_onnxruntime_times_what_an_export_holds():
     onnx = pytest.importorskip("onnx")
@@ -186,6 +195,8 @@ def test_onnxruntime_times_what_an_export_holds():
         kinds = {one.data_type for one in onnx.load(path).graph.initializer}
         assert onnx.TensorProto.INT8 in kinds and 0 < seconds_by(TIME_ONNX, path) < 1
     assert not path.exists()
+    with written(Scaled().double(), None, torch.zeros(2, 4, dtype=torch.float64)) as path:
+        assert time_onnx.seconds_of_a_pass(path) > 0
     ended = subprocess.run(
         [sys.executable, "-m", "search.export.time_onnx", "absent.onnx"], capture_output=True, text=True, check=False
     )

@@ -86,7 +86,8 @@ def test_a_record_without_them_goes_on(study):
 @pytest.mark.parametrize(
     ("word", "value", "said"),
     [
-        ("--epochs", 0, "epochs must be a number, > 0 and <= 1000000, got 0"), ("--epochs", "nan", "epochs must be a number, > 0"),
+        ("--epochs", 0, "epochs must be a number, > 0 and <= 1000000, got 0"),
+        ("--epochs", "nan", "epochs must be a number, > 0"),
         ("--learning-rate", -0.5, "learning-rate must be a number, > 0 and <= 1000000, got -0.5"),
         ("--epochs", 1e300, "<= 1000000, got 1e+300"), ("--learning-rate", 1e300, "<= 1000000, got 1e+300"),
         ("--batch", 0, "batch must be a whole number, >= 1, got 0"), ("--batch", 2.5, "batch must be a whole number"),

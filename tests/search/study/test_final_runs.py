@@ -40,7 +40,8 @@ def test_a_run_may_take_longer_by_its_epochs_and_what_is_left_is_told(tmp_path, 
             begun.append(job)
             clock.seconds += 4
             found = failed if job.seed == 6 else result
-            yield SimpleNamespace(job=job, result=found, keep_weights=lambda: True, tested=Metrics(0.5, 0.75), worker=None)
+            tested = Metrics(0.5, 0.75)
+            yield SimpleNamespace(job=job, result=found, keep_weights=lambda: True, tested=tested, worker=None)
 
     monkeypatch.setattr(final_runs, "evaluations", evaluated)
     journal = SimpleNamespace(folder=tmp_path, write_final=lambda _: None, final_path=lambda *_: "the file")
@@ -56,6 +57,6 @@ def test_a_run_may_take_longer_by_its_epochs_and_what_is_left_is_told(tmp_path, 
         "final run 1/1 (trial 7): 87.50% on validation",
         "final run 2/3 (trial 7): failed: time limit | about 4.0 s left",
         "final run 3/3 (trial 7): 87.50% on validation",
-        "the final run of trial 7 with seed 6 failed (time limit) and is left out of the means: to repeat it, delete the "
-        "file and run the same command again",
+        "the final run of trial 7 with seed 6 failed (time limit) and is left out of the means: to repeat it, delete "
+        "the file and run the same command again",
     ]
