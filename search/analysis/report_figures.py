@@ -377,7 +377,8 @@ def curves_png(curves: Curves, unit: Metric = SHARE) -> bytes:
     length = epochs if curves.steps is None else f"{counted(curves.steps, 'step')} ({epochs})"
     figure.suptitle("What pruning costs, and what fine-tuning gives back", fontsize=11)
     axes.set_title(f"every fine-tune: {length}, seed {curves.seed}", fontsize=9)
-    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
+    low, high = axes.get_ylim()
+    axes.set_ylim(accuracy_limits(low, high, unit))
     value_ticks(axes, unit)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return png_bytes(figure)

@@ -283,7 +283,8 @@ def _profile_curves(
             axes.plot(places, np.array(plain) * 100, linestyle="--", linewidth=0.7, **style)
     axes.set_title(f"{title}{' (dashed: BatchNorm not recalibrated)' if is_twofold else ''}", fontsize=9)
     axes.set_ylabel(axis_label(unit, "calibration"))
-    axes.set_ylim(accuracy_limits(*axes.get_ylim(), unit))
+    low, high = axes.get_ylim()
+    axes.set_ylim(accuracy_limits(low, high, unit))
     value_ticks(axes, unit)
     said = "" if len(curves) <= NAMED_LINES else _named(len(colours), len(curves))
     if shares and colours:
