@@ -368,7 +368,7 @@ def _write_beside(axes: Any, named: Sequence[Named]) -> None:
 
 
 def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -> list[tuple[tuple[float, float], str]]:
-    """Texts of points so close that they would cover each other become one, beside the highest of these points."""
+    """Texts of points so close that they would cover each other become one, each said once, beside the highest."""
     found: list[tuple[tuple[float, float], list[str]]] = []
     for place, text in sorted(named, key=lambda one: -one[0][1]):
         for other, texts in found:
@@ -378,7 +378,7 @@ def _side_by_side(axes: Any, named: Sequence[tuple[tuple[float, float], str]]) -
                 break
         else:
             found.append((place, [text]))
-    return [(place, ", ".join(texts)) for place, texts in found]
+    return [(place, ", ".join(dict.fromkeys(texts))) for place, texts in found]
 
 
 def size_scale(axes: Any) -> None:
