@@ -727,7 +727,7 @@ def test_without_json_nothing_is_on_stdout(main, place, case):
 def test_apply_says_why_nothing_would_go(main, files, tmp_path):
     words = ["--root", tmp_path / "root", *TINY, "--out", tmp_path / "out"]
     for options, said in (
-        ([], "'conv1.weight' stays whole (0.0001 of 1152 units rounds to none)"),
+        ([], "'conv1.weight' stays whole (0.0001 of 1,152 units rounds to none)"),
         (["--granularity", "channel"], "'conv1.weight' stays whole (0.0001 of 16 units rounds to none)"),
     ):
         reply = main("apply", "dict.json", *words, *options)

@@ -300,7 +300,7 @@ def _profile_curves(
 def accuracy_limits(low: float, high: float, unit: Metric) -> tuple[float, float]:
     """An axis from about `low` to `high`, in percent, on which what differs by an example or two is no cliff."""
     low = min(low, high - LEAST_SPAN)
-    return low, _top(low, min(high, 100)) if unit.is_share else high
+    return low, _no_tick_beyond(low, high) if unit.is_share else high
 
 
 def _named(count: int, layers: int) -> str:
@@ -337,7 +337,8 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     near = front[front > front.max(initial=0.0) - SHOWN_POINTS]
     if len(near):
         low = near.min() - 2
-        axes.set_ylim(low, _top(low, max(front.max(), axes.dataLim.y1)))
+        high = max(front.max(), axes.dataLim.y1)
+        axes.set_ylim(low, _no_tick_beyond(low, high + 0.06 * (high - low)))
     count = int((trials < low).sum())
     below = [counted(count, "trial")] if count else []
     named = []
@@ -352,9 +353,9 @@ def zoom(axes: Any, trials: np.ndarray, front: np.ndarray, marks: Sequence[Mark]
     return named
 
 
-def _top(low: float, high: float) -> float:
-    """Of an axis that begins at `low`, with room above the mark at `high`; no tick beyond 100 fits in."""
-    return min(high + 0.06 * (high - low), 100 + 0.02 * (100 - low))
+def _no_tick_beyond(low: float, high: float) -> float:
+    """`high`, but hardly above 100 %: the end of an axis from `low`."""
+    return min(high, 100 + 0.02 * (100 - low))
 
 
 def _write_beside(axes: Any, named: Sequence[Named]) -> None:

@@ -16,7 +16,7 @@ from search.executors.choose import require_workers, threads_of
 from search.export.latency_command import CommandFailed, check_command
 from search.files import open_root
 from search.identity.recorded_recipe import with_study_recipe
-from search.placement import Placement, placement_of
+from search.placement import Placement, devices, placement_of
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
 from search.store.mlflow_place import unused_place
@@ -92,7 +92,7 @@ def _require_places(config: SearchConfig, folder: StudyFolder, watcher: Progress
         watcher.note(said)
     if config.system_metrics:
         require_system_metrics()
-        if torch.version.cuda and torch.cuda.is_available() and find_spec("pynvml") is None:
+        if devices()[0].startswith("cuda") and torch.version.hip is None and find_spec("pynvml") is None:
             watcher.note("MLflow's system metrics leave out the GPU: pip install 'prunefront[system-metrics]'")
     if config.optuna_storage and not writes:
         require_reachable(config.optuna_storage)

@@ -204,7 +204,7 @@ def test_a_long_front_is_cut_short_and_an_empty_one_said(searched, monkeypatch):
 
 def test_a_notebook_shows_the_table_and_the_picture(searched):
     shown = searched._repr_html_()
-    page = ElementTree.fromstring(shown.replace('width="640">', 'width="640"/>').replace("&nbsp;", " "))
+    page = ElementTree.fromstring(shown.replace('width="720">', 'width="720"/>').replace("&nbsp;", " "))
     assert [cell.text for cell in page.iter("th")][:2] == ["trial", "accuracy"]
     assert len([*page.iter("tr")]) == 1 + len(searched.front) and page.findtext("p") == str(searched).splitlines()[0]
     kind, _, content = page.find("img").get("src").partition(",")

@@ -256,7 +256,8 @@ def _compared(arguments: argparse.Namespace, view: StudyView, kind: str | None) 
     fronts = {name: state.front for name, state in seen.items()}
     units = {name: state.unit for name, state in seen.items()}
     studies = [{"study": name, "front": plain_rows(fronts[name], FRONT_COLUMNS, units[name])} for name in seen]
-    table = fronts_table(fronts, units, found.size, found.latency)
+    is_found = any(fronts.values())
+    table = fronts_table(fronts, units, found.size, found.latency) if is_found else "no feasible trial in either study"
     text = f"{table}\n\n{said}" if said else table
     reply = Reply({"studies": studies, "differences": list(found.differences)}, text)
     if not kind:

@@ -208,7 +208,7 @@ def test_a_damaged_comparison_is_refused(tmp_path, text):
 LATER = {
     "statistics", "measuring", "file", "bits", "rate", "device", "precision", "deterministic", "threads", "network",
     "pretrained", "min_score", "workers", "executor", "ray_address", "attempts", "stall", "comparison",
-    "epochs", "learning_rate", "batch",
+    "epochs", "learning_rate", "batch", "system_metrics",
 }  # fmt: skip
 """Keys that records did not have at first: optional on reading."""
 

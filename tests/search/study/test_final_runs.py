@@ -11,8 +11,9 @@ from search.config import SearchConfig
 from search.progress import ProgressReporter
 from search.records import TrialResult
 from search.results.state import StudyState
-from search.study import final_runs
+from search.study import running
 from search.study.final_runs import FinalRuns, Tuned
+from search.study.running import RunningStudy
 from search.training.own_scores import Metrics
 from spaces.cost.counts import RelativeCost
 from spaces.policy import PruningPolicy
@@ -43,12 +44,13 @@ def test_a_run_may_take_longer_by_its_epochs_and_what_is_left_is_told(tmp_path, 
             tested = Metrics(0.5, 0.75)
             yield SimpleNamespace(job=job, result=found, keep_weights=lambda: True, tested=tested, worker=None)
 
-    monkeypatch.setattr(final_runs, "evaluations", evaluated)
+    monkeypatch.setattr(running, "evaluations", evaluated)
     journal = SimpleNamespace(folder=tmp_path, write_final=lambda _: None, final_path=lambda *_: "the file")
     folder = SimpleNamespace(journal=journal, final_weights=lambda *_: None)
     recipe = Recipe(trial_epochs=lengths[0], final_epochs=lengths[1])
     subject, policy = SimpleNamespace(workload=SimpleNamespace(recipe=recipe)), PruningPolicy({"a.weight": 0.25})
-    runs = FinalRuns(config, folder, subject, StudyState(config, {}), clock, watcher, None, left=lambda: 0)
+    study = RunningStudy(config, folder, subject, StudyState(config, {}), clock, watcher, None)
+    runs = FinalRuns(study, left=lambda: 0)
     runs.run([Tuned("trial 7", policy, 1)])
     runs.run([Tuned("trial 7", policy, 3)])
     assert [(job.seed, job.epochs, job.limit) for job in begun] == [(seed, lengths[1], limit) for seed in (5, 6, 7)]

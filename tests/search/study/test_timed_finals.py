@@ -48,12 +48,16 @@ def time(tmp_path, monkeypatch):
 
         monkeypatch.setattr(finals, "timed_by_command", lambda command, _, networks, *rest: measured(command, networks))
         monkeypatch.setattr(finals, "time_finals", lambda _, networks, progress: measured("here", networks))
-        folder = SimpleNamespace(final_weights=lambda digest, seed: Path(tmp_path, digest))
-        subject = SimpleNamespace(workload=SimpleNamespace(placement=SimpleNamespace(name="this CPU")))
-        config, watcher = SearchConfig(latency_command=command), Notes()
-        compared = Comparison({}, {}, "channel", ("a", "b", "without weights", "without runs"), latency=before)
         scores = dict.fromkeys(("a", "b", "without weights"), SimpleNamespace(best_seed=1))
-        return _timed(config, folder, subject, scores, {}, compared, watcher), watcher.notes
+        study = SimpleNamespace(
+            config=SearchConfig(latency_command=command),
+            folder=SimpleNamespace(final_weights=lambda digest, seed: Path(tmp_path, digest)),
+            subject=SimpleNamespace(workload=SimpleNamespace(placement=SimpleNamespace(name="this CPU"))),
+            state=SimpleNamespace(scores=scores, finals=[]),
+            watcher=Notes(),
+        )
+        compared = Comparison({}, {}, "channel", ("a", "b", "without weights", "without runs"), latency=before)
+        return _timed(study, compared), study.watcher.notes
 
     return go
 
