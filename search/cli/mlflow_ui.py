@@ -22,10 +22,13 @@ POLL = 0.2
 
 
 def ui_command(root: Path, port: int = 5000) -> list[str]:
-    """MLflow's own command for its UI on the store of `root`, on this machine only."""
+    """MLflow's own command for its UI on the store of `root`, on this machine only.
+
+    One worker serves one reader, and nobody ends it for being slow to start on a busy machine, as happens to several.
+    """
     return [
         "mlflow", "ui", "--backend-store-uri", store_uri(root), "--default-artifact-root", artifacts_uri(root),
-        "--host", "127.0.0.1", "--port", str(port),
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
 
 

@@ -71,10 +71,10 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
 
     def end_a_node() -> None:
         """While both workers are within a trial: they wait until one of them is dead."""
-        assert wait_until(lambda: any(journal.glob("trial-*")))
+        assert wait_until(lambda: any(journal.glob("trial-*")), 600)
         hold.mkdir()
         try:
-            assert wait_until(lambda: len([*hold.iterdir()]) == 2)
+            assert wait_until(lambda: len([*hold.iterdir()]) == 2, 600)  # the second may begin late
             cluster.remove_node(nodes[1], allow_graceful=False)
             assert wait_until(lambda: not all(runs(int(path.name)) for path in hold.iterdir()))
         finally:

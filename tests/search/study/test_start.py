@@ -38,6 +38,7 @@ from spaces import GRANULARITIES
 from spaces.allocation.allocators import ALLOCATORS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.search_space.initial import UNPRUNED
+from spaces.wording import counted
 
 TRACKER = ("start", "log_trial", "log_summary", "finish")
 pytestmark = pytest.mark.usefixtures("without_mlflow")
@@ -565,7 +566,8 @@ def test_the_environment_is_recorded_and_a_change_of_threads_is_only_said(begin,
     watcher = Notes()
     assert begin("threads", watcher, trials=2).counts["complete"] == 2
     (said,) = [note for note in watcher.notes if "threads" in note]
-    assert f"had {first['environment']['threads']} threads when the study last ran and has 7 now" in said
+    threads = counted(first["environment"]["threads"], "thread")
+    assert f"had {threads} when the study last ran and has 7 now" in said
     second = json.loads((root / "threads" / "study.json").read_text())
     assert second["environment"] == first["environment"] | {"threads": 7} and second["identity"] == first["identity"]
     again = Notes()
