@@ -141,7 +141,8 @@ class _Lines(JobsShown):
         self._at[key] = self._at[key][0], done, total
         if time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
-            self._note("; ".join(f"{printable(label)}: {at}/{of}" for label, at, of in self._at.values()))
+            lines = (printable(label) + (f": {at}/{of}" if of else "") for label, at, of in self._at.values())
+            self._note("; ".join(lines))
 
     def end(self, key: str) -> None:
         del self._at[key]
@@ -225,7 +226,7 @@ class TerminalReporter(ProgressReporter):
 
         def show(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last >= PLAIN_INTERVAL:
+            if total and time.monotonic() - last >= PLAIN_INTERVAL:  # of an unknown total there is nothing to tell yet
                 last = time.monotonic()
                 self.note(f"{label}: {done}/{total}")
 

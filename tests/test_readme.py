@@ -48,7 +48,9 @@ def workplace(tmp_path_factory):
 def exported(workplace):
     done = run(["prunefront", "export", "digits", "--out", "best"], workplace)
     assert done.returncode == 0, done.stderr
-    (workplace / "sparsity.json").write_text('{"backbone.conv5.weight": 0.75}')  # the study's may be of bits alone
+    for line in "".join(blocks("bash")).splitlines():
+        if line.startswith("echo ") and "&&" not in line:  # the file of a reader's own that a later command is given
+            subprocess.run(["bash", "-c", line], cwd=workplace, check=True)
     return workplace / "best"
 
 

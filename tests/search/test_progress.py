@@ -110,6 +110,21 @@ def test_a_log_has_a_line_a_trial(monkeypatch):
     assert second == "trial 3: 50.00% at 25.0% | 118/400, best so far 71.25% at 12.3%, front 14"
 
 
+def test_a_log_has_no_shares_of_an_unknown_total(monkeypatch):
+    monkeypatch.setattr("search.progress.PLAIN_INTERVAL", 0.0)
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    reporter = TerminalReporter()
+    with reporter.stage("MLflow's record") as show:
+        show(0, 0)
+        show(1, 4)
+    with reporter.jobs() as jobs:
+        jobs.begin("a", "trial 7")
+        jobs.begin("b", "trial 8")
+        jobs.step("b", 3, 20)
+    assert stderr.getvalue().splitlines() == ["MLflow's record: 1/4", "trial 7; trial 8: 3/20"]
+
+
 def test_what_is_not_there_is_not_shown():
     bare = replace(STANDING, limit=1.0, workers=1, seconds_left=None, failures={}, last="trial 3: 50.00% at 25.0%")
     assert bare.parts == [

@@ -432,7 +432,7 @@ def _int8_line(manifest: Mapping[str, Any], unit: Metric) -> str:
     new = len(found["weights_rounded_anew"])
     return (
         f"In 8 bits by ONNX Runtime: {unit.name} {unit.shown(found['accuracy'])}, {apart}; outputs differ by up to "
-        f"{found['output_difference']:.2%} of the largest"
+        f"{100 * found['output_difference']:.2f} % of the largest"
         + (f"; rounded anew: {counted(new, 'weight')}" if new and found["weights_as_in_policy"] else "")
         + "\n"
     )
