@@ -29,7 +29,8 @@ def masked(text: str) -> str:
 
 
 def masked_address(given: str) -> str:
-    """What somebody gave as an address, which may lack its scheme or misspell it: then all before its last `@` is masked.
+    """What somebody gave as an address, whose scheme may be missing or misspelt: all before its last `@` is masked, but
+    for the name of a user with a password.
 
     >>> masked_address("t0ken@mlflow.local:5000"), masked_address("http:/t0ken@mlflow.local")
     ('***@mlflow.local:5000', 'http:***@mlflow.local')
