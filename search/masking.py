@@ -29,13 +29,17 @@ def masked(text: str) -> str:
 
 
 def masked_address(given: str) -> str:
-    """What somebody gave as an address, which may lack its scheme: then all before its last `@` is masked.
+    """What somebody gave as an address, whose scheme may be missing or misspelt: all before its last `@` is masked, but
+    for the name of a user with a password.
 
     >>> masked_address("t0ken@mlflow.local:5000"), masked_address("http:/t0ken@mlflow.local")
     ('***@mlflow.local:5000', 'http:***@mlflow.local')
+    >>> masked_address("htps://t0ken@mlflow.local"), masked_address("mysql://ann:t0ken@db/studies")
+    ('htps://***@mlflow.local', 'mysql://ann:***@db/studies')
     """
     before, at, host = given.rpartition("@")
-    if not at or "://" in before:
-        return masked(given)
+    scheme, slashes, user = before.partition("://")
+    if slashes and ":" not in scheme:
+        return masked(given if ":" in user else f"{scheme}{slashes}{MASK}@{host}")
     first, colon, _ = before.partition(":")
-    return masked(f"{first if colon else ''}{colon}{MASK}@{host}")
+    return masked(f"{first if colon else ''}{colon}{MASK}@{host}") if at else masked(given)

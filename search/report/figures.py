@@ -322,7 +322,7 @@ def prediction_picture(quality: PredictionQuality, unit: Metric, pointed: Collec
 
 def _draw_trials(places: Sequence[Place], colours: Mapping[str, str], on_front: Collection[int]) -> None:
     """All trials of a granularity at once, those of the front above the others."""
-    alike = defaultdict(list)
+    alike, many = defaultdict(list), len({row.trial for _, row, *_ in places}) > MANY
     for axes, row, across, up in places:
         alike[axes, row.granularity or "", row.trial in on_front].append((across, up, colours[_bits_label(row)]))
     for (axes, granularity, strong), points in alike.items():
@@ -330,7 +330,7 @@ def _draw_trials(places: Sequence[Place], colours: Mapping[str, str], on_front: 
             width = 1.8 if "+" in granularity else 0.9
             style: dict[str, Any] = {"s": 72, "ec": INK, "lw": width, "zorder": 3}
         else:
-            style = {"s": 25, "ec": QUIET, "lw": 0.7, "alpha": 0.6, "zorder": 2, "rasterized": len(places) > MANY}
+            style = {"s": 25, "ec": QUIET, "lw": 0.7, "alpha": 0.6, "zorder": 2, "rasterized": many}
         lefts, heights, filled = zip(*points, strict=True)
         axes.scatter(lefts, heights, c=filled, marker=_marker(granularity), **style)
 

@@ -76,10 +76,10 @@ def latency_line(timed: TimedNetworks) -> str:
     where = f"batch {timed.batch}, {counted(timed.threads, 'thread')}, {timed.device}"
     where = f"by the command {timed.command!r}" if timed.command else where
     dense = f"{timed.dense.seconds * 1e3:.3g} ms (spread {percent(timed.dense.spread)})"
+    copy = " ".join(filter(None, [percent(timed.copy.share), interval_cell(timed.copy)]))
     return (
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
-        f"takes {dense}, a copy of it {percent(timed.copy.share)} {interval_cell(timed.copy)}: an "
-        "interval that overlaps this one is noise."
+        f"takes {dense}, a copy of it {copy}: an interval that overlaps this one is noise."
     )
 
 

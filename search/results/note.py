@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from search.results.cells import bits_cell, percent
 from search.results.remarks import verdict_of
@@ -33,7 +33,7 @@ def study_note(name: str, state: StudyState, root: str, dense_milliseconds: floa
     if front:
         latency = [] if dense_milliseconds is None else ["latency"]
         columns = ["trial", unit.name, "final", "test", "size", "MACs", *latency, "granularity", "bits"]
-        lines += ["", _line(columns), _line(["---:"] * (len(columns) - 2) + ["---"] * 2, str)]
+        lines += ["", _line(columns), _line(["---:"] * (len(columns) - 2) + ["---"] * 2)]
         lines += [_line(_cells(row, state, dense_milliseconds)) for row in front[:MOST_ROWS]]
         if len(front) > MOST_ROWS:
             lines += ["", f"and {len(front) - MOST_ROWS} more in `front.csv`"]
@@ -61,5 +61,5 @@ def _cells(row: TrialRow, state: StudyState, dense_milliseconds: float | None) -
     return [cell or "" for cell in (*found, row.granularity, bits_cell(row.bits))]
 
 
-def _line(cells: Sequence[str], written: Callable[[str], str] = escaped) -> str:
-    return f"| {' | '.join(map(written, cells))} |"
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(escaped, cells))} |"

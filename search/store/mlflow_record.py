@@ -198,10 +198,17 @@ class MlflowRecord:
                 continue
             logged.add(record.number)
             self._set_tags(run, self._tags(record) | {"mlflow.runName": self._name(record)})
+            self._set_latency(run, record)
         return logged
 
     def _name(self, record: TrialRecord) -> str:
         return _text(run_name(record, self._study.metric, self._study.unit))
+
+    def _set_latency(self, run: Any, record: TrialRecord) -> None:
+        """Of a run that an earlier version wrote, without milliseconds, or by a table that was lost."""
+        for key, value in milliseconds(record.latency, self._study.dense_milliseconds).items():
+            if run.data.metrics.get(key) != value:
+                self._store.log_metric(run.info.run_id, key, value)
 
     def _set_tags(self, run: Any, tags: Mapping[str, str]) -> None:
         for tag, value in tags.items():
@@ -211,9 +218,7 @@ class MlflowRecord:
     def _is_of(self, run: Any, record: TrialRecord) -> bool:
         """Whether a run is complete and was written from exactly this record."""
         expected = self._summary_of(record) if record.result.state == COMPLETE else {}
-        essential = (
-            "accuracy", "loss", "macs", LATENCY, "size_encoded", "size_nonzero", logged_name(self._study.unit)
-        )  # fmt: skip
+        essential = ("accuracy", "loss", "macs", "size_encoded", "size_nonzero", logged_name(self._study.unit))
         return (
             run.info.status == _status(record)
             and (run.data.tags.get("state"), run.data.tags.get("digest")) == (record.result.state, record.policy.digest)

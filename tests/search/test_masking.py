@@ -44,7 +44,7 @@ def test_an_address_without_a_secret_stays(scheme, host, around):
     assert masked(text) == text
 
 
-@given(st.sampled_from(["", "http:", "https:/", "http://", "ann:", "//"]), SECRETS, HOSTS)
+@given(st.sampled_from(["", "http:", "https:/", "http://", "htps://", "ann:", "ann:a://", "//"]), SECRETS, HOSTS)
 def test_an_address_that_is_none_shows_no_secret(start, secret, host):
     bare = secret.replace(":", "")  # what stands before one is a user
     assert "s3cret" not in masked_address(f"{start}{bare}@{host}")

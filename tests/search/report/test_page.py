@@ -167,7 +167,10 @@ def test_of_very_many_trials_those_nearest_below_the_front_can_be_pointed_at(tmp
     pointed = {0, 2, 4, 8}
     assert {spot.trial for spot in front.spots} == pointed and front.svg.count("<image") == 2
     assert {*json.loads(page.scripts[1])} == {*map(str, pointed)}
-    assert "The trials furthest below it are only drawn, 1 of them." in page.text
+    assert "Of the others, the 1 furthest below the front are drawn, but cannot be pointed at." in page.text
+    monkeypatch.setattr("search.report.figures.MANY", 5)
+    front, *_ = report_of(open_study(tmp_path, "hand")).pictures
+    assert front.name == "front" and "<image" not in front.svg
 
 
 def test_no_part_of_a_picture_is_taken_for_a_password(root, whole, monkeypatch):

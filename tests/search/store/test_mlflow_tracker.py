@@ -619,8 +619,9 @@ def test_columns_of_an_earlier_version_give_way_and_others_stay(logged):
 
 
 def test_predicted_latency_is_logged_in_milliseconds(trials, logged):
-    """By hand: shares of 8 ms. Runs that lack it, since they were logged before, are logged again."""
+    """By hand: shares of 8 ms. Runs that lack it, since they were logged before, get it, and stay what they are."""
     records = {n: replace(trials[n], latency=share) for n, share in ((0, 0.375), (1, 0.25), (2, 0.5))}
+    before = {run_of(logged, n).info.run_id for n in records}
     begin_and_end(logged, records, dense_milliseconds=8.0)
     reader = client(logged)
     found = reader.search_runs(
@@ -630,6 +631,7 @@ def test_predicted_latency_is_logged_in_milliseconds(trials, logged):
     assert [(run.data.tags["trial"], run.data.metrics["latency_ms"]) for run in found] == [
         ("1", 2.0), ("0", 3.0), ("2", 4.0)
     ]  # fmt: skip
+    assert {run.info.run_id for run in found} == before
     assert logged_name(Metric("latency_ms", low=0, high=9)) == "latency_ms value"
 
 

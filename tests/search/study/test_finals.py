@@ -80,6 +80,8 @@ def test_the_table_shows_what_channels_bring():
     said = latency_line(TIMED)
     for words in ("1 thread,", "a CPU", "30 rounds", "2 ms", "5.0 %", "100.1 % [99.0, 102.0]"):
         assert words in said, said
+    steady = latency_line(replace(TIMED, copy=replace(TIMED.copy, share=1.0, low=1.0, high=1.0)))
+    assert "a copy of it 100.0 %: an interval" in steady
 
 
 def test_a_failed_run_shows_in_the_number_of_runs():
