@@ -41,7 +41,8 @@ class Unlike:
         if not self.differences:
             return ""
         shown = ["accuracies"] * self.accuracy + [f"{self.size} sizes", "MACs"] + ["latencies"] * self.latency
-        return f"{ours} and {theirs} differ in {listed(self.differences)}. Their {listed(shown)} can be compared."
+        own = ", as shares of two different dense models" * (ARCHITECTURE in self.differences)
+        return f"{ours} and {theirs} differ in {listed(self.differences)}. Their {listed(shown)} can be compared{own}."
 
 
 def unlike(ours: StudyView, theirs: StudyView) -> Unlike:

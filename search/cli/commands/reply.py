@@ -24,9 +24,16 @@ class Reply:
 
 
 def written_line(paths: Sequence[str]) -> str:
-    """The files of one folder, or of several."""
-    folders = dict.fromkeys(str(Path(path).parent) for path in paths)
+    """The files of one folder, or of several; the one that a command runs in has no name.
+
+    >>> written_line(["front.png"])
+    'Written: front.png'
+    >>> written_line(["out/a.png", "out/b.png"])
+    'Written to out: a.png, b.png'
+    """
+    by_folder: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        by_folder.setdefault(str(path.parent), []).append(path.name)
     return "\n".join(
-        f"Written to {folder}: " + ", ".join(Path(path).name for path in paths if str(Path(path).parent) == folder)
-        for folder in folders
+        f"Written{'' if folder == '.' else f' to {folder}'}: {', '.join(names)}" for folder, names in by_folder.items()
     )

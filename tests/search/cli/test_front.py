@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from search.metric import Metric, metric_to_plain
 from search.results.view import load_front
-from search.store.study_record import LATENCY_DEVICE, of_split
+from search.store.study_record import ARCHITECTURE, LATENCY_DEVICE, of_split
 from spaces.cost.footprint import RelativeCost
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -117,6 +117,11 @@ def test_studies_of_other_objectives_limits_and_data_say_what_compares(main, tmp
         "by-macs and fast differ in third objective (MACs, predicted latency), size limit (25.0 %, 50.0 %) and "
         "validation data. Their encoded sizes and MACs can be compared."
     )
+    folder.write_record({**record, "identity": {**record["identity"], ARCHITECTURE: "another"}})
+    said = main("front", "fast", "--root", tmp_path, "--compare", "faster").out.splitlines()[-1]
+    assert "and architecture. Their accuracies, encoded sizes" in said
+    assert said.endswith(" can be compared, as shares of two different dense models.")
+    folder.write_record({**record, "identity": {**record["identity"], **identity}})
     done = main("front", "faster", "--root", tmp_path, "--compare", "fast", "--max-size", 0.2)
     assert done.out.split()[:5] == ["encoded", "faster", "fast", "MACs", "latency"] and "differ" not in done.out
     study(tmp_path, "coarse", size_metric="nonzero", bits=(32,))
