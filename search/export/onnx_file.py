@@ -74,8 +74,28 @@ def _write(model: nn.Module, example_input: NetworkInputs, path: Path, rounded: 
             external_data=False,
             verbose=False,
         )
+    _remove_notes(path)
     if rounded:
         name_after_weights(path)
+
+
+def _remove_notes(path: Path) -> None:
+    """Remove what PyTorch notes of each node, which nothing runs: the lines of code it comes from, with the paths that
+    their files have on this machine.
+    """
+    import onnx
+
+    file = onnx.load(path)
+    graphs = [file.graph]
+    while graphs:
+        graph = graphs.pop()
+        for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            del noted.metadata_props[:]
+        for node in graph.node:
+            graphs += [
+                inner for attribute in node.attribute for inner in (*attribute.graphs, attribute.g) if inner.node
+            ]
+    onnx.save(file, path)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

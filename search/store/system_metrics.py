@@ -23,8 +23,12 @@ PREFIX = "system/"
 INTERVAL, SAMPLES = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING"
 NODE = "MLFLOW_SYSTEM_METRICS_NODE_ID"
 """Variables of MLflow's own."""
+LONGEST_NODE = 100
+"""Characters of a node's name; MLflow takes 250 of a metric's."""
 SECONDS = 10.0
 """Between samples, unless the environment says otherwise, as with MLflow."""
+MOST = 1_000_000
+"""The longest interval in seconds, and the most looks, that are accepted."""
 LONGEST_STOP = 2.0
 """Seconds that a study that ends waits for a sample, which takes milliseconds."""
 log = logging.getLogger(__name__)
@@ -56,7 +60,7 @@ def require_system_metrics() -> Rhythm:
 
     Raises:
         EnvironmentProblem: the extra `system-metrics` is not installed.
-        UsageError: a variable of MLflow's is no number above 0.
+        UsageError: a variable of MLflow's is no number above 0, or above `MOST`.
     """
     try:
         import psutil  # noqa: F401 - MLflow reads the machine by it
@@ -74,9 +78,11 @@ def _number(variable: str, default: float, whole: bool = False) -> float:
         number = int(given) if whole else float(given)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    if not 0 < number <= MOST:
         kind = "a whole number" if whole else "seconds"
-        raise UsageError(f"{variable} must be {kind}, > 0, got {given!r}: correct it, or unset it for {default:g}")
+        raise UsageError(
+            f"{variable} must be {kind}, > 0 and <= {MOST}, got {given!r}: correct it, or unset it for {default:g}"
+        )
     return number
 
 
@@ -102,7 +108,7 @@ def sampled_machine(told: Callable[[Sample], None]) -> Iterator[None]:
 
 @silenced()
 def _sample(rhythm: Rhythm, end: Event, told: Callable[[Sample], None]) -> None:
-    node = re.sub(r"[^\w\-. ]", "_", os.environ.get(NODE, ""), flags=re.ASCII)  # characters that MLflow takes
+    node = re.sub(r"[^\w-]", "_", os.environ.get(NODE, "")[:LONGEST_NODE], flags=re.ASCII)  # what MLflow takes
     prefix = f"{PREFIX}{node}/" if node else PREFIX
     monitors = _monitors()
     _look(monitors)

@@ -264,6 +264,26 @@ def test_a_network_that_cannot_be_traced_stays_as_it_was(tmp_path):
     assert len(model.seen) == 1 and model.seen[0] is inputs and not list(tmp_path.iterdir())
 
 
+class Choosing(nn.Module):
+    """Has parts of its graph within a node."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        seen = self.linear(inputs)
+        return torch.cond(inputs.sum() > 0, lambda x: x.relu() + 1, lambda x: x.sigmoid() - 1, (seen,))
+
+
+@pytest.mark.parametrize("kind", [lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU()), Choosing])
+def test_an_onnx_file_says_nothing_of_the_machine_and_its_code(tmp_path, kind):
+    pytest.importorskip("onnxscript")
+    onnx_file.write_onnx(kind(), torch.rand(5, 4), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert len(content) > 100 and not [word for word in (b".py", b"torch.nn", b"forward") if word in content]
+
+
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
 def test_an_onnx_file_that_differs_is_not_left(tmp_path, monkeypatch, difference):
     monkeypatch.setattr(onnx_file, "require_onnx", lambda: None)

@@ -108,10 +108,10 @@ def test_a_sample_is_of_as_many_looks_as_mlflow_is_asked_for(monkeypatch):
     real = CPUMonitor.collect_metrics
     monkeypatch.setattr(CPUMonitor, "collect_metrics", lambda self: (looks.append(1), real(self)))
     monkeypatch.setenv(SAMPLES, "3")
-    monkeypatch.setenv(NODE, "node|7")
+    monkeypatch.setenv(NODE, "../7|" + 300 * "a")
     found = taken(2)
     assert [sample.number for sample in found] == list(range(len(found))) and 3 * 2 < len(looks) <= 3 * len(found) + 1
-    assert all(key.startswith("system/node_7/") for key in found[0].values)
+    assert all(key.startswith(f"system/___7_{95 * 'a'}/") for key in found[0].values)
 
 
 def test_a_part_of_the_machine_that_cannot_be_read_is_left_out_with_a_line(monkeypatch, caplog):
@@ -193,10 +193,11 @@ def test_sampling_does_not_wait_for_the_record(tracked):
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        (INTERVAL, "often", "must be seconds, > 0, got 'often': correct it, or unset it for 10"),
+        (INTERVAL, "often", "must be seconds, > 0 and <= 1000000, got 'often': correct it, or unset it for 10"),
         (INTERVAL, "0", "got '0'"),
         (INTERVAL, "nan", "got 'nan'"),
-        (SAMPLES, "1.5", "must be a whole number, > 0, got '1.5': correct it, or unset it for 1"),
+        (INTERVAL, "1e10", "got '1e10'"),
+        (SAMPLES, "1.5", "must be a whole number, > 0 and <= 1000000, got '1.5': correct it, or unset it for 1"),
     ],
 )
 def test_a_wrong_rhythm_is_refused_before_anything_is_computed(main, monkeypatch, tmp_path, variable, value, said):
