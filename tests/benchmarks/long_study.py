@@ -139,8 +139,8 @@ def jumper(coordinator: StudyRunner) -> Callable[[int, int], None]:
             record = TrialRecord(
                 number, "sampler", params, proposal.policy, proposal.sampled, proposal.target, result, 0.0, 1.0, 0.0
             )
-            coordinator.tracker._record.records[number] = record
-            coordinator.tracker._record.logged.add(number)
+            coordinator.mlflow.records[number] = record
+            coordinator.mlflow.logged.add(number)
             coordinator.state.add(record)
             coordinator.study.add(record)
             coordinator.optuna_file.add(record)
