@@ -10,6 +10,7 @@ from typing import Any
 
 from search.errors import OwnCodeProblem
 from spaces.validation import is_number
+from spaces.wording import percent
 
 MAX, MIN = "max", "min"
 SLACK = 1e-6
@@ -147,11 +148,11 @@ class Metric:
         """The value that a share stands for, as tables show it: a share itself in percent; None stays None."""
         if share is None:
             return None
-        return f"{share * 100:.2f} %" if self.is_share else f"{self.value(share):.5g}"
+        return percent(share, 2) if self.is_share else f"{self.value(share):.5g}"
 
     def told(self, share: float, digits: int = 2) -> str:
-        """Likewise, in a line that has named the metric: `97.25%`, or `31.2`; `digits` are of percent."""
-        return f"{share:.{digits}%}" if self.is_share else f"{self.value(share):.5g}"
+        """Likewise, in a line that has named the metric: `97.25 %`, or `31.2`; `digits` are of percent."""
+        return percent(share, digits) if self.is_share else f"{self.value(share):.5g}"
 
     def spread(self, mean: float | None, sd: float | None) -> str | None:
         """Mean and standard deviation of shares, as tables show them."""
@@ -233,7 +234,7 @@ SHARE = Metric("accuracy", low=0, high=1)
 
 
 def told_share(unit: Metric, share: float, digits: int = 2) -> str:
-    """A share in a line of progress: `97.25%`, or `mAP 31.2`."""
+    """A share in a line of progress: `97.25 %`, or `mAP 31.2`."""
     return unit.told(share, digits) if unit.is_share else f"{unit.name} {unit.told(share)}"
 
 

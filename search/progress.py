@@ -16,7 +16,7 @@ from rich.text import Text
 from search.process.interrupts import check
 from search.wrapping import packed, wrapped
 from spaces.printable import printable, shortened
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 LONGEST_OUTCOME = 200
@@ -58,7 +58,7 @@ class Standing:
     @property
     def parts(self) -> list[str]:
         """For a terminal, each short, what is wanted most first."""
-        within = f" within {self.limit * 100:.4g}% of dense" if self.limit < 1 else ""
+        within = f" within {self.limit * 100:.4g} % of dense" if self.limit < 1 else ""
         failed = ", ".join(f"{count} {cause}" for cause, count in self.failures.items())
         return [
             f"best so far{within}: {self.best}",
@@ -141,7 +141,9 @@ class _Lines(JobsShown):
         self._at[key] = self._at[key][0], done, total
         if time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
-            lines = (printable(label) + (f": {at}/{of}" if of else "") for label, at, of in self._at.values())
+            lines = (
+                printable(label) + (f": {percent(at / of, 0)}" if of else "") for label, at, of in self._at.values()
+            )
             self._note("; ".join(lines))
 
     def end(self, key: str) -> None:
@@ -228,7 +230,7 @@ class TerminalReporter(ProgressReporter):
             nonlocal last
             if total and time.monotonic() - last >= PLAIN_INTERVAL:  # of an unknown total there is nothing to tell yet
                 last = time.monotonic()
-                self.note(f"{label}: {done}/{total}")
+                self.note(f"{label}: {percent(done / total, 0)}")
 
         yield show
 

@@ -1,8 +1,9 @@
-"""Counts and lists in the sentences that a person reads."""
+"""Counts, lists and percentages as a person reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import overload
 
 
 def counted(number: int, noun: str, many: str | None = None) -> str:
@@ -22,3 +23,18 @@ def listed(parts: Iterable[str]) -> str:
     """
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
+
+
+@overload
+def percent(share: float, digits: int = 1) -> str: ...
+@overload
+def percent(share: None, digits: int = 1) -> None: ...
+@overload
+def percent(share: float | None, digits: int = 1) -> str | None: ...
+def percent(share: float | None, digits: int = 1) -> str | None:
+    """A share as percent, with so many digits after the point; None stays None.
+
+    >>> percent(0.9725), percent(0.25, 0), percent(None)
+    ('97.2 %', '25 %', None)
+    """
+    return None if share is None else f"{share * 100:.{digits}f} %"

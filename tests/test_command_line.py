@@ -682,7 +682,7 @@ def test_apply_says_what_did_not_go_as_asked_and_refuses_what_nothing_goes_of(ma
     assert re.match(r"Dense accuracy: \d\d\.\d\d % on validation data; fine-tuned for 1 epoch\n", exact.out)
     rounded = main("apply", file, *words, "--round-to", 4, "--out", tmp_path / "rounded")
     assert rounded.code == 0 and rounded.err.count(" asked, ") == 1, rounded.err
-    assert "conv1.weight: 40.0% of its channels asked, 25.0% removed" in rounded.err
+    assert "conv1.weight: 40.0 % of its channels asked, 25.0 % removed" in rounded.err
     file.write_text(json.dumps({**both, "sparsity": {}}))
     refused = main("apply", file, *words, "--round-to", 16, "--out", tmp_path / "never")
     one_line_error(refused, 2, "policy.json: nothing to remove", "its 16 units", "rounded to")
@@ -750,7 +750,7 @@ def test_an_export_of_8_bits_says_its_accuracy(main, finished, tmp_path):
     said = json.loads((out / "manifest.json").read_text())
     change = abs(said["int8"]["accuracy"] - said["accuracy"]) * 100
     assert reply.code == 0 and "model.int8.onnx" in said["files"] and "model.onnx" not in said["files"]
-    assert f"In 8 bits by ONNX Runtime: accuracy {said['int8']['accuracy']:.2%}".replace("%", " %") in reply.out
+    assert f"In 8 bits by ONNX Runtime: accuracy {said['int8']['accuracy'] * 100:.2f} %" in reply.out
     assert (f"{change:.2f} points" if change else "the same") in reply.out
     assert "outputs differ by up to" in reply.out
     verified = main("verify", out, "--workload", "./tiny.py:tiny")
@@ -907,7 +907,7 @@ def test_weights_pruned_by_pytorch_are_said_to_be(main, place, tmp_path):
     reply = main("apply", tmp_path / "dict.json", *words, "--torch-prune", "--json")
     assert reply.code == 0, reply.err
     said = [line for line in reply.err.splitlines() if "torch.nn.utils.prune" in line]
-    assert len(said) == 1 and "pruned.pt" in said[0] and "prune: 1," in said[0] and "25.0%" in said[0]
+    assert len(said) == 1 and "pruned.pt" in said[0] and "prune: 1," in said[0] and "25.0 %" in said[0]
     assert json.loads(reply.out)["size_nonzero"] == pytest.approx(1 - 576 / (72 + 1152 + 170 + 48))
     del (state := model.state_dict())["conv1.weight_mask"]
     torch.save(state, tmp_path / "pruned.pt")

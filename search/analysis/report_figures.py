@@ -30,7 +30,7 @@ from search.results.figures import (
     value_ticks,
 )
 from spaces.sensitivity import Profile
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 HISTOGRAM_COLUMNS, HISTOGRAM_ROWS, STAGE_ROWS = 4, 6, 7
 SENSITIVITY_COLUMNS, SENSITIVITY_ROWS = 4, 3
@@ -118,9 +118,9 @@ def _beyond(histogram: Histogram) -> list[int]:
 def _counted(histogram: Histogram, stage: str) -> str:
     parts = [
         f"{stage}: " if stage else "",
-        f"{counted(histogram.numel, 'weight')}, {histogram.zeros / histogram.numel:.1%} zero",
+        f"{counted(histogram.numel, 'weight')}, {percent(histogram.zeros / histogram.numel)} zero",
     ]
-    return "".join(parts) + (f", {histogram.gone / histogram.numel:.1%} gone" if histogram.gone else "")
+    return "".join(parts) + (f", {percent(histogram.gone / histogram.numel)} gone" if histogram.gone else "")
 
 
 def share_pages(rows: Sequence[LayerShare], means: Sequence[MeanShare], sparsity: float) -> list[bytes]:
@@ -221,7 +221,7 @@ def layout_png(
     bar.ax.tick_params(labelsize=8.5)
     for axes, (word, (mask, achieved)) in zip(flat[1:], masks.items(), strict=False):
         _two_tones(axes, mask)
-        axes.set_title(f"{word}: {achieved:.1%} removed", fontsize=10)
+        axes.set_title(f"{word}: {percent(achieved)} removed", fontsize=10)
     for axes in flat[:count]:
         _kernel_lines(axes, weight.shape, cell)
     _hide(flat[count:])

@@ -8,9 +8,8 @@ from pruning.latency import NETWORK_SECONDS, TABLE_SECONDS
 from search.cli.text_tables import render
 from search.config import FULL
 from search.progress import duration
-from search.results.cells import percent
 from search.study.preview import Preview
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 SHOWN_LAYERS = 40
 """Prunable layers of a network that are listed one by one in text; `--json` has all."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from search.cli.text_tables import render
 from search.metric import Metric, with_values
-from search.results.cells import percent
 from spaces.cost.counts import RelativeCost
+from spaces.wording import percent
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 from search.cli.screen import SCREEN, styled
 from search.cli.table_layout import GAP, Column, Kind, Layout, laid_out
 from search.metric import SHARE, Metric
-from search.results.cells import bits_cell, closing_cells, other_size, percent, schedule_cell
+from search.results.cells import bits_cell, closing_cells, other_size, schedule_cell
 from search.results.closing import ClosingRow
 from search.results.device_support import STATEMENTS, TARGETS
 from search.results.legend import of_columns
@@ -25,6 +25,7 @@ from spaces.cost.footprint import stored_fractions
 from spaces.network import Layer, Network
 from spaces.printable import printable
 from spaces.sensitivity import Profile, ProfilePoint
+from spaces.wording import percent
 
 BLOCK_WIDTH = 80
 """Columns of running text in blocks."""

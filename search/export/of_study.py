@@ -21,6 +21,7 @@ from search.results.view import StudyView
 from search.store.mlflow_place import mlflow_place
 from search.training.dense_model import build_model
 from search.workloads import Workload
+from spaces.wording import percent
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,6 @@ def note_dead(name: str, accuracy: float, chance: float | None, watcher: Progres
     """Say that a network is no more accurate than chance, if so."""
     if is_dead(accuracy, chance):
         watcher.note(
-            f"{name} is near chance: accuracy {accuracy:.2%} on validation data, where up to {chance:.2%} is no more "
-            "than chance"
+            f"{name} is near chance: accuracy {percent(accuracy, 2)} on validation data, where up to "
+            f"{percent(chance, 2)} is no more than chance"
         )

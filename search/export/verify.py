@@ -40,7 +40,6 @@ from search.export.write import OUTPUT_ROWS
 from search.files import read_bytes, read_text, sha256_of
 from search.identity.unchanged import as_recorded
 from search.metric import metric_from_plain
-from search.results.cells import percent
 from search.training.checkpoints import restore
 from search.training.dense_model import build_model
 from search.training.fingerprint import model_fingerprint
@@ -52,7 +51,7 @@ from search.workloads.tally import named
 from spaces.policy import PruningPolicy, parse_sparsity
 from spaces.printable import LONGEST_WORD, shortened
 from spaces.strict_json import parse_object
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 OUTPUT_TOLERANCE = 1e-4
 """Largest accepted difference of outputs, relative to the largest output; another CPU may round that differently."""

@@ -21,7 +21,7 @@ from search.training.examples import step_count
 from search.workloads.base import Workload
 from spaces.cost.footprint import dense_footprint, footprint
 from spaces.network import Network
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 MOST_LEFT = 0.02
 """The largest share of the dense model's running statistics that may be left after a fine-tune if its score is to
@@ -120,7 +120,7 @@ def _scored_as_trained(
     if left <= MOST_LEFT:
         yield _of(trials, finals, f"{before}; accuracies may differ from new ones by noise", True)
     else:
-        kept = f"with {left:.0%} of the dense model's left after {counted(steps, 'step')}"
+        kept = f"with {percent(left, 0)} of the dense model's left after {counted(steps, 'step')}"
         yield _of(trials, finals, f"{before}, {kept}", False)
 
 
@@ -150,7 +150,7 @@ def _counted_otherwise(
     if trials or finals:
         first = trials[0] if trials else finals[0]
         now, then = known[first.policy.digest], first.result.measured.shares.macs
-        what = f"MACs as they were counted before, such as {then:.1%} for what is {now:.1%} today"
+        what = f"MACs as they were counted before, such as {percent(then)} for what is {percent(now)} today"
         yield _of(trials, finals, what, False)
 
 

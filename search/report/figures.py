@@ -16,7 +16,7 @@ from search.records import COMPLETE, TrialRecord
 from search.report.growth import PARTS, Growth
 from search.report.influence import Influence
 from search.report.prediction import PredictionQuality
-from search.results.cells import MIXED, percent
+from search.results.cells import MIXED
 from search.results.comparison import Comparison
 from search.results.figures import (
     MARKERS,
@@ -40,7 +40,7 @@ from search.store.outline import NetworkOutline
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import CHOICES
 from spaces.sensitivity import Profile
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 INK, QUIET = "#222222", "#8a8a8a"
 BARS, PALE = "#0072b2", "#b9d7ea"

@@ -40,7 +40,7 @@ from search.report.words import (
     topics,
     where_it_stands,
 )
-from search.results.cells import bits_cell, closing_cells, percent, schedule_cell
+from search.results.cells import bits_cell, closing_cells, schedule_cell
 from search.results.figures import short_names
 from search.results.legend import closing_legend, front_legend
 from search.results.remarks import closing_of, dead_line, finals_line, resumed_in_python
@@ -51,7 +51,7 @@ from search.results.view import StudyView
 from search.store.outline import NetworkOutline, shown_outline, shown_profile
 from spaces.bits import FLOAT_BITS
 from spaces.printable import LONGEST_WORD, printable, shortened
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 HERE = Path(__file__).parent
 SCREEN = 0.8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.metric import MAX
-from search.results.cells import MIXED, bits_cell, counts_line, latency_line, percent
+from search.results.cells import MIXED, bits_cell, counts_line, latency_line
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
 from search.results.device_support import KINDS, STATEMENTS, Statement
 from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, is_accurate, speed_remark
@@ -16,7 +16,7 @@ from search.results.tables import TrialRow
 from search.results.view import StudyView
 from spaces.bits import FLOAT_BITS
 from spaces.granularity import parts_in
-from spaces.wording import counted, listed
+from spaces.wording import counted, listed, percent
 
 NEAR_BEST = 0.01
 """How far below the best trial, as a share, the fastest one worth naming may be."""

@@ -9,15 +9,10 @@ from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
-
-
-def percent(share: float | None, digits: int = 1) -> str | None:
-    """A share as percent; None stays None."""
-    return None if share is None else f"{share * 100:.{digits}f} %"
 
 
 def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:

@@ -14,6 +14,7 @@ from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
+from spaces.wording import percent
 
 NOISE_FACTOR = 2.0
 """A difference of means of fewer standard errors than this is called noise."""
@@ -210,13 +211,14 @@ def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, 
         if difference > noise:
             continue
         apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)} {_side(-difference, unit)}"
-        fares = "does as well, within noise" if difference >= -noise else f"is {apart} it"
+        finalist = f"the {'most accurate' if unit.is_share else 'best'} finalist"
+        fares = f"is {apart} {finalist} on test" if difference else f"has the {unit.name} of {finalist} on test"
+        noise_said = ", within noise" if -noise <= difference != 0 else ""
         size, own = one.size(metric), top.size(metric)
-        gain = "gains nothing at this limit"
+        gain = "shows no gain at this limit"
         if own < (1 - ALIKE) * size:
-            nothing = f"no {unit.name}" if unit.is_share else f"nothing in {unit.name}"
-            gain = f"gains size at this limit, {own * 100:.1f} % against {size * 100:.1f} %, and {nothing}"
-        return f"{name.capitalize()} ({size * 100:.1f} %) {fares}: pruning {gain}."
+            gain = f"gains size at this limit, {percent(own)} against {percent(size)}, but shows no gain in {unit.name}"
+        return f"{name.capitalize()} ({percent(size)}) {fares}{noise_said}: pruning {gain}."
     return ""
 
 
@@ -237,7 +239,7 @@ def rounding_alone(
         return f"Yes. {said}"
     parts = []
     for name, one in sorted(comparison.rounded.items(), key=lambda pair: pair[1].size(metric)):
-        size = f"{one.size(metric) * 100:.1f} %"
+        size = percent(one.size(metric))
         if one.size(metric) > max_size:
             parts.append(f"{name} takes {size}, over the limit of {max_size * 100:g} %")
         else:
@@ -305,7 +307,7 @@ def _size_remark(first: FinalScore, second: FinalScore) -> list[str]:
     pairs = ((first.size_encoded, second.size_encoded), (first.macs, second.macs))
     if all(max(pair) - min(pair) <= ALIKE * max(pair) for pair in pairs):
         return []
-    one, other = ([f"{share * 100:.1f} %" for share in (f.size_encoded, f.macs)] for f in (first, second))
+    one, other = ([percent(f.size_encoded), percent(f.macs)] for f in (first, second))
     return [f"{one[0]} of the size and {one[1]} of the MACs against {' and '.join(other)}"]
 
 

@@ -6,10 +6,11 @@ import base64
 import html
 from typing import TYPE_CHECKING
 
-from search.results.cells import bits_cell, counts_line, percent
+from search.results.cells import bits_cell, counts_line
 from search.results.figures import front_figure
 from search.results.state import StudyState
 from spaces.printable import printable
+from spaces.wording import percent
 
 if TYPE_CHECKING:
     import pandas as pd

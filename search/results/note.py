@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from search.results.cells import bits_cell, percent
+from search.results.cells import bits_cell
 from search.results.remarks import verdict_of
 from search.results.resume import export_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 MOST_ROWS = 20
 """Members of the front that are listed; the whole front is in `front.csv`."""

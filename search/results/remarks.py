@@ -14,7 +14,7 @@ from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 from spaces.granularity import parts_of
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 
 def closing_of(state: StudyState) -> list[ClosingRow]:
@@ -78,7 +78,7 @@ def accuracy_remark(state: StudyState) -> str:
         remedy = "give the study more --trials or a larger limit"
         return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
     size = state.row(best).size
-    return f"The smallest network found with {wanted}: trial {best}, {size:.2%} of the dense size."
+    return f"The smallest network found with {wanted}: trial {best}, {percent(size, 2)} of the dense size."
 
 
 def is_accurate(state: StudyState) -> bool:

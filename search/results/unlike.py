@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.metric import Metric
-from search.results.cells import percent
 from search.results.view import StudyView
 from search.store.study_record import ARCHITECTURE, DENSE, LATENCY_DEVICE, of_split
-from spaces.wording import listed
+from spaces.wording import listed, percent
 
 OBJECTIVES = {"macs": "MACs", "latency": "predicted latency"}
 """What a third objective is called."""

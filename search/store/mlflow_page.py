@@ -57,7 +57,7 @@ def run_name(record: TrialRecord, metric: str, unit: Metric = SHARE) -> str:
     result, policy = record.result, record.policy
     size = result.shares.of(metric) if result.shares else record.target
     bits = "mixed bits" if isinstance(policy.bits, Mapping) else f"{policy.bits}-bit" if policy.is_rounded else ""
-    came = unit.told(result.measured[0], 1).removesuffix("%") if result.state == COMPLETE else result.state
+    came = unit.told(result.measured[0], 1).removesuffix(" %") if result.state == COMPLETE else result.state
     words = [f"{record.number:02d}", policy.granularity_label, f"{100 * size:.3g} %", bits, came]
     return " ".join(filter(None, words))[:MOST_NAME]
 

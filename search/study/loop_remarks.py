@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from search.progress import ProgressReporter
 from search.records import TrialResult
+from spaces.wording import percent
 
 RESTORED = (
     "pruned weights were not zero when train ended, and are set to zero again: an average of weights, and those from "
@@ -26,7 +27,7 @@ class LoopRemarks:
         if result.restored:
             self._once(RESTORED, f"{what}: {result.restored} {RESTORED}")
         if result.ended_at is not None:
-            self._once(ENDED, f"{what}: train ended after {result.ended_at:.0%} {ENDED}")
+            self._once(ENDED, f"{what}: train ended after {percent(result.ended_at, 0)} {ENDED}")
 
     def _once(self, remark: str, said: str) -> None:
         if remark not in self._told:

@@ -63,6 +63,7 @@ from spaces.search_space.initial import InitialPoint, initial_points
 from spaces.search_space.projection import Projected, Projector
 from spaces.search_space.space import Space
 from spaces.sensitivity import Profile
+from spaces.wording import percent
 
 HOPELESS = 3
 """Trials of a process, with none complete in the study, that end it if all fail alike for no fault of a policy's."""
@@ -119,8 +120,8 @@ class StudyRunner:
         """Where the dense model itself is near chance, that is told, and no network is called dead."""
         if chance is not None and self.dense.accuracy <= chance:
             self.watcher.note(
-                f"the dense model's accuracy of {self.dense.accuracy:.2%} on validation data is near chance "
-                f"(up to {chance:.2%}): train it first, or check that weights, labels and data belong together"
+                f"the dense model's accuracy of {percent(self.dense.accuracy, 2)} on validation data is near chance "
+                f"(up to {percent(chance, 2)}): train it first, or check that weights, labels and data belong together"
             )
             return None
         return chance
@@ -313,7 +314,7 @@ class StudyRunner:
         proposing = time.perf_counter() - began
         self.journal.write_pending(trial)
         name, policy = f"trial {number}", proposal.policy
-        what = [f"{policy.granularity_label} at {proposal.target:.1%}", policy.bits_label]
+        what = [f"{policy.granularity_label} at {percent(proposal.target)}", policy.bits_label]
         job = Job(
             key=f"trial-{number:05d}",
             name=name,
@@ -420,7 +421,7 @@ class StudyRunner:
 
     def _point(self, record: TrialRecord) -> str:
         accuracy, _, shares = record.result.measured
-        return f"{told_share(self.state.unit, accuracy)} at {shares.of(self.config.size_metric):.1%}"
+        return f"{told_share(self.state.unit, accuracy)} at {percent(shares.of(self.config.size_metric))}"
 
     def _finals(self) -> None:
         """Where there is a finalist, compare it with what it has to be better than."""

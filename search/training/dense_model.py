@@ -50,6 +50,7 @@ from search.workloads.run import Run
 from search.workloads.streams import Stream
 from search.workloads.tally import Gathering, computed, share_of, tally
 from spaces.printable import printable
+from spaces.wording import percent
 
 log = logging.getLogger(__name__)
 FINE_TUNING = ("trial_epochs", "final_epochs", "learning_rate", "rate")
@@ -311,7 +312,7 @@ def masks_note(path: Path, masks: Mapping[str, Tensor]) -> str:
     zeros = achieved_sparsity(torch.cat([mask.flatten() for mask in masks.values()]))
     return (
         f"weights {path.name}: tensors pruned by torch.nn.utils.prune: {len(masks)}, taken as original x mask, "
-        f"{zeros:.1%} of their elements zero; the masks are not held, so these may train again"
+        f"{percent(zeros)} of their elements zero; the masks are not held, so these may train again"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from search.metric import SHARE, Metric
 from spaces.sensitivity import Profile, ProfilePoint, RoundingPoint
+from spaces.wording import percent
 
 
 def undefined_note(profile: Profile, unit: Metric = SHARE) -> str | None:
@@ -27,7 +28,7 @@ def _places(profile: Profile) -> Iterator[tuple[str, ProfilePoint | RoundingPoin
     """Every point of each layer, with what was done to the layer."""
     for granularity, by_layer in profile.points.items():
         for layer, points in by_layer.items():
-            yield from ((f"{layer} pruned to {point.sparsity:.1%} ({granularity})", point) for point in points)
+            yield from ((f"{layer} pruned to {percent(point.sparsity)} ({granularity})", point) for point in points)
     for layer, rounded in profile.rounding.items():
         yield from ((f"{layer} rounded to {point.bits} bits", point) for point in rounded)
 

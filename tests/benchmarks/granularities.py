@@ -32,7 +32,6 @@ from study import hardware
 from pruning.importance.scores import unit_importance
 from search.cli.text_tables import render
 from search.metric import SHARE
-from search.results.cells import percent
 from search.results.figures import COLOURS, MARKERS, new_figure, png_bytes
 from search.training.scoring import score
 from spaces.allocation.allocators import allocate
@@ -42,6 +41,7 @@ from spaces.cost.footprint import dense_footprint, footprint, relative_cost
 from spaces.granularity import pattern_of
 from spaces.policy import PruningPolicy
 from spaces.schedule import Schedule
+from spaces.wording import percent
 
 SIZES = (0.40, 0.25, 0.15, 0.09, 0.055)
 """Encoded shares of the dense file, log-spaced; the largest is for patterns, which reach little less."""

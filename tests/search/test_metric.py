@@ -141,9 +141,9 @@ def test_what_lines_and_axes_say_of_a_metric():
     assert (SHARE.label("validation"), METRICS[0].label(), perplexity.label("test")) == (
         "validation accuracy, %", "mAP", "test perplexity (less is better)",
     )  # fmt: skip
-    assert told_share(SHARE, 0.9725) == "97.25%" and told_share(SHARE, 0.9725, digits=1) == "97.2%"
+    assert told_share(SHARE, 0.9725) == "97.25 %" and told_share(SHARE, 0.9725, digits=1) == "97.2 %"
     assert told_share(perplexity, 0.9) == "perplexity 21" and perplexity.told(0.9) == "21"
-    assert Metric("IoU", low=0, high=1).told(0.5) == "50.00%"
+    assert Metric("IoU", low=0, high=1).told(0.5) == "50.00 %"
     assert perplexity.value_of(None) is perplexity.value_of(1.0) is None  # no finite value has that share
 
 

@@ -53,18 +53,18 @@ def test_all_is_shown_in_one_area(reporter, cell, monkeypatch):
         assert cell.shown == "masks\\x1b[31m\ndense training  " + "░" * 24
         step(5, 20)
         assert cell.shown == "masks\\x1b[31m\ndense training  " + "█" * 6 + "░" * 18 + "  5/20"
-    reporter.headline("trial 0: 50% at 10% | 1/4")
-    reporter.headline("trial 1: 60% at 10% | 2/4")
+    reporter.headline("trial 0: 50 % at 10 % | 1/4")
+    reporter.headline("trial 1: 60 % at 10 % | 2/4")
     with reporter.jobs() as jobs:
         jobs.begin("a", "trial 2")
         jobs.begin("b", "trial 10")
         jobs.step("b", 3, 4)
         assert cell.shown.splitlines()[1:] == [
-            "trial 1: 60% at 10% | 2/4", "trial 2   " + "░" * 24, "trial 10  " + "█" * 18 + "░" * 6 + "  3/4",
+            "trial 1: 60 % at 10 % | 2/4", "trial 2   " + "░" * 24, "trial 10  " + "█" * 18 + "░" * 6 + "  3/4",
         ]  # fmt: skip
         jobs.end("b")
         jobs.end("a")
-    assert cell.shown == "masks\\x1b[31m\ntrial 1: 60% at 10% | 2/4"
+    assert cell.shown == "masks\\x1b[31m\ntrial 1: 60 % at 10 % | 2/4"
 
 
 def test_steps_are_not_drawn_one_by_one(reporter, cell, monkeypatch):

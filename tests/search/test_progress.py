@@ -16,7 +16,7 @@ from search.progress import Standing, TerminalReporter
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 STANDING = Standing(
     last="trial 117: failed: error: ValueError: a value of many words that the workload's own code raised",
-    best="71.25% at 12.3%",
+    best="71.25 % at 12.3 %",
     limit=0.25,
     front=14,
     done=118,
@@ -26,10 +26,10 @@ STANDING = Standing(
     failures={"diverged": 21, "out-of-memory": 3, "timed-out": 1},
 )
 WANTED = (
-    "best so far within 25% of dense: 71.25% at 12.3%", "front 14", "118 of 400 trials", "2 workers",
+    "best so far within 25 % of dense: 71.25 % at 12.3 %", "front 14", "118 of 400 trials", "2 workers",
     "about 1 h 11 min left", "failed: 21 diverged, 3 out-of-memory, 1 timed-out",
 )  # fmt: skip
-LABEL = "trial 118 (unit then 2:4 in groups of sixteen channels at 12.5%, mixed bits)"
+LABEL = "trial 118 (unit then 2:4 in groups of sixteen channels at 12.5 %, mixed bits)"
 
 
 class Terminal(io.StringIO):
@@ -104,10 +104,10 @@ def test_a_log_has_a_line_a_trial(monkeypatch):
     log = io.StringIO()
     monkeypatch.setattr("sys.stderr", log)
     TerminalReporter().standing(STANDING)
-    TerminalReporter().standing(replace(STANDING, last="trial 3: 50.00% at 25.0%", seconds_left=None))
+    TerminalReporter().standing(replace(STANDING, last="trial 3: 50.00 % at 25.0 %", seconds_left=None))
     first, second = log.getvalue().splitlines()
-    assert first == f"{STANDING.last} | 118/400, best so far 71.25% at 12.3%, front 14, about 1 h 11 min left"
-    assert second == "trial 3: 50.00% at 25.0% | 118/400, best so far 71.25% at 12.3%, front 14"
+    assert first == f"{STANDING.last} | 118/400, best so far 71.25 % at 12.3 %, front 14, about 1 h 11 min left"
+    assert second == "trial 3: 50.00 % at 25.0 % | 118/400, best so far 71.25 % at 12.3 %, front 14"
 
 
 def test_a_log_has_no_shares_of_an_unknown_total(monkeypatch):
@@ -126,9 +126,9 @@ def test_a_log_has_no_shares_of_an_unknown_total(monkeypatch):
 
 
 def test_what_is_not_there_is_not_shown():
-    bare = replace(STANDING, limit=1.0, workers=1, seconds_left=None, failures={}, last="trial 3: 50.00% at 25.0%")
+    bare = replace(STANDING, limit=1.0, workers=1, seconds_left=None, failures={}, last="trial 3: 50.00 % at 25.0 %")
     assert bare.parts == [
-        "best so far: 71.25% at 12.3%", "front 14", "118 of 400 trials", "1 worker", "trial 3: 50.00% at 25.0%"
+        "best so far: 71.25 % at 12.3 %", "front 14", "118 of 400 trials", "1 worker", "trial 3: 50.00 % at 25.0 %"
     ]  # fmt: skip
 
 
@@ -140,5 +140,5 @@ def test_a_search_on_a_terminal_of_80_columns(program, place, tmp_path):
     lines = lines_of(said)
     assert max(map(cell_len, lines)) <= 80 and "…" not in said
     live = "  |  ".join(lines)
-    assert re.search(r"within 25% of dense: \d+\.\d+% at \d+\.\d%  \|  front [1-3]  \|  3 of 4 trials", live)
+    assert re.search(r"within 25 % of dense: \d+\.\d+ % at \d+\.\d %  \|  front [1-3]  \|  3 of 4 trials", live)
     assert re.search(r"3 of 4 trials  \|  1 worker  \|  about \S+ s left  \|  trial 2: ", live)

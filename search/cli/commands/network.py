@@ -30,7 +30,6 @@ from search.files import check_writable, write_durably
 from search.metric import SHARE, with_values
 from search.networks.names import is_network
 from search.progress import TerminalReporter
-from search.results.cells import percent
 from search.results.device_support import STATEMENTS
 from search.results.figures import profile_png
 from search.training.dense_model import build_model, dense_model, masks_note
@@ -48,6 +47,7 @@ from spaces.cost.footprint import dense_footprint, stored_fractions
 from spaces.criteria import criterion_word
 from spaces.granularity import GRANULARITIES, parts_in, undivided_reason, unpruned_reason
 from spaces.network import Network
+from spaces.wording import percent
 
 
 def scan(arguments: argparse.Namespace) -> Reply:

@@ -32,7 +32,6 @@ from search.metric import Metric, metric_from_plain, with_values
 from search.networks.names import LARGEST, is_ordinary
 from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
-from search.results.cells import percent
 from search.results.policy_figure import policy_figure
 from search.results.selection import is_dead
 from search.results.view import open_study
@@ -58,7 +57,7 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import EXPONENT_OF, Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
@@ -235,7 +234,7 @@ def _differences(asked: PruningPolicy, tuned: Evaluation, network: Network) -> l
         stay, channels = tuned.network[0].get_parameter(name).shape[layer.output_dim], layer.shape[layer.output_dim]
         found.append((name, share, 1 - stay / channels, " of its channels"))
     return [
-        f"{name}: {share:.1%}{of} asked, {gone:.1%} removed"
+        f"{name}: {percent(share)}{of} asked, {percent(gone)} removed"
         for name, share, gone, of in found
         if abs(share - gone) > NOTED_DIFFERENCE
     ]

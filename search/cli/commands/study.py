@@ -27,7 +27,7 @@ from search.masking import masked
 from search.metric import Metric
 from search.options import FORMER
 from search.progress import TerminalReporter, duration
-from search.results.cells import bits_cell, counts_line, latency_line, percent
+from search.results.cells import bits_cell, counts_line, latency_line
 from search.results.closing import plain_closing_rows
 from search.results.figures import KINDS, front_figure, fronts_figure
 from search.results.legend import closing_legend, front_legend
@@ -53,7 +53,7 @@ from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
-from spaces.wording import counted
+from spaces.wording import counted, percent
 
 if TYPE_CHECKING:  # drawing, which the other commands do without
     from search.results.picture import Picture

@@ -209,7 +209,7 @@ def test_histograms_say_how_far_the_outermost_bars_reach(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("brief", "lowest", "dense", "line"), [(False, 12, 87.5, "dense, 87.50%"), (True, 30, 82, "dense, 82.00%")]
+    ("brief", "lowest", "dense", "line"), [(False, 12, 87.5, "dense, 87.50 %"), (True, 30, 82, "dense, 82.00 %")]
 )
 def test_layers_are_compared_on_axes_that_are_alike(monkeypatch, brief, lowest, dense, line):
     """The lowest accuracy that is drawn is one that was not recalibrated, which a brief scan leaves out."""

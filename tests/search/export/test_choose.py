@@ -70,7 +70,7 @@ def test_dead_networks_go_by_their_number_with_a_word(root, main, tmp_path):
     reply = main("export", "tiny", "--trial", number, "--root", root, "--out", tmp_path / "dead")
     assert reply.code == 0, reply.err
     said = [line for line in reply.err.splitlines() if "near chance" in line]
-    assert len(said) == 1 and f"trial {number}" in said[0] and f"{accuracy:.2%}" in said[0]
+    assert len(said) == 1 and f"trial {number}" in said[0] and f"{accuracy * 100:.2f} %" in said[0]
 
 
 def test_a_search_whose_finals_are_all_dead_ends_in_words(root, place, main, without_mlflow, monkeypatch):

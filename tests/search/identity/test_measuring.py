@@ -74,8 +74,8 @@ def test_old_scores_of_the_usual_momentum_differ_by_noise():
 @pytest.mark.parametrize(
     ("norm", "of", "left"),
     [
-        (nn.BatchNorm2d(8, momentum=0.01), {}, "67%"), (nn.BatchNorm2d(8, momentum=0.0), {}, "100%"),
-        (nn.BatchNorm2d(8), {"epochs": 2}, "12%"), (nn.BatchNorm2d(8), {"batch": 25}, "19%"),
+        (nn.BatchNorm2d(8, momentum=0.01), {}, "67 %"), (nn.BatchNorm2d(8, momentum=0.0), {}, "100 %"),
+        (nn.BatchNorm2d(8), {"epochs": 2}, "12 %"), (nn.BatchNorm2d(8), {"batch": 25}, "19 %"),
     ],
 )  # fmt: skip
 def test_old_scores_that_hung_on_the_momentum_are_apart(norm, of, left):
@@ -107,14 +107,14 @@ def test_only_what_is_old_of_a_study_that_went_on_is_named():
     assert str(one).startswith("2 of trials 0 to 2: scored")
 
 
-@pytest.mark.parametrize(("macs", "said"), [(0.75, None), (0.7504, None), (0.7, "70.0%"), (0.928, "92.8%")])
+@pytest.mark.parametrize(("macs", "said"), [(0.75, None), (0.7504, None), (0.7, "70.0 %"), (0.928, "92.8 %")])
 def test_macs_counted_otherwise_are_told_by_the_share_that_is_on_record(macs, said):
     told = found(net(), [trial(0), trial(1, CHANNEL, macs=macs)], [final(CHANNEL, macs=macs)])
     if said is None:
         assert told == []
     else:
         assert not told[0].noise and (told[0].trials, told[0].finals) == ((1,), 1)
-        assert f"such as {said} for what is 75.0% today" in str(told[0])
+        assert f"such as {said} for what is 75.0 % today" in str(told[0])
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_study_whose_trials_cannot_be_compared_with_new_ones_is_refused(old, m
     record = (old / "tiny" / "study.json").read_bytes()
     ended = main("search", "--study", "tiny", "--root", old, "--trials", 9)
     assert ended.code == 2 and len(ended.err.strip().splitlines()) <= 3
-    for said in ("trials 0 to 7", "12% of the dense model's left", "name a new --study"):
+    for said in ("trials 0 to 7", "12 % of the dense model's left", "name a new --study"):
         assert said in ended.err
     assert (old / "tiny" / "study.json").read_bytes() == record
     assert not (old / "tiny" / "journal" / "trial-00008.json").exists()

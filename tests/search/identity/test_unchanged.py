@@ -143,5 +143,5 @@ def test_a_repeated_fine_tune_that_differs_is_said(root):
     chosen = replace(choose_trial(view, "0"), final=None)
     watcher = Noting()
     made, _, _ = export_of_trial(view, chosen, watcher)
-    assert any("the study recorded 6.25%" in note for note in watcher.notes)
+    assert any("the study recorded 6.25 %" in note for note in watcher.notes)
     assert made.result.accuracy > 0.25

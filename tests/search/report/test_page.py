@@ -299,7 +299,7 @@ def test_the_best_of_a_study_that_asks_for_an_accuracy_is_the_smallest_with_it(r
     state = open_study(root, "hand").state
     state.least_accuracy = 0.8  # of the finals of trials 14 and 12, 12 is smaller
     first = recommendations(state)[0]
-    assert (first.target, first.trial) == ("size, with accuracy of at least 80.00%, any device", 12)
+    assert (first.target, first.trial) == ("size, with accuracy of at least 80.00 %, any device", 12)
     state.least_accuracy = 0.99
     assert recommendations(state)[0].target == "accuracy within the limit, any device"
 

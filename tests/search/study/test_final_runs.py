@@ -56,9 +56,9 @@ def test_a_run_may_take_longer_by_its_epochs_and_what_is_left_is_told(tmp_path, 
     assert [(job.seed, job.epochs, job.limit) for job in begun] == [(seed, lengths[1], limit) for seed in (5, 6, 7)]
     runs.tell_failures()
     assert watcher.lines == [
-        "final run 1/1 (trial 7): 87.50% on validation",
+        "final run 1/1 (trial 7): 87.50 % on validation",
         "final run 2/3 (trial 7): failed: time limit | about 4.0 s left",
-        "final run 3/3 (trial 7): 87.50% on validation",
+        "final run 3/3 (trial 7): 87.50 % on validation",
         "the final run of trial 7 with seed 6 failed (time limit) and is left out of the means: to repeat it, delete "
         "the file and run the same command again",
     ]

@@ -154,7 +154,7 @@ def test_words_and_numbers_are_those_of_the_metric():
     start = "The best finalist is 2.4 mAP above 'lamp', the best static rule on validation data, on test"
     assert said.startswith(start) and "accura" not in said
     small = verdict(replace(COMPARISON, references=rounded(0.855, 0.149)), SCORES, 0.25, unit=unit)
-    assert small.endswith("gains size at this limit, 12.0 % against 14.9 %, and nothing in mAP.")
+    assert small.endswith("gains size at this limit, 12.0 % against 14.9 %, but shows no gain in mAP.")
     rows = closing_rows(COMPARISON, SCORES, {"two": 9})
     row = next(row for row in plain_closing_rows(rows, unit) if row["name"] == "trial 9")
     assert row["test_value"] == pytest.approx(34.4) and row["test_value_sd"] == pytest.approx(0.8)
@@ -165,20 +165,22 @@ def rounded(test: float, size: float, bits: int = 6) -> dict[str, Reference]:
     return {"dense": REFERENCE, f"dense at {bits} bits": Reference(0.9, test, size, 0.97)}
 
 
-NOTHING = "pruning gains nothing at this limit."
-SIZE = "pruning gains size at this limit, 12.0 % against 14.9 %, and no accuracy."
+TOP = "the most accurate finalist on test"
+NOTHING = "pruning shows no gain at this limit."
+SIZE = "pruning gains size at this limit, 12.0 % against 14.9 %, but shows no gain in accuracy."
 THREE = rounded(0.875, 0.2, 8) | rounded(0.84, 0.15, 6) | rounded(0.82, 0.11, 4)
 
 
 @pytest.mark.parametrize(
     ("references", "said"),
     [
-        (rounded(0.855, 0.149), f"Dense at 6 bits (14.9 %) does as well, within noise: {SIZE}"),
-        (rounded(0.837, 0.118), f"Dense at 6 bits (11.8 %) does as well, within noise: {NOTHING}"),
-        (rounded(0.885, 0.118, 4), f"Dense at 4 bits (11.8 %) is 2.50 points above it: {NOTHING}"),
+        (rounded(0.855, 0.149), f"Dense at 6 bits (14.9 %) is 0.50 points below {TOP}, within noise: {SIZE}"),
+        (rounded(0.837, 0.118), f"Dense at 6 bits (11.8 %) is 2.30 points below {TOP}, within noise: {NOTHING}"),
+        (rounded(0.885, 0.118, 4), f"Dense at 4 bits (11.8 %) is 2.50 points above {TOP}: {NOTHING}"),
         (rounded(0.837, 0.251), ""),
         (rounded(0.836, 0.118), ""),
-        (THREE, "Dense at 6 bits (15.0 %) does as well"),
+        (THREE, f"Dense at 6 bits (15.0 %) is 2.00 points below {TOP}, within noise"),
+        (rounded(0.86, 0.118), f"Dense at 6 bits (11.8 %) has the accuracy of {TOP}: {NOTHING}"),
         ({"dense": REFERENCE, "dense int8": Reference(0.9, 0.9, 0.21, 0.26)}, "Dense int8 (21.0 %) is 4.00 points"),
     ],
 )
@@ -200,7 +202,7 @@ def test_test_examples_count_where_rounding_is_compared():
     alone = {name: replace(score, n=1, test_sd=None) for name, score in EQUAL.items()}
     assert "Dense" not in verdict(compared, alone, 0.25)
     as_good = replace(COMPARISON, references=rounded(0.86, 0.2))
-    assert "Dense at 6 bits (20.0 %) does as well" in verdict(as_good, alone, 0.25)
+    assert f"Dense at 6 bits (20.0 %) has the accuracy of {TOP}" in verdict(as_good, alone, 0.25)
 
 
 @pytest.mark.parametrize("granularities", [("fine-grained", "channel"), ("2:4",)])

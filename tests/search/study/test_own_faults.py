@@ -343,7 +343,7 @@ def test_a_fault_on_test_data_costs_what_was_tested_and_no_more(search, main, tm
 def test_a_loop_that_ends_before_its_schedule_or_brings_pruned_weights_back_is_told_once(search, tmp_path):
     ended = search("short")
     assert ended.code == 0, ended.err
-    for remark in ("train ended after 40% of its training, before its schedule did: ", "are set to zero again: "):
+    for remark in ("train ended after 40 % of its training, before its schedule did: ", "are set to zero again: "):
         told = [line.strip().partition(": ")[0] for line in ended.err.splitlines() if remark in line]
         assert told[:1] == ["trial 0"] and len(told) == 2
         assert re.fullmatch(r"the final run of trial \d+ with seed 1", told[1])

@@ -612,7 +612,7 @@ def test_best_so_far_is_what_would_be_exported(begin):
     watcher = Notes()
     result = begin("so-far", watcher, trials=8, min_accuracy="0.2")
     best = result.trials.set_index("trial").loc[result.best]
-    said = f"best so far {best['accuracy']:.2%} at {best['size']:.1%}"
+    said = f"best so far {best['accuracy'] * 100:.2f} % at {best['size'] * 100:.1f} %"
     assert said in watcher.headlines[-1] and best["accuracy"] < result.front["accuracy"].max()
     assert "left" not in watcher.headlines[-1] and "about" in watcher.headlines[0]
 

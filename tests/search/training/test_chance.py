@@ -40,7 +40,7 @@ def test_a_pruned_network_that_is_dead_is_named_with_both_numbers(applied):
     assert data["accuracy"] <= 0.1483
     (line,) = said
     assert line.startswith("the pruned network, fine-tuned for 1 epoch, is near chance")
-    assert f"accuracy {data['accuracy']:.2%}" in line and "up to 14.84% is no more than chance" in line
+    assert f"accuracy {data['accuracy'] * 100:.2f} %" in line and "up to 14.84 % is no more than chance" in line
 
 
 def test_of_a_dense_model_that_is_dead_only_that_is_said(applied, place, tmp_path):
@@ -50,7 +50,9 @@ def test_of_a_dense_model_that_is_dead_only_that_is_said(applied, place, tmp_pat
     save_file(model.state_dict(), tmp_path / "zeros.safetensors")
     data, said = applied(0.25, "--weights", tmp_path / "zeros.safetensors")
     (line,) = said
-    assert line.startswith("the dense model is near chance: accuracy ") and f"{data['dense_accuracy']:.2%}" in line
+    assert (
+        line.startswith("the dense model is near chance: accuracy ") and f"{data['dense_accuracy'] * 100:.2f} %" in line
+    )
 
 
 def test_where_chance_is_unknown_nothing_is_said(applied, place):

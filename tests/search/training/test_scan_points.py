@@ -278,7 +278,7 @@ def test_too_few_examples_are_told_in_one_line():
     few = Profile("", 32, 0.1, 1.0, {}, 0.0, 3.5, 0.0625, too_few=True)
     assert recalibration_note(few) == (
         "BatchNorm is not recalibrated in the scan: 32 calibration examples are too few, over which it takes the "
-        "unpruned network from 100.0% to 6.2%"
+        "unpruned network from 100.0 % to 6.2 %"
     )
     said = recalibration_note(few, Metric("mAP", low=0, high=40))
     assert said.endswith("takes the unpruned network from mAP 40 to mAP 2.5")
@@ -331,7 +331,7 @@ def test_of_finite_numbers_nothing_is_said_and_a_single_point_is_named():
     )
     found = replace(profile, points={"channel": {"a": (fine, replace(fine, sparsity=0.75, recalibrated_accuracy=nan))}})
     assert undefined_note(found, Metric("mAP", low=0, high=40)) == (
-        "the scan found no finite mAP with a pruned to 75.0% (channel): let it be a bad number where it is undefined"
+        "the scan found no finite mAP with a pruned to 75.0 % (channel): let it be a bad number where it is undefined"
     )
 
 

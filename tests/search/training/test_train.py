@@ -293,7 +293,7 @@ def test_pruned_weights_are_taken_as_their_product_and_said_so(workload, tmp_pat
     found = dense_model(workload, 0, tmp_path / "cache", path, watcher).model
     assert len(watcher.notes) == 1
     assert f"pruned.{form}: tensors pruned by torch.nn.utils.prune: 2" in watcher.notes[0]
-    assert f"{(288 + 3) / (1152 + 10):.1%} of their elements zero" in watcher.notes[0]
+    assert f"{(288 + 3) / (1152 + 10) * 100:.1f} % of their elements zero" in watcher.notes[0]
     for module, name in ((pruned.conv1, "weight"), (pruned.classifier, "bias")):
         torch_prune.remove(module, name)
     assert same(found, pruned)
