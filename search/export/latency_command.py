@@ -98,7 +98,7 @@ def _last_line(file: IO[bytes]) -> str:
 
 def _seconds_in(line: str) -> float:
     try:
-        seconds = float(line)
+        seconds = math.nan if "_" in line else float(line)  # Python takes 0_1 for 1
     except ValueError:
         seconds = math.nan
     if not (0 < seconds < math.inf):

@@ -24,6 +24,7 @@ from search.export.onnx_network import OnnxNetwork
 from search.training.own_scores import Metrics
 from search.training.scoring import score
 from search.workloads import Workload
+from spaces.wording import listed
 
 if TYPE_CHECKING:
     import onnx
@@ -99,6 +100,13 @@ def write_int8(model: nn.Module, workload: Workload, path: Path, rounded: Mappin
     if not math.isfinite(difference):
         path.unlink()
         raise GoalMissed("the network cannot be quantised to 8 bits (its outputs would not be finite)")
+    if not _has_integer_weights(path):
+        path.unlink()
+        kinds = sorted({str(weight.dtype) for weight in prunable_weights(model).values()})
+        raise GoalMissed(
+            f"the network cannot be quantised to 8 bits (ONNX Runtime left all of its layers in floats, weights of "
+            f"{listed(kinds)}: it takes torch.float32)"
+        )
     found = integers_of(path, model)
     own = tuple(name for name in found if name in rounded and _same_integers(found[name], rounded[name]))
     return Int8(scores, difference, len(examples), own, tuple(name for name in found if name not in own))
@@ -129,6 +137,13 @@ def integers_of(path: Path, model: nn.Module) -> dict[str, _Array]:
             dim = axes.get(own, output_dim(module_of(model, name)))
             found[name] = _by_channel(onnx.numpy_helper.to_array(held[own]), dim)
     return found
+
+
+def _has_integer_weights(path: Path) -> bool:
+    import onnx
+
+    held = onnx.load(path, load_external_data=False).graph.initializer
+    return any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in held)
 
 
 def lost_zeros(path: Path, model: nn.Module) -> tuple[int, int]:

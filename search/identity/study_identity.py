@@ -7,7 +7,7 @@ from typing import Any
 
 from search.config import SearchConfig
 from search.placement import Placement
-from search.store.study_record import ARCHITECTURE, DENSE, LATENCY_DEVICE, of_split
+from search.store.study_record import ARCHITECTURE, DATA, DENSE, LATENCY_DEVICE, of_split
 from search.training.dense_model import DenseModel
 from search.training.fingerprint import criterion_fingerprint, data_fingerprint, training_fingerprint
 from search.training.former_fingerprints import (
@@ -18,8 +18,6 @@ from search.training.former_fingerprints import (
 from search.workloads.base import SPLITS, Workload
 
 TRAINING, CRITERION = "loss, metric and augmentation", "criterion"
-DATA = "data"
-"""Key of the one fingerprint over all splits that studies used to record."""
 
 
 def study_identity(config: SearchConfig, workload: Workload, dense: DenseModel) -> dict[str, Any]:

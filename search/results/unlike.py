@@ -8,7 +8,7 @@ from typing import Any
 
 from search.metric import Metric
 from search.results.view import StudyView
-from search.store.study_record import ARCHITECTURE, DENSE, LATENCY_DEVICE, of_split
+from search.store.study_record import ARCHITECTURE, DATA, DENSE, LATENCY_DEVICE, of_split
 from spaces.wording import listed, percent
 
 OBJECTIVES = {"macs": "MACs", "latency": "predicted latency"}
@@ -47,7 +47,7 @@ class Unlike:
 def unlike(ours: StudyView, theirs: StudyView) -> Unlike:
     """Look at the config, the limits and the record of both."""
     pair = ours, theirs
-    first, second = (view.folder.read_record()["identity"] for view in pair)
+    first, second = (_identity(view) for view in pair)
     found = [
         (name, one, other)
         for name, (one, other) in {
@@ -75,6 +75,12 @@ def unlike(ours: StudyView, theirs: StudyView) -> Unlike:
         latency=all(view.config.needs_latency for view in pair) and LATENCY not in names,
         size="encoded" if "size metric" in names else ours.config.size_metric,
     )
+
+
+def _identity(view: StudyView) -> dict[str, Any]:
+    """What a study's record says of model and data; earlier versions had one fingerprint of all splits."""
+    found = view.folder.read_record()["identity"]
+    return {VALIDATION: found.get(DATA), **found}
 
 
 def _of_latency(

@@ -19,6 +19,8 @@ KNOB_WORD = "knob_word"
 """Part of a study's record: what its Optuna parameters of layers begin with, see `spaces.search_space.space`."""
 ARCHITECTURE, DENSE = "architecture", "dense model"
 """Parts of its identity, like those that follow."""
+DATA = "data"
+"""The one fingerprint over all splits that studies used to record."""
 LATENCY_DEVICE = "device that latency is measured on"
 """Recorded where latency plays a part, as seconds of two devices are two objectives; not by earlier versions."""
 

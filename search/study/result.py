@@ -126,7 +126,7 @@ class SearchResult:
             watcher: shows the fine-tune that is repeated where a trial kept no weights; as of `run_search`.
 
         Returns:
-            The export's manifest.
+            The export's manifest, shown in a few lines.
 
         Raises:
             UsageError: no such trial, or a folder that cannot be used; before anything is computed.
@@ -134,13 +134,15 @@ class SearchResult:
             EnvironmentProblem, Refused: as of the command.
         """
         from search.export.of_study import export_study  # PyTorch takes seconds, and tables do without
+        from search.export.summary import ShownManifest, summary
 
         seen = replace(open_study(self.folder.parent, self.study), config=self.state.config)
         watcher = watcher or usual_reporter()
         done = export_study(
             seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune, onnx_int8=onnx_int8
         )
-        return done.written.manifest
+        manifest = done.written.manifest
+        return ShownManifest(manifest, summary(Path(out), manifest, done.made, done.chosen.name))
 
     def __repr__(self) -> str:
         return glance_text(self.study, self.state)

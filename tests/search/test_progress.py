@@ -122,7 +122,7 @@ def test_a_log_has_no_shares_of_an_unknown_total(monkeypatch):
         jobs.begin("a", "trial 7")
         jobs.begin("b", "trial 8")
         jobs.step("b", 3, 20)
-    assert stderr.getvalue().splitlines() == ["MLflow's record: 1/4", "trial 7; trial 8: 3/20"]
+    assert stderr.getvalue().splitlines() == ["MLflow's record: 25 %", "trial 7; trial 8: 15 %"]
 
 
 def test_what_is_not_there_is_not_shown():

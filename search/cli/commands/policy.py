@@ -25,10 +25,11 @@ from search.export.manifest import MANIFEST, largest_files, read_manifest
 from search.export.of_study import check_export, export_study, note_dead, require_whole, write_network
 from search.export.rebuild import Export, fine_tuned, moved_to_cpu
 from search.export.registry import check_name
+from search.export.summary import summary
 from search.export.verify import Check, as_json, verify_contents, verify_files
 from search.export.write import Written, check_masks_only
 from search.files import check_writable, read_text
-from search.metric import Metric, metric_from_plain, with_values
+from search.metric import with_values
 from search.networks.names import LARGEST, is_ordinary
 from search.options import RECIPE_OPTIONS, WORKLOAD_FORMS, key_of
 from search.progress import TerminalReporter
@@ -57,7 +58,7 @@ from spaces.printable import LONGEST_WORD, shortened
 from spaces.schedule import EXPONENT_OF, Schedule
 from spaces.strict_json import parse_object
 from spaces.validation import is_number, unknown
-from spaces.wording import counted, percent
+from spaces.wording import percent
 
 POLICY_FLAGS = ("granularity", "criterion", "schedule", "bits")
 SCHEDULE_FLAGS = ("exponent", "ramp", "start", "interval", "rounds", "regrow")
@@ -398,44 +399,6 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
 
 def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, name: str = "") -> Reply:
     """What is said of an export that stands; `name` is what was chosen of a study."""
-    manifest = written.manifest
-    size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
-    policy, file, seed = made.policy, made.result.file, made.origin.get("seed")
-    unit = metric_from_plain(manifest.get("metric"))
-    test, bits = unit.shown(manifest["test_accuracy"]), f", {policy.bits_label}" if policy.is_rounded else ""
-    which = f"{name}{'' if seed is None else f', seed {seed}'}: " if name else ""
-    zeroed = (
-        f"{counted(file.given_up, 'small value')} set to 0 to fit its predicted bytes\n"
-        if file and file.given_up
-        else ""
-    )
-    text = (
-        f"{out}: {which}validation {unit.name} {unit.shown(manifest['accuracy'])}"
-        + (f", test {test}" if test else "")
-        + f", {size} = {percent(manifest['size_encoded'], 2)}{bits}, MACs {percent(manifest['macs'])}\n"
-        f"{zeroed}{_int8_line(manifest, unit)}"
-        f"Files: {', '.join(_sized(manifest['files']))}, manifest.json\n"
-        f"Check: prunefront verify {shlex.quote(str(out))}"
-        + ("" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}")
-    )
-    return Reply({"out": str(out), **manifest}, text)
-
-
-def _int8_line(manifest: Mapping[str, Any], unit: Metric) -> str:
-    """What the file of 8-bit integers is worth beside the network it was made of; nothing where there is none."""
-    if "int8" not in manifest:
-        return ""
-    found, floats = manifest["int8"], manifest["accuracy"]
-    change = "worse" if found["accuracy"] < floats else "better"
-    apart = f"{unit.distance(found['accuracy'], floats)} {change}" if found["accuracy"] != floats else "the same"
-    new = len(found["weights_rounded_anew"])
-    return (
-        f"In 8 bits by ONNX Runtime: {unit.name} {unit.shown(found['accuracy'])}, {apart}; outputs differ by up to "
-        f"{100 * found['output_difference']:.2f} % of the largest"
-        + (f"; rounded anew: {counted(new, 'weight')}" if new and found["weights_as_in_policy"] else "")
-        + "\n"
-    )
-
-
-def _sized(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [f"{name} ({described['bytes']:,} bytes)" for name, described in files.items()]
+    workload = "" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}"
+    text = f"{summary(out, written.manifest, made, name)}\nCheck: prunefront verify {shlex.quote(str(out))}{workload}"
+    return Reply({"out": str(out), **written.manifest}, text)

@@ -374,7 +374,7 @@ def view(arguments: argparse.Namespace) -> Reply:
     address = f"http://127.0.0.1:{arguments.port}"
     url = f"{address}/{study_page(place, study_id, page)}"
     command = ui_command(root, arguments.port)
-    text = f"MLflow UI: {url} (Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
+    text = f"MLflow UI: {url} (ready in some seconds; Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
     return Reply({"url": address, "page": url, "command": command}, text, then=then, is_data=True)
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from search.metric import Metric, metric_to_plain
 from search.results.view import load_front
-from search.store.study_record import ARCHITECTURE, LATENCY_DEVICE, of_split
+from search.store.study_record import ARCHITECTURE, DATA, LATENCY_DEVICE, of_split
 from spaces.cost.footprint import RelativeCost
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -100,6 +100,17 @@ def test_metrics_that_share_a_name_only_are_not_compared_and_that_is_said(main, 
     assert said.endswith(" Their encoded sizes and MACs can be compared.")
     drawn = main("front", "one", "--root", tmp_path, "--compare", "two", "--picture", tmp_path / "a.png")
     assert drawn.code == 2 and "leave it out, since one and two differ in metric" in drawn.err
+
+
+@pytest.mark.parametrize(("theirs", "differ"), [("1a", False), ("2b", True)])
+def test_studies_of_earlier_versions_are_told_apart_by_their_one_fingerprint(main, tmp_path, theirs, differ):
+    for name, data in (("one", "1a"), ("two", theirs)):
+        folder = limited(tmp_path, name)
+        record = folder.read_record()
+        folder.write_record({**record, "identity": {**record["identity"], DATA: data}})
+    text = main("front", "one", "--root", tmp_path, "--compare", "two").out
+    said = "one and two differ in validation data. Their encoded sizes and MACs can be compared."
+    assert (said in text) is differ and ("differ" in text) is differ
 
 
 def test_studies_of_other_objectives_limits_and_data_say_what_compares(main, tmp_path):

@@ -76,7 +76,7 @@ def test_a_command_gets_the_path_as_one_word_and_its_last_line_counts(file):
         ("\ud800 {file}", "it cannot be run: 'utf-8' codec can't encode"),
         ("true {file}", "must be seconds, a number above 0 such as 0.0042, got ''"),
         ("echo 4.2 ms {file}", "must be seconds, a number above 0 such as 0.0042, got '4.2 ms "),
-        *((f"sh -c 'echo {word}' {{file}}", f"got '{word}'") for word in ("-0.25", "0", "nan", "inf", "12,5")),
+        *((f"sh -c 'echo {word}' {{file}}", f"got '{word}'") for word in ("-0.25", "0", "nan", "inf", "12,5", "0_1")),
     ],
 )
 def test_what_is_no_number_of_seconds_is_one_line(file, command, said):

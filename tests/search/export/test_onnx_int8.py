@@ -179,6 +179,16 @@ def test_one_without_calibration_data_or_that_fails_leaves_nothing(workload, mad
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
+def test_one_that_onnx_runtime_leaves_in_floats_is_refused_and_leaves_nothing(tmp_path):
+    pytest.importorskip("onnxruntime")
+    whole = torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 4
+    task = Workload("doubles", lambda: nn.Sequential(nn.Linear(6, 4)).double(), whole, whole, whole, whole)
+    with pytest.raises(GoalMissed, match=r"left all of its layers in floats, weights of torch.float64: it takes"):
+        write_int8(task.build_model().eval(), task, tmp_path / "m.onnx", {})
+    assert not [*tmp_path.iterdir()]
+
+
 def test_scales_are_the_policys_or_clip_nothing():
     """Of two channels and one of zeros, the second folded into a norm of negative gain."""
     integers = torch.tensor([[3, -1, 0], [2, 0, -7], [0, 0, 0]], dtype=torch.int8)
