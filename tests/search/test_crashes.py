@@ -12,13 +12,13 @@ import traceback
 
 import pytest
 import torch
+from watchers import Notes
 
 import search.executors.evaluation
 import search.training.scoring
 from search import SearchConfig, run_search
 from search.process import interrupts
 from search.process.time_limit import limited
-from search.progress import ProgressReporter
 from search.store.journal import Journal
 from search.training.attempts import MAX_KILLS, MAX_STARTS, Attempt, give_up_on
 from search.training.evaluate import evaluate_policy
@@ -233,14 +233,6 @@ def run_deadly(config: SearchConfig, part: str, act) -> None:
     run_search(config)
 
 
-class Noted(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 @pytest.mark.parametrize(
     "act", [pytest.param(segfault, marks=pytest.mark.slow), pytest.param(be_killed, marks=pytest.mark.large)]
 )
@@ -250,7 +242,7 @@ def test_a_trial_that_ended_its_process_four_times(place, act):
     run_search(config(place, name, 1))
     for _ in range(MAX_STARTS):
         assert study_dies(config(place, name, 2), TRIAL, act) == (-signal.SIGSEGV if own else -signal.SIGKILL)
-    watcher = Noted()
+    watcher = Notes()
     result = run_search(config(place, name, 3), watcher)
     assert list(result.trials["state"]) == ["complete", "failed" if own else "complete", "complete"]
     (told,) = (note for note in watcher.notes if note.startswith("trial 1 "))
@@ -280,7 +272,7 @@ def test_a_final_run_that_crashes_its_process_every_time_is_failed_in_the_end(pl
     finals = config(place, "deadly-finals", 3, finalists=1, final_seeds=1, bits=(32,))
     for _ in range(MAX_STARTS):
         assert study_dies(finals, FINAL, segfault) == -signal.SIGSEGV
-    watcher = Noted()
+    watcher = Notes()
     result = run_search(finals, watcher)
     assert len(result.finals) == 3 and result.comparison is not None  # four of one seed: finalist and baselines
     told = next(note for note in watcher.notes if "crashed: " in note)

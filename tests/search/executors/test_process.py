@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from watchers import Notes
 from worker_processes import group_of, runs, wait_until, workers_of
 
 from pruning import register_criterion
@@ -216,14 +217,6 @@ def told(trial) -> tuple:
     return trial.params, trial.policy, result.accuracy, result.loss, result.shares, result.curve, result.reason
 
 
-class Noted(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 SCRIPT = """
 import os, signal, socket, sys, time
 parent = socket.socket(fileno=int(sys.argv[1]))
@@ -334,7 +327,7 @@ def test_every_proposal_of_two_workers_can_be_repeated_from_the_journal(begin, m
 def test_a_scan_by_two_workers_is_that_of_one_process(begin, tmp_path):
     found = []
     for name, options in (("one", {}), ("two", {"workers": 2})):
-        watcher = Noted()
+        watcher = Notes()
         options |= {"warm_start": True, "trials": 1, "bits": (8, 4), "watcher": watcher}
         begin("tiny.py:tiny", study=name, root=str(tmp_path / name), **options)
         (path,) = (tmp_path / name / "cache").glob("profile-*.json")
@@ -349,7 +342,7 @@ def test_a_scan_by_two_workers_is_that_of_one_process(begin, tmp_path):
     ("task", "how"), [("killed", "killed from outside, or for lack"), ("hanging", "stalled: neither a step nor any")]
 )
 def test_a_worker_that_is_killed_or_hangs_costs_an_attempt_and_nothing_else(begin, right, task, how):
-    watcher = Noted()
+    watcher = Notes()
     _, found = begin(f"tasks.py:{task}", study="hit", trials=4, workers=2, stall=8.0, watcher=watcher)
     (note,) = [note for note in watcher.notes if "begins again" in note]
     assert how in note and ("--stall" in note) == (task == "hanging") and note.startswith("trial ")
@@ -372,7 +365,7 @@ def test_a_trial_whose_worker_is_always_lost_fails_alone(begin, right):
 
 @pytest.mark.slow
 def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin, right):
-    watcher = Noted()
+    watcher = Notes()
     _, found = begin("tasks.py:hungry", study="hungry", trials=3, workers=2, attempts=1, watcher=watcher)
     assert found == {number: right[number] for number in range(3)}
     assert [note for note in watcher.notes if "is tried once more alone" in note]
@@ -380,7 +373,7 @@ def test_trials_that_lack_memory_beside_others_come_out_as_alone(begin, right):
 
 @pytest.mark.slow
 def test_parts_of_a_scan_that_lack_memory_beside_others_are_measured_alone(begin, tmp_path):
-    watcher = Noted()
+    watcher = Notes()
     begin("tasks.py:hungry_in_scan", study="scan", trials=1, workers=2, warm_start=True, watcher=watcher)
     assert [note for note in watcher.notes if "part" in note and "is tried once more alone" in note]
     assert len([*tmp_path.glob("cache/profile-*")]) == 1

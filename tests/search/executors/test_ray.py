@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from watchers import Notes
 from worker_processes import runs, wait_until
 
 from search import SearchConfig, run_search
 from search.errors import EnvironmentProblem, UsageError
 from search.process.interrupts import SIGNALS
-from search.progress import ProgressReporter
 from search.results.tables import plain_rows
 from search.store.journal import Journal
 
@@ -50,14 +50,6 @@ def folders_of_nodes() -> set[Path]:
     return {*Path(tempfile.gettempdir()).glob("prunefront-*")}
 
 
-class Noted(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_process(
     cluster, place, tmp_path, without_mlflow
 ):
@@ -80,7 +72,7 @@ def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_proc
         finally:
             hold.rename(tmp_path / "ended")
 
-    watcher = Noted()
+    watcher = Notes()
     threading.Thread(target=end_a_node, daemon=True).start()
     options = {"executor": "ray", "ray_address": cluster.address, "workers": 2, "finalists": 1, "final_repeats": 1}
     result = run_search(config(place, tmp_path, "shared", **options), watcher)

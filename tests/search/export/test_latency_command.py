@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from watchers import Notes
 
 from search import SearchConfig, run_search
 from search.errors import GoalMissed, UsageError
 from search.export import latency_command, time_onnx
 from search.export.latency_command import CommandFailed, seconds_by, time_by, written
-from search.progress import ProgressReporter
 from search.results.cells import latency_line
 from search.results.comparison import read_comparison
 from search.store.folder import StudyFolder
@@ -29,14 +29,6 @@ from spaces import PruningPolicy
 TIME_ONNX = f"{sys.executable} -m search.export.time_onnx {{file}}"
 BY_SIZE = """sh -c 'echo loading; printf 0.0; wc -c < "$1"' - {file}"""
 """Says 0.0N seconds for a file of N bytes, N of two digits."""
-
-
-class Notes(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def is_gone(pid: str) -> bool:

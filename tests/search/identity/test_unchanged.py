@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from watchers import Notes
 
 from search import get_workload
 from search.errors import Refused, UsageError
@@ -20,14 +21,6 @@ from search.export.choose import choose_trial
 from search.export.rebuild import export_of_trial
 from search.progress import ProgressReporter
 from search.results.view import open_study
-
-
-class Noting(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_a_repeated_fine_tune_that_differs_is_said(root):
     view = open_study(root, "tiny")
     view.folder.trial_weights(0).unlink(missing_ok=True)
     chosen = replace(choose_trial(view, "0"), final=None)
-    watcher = Noting()
+    watcher = Notes()
     made, _, _ = export_of_trial(view, chosen, watcher)
     assert any("the study recorded 6.25 %" in note for note in watcher.notes)
     assert made.result.accuracy > 0.25

@@ -7,27 +7,19 @@ from dataclasses import replace
 
 import pytest
 from fake_device import DEVICE, OnDevice
+from watchers import Notes
 
 from search.config import make_config
 from search.export import rebuild
 from search.export.choose import choose_trial
 from search.export.rebuild import export_of_trial
 from search.placement import CPU, Placement
-from search.progress import ProgressReporter
 from search.results.view import open_study
 from search.study import checks
 from search.study.start import run_search
 
 THERE = Placement(DEVICE)
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_mlflow")]
-
-
-class Notes(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_a_study_is_the_same_on_a_device_and_goes_on_elsewhere(place, tmp_path, monkeypatch):

@@ -9,24 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from watchers import Notes
 
 from pruning.latency import measure_latency_table
 from search import SearchConfig, run_search
 from search.errors import Refused, UsageError
-from search.progress import ProgressReporter
 from search.records import TrialRecord
 from search.store.folder import StudyFolder
 from spaces.cost.latency_table import LatencyTable, LayerLatency, RestLatency
 
 MEASURE = "search.training.latency_cache.measure_latency_table"
-
-
-class Notes(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def fails(*_: object, **__: object) -> None:

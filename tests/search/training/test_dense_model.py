@@ -13,12 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
+from watchers import Notes
 
 from pruning.channels.structure import Structure
 from search import Recipe, Workload
 from search.checksum import sealed, unsealed
 from search.errors import Refused
-from search.progress import ProgressReporter
 from search.training.checkpoints import load_model, save_model
 from search.training.dense_model import dense_model
 from search.training.profile_cache import cached_profile
@@ -28,18 +28,6 @@ IMAGES = PIXELS.float().reshape(-1, 1, 8, 8) / 16
 
 
 SHORT = Recipe(batch=60, dense_epochs=1)
-
-
-class Notes(ProgressReporter):
-    def __init__(self):
-        self.notes, self.labels = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def stage(self, label):
-        self.labels.append(label)
-        return super().stage(label)
 
 
 def net() -> nn.Module:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn.utils import prune as torch_prune
+from watchers import Notes
 
 from pruning.channels.structure import apply_structure
 from pruning.policy_masks import policy_masks
 from pruning.sparse_file import encode_model
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.progress import ProgressReporter
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model, dense_model
 from search.training.evaluate import PreparedModel, evaluate_policy
@@ -219,20 +219,6 @@ def test_a_wrong_recipe_names_the_part(name, value):
         Recipe(**{name: value})
 
 
-class Counting(ProgressReporter):
-    """Counts trainings and notes."""
-
-    def __init__(self):
-        self.labels, self.notes = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def stage(self, label):
-        self.labels.append(label)
-        return super().stage(label)
-
-
 def test_the_dense_model_is_trained_once_for_its_code_data_recipe_and_seed(place, tmp_path):
     code = (place / "tiny.py").read_text()
 
@@ -240,7 +226,7 @@ def test_the_dense_model_is_trained_once_for_its_code_data_recipe_and_seed(place
         file = tmp_path / "variant.py"
         file.write_text(text)
         importlib.invalidate_caches()
-        watcher = Counting()
+        watcher = Notes()
         dense_model(get_workload(f"{file}:tiny"), seed, tmp_path / "cache", watcher=watcher)
         return bool(watcher.labels)
 
@@ -259,7 +245,7 @@ def test_a_damaged_cache_is_trained_again(workload, tmp_path):
     first = dense_model(workload, 0, tmp_path)
     (path,) = tmp_path.glob("dense-*.safetensors")
     path.write_bytes(path.read_bytes()[:-50])
-    watcher = Counting()
+    watcher = Notes()
     again = dense_model(workload, 0, tmp_path, watcher=watcher)
     assert watcher.labels and again.weights == first.weights
     with pytest.raises(Refused, match="dense-"):
@@ -275,7 +261,7 @@ def test_users_weights_are_taken_without_training(workload, tmp_path, form):
         save_file({name: tensor.contiguous() for name, tensor in source.state_dict().items()}, path)
     else:
         torch.save(source.state_dict(), path, _use_new_zipfile_serialization=form == "pt")
-    watcher = Counting()
+    watcher = Notes()
     found = dense_model(workload, 0, tmp_path / "cache", path, watcher)
     assert same(found.model, source) and not watcher.labels + watcher.notes and not (tmp_path / "cache").exists()
 
@@ -289,7 +275,7 @@ def test_pruned_weights_are_taken_as_their_product_and_said_so(workload, tmp_pat
     state = pruned.state_dict()
     assert {"conv1.weight_orig", "conv1.weight_mask", "classifier.bias_mask"} <= state.keys()
     save_file(state, path) if form == "safetensors" else torch.save(state, path)
-    watcher = Counting()
+    watcher = Notes()
     found = dense_model(workload, 0, tmp_path / "cache", path, watcher).model
     assert len(watcher.notes) == 1
     assert f"pruned.{form}: tensors pruned by torch.nn.utils.prune: 2" in watcher.notes[0]
@@ -404,7 +390,7 @@ BAD_METRICS = {
 @pytest.mark.parametrize("case", BAD_METRICS)
 def test_a_metric_that_is_no_share_is_refused_before_training(workload, case, tmp_path):
     metric, said = BAD_METRICS[case]
-    wrong, watcher = dataclasses.replace(workload, metric=metric), Counting()
+    wrong, watcher = dataclasses.replace(workload, metric=metric), Notes()
     with pytest.raises(UsageError) as raised:
         dense_model(wrong, 0, tmp_path, watcher=watcher)
     text = str(raised.value)
@@ -466,7 +452,7 @@ def test_a_dense_metric_that_is_no_share_is_refused(workload, tmp_path, form, va
     if form == "cached":
         with pytest.raises(UsageError):
             dense_model(wrong, 0, tmp_path / "cache")
-    watcher = Counting()
+    watcher = Notes()
     with pytest.raises(UsageError, match=f"'tiny': metric .* {said} of the dense model on validation data") as raised:
         dense_model(wrong, 0, tmp_path / "cache", weights, watcher)
     assert bool(watcher.labels) == (form == "trained") and "\n" not in str(raised.value)

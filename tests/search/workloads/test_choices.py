@@ -11,11 +11,11 @@ from cifar_files import write_cifar
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
+from watchers import Notes
 
 from search import SearchConfig
 from search.config import ConfigError
 from search.errors import EnvironmentProblem, Refused, UsageError
-from search.progress import ProgressReporter
 from search.results.resume import resume_command
 from search.store.study_record import new_record, resumed_config
 from search.training.dense_model import dense_model
@@ -150,14 +150,6 @@ def test_weights_of_another_network_are_not_begun_with(others, tmp_path):
         get_workload(f"{others}:images", network=SMALL, pretrained=str(tmp_path / "other.pth"))
     with pytest.raises(EnvironmentProblem, match=r"no weights file .*--pretrained"):
         get_workload(f"{others}:images", network=SMALL, pretrained="absent.pth")
-
-
-class Notes(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_whole_weights_that_do_the_task_are_the_dense_model(place, tmp_path):
