@@ -58,7 +58,7 @@ def exported(workplace):
 def test_commands_after_a_study_run(workplace):
     block = next(b for b in blocks("bash") if "prunefront front digits" in b)
     for command in commands(block):
-        if command[1] != "view":  # serves until it is stopped; tests/test_command_line.py asks it by HTTP
+        if command[1] != "view":  # serves until it is stopped; tests/search/cli/test_view.py asks it by HTTP
             done = run(command, workplace)
             assert done.returncode == 0, (command, done.stderr)
 

@@ -1,15 +1,20 @@
-"""`front` as a picture, and beside that of another study."""
+"""`front` as rows, as a picture, and beside that of another study."""
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import shutil
 from dataclasses import replace
 from io import BytesIO
 
 import pytest
+from exports import LAYERS
 from hand_made_study import study, trial
 from matplotlib.image import imread
+from replies import one_line_error
 
 from search.metric import Metric, metric_to_plain
 from search.results.view import load_front
@@ -17,6 +22,10 @@ from search.store.study_record import ARCHITECTURE, DATA, LATENCY_DEVICE, of_spl
 from spaces.cost.footprint import RelativeCost
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+CONTRACT_COLUMNS = {
+    "trial", "accuracy", "final_accuracy", "test_accuracy", "test_sd", "size", "size_nonzero", "size_encoded", "macs",
+    "latency", "granularity", "schedule", "exponent", "criterion", "sparsity",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +214,76 @@ def test_a_limit_on_what_is_not_predicted_is_refused(main, tmp_path):
     done = main("front", "limited", "--root", tmp_path, "--max-latency", 0.5)
     assert done.code == 2 and "'limited' predicts no latency" in done.err and "give max-macs" in done.err
     assert main("front", "limited", "--root", tmp_path, "--max-macs", 0.6).code == 0
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/etc", "tiny/../tiny", "", "x" * 300, ".hidden"])
+def test_a_study_name_is_no_path(main, finished, name):
+    one_line_error(main("front", name), 2, repr(name)[:40])
+
+
+def test_front_json_has_the_contract_columns_and_honest_values(run, finished):
+    rows = json.loads(run("front", "tiny", "--format", "json").stdout)
+    assert rows and isinstance(rows, list)
+    for row in rows:
+        assert row.keys() >= CONTRACT_COLUMNS
+        assert row["sparsity"].keys() <= LAYERS and all(0 <= s < 1 for s in row["sparsity"].values())
+        assert row["size"] == row["size_encoded"] <= finished.limit and row["latency"] is None
+        assert all(type(row[key]) is float for key in ("accuracy", "size", "size_nonzero", "macs"))
+        assert type(row["trial"]) is int and "state" not in row
+        journal = json.loads((finished.path / "journal" / f"trial-{row['trial']:05d}.json").read_text())
+        assert row["accuracy"] == journal["result"]["accuracy"] and row["sparsity"] == journal["policy"]["sparsity"]
+    measured = [row for row in rows if row["final_accuracy"] is not None]
+    unpruned = [row for row in measured if not any(row["sparsity"].values())]  # dense at these bits has finals, too
+    assert 1 <= len(measured) <= 2 + len(unpruned) and all(0 <= row["test_accuracy"] <= 1 for row in measured)
+
+
+def test_front_csv_and_table_show_the_same_trials(main, finished):
+    rows = json.loads(main("front", "tiny", "--format", "json").out)
+    shown = list(csv.DictReader(io.StringIO(main("front", "tiny", "--format", "csv").out)))
+    assert [int(row["trial"]) for row in shown] == [row["trial"] for row in rows]
+    assert [json.loads(row["sparsity"]) for row in shown] == [row["sparsity"] for row in rows]
+    first, _, table = main("front", "tiny").out.partition("\n\n")
+    assert first == f"Dense accuracy: {finished.reply['dense_accuracy'] * 100:.2f} % on validation data"
+    lines = [line for line in table.partition("\n\n")[0].splitlines() if line.strip()]
+    assert [int(line.split()[0]) for line in lines[1:]] == [row["trial"] for row in rows]
+
+
+def test_front_json_flag_wraps_the_rows_in_one_object(main, finished):
+    wrapped = json.loads(main("front", "tiny", "--json").out)
+    assert wrapped["study"] == "tiny"
+    assert wrapped["front"] == json.loads(main("front", "tiny", "--format", "json").out)
+
+
+def test_front_all_lists_every_trial_with_state_and_running_seconds(main, finished):
+    rows = json.loads(main("front", "tiny", "--all", "--format", "json").out)
+    assert [row["trial"] for row in rows] == list(range(8))
+    assert {row["state"] for row in rows} == {"complete"}
+    assert rows[0].keys() >= {"state", "reason", "rung", "started", "finished"} | CONTRACT_COLUMNS
+    for before, after in itertools.pairwise(rows):
+        assert 0 <= before["started"] < before["finished"] <= after["started"]
+    assert [row["reason"] for row in rows] == [None] * 8
+
+
+def test_front_can_be_sliced_by_another_limit(main, finished):
+    whole = json.loads(main("front", "tiny", "--all", "--format", "json").out)
+    sizes, chance = (
+        sorted(row["size"] for row in whole),
+        json.loads((finished.path / "study.json").read_text())["chance"],
+    )
+    for limit in (sizes[3], 1.0):
+        within = [row for row in whole if row["size"] <= limit and row["accuracy"] > chance]
+        expected = {
+            row["trial"]
+            for row in within
+            if not any(
+                other["accuracy"] >= row["accuracy"] and other["size"] <= row["size"] and other["macs"] <= row["macs"]
+                and (other["accuracy"], other["size"], other["macs"]) != (row["accuracy"], row["size"], row["macs"])
+                for other in within
+            )
+        }  # fmt: skip
+        sliced = json.loads(main("front", "tiny", "--format", "json", "--max-size", limit).out)
+        assert {row["trial"] for row in sliced} == expected
+    nothing = main("front", "tiny", "--format", "json", "--max-size", sizes[0] / 2)
+    assert (nothing.code, json.loads(nothing.out)) == (0, [])
+    for wrong in ("0", "1.5", "nan", "-1"):
+        one_line_error(main("front", "tiny", f"--max-size={wrong}"), 2, "max-size")
