@@ -26,7 +26,7 @@ collect_ignore = ["benchmarks/nnc_bytes.py", "benchmarks/nnc_network.py", "helpe
 imports an extra.
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-pytest.register_assert_rewrite("replies")  # which a failed assertion shows the values of
+pytest.register_assert_rewrite("refusals", "replies")  # which a failed assertion shows the values of
 torch.set_num_threads(1)
 
 # The examples of a law are the same in every run, and a person waits for a third of those that `.ci/run` tries. Laws

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuse
+from small_net import MODEL, broken
 from torch import nn
 
 from pruning import apply_masks_, encode_model, make_mask, read_sparse, write_sparse
@@ -330,3 +333,21 @@ class TestUnits:
         (tmp_path / "w").write_bytes(content[:-384] + bytes(384))
         with pytest.raises(DamagedFile, match="places within a block must rise"):
             read_sparse(tmp_path / "w")
+
+
+def test_files_that_are_absent_or_damaged_are_named(tmp_path):
+    whole = encode_model(MODEL)
+    refuse(lambda: read_sparse(tmp_path / "absent"), "no file", FileNotFoundError)
+    refuse(lambda: read_sparse(str(tmp_path)), "no file", FileNotFoundError)
+    refuse(lambda: write_sparse(MODEL, tmp_path / "absent" / "file"), "No such file", FileNotFoundError)
+    for name, content in {"truncated": whole[:50], "empty": b"", "text": b"{}" * 40, "short": whole[:-9]}.items():
+        (tmp_path / name).write_bytes(content)
+        refuse(lambda name=name: read_sparse(str(tmp_path / name)), f"{name} does not decode", DamagedFile)
+    assert write_sparse(MODEL, str(tmp_path / "good")) == len(whole)
+    assert torch.equal(read_sparse(str(tmp_path / "good"))["conv0.weight"], MODEL.conv0.weight)
+    with torch.no_grad():
+        (kept := broken(math.nan)).conv0.weight[1:] = 0
+    write_sparse(kept, tmp_path / "nan")
+    torch.testing.assert_close(
+        read_sparse(tmp_path / "nan")["conv0.weight"], kept.conv0.weight.detach(), equal_nan=True
+    )

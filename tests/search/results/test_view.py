@@ -11,7 +11,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from refusals import MISSPELT, refuse
 
+from search import load_front
+from search.errors import Refused, UsageError
 from search.results import view as reading
 from search.results.view import begun_trials, open_study
 from search.store.folder import StudyFolder
@@ -151,3 +154,15 @@ def test_front_and_status_import_no_library_that_only_a_search_needs(finished):
     assert codes == [0] * len(asked), ended.stderr
     assert "search" in modules
     assert not {"pandas", "torch", "optuna", "mlflow", "matplotlib", "sklearn", "scipy", "sqlalchemy"} & {*modules}
+
+
+def test_studies_that_are_absent_or_damaged_are_named(tmp_path):
+    refuse(lambda: load_front("mine", tmp_path), "unknown study 'mine': there is none yet", UsageError)
+    refuse(lambda: load_front(None, tmp_path), "got None", UsageError)
+    refuse(lambda: load_front("../mine", tmp_path), "got '../mine'", UsageError)
+    record = tmp_path / "mine" / "study.json"
+    record.parent.mkdir()
+    for content, said in {"{": "damaged", '{"version": 99}': "version is not 1", "[]": "damaged"}.items():
+        record.write_text(content)
+        refuse(lambda: load_front("mine", tmp_path), said, Refused)
+    refuse(lambda: load_front("mime", tmp_path), f"{MISSPELT} 'mine'", UsageError)
