@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from watchers import Notes
 
+from pruning.latency import describe_device, measure_latency_table
 from search.config import SearchConfig
-from search.progress import ProgressReporter
-from search.results.comparison import Comparison
+from search.results.closing import closing_rows
+from search.results.comparison import Comparison, read_comparison
+from search.store.folder import StudyFolder
 from search.study import finals
 from search.study.finals import _timed
 from search.training.latency_cache import Unmeasured
@@ -21,14 +24,6 @@ ONE = TimedNetwork(0.25, 0.0, 1.0, 1.0, 1.0)
 HERE = TimedNetworks("this CPU", torch.get_num_threads(), 1, 30, ONE, ONE, {"a": ONE, "b": ONE, "old": ONE})
 BENCH, OTHER = "bench {file}", "other {file}"
 BY_BENCH = replace(HERE, device="", threads=1, command=BENCH)
-
-
-class Notes(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -92,3 +87,35 @@ def test_where_it_cannot_be_measured_what_was_known_stays(time, command):
     assert time(old, command, fails=True) == (
         old, ["finals are compared with the latency measured before, as it now cannot be measured (no clock)"],
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_mlflow")
+def test_finals_are_timed_once_where_latency_plays_a_part(begin, root, monkeypatch):
+    """By a stand-in for the clock's work: what is timed, when it is timed again, and what is written down."""
+    calls, measure = [], measure_latency_table
+
+    def timed(dense, networks, example, progress):
+        calls.append(set(networks))
+        one = TimedNetwork(0.002, 0.01, 1.0, 1.0, 1.0)
+        shares = {name: sum(p.numel() for p in n.parameters()) / 1442 for name, n in networks.items()}
+        found = {name: TimedNetwork(0.002 * share, 0.01, share, share, share) for name, share in shares.items()}
+        return TimedNetworks(describe_device(torch.device("cpu")), torch.get_num_threads(), 1, 30, one, one, found)
+
+    monkeypatch.setattr("search.training.latency_cache.time_networks", timed)
+    monkeypatch.setattr(
+        "search.training.latency_cache.measure_latency_table", lambda *a, **k: measure(*a, **k, repeats=1, levels=())
+    )
+    options = {"cost": "latency", "granularity": "channel", "bits": 32, "finalists": 1, "final_seeds": 2}
+    first = begin("timed-finals", trials=4, **options)
+    comparison = read_comparison(StudyFolder(root, "timed-finals"))
+    compared = set(comparison.digests)
+    assert calls == [compared] and len(compared) >= 2 and comparison == first.comparison
+    rows = {row.name: row for row in closing_rows(comparison, first.finals, {})}
+    assert {name for name, row in rows.items() if row.latency is None} == {*comparison.rounded}
+    begin("timed-finals", trials=4, **options)
+    assert len(calls) == 1, "nothing new to time"
+    begin("timed-finals", trials=4, **options | {"finalists": 3})
+    again = read_comparison(StudyFolder(root, "timed-finals"))
+    assert len(calls) == 2 and calls[1] == set(again.digests) > compared
+    assert begin("untimed", trials=2, finalists=1, final_seeds=1).comparison.latency is None and len(calls) == 2
