@@ -53,7 +53,7 @@ def test_time_left_includes_finals_and_is_never_nothing(finished):
     """Of 8 trials, 2 finalists and their baselines, of which some may be one policy; one of each has 3 runs."""
     lines = [line for line in finished.stderr.splitlines() if re.match(r"(trial|final run) \d+", line)]
     trials = [line for line in lines if line.startswith("trial") and "best so far" in line]
-    finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+% on validation", line)]
+    finals = [line for line in lines if re.match(r"final run \d+/\d+ \([a-z0-9 ]+\): [\d.]+ % on validation", line)]
     assert len(trials) == 8 and len(finals) in range(4, 3 * 4 + 1)
     assert all(re.search(r"about [\d.]+ (s|min)", line) for line in trials + finals[:-1])
     assert "left" not in finals[-1] and not any(re.search(r"\b0\.0 s", line) for line in lines)
