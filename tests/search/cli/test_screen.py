@@ -201,7 +201,13 @@ def test_a_cut_name_fits(name, most):
 
 @pytest.mark.parametrize(
     ("name", "most", "found"),
-    [("abcdefghij", 6, "ab…hij"), ("層層層層層層", 6, "層…層"), ("層層abcd", 7, "層…bcd"), ("abcd層層", 7, "abc…層"), ("ab", 1, "…")],
+    [
+        ("abcdefghij", 6, "ab…hij"),
+        ("層層層層層層", 6, "層…層"),
+        ("層層abcd", 7, "層…bcd"),
+        ("abcd層層", 7, "abc…層"),
+        ("ab", 1, "…"),
+    ],
 )
 def test_an_odd_column_is_given_to_the_end_of_a_cut_name(name, most, found):
     """Wide characters take two columns, or leave one of them free."""
