@@ -170,6 +170,32 @@ def test_a_pipe_has_all_columns_whole_names_and_a_row_a_line():
     assert not ESCAPE.search("".join(table)) and styled("word", "red") == "word"
 
 
+def test_numbers_of_any_size_and_sign_are_right_aligned():
+    rows = [[1, "-0.25"], [12, "1.2e-05"], [3, "nan"], [4, None], [5, "-3 ± 0.2"]]
+    assert render(["trial", "R2"], rows).split("\n") == [
+        "trial        R2",
+        "    1     -0.25",
+        "   12   1.2e-05",
+        "    3       nan",
+        "    4         -",
+        "    5  -3 ± 0.2",
+    ]
+    assert render(["n", "cell"], [["1,234", "3 of 4"], ["5", "97.2 %"]]).split("\n") == [
+        "    n  cell",
+        "1,234  3 of 4",
+        "    5  97.2 %",
+    ]
+
+
+def test_words_beside_numbers_are_broken_and_nothing_is_lost(terminal):
+    terminal(24)
+    table = render(["step", "seen"], [["one", "12"], ["two", f"a few words, {'w' * 30}."]])
+    assert table.split("\n") == [
+        "step  seen", "one   12", "two   a few words,", f"      {'w' * 18}", f"      {'w' * 12}."
+    ]  # fmt: skip
+    assert render(["a\x1b[2Jb"], [["c"]]).split("\n")[0] == "a\\x1b[2Jb"
+
+
 def test_long_names_keep_beginning_and_end(terminal):
     terminal(60)
     names = [f"backbone.stages.{place}.blocks.3.attention.projection.weight" for place in (1, 2)]
