@@ -193,6 +193,9 @@ def test_words_beside_numbers_are_broken_and_nothing_is_lost(terminal):
     assert table.split("\n") == [
         "step  seen", "one   12", "two   a few words,", f"      {'w' * 18}", f"      {'w' * 12}."
     ]  # fmt: skip
+    terminal(66)
+    table = render(["layer", "why"], [["n" * 40, "12"], ["m", "some words of it " * 3]], ["layer"])
+    assert table.split("\n")[1] == f"{'n' * 17}…{'n' * 18}  12"
     assert render(["a\x1b[2Jb"], [["c"]]).split("\n")[0] == "a\\x1b[2Jb"
 
 

@@ -91,7 +91,8 @@ def test_layers_and_all_else_that_is_stored_are_listed_with_their_costs(columns)
     assert words(whole_table(NETWORK)) == [
         "stored besides kind shape parameters size MACs stays whole because",
         "e embedding 7x4 28 0.0 % 0 it is looked up",
-        "other parameters - - - 34.4 % - biases, and scales of norms and PReLUs, only go with the channels they belong to",
+        "other parameters - - - 34.4 % - "
+        "biases, and scales of norms and PReLUs, only go with the channels they belong to",
         "header - - - 12.8 % - names, shapes and offsets in the file",
         "other products - - - - 1,200 parts of weights, buffers and constants that are multiplied do not shrink",
     ]
