@@ -154,6 +154,15 @@ def test_rounding_is_listed_by_bits_from_the_most_on():
     assert words(rounding_table(profile({}, points), MAP))[1] == "one 37.5 31.25"
 
 
+def test_long_names_of_layers_lose_their_middle(columns):
+    columns(50)
+    name = f"{'backbone.' * 6}weight"
+    kept = "backbone.backbone.ba…kbone.backbone.weight"
+    points = {name: [RoundingPoint(4, 0.5, 0.125, 0.5, 0.75)]}
+    assert words(rounding_table(profile({}, points)))[1] == f"{kept} 75.0 %"
+    assert words(profile_table(profile({name: levels(0.5)}), "kernel"))[1] == f"{kept} 75.0 %"
+
+
 def test_blocks_of_targets_have_their_own_statements_and_break_between_words(monkeypatch):
     long = "of the dense network's latency on " + "a-processor-with-a-name-of-very-many-words"
     said = [
