@@ -196,7 +196,8 @@ def test_scales_are_the_policys_or_clip_nothing():
     one = Rounded(integers, torch.tensor([0.5, 0.25, 0.0], dtype=torch.bfloat16), bits=4)
     folded = one.weight().numpy() * np.array([[2.0], [-3.0], [1.0]], dtype=np.float32)
     assert _scales(folded, one).tolist() == [1.0, 0.75, 0.75]
-    assert _scales(folded, None).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
+    for rows in (folded, -folded):
+        assert _scales(rows, None).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
     other = folded.copy()
     other[1, 1] = 0.125
     assert _scales(other, one).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
