@@ -22,7 +22,7 @@ def script(tmp_path_factory, run):
         (folder / study / "journal").mkdir(parents=True)
         (folder / study / "study.json").touch()
     (folder / "mlruns" / "cache").mkdir()
-    for name in ("trial-00000", "trial-00012", "trial-00009", "begun-trial-00013", "final-0-1", "trial-x"):
+    for name in ("trial-00000", "trial-00012", "trial-00009", "begun-trial-00013", "final-0-1", "trial-0000x"):
         (folder / "mlruns" / "digits" / "journal" / f"{name}.json").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
@@ -56,6 +56,8 @@ NAMES = [
     (("export", "digits", "--trial", ""), TRIALS),
     (("front", "--all", "digits", "--trial", "1"), ["12"]),
     (("export", "deep.net-2", "--trial", ""), TRIALS[:3]),
+    (("export", "--root", "mlruns/digits", "--trial", ""), TRIALS[:3]),
+    (("front", "deep.net-2", "--compare", "digits", "--trial", ""), TRIALS[:3]),
     (("export", "--root", "my runs", "other", "--trial", "k"), ["knee"]),
 ]
 """The words of a line -> what is offered for the last of them."""
@@ -69,7 +71,7 @@ def test_bash_knows_studies_and_their_trials(script, words, offered):
 def test_bash_takes_a_root_behind_an_equals_sign(script):
     """It makes three words of that."""
     assert completed(script, "front", "digits", "--compare", "o", "--root", "=", "my runs") == []
-    assert "other" in completed(script, "front", "--root", "my runs", "o")
+    assert completed(script, "front", "--root", "=", "my runs", "--compare", "o") == ["other"]
 
 
 def test_fish_knows_studies_and_their_trials(script, main):
