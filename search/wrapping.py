@@ -16,7 +16,7 @@ _TOGETHER = re.compile(
 """What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a number with its %."""
 _HELD = "\U000f0000"
 """Stands for the spaces of such a piece; printable text has none of it, and it is as wide as a space."""
-_ENTRY = re.compile(r" *\S{1,10}  +(?=\S)")
+_ENTRY = re.compile(r" *\S{1,10}  +")
 """A word with a gap behind it, below which the rest of its line goes on."""
 _STYLES = re.compile("[\ue000-\uf8ff]")
 
@@ -47,8 +47,8 @@ def _lines(line: str, columns: int) -> list[str]:
         return [line]
     held = held_together(line, _TOGETHER)
     margin = line[: len(line) - len(line.lstrip(" "))]
-    entry = _ENTRY.match(line)
-    indent = " " * width(entry[0]) if entry else margin + INDENT
+    entry = _ENTRY.match(_STYLES.sub("", line))
+    indent = " " * cell_len(entry[0]) if entry else margin + INDENT
     lines = [margin]
     for gap, word in re.findall("( *)([^ ]+)", held.strip(" ")):
         if lines[-1].strip() and width(lines[-1] + gap + word) > columns:
@@ -84,16 +84,17 @@ def packed(parts: Iterable[str], columns: int, between: str = "  |  ") -> list[s
 
 
 def cut(name: str, most: int) -> str:
-    """A name of at most so many columns: of a longer one its beginning and its end, which tell more than the middle.
+    """A name of at most so many columns, 1 or more: of a longer one its beginning and its end, which tell more than the
+    middle.
 
     >>> cut("backbone.layer3.0.conv1.weight", 19)
     'backbone.…v1.weight'
     """
     if cell_len(name) <= most:
         return name
-    end, begin = len(name) - (most - 1 - (most - 1) // 2), (most - 1) // 2
-    while begin > 0 and cell_len(name[:begin]) > (most - 1) // 2:
+    begin, end = (most - 1) // 2, len(name) - most // 2
+    while cell_len(name[:begin]) > (most - 1) // 2:
         begin -= 1
-    while end < len(name) and cell_len(name[end:]) > most - 1 - (most - 1) // 2:
+    while cell_len(name[end:]) > most // 2:
         end += 1
-    return f"{name[:begin]}…{name[end:]}" if most > 0 else ""
+    return f"{name[:begin]}…{name[end:]}"

@@ -10,11 +10,13 @@ NARROWEST = 20
 USUAL = 80
 """Columns of a terminal that does not tell."""
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
-_MARKS = {style: chr(0xE000 + place) for place, style in enumerate(STYLES)}
+_KEY = "".join(chr(0xE000 + byte) for byte in os.urandom(8))
+"""Begins a mark: what others wrote may have private characters, but not these."""
+_MARKS = {style: f"{_KEY}{chr(0xE000 + place)}" for place, style in enumerate(STYLES)}
 """Private characters that stand for styles until all that others wrote is harmless."""
-_END = chr(0xE0FF)
+_END = f"{_KEY}{chr(0xE0FF)}"
 _CODES = {mark: f"\x1b[{STYLES[style]}m" for style, mark in _MARKS.items()} | {_END: "\x1b[0m"}
-_MARKED = re.compile(f"([{''.join(_MARKS.values())}{_END}])")
+_MARKED = re.compile(f"({'|'.join(_CODES)})")
 
 
 class Screen:

@@ -100,7 +100,7 @@ function _prunefront_trials
   set -l root (_prunefront_root)
   printf '%s\n' best knee smallest
   set -l tokens (commandline -op)
-  for word in $tokens[2..-1]
+  for word in $tokens[3..-1]
     string match -qr '^[A-Za-z0-9_]' -- $word; and test -f "$root/$word/study.json"; or continue
     for file in $root/$word/journal/trial-*.json
       string match -rg '/trial-0*([0-9]+)\.json$' -- $file

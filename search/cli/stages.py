@@ -34,7 +34,7 @@ def stages_table(stages: Sequence[Stage], unit: Metric) -> str:
     for one in stages:
         costs = [None] * 3 if one.shares is None else [one.shares.encoded, one.shares.nonzero, one.shares.macs]
         rows.append([one.network, unit.shown(one.accuracy), unit.shown(one.test_accuracy), *map(percent, costs)])
-    return render(["network", "validation", "test", "encoded", "nonzero", "MACs"], rows, ["network"])
+    return render(["network", "validation", "test", "encoded", "nonzero", "MACs"], rows)
 
 
 def stages_data(stages: Sequence[Stage], unit: Metric) -> list[dict[str, Any]]:

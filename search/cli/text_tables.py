@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,9 @@ from spaces.wording import percent
 
 BLOCK_WIDTH = 80
 """Columns of running text in blocks."""
+_ONE = r"(?:-?[\d,.]+(?:e[+-]\d+)?|nan)"
+_NUMBER = re.compile(rf"-|{_ONE}(?: ± {_ONE})?(?: %)?")
+"""A cell of a column of numbers: as large or small as a metric's value may be, with its deviation; a dash is none."""
 
 
 def render(
@@ -101,10 +105,7 @@ def _drawn(layout: Layout) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return (
-        text == "-"
-        or text.replace(",", "").replace(".", "").replace("%", "").replace("±", "").replace(" ", "").isdigit()
-    )
+    return _NUMBER.fullmatch(text) is not None
 
 
 def front_table(
@@ -166,7 +167,7 @@ def fronts_table(
         for at, own, row in rows
     ]  # fmt: skip
     columns = [size, *fronts, "MACs", *(["latency"] if latency else []), "trial", "granularity", "bits"]
-    return render(columns, body, [*fronts], ["bits", "granularity", "MACs"])
+    return render(columns, body, optional=["bits", "granularity", "MACs"])
 
 
 def size_by(row: TrialRow, metric: str) -> float | None:

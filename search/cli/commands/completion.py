@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 
 import shtab
@@ -22,6 +23,9 @@ COMPLETED = {
 NAMED = {"study": STUDIES, "compare": STUDIES, "trial": TRIALS}
 """The same by the name of an argument."""
 
+ZSH_OPTION = re.compile(r'^( +"\*?--[\w-]+)(\[.*\]:)', re.MULTILINE)
+"""An option with a value in a script for zsh, which without an equals sign there takes `--root=DIR` for a study."""
+
 
 def completion(arguments: argparse.Namespace) -> Reply:
     """The script of one shell."""
@@ -33,6 +37,8 @@ def completion(arguments: argparse.Namespace) -> Reply:
         if known and action.help == known.help_line:
             action.choices = action.choices or [word for word in known.kinds if isinstance(word, str)] or None
     script = shtab.complete(parser, arguments.shell, preamble=PREAMBLE[arguments.shell])
+    if arguments.shell == "zsh":
+        script = ZSH_OPTION.sub(r"\1=\2", script)
     return Reply({"shell": arguments.shell, "script": script}, script, is_data=True)
 
 

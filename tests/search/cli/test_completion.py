@@ -13,18 +13,20 @@ from terminals import Typed
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory, run):
-    """What a user writes to a file; beside it lie two roots with studies."""
+    """What a user writes to a file; beside it, at home, lie two roots with studies."""
     ended = run("completion", "bash")
     assert (ended.returncode, ended.stderr) == (0, "")
     folder = tmp_path_factory.mktemp("completion")
     (folder / "prunefront").write_text(ended.stdout)
-    for study in ("mlruns/digits", "mlruns/deep.net-2", "my runs/other", "mlruns/$(touch harm)"):
+    for study in ("mlruns/digits", "mlruns/deep.net-2", "mlruns/export", "my runs/other", "mlruns/$(touch harm)"):
         (folder / study / "journal").mkdir(parents=True)
         (folder / study / "study.json").touch()
     (folder / "mlruns" / "cache").mkdir()
-    for name in ("trial-00000", "trial-00012", "trial-00007", "begun-trial-00013", "final-0-1", "trial-x"):
+    for name in ("trial-00000", "trial-00012", "trial-00009", "begun-trial-00013", "final-0-1", "trial-0000x"):
         (folder / "mlruns" / "digits" / "journal" / f"{name}.json").touch()
-    return folder / "prunefront"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        yield folder / "prunefront"
 
 
 def completed(script, *words: str) -> list[str]:
@@ -42,17 +44,20 @@ def completed(script, *words: str) -> list[str]:
     return ended.stdout.split()
 
 
-TRIALS = ["best", "knee", "smallest", "0", "7", "12"]
+TRIALS = ["best", "knee", "smallest", "0", "9", "12"]
 NAMES = [
-    (("front", ""), ["deep.net-2", "digits"]),
+    (("front", ""), ["deep.net-2", "digits", "export"]),
     (("front", "di"), ["digits"]),
     (("front", "digits", "--compare", "de"), ["deep.net-2"]),
     (("search", "--study", "dee"), ["deep.net-2"]),
     (("report", "--root", "my runs", ""), ["other"]),
+    (("report", "--root", "~/my runs", ""), ["other"]),
     (("status", "--root", "nowhere", ""), []),
     (("export", "digits", "--trial", ""), TRIALS),
     (("front", "--all", "digits", "--trial", "1"), ["12"]),
     (("export", "deep.net-2", "--trial", ""), TRIALS[:3]),
+    (("export", "--root", "mlruns/digits", "--trial", ""), TRIALS[:3]),
+    (("front", "deep.net-2", "--compare", "digits", "--trial", ""), TRIALS[:3]),
     (("export", "--root", "my runs", "other", "--trial", "k"), ["knee"]),
 ]
 """The words of a line -> what is offered for the last of them."""
@@ -66,15 +71,16 @@ def test_bash_knows_studies_and_their_trials(script, words, offered):
 def test_bash_takes_a_root_behind_an_equals_sign(script):
     """It makes three words of that."""
     assert completed(script, "front", "digits", "--compare", "o", "--root", "=", "my runs") == []
-    assert "other" in completed(script, "front", "--root", "my runs", "o")
+    assert completed(script, "front", "--root", "=", "my runs", "--compare", "o") == ["other"]
 
 
 def test_fish_knows_studies_and_their_trials(script, main):
     fish = shell("fish")
     file = script.parent / "names.fish"
     file.write_text(main("completion", "fish").out)
+    names = [*NAMES, (("report", "--root=my runs", ""), ["other"])]
     asked = [
-        f"complete -C {shlex.quote(shlex.join(('prunefront', *words[:-1])) + ' ' + words[-1])}" for words, _ in NAMES
+        f"complete -C {shlex.quote(shlex.join(('prunefront', *words[:-1])) + ' ' + words[-1])}" for words, _ in names
     ]
     code = "; echo ---; ".join([f"source {shlex.quote(str(file))}", *asked])
     ended = subprocess.run(
@@ -85,7 +91,7 @@ def test_fish_knows_studies_and_their_trials(script, main):
         sorted(line.split("\t")[0] for line in part.split("\n") if line) for part in ended.stdout.split("---\n")[1:]
     ]
     harm = "$(touch harm)"  # fish quotes what it offers
-    assert [[name for name in names if name != harm] for names in found] == [sorted(offered) for _, offered in NAMES]
+    assert [[name for name in each if name != harm] for each in found] == [sorted(offered) for _, offered in names]
 
 
 def test_zsh_knows_studies_and_their_trials(script, main):
@@ -101,6 +107,9 @@ def test_zsh_knows_studies_and_their_trials(script, main):
             ("front di\t", "front,digits"), ("export digits --trial 1\t", "export,digits,--trial,12"),
             ("front digits --compare de\t", "front,digits,--compare,deep.net-2"), ("fr\t digits", "front,digits"),
             ("report --root my\\ runs o\t", "report,--root,my runs,other"), ("status --root nowhere x\t", "x"),
+            ("report --root=my\\ runs o\t", "report,--root=my runs,other"),
+            ("report --root ~/my\\ runs o\t", f"report,--root,{script.parent}/my runs,other"),
+            ("front --all digits --trial k\t", "front,--all,digits,--trial,knee"),
             ("search --size-metric enc\t", "search,--size-metric,encoded"),
         ):  # fmt: skip
             typed(f"prunefront {line}")

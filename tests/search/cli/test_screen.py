@@ -170,6 +170,35 @@ def test_a_pipe_has_all_columns_whole_names_and_a_row_a_line():
     assert not ESCAPE.search("".join(table)) and styled("word", "red") == "word"
 
 
+def test_numbers_of_any_size_and_sign_are_right_aligned():
+    rows = [[1, "-0.25"], [12, "1.2e-05"], [3, "nan"], [4, None], [5, "-3 ± 0.2"]]
+    assert render(["trial", "R2"], rows).split("\n") == [
+        "trial        R2",
+        "    1     -0.25",
+        "   12   1.2e-05",
+        "    3       nan",
+        "    4         -",
+        "    5  -3 ± 0.2",
+    ]
+    assert render(["n", "cell"], [["1,234", "3 of 4"], ["5", "97.2 %"]]).split("\n") == [
+        "    n  cell",
+        "1,234  3 of 4",
+        "    5  97.2 %",
+    ]
+
+
+def test_words_beside_numbers_are_broken_and_nothing_is_lost(terminal):
+    terminal(24)
+    table = render(["step", "seen"], [["one", "12"], ["two", f"a few words, {'w' * 30}."]])
+    assert table.split("\n") == [
+        "step  seen", "one   12", "two   a few words,", f"      {'w' * 18}", f"      {'w' * 12}."
+    ]  # fmt: skip
+    terminal(66)
+    table = render(["layer", "why"], [["n" * 40, "12"], ["m", "some words of it " * 3]], ["layer"])
+    assert table.split("\n")[1] == f"{'n' * 17}…{'n' * 18}  12"
+    assert render(["a\x1b[2Jb"], [["c"]]).split("\n")[0] == "a\\x1b[2Jb"
+
+
 def test_long_names_keep_beginning_and_end(terminal):
     terminal(60)
     names = [f"backbone.stages.{place}.blocks.3.attention.projection.weight" for place in (1, 2)]
@@ -199,6 +228,21 @@ def test_a_cut_name_fits(name, most):
     assert cell_len(found) <= most and (found == name if cell_len(name) <= most else "…" in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "most", "found"),
+    [
+        ("abcdefghij", 6, "ab…hij"),
+        ("層層層層層層", 6, "層…層"),
+        ("層層abcd", 7, "層…bcd"),
+        ("abcd層層", 7, "abc…層"),
+        ("ab", 1, "…"),
+    ],
+)
+def test_an_odd_column_is_given_to_the_end_of_a_cut_name(name, most, found):
+    """Wide characters take two columns, or leave one of them free."""
+    assert cut(name, most) == found
+
+
 @given(
     st.lists(st.sampled_from(["a", "word", "longer,", "`prunefront status a`", "層層"]), max_size=30),
     st.integers(24, 60),
@@ -221,7 +265,31 @@ def test_broken_lines_fit_and_lose_nothing(words, columns):
 def test_no_command_is_broken(command):
     lines = wrapped(f"  absent  what is to be done about it: {command}", 50).split("\n")
     assert lines == ["  absent  what is to be done about it:", f"          {command}"]
-    assert wrapped(f"{command}; and the rest of the sentence", 40).startswith(f"{command};")
+    for end in (";", ","):
+        assert wrapped(f"{command}{end} and the rest of the sentence", 40).split("\n") == [
+            f"{command}{end}", "  and the rest of the sentence"
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "lines"),
+    [
+        ("aaaa bbbb cc", 9, ["aaaa bbbb", "  cc"]),
+        ("    one two three", 12, ["    one two", "      three"]),
+        ("abcdefghij  one two", 16, ["abcdefghij  one", "            two"]),
+        ("abcdefghijk  one two", 17, ["abcdefghijk  one", "  two"]),
+        ("see /opt/prunefront one two three four", 20, ["see /opt/prunefront", "  one two three four"]),
+    ],
+    ids=["full", "indented", "below its entry", "too long for an entry", "a path"],
+)
+def test_where_a_line_is_broken_and_goes_on(line, columns, lines):
+    assert wrapped(line, columns).split("\n") == lines
+
+
+def test_statements_are_packed_up_to_the_last_column():
+    assert packed(["aaa", "bbb", "cc dd"], 11) == ["aaa  |  bbb", "cc dd"]
+    assert packed(["aaa", "bbb", "cc dd"], 10) == ["aaa", "bbb", "cc dd"]
+    assert packed(["aaa bbb"], 5) == ["aaa", "  bbb"]
 
 
 def test_a_number_keeps_its_percent_sign(terminal):
@@ -251,6 +319,46 @@ def test_colours_are_for_terminals_that_have_them(terminal, monkeypatch):
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert not SCREEN.has_colours and SCREEN.columns == 40
+
+
+@pytest.mark.parametrize(
+    ("real", "given", "columns"),
+    [
+        (132, None, 132), (0, None, 80), (9, None, 20), (90, "132", 132), (90, "7", 20), (90, "0", 90), (90, "", 90),
+        (90, "wide", 90), (90, "²", 90),
+    ],
+)  # fmt: skip
+def test_a_terminal_is_as_wide_as_it_says_or_is_told(terminal, monkeypatch, real, given, columns):
+    terminal(real)
+    if given is not None:
+        monkeypatch.setenv("COLUMNS", given)
+    assert SCREEN.columns == columns
+
+
+def test_a_terminal_that_cannot_be_asked_has_eighty_columns_and_one_without_a_kind_no_colours(terminal, monkeypatch):
+    def unknown(_):
+        raise OSError("Inappropriate ioctl for device")
+
+    monkeypatch.setattr(os, "get_terminal_size", unknown)
+    monkeypatch.delenv("NO_COLOR")
+    assert SCREEN.columns == 80 and SCREEN.has_colours
+    monkeypatch.delenv("TERM")
+    assert not SCREEN.has_colours
+
+
+def test_what_others_wrote_steers_no_terminal(terminal, monkeypatch):
+    terminal(40)
+    text, safe = "first\x1b[2J\nsecond\ue002", "first\\x1b[2J\nsecond\\ue002"
+    assert shown(text, on_screen=False) == shown(text, on_screen=True) == safe
+    monkeypatch.delenv("NO_COLOR")
+    assert shown(text, on_screen=True) == safe
+
+
+@pytest.mark.parametrize(("style", "code"), [("bold", 1), ("dim", 2), ("red", 31), ("green", 32), ("yellow", 33)])
+def test_styles_are_codes_of_terminals(terminal, monkeypatch, style, code):
+    terminal(40)
+    monkeypatch.delenv("NO_COLOR")
+    assert shown(f"a {styled('b', style)} c", on_screen=True) == f"a \x1b[{code}mb\x1b[0m c" and styled("", style) == ""
 
 
 def test_styles_take_no_room(terminal, monkeypatch):

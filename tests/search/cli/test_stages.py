@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from search import get_workload
 from search.cli.stages import Stage, stages_data, stages_table
 from search.metric import SHARE, Metric
+from spaces.cost.counts import RelativeCost
 
 DICT = {"conv0.weight": 0.25, "conv1.weight": 0.75}
 
@@ -60,3 +61,15 @@ def test_what_is_not_known_is_a_dash():
         "fine-tuned          25  12.5        -        -     -",
     ]
     assert stages_data(stages, unit)[1]["value"] == 25 and "value" not in stages_data(stages, SHARE)[1]
+
+
+def test_costs_stand_under_their_names():
+    stages = [Stage("pruned", 0.9375, None, RelativeCost(0.25, 0.375, 0.75, 0.125))]
+    header, row = (" ".join(line.split()) for line in stages_table(stages, SHARE).splitlines())
+    assert (header, row) == ("network validation test encoded nonzero MACs", "pruned 93.75 % - 25.0 % 37.5 % 75.0 %")
+    (data,) = stages_data(stages, SHARE)
+    assert data == {
+        "network": "pruned", "accuracy": 0.9375, "test_accuracy": None, "size_encoded": 0.25, "size_nonzero": 0.375,
+        "macs": 0.75,
+    }  # fmt: skip
+    assert stages_data([Stage("pruned", None, None, None)], SHARE)[0]["size_encoded"] is None

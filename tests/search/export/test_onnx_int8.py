@@ -14,6 +14,7 @@ from torch import nn
 from pruning import to_stored_form_
 from pruning.file.rounding import Rounded
 from pruning.sparse_file import dense_bytes
+from pruning.trees import ModelInputs
 from search import Workload, get_workload
 from search.errors import GoalMissed
 from search.export import onnx_int8
@@ -195,8 +196,73 @@ def test_scales_are_the_policys_or_clip_nothing():
     one = Rounded(integers, torch.tensor([0.5, 0.25, 0.0], dtype=torch.bfloat16), bits=4)
     folded = one.weight().numpy() * np.array([[2.0], [-3.0], [1.0]], dtype=np.float32)
     assert _scales(folded, one).tolist() == [1.0, 0.75, 0.75]
-    assert _scales(folded, None).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
+    for rows in (folded, -folded):
+        assert _scales(rows, None).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
     other = folded.copy()
     other[1, 1] = 0.125
     assert _scales(other, one).tolist() == pytest.approx([3 / 127, 5.25 / 127, 3 / 127])
     assert _scales(np.zeros((2, 3), np.float32), None).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "axis", "grouped"),
+    [
+        ("Conv", {"group": 2}, 0, False),
+        ("ConvTranspose", {}, 1, False),
+        ("ConvTranspose", {"group": 1}, 1, False),
+        ("ConvTranspose", {"group": 2}, 1, True),
+        ("Gemm", {}, 1, False),
+        ("Gemm", {"transB": 1}, 0, False),
+        ("MatMul", {}, 1, False),
+    ],
+)
+def test_output_channels_lie_along_the_axis_of_the_layers_kind(kind, attributes, axis, grouped):
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node(kind, ["x", "w"], ["y"], **attributes)
+    assert (onnx_int8._output_axis(node), onnx_int8._has_groups_of_outputs(node)) == (axis, grouped)
+
+
+def test_channels_of_a_weight_are_multiples_of_its_own_up_to_rounding():
+    """Of whole numbers whose squares an int8 does not hold; each channel has a factor, of either sign."""
+    own = np.array([[100, -50], [0, 0], [7, 120]], dtype=np.int8)
+    rows = own * np.array([[0.5], [3.0], [-0.25]], dtype=np.float32)
+    assert onnx_int8._multiples(rows, own).tolist() == [0.5, 0, -0.25]
+    assert onnx_int8._are_multiples(rows, own) and not onnx_int8._are_multiples(rows, own[:2])
+    assert not onnx_int8._are_multiples(rows, own.reshape(2, 3))
+    for apart, same in ((2e-4, True), (2e-3, False)):  # of a largest of 50
+        other = rows.copy()
+        other[1, 1] += apart
+        assert onnx_int8._are_multiples(other, own) is same
+
+
+def test_whole_numbers_are_a_policys_but_for_the_sign_of_a_channel():
+    one = Rounded(torch.tensor([[3, 1, 0], [2, -7, 5]], dtype=torch.int8), torch.ones(3), bits=4, dim=1)
+    found = np.array([[3, 2], [-1, 7], [0, 5]], dtype=np.int8)
+    assert onnx_int8._same_integers(found, one)
+    assert not onnx_int8._same_integers(found * np.array([[1], [1], [0]]), one)
+    assert not onnx_int8._same_integers(found * np.array([[1, 1], [1, -1], [1, 1]]), one)
+    assert not onnx_int8._same_integers(found.reshape(2, 3), one)
+
+
+def test_policies_of_8_bits_keep_their_scales_and_of_16_do_not():
+    integers = torch.tensor([[100, -3], [5, 9]])
+    rows = integers.float().numpy() / 4
+    for bits, dtype, scales in ((8, torch.int8, [0.25, 0.25]), (16, torch.int16, [25 / 127, 2.25 / 127])):
+        one = Rounded(integers.to(dtype), torch.full((2,), 0.25), bits)
+        assert _scales(rows, one).tolist() == pytest.approx(scales)
+
+
+def test_ranges_are_taken_from_a_few_calibration_inputs_or_else_of_fit():
+    def of(count: int, value: float):
+        return torch.full((count, 2), value), torch.zeros(count, dtype=torch.long)
+
+    def task(calibration, **given):
+        splits = of(300, 0.25), calibration, of(4, 0.5), of(4, 0.75)
+        return Workload("task", nn.Identity, *splits, evaluate=lambda *_: 0.25, **given)
+
+    for calibration, value, count in ((of(300, 0.125), 0.125, 256), (of(30, 0.125), 0.125, 30), (None, 0.25, 256)):
+        found = onnx_int8._calibration_inputs(task(calibration))
+        assert tuple(found.shape) == (count, 2) and found.eq(value).all()
+    own = ModelInputs(torch.ones(2, 2), forward=lambda model, tree: model(tree))
+    with pytest.raises(GoalMissed, match=r"calls it by a `forward` of its own"):
+        onnx_int8._calibration_inputs(task(of(4, 0.125), example_input=own))

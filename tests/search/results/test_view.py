@@ -11,13 +11,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hand_made_study import study, trial
 from refusals import MISSPELT, refuse
 
 from search import load_front
 from search.errors import Refused, UsageError
+from search.metric import Metric, metric_to_plain
 from search.results import view as reading
 from search.results.view import begun_trials, open_study
 from search.store.folder import StudyFolder
+from search.store.locks import held_lock
 
 
 @pytest.fixture
@@ -116,6 +119,45 @@ def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
     assert view.counts["waiting"] == 3 and [row.trial for row in view.rows][-3:] == [8, 9, 10]
     folder.database.unlink()
     assert open_study(copy, "tiny").counts["waiting"] == 2
+
+
+def test_of_a_database_only_numbers_of_the_studys_own_trials_count(tmp_path):
+    folder = study(tmp_path)
+    rows = [(4, 1), (2, 1), (7, 2), (-1, 1), (10**7, 1), ("9", 1), (b"6", 1), (2.5, 1)]
+    with closing(sqlite3.connect(folder.database)) as database:
+        database.execute("CREATE TABLE studies (study_id INTEGER, study_name TEXT)")
+        database.execute("CREATE TABLE trials (number, study_id INTEGER)")
+        database.executemany("INSERT INTO studies VALUES (?, ?)", [(1, "hand"), (2, "other")])
+        database.executemany("INSERT INTO trials VALUES (?, ?)", rows)
+        database.commit()
+    folder.journal.folder.mkdir()
+    for name in ("begun-trial-0000003.now", "begun-trial-00000005.now", "pending-trial-0008.json", "a-trial-00006.x"):
+        (folder.journal.folder / name).touch()
+    assert begun_trials(folder) == [2, 3, 4]
+
+
+def test_trials_begun_run_while_the_study_does_and_wait_else(tmp_path):
+    folder = study(tmp_path)
+    folder.journal.write_trial(trial(5, 0.75, 0.125))
+    (folder.journal.folder / "begun-trial-00002.now").touch()
+    view = open_study(tmp_path, "hand")
+    assert [(row.trial, row.state) for row in view.rows] == [(5, "complete"), (2, "waiting")]
+    assert (view.counts["waiting"], view.counts["complete"], view.running) == (1, 1, False)
+    with held_lock(folder.lock):
+        view = open_study(tmp_path, "hand")
+    assert [(row.trial, row.state) for row in view.rows] == [(5, "complete"), (2, "running")]
+    assert (view.counts["running"], view.running) == (1, True)
+
+
+def test_what_a_record_holds_beside_the_options_is_read(tmp_path):
+    folder = study(tmp_path)
+    unit = Metric("mAP", low=0, high=50)
+    record = folder.read_record() | {"criterion_place": "/a/b.py:c", "metric": metric_to_plain(unit)}
+    for share, found in ((0, 0.0), (1, 1.0), (-0.125, None), (1.125, None)):
+        folder.write_record(record | {"dense_accuracy": share, "chance": share, "least_accuracy": 0.625})
+        view = open_study(tmp_path, "hand")
+        assert (view.state.dense_accuracy, view.state.chance, view.state.least_accuracy) == (found, found, 0.625)
+    assert (view.criterion_place, view.state.unit) == ("/a/b.py:c", unit)
 
 
 def test_the_dense_accuracy_is_read_where_it_was_written_down(copy):
