@@ -13,6 +13,8 @@ from spaces.wording import counted, percent
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
+INTEGER_BITS = 8
+"""Weights of so many bits or fewer are integers in an ONNX file."""
 
 
 def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
@@ -76,6 +78,21 @@ def latency_line(timed: TimedNetworks) -> str:
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
         f"takes {dense}, a copy of it {copy}: an interval that overlaps this one is noise."
     )
+
+
+def integers_line(timed: TimedNetworks, rows: Sequence[ClosingRow]) -> str:
+    """Why rounded networks may be slower than the dense one by a command of the user's own; empty where none is."""
+    slower = [row for row in rows if row.latency and row.latency.low > timed.copy.high]
+    if not (timed.command and any(_fewest_bits(row) <= INTEGER_BITS for row in slower)):
+        return ""
+    return (
+        "Networks slower than the dense one: rounded weights are int8 in their ONNX files, and a runtime may make them "
+        "floats in every run, as ONNX Runtime does unless told otherwise."
+    )
+
+
+def _fewest_bits(row: ClosingRow) -> int:
+    return row.bits if isinstance(row.bits, int) else min(row.bits.values())
 
 
 def schedule_cell(row: TrialRow) -> str | None:
