@@ -15,7 +15,7 @@ _PERCENT = re.compile(r"[\d.]+(?: ± [\d.]+)? %")
 _TOGETHER = re.compile(
     r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+"
     r"|\S+ \(\d[\d,]* bytes\)"
-    rf"|(?:\b(?:of|MACs) )?(?:{_PERCENT.pattern}|\d[\d,.]*(?: (?:bits?|bytes|points|min|m?s)\b)?)"
+    rf"|(?:\b(?:front of|of|MACs) )?(?:{_PERCENT.pattern}|\d[\d,.]*(?: (?:bits?|bytes|points|min|m?s)\b)?)"
 )
 """What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a file with its bytes; a
 number with its unit, and with a word before it that says of what it is."""
