@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.metric import MAX
-from search.results.cells import MIXED, bits_cell, counts_line, integers_line, latency_line
+from search.results.cells import MIXED, bits_cell, counts_line, latency_line, slower_line
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
 from search.results.device_support import KINDS, STATEMENTS, Statement
 from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, is_accurate, speed_remark
@@ -259,7 +259,7 @@ def _speed(state: StudyState) -> list[str]:
         said.append(_unmeasured(state))
         return said
     rows = closing_of(state)
-    said += filter(None, [latency_line(timed), integers_line(timed, rows)])
+    said += filter(None, [latency_line(timed), slower_line(timed, rows)])
     return [*said, *_not_faster(rows)]
 
 

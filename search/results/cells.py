@@ -80,15 +80,15 @@ def latency_line(timed: TimedNetworks) -> str:
     )
 
 
-def integers_line(timed: TimedNetworks, rows: Sequence[ClosingRow]) -> str:
-    """Why rounded networks may be slower than the dense one by a command of the user's own; empty where none is."""
+def slower_line(timed: TimedNetworks, rows: Sequence[ClosingRow]) -> str:
+    """Why networks may be slower than the dense one by a command of the user's own; empty where none is."""
     slower = [row for row in rows if row.latency and row.latency.low > timed.copy.high]
-    if not (timed.command and any(_fewest_bits(row) <= INTEGER_BITS for row in slower)):
-        return ""
-    return (
-        "Networks slower than the dense one: rounded weights are int8 in their ONNX files, and a runtime may make them "
-        "floats in every run, as ONNX Runtime does unless told otherwise."
-    )
+    said = []
+    if any(_fewest_bits(row) <= INTEGER_BITS for row in slower):
+        said.append("rounded weights are int8 in their ONNX files, and a runtime may make them floats in every run")
+    if any(row.macs < 1 for row in slower):
+        said.append("kernels may be made for multiples of 8 or 16 channels, which --round-to keeps")
+    return f"Why networks may be slower than the dense one: {'; '.join(said)}." if timed.command and said else ""
 
 
 def _fewest_bits(row: ClosingRow) -> int:
