@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from search.cli.screen import Screen
 
@@ -18,7 +18,8 @@ class _Lines(logging.Handler):
         from spaces.printable import printable, shortened
 
         text = shortened(printable(record.getMessage()))
-        print(wrapped(text, Screen(2).columns), file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read it is gone
+            print(wrapped(text, Screen(2).columns), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from spaces.search_space.space import Space
 
 TIMED_STEPS, TIMED_SECONDS, MOST_STEPS = 3, 0.3, 30
 """Training steps that are timed, after one that is not: the least, more within so many seconds, and the most."""
-LONGEST = 20.0
-"""A fine-tune of a few steps is timed only if scoring it takes no longer than so many seconds of training."""
+TUNED_STEPS, LONGEST = 16, 20.0
+"""A fine-tune of so many steps is timed, of fewer where they would take longer than so many seconds; none is where its
+scoring takes longer than as many seconds of training."""
 SCAN_PASSES = 3
 """Forward passes of a point of a scan, which take as long as one training step on the same examples."""
 
@@ -111,7 +112,7 @@ def times_now(config: SearchConfig, subject: PreparedModel, space: Space) -> Ste
     The latter is left out where scoring would take long, or is the user's own code.
     """
     workload = subject.workload
-    dense, steps = _step_seconds(workload, config.dense_seed), TIMED_STEPS + 1
+    dense = _step_seconds(workload, config.dense_seed)
     scored = workload.examples("validation").count if workload.has("validation") else None
     if workload.evaluate or scored is None or dense * scored / workload.recipe.batch > LONGEST:
         return StepTimes(dense, dense)
@@ -119,7 +120,7 @@ def times_now(config: SearchConfig, subject: PreparedModel, space: Space) -> Ste
     granularity = "fine-grained" if "fine-grained" in space.usable else space.usable[0]
     half = dict.fromkeys((layer.name for layer in subject.network.prunable), 0.5)
     policy = PruningPolicy(half, granularity, bits=min(space.bits))
-    steps = min(steps * 4, step_count(workload, workload.recipe.trial_epochs) or steps)
+    steps = max(2, min(TUNED_STEPS, int(LONGEST / dense)))
     tried = evaluate_policy(
         subject, policy, steps / epoch_steps(workload), config.seed, lambda done, total: _note_end(workload, ends)
     ).result
