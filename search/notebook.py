@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from search.process.interrupts import check
-from search.progress import JobsShown, ProgressReporter, TerminalReporter
+from search.progress import JobsShown, ProgressReporter, TerminalReporter, duration
+from search.wrapping import NOTEBOOK, wrapped
 from spaces.printable import printable, shortened
 
 INTERVAL = 0.25
@@ -99,9 +100,8 @@ class NotebookReporter(ProgressReporter):
     def _lines(self) -> Iterator[str]:
         if self._noted > len(self._notes):
             yield f"({self._noted - len(self._notes)} earlier notes left out)"
-        yield from self._notes
-        if self._headline:
-            yield self._headline
+        for text in filter(None, [*self._notes, self._headline]):
+            yield wrapped(text, NOTEBOOK)
         width = max((len(label) for label, _, _ in self._running.values()), default=0)
         for label, done, total in self._running.values():
             full = min(done * BAR // total, BAR) if total else 0
@@ -109,12 +109,14 @@ class NotebookReporter(ProgressReporter):
 
 
 @contextmanager
-def warnings_noted(watcher: ProgressReporter) -> Iterator[None]:
-    """While it lasts, warnings that these packages log are notes in a notebook's area, not outputs of their own."""
+def followed(watcher: ProgressReporter) -> Iterator[None]:
+    """While it lasts, warnings that these packages log are notes in a notebook's area, not outputs of their own; what
+    the area says last is not of a trial, nor of time that is left, but that all is done.
+    """
     if not isinstance(watcher, NotebookReporter):
         yield
         return
-    handler = _Notes(watcher)
+    handler, began = _Notes(watcher), time.monotonic()
     loggers = [logging.getLogger(package) for package in LOGGING]
     for logger in loggers:
         logger.addHandler(handler)
@@ -123,6 +125,7 @@ def warnings_noted(watcher: ProgressReporter) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+    watcher.headline(f"done after {duration(time.monotonic() - began)}")
 
 
 class _Notes(logging.Handler):

@@ -9,11 +9,16 @@ from rich.cells import cell_len
 
 INDENT = "  "
 """Of what a line goes on with."""
+NOTEBOOK = 88
+"""Columns of text in a notebook, which would break longer lines anywhere."""
 _PERCENT = re.compile(r"[\d.]+(?: ± [\d.]+)? %")
 _TOGETHER = re.compile(
-    rf"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+|{_PERCENT.pattern}"
+    r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+"
+    r"|\S+ \(\d[\d,]* bytes\)"
+    rf"|(?:\b(?:front of|of|MACs) )?(?:{_PERCENT.pattern}|\d[\d,.]*(?: (?:bits?|bytes|points|min|m?s)\b)?)"
 )
-"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a number with its %."""
+"""What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a file with its bytes; a
+number with its unit, and with a word before it that says of what it is."""
 _HELD = "\U000f0000"
 """Stands for the spaces of such a piece; printable text has none of it, and it is as wide as a space."""
 _ENTRY = re.compile(r" *\S{1,10}  +")

@@ -27,7 +27,7 @@ ROOMS = {
     "progress": {"process", "wrapping"},
     "user_code": {"errors", "process"},
     "metric": {"errors"},
-    "notebook": {"process", "progress"},
+    "notebook": {"process", "progress", "wrapping"},
     "networks": {"errors"},
     "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},
@@ -54,7 +54,7 @@ ROOMS = {
     "analysis": {"files", "metric", "progress", "results", "training"},
     "export": {
         "config", "errors", "files", "given_command", "given_workload", "identity", "metric", "placement", "progress",
-        "records", "results", "store", "training", "user_code", "weights", "workloads",
+        "records", "results", "store", "training", "user_code", "weights", "workloads", "wrapping",
     },
     "executors": {
         "config", "errors", "files", "given_workload", "identity", "metric", "placement", "process", "progress",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TextIO
 
 from search.cli.commands.reply import Reply
+from search.cli.logged import logged_on_stderr
 from search.cli.parser import Answered, WrongUsage, make_parser
 from search.cli.screen import SCREEN, shown
 from search.errors import EnvironmentProblem, PrunefrontError
@@ -94,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         refuse_namesakes("spaces", "pruning")
     except ImportError as error:
         raise EnvironmentProblem(str(error)) from None
-    with _everything_to_stderr():
+    with _everything_to_stderr(), logged_on_stderr():
         reply = _command_of(arguments.command)(arguments)
     text = json.dumps(reply.data, allow_nan=False, default=str) if arguments.json else reply.text
     is_data = arguments.json or reply.is_data

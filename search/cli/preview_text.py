@@ -68,7 +68,7 @@ def preview_text(found: Preview) -> str:
     parts.append(_closing_line(found))
     spent = found.duration
     took = "not known" if spent.seconds is None else f"about {duration(spent.seconds)}"
-    parts.append(f"Time: {took} ({spent.basis})")
+    parts.append("Time: none, all that is asked for is done" if spent.seconds == 0 else f"Time: {took} ({spent.basis})")
     parts.append("Nothing is written, and no trial was trained: leave out --dry-run to search.")
     return "\n\n".join(parts)
 
@@ -78,7 +78,8 @@ def _begin(found: Preview) -> str:
     if done is None:
         begin = f"Study {found.folder.name} would begin: {counted(trials, 'trial')} on {found.device}"
     else:
-        begin = f"Study {found.folder.name} would go on: {done} of {counted(trials, 'trial')} done; on {found.device}"
+        goes_on = "has ended" if found.duration.seconds == 0 else "would go on"
+        begin = f"Study {found.folder.name} {goes_on}: {done} of {counted(trials, 'trial')} done; on {found.device}"
     dense = (
         f"Dense model: {found.dense_value} on validation data"
         if found.dense_value
@@ -149,8 +150,8 @@ def _closing_line(found: Preview) -> str:
         lengths = "1 run each"
         if config.final_repeats > 1:
             lengths = f"{runs} of the best and of its baseline, fewer of others"
-        said = f"Finals: up to {finalists}, each beside the best of {rules}\nat its size; {lengths}"
+        said = f"Finals: up to {finalists}, each beside the best of {rules} at its size; {lengths}"
     if config.latency_command:
-        return f"{said};\nthen your command times them"
-    timed = f";\nthen they are timed side by side, for up to {NETWORK_SECONDS:.0f} s"
+        return f"{said}; then your command times them"
+    timed = f"; then they are timed side by side, for up to {NETWORK_SECONDS:.0f} s"
     return said if found.has_latency_table is None else said + timed

@@ -20,18 +20,18 @@ _MARKED = re.compile(f"({'|'.join(_CODES)})")
 
 
 class Screen:
-    """Where replies go.
+    """Where text goes, such as replies.
 
     Attributes:
-        descriptor: of stdout, which is moved while a command runs.
+        descriptor: of the stream; that of stdout is moved while a command runs.
     """
 
-    def __init__(self) -> None:
-        self.descriptor = 1
+    def __init__(self, descriptor: int = 1) -> None:
+        self.descriptor = descriptor
 
     @property
     def columns(self) -> int | None:
-        """The terminal's width, from COLUMNS if that is set; None where stdout is no terminal."""
+        """The terminal's width, from COLUMNS if that is set; None where there is no terminal."""
         if not os.isatty(self.descriptor):
             return None
         given = os.environ.get("COLUMNS", "")
@@ -44,7 +44,7 @@ class Screen:
 
     @property
     def has_colours(self) -> bool:
-        """Whether stdout is a terminal that can show colours, and nobody asked for none (NO_COLOR)."""
+        """Whether it is a terminal that can show colours, and nobody asked for none (NO_COLOR)."""
         able = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
         return able and os.isatty(self.descriptor)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from search.export.rebuild import Export
 from search.metric import Metric, metric_from_plain
+from search.wrapping import NOTEBOOK, wrapped
 from spaces.wording import counted, percent
 
 
@@ -19,7 +20,7 @@ class ShownManifest(dict[str, Any]):
         self._shown = shown
 
     def __repr__(self) -> str:
-        return self._shown
+        return wrapped(self._shown, NOTEBOOK)
 
 
 def summary(out: Path, manifest: Mapping[str, Any], made: Export, name: str = "") -> str:

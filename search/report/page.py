@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from search.config import SearchConfig
 from search.given_workload import lives_in_python
@@ -62,6 +63,7 @@ MOST_LAYERS = 200
 """Layers of a policy that are listed; of more, those of which most is gone."""
 POINTED_LAYERS = 12
 """The same beside a point."""
+_PERCENT = re.compile(r"(\d) %")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["together"] = _together
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
@@ -151,6 +154,13 @@ def _rendered(context: Mapping[str, Any]) -> str:
 
 def _harmless(value: object) -> object:
     return printable(masked(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _together(value: object) -> object:
+    """Text in which no line ends between a number and its %."""
+    if not isinstance(value, str):
+        return value
+    return Markup(_PERCENT.sub("\\1\N{NO-BREAK SPACE}%", str(escape(_harmless(value)))))
 
 
 def _digest(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.metric import MAX
-from search.results.cells import MIXED, bits_cell, counts_line, latency_line
+from search.results.cells import MIXED, bits_cell, counts_line, latency_line, slower_line
 from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
 from search.results.device_support import KINDS, STATEMENTS, Statement
 from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, is_accurate, speed_remark
@@ -143,9 +143,9 @@ def _for_dense_kernels(state: StudyState, front: Sequence[TrialRow], best: int) 
     least = _accuracy(state.row(best)) - NEAR_BEST
     faster = [row for row in front if "channel" in _parts(state, row) and cost(row) < 1 - ALIKE]
     if not faster:
-        return Recommendation(
-            target, None, "no network on the front has fewer MACs than the dense model: none is faster"
-        )
+        what = "latency, by prediction" if by_latency else "MACs"
+        said = f"no network on the front has less than {percent(1 - ALIKE, 0)} of the dense model's {what}"
+        return Recommendation(target, None, said)
     near = [row for row in faster if _accuracy(row) >= least]
     what = "latency, by prediction," if by_latency else "MACs"
     if near:
@@ -256,12 +256,19 @@ def _speed(state: StudyState) -> list[str]:
         said.append("Fewer bits make the file smaller; kernels that compute with floats are no faster by them.")
     timed = state.comparison.latency if state.comparison else None
     if timed is None:
-        said.append(
-            "Latency was not measured in this study: MACs say what dense kernels are spared, not what they take."
-        )
+        said.append(_unmeasured(state))
         return said
-    said.append(latency_line(timed))
-    return [*said, *_not_faster(closing_of(state))]
+    rows = closing_of(state)
+    said += filter(None, [latency_line(timed), slower_line(timed, rows)])
+    return [*said, *_not_faster(rows)]
+
+
+def _unmeasured(state: StudyState) -> str:
+    """What there is in place of measured latency."""
+    to_come = state.config.finalists and state.comparison is None and not is_without_finals(state)
+    if state.config.cost == "latency" and to_come:
+        return "Latency is measured with the finals, which are not there yet: until then it is predicted."
+    return "Latency was not measured in this study: MACs say what dense kernels are spared, not what they take."
 
 
 def _not_faster(rows: Sequence[ClosingRow]) -> list[str]:

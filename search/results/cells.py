@@ -13,6 +13,8 @@ from spaces.wording import counted, percent
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
+INTEGER_BITS = 8
+"""Weights of so many bits or fewer are integers in an ONNX file."""
 
 
 def bits_cell(bits: int | Mapping[str, int] | None) -> str | None:
@@ -76,6 +78,21 @@ def latency_line(timed: TimedNetworks) -> str:
         f"Latency: {where}; share of the dense model's, median of {timed.rounds} rounds and its 95 % interval. Dense "
         f"takes {dense}, a copy of it {copy}: an interval that overlaps this one is noise."
     )
+
+
+def slower_line(timed: TimedNetworks, rows: Sequence[ClosingRow]) -> str:
+    """Why networks may be slower than the dense one by a command of the user's own; empty where none is."""
+    slower = [row for row in rows if row.latency and row.latency.low > timed.copy.high]
+    said = []
+    if any(_fewest_bits(row) <= INTEGER_BITS for row in slower):
+        said.append("rounded weights are int8 in their ONNX files, and a runtime may make them floats in every run")
+    if any(row.macs < 1 for row in slower):
+        said.append("kernels may be made for multiples of 8 or 16 channels, which --round-to keeps")
+    return f"Why networks may be slower than the dense one: {'; '.join(said)}." if timed.command and said else ""
+
+
+def _fewest_bits(row: ClosingRow) -> int:
+    return row.bits if isinstance(row.bits, int) else min(row.bits.values())
 
 
 def schedule_cell(row: TrialRow) -> str | None:

@@ -195,7 +195,7 @@ def _try_out(command: str, untrained: PreparedModel, watcher: ProgressReporter) 
             seconds = check_command(command, untrained.dense, untrained.workload.example_input)
     except CommandFailed as failed:
         raise UsageError(f"--latency-command {command!r} fails on the dense network: {failed}") from None
-    watcher.note(f"finals are timed by {command!r}, which takes {seconds * 1e3:.3g} ms for the dense network")
+    watcher.note(f"finals are timed by {command!r}, which says {seconds * 1e3:.3g} ms of the dense network")
 
 
 def _space(config: SearchConfig, untrained: PreparedModel, table: LatencyTable | None, knob_word: str) -> Space:

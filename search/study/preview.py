@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-
-import torch
 
 from pruning.importance.scores import unit_importance
 from search.config import GUIDED, SearchConfig
@@ -18,17 +14,15 @@ from search.metric import MAX
 from search.progress import ProgressReporter
 from search.results.comparison import BASELINES, known_comparison
 from search.results.state import StudyState
-from search.results.time_left import final_runs_left, short_runs_left
 from search.storage import check_database_path
 from search.store.folder import StudyFolder
 from search.store.locks import require_free
 from search.study.checks import CheckedStudy, checked_study, searched_space
+from search.study.foretold import Duration, foretold
 from search.training.dense_model import DenseModel, dense_model
 from search.training.evaluate import PreparedModel
-from search.training.examples import step_count
 from search.training.profile_cache import known_profile
 from search.training.refresh import statistics_note, unread_note
-from search.training.train import train_dense
 from search.workloads.base import Workload, placed
 from search.workloads.overlap import overlaps
 from search.workloads.steadiness import unsteady
@@ -41,9 +35,6 @@ from spaces.search_space.initial import UNPRUNED, allocations_in_turn, initial_p
 from spaces.search_space.projection import Projector
 from spaces.search_space.space import Space
 from spaces.sensitivity import Profile
-
-TIMED_STEPS = 3
-"""Training steps that are timed, after one that is not."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +63,6 @@ class FirstTrials:
 
     trials: Sequence[FirstTrial]
     exact: bool
-
-
-@dataclass(frozen=True)
-class Duration:
-    """How long a study takes.
-
-    Attributes:
-        seconds: None if that is not known.
-        basis: what the seconds are judged by and leave out, or why they are not known.
-    """
-
-    seconds: float | None
-    basis: str
 
 
 @dataclass(frozen=True)
@@ -168,7 +146,7 @@ def _previewed(study: CheckedStudy, watcher: ProgressReporter) -> Preview:
         profile = known_profile(
             subject, dense, config.criterion, parts_in(space.usable), folder.root / "cache", space.bits
         )
-    scans = config.warm_start or config.sampler == GUIDED
+    has_scan = profile is not None if config.warm_start or config.sampler == GUIDED else None
     state = _state(config, folder, workload) if folder.exists else None
     unit = named(workload.metric if dense is None else dense.workload.metric)
     least = config.least_accuracy(dense.accuracy, unit) if dense else None
@@ -187,11 +165,13 @@ def _previewed(study: CheckedStudy, watcher: ProgressReporter) -> Preview:
         wanted=None
         if least is None
         else f"{unit.name} of at {'least' if unit.best == MAX else 'most'} {unit.told(least)}",
-        has_scan=profile is not None if scans else None,
+        has_scan=has_scan,
         has_latency_table=searched.table is not None if searched.config.needs_latency else None,
         first=_first_trials(config, folder, space, subject, profile),
         baselines=BASELINES if config.finalists else (),
-        duration=_duration(config, workload, state, dense is not None),
+        duration=Duration(left, "by the pace of its finished trials, finals included")
+        if state and (left := state.seconds_left) is not None
+        else foretold(config, subject or searched.untrained, space, dense is not None, has_scan),
     )
 
 
@@ -242,48 +222,3 @@ def _first_trials(
         for cost in [projector.project(point.params).cost]
     ]
     return FirstTrials(found, True)
-
-
-def _duration(config: SearchConfig, workload: Workload, state: StudyState | None, has_dense: bool) -> Duration:
-    if state and (left := state.seconds_left) is not None:
-        return Duration(left, "by the pace of its finished trials, finals included")
-    recipe = workload.recipe
-    trial, final = step_count(workload, recipe.trial_epochs), step_count(workload, recipe.final_epochs)
-    if trial is None or final is None or workload.train is not None:
-        return Duration(
-            None, "a training loop of your own takes as long as it takes: see `status` after the first trial"
-        )
-    finalists = [f"finalist {n}" for n in range(config.finalists)]
-    finals, short = final_runs_left(config, finalists, (), None), short_runs_left(config, finalists, (), None)
-    of_trials, besides = trial * config.trials, trial * short + final * finals
-    first = 0 if has_dense or config.weights else step_count(workload, recipe.dense_epochs) or 0
-    step = _step_seconds(workload, config.dense_seed)
-    seconds, limited = of_trials / config.workers * step, ""
-    if config.timeout is not None and seconds > config.timeout:
-        seconds, limited = config.timeout, f", those of trials for {config.timeout:g} s, as --timeout says"
-    return Duration(
-        seconds + (first + besides / config.workers) * step,
-        f"{first + of_trials + besides:,} training steps of {step * 1e3:.3g} ms, as {TIMED_STEPS} steps of the dense "
-        f"network took now{limited}; scan and latency table, unless cached, scoring, encoding and timing come on top",
-    )
-
-
-class _Enough(Exception):
-    """Enough steps are timed."""
-
-
-def _step_seconds(workload: Workload, seed: int) -> float:
-    """What a step of training the dense network takes on its device."""
-    ends: list[float] = []
-
-    def progress(done: int, total: int) -> None:
-        if not workload.placement.on_cpu:
-            torch.accelerator.synchronize()  # steps are queued there
-        ends.append(time.perf_counter())
-        if len(ends) > TIMED_STEPS or done == total:
-            raise _Enough
-
-    began = time.perf_counter()
-    with suppress(_Enough):
-        train_dense(workload, seed, progress)
-    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0] - began

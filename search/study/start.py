@@ -15,7 +15,7 @@ from search.identity.measuring import settle_measuring
 from search.identity.study_identity import latency_device, study_identity
 from search.identity.unchanged import refuse_changed_study, refuse_changes_of, refuse_other_latency_device
 from search.metric import metric_from_plain
-from search.notebook import usual_reporter, warnings_noted
+from search.notebook import followed, usual_reporter
 from search.options import FORMER, OPTIONS, unknown_option
 from search.progress import ProgressReporter
 from search.records import COMPLETE, TrialRecord
@@ -55,7 +55,7 @@ def run_search(config: SearchConfig, watcher: ProgressReporter | None = None) ->
     """
     refuse_while_loading("run_search")
     watcher = watcher or usual_reporter()
-    with warnings_noted(watcher):
+    with followed(watcher):
         study = checked_study(config, watcher)
         with study.placement.running():
             return _run(study, watcher)
@@ -105,7 +105,7 @@ def run_finals(
     if asked.config.finalists == 0 and "finalists" not in options:
         changes["finalists"] = OPTIONS["finalists"].default
     config = asked.config.model_copy(update=changes)
-    with asked.placement.running(), warnings_noted(watcher):
+    with asked.placement.running(), followed(watcher):
         return _run(replace(asked, config=config), watcher, trials)
 
 

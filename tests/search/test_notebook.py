@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from search import notebook
-from search.notebook import NotebookReporter, usual_reporter, warnings_noted
+from search.notebook import NotebookReporter, followed, usual_reporter
 from search.progress import ProgressReporter, TerminalReporter
 
 
@@ -78,13 +78,31 @@ def test_steps_are_not_drawn_one_by_one(reporter, cell, monkeypatch):
 
 def test_logged_warnings_are_notes_while_a_search_runs(reporter, cell, capsys):
     log = logging.getLogger("search.somewhere")
-    with warnings_noted(reporter):
+    with followed(reporter):
         log.warning("the machine was busy (spread %d %%)", 25)
         log.info("unsaid")
         assert cell.shown == "the machine was busy (spread 25 %)" and not capsys.readouterr().err
-    with warnings_noted(ProgressReporter()):
+    with followed(ProgressReporter()):
         log.warning("as ever")
-    assert cell.shown.count("\n") == 0 and "as ever" not in cell.shown
+    assert "as ever" not in cell.shown
+
+
+def test_when_a_search_is_over_nothing_says_what_is_left(reporter, cell):
+    with followed(reporter):
+        reporter.note("read this")
+        reporter.headline("final run 1/2 (trial 1): 61.00 % on validation | about 1.2 s left")
+    assert cell.shown.splitlines() == ["read this", "done after 0.0 s"]
+    with pytest.raises(KeyboardInterrupt), followed(reporter):
+        reporter.headline("trial 3 | 4/24")
+        raise KeyboardInterrupt
+    assert cell.shown.splitlines()[-1] == "trial 3 | 4/24"
+
+
+def test_lines_of_a_notebook_break_between_words(reporter, cell):
+    reporter.note("a trial fine-tunes for 20 steps only, too few for most networks: give it more --epochs or --batch 4")
+    assert cell.shown.splitlines() == [
+        "a trial fine-tunes for 20 steps only, too few for most networks: give it more --epochs", "  or --batch 4",
+    ]  # fmt: skip
 
 
 def test_a_stage_that_fails_leaves_no_bar(reporter, cell):

@@ -27,7 +27,7 @@ from search.masking import masked
 from search.metric import Metric
 from search.options import FORMER
 from search.progress import TerminalReporter, duration
-from search.results.cells import bits_cell, counts_line, latency_line
+from search.results.cells import bits_cell, counts_line, latency_line, slower_line
 from search.results.closing import plain_closing_rows
 from search.results.figures import KINDS, front_figure, fronts_figure
 from search.results.legend import closing_legend, front_legend
@@ -135,7 +135,8 @@ def _search_text(result: SearchResult, root: str) -> str:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
         parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
-        parts += [latency_line(result.comparison.latency)] if result.comparison.latency else []
+        if timed := result.comparison.latency:
+            parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows)])))
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
     parts.append(accuracy_remark(result.state))

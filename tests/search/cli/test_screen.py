@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from terminals import on_a_terminal, resize
 
-from search.cli.screen import SCREEN, shown, styled
+from search.cli.logged import logged_on_stderr
+from search.cli.screen import SCREEN, Screen, shown, styled
 from search.cli.text_tables import (
     closing_table,
     front_table,
@@ -378,3 +380,21 @@ def test_commands_fit_a_terminal_and_data_is_not_broken(program, finished):
     assert max(widths(table)) <= 80 and "left out at 80 columns" in table and "\x1b[1mtrial" in table
     assert max(widths(status)) <= 80 and "Study tiny: 8 complete of 8 asked" in status
     assert len(json.loads(data)) == len(finished.reply["front"]) and len(data) > 1000
+
+
+def test_a_logged_warning_breaks_between_words_on_a_terminal(monkeypatch, capsys):
+    log = logging.getLogger("search.training.latency_cache")
+    monkeypatch.setattr(Screen, "columns", 30)
+    with logged_on_stderr():
+        log.warning("the machine was busy: delete %s to repeat it\x1b[31m", "/root/of/studies/cache/latency-1.json")
+    assert capsys.readouterr().err.splitlines() == [
+        "the machine was busy: delete", "  /root/of/studies/cache/latency-1.json", "  to repeat it\\x1b[31m",
+    ]  # fmt: skip
+    assert not [one for one in logging.getLogger("search").handlers if type(one).__module__ == "search.cli.logged"]
+
+
+def test_a_number_stays_with_its_unit_and_a_file_with_its_bytes():
+    said = "20,601 of 588,552 bytes = 3.50 %, MACs 100.0 % in policy.json (579 bytes)"
+    assert wrapped(said, 21).splitlines() == [
+        "20,601", "  of 588,552 bytes =", "  3.50 %,", "  MACs 100.0 % in", "  policy.json (579 bytes)",
+    ]  # fmt: skip

@@ -186,9 +186,10 @@ def test_onnxruntime_times_what_an_export_holds():
     with written(Scaled(), PruningPolicy({}, bits=4), torch.zeros(2, 4)) as path:
         kinds = {one.data_type for one in onnx.load(path).graph.initializer}
         assert onnx.TensorProto.INT8 in kinds and 0 < seconds_by(TIME_ONNX, path) < 1
+        assert time_onnx._only_stores_integers(path), "which are made floats once, not in every run"
     assert not path.exists()
     with written(Scaled().double(), None, torch.zeros(2, 4, dtype=torch.float64)) as path:
-        assert time_onnx.seconds_of_a_pass(path) > 0
+        assert time_onnx.seconds_of_a_pass(path) > 0 and not time_onnx._only_stores_integers(path)
     ended = subprocess.run(
         [sys.executable, "-m", "search.export.time_onnx", "absent.onnx"], capture_output=True, text=True, check=False
     )

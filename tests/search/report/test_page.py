@@ -125,6 +125,7 @@ def test_what_it_says_on_top(whole, page):
     assert "Not shown to be faster or slower than the dense model: uniform" in said["What brings no speed?"]
     assert "60.0 % of the dense latency" in page.text and "1 × error: <img" in page.text
     assert "mean ± standard deviation" in page.text and "91.00 ± 1.00 %" in page.text
+    assert "60.0\N{NO-BREAK SPACE}% of the dense latency" in "".join(page.texts), "no line ends before a %"
     assert "It was off by 2.00 points on average" in page.text
 
 
@@ -143,6 +144,17 @@ def test_a_trial_that_only_rounds_is_said_to_prune_nothing(tmp_path):
     folder.journal.write_trial(trial(0, 0.7, 0.12, policy=PruningPolicy({"first.weight": 0.0}, bits=4)))
     (first, *_) = report_of(open_study(tmp_path, "hand")).words["recommendations"]
     assert first["why"].endswith("40.0 % of the MACs; nothing pruned, 4 bits")
+
+
+def test_a_study_that_predicts_latency_says_what_is_not_faster_and_not_measured_yet(tmp_path):
+    """Channels are gone, 60 % of the MACs with them, but hardly any latency."""
+    folder = study(tmp_path, cost="latency")
+    folder.journal.write_trial(trial(0, 0.7, 0.12, latency=0.985))
+    words = report_of(open_study(tmp_path, "hand")).words
+    (why,) = (one["why"] for one in words["recommendations"] if one["target"].startswith("speed on CPU"))
+    assert why == "no network on the front has less than 97 % of the dense model's latency, by prediction"
+    said = words["questions"]["What brings no speed?"][-1]
+    assert said == "Latency is measured with the finals, which are not there yet: until then it is predicted."
 
 
 def test_points_lie_where_their_trials_are(whole):

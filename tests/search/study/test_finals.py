@@ -12,7 +12,7 @@ from search.cli.text_tables import closing_table
 from search.config import SearchConfig
 from search.metric import Metric
 from search.records import FinalRecord, TrialRecord, TrialResult
-from search.results.cells import latency_line
+from search.results.cells import latency_line, slower_line
 from search.results.closing import ClosingRow, alike_line, closing_rows, plain_closing_rows, verdict
 from search.results.comparison import BASELINES, Baseline, Comparison, Reference
 from search.results.legend import closing_legend
@@ -82,6 +82,23 @@ def test_the_table_shows_what_channels_bring():
         assert words in said, said
     steady = latency_line(replace(TIMED, copy=replace(TIMED.copy, share=1.0, low=1.0, high=1.0)))
     assert "a copy of it 100.0 %: an interval" in steady
+
+
+@pytest.mark.parametrize(
+    ("command", "slow", "bits", "told"),
+    [
+        ("adb {file}", ["two"], 8, ["int8"]), ("adb {file}", ["two"], 16, []), (None, ["one", "two"], 8, []),
+        ("adb {file}", [], 8, []), ("adb {file}", ["one"], 32, ["--round-to"]),
+        ("adb {file}", ["one"], {"a": 16, "b": 4}, ["int8", "--round-to"]),
+    ],
+)  # fmt: skip
+def test_why_networks_are_slower_by_a_command_is_said(command, slow, bits, told):
+    """Of the first 75 % of the MACs are gone, of the second none."""
+    networks = {**TIMED.networks, **dict.fromkeys(slow, TimedNetwork(0.003, 0.01, 2.25, 2.2, 2.3))}
+    timed = replace(TIMED, command=command, networks=networks)
+    rows = closing_rows(replace(COMPARISON, latency=timed), SCORES, {"one": 7, "two": 9})
+    said = slower_line(timed, [replace(row, bits=bits) for row in rows])
+    assert [word for word in ("int8", "--round-to") if word in said] == told and bool(said) == bool(told)
 
 
 def test_a_failed_run_shows_in_the_number_of_runs():

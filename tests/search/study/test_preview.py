@@ -14,7 +14,8 @@ import pytest
 
 from search import Recipe, SearchConfig, get_workload
 from search.cli.preview_text import _closing_line
-from search.study.preview import _duration
+from search.study.foretold import StepTimes, foretold
+from search.training.evaluate import PreparedModel
 from search.training.examples import step_count
 from search.workloads.digits import digits
 
@@ -62,29 +63,46 @@ def test_a_new_root_is_not_even_made(main, place, tmp_path):
 
 def test_trials_take_no_longer_than_their_time_limit(monkeypatch):
     """At half a second a step; the dense training comes on top, and there are no finals."""
-    monkeypatch.setattr("search.study.preview._step_seconds", lambda *_: 0.5)
+    monkeypatch.setattr("search.study.foretold.times_now", lambda *_: StepTimes(0.5, 0.5))
     recipe = Recipe(batch=20, dense_epochs=1, trial_epochs=1, final_epochs=1)
     task = get_workload("digits", factory=lambda: replace(digits(), recipe=recipe))
     per_epoch = step_count(task, 1)
     for timeout, trials in ((None, 6 * per_epoch * 0.5), (10**6, 6 * per_epoch * 0.5), (4, 4.0)):
         config = SearchConfig(trials=6, finalists=0, timeout=timeout)
-        found = _duration(config, task, None, has_dense=False)
+        found = foretold(config, SimpleNamespace(workload=task), None, has_dense=False, has_scan=None)
         assert found.seconds == pytest.approx(trials + per_epoch * 0.5)
         assert ("for 4 s, as --timeout says" in found.basis) == (timeout == 4)
 
 
+def test_fine_tunes_count_with_their_scoring_and_the_scan_with_its_passes(monkeypatch):
+    """Two trials, six short runs of static rules, four finals of twice the length, and a scan of 9 layers."""
+    monkeypatch.setattr("search.study.foretold.times_now", lambda *_: StepTimes(0.5, 0.25, 4.0))
+    recipe = Recipe(batch=20, dense_epochs=3, trial_epochs=1, final_epochs=2)
+    task = get_workload("digits", factory=lambda: replace(digits(), recipe=recipe))
+    subject, space = PreparedModel.of(task, task.build_model()), SimpleNamespace(usable=("fine-grained",), bits=(8, 4))
+    config = SearchConfig(trials=2, finalists=2, final_repeats=1, workers=2)
+    per_epoch, images = step_count(task, 1), task.examples("calibration").count
+    trial, final = per_epoch * 0.25 + 4, 2 * per_epoch * 0.25 + 4
+    expected = 3 * per_epoch * 0.5 + (8 * trial + 4 * final) / 2
+    assert foretold(config, subject, space, False, True).seconds == pytest.approx(expected)
+    scan = 9 * (7 + 2) * images / 20 * 0.5 / 2
+    found = foretold(config, subject, space, False, False)
+    assert found.seconds == pytest.approx(expected + scan)
+    assert "of 500 ms, in fine-tunes of 250 ms, and 4 s to score and encode each" in found.basis
+
+
 def test_its_text_fits_a_terminal(main, finished):
     done = main("search", "--dry-run", "--study", finished.name, "--trials", 30)
-    assert done.code == 0 and max(map(len, done.out.splitlines())) <= 80
+    assert done.code == 0 and max(len(line) for line in done.out.splitlines() if not line.startswith("Finals: ")) <= 80
     assert "8 of 30 trials done" in done.out and "limit 50.00 %" in done.out and "uniform, global, lamp" in done.out
 
 
 @pytest.mark.parametrize(
     ("options", "has_table", "said"),
     [
-        ({}, True, "up to 3 finalists, each beside the best of lamp\nat its size; 3 runs of the best and of its "
-         "baseline, fewer of others;\nthen they are timed side by side, for up to 60 s"),
-        ({"finalists": 1, "final_repeats": 1}, None, "up to 1 finalist, each beside the best of lamp\nat its size; "
+        ({}, True, "up to 3 finalists, each beside the best of lamp at its size; 3 runs of the best and of its "
+         "baseline, fewer of others; then they are timed side by side, for up to 60 s"),
+        ({"finalists": 1, "final_repeats": 1}, None, "up to 1 finalist, each beside the best of lamp at its size; "
          "1 run each"),
         ({"final_repeats": 1, "comparison": "full"}, None, "up to 3 finalists and the baselines lamp, 1 run each"),
         ({"finalists": 0}, True, "none"),

@@ -1,0 +1,36 @@
+"""Warnings that these packages log, on a terminal as wide as it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from search.cli.screen import Screen
+
+PACKAGES = ("search", "pruning", "spaces")
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from search.wrapping import wrapped  # rich and numpy take a while, and most commands warn of nothing
+        from spaces.printable import printable, shortened
+
+        text = shortened(printable(record.getMessage()))
+        with suppress(OSError):  # whoever read it is gone
+            print(wrapped(text, Screen(2).columns), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def logged_on_stderr() -> Iterator[None]:
+    """While it lasts, a warning is lines of stderr that are broken between words, as a command's notes are."""
+    handler = _Lines(logging.WARNING)
+    loggers = [logging.getLogger(package) for package in PACKAGES]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
