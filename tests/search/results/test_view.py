@@ -123,7 +123,7 @@ def test_trials_begun_are_told_from_the_database_and_from_the_journal(copy):
 
 def test_of_a_database_only_numbers_of_the_studys_own_trials_count(tmp_path):
     folder = study(tmp_path)
-    rows = [(4, 1), (2, 1), (7, 2), (-1, 1), (10**7, 1), ("9", 1), (b"6", 1), (2.5, 1)]
+    rows = [(4, 1), (2, 1), (7, 2), (-1, 1), (10**7, 1), ("9", 1), (b"8", 1), (2.5, 1)]
     with closing(sqlite3.connect(folder.database)) as database:
         database.execute("CREATE TABLE studies (study_id INTEGER, study_name TEXT)")
         database.execute("CREATE TABLE trials (number, study_id INTEGER)")
@@ -131,9 +131,10 @@ def test_of_a_database_only_numbers_of_the_studys_own_trials_count(tmp_path):
         database.executemany("INSERT INTO trials VALUES (?, ?)", rows)
         database.commit()
     folder.journal.folder.mkdir()
-    for name in ("begun-trial-0000003.now", "begun-trial-00000005.now", "pending-trial-0008.json", "a-trial-00006.x"):
+    ours = ("begun-trial-0000003.now", "begun-trial-00016.now", "pending-trial-00006.json")
+    for name in (*ours, "begun-trial-00000005.now", "pending-trial-0008.json", "a-trial-00010.x"):
         (folder.journal.folder / name).touch()
-    assert begun_trials(folder) == [2, 3, 4]
+    assert begun_trials(folder) == [2, 3, 4, 6, 16]
 
 
 def test_trials_begun_run_while_the_study_does_and_wait_else(tmp_path):
