@@ -42,6 +42,7 @@ from search.report.words import (
     where_it_stands,
 )
 from search.results.cells import bits_cell, closing_cells, schedule_cell
+from search.results.closing import counted_examples
 from search.results.figures import short_names
 from search.results.legend import closing_legend, front_legend
 from search.results.remarks import closing_of, dead_line, finals_line, resumed_in_python
@@ -141,7 +142,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["together"] = _together
+    environment.filters["verbatim"] = _verbatim
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(style)}'; "
@@ -153,14 +154,15 @@ def _rendered(context: Mapping[str, Any]) -> str:
 
 
 def _harmless(value: object) -> object:
-    return printable(masked(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _together(value: object) -> object:
-    """Text in which no line ends between a number and its %."""
-    if not isinstance(value, str):
+    """Text that does no harm, in which no line ends between a number and its %."""
+    if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return Markup(_PERCENT.sub("\\1\N{NO-BREAK SPACE}%", str(escape(_harmless(value)))))
+    return _PERCENT.sub("\\1\N{NO-BREAK SPACE}%", printable(masked(value)))
+
+
+def _verbatim(command: str) -> Markup:
+    """A command, whose spaces stay what they are."""
+    return escape(printable(masked(command)))
 
 
 def _digest(text: str) -> str:
@@ -299,7 +301,7 @@ def _pointed(view: StudyView, record: TrialRecord) -> dict[str, Any]:
 
 def _finals(state: StudyState) -> dict[str, Any]:
     columns, rows = closing_cells(closing_of(state), state.unit)
-    examples = state.comparison.test_examples if state.comparison else None
+    examples = counted_examples(state.comparison, state.unit) if state.comparison else None
     legend = closing_legend(closing_of(state), state.unit)
     return {"finals": rows, "final_columns": columns, "test_examples": examples, "finals_legend": legend}
 

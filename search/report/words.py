@@ -184,15 +184,18 @@ def _for_sparse_runtimes(state: StudyState, front: Sequence[TrialRow]) -> Recomm
     for row in front:
         shares = state.records[row.trial].result.shares
         if shares is not None and "fine-grained" in _parts(state, row) and shares.macs > 0:
-            gone = 1 - shares.macs_nonzero / shares.macs
-            found += [(row, gone)] if gone >= SPARSE_ENOUGH else []
-    if not found:
+            found.append((row, 1 - shares.macs_nonzero / shares.macs))
+    sparse = [(row, gone) for row, gone in found if gone >= SPARSE_ENOUGH]
+    if not sparse:
+        most = max((gone for _, gone in found), default=None)
+        there = "none is fine-grained" if most is None else f"at most {percent(most, 0)} are there"
         return Recommendation(
             target,
             None,
-            f"no fine-grained network on the front is sparse enough (from about {percent(SPARSE_ENOUGH, 0)} on)",
+            f"it gains from about {percent(SPARSE_ENOUGH, 0)} of the multiplications of a fine-grained network by zero "
+            f"on: of those on the front {there}",
         )
-    row, gone = max(found, key=lambda pair: _accuracy(pair[0]))
+    row, gone = max(sparse, key=lambda pair: _accuracy(pair[0]))
     return Recommendation(
         target, row.trial, f"{percent(gone, 0)} of its multiplications are by zero: {described(state, row)}"
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.metric import MAX, SHARE, Metric
 from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
@@ -15,6 +15,9 @@ from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
 from spaces.wording import percent
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOISE_FACTOR = 2.0
 """A difference of means of fewer standard errors than this is called noise."""
@@ -58,6 +61,19 @@ def plain_closing_rows(rows: Iterable[ClosingRow], unit: Metric = SHARE) -> list
             row[f"{split}_value"] = unit.value_of(row[split])
             row[f"{split}_value_sd"] = unit.sd_of(row[split], row[f"{split}_sd"])
     return found
+
+
+def closing_frame(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> pd.DataFrame:
+    """Rows as pandas has them; `latency` is a share of the dense network's, and `bits` that differ are missing."""
+    import pandas as pd  # takes a third of a second, and most commands do without
+
+    found = pd.DataFrame(plain_closing_rows(rows, unit))
+    if found.empty:
+        return found
+    found["latency"] = [row.latency.share if row.latency else math.nan for row in rows]
+    found["bits"] = pd.Series([None if isinstance(row.bits, Mapping) else row.bits for row in rows], dtype="Int64")
+    kinds = {name: "float64" for name in found if str(name).endswith("_sd")}
+    return found.astype({**kinds, "within_noise": "boolean"})
 
 
 def closing_rows(
@@ -148,9 +164,15 @@ def verdict(
     """
     if (top := _top(comparison, finals)) is None:
         return None
-    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
     said = [against_static(comparison, finals, unit), _against_rounding(comparison, top, max_size, metric, unit)]
     return " ".join(filter(None, said)) or None
+
+
+def counted_examples(comparison: Comparison, unit: Metric) -> int | None:
+    """Of how many test examples a value is the share that is right; None of a metric that is no such share, such as a
+    mean IoU, and where the number is not known.
+    """
+    return comparison.test_examples if unit.is_share and unit.name == SHARE.name else None
 
 
 def _top(comparison: Comparison, finals: Mapping[str, FinalScore]) -> FinalScore | None:
@@ -161,7 +183,6 @@ def _top(comparison: Comparison, finals: Mapping[str, FinalScore]) -> FinalScore
 
 def against_static(comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE) -> str:
     """The part of the `verdict` on static baselines; empty if there is nothing to compare."""
-    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
     if (top := _top(comparison, finals)) is None:
         return ""
     most = "most accurate" if unit.is_share else "best"
@@ -186,8 +207,9 @@ def _against_static(
         return f"{finalist} is the static policy '{name}': the search found nothing better on validation data."
     difference = top.test_accuracy - other.test_accuracy
     points = unit.distance(top.test_accuracy, other.test_accuracy)
-    remarks = "; ".join([_seeds(top, other), *_size_remark(top, other), *_examples_remark(comparison.test_examples)])
-    error = _difference_error(top, other, comparison.test_examples)
+    examples = counted_examples(comparison, unit)
+    remarks = "; ".join([_seeds(top, other), *_size_remark(top, other), *_examples_remark(examples)])
+    error = _difference_error(top, other, examples)
     if error is not None and abs(difference) <= NOISE_FACTOR * error:
         return f"{finalist} and {rule} differ by {points} on test, within noise ({remarks})."
     return f"{finalist} is {points} {_side(difference, unit)} {rule} on test ({remarks})."
@@ -201,25 +223,41 @@ def _seeds(first: FinalScore, second: FinalScore) -> str:
 
 
 def _against_rounding(comparison: Comparison, top: FinalScore, max_size: float, metric: str, unit: Metric) -> str:
-    """Names the smallest dense network of few bits within the limit that is not below the finalist by more than noise;
-    empty if there is none.
+    """Whether rounding alone would do, in words; empty where it would not."""
+    if (found := _as_good_rounded(comparison, top, max_size, metric, unit)) is None:
+        return ""
+    name, one, is_noise = found
+    difference = top.test_accuracy - one.test_accuracy
+    apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)} {_side(-difference, unit)}"
+    finalist = f"the {'most accurate' if unit.is_share else 'best'} finalist"
+    fares = f"is {apart} {finalist} on test" if difference else f"has the {unit.name} of {finalist} on test"
+    noise = ", within noise" if is_noise and difference else ""
+    size, gain = one.size(metric), "shows no gain at this limit"
+    if _gains_size(top, one, metric):
+        gain = (
+            f"gains size at this limit, {percent(top.size(metric))} against {percent(size)}, but shows no gain in "
+            f"{unit.name}"
+        )
+    return f"{name.capitalize()} ({percent(size)}) {fares}{noise}: pruning {gain}."
+
+
+def _as_good_rounded(
+    comparison: Comparison, top: FinalScore, max_size: float, metric: str, unit: Metric
+) -> tuple[str, Reference, bool] | None:
+    """The smallest dense network of few bits within the limit that is not below the finalist by more than noise, and
+    whether they differ by noise; None if there is none.
     """
     within = {name: one for name, one in comparison.rounded.items() if one.size(metric) <= max_size}
     for name, one in sorted(within.items(), key=lambda pair: pair[1].size(metric)):
-        noise = NOISE_FACTOR * (_error_of_rounded(one, top, comparison.test_examples) or 0.0)
+        noise = NOISE_FACTOR * (_error_of_rounded(one, top, counted_examples(comparison, unit)) or 0.0)
         difference = top.test_accuracy - one.test_accuracy
-        if difference > noise:
-            continue
-        apart = f"{unit.distance(one.test_accuracy, top.test_accuracy)} {_side(-difference, unit)}"
-        finalist = f"the {'most accurate' if unit.is_share else 'best'} finalist"
-        fares = f"is {apart} {finalist} on test" if difference else f"has the {unit.name} of {finalist} on test"
-        noise_said = ", within noise" if -noise <= difference != 0 else ""
-        size, own = one.size(metric), top.size(metric)
-        gain = "shows no gain at this limit"
-        if own < (1 - ALIKE) * size:
-            gain = f"gains size at this limit, {percent(own)} against {percent(size)}, but shows no gain in {unit.name}"
-        return f"{name.capitalize()} ({percent(size)}) {fares}{noise_said}: pruning {gain}."
-    return ""
+        if difference <= noise:
+            return name, one, -noise <= difference
+    return None
+
+
+def _gains_size(top: FinalScore, one: Reference, metric: str) -> bool:
+    return top.size(metric) < (1 - ALIKE) * one.size(metric)
 
 
 def rounding_alone(
@@ -232,11 +270,11 @@ def rounding_alone(
     """Whether the dense model with rounded weights would do in place of the most accurate finalist, and if none would,
     what keeps each from it; the arguments are those of `verdict`. Empty if there is nothing to compare.
     """
-    comparison = comparison if unit.is_share else replace(comparison, test_examples=None)
     if (top := _top(comparison, finals)) is None or not comparison.rounded:
         return ""
-    if said := _against_rounding(comparison, top, max_size, metric, unit):
-        return f"Yes. {said}"
+    if found := _as_good_rounded(comparison, top, max_size, metric, unit):
+        answer = f"For {unit.name} yes, for size no." if _gains_size(top, found[1], metric) else "Yes."
+        return f"{answer} {_against_rounding(comparison, top, max_size, metric, unit)}"
     parts = []
     for name, one in sorted(comparison.rounded.items(), key=lambda pair: pair[1].size(metric)):
         size = percent(one.size(metric))
@@ -260,7 +298,7 @@ def level_with_top(
     level: list[FinalScore] = []
     apart: list[FinalScore] = []
     for other in (finals[d] for d in comparison.finalists if d in finals):
-        error = _difference_error(top, other, comparison.test_examples if unit.is_share else None)
+        error = _difference_error(top, other, counted_examples(comparison, unit))
         is_noise = error is not None and abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
         if other is not top:
             (level if is_noise else apart).append(other)

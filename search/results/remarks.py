@@ -16,6 +16,9 @@ from search.results.tables import TrialRow
 from spaces.granularity import parts_of
 from spaces.wording import counted, percent
 
+LOOSE = 0.5
+"""Share of the size limit, up to which the best network is told to be far below it."""
+
 
 def closing_of(state: StudyState) -> list[ClosingRow]:
     """The closing table's rows; none before the finals."""
@@ -79,6 +82,19 @@ def accuracy_remark(state: StudyState) -> str:
         return f"No network has {wanted}: trial {best} comes nearest; {remedy}."
     size = state.row(best).size
     return f"The smallest network found with {wanted}: trial {best}, {percent(size, 2)} of the dense size."
+
+
+def limit_remark(state: StudyState) -> str:
+    """That the best network is far smaller than the limit asks for; empty if it is not, or the smallest was wanted."""
+    if state.best is None or state.least_accuracy is not None:
+        return ""
+    size = state.row(state.best).size
+    if size is None or size > LOOSE * state.max_size:
+        return ""
+    return (
+        f"The limit of {percent(state.max_size)} leaves room: trial {state.best} takes {percent(size)}. A new --study "
+        "with a smaller --max-size looks closer there."
+    )
 
 
 def is_accurate(state: StudyState) -> bool:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from search.metric import Metric
 from search.notebook import usual_reporter
 from search.progress import ProgressReporter
+from search.results.closing import closing_frame
 from search.results.comparison import Comparison
 from search.results.glance import glance_html, glance_text, picture_of
+from search.results.remarks import closing_of, verdict_of
 from search.results.state import StudyState
 from search.results.tables import FRONT_COLUMNS, TRIAL_COLUMNS, FinalScore, data_frame
 from search.results.view import open_study
@@ -69,6 +71,20 @@ class SearchResult:
     def comparison(self) -> Comparison | None:
         """Dense model, also rounded, and static baselines; None when finals were left out."""
         return self.state.comparison
+
+    @property
+    def closing(self) -> pd.DataFrame:
+        """The closing table: the dense model, also rounded, finalists and static baselines, a row each.
+
+        Columns are those of `ClosingRow`, with the share of the dense latency in place of `latency`. Without rows
+        when finals were left out.
+        """
+        return closing_frame(closing_of(self.state), self.state.unit)
+
+    @property
+    def verdict(self) -> str | None:
+        """What the finals come to on test data, in words; None when they were left out."""
+        return verdict_of(self.state)
 
     @property
     def least_accuracy(self) -> float | None:

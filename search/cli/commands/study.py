@@ -38,6 +38,7 @@ from search.results.remarks import (
     closing_of,
     dead_line,
     is_accurate,
+    limit_remark,
     resume_line,
     speed_remark,
     verdict_of,
@@ -53,7 +54,7 @@ from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
-from spaces.wording import counted, percent
+from spaces.wording import counted, listed, percent
 
 if TYPE_CHECKING:  # drawing, which the other commands do without
     from search.results.picture import Picture
@@ -139,7 +140,7 @@ def _search_text(result: SearchResult, root: str) -> str:
             parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows)])))
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
-    parts.append(accuracy_remark(result.state))
+    parts += [accuracy_remark(result.state), limit_remark(result.state)]
     parts.append(speed_remark(found))
     parts.append("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items()))
     place = "" if root == "mlruns" else f" --root {shlex.quote(root)}"
@@ -191,6 +192,8 @@ def front(arguments: argparse.Namespace) -> Reply:
             text = f"Dense {state.unit.name}: {state.unit.shown(state.dense_accuracy)} on validation data\n\n{text}"
         if arguments.all and (said := _files_line(state)):
             text += f"\n\n{said}"
+        if not arguments.all and (said := _limits_line(arguments, state)):
+            text += f"\n\n{said}"
         if not arguments.all and (dead := state.dead_within(state.max_size)):
             text += f"\n\n{dead_line(dead)}"
     is_data = arguments.format != "table"
@@ -207,6 +210,13 @@ def front(arguments: argparse.Namespace) -> Reply:
 def _limits(arguments: argparse.Namespace) -> tuple[float | None, float | None, float | None]:
     """Of size, MACs and latency, as far as they are given."""
     return arguments.max_size, arguments.max_macs, arguments.max_latency
+
+
+def _limits_line(arguments: argparse.Namespace, state: StudyState) -> str:
+    """How much of the front keeps to limits that were given; empty without one."""
+    of = (f"{state.config.size_metric} size", "MACs", "predicted latency")
+    said = [f"{percent(share)} of the {what}" for share, what in zip(_limits(arguments), of, strict=True) if share]
+    return f"Within {listed(said)}: {counted(len(state.front), 'trial')} on the front." if said else ""
 
 
 def _policy_drawn(view: StudyView, choice: str) -> Picture:

@@ -205,6 +205,11 @@ def test_the_front_is_sliced_by_limits_on_speed(main, tmp_path, limits, numbers)
     limited(tmp_path, cost="latency")
     done = main("front", "limited", "--root", tmp_path, "--format", "json", *limits)
     assert [row["trial"] for row in json.loads(done.out)] == numbers
+    text = main("front", "limited", "--root", tmp_path, *limits).out.strip()
+    assert ("Within " in text) is bool(limits)
+    if "--max-size" in limits:
+        within = "Within 20.0 % of the encoded size, 90.0 % of the MACs and 90.0 % of the predicted latency"
+        assert text.endswith(f"\n\n{within}: 2 trials on the front.")
     options = {name.lstrip("-").replace("-", "_"): share for name, share in zip(limits[::2], limits[1::2], strict=True)}
     assert [*load_front("limited", tmp_path, **options)["trial"]] == numbers
 

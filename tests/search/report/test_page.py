@@ -316,6 +316,20 @@ def test_the_best_of_a_study_that_asks_for_an_accuracy_is_the_smallest_with_it(r
     assert recommendations(state)[0].target == "accuracy within the limit, any device"
 
 
+@pytest.mark.parametrize(
+    ("number", "nonzero", "said"),
+    [(0, 0.1, "on: of those on the front none is fine-grained"), (1, 0.45, "at most 55 % are there"), (1, 0.29, None)],
+)
+def test_who_gains_by_sparse_kernels_is_told_by_multiplications(tmp_path, number, nonzero, said):
+    """Odd trials are of single weights."""
+    one = trial(number, 0.9, 0.2)
+    shares = replace(one.result.shares, macs=1.0, macs_nonzero=nonzero)
+    study(tmp_path).journal.write_trial(replace(one, result=replace(one.result, shares=shares)))
+    found = recommendations(open_study(tmp_path, "hand").state)[-1]
+    assert found.target.startswith("sparse runtime") and found.trial == (None if said else 1)
+    assert found.why.endswith(said) if said else found.why.startswith("71 % of its multiplications are by zero")
+
+
 def with_finals(root, *accuracies: float) -> StudyView:
     """A study of one trial, which has these full-length runs."""
     folder, only = study(root, trials=1, finalists=1), trial(1, 0.7, 0.2)

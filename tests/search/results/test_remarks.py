@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+from hand_made_study import study, trial
+
+from search.metric import Metric
 from search.results.closing import rounding_alone
 from search.results.comparison import Comparison, Reference
-from search.results.remarks import speed_remark
+from search.results.remarks import limit_remark, speed_remark
 from search.results.tables import FinalScore, TrialRow
+from search.results.view import open_study
 
 
 def test_masks_alone_are_said_to_bring_no_speed():
@@ -18,15 +23,40 @@ def test_masks_alone_are_said_to_bring_no_speed():
 
 def test_why_rounding_alone_would_not_do():
     """By hand: 8 bits are over the limit, 4 bits 20 points below; with 0.885 they are within two standard errors."""
-    finals = {"one": FinalScore("one", 3, 0.92, 0.01, 0.90, 0.01, 0.09, 0.2, 0.5, 1)}
+    finals = {
+        name: FinalScore(name, 3, 0.92, 0.01, 0.90, 0.01, size, 0.2, 0.5, 1)
+        for name, size in (("one", 0.09), ("as-large", 0.098))
+    }
 
-    def said(tested: float, finalists: tuple[str, ...] = ("one",)) -> str:
+    def said(tested: float, finalist: str = "one", **unit: Metric) -> str:
         few = {"dense at 4 bits": Reference(0.9, tested, 0.1, 0.9), "dense at 8 bits": Reference(0.9, 0.9, 0.3, 1.0)}
-        return rounding_alone(Comparison(few, {}, "channel", finalists, test_examples=400), finals, 0.25)
+        return rounding_alone(Comparison(few, {}, "channel", (finalist,), test_examples=400), finals, 0.25, **unit)
 
     apart = "dense at 4 bits (10.0 %) is 20.00 points below the finalist on test, more than noise"
     assert said(0.70) == f"No: {apart}; dense at 8 bits takes 30.0 %, over the limit of 25 %."
-    assert said(0.885).startswith(
-        "Yes. Dense at 4 bits (10.0 %) is 1.50 points below the most accurate finalist on test, within noise"
+    close = "Dense at 4 bits (10.0 %) is 1.50 points below the most accurate finalist on test, within noise: pruning "
+    assert said(0.885) == f"For accuracy yes, for size no. {close}" + (
+        "gains size at this limit, 9.0 % against 10.0 %, but shows no gain in accuracy."
     )
-    assert said(0.70, ("gone",)) == ""
+    assert said(0.885, "as-large") == f"Yes. {close}shows no gain at this limit."
+    miou = Metric("mIoU", low=0, high=1)
+    assert said(0.885, unit=miou).startswith("No: "), "1.5 points are noise of 400 examples, not of three seeds"
+    assert said(0.70, "gone") == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "said"),
+    [
+        (0.125, None, "The limit of 25.0 % leaves room: trial 3 takes 12.5 %. A new --study"),
+        (0.126, None, ""),
+        (0.125, 0.5, ""),
+    ],
+)
+def test_a_limit_that_asks_for_little_is_told(tmp_path, size, least, said):
+    folder = study(tmp_path)
+    assert limit_remark(open_study(tmp_path, "hand").state) == ""
+    folder.journal.write_trial(trial(3, 0.9, size))
+    state = open_study(tmp_path, "hand").state
+    state.least_accuracy = least
+    found = limit_remark(state)
+    assert found.startswith(said) and bool(found) is bool(said)

@@ -13,7 +13,14 @@ from search.config import SearchConfig
 from search.metric import Metric
 from search.records import FinalRecord, TrialRecord, TrialResult
 from search.results.cells import latency_line, slower_line
-from search.results.closing import ClosingRow, alike_line, closing_rows, plain_closing_rows, verdict
+from search.results.closing import (
+    ClosingRow,
+    alike_line,
+    closing_frame,
+    closing_rows,
+    plain_closing_rows,
+    verdict,
+)
 from search.results.comparison import BASELINES, Baseline, Comparison, Reference
 from search.results.legend import closing_legend
 from search.results.state import StudyState
@@ -62,6 +69,18 @@ def test_rows_carry_macs_and_latency_where_it_was_measured():
     rows = {row.name: row for row in closing_rows(timed, SCORES, {"one": 7, "two": 9})}
     assert rows["dense"].latency is TIMED.dense and rows["trial 7"].latency is TIMED.networks["one"]
     assert [row.within_noise for row in rows.values()] == [None, None, None, False, True]
+
+
+def test_the_table_in_pandas_has_numbers():
+    rows = closing_rows(replace(COMPARISON, latency=TIMED), SCORES, {"one": 7, "two": 9})
+    found = closing_frame(rows).set_index("name")
+    assert [*found.index] == [row.name for row in rows] and found.loc["trial 7", "latency"] == 0.4
+    assert (
+        found.loc["trial 9", "test"] == 0.86 and found["bits"].isna().sum() == 1 and found.loc["trial 7", "bits"] == 8
+    )
+    numeric = {*found.select_dtypes("number")}
+    assert {*found} - numeric == {"within_noise"} and found["within_noise"].isna().sum() == 3
+    assert closing_frame([]).empty
 
 
 def test_the_table_shows_what_channels_bring():

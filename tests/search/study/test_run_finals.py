@@ -70,6 +70,8 @@ def test_an_interruption_repeats_and_changes_nothing(root, searched, tmp_path, m
     timeless = [replace(one.comparison, latency=None) for one in (found, whole)]
     assert timeless[0] == timeless[1] and found.best == whole.best and len(found.comparison.finalists) >= 2
     assert max(score.n for score in found.finals.values()) == 2
+    assert found.closing["runs"].max() == 2 and {"dense", "dense at 4 bits"} < {*found.closing["name"]}
+    assert found.verdict and whole.verdict == found.verdict
     now, then = (json.loads(text) for text in ((root / "plain" / "study.json").read_bytes(), before))
     assert now["config"] == then["config"] and now["config"]["finalists"] == 0
     again = run_search(SearchConfig(study="plain", root=str(root)))
