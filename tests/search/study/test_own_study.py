@@ -105,7 +105,7 @@ def test_a_study_is_killed_resumed_exported_and_verified(run, program, folder):
     ended = run(*SEARCH, *root)
     assert ended.returncode == 0, ended.stderr
     assert "BatchNorm's statistics stay as train leaves them" in ended.stderr
-    assert re.search(r"baseline \w+, \d bits: right \d", ended.stderr)
+    assert re.search(r"final run \d/\d \(trial \d\): right \d", ended.stderr)
     assert {name: read_text(journal / name) for name in before} == before
     trials = [json.loads(read_text(path)) for path in sorted(journal.glob("trial-0000?.json"))]
     assert [trial["result"]["state"] for trial in trials] == ["complete"] * 6
