@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from pruning import apply_masks_, make_mask, to_torch_prune
 from search.cli.parser import make_parser
 from search.export.manifest import FILES
 from search.options import FORMER, MAY_CHANGE, OPTIONS, key_of, study_file
+from search.training.own_scores import evaluated
+from search.workloads.checks import check_run
 from search.workloads.fashion_mnist import DEBIAN_FOLDER
 from spaces.criteria import CRITERIA
 
@@ -112,6 +115,18 @@ def test_pages_name_all_there_are(text, words):
 
 def test_policies_are_written_as_printed():
     exec(next(block for block in blocks("python.md", "python") if "removed_count" in block), {})  # noqa: S102
+
+
+def test_a_loop_of_ones_own_has_every_split_that_it_asks_for():
+    """With stand-ins for what the page calls the reader's own."""
+    splits = {name: (torch.rand(8, 6), torch.arange(8) % 3) for name in ("fit", "calibration", "validation", "test")}
+    names: dict[str, Any] = {"criterion": nn.functional.cross_entropy, "images": torch.rand(2, 6), **splits}
+    names |= {"Detector": lambda: nn.Linear(6, 3), "mean_average_precision": lambda model, batches: len(list(batches))}
+    exec(next(b for b in blocks("python.md", "python") if "mean_average_precision" in b), names)  # noqa: S102
+    workload = names["workload"]
+    for split in ("calibration", "validation", "test"):
+        assert evaluated(nn.Linear(6, 3), split, workload) == (1, 0.25)
+    check_run(workload, nn.Linear(6, 3))
 
 
 def test_rounded_weights_are_written_and_read_as_printed(tmp_path, monkeypatch):
