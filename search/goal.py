@@ -61,6 +61,8 @@ def least_share(asked: str, dense: float, unit: Metric) -> float:
         ValueError: the metric cannot have such a value, or none is worse or better.
     """
     change = asked.removeprefix(DENSE)
+    if change != asked:
+        _require_within(asked, float(change), unit)
     value = float(change) + (unit.value(dense) if change != asked else 0.0)
     try:
         share = unit.share(value)
@@ -70,6 +72,15 @@ def least_share(asked: str, dense: float, unit: Metric) -> float:
     if value in (unit.low, unit.high) or share in (0.0, 1.0):
         raise ValueError(f"min-score {asked!r} is an end of what {unit.name} can be: name a value inside its range")
     return share
+
+
+def _require_within(asked: str, change: float, unit: Metric) -> None:
+    """Raise `ValueError` for a change from the dense model's value that leaves the metric's range whatever that is."""
+    if unit.low is None or unit.high is None or abs(change) < unit.high - unit.low:
+        return
+    what = f"{unit.name} is {'a share, ' if unit.is_share else ''}from {unit.low:g} to {unit.high:g}"
+    meant = f"; counted in points, it is {DENSE}{change / 100:+g}" if unit.is_share else ""
+    raise ValueError(f"min-score {asked!r} cannot be met: {what}{meant}")
 
 
 def told_goal(least: float, dense: float, unit: Metric, asked: str | float | None) -> str:

@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from torch import nn
 import pruning
 import search
 import spaces
-from pruning import apply_masks_, make_mask, to_torch_prune
+from pruning import Calibration, ImportanceScores, apply_masks_, make_mask, to_torch_prune, trace_channels
 from search.cli.parser import make_parser
 from search.export.manifest import FILES
 from search.options import FORMER, MAY_CHANGE, OPTIONS, key_of, study_file
+from search.training.own_scores import evaluated
+from search.user_code.loading import named_criterion
+from search.workloads.checks import check_run
 from search.workloads.fashion_mnist import DEBIAN_FOLDER
 from spaces.criteria import CRITERIA
 
@@ -112,6 +116,36 @@ def test_pages_name_all_there_are(text, words):
 
 def test_policies_are_written_as_printed():
     exec(next(block for block in blocks("python.md", "python") if "removed_count" in block), {})  # noqa: S102
+
+
+def test_a_loop_of_ones_own_has_every_split_that_it_asks_for():
+    """With stand-ins for what the page calls the reader's own."""
+    splits = {name: (torch.rand(8, 6), torch.arange(8) % 3) for name in ("fit", "calibration", "validation", "test")}
+    names: dict[str, Any] = {"criterion": nn.functional.cross_entropy, "images": torch.rand(2, 6), **splits}
+    names |= {"Detector": lambda: nn.Linear(6, 3), "mean_average_precision": lambda model, batches: len(list(batches))}
+    exec(next(b for b in blocks("python.md", "python") if "mean_average_precision" in b), names)  # noqa: S102
+    workload = names["workload"]
+    for split in ("calibration", "validation", "test"):
+        assert evaluated(nn.Linear(6, 3), split, workload) == (1, 0.25)
+    check_run(workload, nn.Linear(6, 3))
+
+
+def test_criteria_of_ones_own_are_taken_as_printed(tmp_path):
+    """The oracle of the second is the gradient of the mean loss: its batches are equally large."""
+    (tmp_path / "scores.py").write_text(next(b for b in blocks("python.md", "python") if "calibration.batches" in b))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+    images, labels = torch.randn(64, 1, 4, 4), torch.arange(64) % 3
+    spread, sensitivity = (named_criterion(f"{tmp_path}/scores.py:{name}") for name in ("spread", "sensitivity"))
+    assert make_mask(torch.tensor([[3.0, 0.125, 1.0, 0.5]]), 0.25, criterion=spread).tolist() == [
+        [True, True, False, True]
+    ]
+    graph = trace_channels(model, images[:2])
+    scores = ImportanceScores(model, sensitivity, graph, Calibration(images, labels))
+    mask = make_mask(model[4].weight, 0.75, criterion=sensitivity, scores=scores.elements("4.weight", "fine-grained"))
+    (found,) = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), [model[4].weight])
+    least = (found * model[4].weight).abs().flatten().argsort()[:36]
+    assert not mask.flatten()[least].any() and int(mask.sum()) == 12
 
 
 def test_rounded_weights_are_written_and_read_as_printed(tmp_path, monkeypatch):

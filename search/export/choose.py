@@ -29,6 +29,7 @@ class Chosen:
         origin: the same as data, `{"trial": 7}` or `{"baseline": "lamp"}`.
         trial: its record; None of a baseline.
         final: the full-length run of median validation accuracy; None without finals of this policy.
+        runs: how many full-length runs it is the median of.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Chosen:
     policy: PruningPolicy
     trial: TrialRecord | None
     final: FinalRecord | None
+    runs: int = 0
 
     @property
     def result(self) -> TrialResult:
@@ -57,8 +59,10 @@ def choose_trial(view: StudyView, choice: str) -> Chosen:
         return _chosen_baseline(view, choice.removeprefix(BASELINE))
     number = _number_of(view, choice)
     record = view.state.records[number]
-    final = view.state.final(record.policy.digest)
-    return Chosen(f"trial {number}", {"trial": number}, record.policy, record, final)
+    digest = record.policy.digest
+    final = view.state.final(digest)
+    runs = view.state.scores[digest].n if final else 0
+    return Chosen(f"trial {number}", {"trial": number}, record.policy, record, final, runs)
 
 
 def _chosen_baseline(view: StudyView, name: str) -> Chosen:
@@ -69,13 +73,13 @@ def _chosen_baseline(view: StudyView, name: str) -> Chosen:
     tuned = [view.state.scores[digest] for digest in of_rule if digest in view.state.scores]
     digest = max(tuned, key=lambda score: (score.n, score.final_accuracy)).digest if tuned else None
     final = None if digest is None else view.state.final(digest)
-    if final is None:
+    if digest is None or final is None:
         raise GoalMissed(
             f"study {view.folder.name!r} has no complete finals of baseline {name!r}: only the best static rule at a "
             f"finalist's size has them; `prunefront finals {view.folder.name} --comparison full` adds those that reach "
             "the limit"
         )
-    return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final)
+    return Chosen(f"baseline {name}", {"baseline": name}, final.policy, None, final, view.state.scores[digest].n)
 
 
 def _number_of(view: StudyView, choice: str) -> int:

@@ -23,13 +23,16 @@ class ShownManifest(dict[str, Any]):
         return wrapped(self._shown, NOTEBOOK)
 
 
-def summary(out: Path, manifest: Mapping[str, Any], made: Export, name: str = "") -> str:
-    """Accuracies, sizes and files of an export in the folder `out`; `name` is what was chosen of a study."""
+def summary(out: Path, manifest: Mapping[str, Any], made: Export, name: str = "", runs: int = 0) -> str:
+    """Accuracies, sizes and files of an export in the folder `out`; `name` is what was chosen of a study, the median of
+    so many full-length `runs`.
+    """
     size = f"{manifest['sparse_bytes']:,} of {manifest['dense_bytes']:,} bytes"
     policy, file, seed = made.policy, made.result.file, made.origin.get("seed")
     unit = metric_from_plain(manifest.get("metric"))
     test, bits = unit.shown(manifest["test_accuracy"]), f", {policy.bits_label}" if policy.is_rounded else ""
-    which = f"{name}{'' if seed is None else f', seed {seed}'}: " if name else ""
+    median = f", the {'lower' if runs == 2 else 'median'} of {runs} by validation" if runs > 1 else ""
+    which = f"{name}{'' if seed is None else f', seed {seed}{median}'}: " if name else ""
     zeroed = (
         f"{counted(file.given_up, 'small value')} set to 0 to fit its predicted bytes\n"
         if file and file.given_up

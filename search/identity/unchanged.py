@@ -62,7 +62,7 @@ def refuse_changes_of(
     if (test := of_split("test")) in before and before[test] != identity[test] and not folder.journal.finals():
         watcher.note("the test split is not the one the study began with: no result depends on it so far")
         before[test] = identity[test]
-    refuse_changes(before, identity, folder.name)
+    refuse_changes(before, identity, folder.name, folder.untried)
     return identity | device | ({CRITERION: code} if code else {})
 
 
@@ -76,7 +76,7 @@ def refuse_other_latency_device(record: Mapping[str, Any], folder: StudyFolder, 
     before = {key: value for key, value in record["identity"].items() if key == LATENCY_DEVICE}
     if before and folder.latency.exists():
         return before
-    refuse_changes(before, now if before else {}, folder.name)
+    refuse_changes(before, now if before else {}, folder.name, folder.untried)
     return now
 
 

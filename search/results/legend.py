@@ -44,6 +44,8 @@ def closing_legend(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> list[str
         said.append("a single run has no standard deviation: it was not needed to find the best")
     said.append(f"validation chose, test was read once a run{'' if unit.is_share else f'; both are {unit.name}'}")
     said += [*SIZES, MACS]
+    if any(row.name.startswith("trial ") and row.bits != FLOAT_BITS for row in rows):
+        said.append("a trial's sizes here are of its finals, whose rounding makes other weights 0")
     if any(" at " in name and name.startswith("dense") for name in names):
         said.append("dense at 8 bits, ...: the dense model rounded, nothing pruned or trained")
     if any(" for trial" in name for name in names):

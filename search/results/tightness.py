@@ -48,14 +48,18 @@ def tightness_line(found: Tightness) -> str:
     """In one line.
 
     >>> print(*tightness_line(Tightness(24, (0.81, 0.93), (0.95, 1.0), 2, 35)).split("; "), sep="\\n")
-    Files: 24 at 95 to 100 % of their predicted bytes, 81 to 93 % of their upper bound
-    2 had values set to 0 to fit, at most 35
+    Files: 24 written, each with 95 to 100 % of the bytes predicted for it and 81 to 93 % of the most it could take
+    to fit the prediction, 2 had small values set to 0, 35 at most
     """
-    lost = "none had values set to 0 to fit"
+    lost = "none had small values set to 0 to fit the prediction"
     if found.shortened:
-        lost = f"{found.shortened} had values set to 0 to fit, at most {found.most_given_up:,}"
+        lost = f"to fit the prediction, {found.shortened} had small values set to 0, {found.most_given_up:,} at most"
     bound, planned = (_range(shares) for shares in (found.of_bound, found.of_planned))
-    return f"Files: {found.files} at {planned} of their predicted bytes, {bound} of their upper bound; {lost}"
+    each = "each with" if found.files > 1 else "with"
+    return (
+        f"Files: {found.files} written, {each} {planned} of the bytes predicted for it and {bound} of the most it "
+        f"could take; {lost}"
+    )
 
 
 def _range(shares: tuple[float, float]) -> str:

@@ -134,6 +134,11 @@ class StudyFolder:
                 "put back a copy of it, or name a new --study"
             ) from None
 
+    @property
+    def untried(self) -> Path | None:
+        """The folder itself while it holds no trial, and so nothing that would be missed."""
+        return self.path if self.journal.is_empty else None
+
     def refuse_orphan(self) -> None:
         """Raise `Refused` where results are left of a study whose record is gone: nobody knows what they are of."""
         if not self.exists and not self.journal.is_empty:

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from search.config import SearchConfig, updated
@@ -60,12 +61,14 @@ def stored_config(record: Mapping[str, Any], root: str) -> SearchConfig:
         raise Refused(f"damaged study record of {root!r}: its options make no study ({reason})") from None
 
 
-def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -> SearchConfig:
+def resumed_config(
+    asked: SearchConfig, record: Mapping[str, Any], study: str, untried: Path | None = None
+) -> SearchConfig:
     """The stored config of `study`, with what was asked for of the options that may change.
 
     Options the user did not give keep the study's value. A study that is asked for by its name keeps that, whatever its
     workload is called now. A workload that lived in Python alone may get a name by which
-    it is found: whether it is the same, fingerprints tell.
+    it is found: whether it is the same, fingerprints tell. `untried` is as of `refuse_changes`.
 
     Raises:
         UsageError: an option given differs and may not change; the difference is shown.
@@ -78,6 +81,7 @@ def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -
         {key: getattr(stored, key) for key in given if key not in may_change},
         {key: value for key, value in given.items() if key not in may_change},
         study,
+        untried,
     )
     changed = {key: value for key, value in given.items() if key in may_change}
     if asked.factory is not None:
@@ -86,8 +90,11 @@ def resumed_config(asked: SearchConfig, record: Mapping[str, Any], study: str) -
     return stored.model_copy(update={**changed, **{key: getattr(asked, key) for key in UNSTORED}})
 
 
-def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str) -> None:
-    """Raise `UsageError` with every difference; equal mappings pass."""
+def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str, untried: Path | None = None) -> None:
+    """Raise `UsageError` with every difference; equal mappings pass.
+
+    `untried` is the folder of a study that has no trial: nothing is lost by deleting it, which the remedy then says.
+    """
     changes = [
         f"{key_of(key)} was {stored.get(key)!r}, is {now.get(key)!r}"
         for key in sorted({*stored, *now})
@@ -97,7 +104,9 @@ def refuse_changes(stored: Mapping[str, Any], now: Mapping[str, Any], study: str
         data = any(key.endswith(" data") and stored.get(key) != now.get(key) for key in now)
         drawn = "; if nobody changed the data, they are drawn or listed in another order each time: seed and sort them"
         mutable = [key_of(name) for name in MAY_CHANGE]
+        start_over = "" if untried is None else f"delete its folder {untried}, which has no trial, or "
         raise UsageError(
             f"study {study!r} was begun with other settings ({'; '.join(changes)}): "
-            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; name a new --study{drawn if data else ''}"
+            f"only {', '.join(mutable[:-1])} and {mutable[-1]} may change; "
+            f"{start_over}name a new --study{drawn if data else ''}"
         )

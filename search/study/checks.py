@@ -75,7 +75,7 @@ def checked_study(config: SearchConfig, watcher: ProgressReporter, writes: bool 
         config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
         folder = StudyFolder(root, _study_name(config, workload))
         if folder.exists:
-            config = resumed_config(config, folder.read_record(), folder.name)
+            config = resumed_config(config, folder.read_record(), folder.name, folder.untried)
             _require_criterion(config.criterion)
         workload = with_study_recipe(workload, config, folder.read_record()["identity"] if folder.exists else None)
     if not folder.exists:  # one that has all its results needs none
@@ -129,7 +129,9 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     """When the name given is a stored study's, its workload need not be given again."""
     name = config.study or (config.workload if is_built_in(config.workload) and config.network is None else None)
     folder = StudyFolder(Path(config.root), name) if name else None
-    return resumed_config(config, folder.read_record(), folder.name) if folder and folder.exists else config
+    if folder is None or not folder.exists:
+        return config
+    return resumed_config(config, folder.read_record(), folder.name, folder.untried)
 
 
 @dataclass(frozen=True)

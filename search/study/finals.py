@@ -24,6 +24,7 @@ from search.study.final_runs import FinalRuns
 from search.study.running import RunningStudy
 from search.training.checkpoints import load_model
 from search.training.dense_model import build_model
+from search.training.ends import example_count
 from search.training.evaluate import Evaluation, PreparedModel, evaluate_untrained
 from search.training.latency_cache import Unmeasured, time_finals
 from search.training.scoring import score, test_scores
@@ -38,7 +39,11 @@ def compare_finals(study: RunningStudy, projector: Projector, named: Sequence[in
 
     Args:
         named: trials that are finalists whatever the front says.
+
+    Raises:
+        UsageError: test data cannot be read to their end.
     """
+    test_examples = example_count(study.subject.workload, "test")  # or refused, before any run is spent
     subject, state, known = study.subject, study.state, read_comparison(study.folder)
     contest, shorts = Contest(study.config, projector, state, named, known), ShortRuns(study)
     runs = FinalRuns(study, left=lambda: contest.runs_left)
@@ -54,7 +59,7 @@ def compare_finals(study: RunningStudy, projector: Projector, named: Sequence[in
         contest.comparison,
         references=_references(subject, known.references if known else {}, study.watcher),
         latency=known.latency if known else None,
-        test_examples=subject.workload.examples("test").counted() if subject.workload.reads("test") else None,
+        test_examples=test_examples,
     )
     if study.config.needs_latency or study.config.latency_command:
         comparison = replace(comparison, latency=_timed(study, comparison))

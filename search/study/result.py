@@ -158,7 +158,7 @@ class SearchResult:
             seen, str(trial), Path(out), watcher, onnx=onnx, torch_prune=torch_prune, onnx_int8=onnx_int8
         )
         manifest = done.written.manifest
-        return ShownManifest(manifest, summary(Path(out), manifest, done.made, done.chosen.name))
+        return ShownManifest(manifest, summary(Path(out), manifest, done.made, done.chosen.name, done.chosen.runs))
 
     def __repr__(self) -> str:
         return glance_text(self.study, self.state)

@@ -27,6 +27,7 @@ from search.study.checks import CheckedStudy, SearchedSpace, checked_study, sear
 from search.study.result import SearchResult
 from search.study.runner import StudyRunner, environment
 from search.training.dense_model import DenseModel, dense_model
+from search.training.ends import require_ends
 from search.training.refresh import statistics_note, unread_note
 from search.user_code.loading import criterion_place, refuse_while_loading
 from search.workloads import Workload
@@ -143,6 +144,8 @@ def _run(study: CheckedStudy, watcher: ProgressReporter, finals_of: tuple[int, .
             if said:
                 watcher.note(said)
         dense = _dense_model(folder, config, workload, watcher)
+        if config.finalists or finals_of:
+            require_ends(workload, ("test",), watcher)
         for said in (statistics_note(dense.model, workload.example_input), unread_note(workload, dense.model)):
             if said:
                 watcher.note(said)

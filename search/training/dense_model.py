@@ -24,6 +24,7 @@ from search.progress import ProgressReporter
 from search.records import FLOAT32
 from search.training.as_built import outperforms_shuffled, same_weights
 from search.training.checkpoints import load_model, save_model
+from search.training.ends import require_ends
 from search.training.fingerprint import (
     SplitFingerprints,
     digest,
@@ -43,11 +44,10 @@ from search.user_code.loading import call_user
 from search.user_code.randomness import seeded
 from search.weights.loading import load_user_weights
 from search.workloads.base import Workload, with_dense_value
-from search.workloads.checks import check_model, check_run, read_split
+from search.workloads.checks import check_model, check_run
 from search.workloads.choices import AS_BUILT
 from search.workloads.metric_checks import checked_value, metric_of
 from search.workloads.run import Run
-from search.workloads.streams import Stream
 from search.workloads.tally import Gathering, computed, share_of, tally
 from spaces.printable import printable
 from spaces.wording import percent
@@ -188,15 +188,6 @@ def _try_evaluate(workload: Workload, model: nn.Module) -> None:
             checked_value(workload, value, f"of the untrained network on {split} data")
 
 
-def _require_ends(workload: Workload, watcher: ProgressReporter) -> None:
-    """Refuse, before a training, streams that would be scored without an end."""
-    for split in ("validation", "test"):
-        examples = workload.examples(split) if workload.reads(split) else None
-        if isinstance(examples, Stream) and not examples.has_length:
-            with watcher.stage(f"counting the {split} examples of {workload.name}, which say no length") as progress:
-                read_split(workload, split, examples.require_end, progress)
-
-
 def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
     """What training starts from, as part of a key; None if the model is already trained."""
     first, other = weights_fingerprint(model), _built(workload, seed + 1)
@@ -240,7 +231,7 @@ def _cached_or_trained(
         return cached, 0.0
     if not train:
         return None
-    _require_ends(workload, watcher)
+    require_ends(workload, ("validation", "test"), watcher)
     _try_evaluate(workload, model)
     trained = _trained(workload, copy.deepcopy(model), seed, watcher)
     save_model(trained.model, Structure({}), path)

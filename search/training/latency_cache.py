@@ -51,8 +51,8 @@ def cached_latency_table(
 ) -> LatencyTable:
     """The latency table of this architecture on this machine, from the cache or newly measured.
 
-    A cached file that is damaged or belongs to another network is measured again, with a warning. A measurement on a
-    busy machine warns too.
+    A cached file that is damaged or belongs to another network is measured again, with a warning. A table that was
+    measured on a busy machine warns too, each time.
 
     Args:
         architecture: the model's fingerprint; its weights play no part.
@@ -62,9 +62,10 @@ def cached_latency_table(
     Raises:
         Unmeasured: it cannot be.
     """
-    if (known := known_latency_table(subject, architecture, cache, batch)) is not None:
-        return known
     path = latency_path(subject, architecture, cache, batch)
+    if (known := known_latency_table(subject, architecture, cache, batch)) is not None:
+        _tell_doubt(known, path)
+        return known
     example = subject.workload.example_input
     try:
         table = measure_latency_table(
@@ -72,14 +73,20 @@ def cached_latency_table(
         )
     except Exception as error:  # code of the user's network, and any device's
         raise Unmeasured(one_line(error)) from error
+    _tell_doubt(table, path)
+    write_durably(path, sealed(table.to_json()).encode())
+    return table
+
+
+def _tell_doubt(table: LatencyTable, path: Path) -> None:
+    """Warn of a table in doubt; the study that is given it goes on with a copy of its own."""
     if table.spread > QUIET_SPREAD:
         log.warning(
-            "the machine was busy while latency was measured (spread %.0f %%): delete %s to repeat it when it is idle",
+            "the machine was busy while latency was measured (spread %.0f %%): the study keeps this table; for another "
+            "one, delete %s and begin a new --study while the machine is idle",
             100 * table.spread,
             path,
         )
-    write_durably(path, sealed(table.to_json()).encode())
-    return table
 
 
 def known_latency_table(subject: PreparedModel, architecture: str, cache: Path, batch: int = 1) -> LatencyTable | None:

@@ -178,6 +178,10 @@ def test_a_score_is_wanted_in_the_unit_of_the_metric(asked, metric, value):
         ("92", SHARE, "cannot be met: metric 'accuracy' is 92, outside its range, 0 to 1; 92 % is 0.92"),
         ("100", METRICS[0], "min-score '100' is an end of what mAP can be: name a value inside its range"),
         ("1", METRICS[4], "min-score '1' is an end of what perplexity can be: name a value inside its range"),
+        ("dense-1", SHARE, "cannot be met: accuracy is a share, from 0 to 1; counted in points, it is dense-0.01"),
+        ("dense+2.5", SHARE, "is a share, from 0 to 1; counted in points, it is dense+0.025"),
+        ("dense-0.95", SHARE, "cannot be met: metric 'accuracy' is -0.05, outside its range, 0 to 1"),
+        ("dense-100", METRICS[0], "min-score 'dense-100' cannot be met: mAP is from 0 to 100"),
         ("dense+15", METRICS[0], "metric 'mAP' is 105, outside its range, 0 to 100"),
     ],
 )
@@ -186,7 +190,7 @@ def test_a_score_that_the_metric_cannot_have_is_refused(asked, metric, said):
     with pytest.raises(UsageError) as raised:
         config.least_accuracy(0.9, metric)
     assert str(raised.value).endswith(said)
-    if "dense" not in asked:  # before anything is trained
+    if "dense" not in asked or " from " in said:  # before anything is trained
         with pytest.raises(UsageError):
             config.least_accuracy(math.nan, replace(metric, dense=None))
 

@@ -21,6 +21,7 @@ from search.cli.stages import Stage, stages_data, stages_table
 from search.cli.text_tables import render
 from search.config import SearchConfig, make_config
 from search.errors import EnvironmentProblem, UsageError
+from search.export.choose import Chosen
 from search.export.manifest import MANIFEST, largest_files, read_manifest
 from search.export.of_study import check_export, export_study, note_dead, require_whole, write_network
 from search.export.rebuild import Export, fine_tuned, moved_to_cpu
@@ -83,7 +84,7 @@ def export(arguments: argparse.Namespace) -> Reply:
         criterion=arguments.criterion, onnx=arguments.onnx, torch_prune=arguments.torch_prune,
         onnx_int8=arguments.onnx_int8, register=arguments.register,
     )  # fmt: skip
-    reply = _reply_to(found.written, found.made, found.config, out, found.chosen.name)
+    reply = _reply_to(found.written, found.made, found.config, out, found.chosen)
     if one := found.registered:
         known = "" if one.is_new else ", which this very network was already: no other version was made"
         data = {**reply.data, "registered": one.uri, "registered_before": not one.is_new}
@@ -397,8 +398,9 @@ def _read_policy(arguments: argparse.Namespace) -> PruningPolicy:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, name: str = "") -> Reply:
-    """What is said of an export that stands; `name` is what was chosen of a study."""
+def _reply_to(written: Written, made: Export, config: SearchConfig, out: Path, chosen: Chosen | None = None) -> Reply:
+    """What is said of an export that stands; `chosen` is what of a study."""
     workload = "" if is_built_in(config.workload) else f" --workload {shlex.quote(config.workload)}"
-    text = f"{summary(out, written.manifest, made, name)}\nCheck: prunefront verify {shlex.quote(str(out))}{workload}"
+    which = (chosen.name, chosen.runs) if chosen else ()
+    text = f"{summary(out, written.manifest, made, *which)}\nCheck: prunefront verify {shlex.quote(str(out))}{workload}"
     return Reply({"out": str(out), **written.manifest}, text)

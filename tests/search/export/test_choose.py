@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hand_made_study import study, trial
 
 from search.errors import GoalMissed, UsageError
 from search.export.choose import choose_trial
+from search.export.rebuild import Export
+from search.export.summary import summary
+from search.records import FinalRecord
 from search.results.state import StudyState
 from search.results.view import open_study
 
@@ -88,3 +92,22 @@ def test_a_study_without_a_complete_trial_has_none_to_name(tmp_path):
     said = r"^trial 0 is not a complete trial of study 'hand'; it has none yet: give it more --trials$"
     with pytest.raises(UsageError, match=said):
         choose_trial(open_study(tmp_path, "hand"), "0")
+
+
+def test_which_of_several_finals_is_shipped_is_said(tmp_path):
+    """By hand: of validation accuracies 0.5, 0.25 and 0.75 the first is in the middle, of the first two the second."""
+    folder = study(tmp_path)
+    folder.journal.write_trial(record := trial(0, 0.625, 0.2))
+    policy = record.policy
+    manifest = {
+        "sparse_bytes": 1, "dense_bytes": 4, "size_encoded": 0.25, "macs": 1.0, "accuracy": 0.5, "test_accuracy": None,
+        "files": {},
+    }  # fmt: skip
+    said = {1: "trial 0, seed 1: ", 2: "trial 0, seed 2, the lower of 2 by validation: "}
+    said[3] = "trial 0, seed 1, the median of 3 by validation: "
+    for seed, accuracy in ((1, 0.5), (2, 0.25), (3, 0.75)):
+        run = FinalRecord(policy.digest, seed, policy, replace(record.result, accuracy=accuracy), 0.5, 1.0, 9.0)
+        folder.journal.write_final(run)
+        chosen = choose_trial(open_study(tmp_path, "hand"), "0")
+        made = Export(policy, None, None, record.result, None, (0.25, "encoded"), {"seed": chosen.final.seed})
+        assert f"out: {said[seed]}validation" in summary(Path("out"), manifest, made, chosen.name, chosen.runs)

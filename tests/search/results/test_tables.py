@@ -310,11 +310,12 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
     found = state(own, [tuned]).tightness
     assert found == Tightness(3, (90 / 120, 60 / 66), (70 / 80, 1.0), 2, 1234)
     assert tightness_line(found) == (
-        "Files: 3 at 88 to 100 % of their predicted bytes, 75 to 91 % of their upper bound; "
-        "2 had values set to 0 to fit, at most 1,234"
+        "Files: 3 written, each with 88 to 100 % of the bytes predicted for it and 75 to 91 % of the most it "
+        "could take; to fit the prediction, 2 had small values set to 0, 1,234 at most"
     )
-    assert tightness_line(state(own[:1]).tightness).endswith(
-        "90 % of their predicted bytes, 75 % of their upper bound; none had values set to 0 to fit"
+    assert tightness_line(state(own[:1]).tightness) == (
+        "Files: 1 written, with 90 % of the bytes predicted for it and 75 % of the most it could take; "
+        "none had small values set to 0 to fit the prediction"
     )
     assert state(own[2:]).tightness is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -90,6 +91,19 @@ def test_a_difference_is_shown_from_both_sides():
         assert said in str(raised.value)
     assert "same" not in str(raised.value)
     refuse_changes({"a": 1}, {"a": 1}, "mine")
+
+
+def test_a_study_without_a_trial_may_be_deleted(folder):
+    record, other = folder.read_record(), make_config(study="mine", max_size=0.35)
+    assert folder.untried == folder.path
+    remedy = f"may change; delete its folder {folder.path}, which has no trial, or name a new --study"
+    with pytest.raises(UsageError, match=rf"max-size was 0.3, is 0.35\).*{re.escape(remedy)}$"):
+        resumed_config(other, record, "mine", folder.untried)
+    (folder.path / "journal").mkdir()
+    (folder.path / "journal" / "trial-00000.json").write_text("{}")
+    assert folder.untried is None
+    with pytest.raises(UsageError, match=r"may change; name a new --study$"):
+        resumed_config(other, record, "mine", folder.untried)
 
 
 def test_a_study_file_takes_dashes_and_underscores(tmp_path):

@@ -482,10 +482,20 @@ def test_the_legend_explains_what_is_shown_and_nothing_else():
     rows = closing_rows(MATCHED, FAR, {"one": 7, "two": 9})
     said = closing_legend(rows)
     assert all(len(line) <= 80 for line in said)
-    for start in ("runs: ", "encoded: ", "nonzero: ", "RULE for trial N: ", "RULE at the limit: ", "bits mixed"):
+    for start in (
+        "runs: ",
+        "encoded: ",
+        "nonzero: ",
+        "RULE for trial N: ",
+        "RULE at the limit: ",
+        "bits mixed",
+        "a trial's sizes ",
+    ):
         assert sum(line.startswith(start) for line in said) == 1, start
     assert not any("single run" in line or line.startswith("latency") for line in said)
     plain = closing_legend(closing_rows(COMPARISON, SCORES | {"two": SCORES["one"]}, {"one": 7}))
     assert not any(line.startswith("RULE") or "mixed" in line for line in plain)
+    floats = [replace(row, bits=32) if row.name.startswith("trial") else row for row in rows]
+    assert not any("a trial's sizes" in line for line in closing_legend(floats)), "nothing is rounded"
     once = [replace(row, validation_sd=None) for row in rows]
     assert sum("single run" in line for line in closing_legend(once)) == 1 and closing_legend([]) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from pruning.outputs import tensors_in
 from pruning.trees import ModelInputs, Tree, contents, run
 from search import Recipe, Workload
+from search.config import SearchConfig
 from search.errors import UsageError
+from search.progress import ProgressReporter
+from search.study.finals import compare_finals
+from search.study.start import run_search
 from search.training.dense_model import build_model, dense_model
 from search.training.examples import batches
 from search.training.fingerprint import split_fingerprint
@@ -336,6 +341,30 @@ def test_a_stream_without_an_end_is_found_before_training(split, tmp_path, monke
     monkeypatch.setattr("search.training.dense_model.train_dense", lambda *_: pytest.fail("trained"))
     with pytest.raises(UsageError, match=f"^workload 'task': split '{split}' gave more than 150 examples and says no"):
         dense_model(single((X, Y), **{split: forever}), 0, tmp_path)
+
+
+@pytest.mark.parametrize("finalists", [0, 1])
+def test_test_data_without_an_end_are_found_before_trials_of_a_trained_network(finalists, tmp_path, monkeypatch):
+    """Unless nothing is tested, and then nothing is read of them."""
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", 150)
+    began = []
+    monkeypatch.setattr("search.study.start.StudyRunner", lambda *_: SimpleNamespace(run=lambda: began.append(True)))
+    given = single((X, Y), test=forever, weights="as built")
+    config = SearchConfig(workload=given, finalists=finalists, max_size=0.5, cost="macs", root=str(tmp_path))
+    if finalists:
+        with pytest.raises(UsageError, match=r"^workload 'task': split 'test' gave more than 150 examples and says no"):
+            run_search(config, ProgressReporter())
+    else:
+        run_search(config, ProgressReporter())
+    assert began == [True] * (not finalists)
+
+
+@pytest.mark.parametrize("split", [forever, Endless(60)], ids=["no length", "a length that is not true"])
+def test_test_data_without_an_end_are_found_before_a_final_is_spent(split, monkeypatch):
+    monkeypatch.setattr("search.workloads.streams.MOST_UNTOLD", 150)
+    study = SimpleNamespace(subject=SimpleNamespace(workload=single((X, Y), test=split)))
+    with pytest.raises(UsageError, match=r"^workload 'task': split 'test' gave more than 150 examples and "):
+        compare_finals(study, None)
 
 
 def test_a_stream_of_true_length_may_be_long_and_one_that_ends_needs_none(tmp_path, monkeypatch):
