@@ -41,7 +41,7 @@ def compare_finals(study: RunningStudy, projector: Projector, named: Sequence[in
     """
     subject, state, known = study.subject, study.state, read_comparison(study.folder)
     contest, shorts = Contest(study.config, projector, state, named, known), ShortRuns(study)
-    runs = FinalRuns(study, left=lambda: contest.runs_left)
+    runs = FinalRuns(study, lambda: contest.runs_left, lambda: contest.short_seconds_left)
     standing: object = None
     while standing != contest.standing:  # a baseline can be a trial, which then may lead
         while asked := contest.undecided():
