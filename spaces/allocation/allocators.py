@@ -37,7 +37,10 @@ def global_magnitude(target: Target, inputs: AllocationInputs) -> dict[str, floa
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
         if target.granularity != "channel":
             return squares * (len(squares) / numel)
-        return squares / max(float(squares.mean()), np.finfo(float).tiny)
+        with np.errstate(over="ignore", invalid="ignore"):
+            relative = squares / max(float(squares.mean()), np.finfo(float).tiny)
+        relative[np.isnan(relative)] = np.inf  # infinite squares, of weights that diverged
+        return relative
 
     def logarithms(squares: ScoreHistogram, numel: int) -> np.ndarray:
         if target.granularity != "channel":
@@ -55,8 +58,11 @@ def lamp(target: Target, inputs: AllocationInputs) -> dict[str, float]:
 
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
         ascending = np.sort(squares)
-        tail = np.cumsum(ascending[::-1])[::-1]
-        return ascending / np.maximum(tail, np.finfo(float).tiny)
+        with np.errstate(over="ignore", invalid="ignore"):
+            tail = np.cumsum(ascending[::-1])[::-1]
+            shares = ascending / np.maximum(tail, np.finfo(float).tiny)
+        shares[np.isnan(shares)] = 1.0  # infinite squares, of weights that diverged
+        return shares
 
     return _by_threshold("lamp", score, lambda squares, _: squares.lamp_logarithms(), target, inputs)
 
