@@ -86,9 +86,7 @@ class StudyState:
         if score := score_runs(runs, self.unit):
             self.scores[run.digest] = score
 
-    def add_all(
-        self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord], short_runs: int = 0
-    ) -> list[int]:
+    def add_all(self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord], short_runs: int = 0) -> list[int]:
         """Take in a journal; returns all numbers that are not on the front."""
         self.short_runs += short_runs
         for run in finals:
