@@ -393,6 +393,8 @@ class SearchOptions(_Fields):
         at_least=0,
         at_most=20,
         may_change=True,
+        more="besides, up to 3 fine-tunes of a trial's length choose the baselines of each granularity, and up to 3 at "
+        "each number of bits the one at the limit",
     )
     final_repeats: int = option(
         "full fine-tunes of the best finalist and its baseline, as many as others have at most ({default})",

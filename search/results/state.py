@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search.config import SearchConfig
@@ -14,7 +14,7 @@ from search.results.front import Front, is_fast_enough
 from search.results.selection import best_trial, is_dead
 from search.results.tables import FinalScore, TrialRow, score_runs, trial_row
 from search.results.tightness import Tightness, tightness
-from search.results.time_left import Pace, final_runs_left, seconds_left, short_runs_left
+from search.results.time_left import NEAR_LIMIT, Pace, final_runs_left, seconds_left, short_runs_left
 
 
 class StudyState:
@@ -36,6 +36,7 @@ class StudyState:
         unit: the metric that accuracies, which are shares, are shown in.
         records: finished trials by number.
         finals: full-length fine-tunes.
+        short_runs: number of fine-tunes so far by which static baselines are chosen.
         scores: of the finals, by policy digest.
     """
 
@@ -60,6 +61,7 @@ class StudyState:
         self.comparison, self.unit = comparison, unit
         self.records: dict[int, TrialRecord] = {}
         self.finals: list[FinalRecord] = []
+        self.short_runs = 0
         self.scores: dict[str, FinalScore] = {}
         self._runs: dict[str, list[FinalRecord]] = {}
         self._states: Counter[str] = Counter()
@@ -84,8 +86,9 @@ class StudyState:
         if score := score_runs(runs, self.unit):
             self.scores[run.digest] = score
 
-    def add_all(self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord]) -> list[int]:
+    def add_all(self, trials: Iterable[TrialRecord], finals: Iterable[FinalRecord], short_runs: int = 0) -> list[int]:
         """Take in a journal; returns all numbers that are not on the front."""
+        self.short_runs += short_runs
         for run in finals:
             self.add_final(run)
         return [number for record in trials for number in self.add(record)]
@@ -204,10 +207,22 @@ class StudyState:
         trials_left = seconds_left(self.config, self.recipe, self._pace, self.finals, 0)
         if not (trials_left or self.front_length):
             return trials_left
-        digests = [self.records[number].policy.digest for number in self.finalists(self.config.finalists)]
+        finalists = self.finalists(self.config.finalists)
+        digests = [self.records[number].policy.digest for number in finalists]
         runs = final_runs_left(self.config, digests, self.finals, self.comparison)
-        short = short_runs_left(self.config, digests, self.finals, self.comparison)
+        short = self.short_runs_left(finalists)
         return seconds_left(self.config, self.recipe, self._pace, self.finals, runs, short)
+
+    def short_runs_left(self, finalists: Sequence[int]) -> int:
+        """The largest possible number of fine-tunes still to come by which the baselines of these trials are chosen."""
+        records = [self.records[number] for number in finalists]
+        near = any(record.target >= NEAR_LIMIT * self.config.max_size for record in records)
+        digests = [record.policy.digest for record in records]
+        return short_runs_left(self.config, digests, self.finals, self.comparison, near, self.short_runs)
+
+    def seconds_of_short_runs(self, count: int) -> float:
+        """Running seconds of so many of them, at the pace of the trials so far."""
+        return self._pace.seconds_of(count) / self.config.workers
 
     @property
     def last_second(self) -> float:

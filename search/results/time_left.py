@@ -10,6 +10,10 @@ from typing import Any
 from search.config import FULL, SearchConfig
 from search.records import FinalRecord, TrialRecord
 from search.results.comparison import BASELINES, Comparison
+from spaces.bits import FLOAT_BITS
+
+NEAR_LIMIT = 0.9
+"""A finalist of at least this share of the limit is at the limit: its own baseline stands for those there."""
 
 
 class Pace:
@@ -32,6 +36,10 @@ class Pace:
         self.spent += trial.finished - trial.started
         self.worked += sum(trial.result.seconds.values())
         self.latest = max(self.latest, trial.finished)
+
+    def seconds_of(self, fine_tunes: int) -> float:
+        """Seconds of work that so many fine-tunes of a trial's length are; 0 before the first trial."""
+        return self.worked / self.trials * fine_tunes if self.trials else 0.0
 
 
 def seconds_left(
@@ -59,11 +67,11 @@ def seconds_left(
     if finals:
         final = fmean(sum(run.result.seconds.values()) for run in finals)
     else:
-        final = pace.worked / pace.trials * recipe["final_epochs"] / recipe["trial_epochs"]
+        final = pace.seconds_of(1) * recipe["final_epochs"] / recipe["trial_epochs"]
     of_trials = pace.spent / pace.trials * max(config.trials - pace.trials, 0)
     if config.timeout is not None:
         of_trials = min(of_trials, max(config.timeout - pace.latest, 0.0) * config.workers)
-    return (of_trials + pace.worked / pace.trials * short_runs + final * final_runs) / config.workers
+    return (of_trials + pace.seconds_of(short_runs) + final * final_runs) / config.workers
 
 
 def final_runs_left(
@@ -89,13 +97,42 @@ def final_runs_left(
 
 
 def short_runs_left(
-    config: SearchConfig, finalists: Sequence[str], finals: Sequence[FinalRecord], comparison: Comparison | None
+    config: SearchConfig,
+    finalists: Sequence[str],
+    finals: Sequence[FinalRecord],
+    comparison: Comparison | None,
+    near_limit: bool = False,
+    done: int = 0,
 ) -> int:
     """The largest possible number of fine-tunes still to come by which static rules are chosen as baselines of these
-    finalists (digests).
+    finalists (digests), as far as it is known before the rules are fitted to a size.
+
+    Args:
+        near_limit: whether one of the finalists has a size near the limit.
+        done: how many such fine-tunes there are already.
     """
-    if not config.finalists or comparison or {final.digest for final in finals} - {*finalists}:
+    compared = set(comparison.digests) if comparison else set()
+    new = [digest for digest in finalists if not comparison or digest not in comparison.finalists]
+    if not (config.finalists and new) or {final.digest for final in finals} - {*finalists} - compared:
         return 0
-    if config.comparison != FULL:
-        return len(BASELINES) * min(len(finalists), len(config.granularity))
-    return len(BASELINES) * (len(finalists) + (len(config.bits) if len(config.bits) > 1 else 0))
+    at_limit = 0 if comparison else len(BASELINES) * _bits_at_limit(config, near_limit)
+    return max(_at_sizes(config, len(new)) + at_limit - (0 if comparison else done), 0)
+
+
+def _at_sizes(config: SearchConfig, finalists: int) -> int:
+    """Of the finalists' own sizes: in a paired comparison all rules once for each granularity, then one rule."""
+    bits = len(config.bits) if config.mixed else 1
+    if config.comparison == FULL:
+        return len(BASELINES) * bits * finalists
+    groups = min(finalists, len(config.granularity))
+    return len(BASELINES) * bits * groups + (bits * (finalists - groups) if bits > 1 else 0)
+
+
+def _bits_at_limit(config: SearchConfig, near_limit: bool) -> int:
+    """At how many bits rules are tried at the limit: where one policy is left for a rule, nothing is."""
+    if config.comparison == FULL:
+        return len(config.bits) if len(config.bits) > 1 else 0
+    if near_limit:
+        return 0
+    prunes = [b for b in config.bits if config.size_metric != "encoded" or b >= FLOAT_BITS * config.max_size]
+    return len(prunes)  # at fewer bits, rounding alone is within the limit

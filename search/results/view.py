@@ -98,7 +98,7 @@ def open_study(
         comparison=shown_comparison(folder),
         unit=metric_from_plain(record.get("metric")),
     )
-    state.add_all(trials, finals)
+    state.add_all(trials, finals, journal.count_short_runs())
     return StudyView(folder, config, state, begun, running, record.get("criterion_place"))
 
 

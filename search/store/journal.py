@@ -78,6 +78,10 @@ class Journal:
         """Fine-tunes of static allocations by digest; raises `Refused` like `trials`."""
         return [self._read(path, final_from_plain, check_short_run, short_run_name) for path in self._entries("static")]
 
+    def count_short_runs(self) -> int:
+        """How many there are, without a look into them."""
+        return len(self._entries("static"))
+
     def pending(self) -> list[PendingTrial]:
         """Trials that were proposed and have no result. One that cannot be read is none: it is proposed again."""
         found = []

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from search.executors.jobs import Job
 from search.records import COMPLETE, TrialRecord
 from search.results.comparison import BASELINES
+from search.results.time_left import NEAR_LIMIT
 from search.study.running import RunningStudy
 from spaces.allocation.budget import Unreachable
 from spaces.cost.effect import asked_layers, fine_tune_key
@@ -15,9 +16,6 @@ from spaces.network import Network
 from spaces.policy import PruningPolicy
 from spaces.search_space.initial import allocated
 from spaces.search_space.projection import Projector
-
-NEAR = 0.9
-"""A finalist of at least this share of the limit is at the limit: its own baseline stands for those there."""
 
 
 class Rival(NamedTuple):
@@ -66,7 +64,7 @@ def informative(projector: Projector, rivals: Iterable[Rival], sizes: Iterable[f
     """Those of static rules at the limit that say more than other rows do: none where a finalist's size (`sizes`) is
     near the limit, and none that only rounds, as the dense model's roundings are compared anyway.
     """
-    if any(size >= NEAR * projector.space.size_range[1] for size in sizes):
+    if any(size >= NEAR_LIMIT * projector.space.size_range[1] for size in sizes):
         return []
     return [rival for rival in rivals if asked_layers(rival.policy)]
 
@@ -113,6 +111,7 @@ class ShortRuns:
         jobs = [self._job(*rival) for rival in missing]
         for job, record in self._study.fine_tunes(jobs, self._study.folder.journal.write_short_run):
             self._done[record.digest] = record
+            self._study.state.short_runs += 1
             self._study.watcher.headline(f"{job.label}: {self._study.told(record.result)}")
 
     def _job(self, rule: str, policy: PruningPolicy) -> Job:

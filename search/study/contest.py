@@ -131,6 +131,13 @@ class Contest:
         return final_runs_left(self._config, digests, self._state.finals, None)
 
     @property
+    def short_seconds_left(self) -> float:
+        """At most how long the fine-tunes still take by which baselines are chosen; 0 once they are."""
+        if self._matched:
+            return 0.0
+        return self._state.seconds_of_short_runs(self._state.short_runs_left(self.finalists))
+
+    @property
     def comparison(self) -> Comparison:
         """Who is compared with whom, without references."""
         digest_of = {number: self._state.records[number].policy.digest for number in self.finalists}

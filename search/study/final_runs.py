@@ -28,11 +28,12 @@ class FinalRuns:
 
     Args:
         left: how many runs are still to come at least, as far as is known.
+        besides: running seconds of what else comes between them.
     """
 
-    def __init__(self, study: RunningStudy, left: Callable[[], int]) -> None:
-        self._study, self._left = study, left
-        self._remarks, self._began, self._count = LoopRemarks(study.watcher), study.clock.seconds, 0
+    def __init__(self, study: RunningStudy, left: Callable[[], int], besides: Callable[[], float]) -> None:
+        self._study, self._left, self._besides = study, left, besides
+        self._remarks, self._spent, self._count = LoopRemarks(study.watcher), 0.0, 0
         self._asked: dict[tuple[str, int], str] = {}
 
     def run(self, asked: list[Tuned]) -> None:
@@ -47,11 +48,13 @@ class FinalRuns:
         missing = {run: one for run, one in wanted.items() if run not in done_before}
         last = self._count + max(len(missing), self._left())
         jobs = [self._job(one, seed, self._count + n, last) for n, ((_, seed), one) in enumerate(missing.items(), 1)]
+        began, spent_before = study.clock.seconds, self._spent
         for job, record in study.fine_tunes(jobs, study.folder.journal.write_final):
             self._remarks.tell(job.name, record.result)
             study.state.add_final(record)
             self._count += 1
-            left = (study.clock.seconds - self._began) / self._count * (last - self._count)
+            self._spent = spent_before + study.clock.seconds - began
+            left = self._spent / self._count * (last - self._count) + self._besides()
             run = f"final run {self._count}/{last} ({wanted[record.digest, record.seed].name})"
             told = f"{run}: {study.told(record.result)}"
             study.watcher.headline(told + (f" | about {duration(left)} left" if left else ""))

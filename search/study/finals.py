@@ -46,7 +46,7 @@ def compare_finals(study: RunningStudy, projector: Projector, named: Sequence[in
     test_examples = example_count(study.subject.workload, "test")  # or refused, before any run is spent
     subject, state, known = study.subject, study.state, read_comparison(study.folder)
     contest, shorts = Contest(study.config, projector, state, named, known), ShortRuns(study)
-    runs = FinalRuns(study, left=lambda: contest.runs_left)
+    runs = FinalRuns(study, lambda: contest.runs_left, lambda: contest.short_seconds_left)
     standing: object = None
     while standing != contest.standing:  # a baseline can be a trial, which then may lead
         while asked := contest.undecided():

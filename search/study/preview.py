@@ -189,7 +189,7 @@ def _refuse_changed(
 
 def _state(config: SearchConfig, folder: StudyFolder, workload: Workload) -> StudyState:
     state = StudyState(config, workload.recipe.to_dict(), comparison=known_comparison(folder))
-    state.add_all(folder.journal.trials(), folder.journal.finals())
+    state.add_all(folder.journal.trials(), folder.journal.finals(), folder.journal.count_short_runs())
     return state
 
 

@@ -114,7 +114,8 @@ class StudyRunner:
             folder.write_record({**record, **known, **own})
         recipe, compared = workload.recipe.to_dict(), known_comparison(folder)
         self.state = StudyState(config, recipe, comparison=compared, unit=unit, **known)
-        self._drop_weights(self.state.add_all(self.journal.trials(), self.journal.finals()))
+        journaled = self.journal.trials(), self.journal.finals(), self.journal.count_short_runs()
+        self._drop_weights(self.state.add_all(*journaled))
 
     def _chance(self, chance: float | None) -> float | None:
         """Where the dense model itself is near chance, that is told, and no network is called dead."""

@@ -22,12 +22,12 @@ CHECKSUM = "sha256"
 """Key of the checksum in the metadata of a weights file; older files lack it."""
 
 
-def save_model(model: nn.Module, structure: Structure, path: Path) -> None:
-    """Write a model's state dict, what was removed from the dense model and a checksum; it survives a crash of the
-    machine.
+def save_model(model: nn.Module, structure: Structure, path: Path, said: Mapping[str, str] | None = None) -> None:
+    """Write a model's state dict, what was removed from the dense model, a checksum, and what else is `said` of it; it
+    survives a crash of the machine.
     """
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors_of(model)}
-    metadata = {"structure": json.dumps(structure.to_dict()), CHECKSUM: _checksum(state)}
+    metadata = {**(said or {}), "structure": json.dumps(structure.to_dict()), CHECKSUM: _checksum(state)}
     write_durably(path, save(state, metadata=metadata))
 
 
@@ -47,6 +47,12 @@ def load_model(dense: nn.Module, path: Path) -> tuple[nn.Module, Structure]:
         return restore(dense, structure, state), structure
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise Refused(f"damaged weights {path}: {first_line(error)}") from None
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What the weights file at `path` says beside its tensors."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

@@ -23,7 +23,8 @@ from search.process.kept_work import kept_so_far
 from search.progress import ProgressReporter
 from search.records import FLOAT32
 from search.training.as_built import outperforms_shuffled, same_weights
-from search.training.checkpoints import load_model, save_model
+from search.training.checkpoints import load_model, metadata_of, save_model
+from search.training.dense_losses import DenseLosses, validation_loss
 from search.training.ends import require_ends
 from search.training.fingerprint import (
     SplitFingerprints,
@@ -157,7 +158,7 @@ def _value(workload: Workload, model: nn.Module, source: str | Path | None) -> f
     counted, of = tally(workload.metric), "of the dense model on validation data"
     name = f"workload {workload.name!r}: the dense model"
     if workload.evaluate is not None:
-        return checked_value(workload, _evaluated(workload, model, "validation"), of)
+        return checked_value(workload, _evaluated(workload, model, "validation")[0], of)
 
     def look() -> bool:
         """Whether there are NaN among the outputs."""
@@ -175,17 +176,36 @@ def _value(workload: Workload, model: nn.Module, source: str | Path | None) -> f
     return checked_value(workload, call_user(f"workload {workload.name!r}: metric {of}", counted.value), of)
 
 
-def _evaluated(workload: Workload, model: nn.Module, split: str) -> float:
+def _evaluated(workload: Workload, model: nn.Module, split: str) -> tuple[float, float | None]:
+    """The metric in its own unit, and the loss if `evaluate` says one."""
     what = f"workload {workload.name!r}: evaluate on {split!r}"
-    return call_user(what, evaluated, model, split, workload)[0]
+    return call_user(what, evaluated, model, split, workload)
 
 
-def _try_evaluate(workload: Workload, model: nn.Module) -> None:
-    """Refuse, before a training, an `evaluate` that raises or leaves its range; it may be undefined so far."""
-    for split in ("validation", "test") if workload.evaluate is not None else ():
-        value = _evaluated(workload, model, split)
+def _untrained_loss(workload: Workload, model: nn.Module) -> float | None:
+    """The loss on validation data before a training; None where an `evaluate` says none.
+
+    An `evaluate` that raises or leaves its range is refused; it may be undefined so far.
+    """
+    if workload.evaluate is None:
+        what = f"workload {workload.name!r}: the untrained network on validation data"
+        return call_user(what, validation_loss, replace(workload, metric=_NoMetric()), model)
+    losses = {}
+    for split in ("validation", "test"):
+        value, losses[split] = _evaluated(workload, model, split)
         if math.isfinite(value):
             checked_value(workload, value, f"of the untrained network on {split} data")
+    return losses["validation"]
+
+
+def _losses(workload: Workload, before: float | None, trained: Trained) -> DenseLosses | None:
+    """Those before and after a training, if there are any."""
+    if before is None:
+        return None
+    if workload.evaluate is None:
+        return DenseLosses(before, trained.scores.loss)
+    after = _evaluated(workload, trained.model, "validation")[1]
+    return None if after is None else DenseLosses(before, after)
 
 
 def _start(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> str | None:
@@ -228,14 +248,24 @@ def _cached_or_trained(
     if cached is None and not precision and (old := old_dense_key(architecture, workload, of_training, seed)):
         cached = _cached(model, cache / f"dense-{old}.safetensors")
     if cached is not None:
-        return cached, 0.0
+        found, losses = cached
+        _tell(losses, workload, watcher)
+        return found, 0.0
     if not train:
         return None
     require_ends(workload, ("validation", "test"), watcher)
-    _try_evaluate(workload, model)
+    before = _untrained_loss(workload, model)
     trained = _trained(workload, copy.deepcopy(model), seed, watcher)
-    save_model(trained.model, Structure({}), path)
+    losses = _losses(workload, before, trained)
+    save_model(trained.model, Structure({}), path, losses.to_metadata() if losses else {})
+    _tell(losses, workload, watcher)
     return trained.model, trained.seconds_training + trained.seconds_scoring
+
+
+def _tell(losses: DenseLosses | None, workload: Workload, watcher: ProgressReporter) -> None:
+    """Where the dense model's training was of no use."""
+    if losses and (note := losses.note(workload.recipe)):
+        watcher.note(note)
 
 
 def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressReporter) -> Trained:
@@ -251,7 +281,8 @@ def _trained(workload: Workload, model: nn.Module, seed: int, watcher: ProgressR
             return call_user(what, train_dense, tolerant, seed, progress)
     except UsageError as error:
         if isinstance(error.__cause__, Diverged):
-            raise UsageError(f"{what} failed: {error.__cause__}") from None
+            rate = f"give its recipe a dense_learning_rate below {workload.recipe.dense_learning_rate:g}"
+            raise UsageError(f"{what} failed: {error.__cause__}: {rate}") from None
         raise
 
 
@@ -307,14 +338,16 @@ def masks_note(path: Path, masks: Mapping[str, Tensor]) -> str:
     )
 
 
-def _cached(model: nn.Module, path: Path) -> nn.Module | None:
+def _cached(model: nn.Module, path: Path) -> tuple[nn.Module, DenseLosses | None] | None:
+    """The dense model of a file, and its losses if they are known; None without one that is in order."""
     if not path.is_file():
         return None
     try:
-        return load_model(model, path)[0]
+        found = load_model(model, path)[0]
     except Refused as error:
         log.warning("%s; training the dense model again", printable(error))
         return None
+    return found, DenseLosses.from_metadata(metadata_of(path))
 
 
 def build_model(workload: Workload, seed: int) -> nn.Module:

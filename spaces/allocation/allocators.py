@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ LEAST_LIFTED = 0.005
 """Sparsity asked of layers that the scan would leave unpruned, where its size cannot be reached without them."""
 LAST_LAYERS_SHARE = 0.85
 """`last-layers-only` starts from the fewest last layers that hold this share of the weights."""
+OVERFLOWING: Any = {"over": "ignore", "invalid": "ignore"}
+"""What NumPy is to say nothing of: squares of weights that diverged may be infinite and their ratios NaN, which rank last.
+"""
 
 
 def uniform(target: Target, inputs: AllocationInputs) -> dict[str, float]:
@@ -37,7 +41,8 @@ def global_magnitude(target: Target, inputs: AllocationInputs) -> dict[str, floa
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
         if target.granularity != "channel":
             return squares * (len(squares) / numel)
-        return squares / max(float(squares.mean()), np.finfo(float).tiny)
+        with np.errstate(**OVERFLOWING):
+            return squares / max(float(squares.mean()), np.finfo(float).tiny)
 
     def logarithms(squares: ScoreHistogram, numel: int) -> np.ndarray:
         if target.granularity != "channel":
@@ -55,8 +60,9 @@ def lamp(target: Target, inputs: AllocationInputs) -> dict[str, float]:
 
     def score(squares: np.ndarray, numel: int) -> np.ndarray:
         ascending = np.sort(squares)
-        tail = np.cumsum(ascending[::-1])[::-1]
-        return ascending / np.maximum(tail, np.finfo(float).tiny)
+        with np.errstate(**OVERFLOWING):
+            tail = np.cumsum(ascending[::-1])[::-1]
+            return ascending / np.maximum(tail, np.finfo(float).tiny)
 
     return _by_threshold("lamp", score, lambda squares, _: squares.lamp_logarithms(), target, inputs)
 

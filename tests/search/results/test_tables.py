@@ -322,15 +322,43 @@ def test_files_are_told_by_their_share_of_the_bound_and_of_the_plan():
 
 def test_time_for_choosing_bits_counts_until_it_is_known_to_be_spent():
     config = make_config(workload="digits", bits=(8, 4))
-    assert short_runs_left(config, ["a", "b", "c"], [], None) == 3 * 2  # once for each granularity
+    at_limit = 3 * 1  # at 8 bits, where the weights alone are a quarter of 32
+    assert short_runs_left(config, ["a", "b", "c"], [], None) == 3 * 2 + at_limit  # once for each granularity
+    assert short_runs_left(config, ["a", "b", "c"], [], None, near_limit=True) == 3 * 2
+    assert short_runs_left(config, ["a", "b", "c"], [], None, done=4) == 3 * 2 + at_limit - 4
+    assert short_runs_left(config, ["a"], [], None, near_limit=True, done=4) == 0
+    wide = config.model_copy(update={"max_size": 0.125})
+    assert short_runs_left(wide, ["a"], [], None) == 3 + 3 * 2
+    nonzero = config.model_copy(update={"size_metric": "nonzero", "bits": (32,)})
+    assert short_runs_left(nonzero, ["a"], [], None) == 3 + 3
+    mixed = config.model_copy(update={"mixed": True})
+    assert short_runs_left(mixed, ["a", "b", "c"], [], None) == 2 * (3 * 2 + 1) + at_limit
     full = config.model_copy(update={"comparison": "full"})
     assert short_runs_left(full, ["a", "b"], [], None) == 3 * (2 + 2)
     policy = PruningPolicy({"conv.weight": 0.5})
     run = final(1, 0.8, 0.7, policy)
-    assert short_runs_left(config, ["a", run.digest], [run], None) == 3 * 2
+    assert short_runs_left(config, ["a", run.digest], [run], None) == 3 * 2 + at_limit
     assert short_runs_left(config, ["a"], [run], None) == 0  # a baseline's: they are chosen
     assert short_runs_left(config.model_copy(update={"finalists": 0}), ["a"], [], None) == 0
+    compared = Comparison({}, {"lamp": run.digest}, "fine-grained", ("a",))
+    assert short_runs_left(config, ["a"], [run], compared) == 0
+    assert short_runs_left(config, ["a", "new"], [run], compared, done=9) == 3  # the limit's were compared
     pace = Pace([trial(0, 0.5)])
     pace.worked = 4.0
     finished = make_config(workload="digits", trials=1)
     assert seconds_left(finished, {"final_epochs": 3, "trial_epochs": 1}, pace, [], 2, 5) == 2 * 12.0 + 5 * 4.0
+
+
+def test_time_left_counts_the_fine_tunes_by_which_baselines_are_chosen():
+    """By hand: finals of one trial, 12 s, and its baseline; 3 rules at its size; 3 at the limit unless it is near."""
+    options = {"trials": 1, "finalists": 1, "final_repeats": 1, "bits": (8,), "granularity": ("channel",)}
+    config = make_config(**options, cost="macs", workers=2)
+    for size, count in ((0.25, 3), (0.2, 6)):
+        found = StudyState(config, {"final_epochs": 3, "trial_epochs": 1})
+        done = trial(0, 0.5)
+        seconds = {"training": 3.0, "scoring": 1.0}
+        found.add(replace(done, target=size, result=replace(done.result, seconds=seconds)))
+        assert found.seconds_left == (2 * 12.0 + count * 4.0) / 2
+        found.short_runs += 2
+        assert found.seconds_left == (2 * 12.0 + (count - 2) * 4.0) / 2
+        assert found.seconds_of_short_runs(3) == 3 * 4.0 / 2

@@ -108,7 +108,7 @@ def test_a_network_that_is_not_trained_yet_is_trained(dense, trained):
     one = seeded()
     for number, build in enumerate((seeded, constant, lambda: one)):
         made = dense(task(build, recipe=SHORT), str(number))
-        assert made.trained and len(made.notes) == 1, number
+        assert made.trained and ["same weights" in note for note in made.notes].count(True) == 1, number
         assert "no better than shuffled ones" in made.notes[0] and "weights='as built'" in made.notes[0]
         assert not dense(task(build, recipe=SHORT), str(number)).trained
     assert torch.equal(one[0].weight, seeded()[0].weight)  # the user's own object is not trained

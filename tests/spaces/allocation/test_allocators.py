@@ -162,6 +162,28 @@ class Read(dict):
         return super().__getitem__(key)
 
 
+def test_of_squares_that_overflowed_the_infinite_ones_go_last():
+    """As those of a dense model that diverged: beside infinite ones, finite ones count for nothing."""
+    scores = random_scores()
+    scores["b.weight"][:2] = math.inf
+    scores["c.weight"][:2] = 1.5e308  # the sum of which is too large for a float
+    share, size = 0.252, math.prod(SHAPES["b.weight"])
+    lamp, by_global = (
+        counts(allocate(name, nonzero_target(share), AllocationInputs(scores))) for name in ("lamp", "global")
+    )
+    assert lamp["b.weight"] == size - 2 and by_global["b.weight"] <= size - 2
+    assert sum(lamp.values()) >= least_removals(share) and sum(by_global.values()) == least_removals(share)
+
+
+@pytest.mark.parametrize("name", ["lamp", "global"])
+def test_of_channels_whose_squares_overflowed_the_infinite_ones_go_last(vgg_graph, evidence, name):
+    layer = "backbone.conv3.weight"
+    scores = {key: squares.copy() for key, squares in evidence["channel"].items()}
+    scores[layer][:2] = math.inf
+    found = allocate(name, Target(vgg_graph.network, 0.25, "channel"), AllocationInputs(scores))
+    assert removed_count(found[layer], len(scores[layer])) == len(scores[layer]) - 2
+
+
 class TestEvidenceIsWorkedOutOnce:
     @pytest.mark.parametrize("name", STATIC)
     def test_shared_evidence_gives_what_fresh_evidence_gives(self, name):
