@@ -26,8 +26,7 @@ LEAST_LIFTED = 0.005
 LAST_LAYERS_SHARE = 0.85
 """`last-layers-only` starts from the fewest last layers that hold this share of the weights."""
 OVERFLOWING: Any = {"over": "ignore", "invalid": "ignore"}
-"""What NumPy is to say nothing of: squares of weights that diverged may be infinite and their ratios NaN, which rank last.
-"""
+"""What NumPy says nothing of: squares of weights that diverged may be infinite, their ratios NaN; they rank last."""
 
 
 def uniform(target: Target, inputs: AllocationInputs) -> dict[str, float]:
