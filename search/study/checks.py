@@ -19,6 +19,7 @@ from search.identity.recorded_recipe import with_study_recipe
 from search.placement import Placement, devices, placement_of
 from search.progress import ProgressReporter
 from search.store.folder import StudyFolder
+from search.store.locks import is_held
 from search.store.mlflow_place import unused_place
 from search.store.optuna_server import require_reachable, require_storage
 from search.store.study_record import KNOB_WORD, resumed_config
@@ -75,7 +76,7 @@ def checked_study(config: SearchConfig, watcher: ProgressReporter, writes: bool 
         config.least_accuracy(math.nan, named(workload.metric))  # refuses one that the metric cannot have
         folder = StudyFolder(root, _study_name(config, workload))
         if folder.exists:
-            config = resumed_config(config, folder.read_record(), folder.name, folder.untried)
+            config = resumed_config(config, folder.read_record(), folder.name, _untried(folder))
             _require_criterion(config.criterion)
         workload = with_study_recipe(workload, config, folder.read_record()["identity"] if folder.exists else None)
     if not folder.exists:  # one that has all its results needs none
@@ -131,7 +132,12 @@ def _with_stored_options(config: SearchConfig) -> SearchConfig:
     folder = StudyFolder(Path(config.root), name) if name else None
     if folder is None or not folder.exists:
         return config
-    return resumed_config(config, folder.read_record(), folder.name, folder.untried)
+    return resumed_config(config, folder.read_record(), folder.name, _untried(folder))
+
+
+def _untried(folder: StudyFolder) -> Path | None:
+    """The study's folder, if that has no trial and nobody is about to have one there."""
+    return None if is_held(folder.lock) else folder.untried
 
 
 @dataclass(frozen=True)

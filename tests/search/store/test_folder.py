@@ -15,9 +15,11 @@ import pytest
 from search.config import SearchConfig, make_config, read_study_file
 from search.errors import EnvironmentProblem, Refused, UsageError
 from search.files import open_root
+from search.progress import ProgressReporter
 from search.store.folder import StudyFolder, find_study
 from search.store.locks import held_lock, is_held
 from search.store.study_record import new_record, refuse_changes, resumed_config
+from search.study.checks import checked_study
 from search.study.clock import StudyClock
 
 
@@ -99,6 +101,11 @@ def test_a_study_without_a_trial_may_be_deleted(folder):
     remedy = f"may change; delete its folder {folder.path}, which has no trial, or name a new --study"
     with pytest.raises(UsageError, match=rf"max-size was 0.3, is 0.35\).*{re.escape(remedy)}$"):
         resumed_config(other, record, "mine", folder.untried)
+    asked = SearchConfig(study="mine", root=str(folder.root), max_size=0.35)
+    with pytest.raises(UsageError, match=f"{re.escape(remedy)}$"):
+        checked_study(asked, ProgressReporter())
+    with held_lock(folder.lock), pytest.raises(UsageError, match=r"may change; name a new --study$"):
+        checked_study(asked, ProgressReporter())
     (folder.path / "journal").mkdir()
     (folder.path / "journal" / "trial-00000.json").write_text("{}")
     assert folder.untried is None
