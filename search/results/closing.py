@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.metric import MAX, SHARE, Metric
 from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
+from search.results.static_rows import finalist_name, static_rows
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
@@ -93,17 +94,18 @@ def closing_rows(
 
 def _named(comparison: Comparison, trial_of: Mapping[str, int]) -> dict[str, str]:
     """What a row is called -> the digest of its policy, in order; comparisons before `matched` have baselines first."""
-    finalists = {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
-    where = f"at the limit ({comparison.granularity})" if comparison.matched else f"({comparison.granularity})"
-    at_limit = {f"{rule} {where}": digest for rule, digest in comparison.baselines.items()}
+    finalists = {finalist_name(digest, trial_of): digest for digest in comparison.finalists}
+    static = static_rows(comparison, trial_of)
+    at_limit = {row.name: row.digest for row in static if row.beside is None}
     if not comparison.matched:
         return at_limit | finalists
+    matched = {row.beside: row for row in static}
     named: dict[str, str] = {}
     for name, digest in finalists.items():
         named[name] = digest
-        matched = comparison.matched.get(digest)
-        if matched and matched.digest not in {*finalists.values(), *named.values()}:
-            named[f"{matched.rule} for {name}"] = matched.digest
+        own = matched.get(digest)
+        if own and own.digest not in {*finalists.values(), *named.values()}:
+            named[own.name] = own.digest
     return named | at_limit
 
 

@@ -24,15 +24,15 @@ def closing_of(state: StudyState) -> list[ClosingRow]:
     """The closing table's rows; none before the finals."""
     if state.comparison is None:
         return []
-    return closing_rows(state.comparison, state.scores, _trial_of(state))
+    return closing_rows(state.comparison, state.scores, trial_of(state))
 
 
 def alike_of(state: StudyState) -> str | None:
     """Which static rules come to the network of another row, see `search.results.closing.alike_line`."""
-    return alike_line(state.comparison, state.scores, _trial_of(state)) if state.comparison else None
+    return alike_line(state.comparison, state.scores, trial_of(state)) if state.comparison else None
 
 
-def _trial_of(state: StudyState) -> dict[str, int]:
+def trial_of(state: StudyState) -> dict[str, int]:
     """Digest of a policy -> the trial that has it."""
     return {record.policy.digest: number for number, record in sorted(state.records.items())}
 

@@ -222,6 +222,8 @@ def _limits_line(arguments: argparse.Namespace, state: StudyState) -> str:
 def _policy_drawn(view: StudyView, choice: str) -> Picture:
     """The picture of a policy of the study."""
     chosen, unit = choose_trial(view, choice), view.state.unit
+    if chosen.remark:
+        TerminalReporter().note(chosen.remark)
     outline = shown_outline(view.folder)
     policy, found = chosen.policy, chosen.result.measured
     layers = [layer.name for layer in outline.layers] if outline else [*policy.sparsity, *policy.removal]
