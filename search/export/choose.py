@@ -12,15 +12,13 @@ from search.records import COMPLETE, FinalRecord, TrialRecord, TrialResult
 from search.results.comparison import BASELINES, read_comparison
 from search.results.remarks import trial_of
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
-from search.results.static_rows import StaticRow, static_rows
+from search.results.static_rows import BASELINE, StaticRow, static_rows
 from search.results.view import StudyView
 from spaces.policy import PruningPolicy
 from spaces.validation import unknown
 from spaces.wording import counted, listed
 
 CHOICES = ("best", "knee", "smallest")
-BASELINE = "baseline:"
-"""What the choice of a static baseline begins with."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from search.results.comparison import Comparison
 
+BASELINE = "baseline:"
+"""What the choice of a static baseline begins with."""
 LIMIT = "limit"
 """What stands for a trial's number of a baseline at the limit."""
 
@@ -30,7 +32,7 @@ class StaticRow:
 
     @property
     def short_name(self) -> str:
-        """What `--trial baseline:...` calls it, `lamp@14` or `uniform@limit`."""
+        """What `--trial baseline:` calls it, `lamp@14` or `uniform@limit`."""
         return f"{self.rule}@{LIMIT if self.beside is None else self.beside if self.trial is None else self.trial}"
 
 
