@@ -290,7 +290,7 @@ def _add_front(commands: Any) -> None:
         "--trial",
         metavar="T",
         help="the picture is of this one's policy, layer by layer: best, knee, smallest, a trial's number, or a static "
-        "baseline such as baseline:lamp",
+        "baseline such as baseline:lamp@14",
     )
     parser.add_argument("--compare", metavar="STUDY", help="the front of another study beside it, by size")
 
@@ -330,7 +330,8 @@ def _add_export(commands: Any) -> None:
         metavar="T",
         help="best (default: of finalists the highest final_accuracy within the limit, before finals the highest "
         "accuracy; with --min-accuracy or --min-score the smallest that good), knee, smallest, a trial's number, or a "
-        "static baseline of the closing table: baseline:uniform, baseline:global, baseline:lamp",
+        "static baseline of the closing table: baseline:lamp@14 for 'lamp for trial 14', baseline:uniform@limit, or "
+        "baseline:lamp, of several the one with the most finals",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written, new or of an export")
     _add(parser, "workload", "what makes a workload that was given in Python, ./file.py:function; others are known")

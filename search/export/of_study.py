@@ -65,6 +65,8 @@ def export_study(
         UsageError, Refused, EnvironmentProblem: as `choose_trial`, `export_of_trial`, `write_export` and `Registry` do.
     """
     chosen = choose_trial(view, choice)
+    if chosen.remark:
+        watcher.note(chosen.remark)
     if torch_prune:
         check_masks_only(chosen.policy)
     check_export(out, onnx or onnx_int8)

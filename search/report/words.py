@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from search.metric import MAX
 from search.results.cells import MIXED, bits_cell, counts_line, latency_line, slower_line
-from search.results.closing import ALIKE, ClosingRow, against_static, level_with_top, rounding_alone
+from search.results.closing import ALIKE, ClosingRow, Level, against_static, level_with_top, rounding_alone
 from search.results.device_support import KINDS, STATEMENTS, Statement
-from search.results.remarks import accuracy_remark, alike_of, closing_of, dead_line, is_accurate, speed_remark
+from search.results.remarks import (
+    accuracy_remark,
+    alike_of,
+    closing_of,
+    dead_line,
+    is_accurate,
+    level_rules_of,
+    speed_remark,
+)
 from search.results.selection import knee_trial, not_dead_at_last, smallest_trial
 from search.results.state import StudyState
+from search.results.static_rows import BASELINE
 from search.results.tables import TrialRow
 from search.results.view import StudyView
 from spaces.bits import FLOAT_BITS
@@ -85,12 +94,33 @@ def recommendations(state: StudyState) -> list[Recommendation]:
     ):
         if number is not None:
             found.append(Recommendation(target, number, described(state, state.row(number))))
-    return [
-        *found,
+    found += [
         _for_dense_kernels(state, front, best),
         *_for_patterns(state, front),
         _for_sparse_runtimes(state, front),
     ]
+    beside = {level.row.beside: _rule_as_good(state, level) for level in level_rules_of(state)}
+    return [_with_rule(state, one, beside) for one in found]
+
+
+def _with_rule(state: StudyState, one: Recommendation, beside: Mapping[str | None, str]) -> Recommendation:
+    """The same, with what is said of the static rule beside its trial, if that is as good."""
+    said = "" if one.trial is None else beside.get(state.records[one.trial].policy.digest, "")
+    return replace(one, why=f"{one.why}. {said}") if said else one
+
+
+def _rule_as_good(state: StudyState, level: Level) -> str:
+    """That a static rule is as good as a finalist, and how it is exported."""
+    rule, own = (
+        [state.unit.told(share) for share in (score.final_accuracy, score.test_accuracy)]
+        for score in (level.rule, level.finalist)
+    )
+    how = "better" if level.better else "as well"
+    size = percent(level.rule.size(state.config.size_metric))
+    return (
+        f"'{level.row.rule}' at its size does {how}: {rule[0]} and {rule[1]} on validation and test data against "
+        f"{own[0]} and {own[1]}, {size} of the size; export it by --trial {BASELINE}{level.row.short_name}"
+    )
 
 
 def _target_of_best(state: StudyState) -> str:

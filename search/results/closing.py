@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from search.metric import MAX, SHARE, Metric
 from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
+from search.results.static_rows import BASELINE, StaticRow, finalist_name, static_rows
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.wording import percent
+from spaces.wording import listed, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,17 +94,18 @@ def closing_rows(
 
 def _named(comparison: Comparison, trial_of: Mapping[str, int]) -> dict[str, str]:
     """What a row is called -> the digest of its policy, in order; comparisons before `matched` have baselines first."""
-    finalists = {f"trial {trial_of[d]}" if d in trial_of else d: d for d in comparison.finalists}
-    where = f"at the limit ({comparison.granularity})" if comparison.matched else f"({comparison.granularity})"
-    at_limit = {f"{rule} {where}": digest for rule, digest in comparison.baselines.items()}
+    finalists = {finalist_name(digest, trial_of): digest for digest in comparison.finalists}
+    static = static_rows(comparison, trial_of)
+    at_limit = {row.name: row.digest for row in static if row.beside is None}
     if not comparison.matched:
         return at_limit | finalists
+    matched = {row.beside: row for row in static}
     named: dict[str, str] = {}
     for name, digest in finalists.items():
         named[name] = digest
-        matched = comparison.matched.get(digest)
-        if matched and matched.digest not in {*finalists.values(), *named.values()}:
-            named[f"{matched.rule} for {name}"] = matched.digest
+        own = matched.get(digest)
+        if own and own.digest not in {*finalists.values(), *named.values()}:
+            named[own.name] = own.digest
     return named | at_limit
 
 
@@ -209,8 +211,7 @@ def _against_static(
     points = unit.distance(top.test_accuracy, other.test_accuracy)
     examples = counted_examples(comparison, unit)
     remarks = "; ".join([_seeds(top, other), *_size_remark(top, other), *_examples_remark(examples)])
-    error = _difference_error(top, other, examples)
-    if error is not None and abs(difference) <= NOISE_FACTOR * error:
+    if is_within_noise(top, other, examples):
         return f"{finalist} and {rule} differ by {points} on test, within noise ({remarks})."
     return f"{finalist} is {points} {_side(difference, unit)} {rule} on test ({remarks})."
 
@@ -298,11 +299,67 @@ def level_with_top(
     level: list[FinalScore] = []
     apart: list[FinalScore] = []
     for other in (finals[d] for d in comparison.finalists if d in finals):
-        error = _difference_error(top, other, counted_examples(comparison, unit))
-        is_noise = error is not None and abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
+        is_noise = is_within_noise(top, other, counted_examples(comparison, unit))
         if other is not top:
             (level if is_noise else apart).append(other)
     return top, level, apart
+
+
+@dataclass(frozen=True)
+class Level:
+    """A static rule that does at least as well on test data as the finalist at whose size it is.
+
+    Attributes:
+        row: the rule's, in the closing table.
+        finalist: its scores.
+        rule: likewise.
+        better: whether the rule is above it by more than noise; False where noise is unknown.
+    """
+
+    row: StaticRow
+    finalist: FinalScore
+    rule: FinalScore
+    better: bool
+
+
+def level_rules(
+    comparison: Comparison, finals: Mapping[str, FinalScore], trial_of: Mapping[str, int], unit: Metric = SHARE
+) -> list[Level]:
+    """The static rules that are above the finalist at whose size they are on test data, or differ from it by noise.
+
+    A rule that comes to that finalist's own network is none of them.
+    """
+    found, examples = [], counted_examples(comparison, unit)
+    for row in static_rows(comparison, trial_of):
+        finalist, rule = finals.get(row.beside or ""), finals.get(row.digest)
+        if finalist is None or rule is None or finalist is rule:
+            continue
+        above, is_noise = rule.test_accuracy - finalist.test_accuracy, is_within_noise(finalist, rule, examples)
+        if above >= 0 or is_noise:
+            found.append(Level(row, finalist, rule, better=above > 0 and is_noise is False))
+    return found
+
+
+def level_line(found: Sequence[Level]) -> str:
+    """The same in a line of the closing words; empty if there are none."""
+    level, better = ([one.row.name for one in found if one.better is better] for better in (False, True))
+    parts = [f"as well as their finalists on test data: {listed(level)}"] if level else []
+    than = "" if level else " than their finalists on test data"
+    parts += [f"better{than}: {listed(better)}"] if better else []
+    if not parts:
+        return ""
+    first = found[0].row.short_name
+    return f"Static rules that do {'; '.join(parts)}. Export one by --trial {BASELINE}{first}."
+
+
+def is_within_noise(first: FinalScore, second: FinalScore, examples: int | None) -> bool | None:
+    """Whether test accuracies differ by at most `NOISE_FACTOR` standard errors; None where no error is known.
+
+    Args:
+        examples: see `counted_examples`.
+    """
+    error = _difference_error(first, second, examples)
+    return None if error is None else abs(first.test_accuracy - second.test_accuracy) <= NOISE_FACTOR * error
 
 
 def _side(difference: float, unit: Metric) -> str:

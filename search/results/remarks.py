@@ -9,7 +9,7 @@ from search.config import SearchConfig
 from search.given_workload import lives_in_python
 from search.metric import MAX
 from search.results.cells import MIXED
-from search.results.closing import ClosingRow, alike_line, closing_rows, verdict
+from search.results.closing import ClosingRow, Level, alike_line, closing_rows, level_line, level_rules, verdict
 from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
@@ -24,15 +24,25 @@ def closing_of(state: StudyState) -> list[ClosingRow]:
     """The closing table's rows; none before the finals."""
     if state.comparison is None:
         return []
-    return closing_rows(state.comparison, state.scores, _trial_of(state))
+    return closing_rows(state.comparison, state.scores, trial_of(state))
 
 
 def alike_of(state: StudyState) -> str | None:
     """Which static rules come to the network of another row, see `search.results.closing.alike_line`."""
-    return alike_line(state.comparison, state.scores, _trial_of(state)) if state.comparison else None
+    return alike_line(state.comparison, state.scores, trial_of(state)) if state.comparison else None
 
 
-def _trial_of(state: StudyState) -> dict[str, int]:
+def level_rules_of(state: StudyState) -> list[Level]:
+    """Static rules as good as their finalists, see `search.results.closing.level_rules`; none before the finals."""
+    return level_rules(state.comparison, state.scores, trial_of(state), state.unit) if state.comparison else []
+
+
+def level_line_of(state: StudyState) -> str:
+    """The same in a line; empty if there are none."""
+    return level_line(level_rules_of(state))
+
+
+def trial_of(state: StudyState) -> dict[str, int]:
     """Digest of a policy -> the trial that has it."""
     return {record.policy.digest: number for number, record in sorted(state.records.items())}
 

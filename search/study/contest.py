@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from search.config import FULL, SearchConfig
@@ -32,11 +33,12 @@ class Contest:
     Each finalist is tuned once. Then the one that leads (`StudyState.best`) is tuned with further seeds, until it has
     `final_repeats` runs; if another leads by then, so is that one. Whoever is the best at the end has all runs. Its
     baseline gets as many, those of the others one. Trials that somebody named get all runs, as all policies do in a
-    `full` comparison, which also has every static rule at the limit.
+    `full` comparison, which also has every static rule at the limit. Whoever was a finalist before and is still on the
+    front stays one beside the same baseline, if both have the runs of one that does not lead.
 
     Args:
         named: trials that are finalists whatever the front says.
-        known: what was compared before; who was named then still is.
+        known: what was compared before; who was named then still is, and other finalists stay that need no run.
     """
 
     def __init__(
@@ -57,9 +59,30 @@ class Contest:
         elif named:
             chosen = []
         self._named = list(dict.fromkeys([*before, *named]))
-        self.finalists = list(dict.fromkeys([*chosen, *self._named]))
+        earlier = {number_of[digest]: digest for digest in (known.finalists if known else ()) if digest in number_of}
+        earlier = {number: digest for number, digest in earlier.items() if number not in {*chosen, *self._named}}
+        self._kept = self._that_need_no_run(earlier, known.matched if known else {})
+        self.finalists = list(dict.fromkeys([*chosen, *self._kept, *self._named]))
         self._matched: dict[int, Rival] = {}
         self._at_limit: list[Rival] = []
+
+    def _that_need_no_run(self, earlier: Mapping[int, str], matched: Mapping[str, Baseline]) -> dict[int, Rival | None]:
+        """Those of earlier finalists (number -> digest) on the front that have their runs, and whose baseline has its
+        own; None for a baseline where no rule reaches their size.
+        """
+        runs, least = Counter(run.digest for run in self._state.finals), self._repeats(False)
+        policies = {run.digest: run.policy for run in self._state.finals}
+        front = {row.trial for row in self._state.front}
+        found: dict[int, Rival | None] = {}
+        for number, digest in earlier.items():
+            if number not in front or digest not in self._state.scores or runs[digest] < least:
+                continue
+            if own := matched.get(digest):
+                if runs[own.digest] >= least:
+                    found[number] = Rival(own.rule, policies[own.digest])
+            elif not matched_rivals(self._projector, self._state.records[number]):
+                found[number] = None
+        return found
 
     def undecided(self) -> list[Tuned]:
         """The runs of finalists that are needed next; none once it is decided which is the best."""
@@ -85,10 +108,13 @@ class Contest:
         """
         network, best = self._projector.space.network, self._state.best
         trials = [self._state.records[number] for number in self.finalists]
-        known = {fine_tune_key(network, trial.policy): trial.policy for trial in reversed(trials)}
+        before = [rival.policy for rival in self._kept.values() if rival]
+        policies = [*before, *(trial.policy for trial in reversed(trials))]
+        known = {fine_tune_key(network, policy): policy for policy in policies}
         rules: dict[str, str] = {}
         self._matched = {}
-        for trial in sorted(trials, key=lambda one: one.number != best):
+        kept = {number: rival for number, rival in self._kept.items() if number != best}
+        for trial in sorted((one for one in trials if one.number not in kept), key=lambda one: one.number != best):
             rivals = known_alike(network, matched_rivals(self._projector, trial), known)
             granularity = matched_granularity(self._projector, trial)
             if not self._is_full:
@@ -96,6 +122,7 @@ class Contest:
             if rivals:
                 self._matched[trial.number] = found = _winner(rivals, accuracies)
                 rules[granularity] = found.rule
+        self._matched |= {number: rival for number, rival in kept.items() if rival}
         at_limit = [known_alike(network, rivals, known) for rivals in self._contests_at_limit(trials)]
         self._at_limit = [_winner(rivals, accuracies) for rivals in at_limit if rivals]
 

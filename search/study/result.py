@@ -134,7 +134,8 @@ class SearchResult:
         """Write a trial's sparsity dict, sparse file and runnable model, as `prunefront export` does.
 
         Args:
-            trial: `best`, `knee`, `smallest`, a trial's number, or `baseline:lamp` and the like.
+            trial: `best`, `knee`, `smallest`, a trial's number, or a static baseline of the closing table:
+                `baseline:lamp@14` or its own words, `lamp for trial 14`.
             out: the folder that is written, new or of an export.
             onnx: also a checked `model.onnx`; needs the extra `onnx`.
             torch_prune: also the masks as `torch.nn.utils.prune` has them.

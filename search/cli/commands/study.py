@@ -38,6 +38,7 @@ from search.results.remarks import (
     closing_of,
     dead_line,
     is_accurate,
+    level_line_of,
     limit_remark,
     resume_line,
     speed_remark,
@@ -138,7 +139,7 @@ def _search_text(result: SearchResult, root: str) -> str:
         parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
         if timed := result.comparison.latency:
             parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows)])))
-        parts += [verdict_of(result.state) or ""]
+        parts += [verdict_of(result.state) or "", level_line_of(result.state)]
     parts.append(_files_line(result.state))
     parts += [accuracy_remark(result.state), limit_remark(result.state)]
     parts.append(speed_remark(found))
@@ -222,6 +223,8 @@ def _limits_line(arguments: argparse.Namespace, state: StudyState) -> str:
 def _policy_drawn(view: StudyView, choice: str) -> Picture:
     """The picture of a policy of the study."""
     chosen, unit = choose_trial(view, choice), view.state.unit
+    if chosen.remark:
+        TerminalReporter().note(chosen.remark)
     outline = shown_outline(view.folder)
     policy, found = chosen.policy, chosen.result.measured
     layers = [layer.name for layer in outline.layers] if outline else [*policy.sparsity, *policy.removal]

@@ -84,7 +84,9 @@ def test_what_has_finals_is_exported_as_its_median_run(main, finished, tmp_path,
         (digest,) = (row["digest"] for row in finished.reply["front"] if row["trial"] == finished.reply["best"])
         name, origin = f"trial {finished.reply['best']}", {"trial": finished.reply["best"]}
     else:
-        digest, name, origin = matched["digest"], f"baseline {matched['rule']}", {"baseline": matched["rule"]}
+        rule, best = matched["rule"], finished.reply["best"]
+        digest, name, origin = matched["digest"], f"baseline {rule} for trial {best}", {"baseline": rule}
+        origin["for_trial"] = best
     assert (f"{name} kept no weights" in reply.err) is not kept
     assert manifest["origin"] == {"study": "tiny", **origin, "seed": manifest["origin"]["seed"]}
     runs = [json.loads(p.read_text()) for p in (finished.path / "journal").glob(f"final-{digest}-*.json")]

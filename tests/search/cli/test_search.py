@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from exports import sparse_file
+from hand_made_study import with_pairs
 from replies import one_line_error
 
 from search.cli.commands.study import _search_text as search_text
@@ -91,6 +92,16 @@ def test_below_the_closing_table_static_rules_of_one_network_are_told(finished):
         "Static rules that come to one network: uniform and lamp."
     ]
     assert below({"lamp": finalist}) == []
+
+
+def test_static_rules_as_good_as_their_finalists_are_told_in_a_line(tmp_path):
+    """That of trial 12 tests 1 point better than it, within noise; that of trial 14 is 5 points worse."""
+    folder = with_pairs(tmp_path)
+    text = search_text(SearchResult("hand", folder.path, open_study(tmp_path, "hand").state, {}), "mlruns")
+    assert [line for line in text.splitlines() if line.startswith("Static rules")] == [
+        "Static rules that do as well as their finalists on test data: lamp for trial 12. "
+        "Export one by --trial baseline:lamp@12."
+    ]
 
 
 def test_a_changed_study_is_refused_with_the_difference(main, finished):

@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hand_made_study import study, trial
+from hand_made_study import policy, study, trial, with_pairs
 
-from search.errors import GoalMissed, UsageError
+from search.errors import GoalMissed, PrunefrontError, UsageError
 from search.export.choose import choose_trial
+from search.export.of_study import export_study
 from search.export.rebuild import Export
 from search.export.summary import summary
+from search.progress import ProgressReporter
 from search.records import FinalRecord
 from search.results.state import StudyState
-from search.results.view import open_study
+from search.results.view import StudyView, open_study
 
 
 @pytest.fixture
@@ -111,3 +113,72 @@ def test_which_of_several_finals_is_shipped_is_said(tmp_path):
         chosen = choose_trial(open_study(tmp_path, "hand"), "0")
         made = Export(policy, None, None, record.result, None, (0.25, "encoded"), {"seed": chosen.final.seed})
         assert f"out: {said[seed]}validation" in summary(Path("out"), manifest, made, chosen.name, chosen.runs)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> StudyView:
+    """Trials 14 and 12 beside `lamp`, and `uniform` at the limit; nobody changes it."""
+    root = tmp_path_factory.mktemp("pairs")
+    with_pairs(root)
+    return open_study(root, "hand")
+
+
+OF_12, AT_LIMIT = (policy(20), {"baseline": "lamp", "for_trial": 12}), (policy(21), {"baseline": "uniform"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "name", "found"),
+    [
+        ("baseline:lamp@12", "baseline lamp for trial 12", OF_12),
+        ("lamp for trial 12", "baseline lamp for trial 12", OF_12),
+        ("baseline:lamp for trial 12", "baseline lamp for trial 12", OF_12),
+        ("baseline:lamp@14", "baseline lamp for trial 14", (policy(19), {"baseline": "lamp", "for_trial": 14})),
+        ("baseline:uniform@limit", "baseline uniform at the limit (channel)", AT_LIMIT),
+        ("uniform at the limit (channel)", "baseline uniform at the limit (channel)", AT_LIMIT),
+        ("baseline:uniform", "baseline uniform at the limit (channel)", AT_LIMIT),
+        ("trial 12", "trial 12", (policy(12), {"trial": 12})),
+    ],
+)
+def test_every_row_of_the_closing_table_is_chosen_by_name(pairs, choice, name, found):
+    chosen = choose_trial(pairs, choice)
+    assert (chosen.policy, dict(chosen.origin)) == found and chosen.name == name
+    assert chosen.final.digest == chosen.policy.digest and chosen.remark == ""
+
+
+def test_of_several_rows_of_a_rule_the_one_chosen_is_told(pairs, tmp_path):
+    """The one of three runs, though the other is more accurate; before anything else is done."""
+    chosen, notes = choose_trial(pairs, "baseline:lamp"), []
+    assert chosen.policy == policy(19) and chosen.name == "baseline lamp for trial 14"
+    assert chosen.remark == (
+        "baseline:lamp may be 2 networks: it is lamp for trial 14 here; say baseline:lamp@14 for that one, "
+        "baseline:lamp@12 for another"
+    )
+    watcher, file = ProgressReporter(), tmp_path / "file"
+    watcher.note = notes.append
+    file.touch()
+    with pytest.raises(PrunefrontError, match="file"):
+        export_study(pairs, "baseline:lamp", file, watcher)
+    assert notes == [chosen.remark]
+
+
+@pytest.mark.parametrize("words", ["lamp@7", "lamp for trial 7", "uniform@14", "global@12"])
+def test_a_row_that_is_not_there_is_refused_with_those_that_are(pairs, words):
+    said = re.escape("(3 known: lamp@12, lamp@14, uniform@limit)")
+    with pytest.raises(UsageError, match=f"^unknown baseline '{words}': did you mean '.*'. {said}$"):
+        choose_trial(pairs, f"baseline:{words}")
+
+
+def test_a_rule_without_a_row_is_missed_with_those_that_are_there(pairs, tmp_path):
+    there = "baseline:lamp@14, baseline:lamp@12 and baseline:uniform@limit"
+    with pytest.raises(GoalMissed, match=rf"no complete finals of baseline 'global' \(there are {there}\): only"):
+        choose_trial(pairs, "baseline:global")
+    study(tmp_path)
+    with pytest.raises(GoalMissed, match="no complete finals of baseline 'lamp@14': only"):
+        choose_trial(open_study(tmp_path, "hand"), "baseline:lamp@14")
+
+
+def test_a_picture_says_which_row_it_is_of(pairs, main, tmp_path):
+    reply = main(
+        "front", "hand", "--root", pairs.folder.root, "--trial", "baseline:lamp", "--picture", tmp_path / "it.svg"
+    )
+    assert reply.code == 0 and "it is lamp for trial 14 here" in reply.err
