@@ -54,7 +54,7 @@ from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
-from spaces.wording import counted, listed, percent
+from spaces.wording import counted, limit, listed, percent
 
 if TYPE_CHECKING:  # drawing, which the other commands do without
     from search.results.picture import Picture
@@ -215,7 +215,7 @@ def _limits(arguments: argparse.Namespace) -> tuple[float | None, float | None, 
 def _limits_line(arguments: argparse.Namespace, state: StudyState) -> str:
     """How much of the front keeps to limits that were given; empty without one."""
     of = (f"{state.config.size_metric} size", "MACs", "predicted latency")
-    said = [f"{percent(share)} of the {what}" for share, what in zip(_limits(arguments), of, strict=True) if share]
+    said = [f"{limit(share)} of the {what}" for share, what in zip(_limits(arguments), of, strict=True) if share]
     return f"Within {listed(said)}: {counted(len(state.front), 'trial')} on the front." if said else ""
 
 
@@ -385,7 +385,7 @@ def view(arguments: argparse.Namespace) -> Reply:
     address = f"http://127.0.0.1:{arguments.port}"
     url = f"{address}/{study_page(place, study_id, page)}"
     command = ui_command(root, arguments.port)
-    text = f"MLflow UI: {url} (ready in some seconds; Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
+    text = f"MLflow UI: {url} (ready in a few seconds; Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
     return Reply({"url": address, "page": url, "command": command}, text, then=then, is_data=True)
 

@@ -45,15 +45,19 @@ def test_why_rounding_alone_would_not_do():
 
 
 @pytest.mark.parametrize(
-    ("size", "least", "said"),
+    ("size", "least", "limits", "said"),
     [
-        (0.125, None, "The limit of 25.0 % leaves room: trial 3 takes 12.5 %. A new --study"),
-        (0.126, None, ""),
-        (0.125, 0.5, ""),
+        (0.125, None, {}, "The size limit of 25 % leaves room: trial 3 takes 12.5 %. A new --study"),
+        (0.126, None, {}, ""),
+        (0.125, 0.5, {}, ""),
+        (0.025, None, {"max_size": 0.0625}, "The size limit of 6.25 % leaves room: trial 3 takes 2.5 %. A new"),
+        (0.125, None, {"max_macs": 0.5}, ""),
+        (0.125, None, {"max_latency": 0.5}, ""),
     ],
 )
-def test_a_limit_that_asks_for_little_is_told(tmp_path, size, least, said):
-    folder = study(tmp_path)
+def test_a_limit_that_asks_for_little_is_told(tmp_path, size, least, limits, said):
+    """Where speed is limited too, that may be what keeps networks small."""
+    folder = study(tmp_path, **limits)
     assert limit_remark(open_study(tmp_path, "hand").state) == ""
     folder.journal.write_trial(trial(3, 0.9, size))
     state = open_study(tmp_path, "hand").state
