@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from search.results.comparison import BITS_OF, DENSE, Comparison, Reference
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.wording import percent
+from spaces.wording import limit, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,9 +67,9 @@ def closing_frame(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> pd.DataFr
     """Rows as pandas has them; `latency` is a share of the dense network's, and `bits` that differ are missing."""
     import pandas as pd  # takes a third of a second, and most commands do without
 
+    if not rows:
+        return pd.DataFrame(columns=[field.name for field in fields(ClosingRow)])
     found = pd.DataFrame(plain_closing_rows(rows, unit))
-    if found.empty:
-        return found
     found["latency"] = [row.latency.share if row.latency else math.nan for row in rows]
     found["bits"] = pd.Series([None if isinstance(row.bits, Mapping) else row.bits for row in rows], dtype="Int64")
     kinds = {name: "float64" for name in found if str(name).endswith("_sd")}
@@ -279,7 +279,7 @@ def rounding_alone(
     for name, one in sorted(comparison.rounded.items(), key=lambda pair: pair[1].size(metric)):
         size = percent(one.size(metric))
         if one.size(metric) > max_size:
-            parts.append(f"{name} takes {size}, over the limit of {max_size * 100:g} %")
+            parts.append(f"{name} takes {size}, over the limit of {limit(max_size)}")
         else:
             apart = unit.distance(one.test_accuracy, top.test_accuracy)
             below = _side(one.test_accuracy - top.test_accuracy, unit)
