@@ -188,12 +188,12 @@ def _for_sparse_runtimes(state: StudyState, front: Sequence[TrialRow]) -> Recomm
     sparse = [(row, gone) for row, gone in found if gone >= SPARSE_ENOUGH]
     if not sparse:
         most = max((gone for _, gone in found), default=None)
-        there = "none is fine-grained" if most is None else f"at most {percent(most, 0)} are there"
+        there = "no network on the front is fine-grained" if most is None else f"on the front at most {percent(most)} are"
         return Recommendation(
             target,
             None,
-            f"it gains from about {percent(SPARSE_ENOUGH, 0)} of the multiplications of a fine-grained network by zero "
-            f"on: of those on the front {there}",
+            f"it gains where at least about {percent(SPARSE_ENOUGH, 0)} of a fine-grained network's multiplications "
+            f"are by zero; {there}",
         )
     row, gone = max(sparse, key=lambda pair: _accuracy(pair[0]))
     return Recommendation(
@@ -269,7 +269,7 @@ def _speed(state: StudyState) -> list[str]:
 def _unmeasured(state: StudyState) -> str:
     """What there is in place of measured latency."""
     to_come = state.config.finalists and state.comparison is None and not is_without_finals(state)
-    if state.config.cost == "latency" and to_come:
+    if state.config.needs_latency and to_come:
         return "Latency is measured with the finals, which are not there yet: until then it is predicted."
     return "Latency was not measured in this study: MACs say what dense kernels are spared, not what they take."
 
