@@ -262,7 +262,7 @@ def _speed(state: StudyState) -> list[str]:
         said.append(_unmeasured(state))
         return said
     rows = closing_of(state)
-    said += filter(None, [latency_line(timed), slower_line(timed, rows)])
+    said += filter(None, [latency_line(timed), slower_line(timed, rows, state.config.round_to)])
     return [*said, *_not_faster(rows)]
 
 

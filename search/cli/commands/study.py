@@ -136,8 +136,9 @@ def _search_text(result: SearchResult, root: str) -> str:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
         parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
+        round_to = result.state.config.round_to
         if timed := result.comparison.latency:
-            parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows)])))
+            parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows, round_to)])))
         parts += [verdict_of(result.state) or ""]
     parts.append(_files_line(result.state))
     parts += [accuracy_remark(result.state), limit_remark(result.state)]
