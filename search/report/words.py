@@ -188,7 +188,9 @@ def _for_sparse_runtimes(state: StudyState, front: Sequence[TrialRow]) -> Recomm
     sparse = [(row, gone) for row, gone in found if gone >= SPARSE_ENOUGH]
     if not sparse:
         most = max((gone for _, gone in found), default=None)
-        there = "no network on the front is fine-grained" if most is None else f"on the front at most {percent(most)} are"
+        there = "no network on the front is fine-grained"
+        if most is not None:
+            there = f"on the front at most {percent(most)} are"
         return Recommendation(
             target,
             None,

@@ -148,7 +148,12 @@ def test_a_trial_that_only_rounds_is_said_to_prune_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "is_to_come"),
-    [({"cost": "latency"}, True), ({"max_latency": 0.9}, True), ({}, False), ({"max_latency": 0.9, "finalists": 0}, False)],
+    [
+        ({"cost": "latency"}, True),
+        ({"max_latency": 0.9}, True),
+        ({}, False),
+        ({"max_latency": 0.9, "finalists": 0}, False),
+    ],
 )
 def test_latency_that_the_finals_will_measure_is_told_before_them(tmp_path, options, is_to_come):
     folder = study(tmp_path, **options)
