@@ -38,3 +38,12 @@ def percent(share: float | None, digits: int = 1) -> str | None:
     ('97.2 %', '25 %', None)
     """
     return None if share is None else f"{share * 100:.{digits}f} %"
+
+
+def limit(share: float) -> str:
+    """A limit as percent, with up to 4 digits, as many as were asked for.
+
+    >>> limit(0.25), limit(0.0625)
+    ('25 %', '6.25 %')
+    """
+    return f"{share * 100:.4g} %"

@@ -17,9 +17,16 @@ class _Lines(logging.Handler):
         from search.wrapping import wrapped  # rich and numpy take a while, and most commands warn of nothing
         from spaces.printable import printable, shortened
 
+        if _is_shown():
+            return
         text = shortened(printable(record.getMessage()))
         with suppress(OSError):  # whoever read it is gone
             print(wrapped(text, Screen(2).columns), file=sys.stderr, flush=True)
+
+
+def _is_shown() -> bool:
+    """Whether the user's own code has had all that is logged written to stderr, as `logging.basicConfig` does."""
+    return any(getattr(one, "stream", None) in (sys.stdout, sys.stderr) for one in logging.getLogger().handlers)
 
 
 @contextmanager

@@ -102,10 +102,8 @@ def write_int8(model: nn.Module, workload: Workload, path: Path, rounded: Mappin
         raise GoalMissed("the network cannot be quantised to 8 bits (its outputs would not be finite)")
     if not _has_integer_weights(path):
         path.unlink()
-        kinds = sorted({str(weight.dtype) for weight in prunable_weights(model).values()})
         raise GoalMissed(
-            f"the network cannot be quantised to 8 bits (ONNX Runtime left all of its layers in floats, weights of "
-            f"{listed(kinds)}: it takes torch.float32)"
+            f"the network cannot be quantised to 8 bits (ONNX Runtime left all of its layers in floats{_why(model)})"
         )
     found = integers_of(path, model)
     own = tuple(name for name in found if name in rounded and _same_integers(found[name], rounded[name]))
@@ -144,6 +142,14 @@ def _has_integer_weights(path: Path) -> bool:
 
     held = onnx.load(path, load_external_data=False).graph.initializer
     return any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1 for tensor in held)
+
+
+def _why(model: nn.Module) -> str:
+    """Why a network stays in floats, at the end of a sentence."""
+    kinds = {str(weight.dtype) for weight in prunable_weights(model).values()}
+    if kinds == {"torch.float32"}:
+        return ": it quantises convolutions and linear layers that are called as modules"
+    return f", weights of {listed(sorted(kinds))}: it takes torch.float32"
 
 
 def lost_zeros(path: Path, model: nn.Module) -> tuple[int, int]:

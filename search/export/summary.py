@@ -9,6 +9,7 @@ from typing import Any
 from search.export.rebuild import Export
 from search.metric import Metric, metric_from_plain
 from search.wrapping import NOTEBOOK, wrapped
+from spaces.printable import printable
 from spaces.wording import counted, percent
 
 
@@ -20,7 +21,7 @@ class ShownManifest(dict[str, Any]):
         self._shown = shown
 
     def __repr__(self) -> str:
-        return wrapped(self._shown, NOTEBOOK)
+        return wrapped(printable(self._shown, lines=True), NOTEBOOK)
 
 
 def summary(out: Path, manifest: Mapping[str, Any], made: Export, name: str = "", runs: int = 0) -> str:

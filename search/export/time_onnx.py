@@ -60,7 +60,7 @@ def _only_stores_integers(file: Path) -> bool:
     import onnx
 
     kinds = {node.op_type for node in onnx.load(file, load_external_data=False).graph.node}
-    return "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds
+    return "DequantizeLinear" in kinds and not kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def _threads(text: str) -> int:

@@ -218,12 +218,14 @@ def _for_sparse_runtimes(state: StudyState, front: Sequence[TrialRow]) -> Recomm
     sparse = [(row, gone) for row, gone in found if gone >= SPARSE_ENOUGH]
     if not sparse:
         most = max((gone for _, gone in found), default=None)
-        there = "none is fine-grained" if most is None else f"at most {percent(most, 0)} are there"
+        there = "no network on the front is fine-grained"
+        if most is not None:
+            there = f"on the front at most {percent(most)} are"
         return Recommendation(
             target,
             None,
-            f"it gains from about {percent(SPARSE_ENOUGH, 0)} of the multiplications of a fine-grained network by zero "
-            f"on: of those on the front {there}",
+            f"it gains where at least about {percent(SPARSE_ENOUGH, 0)} of a fine-grained network's multiplications "
+            f"are by zero; {there}",
         )
     row, gone = max(sparse, key=lambda pair: _accuracy(pair[0]))
     return Recommendation(
@@ -250,15 +252,16 @@ def _noise(state: StudyState) -> list[str]:
         said.append(static)
     if alike := alike_of(state):
         said.append(alike)
-    top, level, apart = found
+    top, *others = found
     names = {record.policy.digest: f"trial {number}" for number, record in sorted(state.records.items(), reverse=True)}
     first = names.get(top.digest, top.digest)
+    level, apart, unknown = ([names.get(one.digest, one.digest) for one in group] for group in others)
     if level:
-        said.append(
-            f"On test data {listed([names.get(f.digest, f.digest) for f in level])} cannot be told from {first}."
-        )
+        said.append(f"On test data {listed(level)} cannot be told from {first}.")
     if apart:
-        said.append(f"Apart from {first} by more than noise: {listed([names.get(f.digest, f.digest) for f in apart])}.")
+        said.append(f"Apart from {first} by more than noise: {listed(apart)}.")
+    if unknown:
+        said.append(f"By one run each, nothing tells whether {first} differs by noise from {listed(unknown)}.")
     return said or [f"Only {first} has finals: there is nothing to tell it apart from."]
 
 
@@ -292,14 +295,14 @@ def _speed(state: StudyState) -> list[str]:
         said.append(_unmeasured(state))
         return said
     rows = closing_of(state)
-    said += filter(None, [latency_line(timed), slower_line(timed, rows)])
+    said += filter(None, [latency_line(timed), slower_line(timed, rows, state.config.round_to)])
     return [*said, *_not_faster(rows)]
 
 
 def _unmeasured(state: StudyState) -> str:
     """What there is in place of measured latency."""
     to_come = state.config.finalists and state.comparison is None and not is_without_finals(state)
-    if state.config.cost == "latency" and to_come:
+    if state.config.needs_latency and to_come:
         return "Latency is measured with the finals, which are not there yet: until then it is predicted."
     return "Latency was not measured in this study: MACs say what dense kernels are spared, not what they take."
 

@@ -80,13 +80,15 @@ def latency_line(timed: TimedNetworks) -> str:
     )
 
 
-def slower_line(timed: TimedNetworks, rows: Sequence[ClosingRow]) -> str:
-    """Why networks may be slower than the dense one by a command of the user's own; empty where none is."""
+def slower_line(timed: TimedNetworks, rows: Sequence[ClosingRow], round_to: int) -> str:
+    """Why networks may be slower than the dense one by a command of the user's own; empty where none is. Their channel
+    counts are multiples of `round_to`.
+    """
     slower = [row for row in rows if row.latency and row.latency.low > timed.copy.high]
     said = []
     if any(_fewest_bits(row) <= INTEGER_BITS for row in slower):
         said.append("rounded weights are int8 in their ONNX files, and a runtime may make them floats in every run")
-    if any(row.macs < 1 for row in slower):
+    if any(row.macs < 1 for row in slower) and round_to % 8:
         said.append("kernels may be made for multiples of 8 or 16 channels, which --round-to keeps")
     return f"Why networks may be slower than the dense one: {'; '.join(said)}." if timed.command and said else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import fmean
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from search.results.static_rows import BASELINE, StaticRow, finalist_name, stati
 from search.results.tables import FinalScore
 from spaces.bits import FLOAT_BITS
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.wording import listed, percent
+from spaces.wording import limit, listed, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +68,9 @@ def closing_frame(rows: Sequence[ClosingRow], unit: Metric = SHARE) -> pd.DataFr
     """Rows as pandas has them; `latency` is a share of the dense network's, and `bits` that differ are missing."""
     import pandas as pd  # takes a third of a second, and most commands do without
 
+    if not rows:
+        return pd.DataFrame(columns=[field.name for field in fields(ClosingRow)])
     found = pd.DataFrame(plain_closing_rows(rows, unit))
-    if found.empty:
-        return found
     found["latency"] = [row.latency.share if row.latency else math.nan for row in rows]
     found["bits"] = pd.Series([None if isinstance(row.bits, Mapping) else row.bits for row in rows], dtype="Int64")
     kinds = {name: "float64" for name in found if str(name).endswith("_sd")}
@@ -280,29 +280,33 @@ def rounding_alone(
     for name, one in sorted(comparison.rounded.items(), key=lambda pair: pair[1].size(metric)):
         size = percent(one.size(metric))
         if one.size(metric) > max_size:
-            parts.append(f"{name} takes {size}, over the limit of {max_size * 100:g} %")
+            parts.append(f"{name} takes {size}, over the limit of {limit(max_size)}")
         else:
             apart = unit.distance(one.test_accuracy, top.test_accuracy)
             below = _side(one.test_accuracy - top.test_accuracy, unit)
-            parts.append(f"{name} ({size}) is {apart} {below} the finalist on test, more than noise")
+            is_known = _error_of_rounded(one, top, counted_examples(comparison, unit)) is not None
+            noise = ", more than noise" if is_known else ""
+            parts.append(f"{name} ({size}) is {apart} {below} the finalist on test{noise}")
     return f"No: {'; '.join(parts)}."
 
 
 def level_with_top(
     comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE
-) -> tuple[FinalScore, list[FinalScore], list[FinalScore]] | None:
-    """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data; and
-    those that do not. None before the finals.
+) -> tuple[FinalScore, list[FinalScore], list[FinalScore], list[FinalScore]] | None:
+    """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data;
+    those that do not; and those of which nothing tells. None before the finals.
     """
     if (top := _top(comparison, finals)) is None:
         return None
     level: list[FinalScore] = []
     apart: list[FinalScore] = []
+    unknown: list[FinalScore] = []
     for other in (finals[d] for d in comparison.finalists if d in finals):
+        if other is top:
+            continue
         is_noise = is_within_noise(top, other, counted_examples(comparison, unit))
-        if other is not top:
-            (level if is_noise else apart).append(other)
-    return top, level, apart
+        (unknown if is_noise is None else level if is_noise else apart).append(other)
+    return top, level, apart, unknown
 
 
 @dataclass(frozen=True)

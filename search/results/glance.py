@@ -10,7 +10,7 @@ from search.results.cells import bits_cell, counts_line
 from search.results.figures import front_figure
 from search.results.state import StudyState
 from spaces.printable import printable
-from spaces.wording import percent
+from spaces.wording import limit, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +27,8 @@ def headline(name: str, state: StudyState) -> str:
     """What came of a study, in a line."""
     best = f"; best: trial {state.best}" if state.best is not None else ""
     dense = f"dense {state.unit.name} {state.unit.shown(state.dense_accuracy) or 'unknown'}"
-    limit = f"{state.max_size * 100:.4g} % of the dense {state.config.size_metric} size"
-    front = f"front of {state.front_length} within {limit}"
+    within = f"{limit(state.max_size)} of the dense {state.config.size_metric} size"
+    front = f"front of {state.front_length} within {within}"
     return printable(f"Study {name}: {counts_line(state.counts())}; {dense}; {front}{best}")
 
 

@@ -14,7 +14,7 @@ from search.results.resume import resume_command
 from search.results.state import StudyState
 from search.results.tables import TrialRow
 from spaces.granularity import parts_of
-from spaces.wording import counted, percent
+from spaces.wording import counted, limit, percent
 
 LOOSE = 0.5
 """Share of the size limit, up to which the best network is told to be far below it."""
@@ -95,15 +95,18 @@ def accuracy_remark(state: StudyState) -> str:
 
 
 def limit_remark(state: StudyState) -> str:
-    """That the best network is far smaller than the limit asks for; empty if it is not, or the smallest was wanted."""
-    if state.best is None or state.least_accuracy is not None:
+    """That the best network is far smaller than the limit asks for; empty if it is not, if the smallest was wanted, or
+    if a limit on MACs or latency may be what keeps it small.
+    """
+    is_free = state.config.max_macs == state.config.max_latency == 1
+    if state.best is None or state.least_accuracy is not None or not is_free:
         return ""
     size = state.row(state.best).size
     if size is None or size > LOOSE * state.max_size:
         return ""
     return (
-        f"The limit of {percent(state.max_size)} leaves room: trial {state.best} takes {percent(size)}. A new --study "
-        "with a smaller --max-size looks closer there."
+        f"The size limit of {limit(state.max_size)} leaves room: trial {state.best} takes {percent(size)}. A new "
+        "--study with a smaller --max-size looks closer there."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from search.metric import Metric
 from search.results.view import StudyView
 from search.store.study_record import ARCHITECTURE, DATA, DENSE, LATENCY_DEVICE, of_split
-from spaces.wording import listed, percent
+from spaces.wording import limit, listed
 
 OBJECTIVES = {"macs": "MACs", "latency": "predicted latency"}
 """What a third objective is called."""
@@ -54,9 +54,9 @@ def unlike(ours: StudyView, theirs: StudyView) -> Unlike:
             "third objective": tuple(OBJECTIVES[view.config.cost] for view in pair),
             "metric": tuple(_told(view.state.unit) for view in pair),
             "size metric": tuple(view.config.size_metric for view in pair),
-            "size limit": tuple(percent(view.state.max_size) for view in pair),
-            "MACs limit": tuple(percent(view.config.max_macs) for view in pair),
-            "latency limit": tuple(percent(view.config.max_latency) for view in pair),
+            "size limit": tuple(limit(view.state.max_size) for view in pair),
+            "MACs limit": tuple(limit(view.config.max_macs) for view in pair),
+            "latency limit": tuple(limit(view.config.max_latency) for view in pair),
             **_of_latency(pair, first, second),
         }.items()
         if one != other

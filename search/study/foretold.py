@@ -12,6 +12,7 @@ import torch
 
 from pruning.analysis.sensitivity_scan import BRIEF_PASSES, DEEP, SCAN_EXAMPLES, scan_keys
 from search.config import SearchConfig
+from search.progress import duration
 from search.records import COMPLETE
 from search.results.time_left import final_runs_left, short_runs_left
 from search.training.evaluate import PreparedModel, evaluate_policy
@@ -59,13 +60,17 @@ class StepTimes:
     besides: float | None = None
 
     def __str__(self) -> str:
-        said = f"of {self.dense * 1e3:.3g} ms"
+        said = f"of {_told(self.dense)}"
         if self.besides is None:
             return f"{said}, as a few steps of the dense network took now"
         return (
-            f"{said}, in fine-tunes of {self.trial * 1e3:.3g} ms, and {self.besides:.2g} s to score and encode each, "
-            "as a few steps took now"
+            f"{said}, in fine-tunes of {_told(self.trial)}, and {_told(self.besides)} to score and encode each, as a "
+            "few steps took now"
         )
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else duration(seconds)
 
 
 def foretold(
@@ -85,7 +90,7 @@ def foretold(
             None, "a training loop of your own takes as long as it takes: see `status` after the first trial"
         )
     times = times_now(config, subject, space)
-    finalists = [f"finalist {n}" for n in range(config.finalists)]
+    finalists = [f"finalist {n}" for n in range(min(config.finalists, config.trials))]
     finals, short = final_runs_left(config, finalists, (), None), short_runs_left(config, finalists, (), None)
     first = 0 if has_dense or config.weights else step_count(workload, recipe.dense_epochs) or 0
 

@@ -55,7 +55,7 @@ from search.store.mlflow_store import open_store
 from search.store.outline import shown_outline
 from search.study.result import SearchResult
 from spaces.bits import FLOAT_BITS
-from spaces.wording import counted, listed, percent
+from spaces.wording import counted, limit, listed, percent
 
 if TYPE_CHECKING:  # drawing, which the other commands do without
     from search.results.picture import Picture
@@ -137,8 +137,9 @@ def _search_text(result: SearchResult, root: str) -> str:
         rows = closing_of(result.state)
         more = [line for line in closing_legend(rows, result.state.unit) if line not in said]
         parts += [closing_table(rows, result.state.unit, more, metric), alike_of(result.state) or ""]
+        round_to = result.state.config.round_to
         if timed := result.comparison.latency:
-            parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows)])))
+            parts.append(" ".join(filter(None, [latency_line(timed), slower_line(timed, rows, round_to)])))
         parts += [verdict_of(result.state) or "", level_line_of(result.state)]
     parts.append(_files_line(result.state))
     parts += [accuracy_remark(result.state), limit_remark(result.state)]
@@ -216,7 +217,7 @@ def _limits(arguments: argparse.Namespace) -> tuple[float | None, float | None, 
 def _limits_line(arguments: argparse.Namespace, state: StudyState) -> str:
     """How much of the front keeps to limits that were given; empty without one."""
     of = (f"{state.config.size_metric} size", "MACs", "predicted latency")
-    said = [f"{percent(share)} of the {what}" for share, what in zip(_limits(arguments), of, strict=True) if share]
+    said = [f"{limit(share)} of the {what}" for share, what in zip(_limits(arguments), of, strict=True) if share]
     return f"Within {listed(said)}: {counted(len(state.front), 'trial')} on the front." if said else ""
 
 
@@ -388,7 +389,7 @@ def view(arguments: argparse.Namespace) -> Reply:
     address = f"http://127.0.0.1:{arguments.port}"
     url = f"{address}/{study_page(place, study_id, page)}"
     command = ui_command(root, arguments.port)
-    text = f"MLflow UI: {url} (ready in some seconds; Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
+    text = f"MLflow UI: {url} (ready in a few seconds; Ctrl-C ends it)\nThe plain command: {shlex.join(command)}"
     then = partial(serve_ui, root, arguments.port, partial(_show, url, arguments))
     return Reply({"url": address, "page": url, "command": command}, text, then=then, is_data=True)
 

@@ -134,7 +134,7 @@ def test_studies_of_other_objectives_limits_and_data_say_what_compares(main, tmp
     header, *_, said = done.out.splitlines()
     assert header.split() == ["encoded", "by-macs", "fast", "MACs", "trial", "granularity", "bits"]
     assert said == (
-        "by-macs and fast differ in third objective (MACs, predicted latency), size limit (25.0 %, 50.0 %) and "
+        "by-macs and fast differ in third objective (MACs, predicted latency), size limit (25 %, 50 %) and "
         "validation data. Their encoded sizes and MACs can be compared."
     )
     folder.write_record({**record, "identity": {**record["identity"], ARCHITECTURE: "another"}})
@@ -208,7 +208,7 @@ def test_the_front_is_sliced_by_limits_on_speed(main, tmp_path, limits, numbers)
     text = main("front", "limited", "--root", tmp_path, *limits).out.strip()
     assert ("Within " in text) is bool(limits)
     if "--max-size" in limits:
-        within = "Within 20.0 % of the encoded size, 90.0 % of the MACs and 90.0 % of the predicted latency"
+        within = "Within 20 % of the encoded size, 90 % of the MACs and 90 % of the predicted latency"
         assert text.endswith(f"\n\n{within}: 2 trials on the front.")
     options = {name.lstrip("-").replace("-", "_"): share for name, share in zip(limits[::2], limits[1::2], strict=True)}
     assert [*load_front("limited", tmp_path, **options)["trial"]] == numbers

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import pty
 import re
+import sys
 
 import pytest
 from hypothesis import given
@@ -391,6 +393,17 @@ def test_a_logged_warning_breaks_between_words_on_a_terminal(monkeypatch, capsys
         "the machine was busy: delete", "  /root/of/studies/cache/latency-1.json", "  to repeat it\\x1b[31m",
     ]  # fmt: skip
     assert not [one for one in logging.getLogger("search").handlers if type(one).__module__ == "search.cli.logged"]
+
+
+def test_a_warning_is_not_said_again_where_the_users_own_logging_says_it(capsys):
+    log, root, own = logging.getLogger("search.x"), logging.getLogger(), logging.StreamHandler(sys.stderr)
+    elsewhere = logging.StreamHandler(io.StringIO())
+    with logged_on_stderr():
+        for handler in (elsewhere, own):
+            root.addHandler(handler)
+            log.warning("once")
+            root.removeHandler(handler)
+    assert capsys.readouterr().err == "once\nonce\n" and elsewhere.stream.getvalue() == "once\n"
 
 
 def test_a_number_stays_with_its_unit_and_a_file_with_its_bytes():

@@ -178,6 +178,16 @@ def test_onnxruntime_is_given_no_impossible_number_of_threads(monkeypatch, capsy
     assert f"argument --threads: must be a whole number, 1 to 1024, got '{threads}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("before", "is_stored_alone"), [([], True), (["QuantizeLinear"], False), (["DynamicQuantizeLinear"], False)]
+)
+def test_integers_that_are_activations_too_stay_integers(tmp_path, before, is_stored_alone):
+    onnx = pytest.importorskip("onnx")
+    nodes = [onnx.helper.make_node(kind, ["x"], ["y"]) for kind in (*before, "DequantizeLinear", "MatMul")]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [])), tmp_path / "m.onnx")
+    assert time_onnx._only_stores_integers(tmp_path / "m.onnx") is is_stored_alone
+
+
 @pytest.mark.slow
 def test_onnxruntime_times_what_an_export_holds():
     onnx = pytest.importorskip("onnx")

@@ -19,7 +19,7 @@ from search import Workload, get_workload
 from search.errors import GoalMissed
 from search.export import onnx_int8
 from search.export.manifest import read_manifest
-from search.export.onnx_int8 import _scales, write_int8
+from search.export.onnx_int8 import _scales, _why, write_int8
 from search.export.rebuild import Export
 from search.export.verify import verify_contents, verify_files
 from search.export.write import write_export
@@ -188,6 +188,13 @@ def test_one_that_onnx_runtime_leaves_in_floats_is_refused_and_leaves_nothing(tm
     with pytest.raises(GoalMissed, match=r"left all of its layers in floats, weights of torch.float64: it takes"):
         write_int8(task.build_model().eval(), task, tmp_path / "m.onnx", {})
     assert not [*tmp_path.iterdir()]
+
+
+def test_why_a_network_stays_in_floats():
+    """Of floats that are quantised elsewhere it is not their kind."""
+    half = nn.Sequential(nn.Linear(3, 2).half(), nn.Linear(2, 2))
+    assert _why(half) == ", weights of torch.float16 and torch.float32: it takes torch.float32"
+    assert "torch.float32" not in _why(nn.Linear(3, 2)) and "convolutions and linear layers" in _why(nn.Linear(3, 2))
 
 
 def test_scales_are_the_policys_or_clip_nothing():

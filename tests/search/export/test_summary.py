@@ -94,3 +94,4 @@ def test_a_file_of_8_bits_is_compared_with_the_network(changes, words):
 def test_a_manifest_shows_the_lines_and_is_a_dict():
     shown = ShownManifest(MANIFEST, "a line")
     assert repr(shown) == "a line" and shown == MANIFEST
+    assert repr(ShownManifest(MANIFEST, "a\x1b[2K name\na line")) == "a\\x1b[2K name\na line", "names are anybody's"

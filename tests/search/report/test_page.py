@@ -146,6 +146,23 @@ def test_a_trial_that_only_rounds_is_said_to_prune_nothing(tmp_path):
     assert first["why"].endswith("40.0 % of the MACs; nothing pruned, 4 bits")
 
 
+@pytest.mark.parametrize(
+    ("options", "is_to_come"),
+    [
+        ({"cost": "latency"}, True),
+        ({"max_latency": 0.9}, True),
+        ({}, False),
+        ({"max_latency": 0.9, "finalists": 0}, False),
+    ],
+)
+def test_latency_that_the_finals_will_measure_is_told_before_them(tmp_path, options, is_to_come):
+    folder = study(tmp_path, **options)
+    folder.journal.write_trial(trial(0, 0.7, 0.12, latency=0.5))
+    said = report_of(open_study(tmp_path, "hand")).words["questions"]["What brings no speed?"][-1]
+    begins = "Latency is measured with the finals" if is_to_come else "Latency was not measured in this study"
+    assert said.startswith(begins)
+
+
 def test_a_study_that_predicts_latency_says_what_is_not_faster_and_not_measured_yet(tmp_path):
     """Channels are gone, 60 % of the MACs with them, but hardly any latency."""
     folder = study(tmp_path, cost="latency")
@@ -318,7 +335,12 @@ def test_the_best_of_a_study_that_asks_for_an_accuracy_is_the_smallest_with_it(r
 
 @pytest.mark.parametrize(
     ("number", "nonzero", "said"),
-    [(0, 0.1, "on: of those on the front none is fine-grained"), (1, 0.45, "at most 55 % are there"), (1, 0.29, None)],
+    [
+        (0, 0.1, "multiplications are by zero; no network on the front is fine-grained"),
+        (1, 0.45, "multiplications are by zero; on the front at most 55.0 % are"),
+        (1, 0.303, "on the front at most 69.7 % are"),
+        (1, 0.29, None),
+    ],
 )
 def test_who_gains_by_sparse_kernels_is_told_by_multiplications(tmp_path, number, nonzero, said):
     """Odd trials are of single weights."""
@@ -358,6 +380,18 @@ def with_finals(root, *accuracies: float) -> StudyView:
         folder.journal.write_final(FinalRecord(only.policy.digest, seed, only.policy, result, accuracy, 1.0, 9.0))
     write_comparison(folder, Comparison(REFERENCES, {}, "fine-grained", (only.policy.digest,), None, 400))
     return open_study(root, "hand")
+
+
+def test_finalists_of_one_run_each_are_not_called_apart(tmp_path):
+    folder, own = study(tmp_path, trials=2, finalists=2), [trial(1, 0.7, 0.2), trial(3, 0.6, 0.1)]
+    for one in own:
+        folder.journal.write_trial(one)
+        accuracy = one.result.accuracy
+        folder.journal.write_final(FinalRecord(one.policy.digest, 0, one.policy, one.result, accuracy, 1.0, 9.0))
+    digests = tuple(one.policy.digest for one in own)
+    write_comparison(folder, Comparison(REFERENCES, {}, "fine-grained", digests, None, None))
+    noise = topics(open_study(tmp_path, "hand"))[0].sentences
+    assert noise == ["By one run each, nothing tells whether trial 1 differs by noise from trial 3."]
 
 
 def test_a_front_whose_finals_are_dead_is_said_to_be_that(tmp_path):

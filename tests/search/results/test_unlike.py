@@ -44,10 +44,11 @@ def compared(options=({}, {}), identities=({}, {}), max_size=None, units=(SHARE,
         (({}, {}), ()),
         (({"cost": "latency"}, {}), ("third objective (predicted latency, MACs)",)),
         (({}, {"size_metric": "nonzero", "bits": (32,)}), ("size metric (encoded, nonzero)",)),
-        (({"max_size": 0.125}, {}), ("size limit (12.5 %, 25.0 %)",)),
-        (({"max_macs": 0.75}, {"max_macs": 0.5}), ("MACs limit (75.0 %, 50.0 %)",)),
-        (({}, {"max_macs": 0.5}), ("MACs limit (100.0 %, 50.0 %)",)),
-        (({"max_latency": 0.75}, {"max_latency": 0.5}), ("latency limit (75.0 %, 50.0 %)",)),
+        (({"max_size": 0.125}, {}), ("size limit (12.5 %, 25 %)",)),
+        (({"max_size": 0.0625}, {"max_size": 0.0624}), ("size limit (6.25 %, 6.24 %)",)),
+        (({"max_macs": 0.75}, {"max_macs": 0.5}), ("MACs limit (75 %, 50 %)",)),
+        (({}, {"max_macs": 0.5}), ("MACs limit (100 %, 50 %)",)),
+        (({"max_latency": 0.75}, {"max_latency": 0.5}), ("latency limit (75 %, 50 %)",)),
     ],
 )
 def test_each_difference_of_options_is_told_with_both_values(options, differences):
@@ -141,8 +142,8 @@ def test_sizes_are_those_of_the_limits_where_both_have_one_measure(options, size
             "one and two differ in validation data. Their nonzero sizes, MACs and latencies can be compared.",
         ),
         (
-            Unlike(("size limit (12.5 %, 25.0 %)", "architecture"), True, True, False, "encoded"),
-            "one and two differ in size limit (12.5 %, 25.0 %) and architecture. Their accuracies, encoded sizes and "
+            Unlike(("size limit (12.5 %, 25 %)", "architecture"), True, True, False, "encoded"),
+            "one and two differ in size limit (12.5 %, 25 %) and architecture. Their accuracies, encoded sizes and "
             "MACs can be compared, as shares of two different dense models.",
         ),
     ],

@@ -82,7 +82,7 @@ def test_the_table_in_pandas_has_numbers():
     )
     numeric = {*found.select_dtypes("number")}
     assert {*found} - numeric == {"within_noise"} and found["within_noise"].isna().sum() == 3
-    assert closing_frame([]).empty
+    assert closing_frame([]).empty and [*closing_frame([])] == ["name", *found]
 
 
 def test_the_table_shows_what_channels_bring():
@@ -106,19 +106,19 @@ def test_the_table_shows_what_channels_bring():
 
 
 @pytest.mark.parametrize(
-    ("command", "slow", "bits", "told"),
+    ("command", "slow", "bits", "round_to", "told"),
     [
-        ("adb {file}", ["two"], 8, ["int8"]), ("adb {file}", ["two"], 16, []), (None, ["one", "two"], 8, []),
-        ("adb {file}", [], 8, []), ("adb {file}", ["one"], 32, ["--round-to"]),
-        ("adb {file}", ["one"], {"a": 16, "b": 4}, ["int8", "--round-to"]),
+        ("adb {file}", ["two"], 8, 1, ["int8"]), ("adb {file}", ["two"], 16, 1, []), (None, ["one", "two"], 8, 1, []),
+        ("adb {file}", [], 8, 1, []), ("adb {file}", ["one"], 32, 4, ["--round-to"]),
+        ("adb {file}", ["one"], {"a": 16, "b": 4}, 1, ["int8", "--round-to"]), ("adb {file}", ["one"], 32, 16, []),
     ],
 )  # fmt: skip
-def test_why_networks_are_slower_by_a_command_is_said(command, slow, bits, told):
+def test_why_networks_are_slower_by_a_command_is_said(command, slow, bits, round_to, told):
     """Of the first 75 % of the MACs are gone, of the second none."""
     networks = {**TIMED.networks, **dict.fromkeys(slow, TimedNetwork(0.003, 0.01, 2.25, 2.2, 2.3))}
     timed = replace(TIMED, command=command, networks=networks)
     rows = closing_rows(replace(COMPARISON, latency=timed), SCORES, {"one": 7, "two": 9})
-    said = slower_line(timed, [replace(row, bits=bits) for row in rows])
+    said = slower_line(timed, [replace(row, bits=bits) for row in rows], round_to)
     assert [word for word in ("int8", "--round-to") if word in said] == told and bool(said) == bool(told)
 
 

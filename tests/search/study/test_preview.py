@@ -88,7 +88,21 @@ def test_fine_tunes_count_with_their_scoring_and_the_scan_with_its_passes(monkey
     scan = 9 * (7 + 2) * images / 20 * 0.5 / 2
     found = foretold(config, subject, space, False, False)
     assert found.seconds == pytest.approx(expected + scan)
-    assert "of 500 ms, in fine-tunes of 250 ms, and 4 s to score and encode each" in found.basis
+    assert "of 500 ms, in fine-tunes of 250 ms, and 4.0 s to score and encode each" in found.basis
+
+
+def test_no_more_finals_are_counted_than_there_are_trials(monkeypatch):
+    monkeypatch.setattr("search.study.foretold.times_now", lambda *_: StepTimes(0.5, 0.5))
+    task, common = get_workload("digits"), {"final_repeats": 1, "granularity": ("channel",), "workers": 1}
+    few, one = (
+        foretold(SearchConfig(trials=1, finalists=n, **common), SimpleNamespace(workload=task), None, True, None)
+        for n in (5, 1)
+    )
+    assert few.seconds == one.seconds and few.basis == one.basis
+
+
+def test_long_steps_are_told_in_seconds_and_minutes():
+    assert "of 999 ms, in fine-tunes of 1.2 s, and 2 min 05 s to" in str(StepTimes(0.9994, 1.234, 125.2))
 
 
 def test_its_text_fits_a_terminal(main, finished):
