@@ -47,8 +47,9 @@ class DenseLosses:
             return None
         return (
             f"training did not lower the dense model's loss on validation data ({self.before:.4g} before it, "
-            f"{self.after:.4g} after): give the workload's recipe a dense_learning_rate below "
-            f"{recipe.dense_learning_rate:g}, or more dense_epochs than {recipe.dense_epochs:g}"
+            f"{self.after:.4g} after): where it learnt too little, give the workload's recipe a dense_learning_rate "
+            f"below {recipe.dense_learning_rate:g} or more dense_epochs than {recipe.dense_epochs:g}; where it "
+            "overfitted, fewer"
         )
 
 
