@@ -311,7 +311,7 @@ def test_numbers_that_only_the_scan_finds_undefined_are_told_once(main, place, t
         assert reply.code == 0, reply.err
         (said,) = (line for line in reply.err.splitlines() if "no finite" in line)
         assert re.match(
-            r"the scan found no finite loss and accuracy with conv\d.weight pruned to \d\d\.\d% \(fine-grained\) and "
+            r"the scan found no finite loss and accuracy with conv\d.weight pruned to \d\d\.\d % \(fine-grained\) and "
             r"at \d+ further points: ",
             said,
         )
