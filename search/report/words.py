@@ -222,15 +222,16 @@ def _noise(state: StudyState) -> list[str]:
         said.append(static)
     if alike := alike_of(state):
         said.append(alike)
-    top, level, apart = found
+    top, *others = found
     names = {record.policy.digest: f"trial {number}" for number, record in sorted(state.records.items(), reverse=True)}
     first = names.get(top.digest, top.digest)
+    level, apart, unknown = ([names.get(one.digest, one.digest) for one in group] for group in others)
     if level:
-        said.append(
-            f"On test data {listed([names.get(f.digest, f.digest) for f in level])} cannot be told from {first}."
-        )
+        said.append(f"On test data {listed(level)} cannot be told from {first}.")
     if apart:
-        said.append(f"Apart from {first} by more than noise: {listed([names.get(f.digest, f.digest) for f in apart])}.")
+        said.append(f"Apart from {first} by more than noise: {listed(apart)}.")
+    if unknown:
+        said.append(f"By one run each, nothing tells whether {first} differs by noise from {listed(unknown)}.")
     return said or [f"Only {first} has finals: there is nothing to tell it apart from."]
 
 

@@ -283,26 +283,33 @@ def rounding_alone(
         else:
             apart = unit.distance(one.test_accuracy, top.test_accuracy)
             below = _side(one.test_accuracy - top.test_accuracy, unit)
-            parts.append(f"{name} ({size}) is {apart} {below} the finalist on test, more than noise")
+            is_known = _error_of_rounded(one, top, counted_examples(comparison, unit)) is not None
+            noise = ", more than noise" if is_known else ""
+            parts.append(f"{name} ({size}) is {apart} {below} the finalist on test{noise}")
     return f"No: {'; '.join(parts)}."
 
 
 def level_with_top(
     comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE
-) -> tuple[FinalScore, list[FinalScore], list[FinalScore]] | None:
-    """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data; and
-    those that do not. None before the finals.
+) -> tuple[FinalScore, list[FinalScore], list[FinalScore], list[FinalScore]] | None:
+    """The most accurate finalist on validation data; the other finalists that differ from it by noise on test data;
+    those that do not; and those of which nothing tells. None before the finals.
     """
     if (top := _top(comparison, finals)) is None:
         return None
     level: list[FinalScore] = []
     apart: list[FinalScore] = []
+    unknown: list[FinalScore] = []
     for other in (finals[d] for d in comparison.finalists if d in finals):
+        if other is top:
+            continue
         error = _difference_error(top, other, counted_examples(comparison, unit))
-        is_noise = error is not None and abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
-        if other is not top:
+        if error is None:
+            unknown.append(other)
+        else:
+            is_noise = abs(top.test_accuracy - other.test_accuracy) <= NOISE_FACTOR * error
             (level if is_noise else apart).append(other)
-    return top, level, apart
+    return top, level, apart, unknown
 
 
 def _side(difference: float, unit: Metric) -> str:

@@ -363,6 +363,18 @@ def with_finals(root, *accuracies: float) -> StudyView:
     return open_study(root, "hand")
 
 
+def test_finalists_of_one_run_each_are_not_called_apart(tmp_path):
+    folder, own = study(tmp_path, trials=2, finalists=2), [trial(1, 0.7, 0.2), trial(3, 0.6, 0.1)]
+    for one in own:
+        folder.journal.write_trial(one)
+        accuracy = one.result.accuracy
+        folder.journal.write_final(FinalRecord(one.policy.digest, 0, one.policy, one.result, accuracy, 1.0, 9.0))
+    digests = tuple(one.policy.digest for one in own)
+    write_comparison(folder, Comparison(REFERENCES, {}, "fine-grained", digests, None, None))
+    noise = topics(open_study(tmp_path, "hand"))[0].sentences
+    assert noise == ("By one run each, nothing tells whether trial 1 differs by noise from trial 3.",)
+
+
 def test_a_front_whose_finals_are_dead_is_said_to_be_that(tmp_path):
     view = with_finals(tmp_path, 0.1, 0.12, 0.11)
     text = Document(report_of(view).html).text

@@ -6,7 +6,7 @@ import pytest
 from hand_made_study import study, trial
 
 from search.metric import Metric
-from search.results.closing import rounding_alone
+from search.results.closing import level_with_top, rounding_alone
 from search.results.comparison import Comparison, Reference
 from search.results.remarks import limit_remark, speed_remark
 from search.results.tables import FinalScore, TrialRow
@@ -19,6 +19,19 @@ def test_masks_alone_are_said_to_bring_no_speed():
     assert speed_remark(rows) == "" == speed_remark([])
     said = speed_remark([*rows, TrialRow(2, granularity="mixed", macs=1.0), TrialRow(3, granularity="2:4", macs=1.0)])
     assert said.startswith("Masks (mixed, 2:4) make the file smaller")
+
+
+def test_what_nobody_knows_is_not_called_more_than_noise():
+    """One run each, of a metric whose test examples say nothing of its spread; of three runs it is known."""
+    few, unit = {"dense at 4 bits": Reference(0.9, 0.85, 0.1, 0.9)}, Metric("mIoU", low=0, high=1)
+    for runs, sd, said in ((1, None, ""), (3, 0.001, ", more than noise")):
+        finals = {name: FinalScore(name, runs, 0.92, sd, tested, sd, 0.09, 0.2, 0.5, 1) for name, tested in
+                  (("one", 0.9), ("two", 0.87))}  # fmt: skip
+        comparison = Comparison(few, {}, "channel", ("one", "two"), test_examples=400)
+        found = rounding_alone(comparison, finals, 0.25, unit=unit)
+        assert found == f"No: dense at 4 bits (10.0 %) is 5.00 points below the finalist on test{said}."
+        _, level, apart, unknown = level_with_top(comparison, finals, unit)
+        assert (level, apart, unknown) == ([], [finals["two"]] if said else [], [] if said else [finals["two"]])
 
 
 def test_why_rounding_alone_would_not_do():
