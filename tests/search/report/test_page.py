@@ -391,7 +391,7 @@ def test_finalists_of_one_run_each_are_not_called_apart(tmp_path):
     digests = tuple(one.policy.digest for one in own)
     write_comparison(folder, Comparison(REFERENCES, {}, "fine-grained", digests, None, None))
     noise = topics(open_study(tmp_path, "hand"))[0].sentences
-    assert noise == ["By one run each, nothing tells whether trial 1 differs by noise from trial 3."]
+    assert noise == ("By one run each, nothing tells whether trial 1 differs by noise from trial 3.",)
 
 
 def test_a_front_whose_finals_are_dead_is_said_to_be_that(tmp_path):

@@ -69,9 +69,7 @@ def test_a_loss_that_is_no_lower_is_told_with_the_remedy(before, after, said):
         assert note is None
         return
     assert said in note and "\n" not in note
-    assert note.endswith(
-        "recipe a dense_learning_rate below 0.25 or more dense_epochs than 6; where it overfitted, fewer"
-    )
+    assert note.endswith(" below 0.25 or more dense_epochs than 6; where it overfitted, fewer")
 
 
 @pytest.mark.parametrize("kept", [{}, {"validation_losses": "[1.0]"}, {"validation_losses": "x"}], ids=repr)
