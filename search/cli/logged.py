@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from search.cli.screen import Screen
 
@@ -26,7 +27,13 @@ class _Lines(logging.Handler):
 
 def _is_shown() -> bool:
     """Whether the user's own code has had all that is logged written to stderr, as `logging.basicConfig` does."""
-    return any(getattr(one, "stream", None) in (sys.stdout, sys.stderr) for one in logging.getLogger().handlers)
+    ours = _below_bars(sys.stdout), _below_bars(sys.stderr)
+    return any(_below_bars(getattr(one, "stream", None)) in ours for one in logging.getLogger().handlers)
+
+
+def _below_bars(stream: Any) -> Any:
+    """The stream itself, of which rich has another in its place while it shows progress bars."""
+    return getattr(stream, "rich_proxied_file", stream)
 
 
 @contextmanager

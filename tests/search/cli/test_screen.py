@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
+from rich.file_proxy import FileProxy
 from terminals import on_a_terminal, resize
 
 from search.cli.logged import logged_on_stderr
@@ -398,12 +400,13 @@ def test_a_logged_warning_breaks_between_words_on_a_terminal(monkeypatch, capsys
 def test_a_warning_is_not_said_again_where_the_users_own_logging_says_it(capsys):
     log, root, own = logging.getLogger("search.x"), logging.getLogger(), logging.StreamHandler(sys.stderr)
     elsewhere = logging.StreamHandler(io.StringIO())
+    bars = logging.StreamHandler(FileProxy(Console(file=sys.stderr), sys.stderr))  # begun while they were shown
     with logged_on_stderr():
-        for handler in (elsewhere, own):
+        for handler in (elsewhere, own, bars):
             root.addHandler(handler)
             log.warning("once")
             root.removeHandler(handler)
-    assert capsys.readouterr().err == "once\nonce\n" and elsewhere.stream.getvalue() == "once\n"
+    assert capsys.readouterr().err == "once\n" * 3 and elsewhere.stream.getvalue() == "once\n"
 
 
 def test_a_number_stays_with_its_unit_and_a_file_with_its_bytes():
