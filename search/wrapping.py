@@ -11,10 +11,10 @@ INDENT = "  "
 """Of what a line goes on with."""
 NOTEBOOK = 88
 """Columns of text in a notebook, which would break longer lines anywhere."""
-_PERCENT = re.compile(r"[\d.]+(?: ± [\d.]+)? %")
+_PERCENT = re.compile(r"(?<![\d.])[\d.]+(?: ± [\d.]+)? %")
 _TOGETHER = re.compile(
     r"`[^`]+`|(?:or: )?(?<![\w./-])(?:prunefront|pip install) (?:(?!  |; |, ).)+"
-    r"|\S+ \(\d[\d,]* bytes\)"
+    r"|(?<!\S)\S+ \(\d[\d,]* bytes\)"
     rf"|(?:\b(?:front of|of|MACs) )?(?:{_PERCENT.pattern}|\d[\d,.]*(?: (?:bits?|bytes|points|min|m?s)\b)?)"
 )
 """What stays in one piece: a command that is to be copied, up to what ends it in a sentence; a file with its bytes; a
