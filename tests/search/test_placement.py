@@ -209,7 +209,7 @@ def test_all_devices_are_named_the_best_first(machine):
 
 
 def folder(**options) -> SimpleNamespace:
-    return SimpleNamespace(config=SearchConfig(**options), name="mine", latency=Path("no table"))
+    return SimpleNamespace(config=SearchConfig(**options), name="mine", latency=Path("no table"), untried=None)
 
 
 def test_where_latency_plays_a_part_a_study_without_a_table_of_its_own_stays_on_its_device():

@@ -75,7 +75,9 @@ def test_trials_take_no_longer_than_their_time_limit(monkeypatch):
 
 
 def test_fine_tunes_count_with_their_scoring_and_the_scan_with_its_passes(monkeypatch):
-    """Two trials, six short runs of static rules, four finals of twice the length, and a scan of 9 layers."""
+    """Two trials, nine short runs of static rules (three of them at the limit, at 8 bits), four finals of twice the
+    length, and a scan of 9 layers.
+    """
     monkeypatch.setattr("search.study.foretold.times_now", lambda *_: StepTimes(0.5, 0.25, 4.0))
     recipe = Recipe(batch=20, dense_epochs=3, trial_epochs=1, final_epochs=2)
     task = get_workload("digits", factory=lambda: replace(digits(), recipe=recipe))
@@ -83,7 +85,7 @@ def test_fine_tunes_count_with_their_scoring_and_the_scan_with_its_passes(monkey
     config = SearchConfig(trials=2, finalists=2, final_repeats=1, workers=2)
     per_epoch, images = step_count(task, 1), task.examples("calibration").count
     trial, final = per_epoch * 0.25 + 4, 2 * per_epoch * 0.25 + 4
-    expected = 3 * per_epoch * 0.5 + (8 * trial + 4 * final) / 2
+    expected = 3 * per_epoch * 0.5 + (11 * trial + 4 * final) / 2
     assert foretold(config, subject, space, False, True).seconds == pytest.approx(expected)
     scan = 9 * (7 + 2) * images / 20 * 0.5 / 2
     found = foretold(config, subject, space, False, False)
