@@ -47,7 +47,7 @@ class RayWorker:
     """One worker. Ray calls `run` and another method side by side."""
 
     def __init__(self) -> None:
-        self._folder, self._steps = Path(tempfile.mkdtemp(prefix="prunefront-")), _Steps()
+        self._folder, self._steps = Path(tempfile.mkdtemp(prefix="prunefront-worker-")), _Steps()
         self._executor: ProcessExecutor | None = None
 
     def begin(self, blueprint: Mapping[str, Any], dense: bytes, threads: int, stall: float | None) -> dict[str, Any]:

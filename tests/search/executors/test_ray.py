@@ -47,7 +47,7 @@ def told(result) -> dict[int, tuple]:
 
 
 def folders_of_nodes() -> set[Path]:
-    return {*Path(tempfile.gettempdir()).glob("prunefront-*")}
+    return {*Path(tempfile.gettempdir()).glob("prunefront-worker-*")}
 
 
 def test_a_node_that_dies_costs_an_attempt_and_the_results_are_those_of_one_process(
