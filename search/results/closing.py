@@ -178,9 +178,9 @@ def counted_examples(comparison: Comparison, unit: Metric) -> int | None:
 
 
 def _top(comparison: Comparison, finals: Mapping[str, FinalScore]) -> FinalScore | None:
-    """The most accurate finalist on validation data."""
+    """The most accurate finalist on validation data, of equals the smallest, as the best trial is."""
     found = [finals[d] for d in comparison.finalists if d in finals]
-    return max(found, key=lambda f: f.final_accuracy, default=None)
+    return max(found, key=lambda f: (f.final_accuracy, -f.size_encoded), default=None)
 
 
 def against_static(comparison: Comparison, finals: Mapping[str, FinalScore], unit: Metric = SHARE) -> str:

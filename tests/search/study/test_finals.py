@@ -232,6 +232,13 @@ def test_the_verdict_says_where_rounding_alone_does_as_well(references, said):
     assert (verdict(without, SCORES, 0.25) or "").startswith(said)
 
 
+def test_of_finalists_that_are_as_accurate_the_smallest_is_spoken_of():
+    """`two` takes 12 %, and `one` 24 % of the bytes."""
+    alike = SCORES | {"one": replace(SCORES["one"], final_accuracy=0.92)}
+    compared = replace(COMPARISON, references=rounded(0.885, 0.26, 8))
+    assert "12.0 % against 26.0 %" in (verdict(compared, alike, 0.3) or "")
+
+
 def test_test_examples_count_where_rounding_is_compared():
     """By hand: 4 points below; two standard errors of 360 examples are 5.4 points, of 100,000 and the seeds 2.3."""
     compared = replace(COMPARISON, references=rounded(0.82, 0.2))
