@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from search.loggers import handled_by
 from search.process.interrupts import check
 from search.progress import JobsShown, ProgressReporter, TerminalReporter, duration
 from search.wrapping import NOTEBOOK, wrapped
@@ -21,8 +22,6 @@ INTERVAL = 0.25
 """Seconds from one drawing to the next while steps are counted."""
 MOST_NOTES = 30
 """Notes that stay in sight."""
-LOGGING = ("search", "pruning")
-"""Packages whose warnings are notes."""
 BAR = 24
 """Characters of a bar."""
 
@@ -116,15 +115,9 @@ def followed(watcher: ProgressReporter) -> Iterator[None]:
     if not isinstance(watcher, NotebookReporter):
         yield
         return
-    handler, began = _Notes(watcher), time.monotonic()
-    loggers = [logging.getLogger(package) for package in LOGGING]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
+    began = time.monotonic()
+    with handled_by(_Notes(watcher)):
         yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
     watcher.headline(f"done after {duration(time.monotonic() - began)}")
 
 

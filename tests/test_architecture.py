@@ -27,7 +27,7 @@ ROOMS = {
     "progress": {"process", "wrapping"},
     "user_code": {"errors", "process"},
     "metric": {"errors"},
-    "notebook": {"process", "progress", "wrapping"},
+    "notebook": {"loggers", "process", "progress", "wrapping"},
     "networks": {"errors"},
     "weights": {"errors", "files", "networks", "user_code"},
     "placement": {"errors", "records"},
@@ -66,9 +66,9 @@ ROOMS = {
         "workloads",
     },
     "cli": {
-        "analysis", "config", "errors", "export", "files", "masking", "metric", "namesakes", "networks", "options",
-        "placement", "process", "progress", "report", "results", "storage", "store", "study", "training", "user_code",
-        "weights", "workloads", "wrapping",
+        "analysis", "config", "errors", "export", "files", "loggers", "masking", "metric", "namesakes", "networks",
+        "options", "placement", "process", "progress", "report", "results", "storage", "store", "study", "training",
+        "user_code", "weights", "workloads", "wrapping",
     },
     "config": {
         "errors", "files", "given_command", "given_workload", "goal", "masking", "metric", "options", "record_checks",

@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from search.cli.screen import Screen
-
-PACKAGES = ("search", "pruning", "spaces")
+from search.loggers import handled_by
 
 
 class _Lines(logging.Handler):
@@ -39,12 +38,5 @@ def _below_bars(stream: Any) -> Any:
 @contextmanager
 def logged_on_stderr() -> Iterator[None]:
     """While it lasts, a warning is lines of stderr that are broken between words, as a command's notes are."""
-    handler = _Lines(logging.WARNING)
-    loggers = [logging.getLogger(package) for package in PACKAGES]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
+    with handled_by(_Lines(logging.WARNING)):
         yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)

@@ -390,9 +390,9 @@ def test_a_logged_warning_breaks_between_words_on_a_terminal(monkeypatch, capsys
     log = logging.getLogger("search.training.latency_cache")
     monkeypatch.setattr(Screen, "columns", 30)
     with logged_on_stderr():
-        log.warning("the machine was busy: delete %s to repeat it\x1b[31m", "/root/of/studies/cache/latency-1.json")
+        log.warning("the machine was busy: delete %s to repeat it\x1b[31m", "/folder/of/studies/cache/latency-1.json")
     assert capsys.readouterr().err.splitlines() == [
-        "the machine was busy: delete", "  /root/of/studies/cache/latency-1.json", "  to repeat it\\x1b[31m",
+        "the machine was busy: delete", "  /folder/of/studies/cache/latency-1.json", "  to repeat it\\x1b[31m",
     ]  # fmt: skip
     assert not [one for one in logging.getLogger("search").handlers if type(one).__module__ == "search.cli.logged"]
 
