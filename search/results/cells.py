@@ -9,7 +9,7 @@ from search.metric import SHARE, Metric
 from search.results.closing import ClosingRow
 from search.results.tables import TrialRow
 from spaces.cost.timing import TimedNetwork, TimedNetworks
-from spaces.wording import counted, percent
+from spaces.wording import counted, listed, percent
 
 MIXED = "mixed"
 """What bits are called where layers differ."""
@@ -81,16 +81,18 @@ def latency_line(timed: TimedNetworks) -> str:
 
 
 def slower_line(timed: TimedNetworks, rows: Sequence[ClosingRow], round_to: int) -> str:
-    """Why networks may be slower than the dense one by a command of the user's own; empty where none is. Their channel
-    counts are multiples of `round_to`.
+    """Which networks are slower than the dense one, and by a command of the user's own, why they may be; empty where
+    none is. Their channel counts are multiples of `round_to`.
     """
     slower = [row for row in rows if row.latency and row.latency.low > timed.copy.high]
-    said = []
+    if not slower:
+        return ""
+    line, said = f"Slower than the dense model: {listed(row.name for row in slower)}.", []
     if any(_fewest_bits(row) <= INTEGER_BITS for row in slower):
         said.append("rounded weights are int8 in their ONNX files, and a runtime may make them floats in every run")
     if any(row.macs < 1 for row in slower) and round_to % 8:
         said.append("kernels may be made for multiples of 8 or 16 channels, which --round-to keeps")
-    return f"Why networks may be slower than the dense one: {'; '.join(said)}." if timed.command and said else ""
+    return f"{line} Why that may be: {'; '.join(said)}." if timed.command and said else line
 
 
 def _fewest_bits(row: ClosingRow) -> int:

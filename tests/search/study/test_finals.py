@@ -113,13 +113,15 @@ def test_the_table_shows_what_channels_bring():
         ("adb {file}", ["one"], {"a": 16, "b": 4}, 1, ["int8", "--round-to"]), ("adb {file}", ["one"], 32, 16, []),
     ],
 )  # fmt: skip
-def test_why_networks_are_slower_by_a_command_is_said(command, slow, bits, round_to, told):
+def test_which_networks_are_slower_is_said_and_by_a_command_why(command, slow, bits, round_to, told):
     """Of the first 75 % of the MACs are gone, of the second none."""
     networks = {**TIMED.networks, **dict.fromkeys(slow, TimedNetwork(0.003, 0.01, 2.25, 2.2, 2.3))}
     timed = replace(TIMED, command=command, networks=networks)
     rows = closing_rows(replace(COMPARISON, latency=timed), SCORES, {"one": 7, "two": 9})
     said = slower_line(timed, [replace(row, bits=bits) for row in rows], round_to)
-    assert [word for word in ("int8", "--round-to") if word in said] == told and bool(said) == bool(told)
+    assert [word for word in ("int8", "--round-to") if word in said] == told
+    names = " and ".join(f"trial {({'one': 7, 'two': 9})[name]}" for name in slow)
+    assert said.startswith(f"Slower than the dense model: {names}.") if slow else said == ""
 
 
 def test_a_failed_run_shows_in_the_number_of_runs():
